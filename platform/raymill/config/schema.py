@@ -1,0 +1,245 @@
+"""Every key that a job accepts, as frozen dataclasses: the one place where a name, a type and a default meet.
+
+Hydra composes `conf/` into a plain tree; `bind.py` turns that tree into these objects once, and no
+DictConfig travels further. Comments here explain a key to a reader of the code; `conf/` explains it to
+a user. A field ending in `_` stands for a key that is a Python keyword (`run.from` is `RunConfig.from_`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Offload = Literal["none", "cpu", "nvme"]
+
+
+@dataclass(frozen=True)
+class ArchConfig:
+    """The shape of a decoder-only transformer."""
+
+    name: str
+    family: Literal["llama", "gpt2", "qwen3"]
+    hidden_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int | None  # None: hidden_size / heads
+    intermediate_size: int
+    vocab_size: int | None  # None: the tokenizer's
+    max_positions: int
+    tied_embeddings: bool
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+    dropout: float = 0.0
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """Where the held-out text comes from."""
+
+    fraction: float = 0.04  # of the groups (modules, files), chosen by a hash of the group's name
+    group_column: str | None = None  # record files: rows sharing this value stay on one side
+    path: tuple[str, ...] | None = None  # a held-out set of one's own; then fraction isn't used
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Raw text, and how it becomes packed rows of tokens."""
+
+    name: str
+    source: Literal["stdlib", "files"]
+    path: tuple[str, ...] | None = None  # files: folders and globs
+    text_column: str = "text"
+    sequence_length: int = 256  # predictions a row; a row holds one token more
+    row_group_rows: int = 64  # rows read at once; the unit of shuffling on disk
+    window_row_groups: int = 16  # row groups whose rows are shuffled together
+    unit_bytes: int = 64 * 2**20  # input text that becomes one shard
+    max_bad_fraction: float = 0.001  # of records; more undecodable input than this is refused
+    document_mask: bool = False  # attention doesn't cross document boundaries
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    mixture: dict[str, float] = field(default_factory=dict)  # prepared folder → weight; {}: this data alone
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Train a byte-level BPE, or load an existing tokenizer."""
+
+    name: str
+    path: str | None = None  # tokenizer.json or Hugging Face folder; None: train one
+    vocab_size: int = 4096
+    train_bytes: int = 64 * 2**20  # at most this much training text is read to learn merges
+    end_of_text: str = "<|endoftext|>"
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW (Loshchilov & Hutter 2019); decay applies to matrices only."""
+
+    name: Literal["adamw"]
+    learning_rate: float
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    grad_clip: float = 1.0  # global L2 norm; 0 switches clipping off
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Learning rate over steps, as a fraction of optim.learning_rate."""
+
+    name: Literal["wsd", "cosine", "linear", "constant"]
+    warmup_steps: int = 0
+    decay_fraction: float = 0.2  # wsd: share of all steps spent decaying at the end
+    final_fraction: float = 0.0  # where the decay ends
+
+
+@dataclass(frozen=True)
+class ZeroConfig:
+    """DeepSpeed ZeRO (Rajbhandari et al. 2020): what is partitioned over the workers."""
+
+    stage: Literal[0, 1, 2, 3]
+    offload_optimizer: Offload = "none"
+    offload_params: Offload = "none"
+    nvme_path: str | None = None
+    bucket_elements: int = 50_000_000  # reduced or gathered in one collective
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Who this run is. The same name under the same storage root resumes."""
+
+    name: str | None = None  # None: from the configuration's digest
+    seed: int = 1234
+    from_: str | None = None  # "<run name>@<step>" forks a run from its checkpoint
+    workers: int = 1
+    max_failures: int = 3  # infrastructure failures retried from the last commit
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How much, in what batches, in what precision."""
+
+    steps: int | None = None  # exactly one of steps and tokens
+    tokens: int | None = None
+    global_batch: int = 32  # rows an optimizer step, over all workers
+    micro_batch: int = 8  # rows a forward pass on one worker; accumulation follows
+    precision: Literal["fp32", "bf16"] = "fp32"
+    activation_checkpointing: bool = False
+    compile: bool = False
+    log_every: int = 1
+    threads: int | None = None  # CPU threads a worker; None: the cores shared out
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Held-out loss and sampled text during training."""
+
+    every: int = 100  # steps; 0: only before the first and after the last
+    rows: int | None = None  # None: the whole held-out set
+    batch: int = 16  # rows a forward pass
+    prompts: tuple[str, ...] = ()
+    sample_every: int = 0  # steps; 0: only after the last
+    sample_tokens: int = 64
+    temperature: float = 0.8
+    top_p: float = 0.95
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When state is committed, and what is kept."""
+
+    every: int = 100  # steps; the last step is always committed
+    keep_last: int = 2
+    keep_every: int = 0  # steps; a multiple of it is kept for ever. 0: none
+
+
+@dataclass(frozen=True)
+class StorageConfig:
+    """Everything a job writes lies under this root: data/, runs/, mlflow.db."""
+
+    root: str
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Which Ray, and what one worker takes of it."""
+
+    name: str
+    address: str  # "local" starts one; "auto" or host:port joins one
+    gpu: bool = False
+    cpus_per_worker: float = 1.0
+    device_memory_gib: float | None = None  # memory of one GPU (or a worker's share of RAM); None: asked
+    host_memory_gib: float | None = None  # RAM of one node, for offload; None: asked
+    peak_tflops: float | None = None  # dense peak of one device at train.precision; None: MFU isn't shown
+    start_timeout_s: float = 120.0
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """MLflow: where runs, datasets and model versions are recorded."""
+
+    name: str
+    uri: str | None = None  # None: SQLite under storage.root; "none": no tracking
+    experiment: str = "raymill"
+    registered_model: str = "assistant"
+    alias: str = "pretrained"
+    register: bool = True
+    system_metrics: bool = True
+    flush_timeout_s: float = 60.0  # how long a finished run waits for a slow server
+
+
+@dataclass(frozen=True)
+class PrepareJob:
+    """`jobs/prepare.py`: text → tokenizer and tokenized shards."""
+
+    data: DataConfig
+    tokenizer: TokenizerConfig
+    cluster: ClusterConfig
+    storage: StorageConfig
+    seed: int = 1234
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class PretrainJob:
+    """`jobs/pretrain.py`: shards → a registered base model."""
+
+    arch: ArchConfig
+    data: DataConfig
+    tokenizer: TokenizerConfig
+    optim: OptimConfig
+    schedule: ScheduleConfig
+    zero: ZeroConfig
+    run: RunConfig
+    train: TrainConfig
+    evaluation: EvaluationConfig
+    checkpoint: CheckpointConfig
+    cluster: ClusterConfig
+    tracking: TrackingConfig
+    storage: StorageConfig
+    model: str | None = None  # continue from models:/name@alias, models:/name/3 or a Hugging Face folder
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class PipelineJob(PretrainJob):
+    """`jobs/pipeline.py`: the stages of a model's life in one Ray session."""
+
+    stages: tuple[Literal["prepare", "pretrain"], ...] = ("prepare", "pretrain")
+
+
+@dataclass(frozen=True)
+class GenerateJob:
+    """`jobs/generate.py`: a model continues a prompt."""
+
+    model: str
+    storage: StorageConfig
+    tracking: TrackingConfig
+    prompt: str | None = None
+    prompt_file: str | None = None
+    max_new_tokens: int = 128
+    temperature: float = 0.8  # 0: greedy
+    top_p: float = 0.95
+    seed: int = 0
