@@ -1,0 +1,1 @@
+"""Checkpoints that any world size and ZeRO stage can load, committed in two phases and verified before use."""

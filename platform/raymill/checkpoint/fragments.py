@@ -1,0 +1,173 @@
+"""Fragment files: parameters and optimizer state as flat slices that any layout can load.
+
+Each rank writes what it owns, `kind/name` → a one-dimensional fp32 slice, into one safetensors file.
+The index maps every parameter to the slices that make it up, so that a reader of any world size and
+ZeRO stage copies just the elements it needs: no pickle, no conversion, no whole model in memory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from raymill.checkpoint.durable import fsync_path
+from raymill.errors import CheckpointError
+
+WEIGHT = "fp32"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+KINDS = (WEIGHT, *MOMENTS)
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Elements [start, start + numel) of a flattened parameter, kept in `file`."""
+
+    file: str
+    start: int
+    numel: int
+
+
+@dataclass(frozen=True)
+class ParameterEntry:
+    """A parameter's shape and the slices that cover it, in order and without gaps."""
+
+    shape: tuple[int, ...]
+    slices: tuple[Slice, ...]
+
+    @property
+    def numel(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+Index = Mapping[str, ParameterEntry]
+
+
+def write_fragments(
+    directory: Path,
+    file: str,
+    fragments: Iterable[tuple[str, int, Mapping[str, FloatArray]]],
+) -> dict[str, Slice]:
+    """Write one rank's fragments, (parameter name, start element, kind → flat array), and flush them."""
+    from safetensors.numpy import save_file
+
+    arrays: dict[str, FloatArray] = {}
+    slices: dict[str, Slice] = {}
+    for name, start, values in fragments:
+        for kind in KINDS:
+            arrays[f"{kind}/{name}"] = values[kind]
+        slices[name] = Slice(file, start, values[WEIGHT].size)
+    save_file(arrays, directory / file)
+    fsync_path(directory / file)
+    return slices
+
+
+def merge_slices(
+    shapes: Mapping[str, Sequence[int]], per_rank: Iterable[Mapping[str, Slice]]
+) -> dict[str, ParameterEntry]:
+    """Put the ranks' slices together into an index.
+
+    Raises:
+        CheckpointError: some element of some parameter is held by no rank, or by two.
+    """
+    found: dict[str, list[Slice]] = {name: [] for name in shapes}
+    for slices in per_rank:
+        for name, piece in slices.items():
+            found[name].append(piece)
+    index: dict[str, ParameterEntry] = {}
+    for name, pieces in found.items():
+        entry = ParameterEntry(
+            tuple(shapes[name]), tuple(sorted(pieces, key=lambda piece: piece.start))
+        )
+        position = 0
+        for piece in entry.slices:
+            if piece.start != position:
+                raise CheckpointError(
+                    f"parameter {name}: expected a slice at element {position}, found {piece.start}"
+                )
+            position += piece.numel
+        if position != entry.numel:
+            raise CheckpointError(
+                f"parameter {name}: slices cover {position} of {entry.numel} elements"
+            )
+        index[name] = entry
+    return index
+
+
+def index_to_json(index: Index) -> dict[str, Any]:
+    """The index as stored in index.json."""
+    return {
+        name: {
+            "shape": list(entry.shape),
+            "slices": [[piece.file, piece.start, piece.numel] for piece in entry.slices],
+        }
+        for name, entry in index.items()
+    }
+
+
+def read_index(path: Path) -> dict[str, ParameterEntry]:
+    """Read index.json.
+
+    Raises:
+        CheckpointError: the file can't be read as an index.
+    """
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            name: ParameterEntry(
+                tuple(entry["shape"]), tuple(Slice(*piece) for piece in entry["slices"])
+            )
+            for name, entry in stored.items()
+        }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{path} can't be read as a checkpoint index: {error}") from error
+
+
+class FragmentReader:
+    """Reads any range of any parameter of a checkpoint; memory is that of the range."""
+
+    def __init__(self, directory: Path, index: Index) -> None:
+        self.directory = directory
+        self.index = index
+        self._files: dict[str, Any] = {}
+
+    def _open(self, file: str) -> Any:
+        if file not in self._files:
+            from safetensors import safe_open
+
+            self._files[file] = safe_open(self.directory / file, framework="numpy")
+        return self._files[file]
+
+    def read(self, kind: str, name: str, start: int = 0, numel: int | None = None) -> FloatArray:
+        """Elements [start, start + numel) of a parameter's `kind` ("fp32", "exp_avg", "exp_avg_sq").
+
+        Raises:
+            CheckpointError: the checkpoint has no such parameter or range.
+        """
+        entry = self.index.get(name)
+        if entry is None:
+            raise CheckpointError(f"{self.directory} holds no parameter {name}")
+        stop = entry.numel if numel is None else start + numel
+        if not 0 <= start <= stop <= entry.numel:
+            raise CheckpointError(
+                f"{self.directory}: parameter {name} has {entry.numel} elements, asked for "
+                f"[{start}, {stop})"
+            )
+        out = np.empty(stop - start, dtype=np.float32)
+        for piece in entry.slices:
+            low, high = max(start, piece.start), min(stop, piece.start + piece.numel)
+            if low < high:
+                stored = self._open(piece.file).get_slice(f"{kind}/{name}")
+                out[low - start : high - start] = stored[low - piece.start : high - piece.start]
+        return out
+
+    def tensor(self, name: str, kind: str = WEIGHT) -> FloatArray:
+        """A whole parameter in its shape."""
+        return self.read(kind, name).reshape(self.index[name].shape)

@@ -1,0 +1,75 @@
+"""Which checkpoints stay. Pure in its decision, so that a test can show what is never deleted."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+_STEP_DIRECTORY = re.compile(r"step-(\d{8,})")
+
+
+def step_directory_name(step: int) -> str:
+    """`step-00001234`: sorts as text in the order of steps."""
+    return f"step-{step:08d}"
+
+
+def committed_steps(checkpoints: Path) -> list[tuple[int, Path]]:
+    """(step, directory) of every step directory that was renamed into place, oldest first."""
+    if not checkpoints.is_dir():
+        return []
+    found = []
+    for path in checkpoints.iterdir():
+        match = _STEP_DIRECTORY.fullmatch(path.name)
+        if match and path.is_dir():
+            found.append((int(match[1]), path))
+    return sorted(found)
+
+
+def steps_to_delete(
+    steps: Sequence[int], keep_last: int, keep_every: int, protected: Collection[int]
+) -> list[int]:
+    """Steps that may go: not among the last `keep_last`, no multiple of `keep_every`, not protected."""
+    recent = set(sorted(steps)[-max(1, keep_last) :])
+    return [
+        step
+        for step in sorted(steps)
+        if step not in recent
+        and step not in protected
+        and not (keep_every > 0 and step % keep_every == 0)
+    ]
+
+
+def apply_retention(
+    checkpoints: Path, keep_last: int, keep_every: int, protected: Collection[Path]
+) -> list[Path]:
+    """Delete what may go, and what earlier attempts left half-written; returns what was deleted.
+
+    A directory is renamed before it is emptied, so that a crash in between can't leave something
+    that looks committed.
+    """
+    directories = dict(committed_steps(checkpoints))
+    names = {path.name for path in protected}
+    doomed = steps_to_delete(
+        list(directories),
+        keep_last,
+        keep_every,
+        [step for step, path in directories.items() if path.name in names],
+    )
+    deleted = []
+    for step in doomed:
+        path = directories[step]
+        grave = path.with_name(f"{path.name}.deleted")
+        path.replace(grave)
+        shutil.rmtree(grave, ignore_errors=True)
+        deleted.append(path)
+    return deleted
+
+
+def remove_leftovers(checkpoints: Path) -> None:
+    """Delete directories that a killed attempt left half-written or half-deleted."""
+    if checkpoints.is_dir():
+        for path in checkpoints.iterdir():
+            if ".tmp-" in path.name or path.name.endswith(".deleted"):
+                shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""DeepSpeed behind one door, and the one training loop."""

@@ -1,0 +1,33 @@
+"""Learning-rate schedules as pure functions of the step, so that there is no scheduler state to lose.
+
+WSD (warm-up, stable, decay): Hu et al. 2024, "MiniCPM", section 4. Cosine: Loshchilov & Hutter 2017.
+"""
+
+from __future__ import annotations
+
+import math
+
+from raymill.config.schema import ScheduleConfig
+
+
+def learning_rate_factor(schedule: ScheduleConfig, step: int, total_steps: int) -> float:
+    """Fraction of the peak rate that update number `step` (1 is the first) of `total_steps` uses.
+
+    Warm-up is linear and reaches the peak at step `warmup_steps`; a decay reaches `final_fraction`
+    at the last step.
+    """
+    warmup = schedule.warmup_steps
+    if step <= warmup:
+        return step / warmup
+    if schedule.name == "constant":
+        return 1.0
+    if schedule.name == "wsd":
+        decay_steps = max(1, round(schedule.decay_fraction * total_steps))
+        start = max(warmup, total_steps - decay_steps)
+    else:
+        start = warmup
+    if step <= start:
+        return 1.0
+    progress = min(1.0, (step - start) / max(1, total_steps - start))
+    shape = (1 + math.cos(math.pi * progress)) / 2 if schedule.name == "cosine" else 1 - progress
+    return schedule.final_fraction + (1 - schedule.final_fraction) * shape

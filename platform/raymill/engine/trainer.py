@@ -1,0 +1,161 @@
+"""DeepSpeed behind a small interface: forward and backward, update, state out, state in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from raymill.checkpoint.fragments import MOMENTS, WEIGHT, FloatArray, FragmentReader
+from raymill.config.schema import OptimConfig, PretrainJob
+from raymill.engine.group import WorkerGroup
+from raymill.engine.ownership import Owned, optimizer_state, owned_by_this_rank
+from raymill.engine.settings import accumulation_steps, clips_gradients_itself, deepspeed_config
+from raymill.errors import CheckpointError
+
+
+def decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices are decayed, vectors (norms, biases) aren't; embeddings are matrices."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(model: torch.nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
+    """AdamW in torch's fused kernel."""
+    return torch.optim.AdamW(
+        decay_groups(model, optim.weight_decay),
+        lr=optim.learning_rate,
+        betas=(optim.beta1, optim.beta2),
+        eps=optim.eps,
+        fused=True,
+    )
+
+
+def load_weights(model: torch.nn.Module, reader: FragmentReader) -> None:
+    """Fill a freshly built model with a checkpoint's fp32 weights.
+
+    Raises:
+        CheckpointError: the checkpoint's parameters aren't the model's; names the first that differ.
+    """
+    parameters = dict(model.named_parameters())
+    missing = sorted(set(parameters) ^ set(reader.index))
+    if missing:
+        raise CheckpointError(
+            f"{reader.directory} and the model differ in {len(missing)} parameters, "
+            f"first {missing[0]}: the architecture isn't the one that was saved"
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(torch.from_numpy(reader.tensor(name)))
+
+
+class Trainer:
+    """A model under DeepSpeed. Collective throughout: every rank calls every method in step."""
+
+    def __init__(self, job: PretrainJob, model: torch.nn.Module, group: WorkerGroup) -> None:
+        import deepspeed
+
+        self.group = group
+        self.shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        self._grad_clip = 0.0 if clips_gradients_itself(job) else job.optim.grad_clip
+        self._own_norm = not clips_gradients_itself(job)
+        self.accumulation = accumulation_steps(job, group.world_size)
+        if job.train.activation_checkpointing:
+            model.gradient_checkpointing_enable(  # type: ignore[operator]
+                gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
+        self.optimizer = build_optimizer(model, job.optim)
+        self.engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=self.optimizer,
+            config=deepspeed_config(job, group.world_size),
+            dist_init_required=False,
+        )
+        self._undo_warm_up_step()
+        if job.train.compile:
+            self.engine.compile()
+        self.model = self.engine.module
+        self._names = {
+            parameter: name
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad
+        }
+
+    def _undo_warm_up_step(self) -> None:
+        """ZeRO-0 bf16 creates Adam's state by a step on zero gradients, which decays the weights."""
+        wrapper = self.engine.optimizer
+        if not hasattr(wrapper, "fp32_groups"):
+            return
+        for low_group, high_group in zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True):
+            for low, high in zip(low_group, high_group, strict=True):
+                high.data.copy_(low.data)
+                optimizer_state(self.optimizer, high)["step"].zero_()
+
+    def begin_micro_batch(self, last: bool) -> None:
+        """Before each forward pass: whether the update follows this micro-batch."""
+        self.engine.set_gradient_accumulation_boundary(last)
+
+    def backward(self, loss_sum: torch.Tensor, global_tokens: float) -> None:
+        """Accumulate the gradient of the global per-token mean.
+
+        DeepSpeed divides by the accumulation steps and averages over the ranks; both are undone here,
+        so that the denominator is the tokens of the whole global batch.
+        """
+        scale = self.group.world_size * self.accumulation / global_tokens
+        self.engine.backward(loss_sum * scale)
+
+    def update(self, learning_rate: float) -> float:
+        """Clip and apply one optimizer step; returns the global gradient norm before clipping.
+
+        A non-finite norm is returned and nothing is applied, on every rank alike.
+        """
+        for param_group in self.engine.optimizer.param_groups:
+            param_group["lr"] = learning_rate
+        for param_group in self.optimizer.param_groups:
+            param_group["lr"] = learning_rate
+        if self._own_norm:
+            limit = self._grad_clip if self._grad_clip > 0 else float("inf")
+            norm = float(torch.nn.utils.clip_grad_norm_(self._names, limit))
+            if not _is_finite(norm):
+                return norm
+            self.engine.step()
+            return norm
+        self.engine.step()
+        if not self.engine.was_step_applied():
+            return float("nan")
+        return float(self.engine.get_global_grad_norm())
+
+    def fragments(self) -> Iterator[tuple[str, int, Mapping[str, FloatArray]]]:
+        """This rank's part of the training state, for a checkpoint; no element is in two parts."""
+        for owned in owned_by_this_rank(
+            self.engine, self._names, self.group.rank, self.group.world_size
+        ):
+            yield owned.name, owned.start, owned.arrays(self.optimizer)
+
+    def load_state(self, reader: FragmentReader, step: int) -> None:
+        """Put a checkpoint's fp32 weights and moments into this rank's part.
+
+        The model was built with the same weights (`load_weights`), so that its low-precision copy is
+        the rounding of these already.
+        """
+        # Unpartitioned state (stage 0) is written in shares, but every rank needs all of it.
+        shares = self.group.world_size if self.engine.zero_optimization_stage() > 0 else 1
+        rank = self.group.rank if shares > 1 else 0
+        with torch.no_grad():
+            for owned in owned_by_this_rank(self.engine, self._names, rank, shares):
+                owned.weight().copy_(
+                    torch.from_numpy(reader.read(WEIGHT, owned.name, owned.start, owned.numel))
+                )
+                for kind in MOMENTS:
+                    values = reader.read(kind, owned.name, owned.start, owned.numel)
+                    owned.moment(self.optimizer, kind).copy_(torch.from_numpy(values))
+                optimizer_state(self.optimizer, owned.key)["step"].fill_(float(step))
+
+
+def _is_finite(value: float) -> bool:
+    return value == value and abs(value) != float("inf")

@@ -1,0 +1,1 @@
+"""Architecture presets → Hugging Face models, and back to Hugging Face folders."""

@@ -1,0 +1,121 @@
+"""From an architecture's numbers to a transformers model, so that any Hugging Face tool can load it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raymill.config.schema import ArchConfig
+from raymill.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+def hugging_face_config(
+    arch: ArchConfig, vocab_size: int, end_of_text_id: int | None
+) -> PretrainedConfig:
+    """The transformers configuration of a preset; `vocab_size` as resolved from the tokenizer."""
+    from transformers import GPT2Config, LlamaConfig, Qwen3Config
+
+    tokens = {"bos_token_id": end_of_text_id, "eos_token_id": end_of_text_id}
+    if arch.family == "gpt2":
+        return GPT2Config(
+            vocab_size=vocab_size,
+            n_positions=arch.max_positions,
+            n_embd=arch.hidden_size,
+            n_layer=arch.layers,
+            n_head=arch.heads,
+            n_inner=arch.intermediate_size,
+            layer_norm_epsilon=arch.norm_eps,
+            resid_pdrop=arch.dropout,
+            embd_pdrop=arch.dropout,
+            attn_pdrop=arch.dropout,
+            tie_word_embeddings=arch.tied_embeddings,
+            **tokens,
+        )
+    family = LlamaConfig if arch.family == "llama" else Qwen3Config
+    return family(
+        vocab_size=vocab_size,
+        hidden_size=arch.hidden_size,
+        intermediate_size=arch.intermediate_size,
+        num_hidden_layers=arch.layers,
+        num_attention_heads=arch.heads,
+        num_key_value_heads=arch.kv_heads,
+        head_dim=arch.head_dim or arch.hidden_size // arch.heads,
+        max_position_embeddings=arch.max_positions,
+        rms_norm_eps=arch.norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": arch.rope_theta},
+        tie_word_embeddings=arch.tied_embeddings,
+        attention_dropout=arch.dropout,
+        **tokens,
+    )
+
+
+def build_model(
+    arch: ArchConfig, vocab_size: int, end_of_text_id: int | None, seed: int
+) -> PreTrainedModel:
+    """A freshly initialised fp32 model; the same seed gives the same weights on every rank."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    config = hugging_face_config(arch, vocab_size, end_of_text_id)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        config, dtype=torch.float32, attn_implementation=arch.attention
+    )
+    return model
+
+
+# transformers spells a shape differently in each family; only these are compared.
+_SHAPE_KEYS = {
+    "hidden_size": ("hidden_size", "n_embd"),
+    "layers": ("num_hidden_layers", "n_layer"),
+    "heads": ("num_attention_heads", "n_head"),
+    "kv_heads": ("num_key_value_heads",),
+    "intermediate_size": ("intermediate_size", "n_inner"),
+    "tied_embeddings": ("tie_word_embeddings",),
+}
+
+
+def load_pretrained(folder: Path, arch: ArchConfig, vocab_size: int) -> PreTrainedModel:
+    """Weights to continue from, in fp32.
+
+    Raises:
+        ConfigError: the folder's model has another shape than `arch`, or too small a vocabulary.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    problems = [
+        f"arch.{key}={getattr(arch, key)}: the model in {folder} has {found}; choose its own arch="
+        for key, found in _shape_of(config).items()
+        if found != getattr(arch, key)
+    ]
+    if config.vocab_size < vocab_size:
+        problems.append(
+            f"model={folder}: its vocabulary of {config.vocab_size} is smaller than the data's "
+            f"{vocab_size}; prepare the data with the model's tokenizer (tokenizer.path={folder})"
+        )
+    if problems:
+        raise ConfigError(problems)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        folder,
+        config=config,
+        local_files_only=True,
+        dtype=torch.float32,
+        attn_implementation=arch.attention,
+    )
+    return model
+
+
+def _shape_of(config: Any) -> dict[str, Any]:
+    shape = {}
+    for key, names in _SHAPE_KEYS.items():
+        for name in names:
+            value = getattr(config, name, None)
+            if value is not None:
+                shape[key] = value
+                break
+    return shape

@@ -1,0 +1,95 @@
+"""A checkpoint's weights as a standard Hugging Face folder.
+
+Written from the fragment files, one shard's tensors at a time: it needs neither the worker group that
+trained the model nor memory for the whole of it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+from raymill.checkpoint.durable import fsync_path, write_atomic
+from raymill.checkpoint.fragments import FragmentReader, Index
+from raymill.config.schema import ArchConfig
+
+_SHARD_BYTES = 5 * 2**30
+
+
+def plan_shards(index: Index, bytes_per_element: int, shard_bytes: int = _SHARD_BYTES) -> list[list[str]]:
+    """Parameter names per weight file, in order, each file at most `shard_bytes` if one tensor allows."""
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, entry in index.items():
+        size = entry.numel * bytes_per_element
+        if shards[-1] and filled + size > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    return shards
+
+
+def export_folder(
+    reader: FragmentReader,
+    arch: ArchConfig,
+    vocab_size: int,
+    end_of_text_id: int,
+    tokenizer_folder: Path,
+    target: Path,
+    precision: str,
+) -> Path:
+    """Write `target` so that `AutoModelForCausalLM.from_pretrained(target)` loads it; replaces it whole.
+
+    Tied weights are stored once, under the input embedding's name, as transformers expects.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    from raymill.model.build import hugging_face_config
+
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    temporary = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex[:8]}")
+    temporary.mkdir(parents=True)
+    config = hugging_face_config(arch, vocab_size, end_of_text_id)
+    config.architectures = [_architecture_name(config)]
+    config.dtype = dtype
+    config.save_pretrained(temporary)
+    shards = plan_shards(reader.index, dtype.itemsize)
+    weight_map: dict[str, str] = {}
+    total_bytes = 0
+    for number, names in enumerate(shards, 1):
+        file = (
+            "model.safetensors"
+            if len(shards) == 1
+            else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        )
+        tensors = {name: torch.from_numpy(reader.tensor(name)).to(dtype) for name in names}
+        save_file(tensors, temporary / file, metadata={"format": "pt"})
+        fsync_path(temporary / file)
+        weight_map.update(dict.fromkeys(names, file))
+        total_bytes += sum(tensor.numel() * dtype.itemsize for tensor in tensors.values())
+    if len(shards) > 1:
+        body: dict[str, Any] = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+        write_atomic(temporary / "model.safetensors.index.json", json.dumps(body, indent=1))
+    for path in sorted(tokenizer_folder.iterdir()):
+        shutil.copyfile(path, temporary / path.name)
+    if target.exists():
+        old = target.with_name(f"{target.name}.old-{uuid.uuid4().hex[:8]}")
+        target.replace(old)
+        temporary.replace(target)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        temporary.replace(target)
+    fsync_path(target.parent)
+    return target
+
+
+def _architecture_name(config: Any) -> str:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    name: str = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]
+    return name
