@@ -1,0 +1,37 @@
+"""Where prepared data lies: a folder named by what shapes it, computed without looking at the data.
+
+Training finds its data by the same arithmetic by which preparation placed it.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from raymill.config.schema import DataConfig, TokenizerConfig
+from raymill.data.manifest import FORMAT_VERSION, canonical_json, sha256_text
+
+# Keys of DataConfig that act after preparation, or decide only whether a preparation is accepted.
+NOT_SHAPING = ("max_bad_fraction", "window_row_groups", "document_mask", "mixture")
+
+
+def shaping_config(data: DataConfig, tokenizer: TokenizerConfig, seed: int) -> dict[str, Any]:
+    """The part of the configuration that the prepared bytes depend on, as the manifest carries it."""
+    data_tree = {key: value for key, value in asdict(data).items() if key not in NOT_SHAPING}
+    if data.source == "stdlib":  # another Python has another standard library
+        data_tree["python"] = platform.python_version()
+    tokenizer_tree = asdict(tokenizer)
+    if tokenizer.path is not None:  # then nothing is trained
+        del tokenizer_tree["vocab_size"], tokenizer_tree["train_bytes"]
+    return {"data": data_tree, "tokenizer": tokenizer_tree, "seed": seed}
+
+
+def prepared_folder(
+    data: DataConfig, tokenizer: TokenizerConfig, seed: int, storage_root: str | Path
+) -> Path:
+    """`<storage root>/data/<data.name>-<tokenizer.name>-<digest8>`; pure."""
+    tree = {"format_version": FORMAT_VERSION, **shaping_config(data, tokenizer, seed)}
+    digest = sha256_text(canonical_json(tree))[:8]
+    return Path(storage_root) / "data" / f"{data.name}-{tokenizer.name}-{digest}"

@@ -1,0 +1,300 @@
+"""The manifest of a prepared folder: what was written, from what, and how to tell that it is still whole.
+
+A prepared folder counts as finished when its `manifest.json` exists: that file is written last, and it
+names every shard with its size and digests. Training keeps only the manifest's own digest in its
+checkpoints, and can still prove which bytes it was fed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from raymill.errors import DataError
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+TOKENIZER_FOLDER = "tokenizer"
+DTYPES = ("uint16", "uint32")
+AGAIN = "run jobs/prepare.py again"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One Parquet file. `path` is relative to the prepared folder; sizes are in bytes.
+
+    `tokens` counts the shard's stream once (rows overlap by one token); `predicted_tokens` is one less;
+    `bytes` is the UTF-8 length of the text behind the stream.
+    """
+
+    path: str
+    rows: int
+    row_groups: int
+    tokens: int
+    predicted_tokens: int
+    bytes: int
+    file_bytes: int
+    sha256: str
+    footer_sha256: str
+
+
+@dataclass(frozen=True)
+class Split:
+    """Totals over the shards of "train" or "validation", in shard order."""
+
+    rows: int
+    tokens: int
+    predicted_tokens: int
+    bytes: int
+    shards: tuple[Shard, ...]
+
+    @classmethod
+    def of(cls, shards: tuple[Shard, ...]) -> Split:
+        """Sum the shards up."""
+        return cls(
+            rows=sum(shard.rows for shard in shards),
+            tokens=sum(shard.tokens for shard in shards),
+            predicted_tokens=sum(shard.predicted_tokens for shard in shards),
+            bytes=sum(shard.bytes for shard in shards),
+            shards=shards,
+        )
+
+
+@dataclass(frozen=True)
+class TokenizerIdentity:
+    """Which tokenizer wrote the ids."""
+
+    fingerprint: str
+    vocab_size: int
+    end_of_text_id: int
+
+
+@dataclass(frozen=True)
+class InputDigest:
+    """A byte range of an input (`path` relative to its source folder) and the sha256 of those bytes."""
+
+    path: str
+    offset: int
+    length: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class BadInputs:
+    """Records that were left out, with the first few named as "file:line: why"."""
+
+    count: int
+    examples: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Contamination:
+    """How much of the held-out text also stands in training text.
+
+    `share` is over the positions of held-out n-grams (of `unit`s, inside one document);
+    `distinct_share` counts each different n-gram once. `sampled` is the fraction of n-grams looked at,
+    chosen by their hash.
+    """
+
+    n: int
+    unit: str
+    share: float
+    distinct_share: float
+    held_out: int
+    sampled: float
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything `manifest.json` says; `digest` is the sha256 of its canonical JSON without `digest`."""
+
+    format_version: int
+    name: str
+    sequence_length: int
+    row_group_rows: int
+    dtype: str
+    tokenizer: TokenizerIdentity
+    splits: dict[str, Split]
+    inputs: tuple[InputDigest, ...]
+    documents: int
+    bad_inputs: BadInputs
+    contamination: Contamination
+    config: dict[str, Any]
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A finished folder of tokenized shards and its verified manifest."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The Hugging Face tokenizer folder inside this one."""
+        return self.folder / TOKENIZER_FOLDER
+
+    def shard_path(self, shard: Shard) -> Path:
+        """Where a shard lies."""
+        return self.folder / shard.path
+
+
+def canonical_json(tree: object) -> str:
+    """One spelling for equal trees: sorted keys, no spaces, no NaN; the basis of every digest here."""
+    return json.dumps(
+        tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+
+
+def sha256_text(text: str) -> str:
+    """Hex sha256 of the UTF-8 bytes of a text."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small file so that it exists whole or not at all, also after a power cut."""
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Commit a prepared folder: write `manifest.json` with its digest filled in, which is returned."""
+    tree = asdict(manifest)
+    del tree["digest"]
+    digest = sha256_text(canonical_json(tree))
+    tree["digest"] = digest
+    write_atomically(folder / MANIFEST_NAME, canonical_json(tree) + "\n")
+    return _from_tree(tree)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read `manifest.json` and verify its digest and version, without looking at the shards.
+
+    Raises:
+        DataError: no manifest, not JSON, another format version, or contents that don't match its digest.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        state = (
+            "holds no manifest.json: its preparation didn't finish"
+            if folder.is_dir()
+            else "doesn't exist"
+        )
+        raise DataError(f"The prepared folder {folder} {state}; {AGAIN}.") from None
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} can't be read as JSON ({error}); delete it and {AGAIN}."
+        ) from error
+    if not isinstance(tree, dict):
+        raise DataError(
+            f"{path}: expected a JSON object, found {type(tree).__name__}; delete it and {AGAIN}."
+        )
+    version = tree.get("format_version")
+    if version != FORMAT_VERSION:
+        raise DataError(
+            f"{path} has format version {version!r}, this Raymill reads {FORMAT_VERSION}; {AGAIN} with this version."
+        )
+    stated = tree.pop("digest", None)
+    found = sha256_text(canonical_json(tree))
+    if stated != found:
+        raise DataError(
+            f"{path} was changed after it was written: it states digest {str(stated)[:12]}, its contents have "
+            f"{found[:12]}; restore it, or delete it and {AGAIN}."
+        )
+    tree["digest"] = stated
+    try:
+        return _from_tree(tree)
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} lacks or misspells an entry ({error}); delete it and {AGAIN}."
+        ) from error
+
+
+def load_prepared(folder: Path) -> Prepared:
+    """Open a finished prepared folder, verifying manifest, tokenizer, and presence and size of every shard.
+
+    Contents are verified later, row group by row group, by `shards.read_row_group`.
+
+    Raises:
+        DataError: names the file, what was expected and what was found.
+    """
+    manifest = read_manifest(folder)
+    for split in manifest.splits.values():
+        for shard in split.shards:
+            check_shard_size(folder, shard)
+    path = folder / TOKENIZER_FOLDER / "tokenizer.json"
+    found = tokenizer_fingerprint(path)
+    if found != manifest.tokenizer.fingerprint:
+        raise DataError(
+            f"{path} has fingerprint {found[:12]}, the manifest expects {manifest.tokenizer.fingerprint[:12]}: it "
+            f"isn't the tokenizer that wrote these shards; restore it, or delete {MANIFEST_NAME} and {AGAIN}."
+        )
+    return Prepared(folder, manifest)
+
+
+def tokenizer_fingerprint(path: Path) -> str:
+    """sha256 over the canonical JSON of a `tokenizer.json`: equal for equal tokenizers, however spelled."""
+    try:
+        return sha256_text(canonical_json(json.loads(path.read_text(encoding="utf-8"))))
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing; {AGAIN}.") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} can't be read as JSON ({error}).") from error
+
+
+def check_shard_size(folder: Path, shard: Shard) -> None:
+    """Raise DataError unless the shard exists with the size its manifest states."""
+    path = folder / shard.path
+    try:
+        found = path.stat().st_size
+    except FileNotFoundError:
+        raise DataError(
+            f"{path} is missing: the manifest lists it with {shard.file_bytes} bytes; restore it, or delete "
+            f"{MANIFEST_NAME} and {AGAIN}."
+        ) from None
+    if found != shard.file_bytes:
+        what = "is truncated" if found < shard.file_bytes else "is too long"
+        raise DataError(
+            f"{path} {what}: expected {shard.file_bytes} bytes, found {found}; restore it, or delete "
+            f"{MANIFEST_NAME} and {AGAIN}."
+        )
+
+
+def _from_tree(tree: Mapping[str, Any]) -> Manifest:
+    """Build the dataclasses; unknown or missing entries surface as TypeError or KeyError."""
+    values = dict(tree)
+    splits = {
+        name: Split(**{**split, "shards": tuple(Shard(**shard) for shard in split["shards"])})
+        for name, split in values.pop("splits").items()
+    }
+    bad = values.pop("bad_inputs")
+    return Manifest(
+        tokenizer=TokenizerIdentity(**values.pop("tokenizer")),
+        splits=splits,
+        inputs=tuple(InputDigest(**entry) for entry in values.pop("inputs")),
+        bad_inputs=BadInputs(bad["count"], tuple(bad["examples"])),
+        contamination=Contamination(**values.pop("contamination")),
+        **values,
+    )

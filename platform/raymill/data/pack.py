@@ -1,0 +1,103 @@
+"""Documents become rows of one length: the stream EOT d1 EOT d2 … dn EOT, cut with an overlap of one token.
+
+Legend: T sequence length (predictions a row), R rows. A row holds T+1 tokens; its last token is the first
+of the next row, so every token but the stream's first is predicted exactly once, and none is padding.
+Numpy only: which token lands in which row is arithmetic, and is tested as such.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """Rows that are written, and later read, together.
+
+    tokens: flat, the rows one after the other; length: int32 [R], tokens a row; bytes: int32 [R], UTF-8
+    bytes of the text behind tokens[1:] of each row (an end-of-text token stands for none).
+    """
+
+    tokens: NDArray[np.unsignedinteger]
+    length: NDArray[np.int32]
+    bytes: NDArray[np.int32]
+
+
+def dtype_for(vocab_size: int) -> str:
+    """The narrowest storage type that holds every id of a vocabulary: "uint16" or "uint32"."""
+    return "uint16" if vocab_size <= 1 << 16 else "uint32"
+
+
+class Packer:
+    """Collects the documents of one shard and gives out full row groups as they fill.
+
+    Memory: one row group and the document at hand.
+    """
+
+    def __init__(
+        self, *, sequence_length: int, row_group_rows: int, end_of_text_id: int, dtype: str
+    ) -> None:
+        self._length = sequence_length
+        self._rows = row_group_rows
+        self._dtype = np.dtype(dtype)
+        self._end_of_text = np.array([end_of_text_id], dtype=self._dtype)
+        self._no_bytes = np.zeros(1, dtype=np.int64)
+        # Tokens not yet given out. The first one was already predicted by the row before (or is the
+        # shard's first EOT), so its bytes are never counted again.
+        self._tokens: list[NDArray[np.unsignedinteger]] = []
+        self._bytes: list[NDArray[np.int64]] = []
+        self._held = 0
+
+    def add(
+        self, tokens: NDArray[np.integer], token_bytes: NDArray[np.integer]
+    ) -> Iterator[RowGroup]:
+        """Append a document: ids [n] and the bytes of text that each id stands for [n].
+
+        Consume the iterator: rows are given out while it runs.
+        """
+        if self._held == 0:
+            self._append(self._end_of_text, self._no_bytes)
+        self._append(tokens.astype(self._dtype), token_bytes.astype(np.int64))
+        self._append(self._end_of_text, self._no_bytes)
+        if self._held > self._rows * self._length:
+            yield from self._give_out()
+
+    def finish(self) -> Iterator[RowGroup]:
+        """The rest: rows of the last group, of which only the last may be shorter (at least 2 tokens)."""
+        if self._held > 1:
+            tokens, token_bytes = self._joined()
+            yield self._group(tokens, token_bytes)
+        self._tokens, self._bytes, self._held = [], [], 0
+
+    def _append(self, tokens: NDArray[np.unsignedinteger], token_bytes: NDArray[np.int64]) -> None:
+        self._tokens.append(tokens)
+        self._bytes.append(token_bytes)
+        self._held += len(tokens)
+
+    def _joined(self) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]:
+        return np.concatenate(self._tokens), np.concatenate(self._bytes)
+
+    def _give_out(self) -> Iterator[RowGroup]:
+        tokens, token_bytes = self._joined()
+        step = self._rows * self._length
+        start = 0
+        while len(tokens) - start > step:
+            stop = start + step + 1  # the overlap: the last token given out starts the next group
+            yield self._group(tokens[start:stop], token_bytes[start:stop])
+            start += step
+        self._tokens, self._bytes = [tokens[start:]], [token_bytes[start:]]
+        self._held = len(tokens) - start
+
+    def _group(
+        self, tokens: NDArray[np.unsignedinteger], token_bytes: NDArray[np.int64]
+    ) -> RowGroup:
+        predicted = len(tokens) - 1
+        starts = np.arange(0, predicted, self._length)
+        length = np.minimum(self._length, predicted - starts) + 1
+        index = np.repeat(starts - np.cumsum(length) + length, length) + np.arange(length.sum())
+        row_bytes = np.add.reduceat(token_bytes[1:], starts)
+        return RowGroup(tokens[index], length.astype(np.int32), row_bytes.astype(np.int32))

@@ -1,0 +1,321 @@
+"""Tokenized shards on disk: Parquet that proves, at every read, that it is what was written.
+
+Three nets, since a flipped byte in a Parquet file otherwise reads as valid data: page checksums (written
+and verified); a digest of each row group's contents, kept in the footer, because page checksums don't
+cover page headers; and the footer's own sha256, kept in the manifest. None needs a read of the whole shard.
+
+Legend: T sequence length, R rows of a row group.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import threading
+import uuid
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from raymill.data.manifest import AGAIN, Shard, sync_folder
+from raymill.data.pack import RowGroup
+from raymill.errors import DataError
+
+READ_BYTES = 1 << 20
+DIGESTS_KEY = (
+    b"raymill.row_group_digests"  # footer metadata: DIGEST_HEX characters for each row group
+)
+LENGTH_KEY = b"raymill.sequence_length"
+DIGEST_HEX = 16
+OPEN_FOOTERS = 512  # parsed footers kept a process
+
+Rows = tuple[NDArray[np.unsignedinteger], NDArray[np.int32], NDArray[np.int32]]
+
+
+@dataclass(frozen=True)
+class Footer:
+    """What a shard's verified footer says."""
+
+    parquet: pq.FileMetaData
+    digests: str
+    sequence_length: int
+
+
+_footers: OrderedDict[tuple[str, str], Footer] = OrderedDict()
+_footers_lock = threading.Lock()
+
+
+def schema(dtype: str) -> pa.Schema:
+    """The only schema a shard may have; no extension types, no nulls."""
+    token = pa.field("element", pa.from_numpy_dtype(np.dtype(dtype)), nullable=False)
+    return pa.schema(
+        [
+            pa.field("tokens", pa.list_(token), nullable=False),
+            pa.field("bytes", pa.int32(), nullable=False),
+        ]
+    )
+
+
+class ShardWriter:
+    """Writes one shard under a temporary name, row group by row group; `finish` makes it real.
+
+    Leaving the `with` block without `finish` removes what was written.
+    """
+
+    def __init__(self, folder: Path, path: str, *, dtype: str, sequence_length: int) -> None:
+        self._folder = folder
+        self._path = path
+        self._length = sequence_length
+        self._schema = schema(dtype)
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self._temporary = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex}")
+        # The high bytes of ids are nearly constant: split into byte planes they compress to 1.4 bytes a
+        # token at vocabulary 4096, where plain pages need 1.8, and decode faster.
+        self._writer = pq.ParquetWriter(
+            self._temporary,
+            self._schema,
+            compression="zstd",
+            use_dictionary=False,
+            column_encoding={"tokens.list.element": "BYTE_STREAM_SPLIT", "bytes": "PLAIN"},
+            write_statistics=False,
+            write_page_checksum=True,
+            store_schema=False,
+        )
+        self._digests: list[str] = []
+        self._rows = self._predicted = self._bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._writer.is_open:
+            self._writer.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def write(self, group: RowGroup) -> None:
+        """Append one row group."""
+        offsets = np.zeros(len(group.length) + 1, dtype=np.int32)
+        np.cumsum(group.length, out=offsets[1:])
+        tokens = pa.ListArray.from_arrays(
+            pa.array(offsets), pa.array(group.tokens), type=self._schema.field("tokens").type
+        )
+        batch = pa.record_batch([tokens, pa.array(group.bytes)], schema=self._schema)
+        self._writer.write_batch(batch, row_group_size=len(group.length))
+        self._digests.append(_group_digest(group.tokens, group.length, group.bytes))
+        self._rows += len(group.length)
+        self._predicted += int(group.length.sum()) - len(group.length)
+        self._bytes += int(group.bytes.sum())
+
+    def finish(self) -> Shard:
+        """Close, fsync and rename; returns the shard's entry for the manifest."""
+        self._writer.add_key_value_metadata(
+            {DIGESTS_KEY: "".join(self._digests), LENGTH_KEY: str(self._length)}
+        )
+        self._writer.close()
+        target = self._folder / self._path
+        with self._temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        shard = Shard(
+            path=self._path,
+            rows=self._rows,
+            row_groups=len(self._digests),
+            tokens=self._predicted + 1,
+            predicted_tokens=self._predicted,
+            bytes=self._bytes,
+            file_bytes=self._temporary.stat().st_size,
+            sha256=file_sha256(self._temporary),
+            footer_sha256=hashlib.sha256(read_footer(self._temporary)).hexdigest(),
+        )
+        self._temporary.replace(target)
+        sync_folder(target.parent)
+        return shard
+
+
+def read_row_group(path: Path, shard: Shard, group: int, dtype: str) -> Rows:
+    """Read and verify one row group.
+
+    Returns:
+        tokens [R, T+1] of `dtype`, 0 past a row's length; length int32 [R]; bytes int32 [R].
+
+    Raises:
+        DataError: names the file and the row group, and says what doesn't match.
+    """
+    if not 0 <= group < shard.row_groups:
+        raise DataError(
+            f"{path} has row groups 0 to {shard.row_groups - 1}; {group} was asked for."
+        )
+    try:
+        footer = _footer(path, shard, dtype)
+        with pq.ParquetFile(path, metadata=footer.parquet, page_checksum_verification=True) as file:
+            table = file.read_row_group(group, use_threads=False)
+        tokens, length, row_bytes = _to_numpy(table, dtype)
+    except FileNotFoundError:
+        raise DataError(
+            f"{path} is missing; restore it, or delete manifest.json and {AGAIN}."
+        ) from None
+    except (OSError, pa.ArrowException, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(_damaged(path, group, reason)) from error
+    expected = footer.digests[group * DIGEST_HEX : (group + 1) * DIGEST_HEX]
+    found = _group_digest(tokens, length, row_bytes)
+    if found != expected:
+        raise DataError(
+            _damaged(path, group, f"its contents have digest {found}, expected {expected}")
+        )
+    return _padded(tokens, length, footer.sequence_length + 1), length, row_bytes
+
+
+def row_groups(path: Path, shard: Shard, dtype: str) -> Iterator[Rows]:
+    """All row groups of a shard in file order."""
+    for group in range(shard.row_groups):
+        yield read_row_group(path, shard, group, dtype)
+
+
+def read_footer(path: Path) -> bytes:
+    """The raw footer of a Parquet file, with its length and magic; raises DataError if it has none."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 8))
+        tail = file.read(8)
+        length = int.from_bytes(tail[:4], "little")
+        if tail[4:] != b"PAR1" or length + 12 > size:
+            raise DataError(f"{path} isn't a Parquet file: its last bytes are {tail!r}.")
+        file.seek(size - 8 - length)
+        return file.read()
+
+
+def refuse_extension_types(path: Path, footer: bytes) -> None:
+    """Raise DataError if the stored Arrow schema names an extension type.
+
+    Looked for in the raw footer, since opening the file would already run the code that a registered
+    extension type deserialises with (CVE-2026-41486 in Ray Data below 2.55).
+    """
+    refusal = f"{path} holds an Arrow extension type; Raymill reads plain columns only: rewrite the file without it."
+    position = footer.find(b"ARROW:schema")
+    while position >= 0:
+        start = position + len(b"ARROW:schema")
+        # Thrift compact protocol: field header 0x18 (binary, next field), varint length, then base64.
+        if footer[start : start + 1] != b"\x18":
+            raise DataError(f"{path} has a footer whose Arrow schema can't be inspected.")
+        start, length, shift = start + 1, 0, 0
+        while start < len(footer):
+            byte = footer[start]
+            length |= (byte & 0x7F) << shift
+            start, shift = start + 1, shift + 7
+            if byte < 0x80:
+                break
+        try:
+            stored = base64.b64decode(footer[start : start + length], validate=True)
+        except ValueError:
+            raise DataError(f"{path} has a footer whose Arrow schema can't be inspected.") from None
+        if b"ARROW:extension" in stored:
+            raise DataError(refusal)
+        position = footer.find(b"ARROW:schema", start + length)
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(READ_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _footer(path: Path, shard: Shard, dtype: str) -> Footer:
+    """Parsed footer, verified the first time a process opens the shard."""
+    key = (str(path), shard.footer_sha256)
+    with _footers_lock:
+        if key in _footers:
+            _footers.move_to_end(key)
+            return _footers[key]
+    raw = read_footer(path)
+    found = hashlib.sha256(raw).hexdigest()
+    if found != shard.footer_sha256:
+        raise DataError(
+            f"{path}: its footer has sha256 {found[:12]}, the manifest expects {shard.footer_sha256[:12]}; the "
+            f"shard was damaged or replaced: restore it, or delete manifest.json and {AGAIN}."
+        )
+    refuse_extension_types(path, raw)
+    with pq.ParquetFile(path) as file:
+        metadata, stored = file.metadata, file.schema_arrow
+    expected = schema(dtype)
+    if not stored.equals(expected, check_metadata=False):
+        raise DataError(
+            f"{path} has the schema ({_spelled(stored)}), expected ({_spelled(expected)}); it isn't a shard of "
+            f"this manifest: restore it, or delete manifest.json and {AGAIN}."
+        )
+    entries = metadata.metadata or {}
+    footer = Footer(metadata, entries[DIGESTS_KEY].decode("ascii"), int(entries[LENGTH_KEY]))
+    digests = footer.digests
+    if metadata.num_row_groups != shard.row_groups or len(digests) != shard.row_groups * DIGEST_HEX:
+        raise DataError(
+            f"{path} has {metadata.num_row_groups} row groups and {len(digests) // DIGEST_HEX} row group digests, "
+            f"expected {shard.row_groups} of each; restore it, or delete manifest.json and {AGAIN}."
+        )
+    with _footers_lock:
+        _footers[key] = footer
+        while len(_footers) > OPEN_FOOTERS:
+            _footers.popitem(last=False)
+    return footer
+
+
+def _to_numpy(
+    table: pa.Table, dtype: str
+) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int32], NDArray[np.int32]]:
+    """Flat tokens, length [R] and bytes [R] of a table that holds one row group."""
+    column: Any = table.column("tokens").combine_chunks()
+    offsets = column.offsets.to_numpy()
+    values = column.values.to_numpy()[offsets[0] : offsets[-1]]
+    length = np.diff(offsets).astype(np.int32)
+    row_bytes = table.column("bytes").to_numpy()
+    if column.null_count or values.dtype != np.dtype(dtype) or row_bytes.dtype != np.int32:
+        raise ValueError(f"expected {dtype} tokens and int32 bytes without nulls")
+    return values, length, row_bytes
+
+
+def _padded(
+    tokens: NDArray[np.unsignedinteger], length: NDArray[np.int32], width: int
+) -> NDArray[np.unsignedinteger]:
+    """[R, width] with 0 past a row's length; a view where all rows are full."""
+    if len(tokens) == width * len(length):
+        return tokens.reshape(len(length), width)
+    rows = np.zeros((len(length), width), dtype=tokens.dtype)
+    rows[np.arange(width) < length[:, None]] = tokens
+    return rows
+
+
+def _group_digest(
+    tokens: NDArray[np.unsignedinteger], length: NDArray[np.int32], row_bytes: NDArray[np.int32]
+) -> str:
+    digest = hashlib.sha256()
+    for array in (tokens, length, row_bytes):
+        little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        digest.update(np.ascontiguousarray(little).data)
+    return digest.hexdigest()[:DIGEST_HEX]
+
+
+def _damaged(path: Path, group: int, reason: str) -> str:
+    return (
+        f"{path}, row group {group} is damaged ({reason}). The bytes on disk aren't those that were written: "
+        f"restore the file, or delete manifest.json and {AGAIN}."
+    )
+
+
+def _spelled(stored: pa.Schema) -> str:
+    return ", ".join(f"{field.name}: {field.type}" for field in stored)
