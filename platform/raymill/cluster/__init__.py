@@ -1,0 +1,1 @@
+"""Ray: connecting to it, starting workers, following a run from the driver."""

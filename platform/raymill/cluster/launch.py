@@ -1,0 +1,69 @@
+"""Starting the workers under Ray Train, and waiting for them without losing Ctrl-C."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+import uuid
+from pathlib import Path
+
+from raymill.engine.assignment import Assignment
+
+logger = logging.getLogger(__name__)
+
+
+class WorkerRun:
+    """A worker group under way. It runs in a thread, so that the main thread keeps the signals."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        self.error: BaseException | None = None
+        self._assignment = assignment
+        # Ray's own bookkeeping is never consulted: each start gets a name and folder of its own.
+        self._scratch = assignment.run_dir / "ray" / uuid.uuid4().hex[:8]
+        self._thread = threading.Thread(target=self._fit, name="raymill-workers", daemon=True)
+        self._thread.start()
+
+    @property
+    def running(self) -> bool:
+        return self._thread.is_alive()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait a little; True when the workers have ended."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _fit(self) -> None:
+        try:
+            _fit(self._assignment, self._scratch)
+        except BaseException as error:  # reported by the main thread, which waits for this one
+            self.error = error
+        finally:
+            shutil.rmtree(self._scratch.parent, ignore_errors=True)
+
+
+def _fit(assignment: Assignment, scratch: Path) -> None:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from raymill.engine.worker import train_worker
+
+    job = assignment.job
+    resources = {"CPU": job.cluster.cpus_per_worker}
+    if job.cluster.gpu:
+        resources["GPU"] = 1.0
+    TorchTrainer(
+        train_worker,
+        train_loop_config={"assignment": assignment},
+        scaling_config=ScalingConfig(
+            num_workers=job.run.workers,
+            use_gpu=job.cluster.gpu,
+            resources_per_worker=resources,
+        ),
+        torch_config=TorchConfig(backend="nccl" if job.cluster.gpu else "gloo"),
+        run_config=RunConfig(
+            name=scratch.name,
+            storage_path=str(scratch.parent),
+            failure_config=FailureConfig(max_failures=job.run.max_failures),
+        ),
+    ).fit()

@@ -1,0 +1,108 @@
+"""One door to Ray: start it here, or join one; quietly, and with authentication always explicit."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from raymill.config.schema import ClusterConfig
+from raymill.errors import ClusterError
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+@contextmanager
+def connect(cluster: ClusterConfig, workers: int) -> Iterator[None]:
+    """Connect to Ray for the length of a `with` block; a session that exists already is used as it is.
+
+    Raises:
+        ClusterError: no Ray answers at `cluster.address`, or it can't hold `workers`.
+    """
+    _quieten()
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        if cluster.address == "local":
+            _start_local(cluster, workers)
+        else:
+            _join(cluster)
+        _check_capacity(cluster, workers)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _quieten() -> None:
+    """Ray's own chatter goes to its log folder; what the user must know, we say ourselves."""
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    for name in ("ray", "ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _start_local(cluster: ClusterConfig, workers: int) -> None:
+    import ray
+
+    # A token of this session's own, so that nobody else on the machine can submit work to it and
+    # nothing is left in the home directory.
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    cores = len(os.sched_getaffinity(0))
+    # One slot more than the workers take, so that reading never waits for training to end.
+    slots = max(cores, int(workers * cluster.cpus_per_worker) + 1)
+    ray.init(
+        address="local",
+        num_cpus=slots,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _node_ip_address="127.0.0.1",
+        runtime_env={"env_vars": {"PYTHONPATH": _python_path()}},
+    )
+
+
+def _join(cluster: ClusterConfig) -> None:
+    import ray
+
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    # Workers on other nodes get exactly the package that this process runs, whatever is installed there.
+    options["runtime_env"] = {"py_modules": [str(_PACKAGE)]}
+    try:
+        ray.init(address=cluster.address, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ClusterError(
+            f"no Ray answered at cluster.address={cluster.address}: {error}. Start one with "
+            "`ray start --head`, or use cluster=local"
+        ) from error
+
+
+def _python_path() -> str:
+    ours = str(_PACKAGE.parent)
+    inherited = os.environ.get("PYTHONPATH", "")
+    return os.pathsep.join(part for part in (ours, inherited) if part)
+
+
+def _check_capacity(cluster: ClusterConfig, workers: int) -> None:
+    import ray
+
+    total = ray.cluster_resources()
+    needed = {"CPU": workers * cluster.cpus_per_worker, "GPU": float(workers) if cluster.gpu else 0.0}
+    for name, amount in needed.items():
+        if total.get(name, 0.0) < amount:
+            raise ClusterError(
+                f"run.workers={workers} needs {amount:g} {name}s, the cluster has "
+                f"{total.get(name, 0.0):g}; ask for fewer workers or a larger cluster"
+            )

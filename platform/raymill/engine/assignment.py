@@ -1,0 +1,48 @@
+"""What the driver hands every worker: everything that was decided before the workers started."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raymill.config.schema import PretrainJob
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A resolved training job; all paths are absolute, since Ray's workers change directory."""
+
+    job: PretrainJob
+    run_dir: Path
+    runs: Path  # the folder of all runs, for forks
+    folders: tuple[Path, ...]  # prepared data
+    weights: tuple[float, ...]  # of the mixture, one a folder
+    total_steps: int
+    config: Mapping[str, Any]  # flattened, as the user types the keys
+    config_digest: str
+    code_commit: str | None = None
+    model_folder: Path | None = None  # what `model=` resolved to
+    parent: str | None = None  # and its name, pinned to a version
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.run_dir / "checkpoints"
+
+    @property
+    def journal(self) -> Path:
+        return self.run_dir / "metrics.jsonl"
+
+    @property
+    def stop_request(self) -> Path:
+        """A file whose existence asks the workers to commit and stop."""
+        return self.run_dir / "stop-requested"
+
+
+def total_steps(job: PretrainJob) -> int:
+    """Optimizer steps of the whole run; tokens are rounded up to whole global batches."""
+    if job.train.steps is not None:
+        return job.train.steps
+    assert job.train.tokens is not None  # validation admits exactly one of the two
+    return -(-job.train.tokens // (job.train.global_batch * job.data.sequence_length))

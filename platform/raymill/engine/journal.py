@@ -1,0 +1,50 @@
+"""metrics.jsonl: one line an event, written by rank 0 alone; the run's own record and tracking's spool."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+
+class Journal:
+    """Appends events. A line that a killed attempt left half-written is cut off at the start."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.attempt = 1 + _repair_and_count_attempts(path)
+        self._stream = path.open("a", encoding="utf-8")
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        """Append one event and hand it to the operating system at once.
+
+        Non-finite numbers become null: JSON has none.
+        """
+        event = {"kind": kind, "step": step, "attempt": self.attempt, "time": time.time(), **values}
+        finite = {key: None if _is_nonfinite(value) else value for key, value in event.items()}
+        self._stream.write(json.dumps(finite, allow_nan=False) + "\n")
+        self._stream.flush()
+
+
+def _is_nonfinite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _repair_and_count_attempts(path: Path) -> int:
+    if not path.exists():
+        return 0
+    attempts = 0
+    whole = 0
+    with path.open("rb") as stream:
+        for line in stream:
+            if not line.endswith(b"\n"):
+                break
+            whole += len(line)
+            attempts += b'"kind": "attempt"' in line
+    if whole < path.stat().st_size:
+        with path.open("r+b") as stream:
+            stream.truncate(whole)
+    return attempts

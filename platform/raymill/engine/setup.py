@@ -1,0 +1,195 @@
+"""From an assignment to a trainer at the right position: fresh, continued, resumed or forked."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from raymill.checkpoint.manifest import Manifest
+from raymill.checkpoint.resume import (
+    CHANGEABLE_ON_FORK,
+    CHANGEABLE_ON_RESUME,
+    Found,
+    contradictions,
+    find_fork,
+    newest_verified,
+)
+from raymill.checkpoint.retention import remove_leftovers
+from raymill.data.manifest import Prepared, load_prepared
+from raymill.data.order import Order, SourceShape
+from raymill.engine.assignment import Assignment
+from raymill.engine.group import WorkerGroup
+from raymill.engine.trainer import Trainer, load_weights
+from raymill.errors import ConfigError, RaymillError
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+def on_all_ranks(group: WorkerGroup, work: Callable[[], T]) -> T:
+    """Do `work` on every rank; if it fails on any, all raise the same error and none is left waiting.
+
+    Raises:
+        RaymillError: the first failing rank's own error.
+    """
+    result: T | None = None
+    error: RaymillError | None = None
+    try:
+        result = work()
+    except RaymillError as raised:
+        error = raised
+    for failed in group.gather(error):
+        if failed is not None:
+            raise failed
+    return result  # type: ignore[return-value]
+
+
+def on_rank_zero(group: WorkerGroup, work: Callable[[], T]) -> T:
+    """Do `work` on rank 0 and give its result, or its error, to all."""
+    outcome: tuple[T | None, RaymillError | None] = (None, None)
+    if group.rank == 0:
+        try:
+            outcome = (work(), None)
+        except RaymillError as raised:
+            outcome = (None, raised)
+    result, error = group.broadcast(outcome)
+    if error is not None:
+        raise error
+    return result  # type: ignore[return-value]
+
+
+def choose_device(gpu: bool) -> torch.device:
+    """This worker's device."""
+    if not gpu:
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def join_deepspeed(gpu: bool) -> None:
+    """Let DeepSpeed use the process group that Ray Train made."""
+    import deepspeed
+    import deepspeed.ops
+
+    # The op is an inference collective; building it would cost each machine 50 s and a compiler.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(
+        dist_backend="nccl" if gpu else "gloo", auto_mpi_discovery=False, dist_init_required=None
+    )
+
+
+def open_data(assignment: Assignment) -> tuple[list[Prepared], Order]:
+    """Verify the prepared folders' manifests and derive the order of all samples."""
+    job = assignment.job
+    prepared = [load_prepared(folder) for folder in assignment.folders]
+    sources = [
+        SourceShape(
+            name=str(index),
+            weight=weight,
+            row_group_rows=data.manifest.row_group_rows,
+            shard_rows=tuple(shard.rows for shard in data.manifest.splits["train"].shards),
+        )
+        for index, (data, weight) in enumerate(zip(prepared, assignment.weights, strict=True))
+    ]
+    return prepared, Order(sources, job.run.seed, job.data.window_row_groups)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where the run begins: a checkpoint, and whether it is this run's own."""
+
+    found: Found | None
+    resumed: bool
+    messages: tuple[str, ...] = ()
+
+    @property
+    def step(self) -> int:
+        return self.found.manifest.step if self.found else 0
+
+    @property
+    def samples(self) -> int:
+        return self.found.manifest.samples if self.found else 0
+
+    @property
+    def tokens(self) -> int:
+        return self.found.manifest.tokens if self.found else 0
+
+
+def decide_start(assignment: Assignment, data_digests: tuple[str, ...]) -> Start:
+    """Resume this run, fork another, or start anew. Rank 0 decides; nobody else looks.
+
+    Raises:
+        ConfigError: the configuration or the data contradicts the checkpoint; names the keys.
+        CheckpointError: checkpoints exist and none verifies.
+    """
+    remove_leftovers(assignment.checkpoints)
+    found = newest_verified(assignment.checkpoints)
+    if found is not None:
+        _refuse_contradictions(found.manifest, assignment, CHANGEABLE_ON_RESUME, data_digests)
+        if found.manifest.step > assignment.total_steps:
+            raise ConfigError(
+                [
+                    f"the run is already at step {found.manifest.step}, beyond the "
+                    f"{assignment.total_steps} steps asked for; ask for more, or choose a new run.name"
+                ]
+            )
+        damaged = tuple(f"passed over a damaged checkpoint: {text}" for text in found.passed_over)
+        return Start(found, resumed=True, messages=damaged)
+    if assignment.job.run.from_ is not None:
+        found = find_fork(assignment.runs, assignment.job.run.from_)
+        _refuse_contradictions(found.manifest, assignment, CHANGEABLE_ON_FORK, data_digests)
+        return Start(found, resumed=False)
+    return Start(None, resumed=False)
+
+
+def _refuse_contradictions(
+    manifest: Manifest,
+    assignment: Assignment,
+    changeable: tuple[str, ...],
+    data_digests: tuple[str, ...],
+) -> None:
+    problems = contradictions(manifest.config, assignment.config, changeable)
+    if not problems and manifest.data_digests != data_digests:
+        problems = [
+            "the prepared data isn't what the checkpoint was trained on (manifest digests "
+            f"{_short(manifest.data_digests)} then, {_short(data_digests)} now)"
+        ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _short(digests: tuple[str, ...]) -> str:
+    return ", ".join(digest[:12] for digest in digests)
+
+
+def build_trainer(
+    assignment: Assignment,
+    start: Start,
+    vocab_size: int,
+    end_of_text_id: int,
+    group: WorkerGroup,
+) -> Trainer:
+    """The model with the weights it starts from, under DeepSpeed."""
+    from raymill.model.build import build_model, load_pretrained
+
+    job = assignment.job
+    if assignment.model_folder is not None and start.found is None:
+        model = load_pretrained(assignment.model_folder, job.arch, vocab_size)
+    else:
+        model = build_model(
+            job.arch, job.arch.vocab_size or vocab_size, end_of_text_id, job.run.seed
+        )
+    reader = start.found.reader() if start.found else None
+    if reader is not None:
+        load_weights(model, reader)
+    trainer = Trainer(job, model.to(group.device), group)  # type: ignore[arg-type]
+    if reader is not None:
+        trainer.load_state(reader, start.step)
+    return trainer
+

@@ -1,0 +1,168 @@
+"""What runs in each Ray Train worker: set up, train, and say in the journal how it ended."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+from raymill.engine.assignment import Assignment
+from raymill.errors import RaymillError
+
+if TYPE_CHECKING:
+    import torch
+
+    from raymill.data.manifest import Prepared
+    from raymill.data.order import Order
+    from raymill.data.stream import RankStream
+    from raymill.engine.group import WorkerGroup
+    from raymill.engine.journal import Journal
+    from raymill.engine.loop import Loop
+    from raymill.engine.setup import Start
+
+logger = logging.getLogger(__name__)
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """Ray Train's entry point; `config["assignment"]` is an Assignment.
+
+    An error that a retry can't mend (bad data, contradicting configuration, a non-finite loss) is
+    written to the journal and ends the run normally, so that Ray doesn't try it again. Anything else
+    propagates: Ray restarts the workers, and they resume from the last commit.
+    """
+    import torch
+
+    from raymill.engine.group import WorkerGroup
+    from raymill.engine.journal import Journal
+    from raymill.engine.setup import choose_device, join_deepspeed
+    from raymill.engine.worker_log import send_output_to
+
+    assignment: Assignment = config["assignment"]
+    rank = int(os.environ.get("RANK", "0"))
+    send_output_to(assignment.run_dir / "logs" / f"rank-{rank:05d}.log")
+    job = assignment.job
+    torch.set_num_threads(job.train.threads or threads_per_worker())
+    device = choose_device(job.cluster.gpu)
+    join_deepspeed(job.cluster.gpu)
+    group = WorkerGroup(device)
+    journal = Journal(assignment.journal) if group.rank == 0 else None
+    step = 0
+    try:
+        loop = build_loop(assignment, group, journal)
+        step = loop.step
+        status = loop.run()
+        step = loop.step
+    except RaymillError as error:
+        logger.exception("the run failed")
+        if journal is not None:
+            journal.write("status", step, status="failed", error=str(error), error_type=type(error).__name__)
+        return
+    if journal is not None:
+        journal.write("status", step, status=status)
+
+
+def threads_per_worker() -> int:
+    """The machine's usable cores, shared out over the workers on it."""
+    local_workers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, len(os.sched_getaffinity(0)) // local_workers)
+
+
+def build_loop(assignment: Assignment, group: WorkerGroup, journal: Journal | None) -> Loop:
+    """Everything between the assignment and the first step; collective."""
+    import torch
+
+    from raymill.data.validation import ValidationSet
+    from raymill.engine.loop import Loop
+    from raymill.engine.setup import (
+        build_trainer,
+        decide_start,
+        on_all_ranks,
+        on_rank_zero,
+        open_data,
+    )
+    from raymill.objective.language_modelling import LanguageModelling
+    from raymill.plan.flops import flops_per_token
+
+    job = assignment.job
+    prepared, order = on_all_ranks(group, lambda: open_data(assignment))
+    digests = tuple(data.manifest.digest for data in prepared)
+    start = on_rank_zero(group, lambda: decide_start(assignment, digests))
+    _announce(assignment, start, journal, group.world_size)
+    tokenizer = prepared[0].manifest.tokenizer
+    trainer = on_all_ranks(
+        group,
+        lambda: build_trainer(
+            assignment, start, tokenizer.vocab_size, tokenizer.end_of_text_id, group
+        ),
+    )
+    return Loop(
+        assignment=assignment,
+        prepared=prepared,
+        start=start,
+        trainer=trainer,
+        objective=LanguageModelling(tokenizer.end_of_text_id, job.data.document_mask),
+        held_out=ValidationSet(
+            assignment.folders[0],
+            rank=group.rank,
+            world_size=group.world_size,
+            batch_rows=job.evaluation.batch,
+            rows=job.evaluation.rows,
+        ),
+        stream=open_stream(assignment, order, start, group),
+        group=group,
+        journal=journal,
+        peak_flops=_peak_of_all(assignment, group),
+        flops_per_token=flops_per_token(
+            job.arch, job.arch.vocab_size or tokenizer.vocab_size, job.data.sequence_length
+        ),
+    )
+
+
+def _announce(
+    assignment: Assignment, start: Start, journal: Journal | None, world_size: int
+) -> None:
+    if journal is None:
+        return
+    origin = start.found.directory if start.found else assignment.model_folder
+    journal.write(
+        "attempt",
+        start.step,
+        world_size=world_size,
+        resumed=start.resumed,
+        resumed_from=str(origin) if origin else None,
+        total_steps=assignment.total_steps,
+        messages=list(start.messages),
+    )
+
+
+def open_stream(
+    assignment: Assignment, order: Order, start: Start, group: WorkerGroup
+) -> RankStream:
+    """Rank 0 builds the Ray Data pipeline at the run's position and deals out its branches."""
+    from raymill.data.stream import RankStream, StreamSpec, build_iterators
+    from raymill.engine.setup import on_rank_zero
+
+    job = assignment.job
+    spec = StreamSpec(
+        folders=assignment.folders,
+        order=order,
+        global_batch=job.train.global_batch,
+        world_size=group.world_size,
+        start_sample=start.samples,
+        total_samples=assignment.total_steps * job.train.global_batch,
+    )
+    iterators = on_rank_zero(group, lambda: build_iterators(spec))
+    return RankStream(iterators[group.rank], spec, group.rank)
+
+
+def _peak_of_all(assignment: Assignment, group: WorkerGroup) -> float:
+    """FLOP/s of all workers together: as configured, or else measured now, all at once."""
+    import torch
+
+    from raymill.engine.peak import measured_peak_flops
+
+    stated = assignment.job.cluster.peak_tflops
+    if stated is not None:
+        return stated * 1e12 * group.world_size
+    precision = torch.bfloat16 if assignment.job.train.precision == "bf16" else torch.float32
+    return group.sum(measured_peak_flops(group.device, precision))[0]
