@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
-
-import torch
 
 from raymill.checkpoint.manifest import Manifest
 from raymill.checkpoint.resume import (
@@ -61,27 +58,6 @@ def on_rank_zero(group: WorkerGroup, work: Callable[[], T]) -> T:
     if error is not None:
         raise error
     return result  # type: ignore[return-value]
-
-
-def choose_device(gpu: bool) -> torch.device:
-    """This worker's device."""
-    if not gpu:
-        return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    torch.cuda.set_device(device)
-    return device
-
-
-def join_deepspeed(gpu: bool) -> None:
-    """Let DeepSpeed use the process group that Ray Train made."""
-    import deepspeed
-    import deepspeed.ops
-
-    # The op is an inference collective; building it would cost each machine 50 s and a compiler.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(
-        dist_backend="nccl" if gpu else "gloo", auto_mpi_discovery=False, dist_init_required=None
-    )
 
 
 def open_data(assignment: Assignment) -> tuple[list[Prepared], Order]:

@@ -34,7 +34,7 @@ def train_worker(config: dict[str, Any]) -> None:
 
     from raymill.engine.group import WorkerGroup
     from raymill.engine.journal import Journal
-    from raymill.engine.setup import choose_device, join_deepspeed
+    from raymill.engine.device import choose_device, join_deepspeed
     from raymill.engine.worker_log import send_output_to
 
     assignment: Assignment = config["assignment"]

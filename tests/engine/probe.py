@@ -1,0 +1,184 @@
+"""Runs the trainer without Ray, in processes of its own, and writes down every loss."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from raymill.config.schema import (
+    ArchConfig,
+    CheckpointConfig,
+    ClusterConfig,
+    DataConfig,
+    EvaluationConfig,
+    OptimConfig,
+    PretrainJob,
+    RunConfig,
+    ScheduleConfig,
+    StorageConfig,
+    TokenizerConfig,
+    TrackingConfig,
+    TrainConfig,
+    ZeroConfig,
+)
+
+VOCAB, LENGTH, BATCH, SEED = 257, 32, 8, 7
+ARCH = ArchConfig(
+    name="probe", family="llama", hidden_size=48, layers=2, heads=4, kv_heads=2, head_dim=None,
+    intermediate_size=96, vocab_size=None, max_positions=64, tied_embeddings=True,
+)  # fmt: skip
+SCHEDULE = ScheduleConfig("cosine", warmup_steps=5, final_fraction=0.1)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One configuration of the trainer."""
+
+    stage: int = 0
+    micro_batch: int = 4
+    precision: str = "fp32"
+    steps: int = 50
+    save_at: int = 0
+    resume: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"zero{self.stage}-micro{self.micro_batch}-{self.precision}"
+
+
+def job_of(case: Case) -> PretrainJob:
+    return PretrainJob(
+        arch=ARCH,
+        data=DataConfig("probe", "files", sequence_length=LENGTH),
+        tokenizer=TokenizerConfig("bpe"),
+        optim=OptimConfig("adamw", learning_rate=3e-3),
+        schedule=SCHEDULE,
+        zero=ZeroConfig(case.stage),  # type: ignore[arg-type]
+        run=RunConfig(seed=SEED),
+        train=TrainConfig(
+            steps=case.steps,
+            global_batch=BATCH,
+            micro_batch=case.micro_batch,
+            precision=case.precision,  # type: ignore[arg-type]
+        ),
+        evaluation=EvaluationConfig(),
+        checkpoint=CheckpointConfig(),
+        cluster=ClusterConfig("local", "local"),
+        tracking=TrackingConfig("none", uri="none"),
+        storage=StorageConfig("/nowhere"),
+    )
+
+
+def batches(steps: int) -> np.ndarray:
+    """[step, row, token]: sequences with enough structure to be learned; some rows are short."""
+    rng = np.random.default_rng(3)
+    start = rng.integers(0, VOCAB, (steps, BATCH, 1))
+    stride = rng.integers(1, 4, (steps, BATCH, 1))
+    return ((start + stride * np.arange(LENGTH + 1)) % VOCAB).astype(np.uint16)
+
+
+def lengths(steps: int) -> np.ndarray:
+    """[step, row]: mostly full, sometimes short, so that token-weighting matters."""
+    rng = np.random.default_rng(4)
+    return np.where(rng.random((steps, BATCH)) < 0.2, LENGTH // 2, LENGTH + 1).astype(np.int32)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run_cases(rank: int, world: int, port: int, cases: list[Case], folder: Path) -> None:
+    """Train every case in one process group; rank 0 writes `<name>.json` with losses and norms."""
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world),
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+    )  # fmt: skip
+    import torch
+    import torch.distributed as dist
+
+    from raymill.checkpoint.commit import commit
+    from raymill.checkpoint.manifest import Manifest
+    from raymill.checkpoint.resume import newest_verified
+    from raymill.engine.group import WorkerGroup
+    from raymill.engine.schedule import learning_rate_factor
+    from raymill.engine.device import join_deepspeed
+    from raymill.engine.trainer import Trainer, load_weights
+    from raymill.engine.worker_log import send_output_to
+    from raymill.model.build import build_model
+    from raymill.objective.language_modelling import LanguageModelling, Rows
+
+    send_output_to(folder / f"rank-{rank}.log")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    join_deepspeed(gpu=False)
+    group = WorkerGroup(torch.device("cpu"))
+    objective = LanguageModelling(end_of_text_id=0)
+    for case in cases:
+        job = job_of(case)
+        checkpoints = folder / "checkpoints" / case.name
+        found = newest_verified(checkpoints) if case.resume else None
+        model = build_model(job.arch, VOCAB, 0, SEED)
+        if found:
+            load_weights(model, found.reader())
+        trainer = Trainer(job, model, group)
+        report: dict[str, object] = {}
+        if found:
+            trainer.load_state(found.reader(), found.manifest.step)
+            reader = found.reader()
+            report["identical"] = all(
+                np.array_equal(values, reader.read(kind, name, start, values.size))
+                for name, start, arrays in trainer.fragments()
+                for kind, values in arrays.items()
+            )
+        data, length = batches(case.steps), lengths(case.steps)
+        losses, norms = [], []
+        share = BATCH // world
+        mine = slice(rank * share, (rank + 1) * share)
+        for step in range(found.manifest.step if found else 0, case.steps):
+            rows = Rows(data[step, mine], length[step, mine])
+            tokens = group.sum(objective.predicted_tokens(rows))[0]
+            nats = 0.0
+            for first in range(0, share, case.micro_batch):
+                trainer.begin_micro_batch(last=first + case.micro_batch >= share)
+                part = rows.part(first, first + case.micro_batch)
+                loss_sum = objective.loss_sum(trainer.engine, part, group.device)
+                nats += float(loss_sum)
+                trainer.backward(loss_sum, tokens)
+            rate = job.optim.learning_rate * learning_rate_factor(SCHEDULE, step + 1, case.steps)
+            norms.append(trainer.update(rate))
+            losses.append(group.sum(nats)[0] / tokens)
+            if step + 1 == case.save_at:
+                manifest = Manifest(
+                    step + 1, (step + 1) * BATCH, 0, world, 1, {}, "", (), "", None, None, {}
+                )
+                commit(checkpoints, manifest, trainer.shapes, trainer.fragments(), group)
+        report.update(losses=losses, norms=norms)
+        if rank == 0:
+            suffix = "-resumed" if case.resume else ""
+            (folder / f"{case.name}{suffix}.json").write_text(json.dumps(report))
+        trainer.engine.destroy()
+    dist.destroy_process_group()
+
+
+def spawn(world: int, cases: list[Case], folder: Path) -> dict[str, dict[str, object]]:
+    """Run `cases` on `world` processes and read back what they wrote."""
+    import torch.multiprocessing as mp
+
+    folder.mkdir(parents=True, exist_ok=True)
+    mp.spawn(run_cases, (world, free_port(), cases, folder), nprocs=world)
+    reports = {}
+    for case in cases:
+        suffix = "-resumed" if case.resume else ""
+        reports[case.name] = json.loads((folder / f"{case.name}{suffix}.json").read_text())
+    return reports
+
+
+def resumed(case: Case) -> Case:
+    return replace(case, resume=True, save_at=0)

@@ -1,0 +1,101 @@
+"""The same 50 steps by a bare PyTorch loop and by the trainer, under every stage and batch split."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from engine.probe import (
+    ARCH,
+    BATCH,
+    LENGTH,
+    SEED,
+    VOCAB,
+    Case,
+    batches,
+    lengths,
+    spawn,
+)
+from transformers import LlamaConfig, LlamaForCausalLM
+
+STEPS = 50
+
+
+def bare_losses() -> list[float]:
+    """Written from the formulas alone: nothing of Raymill but the model's numbers and the data."""
+    torch.manual_seed(SEED)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCAB,
+            hidden_size=ARCH.hidden_size,
+            intermediate_size=ARCH.intermediate_size,
+            num_hidden_layers=ARCH.layers,
+            num_attention_heads=ARCH.heads,
+            num_key_value_heads=ARCH.kv_heads,
+            max_position_embeddings=ARCH.max_positions,
+            rms_norm_eps=ARCH.norm_eps,
+            tie_word_embeddings=True,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    )
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    vectors = [p for p in model.parameters() if p.dim() == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
+        lr=3e-3,
+        betas=(0.9, 0.95),
+        eps=1e-8,
+    )
+    losses = []
+    for step, (rows, length) in enumerate(zip(batches(STEPS), lengths(STEPS), strict=True), 1):
+        rate = step / 5 if step <= 5 else 0.1 + 0.45 * (1 + math.cos(math.pi * (step - 5) / 45))
+        for group in optimizer.param_groups:
+            group["lr"] = 3e-3 * rate
+        tokens = torch.tensor(rows.astype(np.int64))
+        logits = model(tokens[:, :-1]).logits
+        log_probabilities = torch.log_softmax(logits, dim=-1)
+        picked = log_probabilities.gather(-1, tokens[:, 1:, None]).squeeze(-1)
+        counts = torch.arange(LENGTH)[None, :] < torch.tensor(length)[:, None] - 1
+        loss = -(picked * counts).sum() / counts.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.fixture(scope="module")
+def bare() -> np.ndarray:
+    losses = np.array(bare_losses())
+    assert losses[-1] < 0.7 * losses[0], "the probe must learn, or agreement means little"
+    return losses
+
+
+CASES = [Case(stage) for stage in (0, 1, 2, 3)]
+
+
+def worst(reports: dict[str, dict[str, object]], bare: np.ndarray) -> dict[str, float]:
+    return {
+        name: float(np.max(np.abs(np.array(report["losses"]) - bare) / bare))
+        for name, report in reports.items()
+    }
+
+
+def test_one_worker_every_stage_and_split(bare: np.ndarray, tmp_path: Path) -> None:
+    splits = [Case(1, micro) for micro in (1, 2, 8)] + [Case(0, micro) for micro in (1, 8)]
+    found = worst(spawn(1, CASES + splits, tmp_path), bare)
+    assert len(found) == 9
+    assert max(found.values()) < 1e-4, found
+
+
+def test_two_workers_every_stage(bare: np.ndarray, tmp_path: Path) -> None:
+    found = worst(spawn(2, [*CASES, Case(2, 1), Case(3, 2)], tmp_path), bare)
+    assert len(found) == 6
+    assert max(found.values()) < 1e-4, found
+
+
