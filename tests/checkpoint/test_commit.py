@@ -1,0 +1,193 @@
+"""A checkpoint is whole or it doesn't exist; a damaged one is named and the one before it is used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+
+from raymill.checkpoint.commit import commit
+from raymill.checkpoint.fragments import KINDS, FragmentReader, Slice, merge_slices, read_index
+from raymill.checkpoint.manifest import INDEX_NAME, MANIFEST_NAME, Manifest, verify
+from raymill.checkpoint.resume import contradictions, find_fork, newest_verified, parse_fork
+from raymill.checkpoint.resume import CHANGEABLE_ON_FORK, CHANGEABLE_ON_RESUME
+from raymill.checkpoint.retention import (
+    apply_retention,
+    committed_steps,
+    remove_leftovers,
+    steps_to_delete,
+)
+from raymill.errors import CheckpointError, ConfigError
+
+T = TypeVar("T")
+SHAPES = {"a": (4, 3), "b": (5,)}
+
+
+class Alone:
+    """A group of one."""
+
+    rank = 0
+    world_size = 1
+
+    def gather(self, value: T) -> list[T]:
+        return [value]
+
+    def broadcast(self, value: T) -> T:
+        return value
+
+
+class RefusedByRankOne(Alone):
+    """A group in which another rank fails to write."""
+
+    world_size = 2
+
+    def gather(self, value: T) -> list[T]:
+        return [value, "OSError: no space left on device"]  # type: ignore[list-item]
+
+
+def manifest(step: int) -> Manifest:
+    return Manifest(
+        step, step * 8, step * 80, 1, 1, {"optim.learning_rate": 0.1}, "c" * 64, ("d" * 64,),
+        "t" * 64, None, None, {},
+    )  # fmt: skip
+
+
+def state(seed: int) -> dict[str, dict[str, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    return {
+        name: {kind: rng.random(int(np.prod(shape)), dtype=np.float32) for kind in KINDS}
+        for name, shape in SHAPES.items()
+    }
+
+
+def save(folder: Path, step: int, group: Any = None) -> Path:
+    values = state(step)
+    fragments = [(name, 0, arrays) for name, arrays in values.items()]
+    return commit(folder, manifest(step), SHAPES, fragments, group or Alone())
+
+
+def test_what_was_committed_is_read_back_bit_by_bit_and_by_ranges(tmp_path: Path) -> None:
+    directory = save(tmp_path, 3)
+    assert directory.name == "step-00000003"
+    assert verify(directory).step == 3
+    reader = FragmentReader(directory, read_index(directory / INDEX_NAME))
+    for name, arrays in state(3).items():
+        for kind, values in arrays.items():
+            assert np.array_equal(reader.read(kind, name), values)
+            assert np.array_equal(reader.read(kind, name, 2, 2), values[2:4])
+    assert reader.tensor("a").shape == (4, 3)
+    with pytest.raises(CheckpointError, match="no parameter nothing"):
+        reader.read("fp32", "nothing")
+    with pytest.raises(CheckpointError, match="has 5 elements"):
+        reader.read("fp32", "b", 3, 9)
+
+
+@pytest.mark.parametrize("victim", ["rank-00000.safetensors", INDEX_NAME, MANIFEST_NAME])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
+def test_damage_is_named_and_the_one_before_is_used(
+    tmp_path: Path, victim: str, damage: str
+) -> None:
+    save(tmp_path, 1)
+    path = save(tmp_path, 2) / victim
+    data = bytearray(path.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 1
+        path.write_bytes(bytes(data))
+    elif damage == "truncate":
+        path.write_bytes(bytes(data[:-7]))
+    else:
+        path.unlink()
+    heard: list[str] = []
+    found = newest_verified(tmp_path, heard.append)
+    assert found is not None
+    assert found.manifest.step == 1
+    assert len(heard) == 1
+    assert "step-00000002" in heard[0]
+    assert found.passed_over == tuple(heard)
+
+
+def test_when_none_verifies_the_run_is_not_silently_started_anew(tmp_path: Path) -> None:
+    for step in (1, 2):
+        (save(tmp_path, step) / MANIFEST_NAME).unlink()
+    with pytest.raises(CheckpointError, match="none of the 2 checkpoints"):
+        newest_verified(tmp_path)
+    assert newest_verified(tmp_path / "empty") is None
+
+
+def test_a_rank_that_cannot_write_leaves_nothing(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    with pytest.raises(CheckpointError, match="rank 1: OSError: no space left"):
+        save(tmp_path, 2, RefusedByRankOne())
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_an_exception_while_gathering_state_is_a_vote_not_a_hang(tmp_path: Path) -> None:
+    def broken() -> Any:
+        yield "a", 0, state(1)["a"]
+        raise MemoryError("host memory")
+
+    with pytest.raises(CheckpointError, match="MemoryError: host memory"):
+        commit(tmp_path, manifest(1), SHAPES, broken(), Alone())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_parameters_must_be_covered_once_and_wholly(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="slices cover 4 of 5"):
+        merge_slices({"b": (5,)}, [{"b": Slice("f", 0, 4)}])
+    with pytest.raises(CheckpointError, match="expected a slice at element 3, found 2"):
+        merge_slices({"b": (5,)}, [{"b": Slice("f", 0, 3)}, {"b": Slice("g", 2, 3)}])
+
+
+def test_a_damaged_directory_of_the_same_step_is_kept_aside(tmp_path: Path) -> None:
+    (save(tmp_path, 2) / INDEX_NAME).unlink()
+    save(tmp_path, 2)
+    assert verify(tmp_path / "step-00000002").step == 2
+    assert any(".damaged-" in path.name for path in tmp_path.iterdir())
+    assert [step for step, _ in committed_steps(tmp_path)] == [2]
+
+
+def test_retention() -> None:
+    steps = list(range(10, 110, 10))
+    assert steps_to_delete(steps, 2, 0, []) == steps[:-2]
+    assert steps_to_delete(steps, 1, 50, []) == [10, 20, 30, 40, 60, 70, 80, 90]
+    assert 30 not in steps_to_delete(steps, 2, 0, [30])
+    assert steps_to_delete(steps, 0, 0, []) == steps[:-1], "the newest always stays"
+
+
+def test_retention_on_disk_spares_protected_and_clears_leftovers(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    (tmp_path / "step-00000009.tmp-abc").mkdir()
+    apply_retention(tmp_path, 1, 0, [tmp_path / "step-00000001"])
+    remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000003"]
+
+
+def test_contradictions_name_the_key() -> None:
+    stored: Mapping[str, Any] = {"optim.learning_rate": 0.1, "train.steps": 5, "arch.layers": 2}
+    asked = {"optim.learning_rate": 0.2, "train.steps": 9, "arch.layers": 2, "zero.stage": 3}
+    (problem,) = contradictions(stored, asked, CHANGEABLE_ON_RESUME)
+    assert problem.startswith("optim.learning_rate=0.2: the checkpoint was trained with 0.1")
+    assert contradictions(stored, asked, CHANGEABLE_ON_FORK) == []
+
+
+def test_forks(tmp_path: Path) -> None:
+    save(tmp_path / "base" / "checkpoints", 4)
+    assert find_fork(tmp_path, "base@4").manifest.step == 4
+    with pytest.raises(ConfigError, match=r"no step 5 \(available: 4\)"):
+        find_fork(tmp_path, "base@5")
+    with pytest.raises(ConfigError, match="<run name>@<step>"):
+        parse_fork("../base@5")
+
+
+def test_an_altered_manifest_does_not_verify(tmp_path: Path) -> None:
+    path = save(tmp_path, 1) / MANIFEST_NAME
+    body = json.loads(path.read_text())
+    body["samples"] += 1
+    path.write_text(json.dumps(body))
+    with pytest.raises(CheckpointError, match="doesn't match its own digest"):
+        verify(path.parent)
