@@ -37,7 +37,8 @@ def write_prepared(
     seed: int = 0,
     name: str = "tiny",
 ) -> Prepared:
-    """Write train shards of exactly `shard_rows` rows (the last row of each is short) and return it loaded.
+    """Write train shards of exactly `shard_rows` rows (the last row of each is short) and return
+    it loaded.
 
     Every token but EOT counts one byte, except that each multiple of 3 counts two.
     """

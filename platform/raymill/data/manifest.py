@@ -1,8 +1,9 @@
-"""The manifest of a prepared folder: what was written, from what, and how to tell that it is still whole.
+"""The manifest of a prepared folder: what was written, from what, and how to tell that it is still
+whole.
 
-A prepared folder counts as finished when its `manifest.json` exists: that file is written last, and it
-names every shard with its size and digests. Training keeps only the manifest's own digest in its
-checkpoints, and can still prove which bytes it was fed.
+A prepared folder counts as finished when its `manifest.json` exists: that file is written last,
+and it names every shard with its size and digests. Training keeps only the manifest's own digest
+in its checkpoints, and can still prove which bytes it was fed.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ AGAIN = "run jobs/prepare.py again"
 class Shard:
     """One Parquet file. `path` is relative to the prepared folder; sizes are in bytes.
 
-    `tokens` counts the shard's stream once (rows overlap by one token); `predicted_tokens` is one less;
-    `bytes` is the UTF-8 length of the text behind the stream.
+    `tokens` counts the shard's stream once (rows overlap by one token); `predicted_tokens` is one
+    less; `bytes` is the UTF-8 length of the text behind the stream.
     """
 
     path: str
@@ -97,8 +98,8 @@ class Contamination:
     """How much of the held-out text also stands in training text.
 
     `share` is over the positions of held-out n-grams (of `unit`s, inside one document);
-    `distinct_share` counts each different n-gram once. `sampled` is the fraction of n-grams looked at,
-    chosen by their hash.
+    `distinct_share` counts each different n-gram once. `sampled` is the fraction of n-grams looked
+    at, chosen by their hash.
     """
 
     n: int
@@ -191,7 +192,8 @@ def read_manifest(folder: Path) -> Manifest:
     """Read `manifest.json` and verify its digest and version, without looking at the shards.
 
     Raises:
-        DataError: no manifest, not JSON, another format version, or contents that don't match its digest.
+        DataError: no manifest, not JSON, another format version, or contents that don't match its
+        digest.
     """
     path = folder / MANIFEST_NAME
     try:
@@ -214,14 +216,15 @@ def read_manifest(folder: Path) -> Manifest:
     version = tree.get("format_version")
     if version != FORMAT_VERSION:
         raise DataError(
-            f"{path} has format version {version!r}, this Raymill reads {FORMAT_VERSION}; {AGAIN} with this version."
+            f"{path} has format version {version!r}, this Raymill reads {FORMAT_VERSION}; {AGAIN} "
+            "with this version."
         )
     stated = tree.pop("digest", None)
     found = sha256_text(canonical_json(tree))
     if stated != found:
         raise DataError(
-            f"{path} was changed after it was written: it states digest {str(stated)[:12]}, its contents have "
-            f"{found[:12]}; restore it, or delete it and {AGAIN}."
+            f"{path} was changed after it was written: it states digest {str(stated)[:12]}, its "
+            f"contents have {found[:12]}; restore it, or delete it and {AGAIN}."
         )
     tree["digest"] = stated
     try:
@@ -233,7 +236,8 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def load_prepared(folder: Path) -> Prepared:
-    """Open a finished prepared folder, verifying manifest, tokenizer, and presence and size of every shard.
+    """Open a finished prepared folder, verifying manifest, tokenizer, and presence and size of
+    every shard.
 
     Contents are verified later, row group by row group, by `shards.read_row_group`.
 
@@ -248,8 +252,9 @@ def load_prepared(folder: Path) -> Prepared:
     found = tokenizer_fingerprint(path)
     if found != manifest.tokenizer.fingerprint:
         raise DataError(
-            f"{path} has fingerprint {found[:12]}, the manifest expects {manifest.tokenizer.fingerprint[:12]}: it "
-            f"isn't the tokenizer that wrote these shards; restore it, or delete {MANIFEST_NAME} and {AGAIN}."
+            f"{path} has fingerprint {found[:12]}, the manifest expects "
+            f"{manifest.tokenizer.fingerprint[:12]}: it isn't the tokenizer that wrote these "
+            f"shards; restore it, or delete {MANIFEST_NAME} and {AGAIN}."
         )
     return Prepared(folder, manifest)
 
@@ -271,14 +276,14 @@ def check_shard_size(folder: Path, shard: Shard) -> None:
         found = path.stat().st_size
     except FileNotFoundError:
         raise DataError(
-            f"{path} is missing: the manifest lists it with {shard.file_bytes} bytes; restore it, or delete "
-            f"{MANIFEST_NAME} and {AGAIN}."
+            f"{path} is missing: the manifest lists it with {shard.file_bytes} bytes; restore it, "
+            f"or delete {MANIFEST_NAME} and {AGAIN}."
         ) from None
     if found != shard.file_bytes:
         what = "is truncated" if found < shard.file_bytes else "is too long"
         raise DataError(
-            f"{path} {what}: expected {shard.file_bytes} bytes, found {found}; restore it, or delete "
-            f"{MANIFEST_NAME} and {AGAIN}."
+            f"{path} {what}: expected {shard.file_bytes} bytes, found {found}; restore it, or "
+            f"delete {MANIFEST_NAME} and {AGAIN}."
         )
 
 

@@ -1,8 +1,9 @@
-"""Documents become rows of one length: the stream EOT d1 EOT d2 … dn EOT, cut with an overlap of one token.
+"""Documents become rows of one length: the stream EOT d1 EOT d2 … dn EOT, cut with an overlap of
+one token.
 
-Legend: T sequence length (predictions a row), R rows. A row holds T+1 tokens; its last token is the first
-of the next row, so every token but the stream's first is predicted exactly once, and none is padding.
-Numpy only: which token lands in which row is arithmetic, and is tested as such.
+Legend: T sequence length (predictions a row), R rows. A row holds T+1 tokens; its last token is
+the first of the next row, so every token but the stream's first is predicted exactly once, and
+none is padding. Numpy only: which token lands in which row is arithmetic, and is tested as such.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from numpy.typing import NDArray
 class RowGroup:
     """Rows that are written, and later read, together.
 
-    tokens: flat, the rows one after the other; length: int32 [R], tokens a row; bytes: int32 [R], UTF-8
-    bytes of the text behind tokens[1:] of each row (an end-of-text token stands for none).
+    tokens: flat, the rows one after the other; length: int32 [R], tokens a row; bytes: int32 [R],
+    UTF-8 bytes of the text behind tokens[1:] of each row (an end-of-text token stands for none).
     """
 
     tokens: NDArray[np.unsignedinteger]

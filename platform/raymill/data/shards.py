@@ -1,8 +1,9 @@
 """Tokenized shards on disk: Parquet that proves, at every read, that it is what was written.
 
-Three nets, since a flipped byte in a Parquet file otherwise reads as valid data: page checksums (written
-and verified); a digest of each row group's contents, kept in the footer, because page checksums don't
-cover page headers; and the footer's own sha256, kept in the manifest. None needs a read of the whole shard.
+Three nets, since a flipped byte in a Parquet file otherwise reads as valid data: page checksums
+(written and verified); a digest of each row group's contents, kept in the footer, because page
+checksums don't cover page headers; and the footer's own sha256, kept in the manifest. None needs a
+read of the whole shard.
 
 Legend: T sequence length, R rows of a row group.
 """
@@ -79,8 +80,8 @@ class ShardWriter:
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         self._temporary = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex}")
-        # The high bytes of ids are nearly constant: split into byte planes they compress to 1.4 bytes a
-        # token at vocabulary 4096, where plain pages need 1.8, and decode faster.
+        # The high bytes of ids are nearly constant: split into byte planes they compress to 1.4
+        # bytes a token at vocabulary 4096, where plain pages need 1.8, and decode faster.
         self._writer = pq.ParquetWriter(
             self._temporary,
             self._schema,
@@ -202,14 +203,15 @@ def read_footer(path: Path) -> bytes:
 def refuse_extension_types(path: Path, footer: bytes) -> None:
     """Raise DataError if the stored Arrow schema names an extension type.
 
-    Looked for in the raw footer, since opening the file would already run the code that a registered
-    extension type deserialises with (CVE-2026-41486 in Ray Data below 2.55).
+    Looked for in the raw footer, since opening the file would already run the code that a
+    registered extension type deserialises with (CVE-2026-41486 in Ray Data below 2.55).
     """
     refusal = f"{path} holds an Arrow extension type; Raymill reads plain columns only: rewrite the file without it."
     position = footer.find(b"ARROW:schema")
     while position >= 0:
         start = position + len(b"ARROW:schema")
-        # Thrift compact protocol: field header 0x18 (binary, next field), varint length, then base64.
+        # Thrift compact protocol: field header 0x18 (binary, next field), varint length, then
+        # base64.
         if footer[start : start + 1] != b"\x18":
             raise DataError(f"{path} has a footer whose Arrow schema can't be inspected.")
         start, length, shift = start + 1, 0, 0
@@ -248,8 +250,9 @@ def _footer(path: Path, shard: Shard, dtype: str) -> Footer:
     found = hashlib.sha256(raw).hexdigest()
     if found != shard.footer_sha256:
         raise DataError(
-            f"{path}: its footer has sha256 {found[:12]}, the manifest expects {shard.footer_sha256[:12]}; the "
-            f"shard was damaged or replaced: restore it, or delete manifest.json and {AGAIN}."
+            f"{path}: its footer has sha256 {found[:12]}, the manifest expects "
+            f"{shard.footer_sha256[:12]}; the shard was damaged or replaced: restore it, or "
+            f"delete manifest.json and {AGAIN}."
         )
     refuse_extension_types(path, raw)
     with pq.ParquetFile(path) as file:
@@ -257,16 +260,17 @@ def _footer(path: Path, shard: Shard, dtype: str) -> Footer:
     expected = schema(dtype)
     if not stored.equals(expected, check_metadata=False):
         raise DataError(
-            f"{path} has the schema ({_spelled(stored)}), expected ({_spelled(expected)}); it isn't a shard of "
-            f"this manifest: restore it, or delete manifest.json and {AGAIN}."
+            f"{path} has the schema ({_spelled(stored)}), expected ({_spelled(expected)}); it "
+            f"isn't a shard of this manifest: restore it, or delete manifest.json and {AGAIN}."
         )
     entries = metadata.metadata or {}
     footer = Footer(metadata, entries[DIGESTS_KEY].decode("ascii"), int(entries[LENGTH_KEY]))
     digests = footer.digests
     if metadata.num_row_groups != shard.row_groups or len(digests) != shard.row_groups * DIGEST_HEX:
         raise DataError(
-            f"{path} has {metadata.num_row_groups} row groups and {len(digests) // DIGEST_HEX} row group digests, "
-            f"expected {shard.row_groups} of each; restore it, or delete manifest.json and {AGAIN}."
+            f"{path} has {metadata.num_row_groups} row groups and {len(digests) // DIGEST_HEX} "
+            f"row group digests, expected {shard.row_groups} of each; restore it, or delete "
+            f"manifest.json and {AGAIN}."
         )
     with _footers_lock:
         _footers[key] = footer
@@ -312,8 +316,8 @@ def _group_digest(
 
 def _damaged(path: Path, group: int, reason: str) -> str:
     return (
-        f"{path}, row group {group} is damaged ({reason}). The bytes on disk aren't those that were written: "
-        f"restore the file, or delete manifest.json and {AGAIN}."
+        f"{path}, row group {group} is damaged ({reason}). The bytes on disk aren't those that "
+        f"were written: restore the file, or delete manifest.json and {AGAIN}."
     )
 
 

@@ -1,0 +1,120 @@
+"""How much of the held-out text also stands in training text: shared token 13-grams.
+
+GPT-3 (Brown et al. 2020, appendix C) counted 13-grams of words. Tokens are used here: they are
+what the model sees, need no text to be kept, and 13 of them are a shorter stretch than 13 words,
+so the measure is the stricter one. N-grams never cross a document's end.
+
+Memory is bounded: only held-out n-grams are kept, as 64-bit hashes; with more than MAX_NGRAMS of
+them a share chosen by hash is looked at. Training text streams past, shard by shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raymill.data.manifest import Contamination, Shard, Split
+from raymill.data.shards import row_groups
+
+N = 13
+MAX_NGRAMS = 1 << 22
+_GOLDEN = 0x9E3779B97F4A7C15
+
+Hashes = NDArray[np.uint64]
+
+
+def sampling_shift(validation: Split) -> int:
+    """Only hashes whose lowest `shift` bits are 0 are looked at; 0 unless the held-out set is huge."""
+    return max(0, (validation.tokens - 1).bit_length() - MAX_NGRAMS.bit_length() + 1)
+
+
+def shard_ngrams(
+    folder: Path, shard: Shard, dtype: str, end_of_text_id: int, shift: int
+) -> Iterator[Hashes]:
+    """Hashes of all n-grams of a shard inside documents, row group by row group."""
+    tail = np.zeros(0, dtype=np.int64)
+    for tokens, length, _ in row_groups(folder / shard.path, shard, dtype):
+        inside = np.arange(1, tokens.shape[1]) < length[:, None]
+        # Each row repeats the last token of the row before; the shard's first token is an EOT
+        # anyway.
+        stream = np.concatenate([tail, tokens[:, 1:][inside].astype(np.int64)])
+        yield _sampled(ngram_hashes(stream, end_of_text_id), shift)
+        tail = stream[-(N - 1) :]
+
+
+def ngram_hashes(stream: NDArray[np.int64], end_of_text_id: int) -> Hashes:
+    """One hash for every window of N tokens without an end-of-text token."""
+    count = len(stream) - N + 1
+    if count <= 0:
+        return np.zeros(0, dtype=np.uint64)
+    mixed = _mix(stream.astype(np.uint64))
+    hashes = np.zeros(count, dtype=np.uint64)
+    for offset in range(N):
+        hashes = _mix(hashes ^ mixed[offset : offset + count])
+    ends = np.concatenate([[0], np.cumsum(stream == end_of_text_id)])
+    inside: Hashes = hashes[ends[N:] == ends[:-N]]
+    return inside
+
+
+def merge_counts(
+    parts: Iterable[tuple[Hashes, NDArray[np.int64]]],
+) -> tuple[Hashes, NDArray[np.int64]]:
+    """Sum up (hashes, occurrences) pairs into one sorted pair."""
+    hashes = np.zeros(0, dtype=np.uint64)
+    counts = np.zeros(0, dtype=np.int64)
+    for more, more_counts in parts:
+        both = np.concatenate([hashes, more])
+        hashes, index = np.unique(both, return_inverse=True)
+        counts = np.bincount(
+            index, weights=np.concatenate([counts, more_counts]), minlength=len(hashes)
+        ).astype(np.int64)
+    return hashes, counts
+
+
+def count_ngrams(
+    folder: Path, shard: Shard, dtype: str, end_of_text_id: int, shift: int
+) -> tuple[Hashes, NDArray[np.int64]]:
+    """The distinct n-grams of a (held-out) shard and how often each occurs."""
+    parts = shard_ngrams(folder, shard, dtype, end_of_text_id, shift)
+    return merge_counts(np.unique(part, return_counts=True) for part in parts)
+
+
+def occurring(
+    folder: Path, shard: Shard, dtype: str, end_of_text_id: int, shift: int, held_out: Hashes
+) -> NDArray[np.bool_]:
+    """Which of the sorted held-out n-grams occur in a (training) shard."""
+    found = np.zeros(len(held_out), dtype=np.bool_)
+    if not len(held_out):
+        return found
+    for hashes in shard_ngrams(folder, shard, dtype, end_of_text_id, shift):
+        places = np.minimum(np.searchsorted(held_out, hashes), len(held_out) - 1)
+        found[places[held_out[places] == hashes]] = True
+    return found
+
+
+def summary(counts: NDArray[np.int64], found: NDArray[np.bool_], shift: int) -> Contamination:
+    """Shares rounded to six places, since a manifest's digest rests on them."""
+    total = int(counts.sum())
+    return Contamination(
+        n=N,
+        unit="token",
+        share=round(float(counts[found].sum()) / total, 6) if total else 0.0,
+        distinct_share=round(float(found.mean()), 6) if total else 0.0,
+        held_out=total,
+        sampled=2.0**-shift,
+    )
+
+
+def _mix(values: Hashes) -> Hashes:
+    """splitmix64's finaliser (Steele et al. 2014): every input bit reaches every output bit."""
+    values = values + np.uint64(_GOLDEN)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def _sampled(hashes: Hashes, shift: int) -> Hashes:
+    return hashes[hashes & np.uint64((1 << shift) - 1) == 0] if shift else hashes

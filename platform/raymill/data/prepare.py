@@ -1,0 +1,238 @@
+"""Raw text becomes a prepared folder: a tokenizer, tokenized shards, and the manifest that vouches
+for them.
+
+The order of things is what makes a kill harmless: the tokenizer first, then shards with a sidecar
+each, the manifest last. Whatever stands without a manifest is only a start for the next try.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from raymill.config.schema import PrepareJob
+from raymill.data import tokenizer as tokenizers_room
+from raymill.data.inputs_check import refuse_changed_inputs
+from raymill.data.location import prepared_folder, shaping_config
+from raymill.data.manifest import (
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    TOKENIZER_FOLDER,
+    BadInputs,
+    Manifest,
+    Prepared,
+    Split,
+    TokenizerIdentity,
+    canonical_json,
+    load_prepared,
+    sha256_text,
+    tokenizer_fingerprint,
+    write_atomically,
+    write_manifest,
+)
+from raymill.data.pack import dtype_for
+from raymill.data.prepare_report import Progress, announce, announce_existing, summarise
+from raymill.data.records import Reading
+from raymill.data.sources import Unit, no_held_out_message, plan_units
+from raymill.data.tasks import do_unit, measure_contamination, parallel, train_tokenizer
+from raymill.data.unit import UNITS_FOLDER, Settings, UnitResult
+from raymill.errors import DataError
+
+NAMED_BAD = 20  # bad records named in the manifest and in the refusal
+
+
+def run(job: PrepareJob) -> Prepared:
+    """Prepare a job's data, or find it prepared already.
+
+    Raises:
+        DataError: the input is missing or too bad, or the folder holds something else than it
+        should.
+    """
+    from raymill.cluster.session import connect
+
+    units = plan_units(job.data, job.seed)
+    folder = job_folder(job)
+    if (folder / MANIFEST_NAME).exists():
+        return existing(job, units)
+    with connect(job.cluster, workers=0):
+        return prepare_with_ray(job, units)
+
+
+def job_folder(job: PrepareJob) -> Path:
+    """Where this job's data lies."""
+    return prepared_folder(job.data, job.tokenizer, job.seed, job.storage.root).absolute()
+
+
+def existing(job: PrepareJob, units: Sequence[Unit]) -> Prepared:
+    """The finished folder, verified, if its inputs are still what they were; else DataError."""
+    prepared = load_prepared(job_folder(job))
+    settings = _settings(job, prepared.folder, prepared.manifest.tokenizer)
+    refuse_changed_inputs(prepared, units, settings)
+    if job.tokenizer.path is not None:
+        file = tokenizers_room.tokenizer_file(Path(job.tokenizer.path))
+        loaded = tokenizers_room.load(file, job.tokenizer.end_of_text)
+        if tokenizers_room.fingerprint(loaded) != prepared.manifest.tokenizer.fingerprint:
+            raise DataError(
+                f"{prepared.folder} was prepared with another tokenizer than {file} holds now; "
+                "give the data another data.name, or delete that folder if no run needs it."
+            )
+    announce_existing(prepared)
+    return prepared
+
+
+def prepare_with_ray(
+    job: PrepareJob, units: Sequence[Unit] | None = None, *, tasks: int | None = None
+) -> Prepared:
+    """`run` on a Ray that is initialised already; at most `tasks` units at once (None: one a core)."""
+    units = plan_units(job.data, job.seed) if units is None else units
+    folder = job_folder(job)
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    with _only_writer(folder):
+        if (folder / MANIFEST_NAME).exists():
+            return existing(job, units)
+        announce(folder, units)
+        identity = _tokenizer(job, units, folder)
+        settings = _settings(job, folder, identity)
+        results = _run_units(units, settings, tasks)
+        manifest = _manifest(job, folder, settings, results, tasks)
+        _remove_leftovers(folder, manifest, len(units))
+        write_manifest(folder, manifest)
+    prepared = load_prepared(folder)
+    summarise(prepared, results, time.monotonic() - started)
+    return prepared
+
+
+@contextmanager
+def _only_writer(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; the kernel frees it when the process dies, however it dies."""
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(
+                f"Another preparation is writing {folder} right now; wait for it or end it first."
+            ) from None
+        yield
+
+
+def _reading(job: PrepareJob) -> Reading:
+    validation = job.data.validation
+    return Reading(job.data.text_column, validation.group_column, validation.fraction, job.seed)
+
+
+def _settings(job: PrepareJob, folder: Path, identity: TokenizerIdentity) -> Settings:
+    return Settings(
+        folder=str(folder),
+        reading=_reading(job),
+        tokenizer=identity,
+        end_of_text=job.tokenizer.end_of_text,
+        sequence_length=job.data.sequence_length,
+        row_group_rows=job.data.row_group_rows,
+    )
+
+
+def _tokenizer(job: PrepareJob, units: Sequence[Unit], folder: Path) -> TokenizerIdentity:
+    """Load or train, unless an earlier try from the same inputs has done so already."""
+    target = folder / TOKENIZER_FOLDER
+    config = job.tokenizer
+    if config.path is not None:
+        loaded = tokenizers_room.load(Path(config.path), config.end_of_text)
+        tokenizers_room.save(loaded, target, config.end_of_text, Path(config.path))
+        return tokenizers_room.identity(loaded, config.end_of_text)
+    plan = [[asdict(piece) for piece in unit] for unit in units]
+    digest = sha256_text(
+        canonical_json(
+            {"plan": plan, "tokenizer": asdict(config), "reading": asdict(_reading(job))}
+        )
+    )
+    sidecar = folder / UNITS_FOLDER / "tokenizer.json"
+    try:
+        earlier = json.loads(sidecar.read_text(encoding="utf-8"))
+        identity = TokenizerIdentity(**earlier["identity"])
+        found = tokenizer_fingerprint(target / "tokenizer.json")
+        if earlier["digest"] == digest and found == identity.fingerprint:
+            return identity
+    except (OSError, ValueError, KeyError, TypeError, DataError):
+        pass  # nothing usable from an earlier try: train
+    identity = train_tokenizer(units, _reading(job), config, target)
+    sidecar.parent.mkdir(exist_ok=True)
+    write_atomically(sidecar, canonical_json({"digest": digest, "identity": asdict(identity)}))
+    return identity
+
+
+def _run_units(units: Sequence[Unit], settings: Settings, tasks: int | None) -> list[UnitResult]:
+    """Every unit's result in the plan's order."""
+    results: dict[int, UnitResult] = {}
+    with Progress(units) as progress:
+        for result, earlier in parallel(do_unit, [*enumerate(units)], shared=settings, tasks=tasks):
+            results[result.index] = result
+            progress.done(result, earlier=earlier)
+    return [results[index] for index in range(len(units))]
+
+
+def _manifest(
+    job: PrepareJob,
+    folder: Path,
+    settings: Settings,
+    results: Sequence[UnitResult],
+    tasks: int | None,
+) -> Manifest:
+    """Judge the results as a whole and put them together."""
+    bad = _judged_bad_inputs(job, results)
+    splits = {
+        name: Split.of(tuple(r.shards[name] for r in results if name in r.shards))
+        for name in ("train", "validation")
+    }
+    if not splits["validation"].rows:
+        raise DataError(no_held_out_message("no usable record fell into the validation split"))
+    if not splits["train"].rows:
+        raise DataError("There is no usable training text: every record is bad, empty or held out.")
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        name=job.data.name,
+        sequence_length=job.data.sequence_length,
+        row_group_rows=job.data.row_group_rows,
+        dtype=dtype_for(settings.tokenizer.vocab_size),
+        tokenizer=settings.tokenizer,
+        splits=splits,
+        inputs=tuple(entry for result in results for entry in result.inputs),
+        documents=sum(result.documents for result in results),
+        bad_inputs=bad,
+        contamination=measure_contamination(folder, splits, settings, tasks),
+        config=shaping_config(job.data, job.tokenizer, job.seed),
+    )
+
+
+def _judged_bad_inputs(job: PrepareJob, results: Sequence[UnitResult]) -> BadInputs:
+    """Count the bad records; raise DataError if they are more than the configured fraction."""
+    count = sum(result.bad for result in results)
+    records = sum(result.records for result in results)
+    examples = tuple(text for result in results for text in result.bad_examples)[:NAMED_BAD]
+    if count > job.data.max_bad_fraction * records:
+        named = "\n".join(f"  {text}" for text in examples)
+        more = f"\n  … and {count - len(examples)} more" if count > len(examples) else ""
+        raise DataError(
+            f"{count} of {records} records can't be used, more than data.max_bad_fraction="
+            f"{job.data.max_bad_fraction:g} allows:\n{named}{more}\nMend or remove them, or raise "
+            "data.max_bad_fraction."
+        )
+    return BadInputs(count, examples)
+
+
+def _remove_leftovers(folder: Path, manifest: Manifest, units: int) -> None:
+    """Delete shards and sidecars of earlier tries that the manifest doesn't name."""
+    named = {shard.path for split in manifest.splits.values() for shard in split.shards}
+    for split in ("train", "validation"):
+        for path in (folder / split).glob("*"):
+            if f"{split}/{path.name}" not in named:
+                path.unlink()
+    sidecars = {"tokenizer.json", *(f"{index:05d}.json" for index in range(units))}
+    for path in (folder / UNITS_FOLDER).glob("*"):
+        if path.name not in sidecars:
+            path.unlink()

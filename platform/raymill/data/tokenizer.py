@@ -1,0 +1,260 @@
+"""The tokenizer: trained on training text, or loaded; saved as a Hugging Face folder; encoding
+with exact bytes.
+
+Byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) through HF `tokenizers`. `transformers`
+isn't imported: the folder it reads is two small JSON files.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raymill.config.schema import TokenizerConfig
+from raymill.data.manifest import (
+    TokenizerIdentity,
+    canonical_json,
+    sha256_text,
+    sync_folder,
+    write_atomically,
+)
+from raymill.errors import DataError
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+
+SLICE_CHARACTERS = 1 << 18  # encoded at once: `tokenizers` needs some 100 bytes for each token
+BATCH_CHARACTERS = 1 << 20
+COPIED = ("special_tokens_map.json", "chat_template.jinja", "added_tokens.json")
+
+
+def train(texts: Iterator[str], config: TokenizerConfig) -> Tokenizer:
+    """Learn a byte-level BPE; the same texts give the same tokenizer."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=[AddedToken(config.end_of_text, special=True, normalized=False)],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def load(path: Path, end_of_text: str) -> Tokenizer:
+    """Load a `tokenizer.json` or the folder that holds one.
+
+    Raises:
+        DataError: nothing there, not a tokenizer, or no special token `end_of_text`.
+    """
+    from tokenizers import Tokenizer
+
+    file = tokenizer_file(path)
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # `tokenizers` raises nothing narrower for a malformed file
+        raise DataError(f"tokenizer.path: {file} isn't a tokenizer.json ({error}).") from error
+    # A file may carry training-time padding and truncation, which would silently cut documents.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    special = sorted(
+        token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special
+    )
+    if end_of_text not in special:
+        known = ", ".join(special[:12]) or "none"
+        raise DataError(
+            f"tokenizer.path: {file} has no special token {end_of_text!r}, which separates "
+            f"documents; set tokenizer.end_of_text to one of its special tokens: {known}."
+        )
+    return tokenizer
+
+
+def tokenizer_file(path: Path) -> Path:
+    """The `tokenizer.json` that a path stands for; raises DataError if there is none."""
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        raise DataError(
+            f"tokenizer.path: {file} doesn't exist; expected a tokenizer.json or a Hugging Face "
+            "folder with one. Leave tokenizer.path out to train a tokenizer."
+        )
+    return file
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """sha256 over the tokenizer's canonical JSON; equals `manifest.tokenizer_fingerprint` of its saved file."""
+    return sha256_text(canonical_json(json.loads(tokenizer.to_str())))
+
+
+def identity(tokenizer: Tokenizer, end_of_text: str) -> TokenizerIdentity:
+    """What the manifest says about a tokenizer. The vocabulary's size is the largest id + 1."""
+    token_id = tokenizer.token_to_id(end_of_text)
+    if token_id is None:
+        raise DataError(f"The tokenizer has no token {end_of_text!r}.")
+    vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+    return TokenizerIdentity(fingerprint(tokenizer), vocab_size, token_id)
+
+
+def save(tokenizer: Tokenizer, folder: Path, end_of_text: str, source: Path | None = None) -> None:
+    """Write a folder that `transformers.AutoTokenizer.from_pretrained` loads offline.
+
+    End of text also serves as beginning and padding: rows start with it, and padding is masked by
+    length. A loaded tokenizer's other settings (chat template, …) are kept from its `source`
+    folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    settings: dict[str, Any] = {}
+    if source is not None and source.is_dir():
+        for name in COPIED:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
+        if (source / "tokenizer_config.json").is_file():
+            settings = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))
+    settings.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
+    settings.setdefault("clean_up_tokenization_spaces", False)
+    for role in ("bos_token", "eos_token", "pad_token"):
+        if settings.get(role) is None:
+            settings[role] = end_of_text
+    settings["eos_token"] = end_of_text
+    # auto_map names code to run; none is taken over.
+    settings.pop("auto_map", None)
+    text = json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False)
+    write_atomically(folder / "tokenizer_config.json", text + "\n")
+    write_atomically(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
+    sync_folder(folder)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A document's token ids [n] and the UTF-8 bytes of text behind each [n], which add up to its text's."""
+
+    ids: NDArray[np.int64]
+    token_bytes: NDArray[np.int64]
+
+
+class Encoder:
+    """Encodes documents; special tokens that a text spells out are text, never control."""
+
+    def __init__(self, tokenizer: Tokenizer, end_of_text_id: int) -> None:
+        self._tokenizer = tokenizer
+        self._tokenizer.encode_special_tokens = True
+        self._end_of_text_id = end_of_text_id
+        self._byte_table = _byte_table(tokenizer)
+
+    def encode(self, texts: Sequence[str]) -> Iterator[Encoded]:
+        """Encode documents one after the other, in batches of bounded size.
+
+        A long document is encoded in slices cut at line ends, so that memory stays bounded.
+
+        Raises:
+            DataError: the tokenizer makes its end-of-text token from ordinary text.
+        """
+        slices = [part for text in texts for part in _slices(text)]
+        counts = [sum(1 for _ in _slices(text)) for text in texts]
+        encoded = self._encode_slices(slices)
+        for count in counts:
+            parts = [next(encoded) for _ in range(count)]
+            yield Encoded(
+                np.concatenate([part.ids for part in parts]),
+                np.concatenate([part.token_bytes for part in parts]),
+            )
+
+    def _encode_slices(self, slices: Sequence[str]) -> Iterator[Encoded]:
+        if self._byte_table is None:
+            encodings = self._tokenizer.encode_batch(slices, add_special_tokens=False)
+        else:
+            encodings = self._tokenizer.encode_batch_fast(slices, add_special_tokens=False)
+        for text, encoding in zip(slices, encodings, strict=True):
+            ids = np.array(encoding.ids, dtype=np.int64)
+            if np.any(ids == self._end_of_text_id):
+                raise DataError(
+                    "The tokenizer turns ordinary text into its end-of-text token, so documents "
+                    f"couldn't be told apart. The text: {text[:80]!r}. Choose another "
+                    "tokenizer.end_of_text."
+                )
+            yield Encoded(ids, self._bytes_of(text, ids, encoding))
+
+    def _bytes_of(self, text: str, ids: NDArray[np.int64], encoding: Encoding) -> NDArray[np.int64]:
+        total = len(text.encode("utf-8"))
+        if self._byte_table is not None:
+            token_bytes = self._byte_table[ids]
+            if int(token_bytes.sum()) == total:
+                return token_bytes
+            # A normaliser or an unknown token changed the text; character offsets still tell.
+            encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return _bytes_by_offsets(text, encoding.offsets, total)
+
+
+def batches(texts: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    """Group (split, text) pairs into lists of about BATCH_CHARACTERS."""
+    batch: list[tuple[str, str]] = []
+    size = 0
+    for pair in texts:
+        batch.append(pair)
+        size += len(pair[1])
+        if size >= BATCH_CHARACTERS or len(batch) >= 4096:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _slices(text: str) -> Iterator[str]:
+    """The text in parts of at most SLICE_CHARACTERS, cut after a newline where there is one; "" gives ""."""
+    start = 0
+    while len(text) - start > SLICE_CHARACTERS:
+        stop = text.rfind("\n", start, start + SLICE_CHARACTERS) + 1
+        stop = stop if stop > start else start + SLICE_CHARACTERS
+        yield text[start:stop]
+        start = stop
+    yield text[start:]
+
+
+def _byte_table(tokenizer: Tokenizer) -> NDArray[np.int64] | None:
+    """Bytes of text by id where the vocabulary is byte-level (one character a byte), else None.
+
+    Special tokens count as their spelling, but never come from text.
+    """
+    decoder = json.loads(tokenizer.to_str()).get("decoder") or {}
+    kinds = [decoder.get("type"), *(part.get("type") for part in decoder.get("decoders", ()))]
+    if "ByteLevel" not in kinds:
+        return None
+    vocab = tokenizer.get_vocab(with_added_tokens=True)
+    table = np.zeros(max(vocab.values()) + 1, dtype=np.int64)
+    for token, index in vocab.items():
+        table[index] = len(token)
+    return table
+
+
+def _bytes_by_offsets(
+    text: str, offsets: Sequence[tuple[int, int]], total: int
+) -> NDArray[np.int64]:
+    """Bytes behind each token by the character where it ends; what lies between tokens goes to the
+    later one.
+
+    The ends telescope, so the sum is exact whatever a normaliser dropped; the last token takes the
+    rest.
+    """
+    if not offsets:
+        return np.zeros(0, dtype=np.int64)
+    widths = np.fromiter((_utf8_width(character) for character in text), np.int64, len(text))
+    byte_at = np.concatenate([[0], np.cumsum(widths)])
+    ends = np.maximum.accumulate(np.array([stop for _, stop in offsets], dtype=np.int64))
+    byte_ends = byte_at[ends]
+    byte_ends[-1] = total
+    return np.diff(byte_ends, prepend=0)
+
+
+def _utf8_width(character: str) -> int:
+    code = ord(character)
+    return 1 if code < 0x80 else 2 if code < 0x800 else 3 if code < 0x10000 else 4
