@@ -14,13 +14,13 @@ from raymill.checkpoint.commit import commit
 from raymill.checkpoint.fragments import KINDS, FragmentReader, Slice, merge_slices, read_index
 from raymill.checkpoint.manifest import INDEX_NAME, MANIFEST_NAME, Manifest, verify
 from raymill.checkpoint.resume import contradictions, find_fork, newest_verified, parse_fork
-from raymill.checkpoint.resume import CHANGEABLE_ON_FORK, CHANGEABLE_ON_RESUME
 from raymill.checkpoint.retention import (
     apply_retention,
     committed_steps,
     remove_leftovers,
     steps_to_delete,
 )
+from raymill.config.identity import CHANGEABLE_ON_FORK, CHANGEABLE_ON_RESUME
 from raymill.errors import CheckpointError, ConfigError
 
 T = TypeVar("T")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,41 +11,8 @@ from typing import Any
 from raymill.checkpoint.fragments import FragmentReader, read_index
 from raymill.checkpoint.manifest import INDEX_NAME, Manifest, verify
 from raymill.checkpoint.retention import committed_steps, step_directory_name
+from raymill.config.identity import is_changeable
 from raymill.errors import CheckpointError, ConfigError
-
-# Keys that may change when a run goes on. Everything else is what the run *is*: changing it would
-# make the curve a splice of two experiments, so it is refused by name (fork with run.from instead).
-CHANGEABLE_ON_RESUME = (
-    "train.steps",
-    "train.tokens",
-    "train.micro_batch",
-    "train.activation_checkpointing",
-    "train.compile",
-    "train.log_every",
-    "train.threads",
-    "evaluation.*",
-    "checkpoint.*",
-    "tracking.*",
-    "cluster.*",
-    "storage.*",
-    "zero.*",
-    "run.name",
-    "run.workers",
-    "run.max_failures",
-    "run.from",
-    "dry_run",
-    "stages",
-)
-# A fork keeps the weights, the moments and the data position; how it goes on from there is free.
-CHANGEABLE_ON_FORK = (
-    *CHANGEABLE_ON_RESUME,
-    "optim.*",
-    "schedule.*",
-    "train.precision",
-    "arch.dropout",
-    "arch.attention",
-    "model",
-)
 
 _FORK = re.compile(r"(?P<run>[A-Za-z0-9_][A-Za-z0-9._-]*)@(?P<step>\d+)")
 
@@ -62,11 +28,6 @@ class Found:
     def reader(self) -> FragmentReader:
         """Opens the checkpoint's parameters and moments."""
         return FragmentReader(self.directory, read_index(self.directory / INDEX_NAME))
-
-
-def is_changeable(key: str, patterns: tuple[str, ...] = CHANGEABLE_ON_RESUME) -> bool:
-    """Whether `key`, as a user types it, is outside what a run is."""
-    return any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
 
 
 def newest_verified(checkpoints: Path, on_damage: Callable[[str], None] | None = None) -> Found | None:

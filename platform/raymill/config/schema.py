@@ -128,7 +128,6 @@ class TrainConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     activation_checkpointing: bool = False
     compile: bool = False
-    log_every: int = 1
     threads: int | None = None  # CPU threads a worker; None: the cores shared out
 
 
@@ -192,7 +191,11 @@ class TrackingConfig:
 
 @dataclass(frozen=True)
 class PrepareJob:
-    """`jobs/prepare.py`: text → tokenizer and tokenized shards."""
+    """`jobs/prepare.py`: text → tokenizer and tokenized shards.
+
+    It takes every key that `jobs/pretrain.py` takes and uses these, so that the same overrides that
+    prepare data find it again.
+    """
 
     data: DataConfig
     tokenizer: TokenizerConfig
@@ -221,6 +224,13 @@ class PretrainJob:
     storage: StorageConfig
     model: str | None = None  # continue from models:/name@alias, models:/name/3 or a Hugging Face folder
     dry_run: bool = False
+
+
+    def preparation(self) -> PrepareJob:
+        """The job that prepares this one's data."""
+        return PrepareJob(
+            self.data, self.tokenizer, self.cluster, self.storage, self.run.seed, self.dry_run
+        )
 
 
 @dataclass(frozen=True)

@@ -113,9 +113,8 @@ class Loop:
         self.step += 1
         self.samples += job.train.global_batch
         self.tokens += int(global_tokens)
-        if _due(self.step, job.train.log_every) or self.step == self.assignment.total_steps:
-            seconds = time.perf_counter() - began
-            self._log_step(loss, rate, norm, batch, int(global_tokens), seconds, phases)
+        seconds = time.perf_counter() - began
+        self._log_step(loss, rate, norm, batch, int(global_tokens), seconds, phases)
         return stop > 0
 
     def _next_batch(self, batches: RankStream) -> tuple[StepBatch | None, DataError | None]:

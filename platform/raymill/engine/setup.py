@@ -9,14 +9,13 @@ from typing import TypeVar
 
 from raymill.checkpoint.manifest import Manifest
 from raymill.checkpoint.resume import (
-    CHANGEABLE_ON_FORK,
-    CHANGEABLE_ON_RESUME,
     Found,
     contradictions,
     find_fork,
     newest_verified,
 )
 from raymill.checkpoint.retention import remove_leftovers
+from raymill.config.identity import CHANGEABLE_ON_FORK, CHANGEABLE_ON_RESUME
 from raymill.data.manifest import Prepared, load_prepared
 from raymill.data.order import Order, SourceShape
 from raymill.engine.assignment import Assignment

@@ -1,0 +1,286 @@
+"""What spans several keys, checked in one place before anything is claimed; every check is pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import singledispatch
+from typing import Any
+
+from raymill.config.schema import (
+    ArchConfig,
+    ClusterConfig,
+    DataConfig,
+    GenerateJob,
+    PrepareJob,
+    PretrainJob,
+    TokenizerConfig,
+    TrackingConfig,
+)
+
+# Names become folders, registry entries and Ray ids: what one of them would misread is refused.
+SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
+_NAME_RULE = "letters, digits, '.', '_' and '-', at most 64, not starting with '.' or '-'"
+GIB = 2**30
+
+
+@singledispatch
+def check(job: Any) -> list[str]:
+    """Every contradiction in `job`, one line each."""
+    raise TypeError(f"no checks for {type(job).__name__}")
+
+
+@check.register
+def _(job: PrepareJob) -> list[str]:
+    return [*_data(job.data), *_tokenizer(job.tokenizer), *_cluster(job.cluster)]
+
+
+@check.register
+def _(job: GenerateJob) -> list[str]:
+    return [
+        *_at_least("max_new_tokens", job.max_new_tokens, 1),
+        *_at_least("temperature", job.temperature, 0),
+        *_fraction("top_p", job.top_p, positive=True),
+        *_tracking(job.tracking),
+        *(
+            ["prompt and prompt_file are both set: give one"]
+            if job.prompt is not None and job.prompt_file is not None
+            else []
+        ),
+    ]
+
+
+@check.register
+def _(job: PretrainJob) -> list[str]:
+    problems = [
+        *_data(job.data),
+        *_tokenizer(job.tokenizer),
+        *_cluster(job.cluster),
+        *_arch(job.arch),
+        *_tracking(job.tracking),
+        *_batch(job),
+        *_optimizer(job),
+        *_zero(job),
+        *_cadence(job),
+        *_run(job),
+    ]
+    return problems or list(_fits(job))
+
+
+def _at_least(key: str, value: float | None, low: float) -> Iterator[str]:
+    if value is not None and value < low:
+        yield f"{key}={value}: must be at least {low:g}"
+
+
+def _above(key: str, value: float | None, low: float) -> Iterator[str]:
+    if value is not None and not value > low:
+        yield f"{key}={value}: must be above {low:g}"
+
+
+def _fraction(key: str, value: float, positive: bool = False) -> Iterator[str]:
+    if not (0 < value <= 1 if positive else 0 <= value <= 1):
+        yield f"{key}={value}: must be {'above 0 and' if positive else 'from 0 to'} at most 1"
+
+
+def _safe_name(key: str, value: str | None) -> Iterator[str]:
+    if value is not None and not SAFE_NAME.fullmatch(value):
+        yield f"{key}={value!r}: allowed are {_NAME_RULE}"
+
+
+def _data(data: DataConfig) -> Iterator[str]:
+    yield from _safe_name("data.name", data.name)
+    yield from _at_least("data.sequence_length", data.sequence_length, 2)
+    yield from _at_least("data.row_group_rows", data.row_group_rows, 1)
+    yield from _at_least("data.window_row_groups", data.window_row_groups, 1)
+    yield from _at_least("data.unit_bytes", data.unit_bytes, 1024)
+    yield from _fraction("data.max_bad_fraction", data.max_bad_fraction)
+    if data.source == "files" and not data.path and not data.mixture:
+        yield "data.path: data=files needs the folders or globs to read, as in data.path=texts/"
+    if data.validation.path is None and not 0 < data.validation.fraction < 1:
+        yield (
+            f"data.validation.fraction={data.validation.fraction}: must be between 0 and 1 "
+            "(or give data.validation.path)"
+        )
+    for folder, weight in data.mixture.items():
+        yield from _above(f"data.mixture[{folder}]", weight, 0)
+
+
+def _tokenizer(tokenizer: TokenizerConfig) -> Iterator[str]:
+    yield from _safe_name("tokenizer.name", tokenizer.name)
+    if tokenizer.path is None and tokenizer.vocab_size < 257:
+        yield (
+            f"tokenizer.vocab_size={tokenizer.vocab_size}: must be at least 257 "
+            "(256 bytes and the end of text)"
+        )
+    yield from _at_least("tokenizer.train_bytes", tokenizer.train_bytes, 1024)
+
+
+def _cluster(cluster: ClusterConfig) -> Iterator[str]:
+    yield from _at_least("cluster.cpus_per_worker", cluster.cpus_per_worker, 0)
+    for key in ("device_memory_gib", "host_memory_gib", "peak_tflops"):
+        yield from _above(f"cluster.{key}", getattr(cluster, key), 0)
+
+
+def _tracking(tracking: TrackingConfig) -> Iterator[str]:
+    yield from _safe_name("tracking.registered_model", tracking.registered_model)
+    yield from _safe_name("tracking.alias", tracking.alias)
+    if re.fullmatch(r"v\d+|latest", tracking.alias):
+        yield f"tracking.alias={tracking.alias}: the registry keeps v<number> and latest for itself"
+    yield from _at_least("tracking.flush_timeout_s", tracking.flush_timeout_s, 0)
+
+
+def _arch(arch: ArchConfig) -> Iterator[str]:
+    for key in ("hidden_size", "layers", "heads", "kv_heads", "intermediate_size", "max_positions"):
+        yield from _at_least(f"arch.{key}", getattr(arch, key), 1)
+    if min(arch.hidden_size, arch.heads, arch.kv_heads) < 1:
+        return
+    if arch.head_dim is None and arch.hidden_size % arch.heads:
+        yield (
+            f"arch.heads={arch.heads}: doesn't divide arch.hidden_size={arch.hidden_size}; "
+            "choose a divisor, or give arch.head_dim"
+        )
+    if arch.heads % arch.kv_heads:
+        yield f"arch.kv_heads={arch.kv_heads}: must divide arch.heads={arch.heads}"
+    if arch.family == "gpt2" and (arch.kv_heads != arch.heads or arch.head_dim is not None):
+        yield "arch.kv_heads, arch.head_dim: gpt2 has as many key heads as heads, and no own head_dim"
+    if not 0 <= arch.dropout < 1:
+        yield f"arch.dropout={arch.dropout}: must be at least 0 and below 1"
+
+
+def _batch(job: PretrainJob) -> Iterator[str]:
+    train, workers = job.train, job.run.workers
+    yield from _at_least("train.global_batch", train.global_batch, 1)
+    yield from _at_least("train.micro_batch", train.micro_batch, 1)
+    yield from _at_least("run.workers", workers, 1)
+    yield from _at_least("train.steps", train.steps, 1)
+    yield from _at_least("train.threads", train.threads, 1)
+    if (train.steps is None) == (train.tokens is None):
+        yield (
+            f"train.steps={train.steps}, train.tokens={train.tokens}: give exactly one of them "
+            "(the other null)"
+        )
+    if min(train.global_batch, train.micro_batch, workers) < 1:
+        return
+    if train.global_batch % (workers * train.micro_batch):
+        per_worker = train.global_batch // workers
+        divisors = [n for n in range(1, per_worker + 1) if train.global_batch % (workers * n) == 0]
+        advice = (
+            f"micro-batches that fit {workers} workers: {', '.join(map(str, divisors[-5:]))}"
+            if divisors
+            else f"no micro-batch fits {workers} workers; change run.workers or train.global_batch"
+        )
+        yield (
+            f"train.global_batch={train.global_batch}: isn't workers x micro-batch x accumulation "
+            f"({workers} x {train.micro_batch} x a whole number); {advice}"
+        )
+    if train.tokens is not None and train.tokens < train.global_batch * job.data.sequence_length:
+        yield (
+            f"train.tokens={train.tokens}: less than one global batch of "
+            f"{train.global_batch * job.data.sequence_length} tokens"
+        )
+    if job.data.sequence_length > job.arch.max_positions:
+        yield (
+            f"data.sequence_length={job.data.sequence_length}: longer than "
+            f"arch.max_positions={job.arch.max_positions} of arch={job.arch.name}"
+        )
+    wanted = job.tokenizer.vocab_size if job.tokenizer.path is None else None
+    if wanted is not None and job.arch.vocab_size is not None and wanted > job.arch.vocab_size:
+        yield (
+            f"tokenizer.vocab_size={wanted}: larger than arch.vocab_size={job.arch.vocab_size}; "
+            "make it smaller, or set arch.vocab_size=null to take the tokenizer's"
+        )
+
+
+def _optimizer(job: PretrainJob) -> Iterator[str]:
+    optim, schedule = job.optim, job.schedule
+    yield from _above("optim.learning_rate", optim.learning_rate, 0)
+    yield from _above("optim.eps", optim.eps, 0)
+    yield from _at_least("optim.weight_decay", optim.weight_decay, 0)
+    yield from _at_least("optim.grad_clip", optim.grad_clip, 0)
+    for key in ("beta1", "beta2"):
+        if not 0 <= getattr(optim, key) < 1:
+            yield f"optim.{key}={getattr(optim, key)}: must be at least 0 and below 1"
+    yield from _at_least("schedule.warmup_steps", schedule.warmup_steps, 0)
+    yield from _fraction("schedule.decay_fraction", schedule.decay_fraction)
+    yield from _fraction("schedule.final_fraction", schedule.final_fraction)
+    if job.train.steps is not None and schedule.warmup_steps >= job.train.steps > 0:
+        yield (
+            f"schedule.warmup_steps={schedule.warmup_steps}: must be below "
+            f"train.steps={job.train.steps}"
+        )
+
+
+def _zero(job: PretrainJob) -> Iterator[str]:
+    zero, cluster = job.zero, job.cluster
+    yield from _at_least("zero.bucket_elements", zero.bucket_elements, 1)
+    if zero.offload_optimizer != "none" and zero.stage == 0:
+        yield f"zero.offload_optimizer={zero.offload_optimizer}: needs zero.stage of 1 to 3"
+    if zero.offload_params != "none" and zero.stage != 3:
+        yield f"zero.offload_params={zero.offload_params}: needs zero.stage=3, not {zero.stage}"
+    if "nvme" in (zero.offload_optimizer, zero.offload_params) and (
+        zero.nvme_path is None or zero.stage != 3
+    ):
+        yield "zero.nvme_path: offloading to NVMe needs zero.stage=3 and the folder to write to"
+    if "cpu" in (zero.offload_optimizer, zero.offload_params) and cluster.host_memory_gib is None:
+        yield (
+            "cluster.host_memory_gib: offloading to the host needs to know how much memory a node "
+            "has, as in cluster.host_memory_gib=512"
+        )
+    if job.arch.attention == "flash_attention_2" and not cluster.gpu:
+        yield "arch.attention=flash_attention_2: needs cluster.gpu=true; use sdpa on a CPU"
+
+
+def _cadence(job: PretrainJob) -> Iterator[str]:
+    yield from _at_least("evaluation.every", job.evaluation.every, 0)
+    yield from _at_least("evaluation.rows", job.evaluation.rows, 1)
+    yield from _at_least("evaluation.batch", job.evaluation.batch, 1)
+    yield from _at_least("evaluation.sample_every", job.evaluation.sample_every, 0)
+    yield from _at_least("evaluation.sample_tokens", job.evaluation.sample_tokens, 1)
+    yield from _at_least("evaluation.temperature", job.evaluation.temperature, 0)
+    yield from _fraction("evaluation.top_p", job.evaluation.top_p, positive=True)
+    yield from _at_least("checkpoint.every", job.checkpoint.every, 1)
+    yield from _at_least("checkpoint.keep_last", job.checkpoint.keep_last, 1)
+    yield from _at_least("checkpoint.keep_every", job.checkpoint.keep_every, 0)
+
+
+def _run(job: PretrainJob) -> Iterator[str]:
+    yield from _safe_name("run.name", job.run.name)
+    yield from _at_least("run.max_failures", job.run.max_failures, 0)
+    if job.run.from_ is not None:
+        name, _, step = job.run.from_.partition("@")
+        if not SAFE_NAME.fullmatch(name) or not step.isdecimal():
+            yield f"run.from={job.run.from_!r}: expected <run name>@<step>, as in base@1000"
+        if job.model is not None:
+            yield "run.from and model are both set: a fork brings its own weights"
+
+
+def _fits(job: PretrainJob) -> Iterator[str]:
+    """Whether one worker's plan fits the memory that is known."""
+    from raymill.plan.memory import worker_memory
+
+    memory = worker_memory(
+        job.arch,
+        job.arch.vocab_size or job.tokenizer.vocab_size,
+        stage=job.zero.stage,
+        workers=job.run.workers,
+        precision=job.train.precision,
+        micro_batch=job.train.micro_batch,
+        sequence_length=job.data.sequence_length,
+        recompute=job.train.activation_checkpointing,
+        offload_optimizer=job.zero.offload_optimizer,
+        offload_params=job.zero.offload_params,
+    )
+    device, host = job.cluster.device_memory_gib, job.cluster.host_memory_gib
+    if device is not None and memory.device > device * GIB:
+        yield (
+            f"cluster.device_memory_gib={device:g}: one worker needs about "
+            f"{memory.device / GIB:.1f} GiB (state {memory.state / GIB:.1f}, activations "
+            f"{memory.activations / GIB:.1f}, logits {memory.logits / GIB:.1f}); lower "
+            "train.micro_batch, raise zero.stage or run.workers, or set "
+            "train.activation_checkpointing=true"
+        )
+    if host is not None and memory.host > host * GIB:
+        yield (
+            f"cluster.host_memory_gib={host:g}: offloading needs about {memory.host / GIB:.1f} GiB "
+            "of host memory for each worker of a node"
+        )

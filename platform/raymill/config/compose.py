@@ -1,0 +1,250 @@
+"""Command-line overrides + `conf/` → a plain tree → a checked job object.
+
+Hydra chooses and merges the groups; values are then set by us. That way an unknown key is one more
+problem in the list (Hydra would stop at the first), text is taken verbatim (its grammar would eat
+commas and braces), and nothing a user can type reaches Hydra's own settings or an object constructor.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin
+
+from raymill.config.bind import bind, convert, known_keys, nearest, nearest_key
+from raymill.config.checks import check
+from raymill.config.identity import is_changeable
+from raymill.config.schema import GenerateJob, PipelineJob, PretrainJob
+from raymill.config.tree import digest
+from raymill.errors import ConfigError
+
+CONF = Path(__file__).resolve().parents[3] / "conf"
+JOBS: dict[str, type] = {
+    "prepare": PretrainJob,  # of which it uses a part
+    "pretrain": PretrainJob,
+    "pipeline": PipelineJob,
+    "generate": GenerateJob,
+}
+ALLOWED_ENVIRONMENT = ("HOME", "USER", "TMPDIR", "RAYMILL_STORAGE", "MLFLOW_TRACKING_URI")
+# Taken exactly as typed, `${…}` included.
+VERBATIM = ("prompt",)
+
+_UNREADABLE = object()
+_INTERPOLATION = re.compile(r"\$\{\s*([^}]*)")
+_CONSTRUCTOR_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
+
+T = TypeVar("T")
+
+
+def groups() -> dict[str, list[str]]:
+    """Every configuration group and its choices."""
+    return {
+        folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
+        for folder in sorted(CONF.iterdir())
+        if folder.is_dir()
+    }
+
+
+def load(job: str, overrides: Sequence[str]) -> Any:
+    """The job object that `overrides` describe.
+
+    Raises:
+        ConfigError: with every problem found, none of them after Ray or torch were touched.
+    """
+    cls = JOBS[job]
+    problems: list[str] = []
+    choices, values = _read_overrides(cls, overrides, problems)
+    tree = _compose(job, choices)
+    verbatim = {key: value for key, value in values if key in VERBATIM}
+    for key, value in values:
+        if key not in VERBATIM:
+            _set(tree, key, value, problems)
+    tree = _resolve(tree, problems)
+    tree.update(verbatim)
+    bound = bind(cls, tree, problems)
+    if bound is not None:
+        bound = _absolute_storage(bound, problems)
+        if job == "prepare":
+            bound = bound.preparation()
+        problems.extend(check(bound))
+    if problems:
+        raise ConfigError(problems)
+    return _named(bound)
+
+
+def _named(job: Any) -> Any:
+    """Give a run without a name one that its configuration determines."""
+    if isinstance(job, PretrainJob) and job.run.name is None:
+        name = f"{job.arch.name}-{digest(job, ignore=is_changeable)[:8]}"
+        return replace(job, run=replace(job.run, name=name))
+    return job
+
+
+def _absolute_storage(job: Any, problems: list[str]) -> Any:
+    root = Path(job.storage.root).expanduser()
+    if not root.is_absolute() and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        problems.append(
+            f"storage.root={job.storage.root!r}: inside a submitted job a relative path would vanish "
+            "with the job's working directory; give an absolute path that all nodes share"
+        )
+    return replace(job, storage=replace(job.storage, root=str(root.resolve())))
+
+
+def _read_overrides(
+    cls: type, overrides: Sequence[str], problems: list[str]
+) -> tuple[list[str], list[tuple[str, Any]]]:
+    """Split overrides into group choices (for Hydra) and values (for us)."""
+    available = groups()
+    types = dict(known_keys(cls))
+    sections = {key.split(".")[0] for key in types if "." in key}
+    choices: list[str] = []
+    values: list[tuple[str, Any]] = []
+    for text in overrides:
+        key, equals, raw = text.partition("=")
+        refusal = _refusal(key, equals, text)
+        if refusal:
+            problems.append(refusal)
+        elif key in available and (key in sections or key == "experiment"):
+            if raw in available[key] or raw == "null":
+                choices.append(f"{key}={raw}")
+            else:
+                problems.append(
+                    f"{key}={raw}: {key} is one of {', '.join(available[key])}"
+                    f"{nearest(raw, available[key])}"
+                )
+        elif key not in types and not _inside_mapping(key, types):
+            problems.append(f"{key}: there is no such key{nearest_key(key, [*types, *available])}")
+        else:
+            value = _read_value(key, raw, types.get(key), problems)
+            if value is not _UNREADABLE:
+                values.append((key, value))
+    return choices, values
+
+
+def _refusal(key: str, equals: str, text: str) -> str | None:
+    if not equals:
+        hint = "; the form is key=value" if not text.startswith("-") else "; try --help"
+        return f"{text!r} isn't an override{hint}"
+    if key.lstrip("+~").split(".")[0].split("/")[0].split("@")[0] == "hydra":
+        return f"{key}: Hydra's own settings can't be changed from here"
+    if any(part in _CONSTRUCTOR_KEYS for part in key.lstrip("+~").split(".")) or any(
+        f"{name}:" in text or f"{name}=" in text for name in _CONSTRUCTOR_KEYS
+    ):
+        return f"{key}: configuration can't name objects to construct"
+    if key[:1] in "+~":
+        return f"{key}: keys can't be added or deleted; every key that exists can be set by key=value"
+    if "/" in key or "@" in key:
+        return f"{key}: groups can't be moved"
+    return None
+
+
+def _inside_mapping(key: str, types: Mapping[str, Any]) -> bool:
+    parent = key.rpartition(".")[0]
+    return parent in types and get_origin(types[parent]) is dict
+
+
+def _read_value(key: str, raw: str, hint: Any, problems: list[str]) -> Any:
+    """A value as typed: text verbatim, everything else by Hydra's grammar.
+
+    What doesn't fit is a problem and isn't set, so that the rest can still be checked.
+    """
+    if key in VERBATIM:
+        return raw
+    names = get_args(hint) if get_args(hint) and get_origin(hint) is not dict else (hint,)
+    takes_text = any(name is str or get_origin(name) is tuple for name in (hint, *names))
+    takes_list = any(get_origin(name) is tuple for name in (hint, *names))
+    if raw != "null" and takes_text and not (takes_list and raw.startswith("[")):
+        return raw
+    value = _parse(key, raw, problems)
+    if value is _UNREADABLE or (isinstance(value, str) and "${" in value):
+        return value
+    before = len(problems)
+    convert(float if hint is None else hint, value, key, problems)
+    return value if len(problems) == before else _UNREADABLE
+
+
+def _parse(key: str, raw: str, problems: list[str]) -> Any:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Glob, Sweep
+    from hydra.errors import HydraException
+
+    try:
+        value = OverridesParser.create().parse_override(f"{key}={raw}").value()
+    except HydraException:
+        problems.append(f"{key}={raw}: the value can't be read; quote it, as in '{key}=[a, b]'")
+        return _UNREADABLE
+    if isinstance(value, Sweep | Glob):
+        problems.append(f"{key}={raw}: one value is expected; a sweep is several jobs")
+        return _UNREADABLE
+    return _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    """Hydra's quoted strings and nested values as plain Python."""
+    if isinstance(value, dict):
+        return {str(_plain(key)): _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return getattr(value, "text", value)
+
+
+def _compose(job: str, choices: Sequence[str]) -> dict[str, Any]:
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = compose(job, overrides=list(choices))
+    tree: dict[str, Any] = OmegaConf.to_container(composed, resolve=False)  # type: ignore[assignment]
+    tree.pop("experiment", None)
+    return tree
+
+
+def _set(tree: dict[str, Any], key: str, value: Any, problems: list[str]) -> None:
+    *parents, leaf = key.split(".")
+    node: Any = tree
+    for name in parents:
+        node = node.setdefault(name, {})
+        if not isinstance(node, dict):
+            problems.append(f"{key}: {name} isn't a group of keys")
+            return
+    node[leaf] = value
+
+
+def _resolve(tree: dict[str, Any], problems: list[str]) -> dict[str, Any]:
+    """Resolve `${…}`, of which only references to other keys and a few variables are allowed."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    clean: dict[str, Any] = _strip_interpolations(tree, "", problems)
+    try:
+        resolved = OmegaConf.to_container(OmegaConf.create(clean), resolve=True)
+    except OmegaConfBaseException as error:
+        problems.append(f"an interpolation can't be resolved: {str(error).splitlines()[0]}")
+        return clean
+    return resolved  # type: ignore[return-value]
+
+
+def _strip_interpolations(value: Any, key: str, problems: list[str]) -> Any:
+    if isinstance(value, dict):
+        return {
+            name: _strip_interpolations(item, f"{key}.{name}" if key else str(name), problems)
+            for name, item in value.items()
+        }
+    if isinstance(value, list):
+        return [_strip_interpolations(item, key, problems) for item in value]
+    if isinstance(value, str):
+        for inner in _INTERPOLATION.findall(value):
+            resolver, colon, argument = inner.partition(":")
+            variable = argument.split(",")[0].strip()
+            if colon and (resolver.strip() != "oc.env" or variable not in ALLOWED_ENVIRONMENT):
+                problems.append(
+                    f"{key}={value!r}: only ${{key}} and ${{oc.env:NAME}} with NAME one of "
+                    f"{', '.join(ALLOWED_ENVIRONMENT)} are resolved"
+                )
+                return ""
+    return value

@@ -1,0 +1,38 @@
+"""What every script in jobs/ calls: help, load, run, and an exit code instead of a stack trace."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from raymill.config.compose import load
+from raymill.errors import ConfigError, RaymillError
+
+EXIT_FAILED = 1
+EXIT_REFUSED = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(job: str, run: Callable[[Any], int], arguments: Sequence[str] | None = None) -> int:
+    """Run a job from the command line.
+
+    Exit codes: 0 done, 1 failed with a message, 2 the configuration was refused, 130 interrupted.
+    A bug in Raymill keeps its stack trace.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if any(argument in ("--help", "-h", "help") for argument in given):
+        from raymill.config.help import help_text
+
+        print(help_text(job))
+        return 0
+    try:
+        return run(load(job, given))
+    except ConfigError as error:
+        print(f"{error}\n(python jobs/{job}.py --help shows the keys)", file=sys.stderr)
+        return EXIT_REFUSED
+    except RaymillError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED

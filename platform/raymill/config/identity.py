@@ -1,0 +1,46 @@
+"""What a run *is*, and what may change while it goes on.
+
+Changing anything else would make the curve a splice of two experiments, so resuming refuses it by name.
+The same division names a run by default: two configurations that differ only in what may change are
+the same run.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+
+CHANGEABLE_ON_RESUME = (
+    "train.steps",
+    "train.tokens",
+    "train.micro_batch",
+    "train.activation_checkpointing",
+    "train.compile",
+    "train.threads",
+    "evaluation.*",
+    "checkpoint.*",
+    "tracking.*",
+    "cluster.*",
+    "storage.*",
+    "zero.*",
+    "run.name",
+    "run.workers",
+    "run.max_failures",
+    "run.from",
+    "dry_run",
+    "stages",
+)
+# A fork keeps weights, moments and data position; how it goes on from there is free.
+CHANGEABLE_ON_FORK = (
+    *CHANGEABLE_ON_RESUME,
+    "optim.*",
+    "schedule.*",
+    "train.precision",
+    "arch.dropout",
+    "arch.attention",
+    "model",
+)
+
+
+def is_changeable(key: str, patterns: tuple[str, ...] = CHANGEABLE_ON_RESUME) -> bool:
+    """Whether `key`, as a user types it, is outside what a run is."""
+    return any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)

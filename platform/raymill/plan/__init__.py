@@ -1,0 +1,1 @@
+"""What a job will need, before anything is claimed: pure arithmetic, no I/O."""

@@ -1,0 +1,119 @@
+"""Memory of one worker, part by part.
+
+State: Rajbhandari et al. 2020 ("ZeRO"), section 3 and figure 1: mixed precision holds 2 bytes of weights,
+2 of gradients and 12 of fp32 weights and Adam moments a parameter, of which stage 1 shares out the 12,
+stage 2 the gradients too, stage 3 everything. Gradients are accumulated here in fp32 under ZeRO 1-3 in
+bf16, which the paper doesn't count; `accumulate_fp32` says so. In fp32, weights and gradients take
+4 bytes each and moments 8; stages 1 to 3 keep a partitioned fp32 copy of the weights besides.
+
+Activations: Korthikanti et al. 2022 ("Reducing activation recomputation"), redone for these blocks with
+attention that doesn't keep its matrix (SDPA, flash). Kept per token and layer, in elements, for a gated
+block: the input of each norm and its output (4h), queries, keys and values (q + 2k), attention's output
+(q), the gate, its activation, the up projection and their product (4f). A plain block keeps 4h + 4h and
+two times f. Full recomputation keeps the block's input alone (h) and one block's worth at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from raymill.config.schema import ArchConfig, Offload
+from raymill.plan.parameters import count_parameters, head_dim
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one worker on its device, and on the host for what is offloaded."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float
+    host: float = 0.0
+
+    @property
+    def state(self) -> float:
+        return self.weights + self.gradients + self.optimizer
+
+    @property
+    def device(self) -> float:
+        return self.state + self.activations + self.logits
+
+
+def state_bytes(
+    parameters: int, stage: int, workers: int, precision: str, accumulate_fp32: bool = False
+) -> tuple[float, float, float]:
+    """(weights, gradients, optimizer) in bytes of one worker."""
+    low = 2 if precision == "bf16" else 4
+    gradient = 4 if precision != "bf16" or (accumulate_fp32 and stage > 0) else 2
+    if precision == "bf16":
+        optimizer = 12
+    else:
+        optimizer = 12 if stage > 0 else 8
+    share = 1 / workers
+    return (
+        parameters * low * (share if stage == 3 else 1),
+        parameters * gradient * (share if stage >= 2 else 1),
+        parameters * optimizer * (share if stage >= 1 else 1),
+    )
+
+
+def activation_bytes(
+    arch: ArchConfig, micro_batch: int, sequence_length: int, precision: str, recompute: bool
+) -> float:
+    """Bytes kept for the backward pass, without the logits."""
+    element = 2 if precision == "bf16" else 4
+    hidden, inner = arch.hidden_size, arch.intermediate_size
+    query, key_value = arch.heads * head_dim(arch), arch.kv_heads * head_dim(arch)
+    attention = 2 * query + 2 * key_value
+    block = 8 * hidden + attention + 2 * inner
+    if arch.family != "gpt2":
+        block = 4 * hidden + attention + 4 * inner
+    tokens = micro_batch * sequence_length
+    if recompute:
+        return float(tokens * element * (arch.layers * hidden + block))
+    return float(tokens * element * arch.layers * block)
+
+
+def logits_bytes(vocab_size: int, micro_batch: int, sequence_length: int, precision: str) -> float:
+    """Logits as computed, their fp32 copy and its gradient; often the peak of a small model."""
+    copies = 4 + 4 + (2 if precision == "bf16" else 0)
+    return float(micro_batch * sequence_length * vocab_size * copies)
+
+
+def worker_memory(
+    arch: ArchConfig,
+    vocab_size: int,
+    *,
+    stage: int,
+    workers: int,
+    precision: str,
+    micro_batch: int,
+    sequence_length: int,
+    recompute: bool,
+    offload_optimizer: Offload = "none",
+    offload_params: Offload = "none",
+) -> Memory:
+    """Plan one worker; an estimate without allocator overhead and communication buffers."""
+    parameters = count_parameters(arch, vocab_size).total
+    weights, gradients, optimizer = state_bytes(
+        parameters, stage, workers, precision, accumulate_fp32=True
+    )
+    host = 0.0
+    if offload_optimizer == "cpu":
+        host += optimizer
+    if offload_optimizer != "none":
+        optimizer = 0.0
+    if offload_params == "cpu":
+        host += weights
+    if offload_params != "none":
+        weights = 0.0
+    return Memory(
+        weights=weights,
+        gradients=gradients,
+        optimizer=optimizer,
+        activations=activation_bytes(arch, micro_batch, sequence_length, precision, recompute),
+        logits=logits_bytes(vocab_size, micro_batch, sequence_length, precision),
+        host=host,
+    )
