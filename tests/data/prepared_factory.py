@@ -96,7 +96,7 @@ def write_prepared(
 
 
 def _write_tokenizer(folder: Path, vocab_size: int) -> str:
-    """A byte-level tokenizer without merges: id 0 is end of text, 1 to 256 are bytes, the rest fillers."""
+    """Byte-level without merges: id 0 is end of text, 1 to 256 are bytes, the rest fillers."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     symbols = [*sorted(pre_tokenizers.ByteLevel.alphabet())]

@@ -1,1 +1,1 @@
-"""Raw text becomes packed rows of tokens on disk (prepare), and those rows become batches (order, stream)."""
+"""Raw text becomes packed rows of tokens on disk (prepare); rows become batches (order, stream)."""

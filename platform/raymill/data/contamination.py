@@ -27,7 +27,7 @@ Hashes = NDArray[np.uint64]
 
 
 def sampling_shift(validation: Split) -> int:
-    """Only hashes whose lowest `shift` bits are 0 are looked at; 0 unless the held-out set is huge."""
+    """Only hashes whose lowest `shift` bits are 0 are looked at; 0 unless much is held out."""
     return max(0, (validation.tokens - 1).bit_length() - MAX_NGRAMS.bit_length() + 1)
 
 

@@ -22,7 +22,7 @@ NAMED = 5
 
 
 def refuse_changed_inputs(prepared: Prepared, units: Sequence[Unit], settings: Settings) -> None:
-    """Raise DataError if files were added, removed or changed since; prepared data is never overwritten."""
+    """Raise DataError if files were added, removed or changed; prepared data isn't overwritten."""
     recorded = {
         (entry.path, entry.offset, entry.length): entry.sha256 for entry in prepared.manifest.inputs
     }
@@ -40,16 +40,8 @@ def refuse_changed_inputs(prepared: Prepared, units: Sequence[Unit], settings: S
             for piece in unit
             if recorded[piece.name, piece.offset, piece.length] != piece_sha256(piece)
         }
-    listed = [
-        f"{what}: "
-        f"{', '.join(sorted(names)[:NAMED])}{f' and {len(names) - NAMED} more' * (len(names) > NAMED)}"
-        for what, names in (
-            ("changed", changed & before),
-            ("added", now - before),
-            ("removed", before - now),
-        )
-        if names
-    ]
+    differences = {"changed": changed & before, "added": now - before, "removed": before - now}
+    listed = [f"{what}: {_some(names)}" for what, names in differences.items() if names]
     if listed:
         raise DataError(
             f"{prepared.folder} was prepared from other input than there is now "
@@ -73,8 +65,13 @@ def piece_sha256(piece: Piece) -> str:
     return digest.hexdigest()
 
 
+def _some(names: set[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(sorted(names)[:NAMED]) + more
+
+
 def _untouched(folder: Path, index: int, unit: Unit, settings: Settings) -> bool:
-    """Whether the unit's sidecar names the same files with the same sizes and modification times."""
+    """Whether the unit's sidecar names the same files, with the same sizes and times."""
     try:
         text = (folder / UNITS_FOLDER / f"{index:05d}.json").read_text(encoding="utf-8")
         return bool(json.loads(text)["unit_digest"] == unit_digest(index, unit, settings))

@@ -18,7 +18,7 @@ NOT_SHAPING = ("max_bad_fraction", "window_row_groups", "document_mask", "mixtur
 
 
 def shaping_config(data: DataConfig, tokenizer: TokenizerConfig, seed: int) -> dict[str, Any]:
-    """The part of the configuration that the prepared bytes depend on, as the manifest carries it."""
+    """The part of the configuration that prepared bytes depend on, as the manifest carries it."""
     data_tree = {key: value for key, value in asdict(data).items() if key not in NOT_SHAPING}
     if data.source == "stdlib":  # another Python has another standard library
         data_tree["python"] = platform.python_version()

@@ -77,7 +77,7 @@ class TokenizerIdentity:
 
 @dataclass(frozen=True)
 class InputDigest:
-    """A byte range of an input (`path` relative to its source folder) and the sha256 of those bytes."""
+    """A byte range of an input (`path` relative to its source folder) and those bytes' sha256."""
 
     path: str
     offset: int
@@ -112,7 +112,7 @@ class Contamination:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything `manifest.json` says; `digest` is the sha256 of its canonical JSON without `digest`."""
+    """Everything `manifest.json` says; `digest`: sha256 of its canonical JSON without `digest`."""
 
     format_version: int
     name: str
@@ -147,7 +147,7 @@ class Prepared:
 
 
 def canonical_json(tree: object) -> str:
-    """One spelling for equal trees: sorted keys, no spaces, no NaN; the basis of every digest here."""
+    """One spelling for equal trees (sorted keys, no spaces, no NaN): the basis of every digest."""
     return json.dumps(
         tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
@@ -179,7 +179,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
-    """Commit a prepared folder: write `manifest.json` with its digest filled in, which is returned."""
+    """Commit a prepared folder: write `manifest.json`, and return it with its digest filled in."""
     tree = asdict(manifest)
     del tree["digest"]
     digest = sha256_text(canonical_json(tree))
@@ -260,7 +260,7 @@ def load_prepared(folder: Path) -> Prepared:
 
 
 def tokenizer_fingerprint(path: Path) -> str:
-    """sha256 over the canonical JSON of a `tokenizer.json`: equal for equal tokenizers, however spelled."""
+    """sha256 over a `tokenizer.json`'s canonical JSON: equal for equal tokenizers."""
     try:
         return sha256_text(canonical_json(json.loads(path.read_text(encoding="utf-8"))))
     except FileNotFoundError:

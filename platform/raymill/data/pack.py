@@ -68,7 +68,7 @@ class Packer:
             yield from self._give_out()
 
     def finish(self) -> Iterator[RowGroup]:
-        """The rest: rows of the last group, of which only the last may be shorter (at least 2 tokens)."""
+        """The rest: the last group's rows, only the last of which may be short (≥ 2 tokens)."""
         if self._held > 1:
             tokens, token_bytes = self._joined()
             yield self._group(tokens, token_bytes)

@@ -36,7 +36,7 @@ from raymill.data.manifest import (
     write_manifest,
 )
 from raymill.data.pack import dtype_for
-from raymill.data.prepare_report import Progress, announce, announce_existing, summarise
+from raymill.data.prepare_report import Progress, announce, announce_existing, planned, summarise
 from raymill.data.records import Reading
 from raymill.data.sources import Unit, no_held_out_message, plan_units
 from raymill.data.tasks import do_unit, measure_contamination, parallel, train_tokenizer
@@ -61,6 +61,14 @@ def run(job: PrepareJob) -> Prepared:
         return existing(job, units)
     with connect(job.cluster, workers=0):
         return prepare_with_ray(job, units)
+
+
+def describe(job: PrepareJob) -> str:
+    """What `run` would read and write, for a dry run; reads no text."""
+    folder = job_folder(job)
+    units = plan_units(job.data, job.seed)
+    state = "finished" if (folder / MANIFEST_NAME).exists() else "not finished"
+    return f"{planned(units)} → {folder} ({state})"
 
 
 def job_folder(job: PrepareJob) -> Path:
@@ -88,7 +96,7 @@ def existing(job: PrepareJob, units: Sequence[Unit]) -> Prepared:
 def prepare_with_ray(
     job: PrepareJob, units: Sequence[Unit] | None = None, *, tasks: int | None = None
 ) -> Prepared:
-    """`run` on a Ray that is initialised already; at most `tasks` units at once (None: one a core)."""
+    """`run` on a Ray that is initialised; at most `tasks` units at once (None: one a core)."""
     units = plan_units(job.data, job.seed) if units is None else units
     folder = job_folder(job)
     folder.mkdir(parents=True, exist_ok=True)

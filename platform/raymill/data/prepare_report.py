@@ -1,4 +1,4 @@
-"""What a preparation says: one moving line on a terminal, plain lines elsewhere, a summary at the end."""
+"""What a preparation says: one moving line on a terminal, plain lines elsewhere, then a summary."""
 
 from __future__ import annotations
 
@@ -74,12 +74,17 @@ class Progress:
         )
 
 
-def announce(folder: Path, units: Sequence[Unit]) -> None:
-    """Say what is about to happen and where."""
+def planned(units: Sequence[Unit]) -> str:
+    """How much there is to read, in words."""
     pieces = [piece for unit in units for piece in unit]
     megabytes = sum(piece.length for piece in pieces) / 1e6
     names = len({piece.name for piece in pieces})
-    _say(f"Preparing {names} inputs ({megabytes:.1f} MB) in {len(units)} units → {folder}")
+    return f"{names:,} inputs ({megabytes:.1f} MB) in {len(units):,} units"
+
+
+def announce(folder: Path, units: Sequence[Unit]) -> None:
+    """Say what is about to happen and where."""
+    _say(f"Preparing {planned(units)} → {folder}")
 
 
 def announce_existing(prepared: Prepared) -> None:

@@ -42,7 +42,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Bad:
-    """A record that can't be used: `where` is file:line (or row), `count` how many such in a row."""
+    """A record that can't be used. `where`: file:line (or row); `count`: how many such in a row."""
 
     where: str
     why: str
@@ -176,7 +176,7 @@ def _whole_characters(content: bytes) -> bytes:
 
 
 def _first_line(piece: Piece) -> int:
-    """The number of a piece's first line: counted only when there is something to complain about."""
+    """The number of a piece's first line: counted only when there is something to name."""
     left, lines = piece.offset, 1
     with Path(piece.path).open("rb") as file:
         while left and (content := file.read(min(READ_BYTES, left))):

@@ -188,7 +188,7 @@ def row_groups(path: Path, shard: Shard, dtype: str) -> Iterator[Rows]:
 
 
 def read_footer(path: Path) -> bytes:
-    """The raw footer of a Parquet file, with its length and magic; raises DataError if it has none."""
+    """The raw footer of a Parquet file, with length and magic; raises DataError if it has none."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 8))
@@ -206,7 +206,6 @@ def refuse_extension_types(path: Path, footer: bytes) -> None:
     Looked for in the raw footer, since opening the file would already run the code that a
     registered extension type deserialises with (CVE-2026-41486 in Ray Data below 2.55).
     """
-    refusal = f"{path} holds an Arrow extension type; Raymill reads plain columns only: rewrite the file without it."
     position = footer.find(b"ARROW:schema")
     while position >= 0:
         start = position + len(b"ARROW:schema")
@@ -226,7 +225,10 @@ def refuse_extension_types(path: Path, footer: bytes) -> None:
         except ValueError:
             raise DataError(f"{path} has a footer whose Arrow schema can't be inspected.") from None
         if b"ARROW:extension" in stored:
-            raise DataError(refusal)
+            raise DataError(
+                f"{path} holds an Arrow extension type; Raymill reads plain columns only: "
+                "rewrite the file without it."
+            )
         position = footer.find(b"ARROW:schema", start + length)
 
 

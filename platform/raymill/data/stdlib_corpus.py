@@ -43,13 +43,12 @@ EXTENSIONS = (
     "binascii cmath fcntl grp math mmap pyexpat resource select syslog termios unicodedata zlib"
 )
 TRAINING = "training"  # the family that is never held out
-FAMILY_SHARE = (
-    0.02  # a family above this share of the corpus always trains: the held-out part is a mix
-)
+# A family above this share of the corpus always trains, so that the held-out part is a mix.
+FAMILY_SHARE = 0.02
 FAMILIES = {
-    TRAINING: "builtins io pyio pydoc_data pdb bdb cmd decimal pydecimal pylong datetime pydatetime "
-    "fractions numbers xxsubtype sitebuiltins operator hashlib hmac sqlite3 turtle wave aifc "
-    "sunau chunk sndhdr imghdr colorsys phello__ hello__",
+    TRAINING: "builtins io pyio pydoc_data pdb bdb cmd decimal pydecimal pylong "
+    "datetime pydatetime fractions numbers xxsubtype sitebuiltins operator hashlib hmac sqlite3 "
+    "turtle wave aifc sunau chunk sndhdr imghdr colorsys phello__ hello__",
     "classes": "abc py_abc collections collections_abc typing weakref weakrefset functools types "
     "contextlib",
     "compression": "bz2 lzma gzip compression zipfile tarfile zipimport zipapp",
@@ -167,7 +166,7 @@ def _topics() -> dict[str, str]:
 
 
 def _members_text(module_name: str) -> str:
-    """The docstrings of a C module, its functions, classes and their methods; "" if it can't be imported."""
+    """The docstrings of a C module and its members; "" if it can't be imported."""
     try:
         module = importlib.import_module(module_name)
     except ImportError:

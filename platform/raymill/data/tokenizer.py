@@ -92,7 +92,7 @@ def tokenizer_file(path: Path) -> Path:
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
-    """sha256 over the tokenizer's canonical JSON; equals `manifest.tokenizer_fingerprint` of its saved file."""
+    """sha256 over canonical JSON, as `manifest.tokenizer_fingerprint` of the saved file."""
     return sha256_text(canonical_json(json.loads(tokenizer.to_str())))
 
 
@@ -136,7 +136,7 @@ def save(tokenizer: Tokenizer, folder: Path, end_of_text: str, source: Path | No
 
 @dataclass(frozen=True)
 class Encoded:
-    """A document's token ids [n] and the UTF-8 bytes of text behind each [n], which add up to its text's."""
+    """A document's token ids [n] and UTF-8 bytes behind each [n], which add up to its text's."""
 
     ids: NDArray[np.int64]
     token_bytes: NDArray[np.int64]
@@ -210,7 +210,7 @@ def batches(texts: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]
 
 
 def _slices(text: str) -> Iterator[str]:
-    """The text in parts of at most SLICE_CHARACTERS, cut after a newline where there is one; "" gives ""."""
+    """Parts of at most SLICE_CHARACTERS, cut after a newline where there is one; "" gives ""."""
     start = 0
     while len(text) - start > SLICE_CHARACTERS:
         stop = text.rfind("\n", start, start + SLICE_CHARACTERS) + 1

@@ -29,7 +29,7 @@ from raymill.data.manifest import (
 )
 from raymill.data.pack import Packer, dtype_for
 from raymill.data.records import Bad, Reading, read_records
-from raymill.data.shards import ShardWriter, read_footer
+from raymill.data.shards import ShardWriter, file_sha256
 from raymill.data.sources import Unit
 from raymill.errors import DataError
 
@@ -77,7 +77,7 @@ def unit_digest(index: int, unit: Unit, settings: Settings) -> str:
 
 
 def finished(index: int, unit: Unit, settings: Settings) -> UnitResult | None:
-    """The result of an earlier run of this unit, if it is complete and its shards are still there."""
+    """The result of an earlier run of this unit, if it is complete and its shards are whole."""
     folder = Path(settings.folder)
     try:
         tree = json.loads(_sidecar(folder, index).read_text(encoding="utf-8"))
@@ -86,8 +86,7 @@ def finished(index: int, unit: Unit, settings: Settings) -> UnitResult | None:
         result = _result_from_tree(tree["result"])
         for shard in result.shards.values():
             path = folder / shard.path
-            footer = hashlib.sha256(read_footer(path)).hexdigest()
-            if path.stat().st_size != shard.file_bytes or footer != shard.footer_sha256:
+            if path.stat().st_size != shard.file_bytes or file_sha256(path) != shard.sha256:
                 return None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -1,0 +1,183 @@
+"""The stream on a real Ray Data: exact rows in exact order, for any world size, start and damage."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data.prepared_factory import write_prepared
+
+from raymill.data.manifest import Prepared
+from raymill.data.order import Order, SourceShape
+from raymill.data.stream import RankStream, StepBatch, StreamSpec, build_iterators, read_rows
+from raymill.data.validation import ValidationSet
+from raymill.errors import DataError
+
+
+def order_of(*prepared: Prepared, weights: tuple[float, ...] = (1.0,), seed: int = 3) -> Order:
+    return Order(
+        [
+            SourceShape(
+                str(i),
+                weight,
+                p.manifest.row_group_rows,
+                tuple(s.rows for s in p.manifest.splits["train"].shards),
+            )
+            for i, (p, weight) in enumerate(zip(prepared, weights, strict=True))
+        ],
+        seed,
+        2,
+    )
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    return write_prepared(tmp_path_factory.mktemp("data"), shard_rows=(37, 22, 9, 1))
+
+
+def spec_of(
+    prepared: Prepared, world: int, start: int = 0, steps: int = 12, **sizes: int
+) -> StreamSpec:
+    return StreamSpec(
+        (prepared.folder,), order_of(prepared), 12, world, start * 12, (start + steps) * 12, **sizes
+    )
+
+
+def consume(spec: StreamSpec, slow_rank: int | None = None) -> list[list[StepBatch]]:
+    """What each rank receives, all ranks reading at once."""
+    opened: dict[int, list[object]] = {}
+    lock = threading.Lock()
+
+    def open_for(rank: int, segment: int) -> object:
+        with lock:
+            if segment not in opened:
+                opened[segment] = list(build_iterators(spec, segment))
+        return opened[segment][rank]
+
+    received: list[list[StepBatch]] = [[] for _ in range(spec.world_size)]
+    errors: list[BaseException] = []
+
+    def read(rank: int) -> None:
+        try:
+            for batch in RankStream(spec, rank, lambda segment: open_for(rank, segment)):  # type: ignore[arg-type, return-value]
+                received[rank].append(batch)
+                if rank == slow_rank:
+                    time.sleep(0.05)
+        except DataError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=read, args=(r,)) for r in range(spec.world_size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return received
+
+
+def global_rows(received: list[list[StepBatch]]) -> list[tuple[int, bytes]]:
+    """(sample id, tokens) of every row, step by step, in the order of sample ids."""
+    rows = []
+    for step in zip(*received, strict=True):
+        ids = np.concatenate([batch.sample_id for batch in step])
+        tokens = np.concatenate([batch.tokens for batch in step])
+        rows += [(int(ids[i]), tokens[i].tobytes()) for i in np.argsort(ids)]
+    return rows
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_the_global_order_is_the_same_for_every_world_size(
+    ray_session: None, prepared: Prepared, world: int
+) -> None:
+    spec = spec_of(prepared, world, unit_rows=12 // world)  # several units a rank
+    assert spec.steps_per_unit == 1
+    rows = global_rows(consume(spec, slow_rank=world - 1))
+    expected = read_rows(spec.folders, spec.order.locate(0, 144))["tokens"]
+    assert rows == [(i, tokens.tobytes()) for i, tokens in enumerate(expected)]
+
+
+def test_any_restart_goes_on_where_it_stopped(
+    ray_session: None, prepared: Prepared
+) -> None:
+    whole = global_rows(consume(spec_of(prepared, 1, steps=12)))
+    # Several pipelines one after another.
+    spec = spec_of(prepared, 2, start=5, steps=7, unit_rows=6, segment_units=2)
+    assert spec.segments == 4
+    assert global_rows(consume(spec)) == whole[60:]
+
+
+def test_a_mixture_streams_every_source(ray_session: None, tmp_path: Path) -> None:
+    one = write_prepared(tmp_path / "one", seed=1)
+    two = write_prepared(tmp_path / "two", seed=2)
+    order = order_of(one, two, weights=(0.75, 0.25))
+    spec = StreamSpec((one.folder, two.folder), order, 8, 2, 0, 160)
+    rows = global_rows(consume(spec))
+    located = order.locate(0, 160)
+    assert [tokens for _, tokens in rows] == [
+        tokens.tobytes() for tokens in read_rows(spec.folders, located)["tokens"]
+    ]
+    assert 100 < int((located.source == 0).sum()) < 140
+
+
+def test_seeking_far_costs_what_starting_costs(ray_session: None, prepared: Prepared) -> None:
+    seconds = []
+    for start in (0, 10**8):
+        spec = spec_of(prepared, 1, start=start, steps=1)
+        began = time.perf_counter()
+        ((batch,),) = consume(spec)
+        seconds.append(time.perf_counter() - began)
+        assert batch.sample_id[0] == start * 12
+    assert seconds[1] < 5 * seconds[0] + 1
+
+
+def test_a_flipped_byte_is_named_where_it_is_read(ray_session: None, tmp_path: Path) -> None:
+    prepared = write_prepared(tmp_path / "flip", shard_rows=(40,))
+    path = prepared.shard_path(prepared.manifest.splits["train"].shards[0])
+    data = bytearray(path.read_bytes())
+    data[200] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(DataError, match=r"00000\.parquet.*row group"):
+        consume(spec_of(prepared, 1, steps=4))
+
+
+def test_a_stream_out_of_order_is_refused(prepared: Prepared) -> None:
+    spec = spec_of(prepared, 2)
+    other = spec.rank_samples(0, spec.steps_per_unit, 1)[0]
+
+    class Swapped:
+        def iter_batches(self, **_: object) -> list[dict[str, np.ndarray]]:
+            return [{"sample_id": other}]
+
+    with pytest.raises(DataError, match="rank 0: the stream is out of order at step 0"):
+        next(RankStream(spec, 0, lambda _: Swapped()))  # type: ignore[arg-type, return-value]
+
+
+def test_ranks_share_a_batch_completely_and_by_place(prepared: Prepared) -> None:
+    spec = spec_of(prepared, 4)
+    ids = [spec.rank_samples(2, 3, rank)[0] for rank in range(4)]
+    assert sorted(np.concatenate(ids).tolist()) == list(range(24, 60))
+    assert all(np.array_equal(part, np.sort(part)) for part in ids)
+    with pytest.raises(DataError, match="can't be shared by 5"):
+        spec_of(prepared, 5)
+
+
+@pytest.mark.parametrize(("world", "batch", "rows"), [(1, 4, None), (2, 4, None), (3, 2, 17)])
+def test_held_out_rows_are_shared_out_once(
+    tmp_path: Path, world: int, batch: int, rows: int | None
+) -> None:
+    prepared = write_prepared(tmp_path, validation_rows=(7, 9, 5))
+    sets = [
+        ValidationSet(prepared.folder, rank=r, world_size=world, batch_rows=batch, rows=rows)
+        for r in range(world)
+    ]
+    per_rank = [list(held_out) for held_out in sets]
+    assert {len(batches) for batches in per_rank} == {len(sets[0])}
+    found = sum(len(length) for batches in per_rank for _, length, _ in batches)
+    assert found == (rows or 21)
+    if rows is None:
+        size = sum(int(b.sum()) for batches in per_rank for _, _, b in batches)
+        assert size == prepared.manifest.splits["validation"].bytes
