@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+REGISTERED_NAME = "registered.json"
 _STEP_DIRECTORY = re.compile(r"step-(\d{8,})")
 
 
@@ -73,3 +75,12 @@ def remove_leftovers(checkpoints: Path) -> None:
         for path in checkpoints.iterdir():
             if ".tmp-" in path.name or path.name.endswith(".deleted"):
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def registered_checkpoints(run_dir: Path) -> list[Path]:
+    """Checkpoints that registered versions point to; kept beside the run so that no server is asked."""
+    path = run_dir / REGISTERED_NAME
+    if not path.exists():
+        return []
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    return [run_dir / entry["checkpoint"] for entry in entries]

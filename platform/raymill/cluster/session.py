@@ -24,6 +24,8 @@ def connect(cluster: ClusterConfig, workers: int) -> Iterator[None]:
         ClusterError: no Ray answers at `cluster.address`, or it can't hold `workers`.
     """
     _quieten()
+    if cluster.address == "local":
+        _guard()
     import ray
 
     if ray.is_initialized():
@@ -52,14 +54,17 @@ def _quieten() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _start_local(cluster: ClusterConfig, workers: int) -> None:
-    import ray
-
-    # A token of this session's own, so that nobody else on the machine can submit work to it and
-    # nothing is left in the home directory.
+def _guard() -> None:
+    """A token of this session's own: nobody else on the machine can submit work to it, and nothing is
+    left in the home directory. Ray reads the variables when it is imported."""
     if "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _start_local(cluster: ClusterConfig, workers: int) -> None:
+    import ray
+
     cores = len(os.sched_getaffinity(0))
     # One slot more than the workers take, so that reading never waits for training to end.
     slots = max(cores, int(workers * cluster.cpus_per_worker) + 1)

@@ -12,7 +12,7 @@ import torch
 
 from raymill.checkpoint.commit import commit
 from raymill.checkpoint.manifest import Manifest
-from raymill.checkpoint.retention import apply_retention
+from raymill.checkpoint.retention import apply_retention, registered_checkpoints
 from raymill.data.manifest import Prepared
 from raymill.data.stream import RankStream, StepBatch
 from raymill.data.validation import ValidationSet
@@ -26,7 +26,6 @@ from raymill.engine.setup import Start
 from raymill.engine.trainer import Trainer
 from raymill.errors import DataError, NonFiniteError
 from raymill.objective.language_modelling import LanguageModelling, Rows
-from raymill.track.protected import protected_checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -201,7 +200,7 @@ class Loop:
     def _sample(self) -> None:
         path = write_samples(
             self.trainer.model,
-            self.prepared[0].tokenizer_folder,
+            self.prepared[0],
             self.assignment.job.evaluation,
             self.assignment.run_dir,
             seed=self.assignment.job.run.seed,
@@ -241,7 +240,7 @@ class Loop:
                 assignment.checkpoints,
                 keep.keep_last,
                 keep.keep_every,
-                protected_checkpoints(assignment.run_dir),
+                registered_checkpoints(assignment.run_dir),
             )
             self.journal.write(
                 "checkpoint",

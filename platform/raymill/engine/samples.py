@@ -8,13 +8,14 @@ from typing import Any
 
 from raymill.checkpoint.durable import write_atomic
 from raymill.config.schema import EvaluationConfig
+from raymill.data.manifest import Prepared
 from raymill.engine.group import WorkerGroup
 from raymill.generate.sampling import sample_texts
 
 
 def write_samples(
     model: Any,
-    tokenizer_folder: Path,
+    prepared: Prepared,
     settings: EvaluationConfig,
     run_dir: Path,
     *,
@@ -28,13 +29,13 @@ def write_samples(
     """
     texts = sample_texts(
         model,
-        tokenizer_folder,
+        prepared.tokenizer_folder,
         settings.prompts,
+        end_of_text_id=prepared.manifest.tokenizer.end_of_text_id,
         max_new_tokens=settings.sample_tokens,
         temperature=settings.temperature,
         top_p=settings.top_p,
         seed=seed + step,
-        device=group.device,
         lockstep=True,
     )
     path = f"samples/step-{step:08d}.json"

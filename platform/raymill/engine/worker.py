@@ -138,7 +138,7 @@ def _announce(
 def open_stream(
     assignment: Assignment, order: Order, start: Start, group: WorkerGroup
 ) -> RankStream:
-    """Rank 0 builds the Ray Data pipeline at the run's position and deals out its branches."""
+    """Rank 0 builds the Ray Data pipelines from the run's position on and deals out their branches."""
     from raymill.data.stream import RankStream, StreamSpec, build_iterators
     from raymill.engine.setup import on_rank_zero
 
@@ -151,8 +151,11 @@ def open_stream(
         start_sample=start.samples,
         total_samples=assignment.total_steps * job.train.global_batch,
     )
-    iterators = on_rank_zero(group, lambda: build_iterators(spec))
-    return RankStream(iterators[group.rank], spec, group.rank)
+    return RankStream(
+        spec,
+        group.rank,
+        lambda segment: on_rank_zero(group, lambda: build_iterators(spec, segment))[group.rank],
+    )
 
 
 def _peak_of_all(assignment: Assignment, group: WorkerGroup) -> float:

@@ -1,0 +1,1 @@
+"""Yardsticks: what a held-out text costs in bits per byte by methods that everybody knows."""

@@ -1,0 +1,1 @@
+"""Sampling text from a model, in training and at the command line."""

@@ -1,0 +1,1 @@
+"""The report card of a run: one page that can be mailed."""

@@ -1,0 +1,1 @@
+"""What a run leaves behind: followed metrics, MLflow runs, registered versions, lineage."""

@@ -1,0 +1,178 @@
+"""Journal → MLflow: resumable, idempotent, and never in anybody's way.
+
+The journal is the spool. What has been sent is remembered as a byte offset; sending a line twice is
+harmless, since its metrics carry the line's own time and MLflow keeps one value for each (key, step,
+time).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raymill.checkpoint.durable import write_atomic
+from raymill.engine.assignment import Assignment
+from raymill.track.follow import Follower
+from raymill.track.server import experiment_id
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+STATE_NAME = "tracking.json"
+_PARAMETER_LIMIT = 6000  # characters; MLflow would cut silently
+_PARAMETERS_A_CALL = 100
+_METRICS_A_CALL = 900
+_NOT_METRICS = ("step", "attempt", "time")
+
+
+class Forwarder:
+    """Sends a run's journal to MLflow. Every method may raise what MLflow raises; calling it again
+    goes on where it stopped."""
+
+    def __init__(self, assignment: Assignment, client: MlflowClient) -> None:
+        self.assignment = assignment
+        self.client = client
+        self._state_path = assignment.run_dir / STATE_NAME
+        self._state = _read_state(self._state_path)
+        self._follower = Follower(assignment.journal, self._state.get("offset", 0))
+
+    @property
+    def run_id(self) -> str | None:
+        found: str | None = self._state.get("run_id")
+        return found
+
+    @property
+    def unsent_bytes(self) -> int:
+        """How much of the journal MLflow hasn't seen."""
+        path = self.assignment.journal
+        return (path.stat().st_size if path.exists() else 0) - int(self._state.get("offset", 0))
+
+    def begin(self) -> None:
+        """Create the MLflow run, or continue the one this run has."""
+        if self.run_id is None:
+            job = self.assignment.job
+            run = self.client.create_run(
+                experiment_id(self.client, job.tracking, Path(job.storage.root)),
+                run_name=job.run.name,
+                tags=self._tags(),
+            )
+            self._remember(run_id=run.info.run_id)
+        else:
+            self.client.update_run(self.run_id, status="RUNNING")
+        if not self._state.get("described"):
+            self._describe()
+            self._remember(described=True)
+
+    def _tags(self) -> dict[str, str]:
+        assignment = self.assignment
+        tags = {
+            "raymill.run_dir": str(assignment.run_dir),
+            "raymill.config_digest": assignment.config_digest,
+            "mlflow.source.git.commit": assignment.code_commit or "",
+            "raymill.parent": assignment.parent or "",
+        }
+        return {key: value for key, value in tags.items() if value}
+
+    def _describe(self) -> None:
+        """Parameters and dataset inputs, once a run."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+
+        from raymill.data.manifest import load_prepared
+
+        assert self.run_id is not None
+        parameters = [
+            Param(key, str(value)[:_PARAMETER_LIMIT])
+            for key, value in self.assignment.config.items()
+        ]
+        for first in range(0, len(parameters), _PARAMETERS_A_CALL):
+            self.client.log_batch(
+                self.run_id, params=parameters[first : first + _PARAMETERS_A_CALL]
+            )
+        inputs = []
+        for folder in self.assignment.folders:
+            manifest = load_prepared(folder).manifest
+            for split, context in (("train", "training"), ("validation", "evaluation")):
+                totals = manifest.splits[split]
+                dataset = Dataset(
+                    name=f"{manifest.name}/{split}",
+                    digest=manifest.digest[:36],
+                    source_type="local",
+                    source=json.dumps({"uri": str(folder)}),
+                    profile=json.dumps(
+                        {"rows": totals.rows, "tokens": totals.tokens, "bytes": totals.bytes}
+                    ),
+                )
+                inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
+        self.client.log_inputs(self.run_id, inputs)
+
+    def forward(self) -> bool:
+        """Send the next lines; returns whether there were any."""
+        from mlflow.entities import Metric
+
+        assert self.run_id is not None
+        offset = self._follower.offset
+        try:
+            metrics: list[Metric] = []
+            artifacts: list[str] = []
+            for event in self._follower.read(limit=60):
+                metrics += [
+                    Metric(key, value, int(event["time"] * 1000), event["step"])
+                    for key, value in metrics_of(event).items()
+                ]
+                if event["kind"] == "samples":
+                    artifacts.append(event["samples_path"])
+            if self._follower.offset == offset:
+                return False
+            for first in range(0, len(metrics), _METRICS_A_CALL):
+                self.client.log_batch(self.run_id, metrics=metrics[first : first + _METRICS_A_CALL])
+            for path in artifacts:
+                self.client.log_artifact(
+                    self.run_id, str(self.assignment.run_dir / path), "samples"
+                )
+            self._remember(offset=self._follower.offset)
+        except Exception:
+            self._follower.offset = offset  # the same lines again, next time
+            raise
+        return True
+
+    def log_system(self, values: Mapping[str, float], time_s: float, step: int) -> None:
+        """Processor, memory and GPU readings."""
+        from mlflow.entities import Metric
+
+        assert self.run_id is not None
+        metrics = [Metric(key, value, int(time_s * 1000), step) for key, value in values.items()]
+        self.client.log_batch(self.run_id, metrics=metrics)
+
+    def end(self, status: str) -> None:
+        """Close the MLflow run: "finished", "failed" or "stopped"."""
+        assert self.run_id is not None
+        outcome = {"finished": "FINISHED", "failed": "FAILED"}.get(status, "KILLED")
+        self.client.set_terminated(self.run_id, status=outcome)
+
+    def _remember(self, **values: Any) -> None:
+        self._state |= values
+        write_atomic(self._state_path, json.dumps(self._state))
+
+
+def metrics_of(event: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of an event as MLflow metrics; `samples` and `tokens` serve as other x-axes."""
+    if event["kind"] not in ("step", "evaluation", "checkpoint"):
+        return {}
+    prefix = {"samples": "train/samples", "tokens": "train/tokens", "seconds": "perf/checkpoint_s"}
+    return {
+        prefix.get(key, key): float(value)
+        for key, value in event.items()
+        if isinstance(value, int | float)
+        and key not in _NOT_METRICS
+        and not (key == "tokens" and event["kind"] != "step")
+    }
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return state

@@ -1,0 +1,190 @@
+"""Model versions: an exported folder becomes one; a reference is resolved to one, once, and pinned."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raymill.checkpoint.durable import write_atomic
+from raymill.checkpoint.retention import REGISTERED_NAME
+from raymill.config.schema import TrackingConfig
+from raymill.errors import ConfigError, TrackingError
+from raymill.track.server import call, connect, tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from raymill.checkpoint.resume import Found
+    from raymill.track.forwarder import Forwarder
+
+# Stricter than MLflow, whose client accepts names such as `m%2e` or with newlines.
+_REFERENCE = re.compile(
+    r"models:/(?P<name>[A-Za-z0-9_][A-Za-z0-9._-]*)"
+    r"(?:/(?P<version>\d+)|@(?P<alias>[A-Za-z0-9_][A-Za-z0-9._-]*))"
+)
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model on the disk, and the name that will still mean it tomorrow."""
+
+    folder: Path
+    name: str  # models:/name/version, or the folder
+
+
+def register_export(
+    forwarder: Forwarder, found: Found, export: Path, figures: dict[str, Any], uri: str
+) -> str:
+    """Register `export` as a version, with alias and lineage tags; the same checkpoint only once.
+
+    The folder is copied into the run's artifacts: `export/` changes when the run goes on, a version
+    must not.
+
+    Raises:
+        TrackingError: MLflow can't be reached, or refused.
+    """
+    assignment = forwarder.assignment
+    tracking = assignment.job.tracking
+    name, alias = tracking.registered_model, tracking.alias
+    record_path = assignment.run_dir / REGISTERED_NAME
+    records = json.loads(record_path.read_text()) if record_path.exists() else []
+    client, run_id = forwarder.client, forwarder.run_id
+    assert run_id is not None
+    for record in records:
+        if record["checkpoint_digest"] == found.manifest.digest and record["model"] == name:
+            call(
+                lambda: client.set_registered_model_alias(name, alias, str(record["version"])), uri
+            )
+            return f"models:/{name}/{record['version']} as {name}@{alias}"
+    place = f"model/{found.directory.name}"
+
+    def register() -> str:
+        client.log_artifacts(run_id, str(export), place)
+        _ensure_model(client, name)
+        source = f"{client.get_run(run_id).info.artifact_uri}/{place}"
+        tags = _lineage_tags(forwarder, found, figures)
+        created = client.create_model_version(name, source, run_id=run_id, tags=tags)
+        client.set_registered_model_alias(name, alias, created.version)
+        return str(created.version)
+
+    version = call(register, uri)
+    records.append(
+        {
+            "model": name,
+            "version": version,
+            "checkpoint": f"checkpoints/{found.directory.name}",
+            "checkpoint_digest": found.manifest.digest,
+        }
+    )
+    write_atomic(record_path, json.dumps(records, indent=1))
+    return f"models:/{name}/{version} as {name}@{alias}"
+
+
+def _ensure_model(client: MlflowClient, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _lineage_tags(forwarder: Forwarder, found: Found, figures: dict[str, Any]) -> dict[str, str]:
+    assignment, manifest = forwarder.assignment, found.manifest
+    tags = {
+        "raymill.run": str(assignment.job.run.name),
+        "raymill.step": str(manifest.step),
+        "raymill.tokens": str(manifest.tokens),
+        "raymill.checkpoint": str(found.directory),
+        "raymill.checkpoint_digest": manifest.digest,
+        "raymill.data_digests": ",".join(manifest.data_digests),
+        "raymill.data": ",".join(str(folder) for folder in assignment.folders),
+        "raymill.tokenizer": manifest.tokenizer_fingerprint,
+        "raymill.config_digest": manifest.config_digest,
+        "raymill.code_commit": manifest.code_commit or "",
+        "raymill.parent": manifest.parent or "",
+        "raymill.bits_per_byte": str(figures.get("eval/bits_per_byte", "")),
+    }
+    return {key: value for key, value in tags.items() if value}
+
+
+def resolve_model(reference: str, tracking: TrackingConfig, root: Path) -> ResolvedModel:
+    """A registry reference or a Hugging Face folder → a folder on this machine and a pinned name.
+
+    Raises:
+        ConfigError: the reference names nothing; says what there is.
+        TrackingError: the registry can't be reached.
+    """
+    if not reference.startswith("models:"):
+        folder = Path(reference).expanduser()
+        if not (folder / "config.json").is_file():
+            raise ConfigError(
+                [
+                    f"model={reference}: there is no Hugging Face folder (one with a config.json); "
+                    "expected such a folder, models:/name@alias or models:/name/3"
+                ]
+            )
+        return ResolvedModel(folder.resolve(), str(folder.resolve()))
+    match = _REFERENCE.fullmatch(reference)
+    if match is None:
+        raise ConfigError(
+            [f"model={reference!r}: expected models:/name@alias or models:/name/3"]
+        )
+    uri = tracking_uri(tracking, root)
+    if uri == "none":
+        raise ConfigError([f"model={reference}: tracking.uri=none has no registry; give a folder"])
+    if tracking.uri is None and not (root / "mlflow.db").exists():
+        raise ConfigError(
+            [
+                f"model={reference}: there is no registry yet under storage.root={root}; train a "
+                "model first (python jobs/pipeline.py experiment=demo), or give a folder"
+            ]
+        )
+    client = connect(tracking, root)
+    version = _find_version(client, match, reference, uri)
+    folder = Path(call(lambda: _download(version.source, uri), uri))
+    if not (folder / "config.json").is_file():
+        raise TrackingError(f"{reference} points to {version.source}, where there is no model")
+    return ResolvedModel(folder, f"models:/{version.name}/{version.version}")
+
+
+def _find_version(
+    client: MlflowClient, match: re.Match[str], reference: str, uri: str
+) -> Any:
+    from mlflow.exceptions import MlflowException
+
+    def find() -> Any:
+        try:
+            if match["version"]:
+                return client.get_model_version(match["name"], match["version"])
+            return client.get_model_version_by_alias(match["name"], match["alias"])
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            return None
+
+    version = call(find, uri)
+    if version is not None:
+        return version
+    known = call(lambda: _known_references(client), uri)
+    listed = ", ".join(known) if known else "nothing is registered yet"
+    raise ConfigError([f"model={reference}: the registry doesn't have it; there is: {listed}"])
+
+
+def _known_references(client: MlflowClient) -> list[str]:
+    known = []
+    for model in client.search_registered_models(max_results=20):
+        known += [f"models:/{model.name}@{alias}" for alias in model.aliases]
+        if not model.aliases:
+            known += [f"models:/{model.name}/{v.version}" for v in model.latest_versions]
+    return known
+
+
+def _download(source: str, uri: str) -> str:
+    from mlflow.artifacts import download_artifacts
+
+    return str(download_artifacts(artifact_uri=source, tracking_uri=uri))

@@ -1,0 +1,87 @@
+"""The one door to MLflow: imported late (it takes seconds), quietly, and with short timeouts."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raymill.config.schema import TrackingConfig
+from raymill.errors import TrackingError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+# MLflow's own defaults block a caller for minutes when a server is down.
+_SHORT = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_DISABLE_AUTO_LOGGING_WARNINGS": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+_CREDENTIALS = re.compile(r"//[^/@]*@")
+
+
+def tracking_uri(tracking: TrackingConfig, root: Path) -> str:
+    """Where this configuration tracks to; a SQLite file under the storage root by default."""
+    return tracking.uri or f"sqlite:///{root / 'mlflow.db'}"
+
+
+def shown(uri: str) -> str:
+    """The address without a password."""
+    return _CREDENTIALS.sub("//", uri)
+
+
+def is_local(uri: str) -> bool:
+    """Whether the address is a file of this machine, not a server."""
+    return uri.startswith("sqlite:")
+
+
+def connect(tracking: TrackingConfig, root: Path) -> MlflowClient:
+    """A client; making one doesn't contact the server yet, but creates a local database's schema.
+
+    Raises:
+        TrackingError: the address can't be used.
+    """
+    for name, value in _SHORT.items():
+        os.environ.setdefault(name, value)
+    for name in ("mlflow", "alembic", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from mlflow import MlflowClient
+
+    uri = tracking_uri(tracking, root)
+    if is_local(uri):
+        root.mkdir(parents=True, exist_ok=True)
+    return call(lambda: MlflowClient(tracking_uri=uri, registry_uri=uri), uri)
+
+
+def call(work: Any, uri: str) -> Any:
+    """Run one exchange with MLflow; whatever goes wrong becomes one sentence.
+
+    MLflow raises its own exceptions, requests' and SQLAlchemy's alike: this is a process boundary.
+
+    Raises:
+        TrackingError: it didn't work, and why.
+    """
+    try:
+        return work()
+    except Exception as error:
+        text = str(error).strip().splitlines()
+        reason = text[0] if text else type(error).__name__
+        raise TrackingError(f"MLflow at {shown(uri)}: {reason[:500]}") from error
+
+
+def experiment_id(client: MlflowClient, tracking: TrackingConfig, root: Path) -> str:
+    """The experiment's id; made if there is none, with artifacts beside a local database."""
+    found = client.get_experiment_by_name(tracking.experiment)
+    if found is not None:
+        return str(found.experiment_id)
+    local = is_local(tracking_uri(tracking, root))
+    location = (root / "mlartifacts").resolve().as_uri() if local else None
+    return str(client.create_experiment(tracking.experiment, artifact_location=location))

@@ -1,0 +1,169 @@
+"""Tracking as the driver sees it: a thread that forwards the journal, whatever MLflow does meanwhile."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raymill.engine.assignment import Assignment
+from raymill.errors import TrackingError
+from raymill.track.forwarder import Forwarder
+from raymill.track.registry import register_export
+from raymill.track.server import call, connect, shown, tracking_uri
+
+if TYPE_CHECKING:
+    from raymill.checkpoint.resume import Found
+
+POLL_S = 1.0
+SYSTEM_EVERY_S = 10.0
+MAX_BACK_OFF_S = 60.0
+# The main thread is about to print its own progress; the import's work shouldn't delay the start.
+START_DELAY_S = 2.0
+
+
+class Tracker:
+    """Forwards a run to MLflow from a daemon thread. Nothing here raises into training, blocks it,
+    or shares a process with it; what couldn't be sent stays in the journal and is sent by the next
+    run of the same command."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        self.assignment = assignment
+        self._tracking = assignment.job.tracking
+        self._root = Path(assignment.job.storage.root)
+        self._uri = tracking_uri(self._tracking, self._root)
+        self._closing = threading.Event()
+        self._ready = threading.Event()
+        self._status = "failed"
+        self._forwarder: Forwarder | None = None
+        self._log = _file_log(assignment.run_dir / "logs" / "tracking.log")
+        self._thread: threading.Thread | None = None
+        self._ended = False
+
+    @property
+    def enabled(self) -> bool:
+        return self._tracking.uri != "none"
+
+    def start(self) -> None:
+        """Begin forwarding."""
+        if self.enabled:
+            self._thread = threading.Thread(target=self._run, name="raymill-tracking", daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        self._closing.wait(START_DELAY_S)
+        back_off = POLL_S
+        system_due = 0.0
+        while True:
+            closing = self._closing.is_set()
+            try:
+                self._begin()
+                sent = self._forward()
+                if self._tracking.system_metrics and time.monotonic() >= system_due:
+                    system_due = time.monotonic() + SYSTEM_EVERY_S
+                    self._system()
+                if closing and not sent:
+                    self._end()
+                    return
+                back_off = POLL_S
+                if not sent:
+                    self._closing.wait(POLL_S)
+            except TrackingError as error:
+                self._log.warning("%s (next try in %.0f s)", error, back_off)
+                if closing:
+                    time.sleep(min(back_off, 2.0))
+                else:
+                    self._closing.wait(back_off)
+                back_off = min(2 * back_off, MAX_BACK_OFF_S)
+
+    def _begin(self) -> None:
+        if self._ready.is_set():
+            return
+        if self._forwarder is None:
+            client = connect(self._tracking, self._root)
+            self._forwarder = Forwarder(self.assignment, client)
+        call(self._forwarder.begin, self._uri)
+        self._ready.set()
+
+    def _forward(self) -> bool:
+        assert self._forwarder is not None
+        return bool(call(self._forwarder.forward, self._uri))
+
+    def _system(self) -> None:
+        assert self._forwarder is not None
+        forwarder, readings = self._forwarder, system_readings()
+        step = int(time.time())
+        call(lambda: forwarder.log_system(readings, time.time(), step), self._uri)
+
+    def _end(self) -> None:
+        assert self._forwarder is not None
+        forwarder = self._forwarder
+        call(lambda: forwarder.end(self._status), self._uri)
+        self._ended = True
+
+    def register(self, found: Found, export: Path, figures: dict[str, Any]) -> str:
+        """Register the exported model; returns `models:/name/version@alias`-like text.
+
+        Raises:
+            TrackingError: the registry can't be reached, or refused.
+        """
+        if not self._ready.wait(self._tracking.flush_timeout_s):
+            raise TrackingError(
+                f"MLflow at {shown(self._uri)} can't be reached; the model is in {export}, and the "
+                "same command registers it once MLflow is back"
+            )
+        assert self._forwarder is not None
+        return register_export(self._forwarder, found, export, figures, self._uri)
+
+    def attach(self, paths: Sequence[Path]) -> None:
+        """Keep files with the MLflow run, if it can be reached."""
+        forwarder = self._forwarder
+        if forwarder is None or not self._ready.is_set() or forwarder.run_id is None:
+            return
+        for path in paths:
+            try:
+                run_id, file = forwarder.run_id, str(path)
+                call(lambda: forwarder.client.log_artifact(run_id, file), self._uri)
+            except TrackingError as error:
+                self._log.warning("%s", error)
+
+    def close(self, status: str) -> None:
+        """Send what is left, for at most `tracking.flush_timeout_s`, and say so if that wasn't all."""
+        if self._thread is None:
+            return
+        self._status = status
+        self._closing.set()
+        self._thread.join(self._tracking.flush_timeout_s)
+        if not self._ended:
+            print(
+                f"tracking: MLflow at {shown(self._uri)} didn't take everything "
+                f"(see {self.assignment.run_dir / 'logs' / 'tracking.log'}); nothing is lost: "
+                "the same command sends the rest once it is back"
+            )
+
+
+def system_readings() -> dict[str, float]:
+    """Processor and memory use of this machine."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return {
+        "system/cpu_percent": psutil.cpu_percent(),
+        "system/memory_used_gib": memory.used / 2**30,
+        "system/memory_percent": memory.percent,
+    }
+
+
+def _file_log(path: Path) -> logging.Logger:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    log = logging.getLogger(f"raymill.tracking.{path}")
+    log.propagate = False
+    log.setLevel(logging.INFO)
+    if not log.handlers:
+        handler = logging.FileHandler(path, delay=True)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(handler)
+    return log
