@@ -77,7 +77,9 @@ def test_globs_files_and_folders_of_one_name(tmp_path: Path) -> None:
     assert len(find_files([f"{tmp_path}/x/docs/a.txt"], "data.path")) == 1
 
 
-@pytest.mark.parametrize(("pattern", "why"), [("no", "doesn't exist"), ("*.txt", "no file matches")])
+@pytest.mark.parametrize(
+    ("pattern", "why"), [("no", "doesn't exist"), ("*.txt", "no file matches")]
+)
 def test_a_path_without_input_is_named(tmp_path: Path, pattern: str, why: str) -> None:
     with pytest.raises(DataError, match=why):
         find_files([f"{tmp_path}/{pattern}"], "data.path")
@@ -132,7 +134,7 @@ def test_bad_records_are_named_with_their_place(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": [1, 2, 3]}), tmp_path / "f.parquet")
     for unit_bytes in (1 << 20, 30):
         found = read_all(tmp_path, unit_bytes)
-        assert texts(found) == (["fine\n"] if unit_bytes == 30 else [])[:0] + ["ok", "end", "ok"]
+        assert texts(found) == ["ok", "end", "ok"]
         root = tmp_path.name
         named = bad(found)
         assert named[0] == f"{root}/a.txt:2: not UTF-8 (invalid start byte)"
@@ -146,7 +148,9 @@ def test_bad_records_are_named_with_their_place(tmp_path: Path) -> None:
         assert named[8].startswith(f"{root}/c.jsonl:8: column 'text' holds half of a surrogate")
         assert named[9] == f"{root}/d.parquet, row 1: column 'text' holds null, expected text"
         assert named[10] == f"{root}/e.parquet, rows 0 to 1: no column 'text' (has body)"
-        assert named[11] == f"{root}/f.parquet, rows 0 to 2: column 'text' holds int64, expected text"
+        assert (
+            named[11] == f"{root}/f.parquet, rows 0 to 2: column 'text' holds int64, expected text"
+        )
         assert sum(record.count for record in found if isinstance(record, Bad)) == 15
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data.prepared_factory import write_prepared
 
+from data.prepared_factory import write_prepared
 from raymill.data.manifest import Prepared
 from raymill.data.order import Order, SourceShape
 from raymill.data.stream import RankStream, StepBatch, StreamSpec, build_iterators, read_rows
@@ -100,9 +100,7 @@ def test_the_global_order_is_the_same_for_every_world_size(
     assert rows == [(i, tokens.tobytes()) for i, tokens in enumerate(expected)]
 
 
-def test_any_restart_goes_on_where_it_stopped(
-    ray_session: None, prepared: Prepared
-) -> None:
+def test_any_restart_goes_on_where_it_stopped(ray_session: None, prepared: Prepared) -> None:
     whole = global_rows(consume(spec_of(prepared, 1, steps=12)))
     # Several pipelines one after another.
     spec = spec_of(prepared, 2, start=5, steps=7, unit_rows=6, segment_units=2)

@@ -43,7 +43,11 @@ def test_training_again_elsewhere_gives_the_same_fingerprint() -> None:
         environment = {**os.environ, "RAYON_NUM_THREADS": threads, "PYTHONHASHSEED": seed}
         environment["PYTHONPATH"] = os.pathsep.join(sys.path)
         done = subprocess.run(
-            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+            [sys.executable, "-c", script],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         found.add(done.stdout.strip())
     texts = [read_stdlib("source/json/decoder.py"), read_stdlib("source/ast.py")]

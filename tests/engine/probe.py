@@ -106,9 +106,9 @@ def run_cases(rank: int, world: int, port: int, cases: list[Case], folder: Path)
     from raymill.checkpoint.commit import commit
     from raymill.checkpoint.manifest import Manifest
     from raymill.checkpoint.resume import newest_verified
+    from raymill.engine.device import join_deepspeed
     from raymill.engine.group import WorkerGroup
     from raymill.engine.schedule import learning_rate_factor
-    from raymill.engine.device import join_deepspeed
     from raymill.engine.trainer import Trainer, load_weights
     from raymill.engine.worker_log import send_output_to
     from raymill.model.build import build_model

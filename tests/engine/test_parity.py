@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
 from engine.probe import (
     ARCH,
-    BATCH,
     LENGTH,
     SEED,
     VOCAB,
@@ -19,7 +20,6 @@ from engine.probe import (
     lengths,
     spawn,
 )
-from transformers import LlamaConfig, LlamaForCausalLM
 
 STEPS = 50
 
@@ -97,5 +97,3 @@ def test_two_workers_every_stage(bare: np.ndarray, tmp_path: Path) -> None:
     found = worst(spawn(2, [*CASES, Case(2, 1), Case(3, 2)], tmp_path), bare)
     assert len(found) == 6
     assert max(found.values()) < 1e-4, found
-
-

@@ -92,7 +92,9 @@ def _write_rank(
         slices = write_fragments(directory, file, fragments)
         path = directory / file
         return file, FileRecord(path.stat().st_size, sha256_file(path)), slices
-    except Exception as error:  # the other ranks wait for this vote: whatever it is, it is passed on
+    except (
+        Exception
+    ) as error:  # the other ranks wait for this vote: whatever it is, it is passed on
         return f"{type(error).__name__}: {error}"
 
 

@@ -47,7 +47,9 @@ class Manifest:
     data_digests: tuple[str, ...]
     tokenizer_fingerprint: str
     code_commit: str | None
-    parent: str | None  # what the weights started from: a registered version, a folder, a forked run
+    parent: (
+        str | None
+    )  # what the weights started from: a registered version, a folder, a forked run
     files: Mapping[str, FileRecord]
     format_version: int = FORMAT_VERSION
     digest: str = ""
@@ -70,7 +72,9 @@ def read_manifest(directory: Path) -> Manifest:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{directory} has no {MANIFEST_NAME}: it was never committed") from None
+        raise CheckpointError(
+            f"{directory} has no {MANIFEST_NAME}: it was never committed"
+        ) from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} can't be read: {error}") from error
     if not isinstance(stored, dict) or stored.get("format_version") != FORMAT_VERSION:

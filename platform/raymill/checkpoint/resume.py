@@ -30,7 +30,9 @@ class Found:
         return FragmentReader(self.directory, read_index(self.directory / INDEX_NAME))
 
 
-def newest_verified(checkpoints: Path, on_damage: Callable[[str], None] | None = None) -> Found | None:
+def newest_verified(
+    checkpoints: Path, on_damage: Callable[[str], None] | None = None
+) -> Found | None:
     """The newest checkpoint whose every byte verifies, or None when there is none at all.
 
     A damaged one is passed over, and said so by name through `on_damage` and in the result.

@@ -39,6 +39,8 @@ def run(job: PretrainJob) -> int:
         print_plan(job)
         return 0
     assignment = resolve(job)
+    if already_finished(assignment):
+        return complete(assignment)
     with connect(job.cluster, job.run.workers):
         return train(assignment)
 
@@ -126,6 +128,39 @@ def _check_together(prepared: list[Prepared], job: PretrainJob) -> None:
         )
     if problems:
         raise ConfigError(problems)
+
+
+def already_finished(assignment: Assignment) -> bool:
+    """Whether the last step asked for is committed; then no worker need start.
+
+    Raises:
+        ConfigError: the configuration contradicts the run that is there.
+        CheckpointError: its checkpoints are all damaged.
+    """
+    from raymill.engine.setup import decide_start
+
+    if not assignment.checkpoints.exists():
+        return False
+    digests = tuple(load_prepared(folder).manifest.digest for folder in assignment.folders)
+    start = decide_start(assignment, digests)
+    return start.resumed and start.step == assignment.total_steps
+
+
+def complete(assignment: Assignment) -> int:
+    """Redo what follows training, where it is missing: export, registration, report."""
+    from raymill.track.tracker import Tracker
+
+    console = RunConsole(peak_is_measured=False)
+    console.say(
+        f"run {assignment.job.run.name} is finished at step {assignment.total_steps}; ask for more "
+        "train.steps to go on"
+    )
+    tracker = Tracker(assignment)
+    tracker.start()
+    try:
+        return finish(assignment, tracker, console)
+    finally:
+        tracker.close("finished")
 
 
 def train(assignment: Assignment) -> int:

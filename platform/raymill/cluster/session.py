@@ -104,7 +104,10 @@ def _check_capacity(cluster: ClusterConfig, workers: int) -> None:
     import ray
 
     total = ray.cluster_resources()
-    needed = {"CPU": workers * cluster.cpus_per_worker, "GPU": float(workers) if cluster.gpu else 0.0}
+    needed = {
+        "CPU": workers * cluster.cpus_per_worker,
+        "GPU": float(workers) if cluster.gpu else 0.0,
+    }
     for name, amount in needed.items():
         if total.get(name, 0.0) < amount:
             raise ClusterError(

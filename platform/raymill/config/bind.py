@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 @cache
-def field_types(cls: type) -> dict[str, Any]:
+def field_types(cls: Any) -> dict[str, Any]:
     """Key, as the user types it → type, of a configuration dataclass."""
     hints = typing.get_type_hints(cls)
     return {field.name.rstrip("_"): hints[field.name] for field in dataclasses.fields(cls)}
@@ -59,7 +59,7 @@ def _bind_dataclass(
     if not isinstance(tree, Mapping):
         problems.append(f"{prefix.rstrip('.')}={tree!r}: expected a group of keys")
         return None
-    hints = field_types(cls)
+    hints = field_types(typing.cast(Any, cls))
     values: dict[str, Any] = {}
     for key in tree:
         if key not in hints:
@@ -77,10 +77,7 @@ def _bind_dataclass(
                 )
             else:
                 values[field.name] = convert(hint, tree[key], dotted, problems)
-        elif (
-            field.default is dataclasses.MISSING
-            and field.default_factory is dataclasses.MISSING
-        ):
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             problems.append(f"{dotted}: a value is required ({describe(hints[key])})")
     if problems:
         return None

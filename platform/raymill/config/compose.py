@@ -135,7 +135,9 @@ def _refusal(key: str, equals: str, text: str) -> str | None:
     ):
         return f"{key}: configuration can't name objects to construct"
     if key[:1] in "+~":
-        return f"{key}: keys can't be added or deleted; every key that exists can be set by key=value"
+        return (
+            f"{key}: keys can't be added or deleted; every key that exists can be set by key=value"
+        )
     if "/" in key or "@" in key:
         return f"{key}: groups can't be moved"
     return None

@@ -56,8 +56,10 @@ TOPICS = {
         (
             ("", "the documentation and source of the running Python"),
             ("data=files data.path=texts/ tokenizer.vocab_size=32000", "your own text"),
-            ("data=files data.path=a.jsonl.zst tokenizer=existing tokenizer.path=hf_folder",
-             "with a tokenizer that exists"),
+            (
+                "data=files data.path=a.jsonl.zst tokenizer=existing tokenizer.path=hf_folder",
+                "with a tokenizer that exists",
+            ),
         ),
         "storage.root/data/<data.name>-<tokenizer.name>-<digest>/",
     ),
@@ -67,8 +69,11 @@ TOPICS = {
         _TRAIN_KEYS,
         (
             ("experiment=demo", "a small model in minutes on two CPU cores"),
-            ("arch=llama3_8b zero=stage3 cluster=h100 run.workers=64 train.precision=bf16 "
-             "dry_run=true", "what a big one would need"),
+            (
+                "arch=llama3_8b zero=stage3 cluster=h100 run.workers=64 train.precision=bf16 "
+                "dry_run=true",
+                "what a big one would need",
+            ),
             ("run.name=demo train.steps=2000", "run `demo` again, for longer: it resumes"),
         ),
         "storage.root/runs/<run.name>/, storage.root/mlflow.db",

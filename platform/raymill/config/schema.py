@@ -58,7 +58,9 @@ class DataConfig:
     max_bad_fraction: float = 0.001  # of records; more undecodable input than this is refused
     document_mask: bool = False  # attention doesn't cross document boundaries
     validation: ValidationConfig = field(default_factory=ValidationConfig)
-    mixture: dict[str, float] = field(default_factory=dict)  # prepared folder → weight; {}: this data alone
+    mixture: dict[str, float] = field(
+        default_factory=dict
+    )  # prepared folder → weight; {}: this data alone
 
 
 @dataclass(frozen=True)
@@ -169,9 +171,13 @@ class ClusterConfig:
     address: str  # "local" starts one; "auto" or host:port joins one
     gpu: bool = False
     cpus_per_worker: float = 1.0
-    device_memory_gib: float | None = None  # memory of one GPU (or a worker's share of RAM); None: asked
+    device_memory_gib: float | None = (
+        None  # memory of one GPU (or a worker's share of RAM); None: asked
+    )
     host_memory_gib: float | None = None  # RAM of one node, for offload; None: asked
-    peak_tflops: float | None = None  # dense peak of one device at train.precision; None: MFU isn't shown
+    peak_tflops: float | None = (
+        None  # dense peak of one device at train.precision; None: MFU isn't shown
+    )
     start_timeout_s: float = 120.0
 
 
@@ -222,9 +228,10 @@ class PretrainJob:
     cluster: ClusterConfig
     tracking: TrackingConfig
     storage: StorageConfig
-    model: str | None = None  # continue from models:/name@alias, models:/name/3 or a Hugging Face folder
+    model: str | None = (
+        None  # continue from models:/name@alias, models:/name/3 or a Hugging Face folder
+    )
     dry_run: bool = False
-
 
     def preparation(self) -> PrepareJob:
         """The job that prepares this one's data."""

@@ -184,7 +184,11 @@ def read_rows(folders: tuple[Path, ...], located: Located) -> dict[str, npt.NDAr
         mine = by_group[start:stop]
         row = located.row[mine]
         group_tokens, group_length, group_size = _row_groups.get(folders[source], shard, group)
-        tokens[mine], length[mine], size[mine] = group_tokens[row], group_length[row], group_size[row]
+        tokens[mine], length[mine], size[mine] = (
+            group_tokens[row],
+            group_length[row],
+            group_size[row],
+        )
     return {"tokens": tokens, "length": length, "bytes": size}
 
 

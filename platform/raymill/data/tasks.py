@@ -49,7 +49,7 @@ def parallel(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = -1  # one large compressed file may take an hour
-    cores = float(ray.cluster_resources().get("CPU", 1.0))  # type: ignore[no-untyped-call]
+    cores = float(ray.cluster_resources().get("CPU", 1.0))
     share = 1.0 if tasks is None else min(1.0, cores / tasks)
     rows = [{"item": pickle.dumps(item)} for item in items]
     with ray.data.DataContext.current(context):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -83,7 +84,7 @@ class Loop:
                 return "stopped"
         return "finished"
 
-    def _train_step(self, batches: RankStream) -> bool:
+    def _train_step(self, batches: Iterator[StepBatch]) -> bool:
         """One optimizer step; returns whether a stop was asked for."""
         job = self.assignment.job
         began = time.perf_counter()
@@ -116,7 +117,9 @@ class Loop:
         self._log_step(loss, rate, norm, batch, int(global_tokens), seconds, phases)
         return stop > 0
 
-    def _next_batch(self, batches: RankStream) -> tuple[StepBatch | None, DataError | None]:
+    def _next_batch(
+        self, batches: Iterator[StepBatch]
+    ) -> tuple[StepBatch | None, DataError | None]:
         """The next batch, or why there is none; the other ranks must hear of it before anyone raises."""
         try:
             return next(batches), None
@@ -193,9 +196,7 @@ class Loop:
     def _evaluate(self) -> None:
         result = evaluate(self.trainer.model, self.objective, self.held_out, self.group)
         if self.journal is not None:
-            self.journal.write(
-                "evaluation", self.step, tokens=self.tokens, **result.metrics()
-            )
+            self.journal.write("evaluation", self.step, tokens=self.tokens, **result.metrics())
 
     def _sample(self) -> None:
         path = write_samples(

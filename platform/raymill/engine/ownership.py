@@ -40,7 +40,8 @@ class Owned:
     def moment(self, optimizer: torch.optim.Optimizer, kind: str) -> torch.Tensor:
         """Live view of one Adam moment; creates the optimizer's state if there was no step yet."""
         state = optimizer_state(optimizer, self.key)
-        return state[kind].detach().view(-1).narrow(0, self.offset, self.numel)
+        view: torch.Tensor = state[kind].detach().view(-1).narrow(0, self.offset, self.numel)
+        return view
 
     def arrays(self, optimizer: torch.optim.Optimizer) -> Mapping[str, FloatArray]:
         """kind → flat fp32 array on the host."""
@@ -51,7 +52,7 @@ class Owned:
 
 def optimizer_state(optimizer: torch.optim.Optimizer, key: torch.Tensor) -> dict[str, Any]:
     """AdamW's state for `key`, made as its first step would make it."""
-    state = optimizer.state[key]
+    state: dict[str, Any] = optimizer.state[key]
     if "exp_avg" not in state:
         state["step"] = torch.zeros((), dtype=torch.float32, device=key.device)
         for kind in MOMENTS:
@@ -109,9 +110,7 @@ def _stage_1_and_2(optimizer: Any, names: Mapping[torch.nn.Parameter, str]) -> I
             )
 
 
-def _stage_3(
-    optimizer: Any, names: Mapping[torch.nn.Parameter, str], rank: int
-) -> Iterator[Owned]:
+def _stage_3(optimizer: Any, names: Mapping[torch.nn.Parameter, str], rank: int) -> Iterator[Owned]:
     """Each parameter is cut into equal, padded parts; the padding is nobody's."""
     for parameter, name in names.items():
         group, offset, part = optimizer.grad_position[optimizer.get_param_id(parameter)]

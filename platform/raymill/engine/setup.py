@@ -163,8 +163,7 @@ def build_trainer(
     reader = start.found.reader() if start.found else None
     if reader is not None:
         load_weights(model, reader)
-    trainer = Trainer(job, model.to(group.device), group)  # type: ignore[arg-type]
+    trainer = Trainer(job, model.to(group.device), group)
     if reader is not None:
         trainer.load_state(reader, start.step)
     return trainer
-

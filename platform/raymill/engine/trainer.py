@@ -10,7 +10,7 @@ import torch
 from raymill.checkpoint.fragments import MOMENTS, WEIGHT, FloatArray, FragmentReader
 from raymill.config.schema import OptimConfig, PretrainJob
 from raymill.engine.group import WorkerGroup
-from raymill.engine.ownership import Owned, optimizer_state, owned_by_this_rank
+from raymill.engine.ownership import optimizer_state, owned_by_this_rank
 from raymill.engine.settings import accumulation_steps, clips_gradients_itself, deepspeed_config
 from raymill.errors import CheckpointError
 

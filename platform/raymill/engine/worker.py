@@ -10,9 +10,6 @@ from raymill.engine.assignment import Assignment
 from raymill.errors import RaymillError
 
 if TYPE_CHECKING:
-    import torch
-
-    from raymill.data.manifest import Prepared
     from raymill.data.order import Order
     from raymill.data.stream import RankStream
     from raymill.engine.group import WorkerGroup
@@ -32,9 +29,9 @@ def train_worker(config: dict[str, Any]) -> None:
     """
     import torch
 
+    from raymill.engine.device import choose_device, join_deepspeed
     from raymill.engine.group import WorkerGroup
     from raymill.engine.journal import Journal
-    from raymill.engine.device import choose_device, join_deepspeed
     from raymill.engine.worker_log import send_output_to
 
     assignment: Assignment = config["assignment"]
@@ -55,7 +52,9 @@ def train_worker(config: dict[str, Any]) -> None:
     except RaymillError as error:
         logger.exception("the run failed")
         if journal is not None:
-            journal.write("status", step, status="failed", error=str(error), error_type=type(error).__name__)
+            journal.write(
+                "status", step, status="failed", error=str(error), error_type=type(error).__name__
+            )
         return
     if journal is not None:
         journal.write("status", step, status=status)
@@ -69,7 +68,6 @@ def threads_per_worker() -> int:
 
 def build_loop(assignment: Assignment, group: WorkerGroup, journal: Journal | None) -> Loop:
     """Everything between the assignment and the first step; collective."""
-    import torch
 
     from raymill.data.validation import ValidationSet
     from raymill.engine.loop import Loop

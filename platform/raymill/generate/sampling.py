@@ -23,9 +23,11 @@ def next_token(
     if temperature == 0:
         return logits_BV.argmax(dim=-1)
     probabilities_BV = torch.softmax(logits_BV.double() / temperature, dim=-1)
-    return torch.multinomial(
-        nucleus(probabilities_BV, top_p).cpu(), 1, generator=generator
-    ).squeeze(-1).to(logits_BV.device)
+    return (
+        torch.multinomial(nucleus(probabilities_BV, top_p).cpu(), 1, generator=generator)
+        .squeeze(-1)
+        .to(logits_BV.device)
+    )
 
 
 def nucleus(probabilities_BV: torch.Tensor, top_p: float) -> torch.Tensor:
@@ -67,10 +69,10 @@ def sample(
             fresh = ids if cache is None else ids[-1:]
             output = model(
                 input_ids=torch.tensor([fresh], device=device),
-                past_key_values=cache,
+                cache=cache,
                 use_cache=True,
             )
-            cache = output.past_key_values
+            cache = output.cache
             token = int(next_token(output.logits[:, -1].float(), temperature, top_p, generator))
             ids.append(token)
             ended = ended or token == end_of_text_id

@@ -19,7 +19,9 @@ from raymill.config.schema import ArchConfig
 _SHARD_BYTES = 5 * 2**30
 
 
-def plan_shards(index: Index, bytes_per_element: int, shard_bytes: int = _SHARD_BYTES) -> list[list[str]]:
+def plan_shards(
+    index: Index, bytes_per_element: int, shard_bytes: int = _SHARD_BYTES
+) -> list[list[str]]:
     """Parameter names per weight file, in order, each file at most `shard_bytes` if one tensor allows."""
     shards: list[list[str]] = [[]]
     filled = 0

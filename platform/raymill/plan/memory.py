@@ -47,10 +47,7 @@ def state_bytes(
     """(weights, gradients, optimizer) in bytes of one worker."""
     low = 2 if precision == "bf16" else 4
     gradient = 4 if precision != "bf16" or (accumulate_fp32 and stage > 0) else 2
-    if precision == "bf16":
-        optimizer = 12
-    else:
-        optimizer = 12 if stage > 0 else 8
+    optimizer = 12 if precision == "bf16" or stage > 0 else 8
     share = 1 / workers
     return (
         parameters * low * (share if stage == 3 else 1),

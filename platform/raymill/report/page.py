@@ -152,9 +152,7 @@ def _samples(run_dir: Path) -> str:
         step = int(path.stem.removeprefix("step-"))
         parts.append(f"<p class=sub>after step {step:,} (the prompt is coloured)</p>")
         for sample in json.loads(path.read_text(encoding="utf-8")):
-            parts.append(
-                f"<pre><em>{escape(sample['prompt'])}</em>{escape(sample['text'])}</pre>"
-            )
+            parts.append(f"<pre><em>{escape(sample['prompt'])}</em>{escape(sample['text'])}</pre>")
     return "\n".join(parts)
 
 
@@ -175,7 +173,10 @@ def _lineage(summary: dict[str, Any], prepared: Prepared) -> list[tuple[str, str
             f"{manifest.contamination.share:.2%} of held-out {manifest.contamination.unit} "
             f"{manifest.contamination.n}-grams occur in the training text",
         ),
-        ("tokenizer", f"{manifest.tokenizer.vocab_size:,} ({manifest.tokenizer.fingerprint[:16]}…)"),
+        (
+            "tokenizer",
+            f"{manifest.tokenizer.vocab_size:,} ({manifest.tokenizer.fingerprint[:16]}…)",
+        ),
         ("code", summary["code_commit"] or "unknown"),
         ("configuration", summary["config_digest"][:16] + "…"),
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,10 +56,9 @@ def register_export(
     assert run_id is not None
     for record in records:
         if record["checkpoint_digest"] == found.manifest.digest and record["model"] == name:
-            call(
-                lambda: client.set_registered_model_alias(name, alias, str(record["version"])), uri
-            )
-            return f"models:/{name}/{record['version']} as {name}@{alias}"
+            known = str(record["version"])
+            call(partial(client.set_registered_model_alias, name, alias, known), uri)
+            return f"models:/{name}/{known} as {name}@{alias}"
     place = f"model/{found.directory.name}"
 
     def register() -> str:
@@ -131,9 +131,7 @@ def resolve_model(reference: str, tracking: TrackingConfig, root: Path) -> Resol
         return ResolvedModel(folder.resolve(), str(folder.resolve()))
     match = _REFERENCE.fullmatch(reference)
     if match is None:
-        raise ConfigError(
-            [f"model={reference!r}: expected models:/name@alias or models:/name/3"]
-        )
+        raise ConfigError([f"model={reference!r}: expected models:/name@alias or models:/name/3"])
     uri = tracking_uri(tracking, root)
     if uri == "none":
         raise ConfigError([f"model={reference}: tracking.uri=none has no registry; give a folder"])
@@ -152,9 +150,7 @@ def resolve_model(reference: str, tracking: TrackingConfig, root: Path) -> Resol
     return ResolvedModel(folder, f"models:/{version.name}/{version.version}")
 
 
-def _find_version(
-    client: MlflowClient, match: re.Match[str], reference: str, uri: str
-) -> Any:
+def _find_version(client: MlflowClient, match: re.Match[str], reference: str, uri: str) -> Any:
     from mlflow.exceptions import MlflowException
 
     def find() -> Any:

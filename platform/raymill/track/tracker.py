@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,8 +126,7 @@ class Tracker:
             return
         for path in paths:
             try:
-                run_id, file = forwarder.run_id, str(path)
-                call(lambda: forwarder.client.log_artifact(run_id, file), self._uri)
+                call(partial(forwarder.client.log_artifact, forwarder.run_id, str(path)), self._uri)
             except TrackingError as error:
                 self._log.warning("%s", error)
 

@@ -1,0 +1,54 @@
+# Every target sets up .venv itself, once; `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+LOG := $(VENV)/setup.log
+
+.PHONY: help demo test test-all check bench lock clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile | expand -t 20
+
+demo: $(READY) ## text → tokenizer → shards → trained, registered model → text
+	@$(BIN)/python jobs/pipeline.py experiment=demo
+	@$(BIN)/python jobs/generate.py 'prompt=def ' max_new_tokens=80
+	@echo
+	@echo "talk to it:    $(BIN)/python jobs/generate.py"
+	@echo "open MLflow:   $(BIN)/mlflow ui --backend-store-uri sqlite:///storage/mlflow.db"
+
+test: $(READY) ## the tests, without the slow ones
+	@$(BIN)/python -m pytest -q -m "not slow and not chaos and not gpu"
+
+test-all: $(READY) ## all tests
+	@$(BIN)/python -m pytest -q
+
+check: $(READY) ## formatting, lint, types
+	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet .
+	@$(BIN)/mypy --no-error-summary
+	@echo "check: formatting, lint and types are fine"
+
+bench: $(READY) ## measurements against bare PyTorch and a DataLoader
+	@$(BIN)/python bench/stream.py
+	@$(BIN)/python bench/overhead.py
+
+lock: $(READY) ## write constraints.txt from what is installed
+	@sed -n '/^#/p' constraints.txt > $(VENV)/constraints.new
+	@$(BIN)/pip freeze --exclude raymill | sed 's/^\(torch==[^+]*\)+.*/\1/' | grep -v '^nvidia\|^triton\|@' >> $(VENV)/constraints.new
+	@mv $(VENV)/constraints.new constraints.txt
+
+clean: ## remove the environment (not what was trained)
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# Only the dependencies are installed: jobs run the package from this tree, so that the tree that is
+# submitted to a cluster always wins over a copy installed there.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Raymill needs Python 3.11 or newer; give another with: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "Python's venv is missing; on Debian: apt-get install python3-venv"; exit 1; }
+	@echo "setting up $(VENV): about 2 minutes, once …"
+	@$(PYTHON) -m venv $(VENV)
+	@set -e; { $(BIN)/pip install -c constraints.txt torch==2.13.0 && \
+	  $(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print("\n".join(p["dependencies"] + p["optional-dependencies"]["dev"]))' > $(VENV)/requirements.txt && \
+	  $(BIN)/pip install -c constraints.txt -r $(VENV)/requirements.txt; } > $(LOG) 2>&1 || { tail -n 20 $(LOG); echo "the setup failed; all of its output is in $(LOG), and the same command tries again"; exit 1; }
+	@touch $(READY)

@@ -1,0 +1,119 @@
+"""The plan of a training job in words: what `dry_run=true` prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from raymill.config.schema import PretrainJob
+from raymill.data.location import prepared_folder
+from raymill.data.manifest import MANIFEST_NAME
+from raymill.plan.flops import flops_per_token
+from raymill.plan.memory import Memory, worker_memory
+from raymill.plan.parameters import count_parameters
+
+ASSUMED_MFU = 0.4  # published large runs reach 0.38 to 0.55
+GIB = 2**30
+
+
+def print_plan(job: PretrainJob) -> None:
+    """Print the resolved plan; nothing is started or written."""
+    console = Console()
+    for name, text in plan_lines(job):
+        console.print(f"{name:<14}{text}", soft_wrap=True, highlight=False, markup=False)
+
+
+def plan_lines(job: PretrainJob) -> list[tuple[str, str]]:
+    """(topic, text) lines of the plan."""
+    vocabulary = job.arch.vocab_size or job.tokenizer.vocab_size
+    count = count_parameters(job.arch, vocabulary)
+    train, workers = job.train, job.run.workers
+    step_tokens = train.global_batch * job.data.sequence_length
+    steps = train.steps if train.steps is not None else -(-(train.tokens or 0) // step_tokens)
+    per_token = flops_per_token(job.arch, vocabulary, job.data.sequence_length)
+    total_flops = per_token * steps * step_tokens
+    accumulation = train.global_batch // (workers * train.micro_batch)
+    memory = worker_memory(
+        job.arch,
+        vocabulary,
+        stage=job.zero.stage,
+        workers=workers,
+        precision=train.precision,
+        micro_batch=train.micro_batch,
+        sequence_length=job.data.sequence_length,
+        recompute=train.activation_checkpointing,
+        offload_optimizer=job.zero.offload_optimizer,
+        offload_params=job.zero.offload_params,
+    )
+    lines = [
+        (
+            "parameters",
+            f"{count.total:,} ({job.arch.name}: {count.embedding:,} embedding, {count.blocks:,} "
+            f"blocks, {count.head:,} output), vocabulary {vocabulary:,}",
+        ),
+        (
+            "tokens",
+            f"{steps * step_tokens:,} = {steps:,} steps x {train.global_batch:,} rows x "
+            f"{job.data.sequence_length:,}; {steps * step_tokens / count.total:.1f} a parameter",
+        ),
+        (
+            "batch",
+            f"{train.global_batch:,} rows = {workers} workers x {train.micro_batch} micro-batch x "
+            f"{accumulation} accumulation",
+        ),
+        (
+            "compute",
+            f"{total_flops:.3g} FLOPs, {per_token:.3g} a token{_duration(job, total_flops)}",
+        ),
+        ("memory", _memory(job, memory)),
+        ("checkpoint", f"{12 * count.total / GIB:.2f} GiB each (fp32 weights and two moments)"),
+    ]
+    return lines + _places(job)
+
+
+def _duration(job: PretrainJob, flops: float) -> str:
+    peak = job.cluster.peak_tflops
+    if peak is None:
+        return "; how long depends on cluster.peak_tflops, which isn't set"
+    hours = flops / (peak * 1e12 * job.run.workers * ASSUMED_MFU) / 3600
+    return (
+        f"; about {hours:,.1f} h at {ASSUMED_MFU:.0%} of {job.run.workers} x {peak:g} TFLOP/s "
+        f"({hours * job.run.workers:,.0f} device hours)"
+    )
+
+
+def _memory(job: PretrainJob, memory: Memory) -> str:
+    parts = (
+        f"{memory.device / GIB:.2f} GiB a worker: weights {memory.weights / GIB:.2f}, gradients "
+        f"{memory.gradients / GIB:.2f}, optimizer {memory.optimizer / GIB:.2f}, activations "
+        f"{memory.activations / GIB:.2f}, logits {memory.logits / GIB:.2f}"
+    )
+    if memory.host:
+        parts += f"; {memory.host / GIB:.2f} GiB of host memory"
+    if job.cluster.device_memory_gib is not None:
+        parts += f" (of {job.cluster.device_memory_gib:g} GiB)"
+    return f"{parts}; ZeRO {job.zero.stage}, {job.train.precision}"
+
+
+def _places(job: PretrainJob) -> list[tuple[str, str]]:
+    root = Path(job.storage.root)
+    if job.data.mixture:
+        data = ", ".join(f"{name} ({weight:g})" for name, weight in job.data.mixture.items())
+    else:
+        folder = prepared_folder(job.data, job.tokenizer, job.run.seed, root)
+        state = "prepared" if (folder / MANIFEST_NAME).exists() else "not prepared yet"
+        data = f"{folder} ({state})"
+    run_dir = root / "runs" / str(job.run.name)
+    state = "exists: it would resume" if run_dir.exists() else "new"
+    tracking = {None: f"sqlite:///{root / 'mlflow.db'}", "none": "off"}.get(
+        job.tracking.uri, job.tracking.uri
+    )
+    return [
+        ("data", data),
+        ("run", f"{run_dir} ({state})"),
+        ("tracking", f"{tracking}"),
+        ("registers", f"models:/{job.tracking.registered_model}@{job.tracking.alias}")
+        if job.tracking.register
+        else ("registers", "nothing"),
+    ]
