@@ -10,9 +10,13 @@ from raymill.config.entry import main
 
 
 def run(job):
-    from raymill.data.prepare import run
+    from raymill.data import prepare
 
-    return run(job)
+    if job.dry_run:
+        print(prepare.describe(job))
+    else:
+        prepare.run(job)
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,74 @@
+"""Running jobs as a user does: as processes, from another folder, reading what they print and write."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMEOUT_S = 240
+
+
+def environment() -> dict[str, str]:
+    """A user's environment: nothing of the test session's Ray, no PYTHONPATH."""
+    dropped = ("RAY_", "PYTHONPATH", "MLFLOW_")
+    return {key: value for key, value in os.environ.items() if not key.startswith(dropped)}
+
+
+def start(job: str, *overrides: str, cwd: Path, env: dict[str, str] | None = None) -> Any:
+    """Start a job in a session of its own, so that a signal reaches it alone."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *overrides],
+        cwd=cwd,
+        env=environment() | (env or {}),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run(job: str, *overrides: str, cwd: Path, env: dict[str, str] | None = None) -> tuple[int, str]:
+    """(exit code, output) of a job."""
+    process = start(job, *overrides, cwd=cwd, env=env)
+    output, _ = process.communicate(timeout=TIMEOUT_S)
+    return process.returncode, output
+
+
+def events(run_dir: Path, kind: str | None = None) -> list[dict[str, Any]]:
+    """What a run's journal holds; a line being written is left out."""
+    path = run_dir / "metrics.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")[:-1]
+    found = [json.loads(line) for line in lines]
+    return [event for event in found if kind in (None, event["kind"])]
+
+
+def interrupt_after(process: Any, run_dir: Path, step: int, number: signal.Signals) -> None:
+    """Send a signal as soon as a step is in the journal."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not any(event["step"] >= step for event in events(run_dir, "step")):
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(number)
+
+
+def write_corpus(folder: Path) -> None:
+    """A few files of text with something to learn in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(24):
+        sentences = [
+            f"The {('red', 'green', 'blue')[(number + i) % 3]} mill grinds {i} sacks of "
+            f"{('wheat', 'rye', 'oats', 'barley')[(number * i) % 4]} before day {number + i}.\n"
+            for i in range(60)
+        ]
+        (folder / f"{number:02d}.txt").write_text("".join(sentences))

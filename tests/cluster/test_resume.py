@@ -1,0 +1,130 @@
+"""Exact resume, through the command line: stopped cleanly, by Ctrl-C, or killed, a run goes on as the
+run that was never stopped."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from cluster import job
+from cluster.conftest import Workshop
+
+pytestmark = pytest.mark.integration
+STEPS = 600
+# Long enough that a killed driver's workers can't finish before they are gone.
+OFF = (
+    "tracking=none", f"train.steps={STEPS}", "checkpoint.every=50", "evaluation.every=0",
+    "checkpoint.keep_every=500",
+)  # fmt: skip
+
+
+def losses(run_dir: Path) -> dict[int, tuple[float, float, str]]:
+    """Step → what must be bit-equal; of a step that was replayed, every occurrence must agree."""
+    found: dict[int, tuple[float, float, str]] = {}
+    for event in job.events(run_dir, "step"):
+        value = (event["train/loss"], event["train/grad_norm"], event["sample_ids_sha256"])
+        assert found.setdefault(event["step"], value) == value, event
+    return found
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(workshop: Workshop) -> dict[int, tuple[float, float, str]]:
+    code, output = job.run(
+        "pretrain", *workshop.overrides, *OFF, "run.name=through", cwd=workshop.root
+    )
+    assert code == 0, output
+    assert "Traceback" not in output
+    found = losses(workshop.run_dir("through"))
+    assert sorted(found) == list(range(1, STEPS + 1))
+    return found
+
+
+def check_resumed(
+    workshop: Workshop, name: str, expected: dict[int, tuple[float, float, str]]
+) -> None:
+    """Run the same command again; its first step is the last committed one + 1, and all is equal."""
+    run_dir = workshop.run_dir(name)
+    committed = max(int(path.name[5:]) for path in (run_dir / "checkpoints").glob("step-????????"))
+    code, output = job.run(
+        "pretrain", *workshop.overrides, *OFF, f"run.name={name}", cwd=workshop.root
+    )
+    assert code == 0, output
+    assert f"resumed at step {committed}" in output
+    second = [event for event in job.events(run_dir, "step") if event["attempt"] == 2]
+    assert second[0]["step"] == committed + 1
+    assert losses(run_dir) == expected
+    assert (run_dir / "summary.json").exists()
+
+
+def test_ctrl_c_commits_and_says_how_to_resume(
+    workshop: Workshop, uninterrupted: dict[int, tuple[float, float, str]]
+) -> None:
+    run_dir = workshop.run_dir("stopped")
+    process = job.start(
+        "pretrain", *workshop.overrides, *OFF, "run.name=stopped", cwd=workshop.root
+    )
+    job.interrupt_after(process, run_dir, 20, signal.SIGINT)
+    output, _ = process.communicate(timeout=job.TIMEOUT_S)
+    assert process.returncode == 0, output
+    assert "stopped after a checkpoint" in output
+    assert "run.name=stopped" in output.splitlines()[-1], "the resuming command comes last"
+    last = job.events(run_dir, "step")[-1]["step"]
+    assert job.events(run_dir, "checkpoint")[-1]["step"] == last < STEPS
+    check_resumed(workshop, "stopped", uninterrupted)
+
+
+def test_kill_9_of_the_driver_loses_at_most_an_interval(
+    workshop: Workshop, uninterrupted: dict[int, tuple[float, float, str]]
+) -> None:
+    run_dir = workshop.run_dir("killed")
+    process = job.start("pretrain", *workshop.overrides, *OFF, "run.name=killed", cwd=workshop.root)
+    job.interrupt_after(process, run_dir, 120, signal.SIGKILL)
+    process.communicate(timeout=job.TIMEOUT_S)
+    wait_for_no_orphans(run_dir)
+    check_resumed(workshop, "killed", uninterrupted)
+
+
+def wait_for_no_orphans(run_dir: Path) -> None:
+    """Every process that has the run's files open ends by itself within seconds."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        holding = []
+        for process in psutil.process_iter():
+            try:
+                if any(file.path.startswith(str(run_dir)) for file in process.open_files()):
+                    holding.append(process)
+            except psutil.Error:
+                continue
+        if not holding:
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"still running: {holding}")
+
+
+def test_contradictions_and_damage_are_refused_by_name(
+    workshop: Workshop, uninterrupted: dict[int, tuple[float, float, str]]
+) -> None:
+    again = (*workshop.overrides, *OFF, "run.name=through")
+    code, output = job.run("pretrain", *again, "optim.learning_rate=0.5", cwd=workshop.root)
+    assert code == 2
+    assert "optim.learning_rate=0.5: the checkpoint was trained with 0.003" in output
+    code, output = job.run("pretrain", *again, cwd=workshop.root)
+    assert code == 0
+    assert "is finished at step 600" in output
+
+
+def test_a_fork_starts_from_the_other_runs_step(
+    workshop: Workshop, uninterrupted: dict[int, tuple[float, float, str]]
+) -> None:
+    code, output = job.run(
+        "pretrain", *workshop.overrides, *OFF, "run.name=fork", "run.from=through@500",
+        "optim.learning_rate=1e-4", cwd=workshop.root,
+    )  # fmt: skip
+    assert code == 0, output
+    steps = job.events(workshop.run_dir("fork"), "step")
+    assert [event["step"] for event in steps] == list(range(501, STEPS + 1))
+    assert steps[0]["train/loss"] == uninterrupted[501][0], "same weights, same data"
+    assert steps[1]["train/loss"] != uninterrupted[502][0], "another learning rate"
