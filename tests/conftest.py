@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # this Ray listens to this test session alone
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Ray's workers find the package, and what tests pickle, where this process finds them.
+_ROOT = Path(__file__).resolve().parents[1]
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(_ROOT / "platform"), str(_ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+).rstrip(os.pathsep)
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.data.prepared_factory import write_prepared
 
+from data.prepared_factory import write_prepared
 from raymill.data import shards
 from raymill.data.manifest import Prepared, Shard, load_prepared, read_manifest
 from raymill.data.shards import read_footer, read_row_group, refuse_extension_types, row_groups
@@ -161,7 +161,7 @@ def test_a_replaced_shard_is_refused(prepared: Prepared) -> None:
 
 def test_extension_types_are_refused_before_arrow_sees_them(prepared: Prepared) -> None:
     shard, path = first_shard(prepared)
-    boxes = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"0" * 16]))
+    boxes = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"0" * 16], pa.binary(16)))
     shard = replaced(shard, path, pa.table({"tokens": boxes}))
     with pytest.raises(DataError, match="extension type"):
         refuse_extension_types(path, read_footer(path))

@@ -182,7 +182,7 @@ def test_a_file_that_changed_since_it_was_planned_is_refused(tmp_path: Path) -> 
 
 
 def test_a_parquet_input_with_an_extension_type_is_refused(tmp_path: Path) -> None:
-    boxes = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"0" * 16]))
+    boxes = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"0" * 16], pa.binary(16)))
     pq.write_table(pa.table({"text": ["a"], "id": boxes}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match="extension type"):
         plan_units(config(tmp_path, validation=ValidationConfig(group_column="id")), 1)

@@ -29,6 +29,7 @@ from raymill.errors import DataError
 
 DOCUMENT_BYTES = 16 * 2**20  # a longer text file is read as several documents, cut at line ends
 READ_BYTES = 1 << 20
+COMPRESSED_BYTES = 1 << 16  # may expand twentyfold
 PARQUET_ROWS = 256
 
 
@@ -124,6 +125,53 @@ class _Hashing(io.RawIOBase):
             pass
 
 
+class _Zstandard(io.RawIOBase):
+    """Decompresses one frame after the other.
+
+    `zstandard.stream_reader` takes a file that was cut off for one that ends there; this one doesn't.
+    """
+
+    def __init__(self, source: BinaryIO | io.BufferedReader) -> None:
+        import zstandard
+
+        super().__init__()
+        self._source = source
+        self._codec = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+        self._error = zstandard.ZstdError
+        self._frame = self._codec.decompressobj()
+        self._inside = False  # a frame has begun and not ended
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready and self._more():
+            pass
+        view = memoryview(buffer).cast("B")
+        count = min(len(view), len(self._ready))
+        view[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count
+
+    def _more(self) -> bool:
+        """Decompress the next stretch of input; False at the end of the last frame."""
+        content = self._frame.unused_data if self._frame.eof else b""
+        content = content or self._source.read(COMPRESSED_BYTES)
+        if not content:
+            if self._inside:
+                raise EOFError("the compressed stream ends in the middle of a frame")
+            return False
+        if self._frame.eof:
+            self._frame = self._codec.decompressobj()
+        try:
+            self._ready = memoryview(self._frame.decompress(content))
+        except self._error as error:
+            raise EOFError(str(error)) from error
+        self._inside = not self._frame.eof
+        return True
+
+
 def _stdlib(piece: Piece, digest: hashlib._Hash) -> Iterator[Record]:
     try:
         text = stdlib_corpus.read(piece.name)
@@ -191,15 +239,7 @@ def _compressed(piece: Piece, reading: Reading, raw: _Hashing) -> Iterator[Recor
         with gzip.open(source) as stream:
             yield from _json_lines(piece, reading, stream)
     else:
-        import zstandard
-
-        try:
-            with zstandard.ZstdDecompressor().stream_reader(
-                source, read_across_frames=True
-            ) as stream:
-                yield from _json_lines(piece, reading, stream)
-        except zstandard.ZstdError as error:
-            raise EOFError(str(error)) from error
+        yield from _json_lines(piece, reading, _Zstandard(source))
     raw.drain()
 
 

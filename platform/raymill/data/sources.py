@@ -165,10 +165,10 @@ def _nothing_found(key: str, pattern: str, root: Path, paths: Sequence[Path]) ->
     endings = " ".join(f".{kind}" for kind in FORMATS)
     if paths:
         state = f"{len(paths)} files match, such as {paths[0].name}, but none ends in {endings}"
-    elif root.exists():
-        state = f"no file matches (looked in {root})"
+    elif not root.exists() or not (glob.has_magic(pattern) or Path(pattern).exists()):
+        state = "it doesn't exist"
     else:
-        state = f"{root} doesn't exist"
+        state = f"no file matches (looked in {root})"
     return f"{key}: {pattern!r} gives no input: {state}. Known endings: {endings}."
 
 

@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import BuiltinFunctionType, ModuleType
 from typing import Literal
 
 from raymill.data.split import unit_hash
@@ -178,7 +178,11 @@ def _members_text(module_name: str) -> str:
 
 
 def _docstrings(module: ModuleType) -> Iterator[tuple[str, str, str]]:
-    """(qualified name, signature or "", docstring), sorted by name at each level."""
+    """(qualified name, signature or "", docstring), sorted by name at each level.
+
+    Only what C defines: hooks such as sys.unraisablehook are replaced by test runners and debuggers,
+    and the corpus must be the same in every process.
+    """
     if module.__doc__:
         yield module.__name__, "", module.__doc__.strip()
     for name, member in sorted(vars(module).items()):
@@ -188,7 +192,7 @@ def _docstrings(module: ModuleType) -> Iterator[tuple[str, str, str]]:
             for method_name, method in sorted(vars(member).items()):
                 if callable(method) or hasattr(method, "__get__"):
                     yield from _described(f"{qualified}.{method_name}", method)
-        elif callable(member):
+        elif isinstance(member, BuiltinFunctionType) and member.__self__ is module:
             yield from _described(qualified, member)
 
 

@@ -56,7 +56,7 @@ def parallel(
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             partial(_call, function, ray.put(shared)),
             num_cpus=share,
-            compute=ray.data.TaskPoolStrategy(size=tasks),
+            compute=ray.data.TaskPoolStrategy(size=tasks and min(tasks, len(rows))),
         )
     for row in dataset.iter_rows():
         outcome = pickle.loads(row["outcome"])
