@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from cluster import job
 from cluster.conftest import Workshop
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -101,6 +102,16 @@ def test_cutting_json_lines_loses_nothing(
         b"\n".join(json.dumps({"text": text}, ensure_ascii=False).encode() for text in documents)
     )
     assert texts(read_all(folder, unit_bytes)) == documents
+
+
+def test_names_that_are_no_text_and_links_that_lead_nowhere_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").symlink_to(tmp_path / "gone.txt")
+    with pytest.raises(DataError, match=r"a\.txt can't be read \(No such file"):
+        find_files([str(tmp_path)], "data.path")
+    (tmp_path / "a.txt").unlink()
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.txt")).write_text("x")
+    with pytest.raises(DataError, match="isn't UTF-8; rename"):
+        find_files([str(tmp_path)], "data.path")
 
 
 def test_a_long_text_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

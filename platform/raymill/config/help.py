@@ -71,7 +71,7 @@ TOPICS = {
             ("experiment=demo", "a small model in minutes on two CPU cores"),
             (
                 "arch=llama3_8b zero=stage3 cluster=h100 run.workers=64 train.precision=bf16 "
-                "dry_run=true",
+                "train.global_batch=1024 dry_run=true",
                 "what a big one would need",
             ),
             ("run.name=demo train.steps=2000", "run `demo` again, for longer: it resumes"),

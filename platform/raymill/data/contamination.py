@@ -10,7 +10,7 @@ them a share chosen by hash is looked at. Training text streams past, shard by s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from raymill.data.shards import row_groups
 
 N = 13
 MAX_NGRAMS = 1 << 22
+MIN_MERGE = 1 << 16
 _GOLDEN = 0x9E3779B97F4A7C15
 
 Hashes = NDArray[np.uint64]
@@ -62,15 +63,27 @@ def ngram_hashes(stream: NDArray[np.int64], end_of_text_id: int) -> Hashes:
 def merge_counts(
     parts: Iterable[tuple[Hashes, NDArray[np.int64]]],
 ) -> tuple[Hashes, NDArray[np.int64]]:
-    """Sum up (hashes, occurrences) pairs into one sorted pair."""
-    hashes = np.zeros(0, dtype=np.uint64)
-    counts = np.zeros(0, dtype=np.int64)
-    for more, more_counts in parts:
-        both = np.concatenate([hashes, more])
-        hashes, index = np.unique(both, return_inverse=True)
-        counts = np.bincount(
-            index, weights=np.concatenate([counts, more_counts]), minlength=len(hashes)
-        ).astype(np.int64)
+    """Sum up (hashes, occurrences) pairs into one sorted pair.
+
+    Parts are gathered until they are as many as what is merged already: sorting everything again for
+    each small part would take quadratic time.
+    """
+    merged = (np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int64))
+    waiting: list[tuple[Hashes, NDArray[np.int64]]] = []
+    for part in parts:
+        waiting.append(part)
+        if sum(len(hashes) for hashes, _ in waiting) > max(len(merged[0]), MIN_MERGE):
+            merged = _summed([merged, *waiting])
+            waiting = []
+    return _summed([merged, *waiting])
+
+
+def _summed(
+    parts: Sequence[tuple[Hashes, NDArray[np.int64]]],
+) -> tuple[Hashes, NDArray[np.int64]]:
+    hashes, index = np.unique(np.concatenate([part for part, _ in parts]), return_inverse=True)
+    counts = np.zeros(len(hashes), dtype=np.int64)
+    np.add.at(counts, index, np.concatenate([count for _, count in parts]))
     return hashes, counts
 
 

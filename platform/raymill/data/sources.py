@@ -99,7 +99,7 @@ def find_files(patterns: Sequence[str], key: str) -> list[Piece]:
         label = roots.setdefault(root, _unused(root.name or "root", roots.values()))
         for path, kind in known:
             name = f"{label}/{path.relative_to(root).as_posix()}"
-            status = path.stat()
+            status = _status(path, key)
             found.setdefault(
                 str(path),
                 Piece(
@@ -114,6 +114,18 @@ def find_files(patterns: Sequence[str], key: str) -> list[Piece]:
                 ),
             )
     return sorted(found.values(), key=lambda file: file.name)
+
+
+def _status(path: Path, key: str) -> os.stat_result:
+    try:
+        str(path).encode("utf-8")
+        return path.stat()
+    except UnicodeEncodeError:
+        raise DataError(
+            f"{key}: the file name {os.fsencode(path)!r} isn't UTF-8; rename the file."
+        ) from None
+    except OSError as error:
+        raise DataError(f"{key}: {path} can't be read ({error.strerror}).") from error
 
 
 def format_of(path: Path) -> Format | None:

@@ -1,0 +1,188 @@
+"""What a user can type, and what is refused, all at once and by name."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from raymill.config import digest, flatten, load
+from raymill.config.compose import groups
+from raymill.config.help import TOPICS, help_text
+from raymill.config.identity import is_changeable
+from raymill.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def problems(*overrides: str, job: str = "pretrain") -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(job, overrides)
+    return "\n".join(caught.value.problems)
+
+
+def test_defaults_load_for_every_job() -> None:
+    for job in TOPICS:
+        assert load(job, []) is not None
+
+
+def test_values_groups_lists_and_numbers() -> None:
+    job = load(
+        "pretrain",
+        ["arch=llama3_8b", "optim.learning_rate=3e-5", "data.path=[a.txt, b/*.jsonl]", "zero=stage3",
+         "data=files", "run.from=base@20", "train.steps=null", "train.tokens=900000"],
+    )  # fmt: skip
+    assert job.arch.hidden_size == 4096
+    assert job.optim.learning_rate == 3e-5
+    assert job.data.path == ("a.txt", "b/*.jsonl")
+    assert (job.zero.stage, job.run.from_, job.train.tokens) == (3, "base@20", 900000)
+
+
+def test_text_is_taken_verbatim() -> None:
+    prompt = "  a, {b: [c]} ${oc.env:SECRET} 'quoted' = \\n "
+    assert load("generate", [f"prompt={prompt}"]).prompt == prompt
+    assert load("prepare", ["data=files", "data.path=x/{a,b} c*.txt"]).data.path == (
+        "x/{a,b} c*.txt",
+    )
+
+
+def test_all_problems_come_together_with_the_nearest_key() -> None:
+    found = problems(
+        "train.stepz=3", "arch=nanoo", "learning_rate=3", "train.micro_batch=abc",
+        "train.global_batch=30", "schedule.decay_fraction=2", "optim.beta1=1",
+    )  # fmt: skip
+    for text in (
+        "train.stepz: there is no such key; did you mean train.steps?",
+        "arch=nanoo: arch is one of",
+        "did you mean nano?",
+        "learning_rate: there is no such key; did you mean optim.learning_rate?",
+        "train.micro_batch='abc': expected a whole number",
+        "train.global_batch=30: isn't workers x micro-batch x accumulation",
+        "schedule.decay_fraction=2.0: must be from 0 to at most 1",
+        "optim.beta1=1.0: must be at least 0 and below 1",
+    ):
+        assert text in found, found
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("hydra.run.dir=/tmp/x", "Hydra's own settings"),
+        ("hydra/job_logging=none", "Hydra's own settings"),
+        ("+hydra.job_logging=x", "Hydra's own settings"),
+        ("arch._target_=os.system", "can't name objects"),
+        ("data.mixture={_target_: numpy.load}", "can't name objects"),
+        ("+stray=1", "can't be added or deleted"),
+        ("++optim.lrr=1", "can't be added or deleted"),
+        ("~train.steps=1", "can't be added or deleted"),
+        ("arch@other=nano", "groups can't be moved"),
+        ("train", "isn't an override"),
+        ("--multirun", "isn't an override"),
+        ("run.workers=1,2", "one value is expected"),
+        ("storage.root=${oc.env:AWS_SECRET_ACCESS_KEY}", "are resolved"),
+        ("storage.root=${oc.decode:x}", "are resolved"),
+        ("storage.root=${nothing.here}", "can't be resolved"),
+        ("run.name=../escape", "allowed are letters"),
+        ("tracking.registered_model=m%2e", "allowed are letters"),
+        ("run.from=base", "expected <run name>@<step>"),
+        ("data.sequence_length=4096", "longer than arch.max_positions=1024"),
+        ("arch.heads=5", "doesn't divide arch.hidden_size"),
+        ("train.tokens=5", "give exactly one"),
+        ("zero.offload_params=cpu", "needs zero.stage=3"),
+        ("data=files", "data.path: data=files needs"),
+        ("arch.attention=flash_attention_2", "needs cluster.gpu=true"),
+        ("tokenizer.vocab_size=100", "at least 257"),
+        ("cluster.device_memory_gib=0.01", "one worker needs about"),
+        ("train.activation_checkpointing=1", "expected true or false"),
+    ],
+)  # fmt: skip
+def test_refusals(override: str, message: str) -> None:
+    assert message in problems(override)
+
+
+def test_zero_3_offload_needs_to_know_the_memory() -> None:
+    assert "cluster.host_memory_gib" in problems("zero=stage3_offload")
+    assert load("pretrain", ["zero=stage3_offload", "cluster.host_memory_gib=8"])
+
+
+def test_relative_storage_inside_a_submitted_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert "would vanish" in problems()
+    assert load("pretrain", ["storage.root=/shared"]).storage.root == "/shared"
+
+
+def test_allowed_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYMILL_STORAGE", "/from/environment")
+    job = load("pretrain", ["storage.root=${oc.env:RAYMILL_STORAGE}/x"])
+    assert job.storage.root == "/from/environment/x"
+
+
+def test_a_run_is_named_by_what_it_is() -> None:
+    name = load("pretrain", []).run.name
+    assert (
+        load("pretrain", ["train.steps=5000", "evaluation.every=7", "zero=stage3"]).run.name == name
+    )
+    assert load("pretrain", ["optim.learning_rate=1e-3"]).run.name != name
+    assert is_changeable("evaluation.rows")
+    assert not is_changeable("arch.layers")
+
+
+def test_digest_does_not_depend_on_spelling() -> None:
+    assert digest(load("pretrain", ["optim.learning_rate=1e-3"])) == digest(
+        load("pretrain", ["optim.learning_rate=0.001"])
+    )
+
+
+def test_prepare_takes_the_training_jobs_overrides() -> None:
+    overrides = ["experiment=tiny", "run.seed=5", "data.sequence_length=128"]
+    assert load("prepare", overrides) == load("pretrain", overrides).preparation()
+
+
+def test_the_option_surface_is_frozen() -> None:
+    """A changed default shows in review: regenerate with `python tests/config/test_load.py`."""
+    assert surface() == (Path(__file__).parent / "options.txt").read_text()
+
+
+def surface() -> str:
+    lines = []
+    for job in ("pretrain", "pipeline", "generate"):
+        flat = flatten(load(job, ["storage.root=/storage", "run.name=x"] if job != "generate"
+                            else ["storage.root=/storage"]))  # fmt: skip
+        lines += [f"{job} {key} = {value!r}" for key, value in flat.items()]
+    lines += [f"group {name}: {', '.join(choices)}" for name, choices in groups().items()]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize("job", sorted(TOPICS))
+def test_help_teaches(job: str) -> None:
+    text = help_text(job)
+    assert len(text.splitlines()) <= 60
+    assert text.count(f"python jobs/{job}.py") >= 4
+    for key, _ in TOPICS[job].keys:
+        assert key in text
+    for line in text.splitlines():  # the examples must be true
+        if line.startswith(f"  python jobs/{job}.py ") and "<" not in line and "'" not in line:
+            load(job, line.split()[2:])
+
+
+def test_a_refusal_takes_less_than_three_seconds_and_touches_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.path.insert(0, 'platform'); from raymill.config.entry import main;"
+        "code = main('pretrain', None, ['bad=1']);"
+        "heavy = {'torch', 'ray', 'mlflow', 'transformers', 'deepspeed'} & set(sys.modules);"
+        "print(code, sorted(heavy))"
+    )
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "2 []"
+    assert "bad: there is no such key" in done.stderr
+    assert time.monotonic() - began < 3
+
+
+if __name__ == "__main__":
+    (Path(__file__).parent / "options.txt").write_text(surface())

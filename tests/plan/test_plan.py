@@ -1,0 +1,78 @@
+"""Arithmetic against published figures and against transformers' own models."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from raymill.config import load
+from raymill.model.build import hugging_face_config
+from raymill.plan.flops import flops_per_token
+from raymill.plan.memory import state_bytes, worker_memory
+from raymill.plan.parameters import count_parameters
+from raymill.plan.report import plan_lines
+
+PUBLISHED = {
+    "gpt2_124m": 124_439_808,
+    "llama_1b": 1_235_814_400,
+    "llama2_7b": 6_738_415_616,
+    "llama2_13b": 13_015_864_320,
+    "llama2_70b": 68_976_648_192,
+    "llama3_8b": 8_030_261_248,
+    "llama3_70b": 70_553_706_496,
+    "qwen3_0p6b": 596_049_920,
+}
+
+
+@pytest.mark.parametrize("preset", [*PUBLISHED, "nano"])
+def test_presets_have_the_published_shapes(preset: str) -> None:
+    arch = load("pretrain", [f"arch={preset}"]).arch
+    vocabulary = arch.vocab_size or 4096
+    count = count_parameters(arch, vocabulary).total
+    if preset in PUBLISHED:
+        assert count == PUBLISHED[preset]
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(hugging_face_config(arch, vocabulary, 0))
+    assert sum(parameter.numel() for parameter in model.parameters()) == count
+
+
+def test_zero_memory_is_the_papers() -> None:
+    """7.5B parameters on 64 GPUs: 120, 31.4, 16.6, 1.9 GB (Rajbhandari et al. 2020, figure 1)."""
+    found = [sum(state_bytes(7_500_000_000, stage, 64, "bf16")) / 1e9 for stage in range(4)]
+    assert found == pytest.approx([120, 31.4, 16.6, 1.9], abs=0.06)
+
+
+def test_fp32_state() -> None:
+    assert sum(state_bytes(1000, 0, 1, "fp32")) == 16_000
+    assert sum(state_bytes(1000, 1, 4, "fp32")) == 8_000 + 3_000
+
+
+def test_offloaded_state_moves_to_the_host() -> None:
+    arch = load("pretrain", []).arch
+    settings = {"stage": 3, "workers": 2, "precision": "bf16", "micro_batch": 1,
+                "sequence_length": 64, "recompute": False}  # fmt: skip
+    here = worker_memory(arch, 4096, **settings)
+    away = worker_memory(arch, 4096, **settings, offload_optimizer="cpu", offload_params="cpu")
+    assert away.host == here.optimizer + here.weights
+    assert away.state == here.gradients
+
+
+def test_flops_of_gpt3() -> None:
+    """175B parameters x 300B tokens: 3.14e23 FLOPs as published (6ND)."""
+    arch = load("pretrain", ["arch=gpt2_124m", "arch.hidden_size=12288", "arch.layers=96",
+                             "arch.heads=96", "arch.kv_heads=96", "arch.intermediate_size=49152",
+                             "arch.max_positions=2048"]).arch  # fmt: skip
+    total = flops_per_token(arch, 50257, 2048) * 300e9
+    assert total == pytest.approx(3.14e23, rel=0.05)
+
+
+def test_the_plan_spells_out_the_batch() -> None:
+    lines = dict(
+        plan_lines(
+            load("pretrain", ["run.workers=2", "train.micro_batch=4", "storage.root=/nowhere"])
+        )
+    )
+    assert lines["batch"] == "32 rows = 2 workers x 4 micro-batch x 4 accumulation"
+    assert "8,192,000 = 1,000 steps x 32 rows x 256" in lines["tokens"]
+    assert "not prepared yet" in lines["data"]

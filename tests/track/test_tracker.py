@@ -1,0 +1,253 @@
+"""MLflow may be down, hang or refuse: nothing waits for it, and nothing is lost or sent twice."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from checkpoint.test_commit import save
+from data.prepared_factory import write_prepared
+from raymill.checkpoint.resume import newest_verified
+from raymill.checkpoint.retention import registered_checkpoints
+from raymill.config import digest, flatten, load
+from raymill.engine.assignment import Assignment
+from raymill.engine.journal import Journal
+from raymill.errors import ConfigError, TrackingError
+from raymill.track import tracker as tracker_module
+from raymill.track.follow import Follower
+from raymill.track.forwarder import metrics_of
+from raymill.track.registry import resolve_model
+from raymill.track.server import shown
+from raymill.track.tracker import Tracker
+
+STEPS = 30
+
+
+@pytest.fixture(autouse=True)
+def _prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracker_module, "START_DELAY_S", 0.0)
+    monkeypatch.setattr(tracker_module, "MAX_BACK_OFF_S", 1.0)
+
+
+def assignment_for(root: Path, uri: str | None, flush_timeout_s: float = 3.0) -> Assignment:
+    overrides = [
+        "experiment=tiny", f"storage.root={root}", "run.name=r", "tracking.system_metrics=false",
+        f"tracking.flush_timeout_s={flush_timeout_s}",
+    ]  # fmt: skip
+    job = load("pretrain", overrides + ([f"tracking.uri={uri}"] if uri else []))
+    prepared = write_prepared(root / "prepared")
+    return Assignment(
+        job=job, run_dir=root / "runs" / "r", runs=root / "runs", folders=(prepared.folder,),
+        weights=(1.0,), total_steps=STEPS, config=flatten(job), config_digest=digest(job),
+        code_commit="c0ffee",
+    )  # fmt: skip
+
+
+def write_steps(assignment: Assignment) -> None:
+    journal = Journal(assignment.journal)
+    journal.write("attempt", 0, total_steps=STEPS, messages=[], resumed=False)
+    for step in range(1, STEPS + 1):
+        journal.write("step", step, samples=8 * step, tokens=64 * step, **{"train/loss": 1 / step})
+    journal.write("evaluation", STEPS, tokens=1, **{"eval/bits_per_byte": 2.0})
+
+
+def track(assignment: Assignment, status: str = "finished") -> float:
+    """A tracker's whole life; returns the seconds that the calls took the caller."""
+    began = time.monotonic()
+    tracker = Tracker(assignment)
+    tracker.start()
+    started = time.monotonic() - began
+    assert started < 0.5
+    tracker.close(status)
+    return time.monotonic() - began
+
+
+def history(assignment: Assignment, uri: str) -> list[tuple[int, float]]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    run_id = json.loads((assignment.run_dir / "tracking.json").read_text())["run_id"]
+    run = client.get_run(run_id)
+    assert run.data.params["optim.learning_rate"] == "0.003"
+    assert run.data.tags["mlflow.source.git.commit"] == "c0ffee"
+    names = {given.dataset.name for given in run.inputs.dataset_inputs}
+    assert names == {"tiny/train", "tiny/validation"}
+    assert run.data.metrics["eval/bits_per_byte"] == 2.0
+    return [(m.step, m.value) for m in client.get_metric_history(run_id, "train/loss")]
+
+
+EXPECTED = [(step, 1 / step) for step in range(1, STEPS + 1)]
+
+
+def test_sqlite_gets_everything_once_however_often_it_is_sent(tmp_path: Path) -> None:
+    assignment = assignment_for(tmp_path, None, flush_timeout_s=60)
+    write_steps(assignment)
+    track(assignment)
+    track(assignment)
+    # As after a crash between sending and remembering: the same lines go out again.
+    state = assignment.run_dir / "tracking.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"offset": 0}))
+    track(assignment)
+    assert history(assignment, f"sqlite:///{tmp_path / 'mlflow.db'}") == EXPECTED
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def refusing_server() -> Iterator[int]:
+    """Answers everything with 500."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(500)
+
+        do_POST = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_address[1]
+    server.shutdown()
+
+
+@contextmanager
+def hanging_server() -> Iterator[int]:
+    """Accepts connections and never answers."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(16)
+        yield listener.getsockname()[1]
+
+
+@contextmanager
+def nobody() -> Iterator[int]:
+    yield free_port()
+
+
+@pytest.mark.parametrize("server", [nobody, refusing_server, hanging_server])
+def test_a_bad_server_costs_the_flush_timeout_and_nothing_else(
+    tmp_path: Path, server: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with server() as port:  # type: ignore[operator]
+        assignment = assignment_for(tmp_path, f"http://127.0.0.1:{port}", flush_timeout_s=2)
+        write_steps(assignment)
+        assert track(assignment) < 10
+        assert "nothing is lost" in capsys.readouterr().out
+        tracker = Tracker(assignment)
+        save(assignment.checkpoints, 1)
+        found = newest_verified(assignment.checkpoints)
+        assert found is not None
+        with pytest.raises(TrackingError, match="can't be reached"):
+            tracker.register(found, tmp_path, {})
+        tracker.attach([tmp_path / "x"])
+
+
+@pytest.mark.slow
+def test_a_server_that_comes_back_gets_everything_once(tmp_path: Path) -> None:
+    port = free_port()
+    uri = f"http://127.0.0.1:{port}"
+    assignment = assignment_for(tmp_path, uri, flush_timeout_s=90)
+    write_steps(assignment)
+    tracker = Tracker(assignment)
+    tracker.start()
+    time.sleep(2)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1",
+         "--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}",
+         "--artifacts-destination", str(tmp_path / "artifacts")],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        tracker.close("finished")
+        assert history(assignment, uri) == EXPECTED
+    finally:
+        import os
+        import signal
+
+        os.killpg(server.pid, signal.SIGKILL)
+
+
+def test_registration_is_once_a_checkpoint_and_resolves(tmp_path: Path) -> None:
+    assignment = assignment_for(tmp_path, None, flush_timeout_s=60)
+    write_steps(assignment)
+    export = tmp_path / "export"
+    export.mkdir()
+    (export / "config.json").write_text("{}")
+    tracker = Tracker(assignment)
+    tracker.start()
+    save(assignment.checkpoints, 3)
+    found = newest_verified(assignment.checkpoints)
+    assert found is not None
+    name = tracker.register(found, export, {"eval/bits_per_byte": 2.0})
+    assert name == "models:/assistant/1 as assistant@pretrained"
+    assert tracker.register(found, export, {}) == name
+    save(assignment.checkpoints, 4)
+    newer = newest_verified(assignment.checkpoints)
+    assert newer is not None
+    (export / "config.json").write_text('{"newer": 1}')
+    assert "models:/assistant/2" in tracker.register(newer, export, {})
+    tracker.close("finished")
+    resolved = resolve_model("models:/assistant@pretrained", assignment.job.tracking, tmp_path)
+    assert resolved.name == "models:/assistant/2"
+    first = resolve_model("models:/assistant/1", assignment.job.tracking, tmp_path)
+    assert (first.folder / "config.json").read_text() == "{}", "a version never changes"
+    assert [path.name for path in registered_checkpoints(assignment.run_dir)] == [
+        "step-00000003", "step-00000004",
+    ]  # fmt: skip
+    for reference, message in (
+        ("models:/assistant@nope", "there is: models:/assistant@pretrained"),
+        ("models:/nothing/3", "the registry doesn't have it"),
+        ("models:/a%2e@b", "expected models:/name@alias"),
+        ("models:/a\n@b", "expected models:/name@alias"),
+        (str(tmp_path / "nowhere"), "there is no Hugging Face folder"),
+    ):
+        with pytest.raises(ConfigError, match=message.replace("/", r"\/")):
+            resolve_model(reference, assignment.job.tracking, tmp_path)
+
+
+def test_tracking_none_does_nothing(tmp_path: Path) -> None:
+    assignment = assignment_for(tmp_path, "none")
+    write_steps(assignment)
+    track(assignment)
+    assert not (tmp_path / "mlflow.db").exists()
+    with pytest.raises(ConfigError, match="no registry"):
+        resolve_model("models:/a@b", assignment.job.tracking, tmp_path)
+
+
+def test_following_waits_for_whole_lines(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    follower = Follower(path)
+    assert follower.read() == []
+    path.write_bytes(b'{"a": 1}\n{"b"')
+    assert follower.read() == [{"a": 1}]
+    with path.open("ab") as stream:
+        stream.write(b': 2}\n{"c": 3}\n')
+    assert follower.read(limit=1) == [{"b": 2}]
+    assert Follower(path, follower.offset).read() == [{"c": 3}]
+
+
+def test_what_becomes_a_metric() -> None:
+    event = {"kind": "step", "step": 3, "attempt": 1, "time": 9.0, "samples": 8, "tokens": 64,
+             "train/loss": None, "perf/mfu": 0.5, "sample_ids_sha256": "x"}  # fmt: skip
+    assert metrics_of(event) == {"train/samples": 8.0, "train/tokens": 64.0, "perf/mfu": 0.5}
+    assert metrics_of({"kind": "attempt", "step": 0}) == {}
+
+
+def test_passwords_are_not_shown() -> None:
+    assert shown("https://user:secret@host:5000/x") == "https://host:5000/x"
