@@ -144,12 +144,12 @@ def test_a_killed_preparation_continues_from_its_finished_shards(
 ) -> None:
     import ray
 
-    write_texts(tmp_path / "texts", files=60, words=3000)
-    wanted = job(tmp_path, unit_bytes=20_000)
+    write_texts(tmp_path / "texts", files=40, words=1500)
+    wanted = job(tmp_path, unit_bytes=10_000)
     folder = job_folder(wanted)
     path = [str(Path(__file__).parent), *sys.path]
     address = ray.get_runtime_context().gcs_address
-    script = KILLED.format(address=address, path=path, folder=str(tmp_path), unit_bytes=20_000)
+    script = KILLED.format(address=address, path=path, folder=str(tmp_path), unit_bytes=10_000)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
     driver = subprocess.Popen([sys.executable, "-c", script], env=environment)
     try:

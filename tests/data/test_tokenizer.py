@@ -153,4 +153,4 @@ def test_ids_fit_the_byte_table(trained: Tokenizer) -> None:
     encoder = room.Encoder(trained, trained.token_to_id(EOT))
     [encoded] = encoder.encode(["漢"])
     assert int(encoded.token_bytes.sum()) == 3
-    assert encoded.ids.dtype == encoded.token_bytes.dtype == np.int64
+    assert encoded.ids.dtype == encoded.token_bytes.dtype == np.uint32

@@ -27,7 +27,7 @@ from raymill.data.sources import BY_RECORD, LINE_BYTES, Piece
 from raymill.data.split import TRAIN, VALIDATION, is_held_out
 from raymill.errors import DataError
 
-DOCUMENT_BYTES = 16 * 2**20  # a longer text file is read as several documents, cut at line ends
+DOCUMENT_BYTES = 8 * 2**20  # a longer text file is read as several documents, cut at line ends
 READ_BYTES = 1 << 20
 COMPRESSED_BYTES = 1 << 16  # may expand twentyfold
 PARQUET_ROWS = 256

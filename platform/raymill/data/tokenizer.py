@@ -138,8 +138,8 @@ def save(tokenizer: Tokenizer, folder: Path, end_of_text: str, source: Path | No
 class Encoded:
     """A document's token ids [n] and UTF-8 bytes behind each [n], which add up to its text's."""
 
-    ids: NDArray[np.int64]
-    token_bytes: NDArray[np.int64]
+    ids: NDArray[np.uint32]
+    token_bytes: NDArray[np.uint32]
 
 
 class Encoder:
@@ -159,11 +159,13 @@ class Encoder:
         Raises:
             DataError: the tokenizer makes its end-of-text token from ordinary text.
         """
-        slices = [part for text in texts for part in _slices(text)]
-        counts = [sum(1 for _ in _slices(text)) for text in texts]
-        encoded = self._encode_slices(slices)
-        for count in counts:
-            parts = [next(encoded) for _ in range(count)]
+        encoded = (
+            result
+            for batch in _batched(part for text in texts for part in _slices(text))
+            for result in self._encode_slices(batch)
+        )
+        for text in texts:
+            parts = [next(encoded) for _ in _slices(text)]
             yield Encoded(
                 np.concatenate([part.ids for part in parts]),
                 np.concatenate([part.token_bytes for part in parts]),
@@ -175,7 +177,7 @@ class Encoder:
         else:
             encodings = self._tokenizer.encode_batch_fast(slices, add_special_tokens=False)
         for text, encoding in zip(slices, encodings, strict=True):
-            ids = np.array(encoding.ids, dtype=np.int64)
+            ids = np.array(encoding.ids, dtype=np.uint32)
             if np.any(ids == self._end_of_text_id):
                 raise DataError(
                     "The tokenizer turns ordinary text into its end-of-text token, so documents "
@@ -184,11 +186,13 @@ class Encoder:
                 )
             yield Encoded(ids, self._bytes_of(text, ids, encoding))
 
-    def _bytes_of(self, text: str, ids: NDArray[np.int64], encoding: Encoding) -> NDArray[np.int64]:
+    def _bytes_of(
+        self, text: str, ids: NDArray[np.uint32], encoding: Encoding
+    ) -> NDArray[np.uint32]:
         total = len(text.encode("utf-8"))
         if self._byte_table is not None:
             token_bytes = self._byte_table[ids]
-            if int(token_bytes.sum()) == total:
+            if int(token_bytes.sum(dtype=np.int64)) == total:
                 return token_bytes
             # A normaliser or an unknown token changed the text; character offsets still tell.
             encoding = self._tokenizer.encode(text, add_special_tokens=False)
@@ -220,7 +224,21 @@ def _slices(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def _byte_table(tokenizer: Tokenizer) -> NDArray[np.int64] | None:
+def _batched(slices: Iterator[str]) -> Iterator[list[str]]:
+    """Lists of about BATCH_CHARACTERS."""
+    batch: list[str] = []
+    size = 0
+    for part in slices:
+        batch.append(part)
+        size += len(part)
+        if size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _byte_table(tokenizer: Tokenizer) -> NDArray[np.uint32] | None:
     """Bytes of text by id where the vocabulary is byte-level (one character a byte), else None.
 
     Special tokens count as their spelling, but never come from text.
@@ -230,7 +248,7 @@ def _byte_table(tokenizer: Tokenizer) -> NDArray[np.int64] | None:
     if "ByteLevel" not in kinds:
         return None
     vocab = tokenizer.get_vocab(with_added_tokens=True)
-    table = np.zeros(max(vocab.values()) + 1, dtype=np.int64)
+    table = np.zeros(max(vocab.values()) + 1, dtype=np.uint32)
     for token, index in vocab.items():
         table[index] = len(token)
     return table
@@ -238,7 +256,7 @@ def _byte_table(tokenizer: Tokenizer) -> NDArray[np.int64] | None:
 
 def _bytes_by_offsets(
     text: str, offsets: Sequence[tuple[int, int]], total: int
-) -> NDArray[np.int64]:
+) -> NDArray[np.uint32]:
     """Bytes behind each token by the character where it ends; what lies between tokens goes to the
     later one.
 
@@ -246,13 +264,13 @@ def _bytes_by_offsets(
     rest.
     """
     if not offsets:
-        return np.zeros(0, dtype=np.int64)
+        return np.zeros(0, dtype=np.uint32)
     widths = np.fromiter((_utf8_width(character) for character in text), np.int64, len(text))
     byte_at = np.concatenate([[0], np.cumsum(widths)])
     ends = np.maximum.accumulate(np.array([stop for _, stop in offsets], dtype=np.int64))
     byte_ends = byte_at[ends]
     byte_ends[-1] = total
-    return np.diff(byte_ends, prepend=0)
+    return np.diff(byte_ends, prepend=0).astype(np.uint32)
 
 
 def _utf8_width(character: str) -> int:
