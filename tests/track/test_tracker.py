@@ -115,7 +115,7 @@ def refusing_server() -> Iterator[int]:
         def do_GET(self) -> None:
             self.send_error(500)
 
-        do_POST = do_GET
+        do_POST = do_GET  # noqa: N815 - the name http.server calls
 
         def log_message(self, *_: object) -> None:
             pass

@@ -1,0 +1,125 @@
+"""What the platform costs: tokens/s of jobs/pretrain.py over a bare PyTorch loop, in one run.
+
+    make bench        or        .venv/bin/python bench/overhead.py [--rounds 3] [--steps 30]
+
+The same model, rows, batch and threads on both sides; the two sides take turns, and the figure is the
+median of the rounds' ratios, since machines are noisy. Needs the demo's prepared data (make demo).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "platform"))
+OVERRIDES = [
+    "experiment=demo", "train.global_batch=16", "train.micro_batch=16", "evaluation.every=0",
+    "evaluation.rows=16", "evaluation.prompts=[]", "checkpoint.every=100000", "tracking=none",
+]  # fmt: skip
+WARM_UP = 8  # steps not counted
+PHASES = ("data_wait", "forward", "backward", "optimizer")
+
+
+def bare(steps: int) -> float:
+    """Median seconds of a step of a plain loop: no DeepSpeed, no Ray, no checks."""
+    import numpy as np
+    import torch
+
+    from raymill.config import load
+    from raymill.data.location import prepared_folder
+    from raymill.data.manifest import load_prepared
+    from raymill.data.shards import read_row_group
+    from raymill.model.build import build_model
+
+    job = load("pretrain", OVERRIDES)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    folder = prepared_folder(job.data, job.tokenizer, job.run.seed, job.storage.root)
+    prepared = load_prepared(folder)
+    shard = prepared.manifest.splits["train"].shards[0]
+    path = prepared.shard_path(shard)
+    rows = np.concatenate(
+        [read_row_group(path, shard, group, prepared.manifest.dtype)[0] for group in range(8)]
+    ).astype(np.int64)
+    model = build_model(job.arch, prepared.manifest.tokenizer.vocab_size, 0, job.run.seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), fused=True)
+    seconds = []
+    for step in range(steps):
+        began = time.perf_counter()
+        batch = torch.from_numpy(rows[(step * 16) % 496 :][:16])
+        logits = model(input_ids=batch[:, :-1], use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1).float(), batch[:, 1:].flatten()
+        )
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[WARM_UP:])
+
+
+def platform(stage: int, steps: int) -> dict[str, float]:
+    """Median seconds of a step of the job, and of its phases."""
+    with tempfile.TemporaryDirectory() as folder:
+        runs = Path(folder)
+        storage = ROOT / "storage"
+        (runs / "data").symlink_to(storage / "data")
+        subprocess.run(
+            [sys.executable, str(ROOT / "jobs/pretrain.py"), *OVERRIDES, f"zero=stage{stage}",
+             f"train.steps={steps}", "schedule.warmup_steps=1", "run.name=bench",
+             f"storage.root={runs}"],
+            check=True, stdout=subprocess.DEVNULL, cwd=ROOT,
+        )  # fmt: skip
+        lines = (runs / "runs/bench/metrics.jsonl").read_text().splitlines()
+    events = [e for e in map(json.loads, lines) if e["kind"] == "step"][WARM_UP:]
+    median = {
+        phase: statistics.median(event[f"perf/{phase}_s"] for event in events)
+        for phase in ("step", *PHASES)
+    }
+    return median | {"rest": median["step"] - sum(median[phase] for phase in PHASES)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--bare", action="store_true", help="only print the bare loop's seconds")
+    arguments = parser.parse_args()
+    if arguments.bare:
+        print(bare(arguments.steps))
+        return
+    ratios: dict[int, list[float]] = {0: [], 1: []}
+    shares: dict[int, list[dict[str, float]]] = {0: [], 1: []}
+    for _ in range(arguments.rounds):
+        for stage in ratios:
+            done = subprocess.run(
+                [sys.executable, __file__, "--bare", "--steps", str(arguments.steps)],
+                check=True, capture_output=True, text=True,
+            )  # fmt: skip
+            reference = float(done.stdout.split()[-1])
+            found = platform(stage, arguments.steps)
+            ratios[stage].append(reference / found["step"])
+            shares[stage].append({name: value / found["step"] for name, value in found.items()})
+    print("tokens/s over a bare PyTorch loop, same model, rows, batch and threads")
+    for stage, values in ratios.items():
+        parts = ", ".join(
+            f"{name} {statistics.median(share[name] for share in shares[stage]):.1%}"
+            for name in (*PHASES, "rest")
+        )
+        print(
+            f"  ZeRO-{stage}: {statistics.median(values):.3f} "
+            f"(rounds {', '.join(f'{value:.3f}' for value in values)}); of a step: {parts}"
+        )
+
+
+if __name__ == "__main__":
+    main()
