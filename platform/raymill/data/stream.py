@@ -31,6 +31,8 @@ from raymill.errors import DataError
 if TYPE_CHECKING:
     from ray.data import DataIterator
 
+UNIT_WINDOWS = 4
+UNIT_BYTES = 64 * 2**20
 READ_CPUS = 0.25  # of a core that reading a unit claims: it must find room beside the workers
 
 
@@ -58,7 +60,7 @@ class StreamSpec:
     world_size: int
     start_sample: int
     total_samples: int
-    unit_rows: int = 512  # about how many rows a unit holds
+    unit_rows: int | None = None  # about how many rows a unit holds; None: a few windows
     segment_units: int = 1024  # units a rank and pipeline; planning a pipeline grows with them
 
     def __post_init__(self) -> None:
@@ -74,7 +76,14 @@ class StreamSpec:
 
     @property
     def steps_per_unit(self) -> int:
-        return max(1, self.unit_rows // self.rank_rows)
+        return max(1, (self.unit_rows or self._default_unit_rows) // self.rank_rows)
+
+    @property
+    def _default_unit_rows(self) -> int:
+        """Units aren't aligned with windows, and one at either end is read for a part only: several
+        windows a unit keep that small, within memory."""
+        window = self.order.window_row_groups * max(s.row_group_rows for s in self.order.sources)
+        return min(UNIT_WINDOWS * window, UNIT_BYTES // _row_bytes(self))
 
     @property
     def steps(self) -> int:
