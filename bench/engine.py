@@ -1,0 +1,97 @@
+"""What DeepSpeed and the trainer cost alone: no Ray, one process, steps taking turns with a bare loop's.
+
+    .venv/bin/python bench/engine.py
+
+Beside bench/overhead.py it tells how much of the difference is DeepSpeed's and how much is the company
+of Ray's own processes on a machine with few cores.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "platform"), str(ROOT / "tests")]
+
+import torch
+from engine.probe import free_port
+from raymill.config import load
+from raymill.engine.device import join_deepspeed
+from raymill.engine.group import WorkerGroup
+from raymill.engine.trainer import Trainer
+from raymill.model.build import build_model
+from raymill.objective.language_modelling import LanguageModelling, Rows
+
+ROWS, LENGTH, VOCAB, TURNS, WARM_UP = 16, 256, 4096, 16, 4
+TOKENS = np.random.default_rng(0).integers(0, VOCAB, (ROWS, LENGTH + 1)).astype(np.uint16)
+
+
+def bare_step() -> Callable[[], None]:
+    """A plain loop's step."""
+    arch = load("pretrain", ["experiment=demo"]).arch
+    model = build_model(arch, VOCAB, 0, 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+
+    def step() -> None:
+        batch = torch.from_numpy(TOKENS.astype(np.int64))
+        logits = model(input_ids=batch[:, :-1], use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1).float(), batch[:, 1:].flatten()
+        )
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()
+
+    return step
+
+
+def trainer_step(stage: int) -> Callable[[], None]:
+    """The trainer's step under a ZeRO stage."""
+    job = load("pretrain", ["experiment=demo", f"train.global_batch={ROWS}",
+                            f"train.micro_batch={ROWS}", f"zero=stage{stage}"])  # fmt: skip
+    group = WorkerGroup(torch.device("cpu"))
+    trainer = Trainer(job, build_model(job.arch, VOCAB, 0, 1), group)
+    objective = LanguageModelling(0)
+    rows = Rows(TOKENS, np.full(ROWS, LENGTH + 1, np.int32))
+
+    def step() -> None:
+        trainer.begin_micro_batch(last=True)
+        loss_sum = objective.loss_sum(trainer.engine, rows, group.device)
+        trainer.backward(loss_sum, float(ROWS * LENGTH))
+        trainer.update(1e-3)
+        float(loss_sum)
+
+    return step
+
+
+def main() -> None:
+    os.environ.update(
+        RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(free_port()),
+    )  # fmt: skip
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.distributed.init_process_group("gloo")
+    join_deepspeed(gpu=False)
+    sides = {"bare": bare_step(), **{f"ZeRO-{stage}": trainer_step(stage) for stage in range(4)}}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(TURNS):
+        for name, step in sides.items():
+            began = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - began)
+    bare = statistics.median(seconds["bare"][WARM_UP:])
+    for name in sides:
+        print(f"{name}: {bare / statistics.median(seconds[name][WARM_UP:]):.3f} of the bare loop")
+
+
+if __name__ == "__main__":
+    main()
