@@ -31,7 +31,7 @@ check: $(READY) ## formatting, lint, types
 
 bench: $(READY) ## measurements against bare PyTorch and a DataLoader
 	@$(BIN)/python bench/stream.py
-	@$(BIN)/python bench/engine.py 2>/dev/null
+	@$(BIN)/python bench/trainer_alone.py 2>/dev/null
 	@$(BIN)/python bench/overhead.py
 
 lock: $(READY) ## write constraints.txt from what is installed

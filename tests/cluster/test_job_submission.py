@@ -19,6 +19,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from cluster import job
 from cluster.job import ROOT
 

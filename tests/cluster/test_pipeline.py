@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from cluster import job
 from cluster.conftest import Workshop
 from cluster.job import ROOT

@@ -178,7 +178,6 @@ class ClusterConfig:
     peak_tflops: float | None = (
         None  # dense peak of one device at train.precision; None: MFU isn't shown
     )
-    start_timeout_s: float = 120.0
 
 
 @dataclass(frozen=True)

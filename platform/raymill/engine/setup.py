@@ -14,7 +14,6 @@ from raymill.checkpoint.resume import (
     find_fork,
     newest_verified,
 )
-from raymill.checkpoint.retention import remove_leftovers
 from raymill.config.identity import CHANGEABLE_ON_FORK, CHANGEABLE_ON_RESUME
 from raymill.data.manifest import Prepared, load_prepared
 from raymill.data.order import Order, SourceShape
@@ -103,7 +102,6 @@ def decide_start(assignment: Assignment, data_digests: tuple[str, ...]) -> Start
         ConfigError: the configuration or the data contradicts the checkpoint; names the keys.
         CheckpointError: checkpoints exist and none verifies.
     """
-    remove_leftovers(assignment.checkpoints)
     found = newest_verified(assignment.checkpoints)
     if found is not None:
         _refuse_contradictions(found.manifest, assignment, CHANGEABLE_ON_RESUME, data_digests)

@@ -69,6 +69,7 @@ def threads_per_worker() -> int:
 def build_loop(assignment: Assignment, group: WorkerGroup, journal: Journal | None) -> Loop:
     """Everything between the assignment and the first step; collective."""
 
+    from raymill.checkpoint.retention import remove_leftovers
     from raymill.data.validation import ValidationSet
     from raymill.engine.loop import Loop
     from raymill.engine.setup import (
@@ -84,6 +85,8 @@ def build_loop(assignment: Assignment, group: WorkerGroup, journal: Journal | No
     job = assignment.job
     prepared, order = on_all_ranks(group, lambda: open_data(assignment))
     digests = tuple(data.manifest.digest for data in prepared)
+    if group.rank == 0:
+        remove_leftovers(assignment.checkpoints)
     start = on_rank_zero(group, lambda: decide_start(assignment, digests))
     _announce(assignment, start, journal, group.world_size)
     tokenizer = prepared[0].manifest.tokenizer

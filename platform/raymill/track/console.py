@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections import deque
 from pathlib import Path
@@ -50,6 +51,8 @@ class RunConsole:
         """What is going on before the first step."""
         if self._console.is_terminal:
             self._live.update(Text(text, style="dim"))
+        else:
+            self.say(text)
 
     def show(self, event: dict[str, Any]) -> None:
         """React to one event of the journal."""
@@ -88,13 +91,14 @@ class RunConsole:
             self.say(line)
 
     def _line(self, event: dict[str, Any]) -> str:
-        seconds_a_step = sum(self._recent) / len(self._recent)
-        left = (self._total - event["step"]) * seconds_a_step
+        # The first steps of an attempt are slow and say nothing about the rest.
+        known = len(self._recent) >= 4
+        left = (self._total - event["step"]) * statistics.median(self._recent)
         bits = "" if self._bits is None else f", {self._bits:.3f} bits per byte"
         return (
             f"step {event['step']:>6}/{self._total}  loss {event['train/loss']:.4f}{bits}  "
             f"{event['perf/tokens_per_s']:,.0f} tokens/s  {event['perf/mfu']:.0%} "
-            f"{self._share_name}  {_duration(left)} left"
+            f"{self._share_name}" + (f"  {_duration(left)} left" if known else "")
         )
 
 

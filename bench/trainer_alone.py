@@ -1,6 +1,6 @@
 """What DeepSpeed and the trainer cost alone: no Ray, one process, steps taking turns with a bare loop's.
 
-    .venv/bin/python bench/engine.py
+    .venv/bin/python bench/trainer_alone.py
 
 Beside bench/overhead.py it tells how much of the difference is DeepSpeed's and how much is the company
 of Ray's own processes on a machine with few cores.
