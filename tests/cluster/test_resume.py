@@ -14,7 +14,7 @@ from cluster import job
 from cluster.conftest import Workshop
 
 pytestmark = pytest.mark.integration
-STEPS = 600
+STEPS = 1000
 # Long enough that a killed driver's workers can't finish before they are gone.
 OFF = (
     "tracking=none", f"train.steps={STEPS}", "checkpoint.every=50", "evaluation.every=0",
@@ -114,7 +114,7 @@ def test_contradictions_and_damage_are_refused_by_name(
     assert "optim.learning_rate=0.5: the checkpoint was trained with 0.003" in output
     code, output = job.run("pretrain", *again, cwd=workshop.root)
     assert code == 0
-    assert "is finished at step 600" in output
+    assert "is finished at step 1000" in output
 
 
 def test_a_fork_starts_from_the_other_runs_step(

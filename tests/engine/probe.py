@@ -45,10 +45,13 @@ class Case:
     steps: int = 50
     save_at: int = 0
     resume: bool = False
+    recompute: bool = False
+    offload: str = "none"
 
     @property
     def name(self) -> str:
-        return f"zero{self.stage}-micro{self.micro_batch}-{self.precision}"
+        extras = ("-recompute" if self.recompute else "") + f"-{self.offload}"
+        return f"zero{self.stage}-micro{self.micro_batch}-{self.precision}{extras}"
 
 
 def job_of(case: Case) -> PretrainJob:
@@ -58,13 +61,18 @@ def job_of(case: Case) -> PretrainJob:
         tokenizer=TokenizerConfig("bpe"),
         optim=OptimConfig("adamw", learning_rate=3e-3),
         schedule=SCHEDULE,
-        zero=ZeroConfig(case.stage),  # type: ignore[arg-type]
+        zero=ZeroConfig(
+            case.stage,  # type: ignore[arg-type]
+            offload_optimizer=case.offload,  # type: ignore[arg-type]
+            offload_params=case.offload if case.stage == 3 else "none",  # type: ignore[arg-type]
+        ),
         run=RunConfig(seed=SEED),
         train=TrainConfig(
             steps=case.steps,
             global_batch=BATCH,
             micro_batch=case.micro_batch,
             precision=case.precision,  # type: ignore[arg-type]
+            activation_checkpointing=case.recompute,
         ),
         evaluation=EvaluationConfig(),
         checkpoint=CheckpointConfig(),
@@ -164,7 +172,9 @@ def run_cases(rank: int, world: int, port: int, cases: list[Case], folder: Path)
             suffix = "-resumed" if case.resume else ""
             (folder / f"{case.name}{suffix}.json").write_text(json.dumps(report))
         trainer.engine.destroy()
-    dist.destroy_process_group()
+    dist.barrier()
+    # Gloo's threads may still be ending; the interpreter's own exit sometimes aborts on them.
+    os._exit(0)
 
 
 def spawn(world: int, cases: list[Case], folder: Path) -> dict[str, dict[str, object]]:

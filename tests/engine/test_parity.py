@@ -93,6 +93,13 @@ def test_one_worker_every_stage_and_split(bare: np.ndarray, tmp_path: Path) -> N
     assert max(found.values()) < 1e-4, found
 
 
+def test_recomputation_and_offload_change_nothing(bare: np.ndarray, tmp_path: Path) -> None:
+    cases = [Case(1, recompute=True), Case(3, recompute=True), Case(2, offload="cpu")]
+    found = worst(spawn(1, [*cases, Case(3, offload="cpu")], tmp_path), bare)
+    assert len(found) == 4
+    assert max(found.values()) < 1e-4, found
+
+
 def test_two_workers_every_stage(bare: np.ndarray, tmp_path: Path) -> None:
     found = worst(spawn(2, [*CASES, Case(2, 1), Case(3, 2)], tmp_path), bare)
     assert len(found) == 6

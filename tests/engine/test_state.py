@@ -17,6 +17,7 @@ def test_resume_is_bit_exact_in_every_layout(world: int, tmp_path: Path) -> None
         for precision in ("fp32", "bf16")
         for stage in (0, 1, 2, 3)
     ]
+    cases += [Case(stage, steps=8, save_at=5, offload="cpu") for stage in (2, 3)]
     through = spawn(world, cases, tmp_path)
     again = spawn(world, [resumed(case) for case in cases], tmp_path)
     for case in cases:

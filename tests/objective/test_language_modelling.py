@@ -74,3 +74,10 @@ def test_document_mask_makes_documents_independent(model: torch.nn.Module) -> No
     with torch.no_grad():
         alone = model(input_ids=torch.tensor([two[:-1]])).logits[0]
     assert torch.allclose(logits(packed, True), alone, atol=1e-5)
+
+
+def test_an_empty_batch_is_a_forward_pass_that_adds_nothing(model: torch.nn.Module) -> None:
+    """Under ZeRO-3 a rank without rows must still take part in gathering weights."""
+    empty = Rows(np.empty((0, 17), dtype=np.uint16), np.empty(0, dtype=np.int32))
+    assert LanguageModelling(0).loss_sum(model, empty, CPU).item() == 0.0
+    assert LanguageModelling(0).predicted_tokens(empty) == 0

@@ -48,7 +48,13 @@ class LanguageModelling:
     def loss_sum(
         self, forward: Callable[..., Any], rows: Rows, device: torch.device
     ) -> torch.Tensor:
-        """Summed negative log-likelihood in nats, a scalar in fp32; `forward` returns `.logits`."""
+        """Summed negative log-likelihood in nats, a scalar in fp32; `forward` returns `.logits`.
+
+        No rows make a forward pass all the same, of one row that predicts nothing: under ZeRO-3 every
+        rank must take part.
+        """
+        if len(rows) == 0:
+            rows = Rows(np.zeros((1, rows.tokens.shape[1]), np.int64), np.ones(1, np.int32))
         tokens_BT1 = torch.from_numpy(rows.tokens.astype(np.int64))
         inputs_BT = tokens_BT1[:, :-1].contiguous()
         labels_BT = tokens_BT1[:, 1:].clone()
