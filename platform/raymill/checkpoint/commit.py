@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from raymill.checkpoint.durable import fsync_path, sha256_file, write_atomic
 from raymill.checkpoint.fragments import (
     FloatArray,
     Slice,
@@ -24,6 +23,7 @@ from raymill.checkpoint.fragments import (
 )
 from raymill.checkpoint.manifest import INDEX_NAME, MANIFEST_NAME, FileRecord, Manifest
 from raymill.checkpoint.retention import step_directory_name
+from raymill.durable import fsync_path, sha256_file, write_atomic
 from raymill.errors import CheckpointError
 
 T = TypeVar("T")

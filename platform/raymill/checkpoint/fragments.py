@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from raymill.checkpoint.durable import fsync_path
+from raymill.durable import fsync_path
 from raymill.errors import CheckpointError
 
 WEIGHT = "fp32"

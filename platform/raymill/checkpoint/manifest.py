@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from raymill.checkpoint.durable import sha256_file, sha256_json
+from raymill.durable import sha256_file, sha256_json
 from raymill.errors import CheckpointError
 
 FORMAT_VERSION = 1

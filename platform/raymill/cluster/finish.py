@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raymill.checkpoint.durable import write_atomic
 from raymill.checkpoint.resume import Found, newest_verified
 from raymill.data.manifest import load_prepared
+from raymill.durable import write_atomic
 from raymill.engine.assignment import Assignment
 from raymill.errors import CheckpointError, TrackingError
 from raymill.model.export import export_folder

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import yaml
 
-from raymill.checkpoint.durable import write_atomic
 from raymill.cluster.finish import finish
 from raymill.cluster.interrupt import on_interrupt
 from raymill.cluster.session import connect
@@ -17,6 +16,7 @@ from raymill.config.identity import is_changeable
 from raymill.config.schema import PretrainJob
 from raymill.data.location import prepared_folder
 from raymill.data.manifest import MANIFEST_NAME, Prepared, load_prepared
+from raymill.durable import write_atomic
 from raymill.engine.assignment import Assignment, total_steps
 from raymill.errors import ClusterError, ConfigError, DataError, RaymillError
 from raymill.track.console import RunConsole

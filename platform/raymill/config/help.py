@@ -113,10 +113,15 @@ TOPICS = {
 }
 
 
+_UNRESOLVED = {"run.name": None, "storage.root": "storage"}
+
+
 def help_text(job: str) -> str:
     """The page that `python jobs/<job>.py --help` prints."""
     topic = TOPICS[job]
     defaults: dict[str, Any] = flatten(load(job, []))
+    # As the files spell them, not as they were resolved for this folder.
+    defaults |= {key: text for key, text in _UNRESOLVED.items() if key in defaults}
     available = groups()
     lines = [f"python jobs/{job}.py [group=choice ...] [key=value ...]", "", topic.summary, ""]
     lines.append("Groups, each a file conf/<group>/<choice>.yaml whose comments explain its keys:")

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from raymill.config.schema import DataConfig, TokenizerConfig
-from raymill.data.manifest import FORMAT_VERSION, canonical_json, sha256_text
+from raymill.data.manifest import FORMAT_VERSION
+from raymill.durable import canonical_json, sha256_text
 
 # Keys of DataConfig that act after preparation, or decide only whether a preparation is accepted.
 NOT_SHAPING = ("max_bad_fraction", "window_row_groups", "document_mask", "mixture")

@@ -8,14 +8,13 @@ in its checkpoints, and can still prove which bytes it was fed.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from raymill.durable import canonical_json, sha256_text, write_atomic
 from raymill.errors import DataError
 
 FORMAT_VERSION = 1
@@ -146,45 +145,13 @@ class Prepared:
         return self.folder / shard.path
 
 
-def canonical_json(tree: object) -> str:
-    """One spelling for equal trees (sorted keys, no spaces, no NaN): the basis of every digest."""
-    return json.dumps(
-        tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
-
-
-def sha256_text(text: str) -> str:
-    """Hex sha256 of the UTF-8 bytes of a text."""
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small file so that it exists whole or not at all, also after a power cut."""
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     """Commit a prepared folder: write `manifest.json`, and return it with its digest filled in."""
     tree = asdict(manifest)
     del tree["digest"]
     digest = sha256_text(canonical_json(tree))
     tree["digest"] = digest
-    write_atomically(folder / MANIFEST_NAME, canonical_json(tree) + "\n")
+    write_atomic(folder / MANIFEST_NAME, canonical_json(tree) + "\n")
     return _from_tree(tree)
 
 

@@ -28,11 +28,8 @@ from raymill.data.manifest import (
     Prepared,
     Split,
     TokenizerIdentity,
-    canonical_json,
     load_prepared,
-    sha256_text,
     tokenizer_fingerprint,
-    write_atomically,
     write_manifest,
 )
 from raymill.data.pack import dtype_for
@@ -41,6 +38,7 @@ from raymill.data.records import Reading
 from raymill.data.sources import Unit, no_held_out_message, plan_units
 from raymill.data.tasks import do_unit, measure_contamination, parallel, train_tokenizer
 from raymill.data.unit import UNITS_FOLDER, Settings, UnitResult
+from raymill.durable import canonical_json, sha256_text, write_atomic
 from raymill.errors import DataError
 
 NAMED_BAD = 20  # bad records named in the manifest and in the refusal
@@ -170,7 +168,7 @@ def _tokenizer(job: PrepareJob, units: Sequence[Unit], folder: Path) -> Tokenize
         pass  # nothing usable from an earlier try: train
     identity = train_tokenizer(units, _reading(job), config, target)
     sidecar.parent.mkdir(exist_ok=True)
-    write_atomically(sidecar, canonical_json({"digest": digest, "identity": asdict(identity)}))
+    write_atomic(sidecar, canonical_json({"digest": digest, "identity": asdict(identity)}))
     return identity
 
 

@@ -27,8 +27,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raymill.data.manifest import AGAIN, Shard, sync_folder
+from raymill.data.manifest import AGAIN, Shard
 from raymill.data.pack import RowGroup
+from raymill.durable import fsync_path, sha256_file
 from raymill.errors import DataError
 
 READ_BYTES = 1 << 20
@@ -139,11 +140,11 @@ class ShardWriter:
             predicted_tokens=self._predicted,
             bytes=self._bytes,
             file_bytes=self._temporary.stat().st_size,
-            sha256=file_sha256(self._temporary),
+            sha256=sha256_file(self._temporary),
             footer_sha256=hashlib.sha256(read_footer(self._temporary)).hexdigest(),
         )
         self._temporary.replace(target)
-        sync_folder(target.parent)
+        fsync_path(target.parent)
         return shard
 
 
@@ -230,15 +231,6 @@ def refuse_extension_types(path: Path, footer: bytes) -> None:
                 "rewrite the file without it."
             )
         position = footer.find(b"ARROW:schema", start + length)
-
-
-def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(READ_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _footer(path: Path, shard: Shard, dtype: str) -> Footer:

@@ -18,13 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymill.config.schema import TokenizerConfig
-from raymill.data.manifest import (
-    TokenizerIdentity,
-    canonical_json,
-    sha256_text,
-    sync_folder,
-    write_atomically,
-)
+from raymill.data.manifest import TokenizerIdentity
+from raymill.durable import canonical_json, fsync_path, sha256_text, write_atomic
 from raymill.errors import DataError
 
 if TYPE_CHECKING:
@@ -129,9 +124,9 @@ def save(tokenizer: Tokenizer, folder: Path, end_of_text: str, source: Path | No
     # auto_map names code to run; none is taken over.
     settings.pop("auto_map", None)
     text = json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False)
-    write_atomically(folder / "tokenizer_config.json", text + "\n")
-    write_atomically(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
-    sync_folder(folder)
+    write_atomic(folder / "tokenizer_config.json", text + "\n")
+    write_atomic(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
+    fsync_path(folder)
 
 
 @dataclass(frozen=True)

@@ -18,19 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from raymill.data import tokenizer as tokenizers_room
-from raymill.data.manifest import (
-    TOKENIZER_FOLDER,
-    InputDigest,
-    Shard,
-    TokenizerIdentity,
-    canonical_json,
-    sha256_text,
-    write_atomically,
-)
+from raymill.data.manifest import TOKENIZER_FOLDER, InputDigest, Shard, TokenizerIdentity
 from raymill.data.pack import Packer, dtype_for
 from raymill.data.records import Bad, Reading, read_records
-from raymill.data.shards import ShardWriter, file_sha256
+from raymill.data.shards import ShardWriter
 from raymill.data.sources import Unit
+from raymill.durable import canonical_json, sha256_file, sha256_text, write_atomic
 from raymill.errors import DataError
 
 UNITS_FOLDER = "units"
@@ -86,7 +79,7 @@ def finished(index: int, unit: Unit, settings: Settings) -> UnitResult | None:
         result = _result_from_tree(tree["result"])
         for shard in result.shards.values():
             path = folder / shard.path
-            if path.stat().st_size != shard.file_bytes or file_sha256(path) != shard.sha256:
+            if path.stat().st_size != shard.file_bytes or sha256_file(path) != shard.sha256:
                 return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -104,7 +97,7 @@ def run_unit(index: int, unit: Unit, settings: Settings) -> UnitResult:
     tree = {"unit_digest": unit_digest(index, unit, settings), "result": asdict(result)}
     sidecar = _sidecar(Path(settings.folder), index)
     sidecar.parent.mkdir(exist_ok=True)
-    write_atomically(sidecar, canonical_json(tree) + "\n")
+    write_atomic(sidecar, canonical_json(tree) + "\n")
     return result
 
 

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from raymill.checkpoint.durable import write_atomic
 from raymill.config.schema import EvaluationConfig
 from raymill.data.manifest import Prepared
+from raymill.durable import write_atomic
 from raymill.engine.group import WorkerGroup
 from raymill.generate.sampling import sample_texts
 

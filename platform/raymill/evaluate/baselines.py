@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import numpy.typing as npt
 
-from raymill.checkpoint.durable import write_atomic
 from raymill.data.manifest import Prepared
 from raymill.data.shards import row_groups
+from raymill.durable import write_atomic
 from raymill.errors import DataError
 
 Bytes = npt.NDArray[np.uint8]

@@ -12,9 +12,9 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from raymill.checkpoint.durable import fsync_path, write_atomic
 from raymill.checkpoint.fragments import FragmentReader, Index
 from raymill.config.schema import ArchConfig
+from raymill.durable import fsync_path, write_atomic
 
 _SHARD_BYTES = 5 * 2**30
 

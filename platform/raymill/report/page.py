@@ -32,7 +32,7 @@ img { width: 100%; border-radius: .5rem; background: #ffffff; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 td, th { text-align: left; padding: .3rem .6rem .3rem 0; border-bottom: 1px solid var(--line);
   vertical-align: top; overflow-wrap: anywhere; }
-td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 pre { background: var(--card); border-radius: .5rem; padding: .8rem 1rem; overflow-x: auto;
   white-space: pre-wrap; font-size: .85rem; } pre em { color: var(--accent); font-style: normal; }
 """
@@ -138,8 +138,11 @@ def _evaluations(held_out: list[dict[str, Any]]) -> str:
         f"<td class=n>{event['eval/bits_per_byte']:.4f}</td></tr>"
         for event in held_out
     )
-    heads = "<tr><th>step<th>held-out loss<th>perplexity<th>bits per byte</tr>"
-    return f"<h2>Held-out evaluations</h2><table>{heads}{rows}</table>"
+    heads = "".join(
+        f"<th class=n>{name}</th>"
+        for name in ("step", "held-out loss", "perplexity", "bits per byte")
+    )
+    return f"<h2>Held-out evaluations</h2><table><tr>{heads}</tr>{rows}</table>"
 
 
 def _samples(run_dir: Path) -> str:

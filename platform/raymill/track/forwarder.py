@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raymill.checkpoint.durable import write_atomic
+from raymill.durable import write_atomic
 from raymill.engine.assignment import Assignment
 from raymill.track.follow import Follower
 from raymill.track.server import experiment_id

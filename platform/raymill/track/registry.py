@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raymill.checkpoint.durable import write_atomic
 from raymill.checkpoint.retention import REGISTERED_NAME
 from raymill.config.schema import TrackingConfig
+from raymill.durable import write_atomic
 from raymill.errors import ConfigError, TrackingError
 from raymill.track.server import call, connect, tracking_uri
 

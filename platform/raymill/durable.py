@@ -46,6 +46,11 @@ def canonical_json(value: Any) -> str:
     )
 
 
+def sha256_text(text: str) -> str:
+    """Hex digest of a text's UTF-8 bytes."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
 def sha256_json(value: Any) -> str:
     """Hex digest of a JSON value, independent of key order."""
-    return hashlib.sha256(canonical_json(value).encode("utf-8")).hexdigest()
+    return sha256_text(canonical_json(value))
