@@ -23,7 +23,7 @@ class RunConsole:
     def __init__(self, peak_is_measured: bool, console: Console | None = None) -> None:
         self._console = console or Console()
         self._live = Live(console=self._console, refresh_per_second=4, transient=True)
-        self._share_name = "of measured peak" if peak_is_measured else "MFU"
+        self._share_name = "of peak" if peak_is_measured else "MFU"
         self._total = 0
         self._recent: deque[float] = deque(maxlen=20)
         self._bits: float | None = None
@@ -85,7 +85,7 @@ class RunConsole:
         line = self._line(event)
         now = time.monotonic()
         if self._console.is_terminal:
-            self._live.update(Text(line))
+            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
         elif now - self._said >= PLAIN_EVERY_S:
             self._said = now
             self.say(line)
@@ -94,7 +94,7 @@ class RunConsole:
         # The first steps of an attempt are slow and say nothing about the rest.
         known = len(self._recent) >= 4
         left = (self._total - event["step"]) * statistics.median(self._recent)
-        bits = "" if self._bits is None else f", {self._bits:.3f} bits per byte"
+        bits = "" if self._bits is None else f"  {self._bits:.3f} bits/byte"
         return (
             f"step {event['step']:>6}/{self._total}  loss {event['train/loss']:.4f}{bits}  "
             f"{event['perf/tokens_per_s']:,.0f} tokens/s  {event['perf/mfu']:.0%} "
