@@ -9,6 +9,7 @@ median of the rounds' ratios, since machines are noisy. Needs the demo's prepare
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -37,7 +38,7 @@ def bare(steps: int) -> float:
     from raymill.data.location import prepared_folder
     from raymill.data.manifest import load_prepared
     from raymill.data.shards import read_row_group
-    from raymill.model.build import build_model
+    from trainer_alone import bare_step
 
     job = load("pretrain", OVERRIDES)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -47,22 +48,13 @@ def bare(steps: int) -> float:
     path = prepared.shard_path(shard)
     rows = np.concatenate(
         [read_row_group(path, shard, group, prepared.manifest.dtype)[0] for group in range(8)]
-    ).astype(np.int64)
-    model = build_model(job.arch, prepared.manifest.tokenizer.vocab_size, 0, job.run.seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), fused=True)
+    )
+    batches = (rows[(step * 16) % 496 :][:16] for step in itertools.count())
+    one_step = bare_step(prepared.manifest.tokenizer.vocab_size, batches)
     seconds = []
-    for step in range(steps):
+    for _ in range(steps):
         began = time.perf_counter()
-        batch = torch.from_numpy(rows[(step * 16) % 496 :][:16])
-        logits = model(input_ids=batch[:, :-1], use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1).float(), batch[:, 1:].flatten()
-        )
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        loss.item()
+        one_step()
         seconds.append(time.perf_counter() - began)
     return statistics.median(seconds[WARM_UP:])
 

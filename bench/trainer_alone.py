@@ -8,14 +8,17 @@ of Ray's own processes on a machine with few cores.
 
 from __future__ import annotations
 
+import itertools
 import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "platform"), str(ROOT / "tests")]
@@ -33,14 +36,14 @@ ROWS, LENGTH, VOCAB, TURNS, WARM_UP = 16, 256, 4096, 16, 4
 TOKENS = np.random.default_rng(0).integers(0, VOCAB, (ROWS, LENGTH + 1)).astype(np.uint16)
 
 
-def bare_step() -> Callable[[], None]:
-    """A plain loop's step."""
+def bare_step(vocab_size: int, batches: Iterator[NDArray[Any]]) -> Callable[[], None]:
+    """A plain loop's step over the demo's model: no DeepSpeed, no Ray, no checks."""
     arch = load("pretrain", ["experiment=demo"]).arch
-    model = build_model(arch, VOCAB, 0, 1)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    model = build_model(arch, vocab_size, 0, 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), fused=True)
 
     def step() -> None:
-        batch = torch.from_numpy(TOKENS.astype(np.int64))
+        batch = torch.from_numpy(next(batches).astype(np.int64))
         logits = model(input_ids=batch[:, :-1], use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1).float(), batch[:, 1:].flatten()
@@ -81,7 +84,10 @@ def main() -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.distributed.init_process_group("gloo")
     join_deepspeed(gpu=False)
-    sides = {"bare": bare_step(), **{f"ZeRO-{stage}": trainer_step(stage) for stage in range(4)}}
+    sides = {
+        "bare": bare_step(VOCAB, itertools.repeat(TOKENS)),
+        **{f"ZeRO-{stage}": trainer_step(stage) for stage in range(4)},
+    }
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(TURNS):
         for name, step in sides.items():

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "platform" / "raymill"
 PURE = (
     "config", "plan", "checkpoint", "data/order.py", "data/pack.py", "data/manifest.py",
     "objective", "engine/schedule.py", "engine/settings.py", "engine/journal.py",
-    "evaluate", "generate/sampling.py", "report", "errors.py", "durable.py",
+    "evaluate", "generate/sampling.py", "report", "errors.py", "durable.py", "progress_line.py",
 )  # fmt: skip
 TORCHLESS = ("config", "plan", "checkpoint", "data")
 DOORS = {
@@ -23,8 +23,8 @@ DOORS = {
 }
 # From the ground up; a room may import itself and what stands before it.
 ROOMS = (
-    "errors", "durable", "config", "checkpoint", "data", "plan", "objective", "model", "generate", "engine",
-    "evaluate", "track", "report", "cluster",
+    "errors", "durable", "progress_line", "config", "checkpoint", "data", "plan", "objective",
+    "model", "generate", "engine", "evaluate", "track", "report", "cluster",
 )  # fmt: skip
 # A job's entry point reaches up for the session and the registry it is given; the checks ask the plan,
 # which itself needs the schema alone.

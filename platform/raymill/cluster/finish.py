@@ -9,14 +9,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raymill.checkpoint.resume import Found, newest_verified
+from raymill.checkpoint.resume import Found
 from raymill.data.manifest import load_prepared
 from raymill.durable import write_atomic
 from raymill.engine.assignment import Assignment
-from raymill.errors import CheckpointError, TrackingError
+from raymill.errors import TrackingError
 from raymill.model.export import export_folder
 from raymill.track.console import RunConsole
-from raymill.track.follow import Follower
+from raymill.track.follow import Follower, last_of_each_step
 
 if TYPE_CHECKING:
     from raymill.track.tracker import Tracker
@@ -24,17 +24,19 @@ if TYPE_CHECKING:
 SUMMARY_NAME = "summary.json"
 
 
-def finish(assignment: Assignment, tracker: Tracker, console: RunConsole) -> int:
-    """Export, register, summarise and report the run's newest checkpoint.
+def same_command() -> str:
+    """What to type to run, or resume, this again."""
+    return shlex.join(["python", *sys.argv])
+
+
+def finish(assignment: Assignment, found: Found, tracker: Tracker, console: RunConsole) -> int:
+    """Export, register, summarise and report the run's last, verified checkpoint.
 
     A registry that can't be reached doesn't fail the run: the model is on the disk, and the same
     command registers it later.
     """
     from raymill.report.page import write_report
 
-    found = newest_verified(assignment.checkpoints)
-    if found is None:
-        raise CheckpointError(f"{assignment.checkpoints} holds no checkpoint to export")
     export = export_checkpoint(assignment, found)
     console.say(f"exported {export}")
     events = Follower(assignment.journal).read()
@@ -88,9 +90,8 @@ def export_checkpoint(assignment: Assignment, found: Found) -> Path:
 
 def run_figures(events: list[dict[str, Any]]) -> dict[str, Any]:
     """The figures of a run from its journal; replayed steps count once, as last written."""
-    steps = {event["step"]: event for event in events if event["kind"] == "step"}
-    held_out = {event["step"]: event for event in events if event["kind"] == "evaluation"}
-    ordered = [steps[number] for number in sorted(steps)]
+    ordered = last_of_each_step(events, "step")
+    held_out = last_of_each_step(events, "evaluation")
     figures: dict[str, Any] = {"steps": len(ordered)}
     if ordered:
         steady = ordered[len(ordered) // 10 :]
@@ -103,7 +104,7 @@ def run_figures(events: list[dict[str, Any]]) -> dict[str, Any]:
             / sum(e["perf/step_s"] for e in steady),
         }
     if held_out:
-        first, last = held_out[min(held_out)], held_out[max(held_out)]
+        first, last = held_out[0], held_out[-1]
         figures |= {
             "eval/bits_per_byte/before": first["eval/bits_per_byte"],
             "eval/bits_per_byte": last["eval/bits_per_byte"],
@@ -133,5 +134,5 @@ def _summary(
         "config_digest": assignment.config_digest,
         "code_commit": assignment.code_commit,
         "metrics": str(assignment.journal),
-        "command": shlex.join(["python", *sys.argv]),
+        "command": same_command(),
     }

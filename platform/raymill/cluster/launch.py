@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 import threading
 import uuid
 from pathlib import Path
 
 from raymill.engine.assignment import Assignment
-
-logger = logging.getLogger(__name__)
 
 
 class WorkerRun:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 
 import yaml
 
-from raymill.cluster.finish import finish
+from raymill.checkpoint.resume import Found, newest_verified
+from raymill.cluster.finish import finish, same_command
 from raymill.cluster.interrupt import on_interrupt
 from raymill.cluster.session import connect
 from raymill.config import digest, flatten, to_tree
@@ -17,8 +17,9 @@ from raymill.config.schema import PretrainJob
 from raymill.data.location import prepared_folder
 from raymill.data.manifest import MANIFEST_NAME, Prepared, load_prepared
 from raymill.durable import write_atomic
-from raymill.engine.assignment import Assignment, total_steps
-from raymill.errors import ClusterError, ConfigError, DataError, RaymillError
+from raymill.engine.assignment import Assignment
+from raymill.errors import CheckpointError, ClusterError, ConfigError, DataError, RaymillError
+from raymill.plan.batch import total_steps
 from raymill.track.console import RunConsole
 from raymill.track.follow import Follower
 from raymill.track.lineage import code_commit
@@ -39,8 +40,9 @@ def run(job: PretrainJob) -> int:
         print_plan(job)
         return 0
     assignment = resolve(job)
-    if already_finished(assignment):
-        return complete(assignment)
+    last = last_checkpoint(assignment)
+    if last is not None:
+        return complete(assignment, last)
     with connect(job.cluster, job.run.workers):
         return train(assignment)
 
@@ -130,8 +132,8 @@ def _check_together(prepared: list[Prepared], job: PretrainJob) -> None:
         raise ConfigError(problems)
 
 
-def already_finished(assignment: Assignment) -> bool:
-    """Whether the last step asked for is committed; then no worker need start.
+def last_checkpoint(assignment: Assignment) -> Found | None:
+    """The checkpoint of the last step asked for, if it is committed; then no worker need start.
 
     Raises:
         ConfigError: the configuration contradicts the run that is there.
@@ -140,13 +142,14 @@ def already_finished(assignment: Assignment) -> bool:
     from raymill.engine.setup import decide_start
 
     if not assignment.checkpoints.exists():
-        return False
+        return None
     digests = tuple(load_prepared(folder).manifest.digest for folder in assignment.folders)
     start = decide_start(assignment, digests)
-    return start.resumed and start.step == assignment.total_steps
+    finished = start.resumed and start.step == assignment.total_steps
+    return start.found if finished else None
 
 
-def complete(assignment: Assignment) -> int:
+def complete(assignment: Assignment, found: Found) -> int:
     """Redo what follows training, where it is missing: export, registration, report."""
     from raymill.track.tracker import Tracker
 
@@ -158,7 +161,7 @@ def complete(assignment: Assignment) -> int:
     tracker = Tracker(assignment)
     tracker.start()
     try:
-        return finish(assignment, tracker, console)
+        return finish(assignment, found, tracker, console)
     finally:
         tracker.close("finished")
 
@@ -178,18 +181,14 @@ def train(assignment: Assignment) -> int:
         with console, on_interrupt(lambda: _ask_to_stop(assignment, console)):
             status = _follow(assignment, console)
         if status == "finished":
-            return finish(assignment, tracker, console)
+            found = newest_verified(assignment.checkpoints)
+            if found is None:
+                raise CheckpointError(f"{assignment.checkpoints} holds no checkpoint to export")
+            return finish(assignment, found, tracker, console)
         console.say("stopped after a checkpoint; to go on, run:\n  " + same_command())
         return 0
     finally:
         tracker.close(status or "failed")
-
-
-def same_command() -> str:
-    """What to type to resume."""
-    import shlex
-
-    return shlex.join(["python", *sys.argv])
 
 
 def _prepare_run_dir(assignment: Assignment) -> None:
@@ -228,7 +227,6 @@ def _follow(assignment: Assignment, console: RunConsole) -> str:
                 ending = event
         if ended:
             break
-    time.sleep(0)  # let a second Ctrl-C through before anything else is begun
     if ending.get("status") == "failed":
         raise _as_raised(ending)
     if workers.error is not None or "status" not in ending:

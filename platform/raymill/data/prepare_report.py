@@ -9,13 +9,12 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.live import Live
 from rich.markup import escape
-from rich.text import Text
 
 from raymill.data.manifest import Prepared
 from raymill.data.sources import Unit
 from raymill.data.unit import UnitResult
+from raymill.progress_line import ProgressLine
 
 PLAIN_EVERY_S = 5.0
 
@@ -24,16 +23,14 @@ class Progress:
     """Counts finished units: `[3/12 units] 24.1 of 96.3 MB, 7.0M tokens, 2.1 MB/s, 34 s left`."""
 
     def __init__(self, units: Sequence[Unit]) -> None:
-        self._console = Console()
-        self._live = Live(console=self._console, refresh_per_second=4, transient=True)
+        self._progress_line = ProgressLine(PLAIN_EVERY_S, patient=True)
         self._units = len(units)
         self._bytes = sum(piece.length for unit in units for piece in unit)
-        self._started = self._said = time.monotonic()
+        self._started = time.monotonic()
         self._done = self._earlier = self._read = self._read_earlier = self._tokens = 0
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal:
-            self._live.start()
+        self._progress_line.__enter__()
         return self
 
     def __exit__(
@@ -42,10 +39,9 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._console.is_terminal:
-            self._live.stop()
+        self._progress_line.__exit__(kind, error, trace)
         if self._earlier and kind is None:
-            self._console.print(
+            self._progress_line.say(
                 f"{self._earlier} of {self._units} units were finished by an earlier try."
             )
 
@@ -57,12 +53,7 @@ class Progress:
         if earlier:
             self._earlier += 1
             self._read_earlier += result.bytes_read
-        now = time.monotonic()
-        if self._console.is_terminal:
-            self._live.update(Text(self._line(now)))
-        elif now - self._said >= PLAIN_EVERY_S:
-            self._said = now
-            self._console.print(Text(self._line(now)))
+        self._progress_line.show(self._line(time.monotonic()))
 
     def _line(self, now: float) -> str:
         rate = (self._read - self._read_earlier) / max(now - self._started, 1e-9)

@@ -38,11 +38,3 @@ class Assignment:
     def stop_request(self) -> Path:
         """A file whose existence asks the workers to commit and stop."""
         return self.run_dir / "stop-requested"
-
-
-def total_steps(job: PretrainJob) -> int:
-    """Optimizer steps of the whole run; tokens are rounded up to whole global batches."""
-    if job.train.steps is not None:
-        return job.train.steps
-    assert job.train.tokens is not None  # validation admits exactly one of the two
-    return -(-job.train.tokens // (job.train.global_batch * job.data.sequence_length))

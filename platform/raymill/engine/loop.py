@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -27,8 +26,6 @@ from raymill.engine.setup import Start
 from raymill.engine.trainer import Trainer
 from raymill.errors import DataError, NonFiniteError
 from raymill.objective.language_modelling import LanguageModelling, Rows
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass

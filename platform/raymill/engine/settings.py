@@ -5,11 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from raymill.config.schema import Offload, PretrainJob
-
-
-def accumulation_steps(job: PretrainJob, world_size: int) -> int:
-    """Micro-batches a rank and step: global batch / (world size x micro-batch), exact by validation."""
-    return job.train.global_batch // (world_size * job.train.micro_batch)
+from raymill.plan.batch import accumulation_steps
 
 
 def clips_gradients_itself(job: PretrainJob) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -22,7 +21,6 @@ from raymill.engine.group import WorkerGroup
 from raymill.engine.trainer import Trainer, load_weights
 from raymill.errors import ConfigError, RaymillError
 
-logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,8 +12,9 @@ from raymill.checkpoint.fragments import MOMENTS, WEIGHT, FloatArray, FragmentRe
 from raymill.config.schema import OptimConfig, PretrainJob
 from raymill.engine.group import WorkerGroup
 from raymill.engine.ownership import optimizer_state, owned_by_this_rank
-from raymill.engine.settings import accumulation_steps, clips_gradients_itself, deepspeed_config
+from raymill.engine.settings import clips_gradients_itself, deepspeed_config
 from raymill.errors import CheckpointError
+from raymill.plan.batch import accumulation_steps
 
 
 def decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -62,8 +64,8 @@ class Trainer:
 
         self.group = group
         self.shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-        self._grad_clip = 0.0 if clips_gradients_itself(job) else job.optim.grad_clip
         self._own_norm = not clips_gradients_itself(job)
+        self._grad_clip = job.optim.grad_clip or math.inf
         self.accumulation = accumulation_steps(job, group.world_size)
         if job.train.activation_checkpointing:
             model.gradient_checkpointing_enable(  # type: ignore[operator]
@@ -114,16 +116,12 @@ class Trainer:
 
         A non-finite norm is returned and nothing is applied, on every rank alike.
         """
-        for param_group in self.engine.optimizer.param_groups:
-            param_group["lr"] = learning_rate
         for param_group in self.optimizer.param_groups:
             param_group["lr"] = learning_rate
         if self._own_norm:
-            limit = self._grad_clip if self._grad_clip > 0 else float("inf")
-            norm = float(torch.nn.utils.clip_grad_norm_(self._names, limit))
-            if not _is_finite(norm):
-                return norm
-            self.engine.step()
+            norm = float(torch.nn.utils.clip_grad_norm_(self._names, self._grad_clip))
+            if math.isfinite(norm):
+                self.engine.step()
             return norm
         self.engine.step()
         if not self.engine.was_step_applied():
@@ -155,7 +153,3 @@ class Trainer:
                     values = reader.read(kind, owned.name, owned.start, owned.numel)
                     owned.moment(self.optimizer, kind).copy_(torch.from_numpy(values))
                 optimizer_state(self.optimizer, owned.key)["step"].fill_(float(step))
-
-
-def _is_finite(value: float) -> bool:
-    return value == value and abs(value) != float("inf")

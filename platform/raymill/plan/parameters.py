@@ -13,8 +13,13 @@ class ParameterCount:
 
     embedding: int  # token (and learned position) embeddings
     blocks: int
-    head: int  # output matrix where it isn't tied
-    largest_tensor: int
+    output: int  # the output matrix, whether or not it is tied to the embedding
+    tied: bool
+
+    @property
+    def head(self) -> int:
+        """The output matrix where it is a parameter of its own."""
+        return 0 if self.tied else self.output
 
     @property
     def total(self) -> int:
@@ -24,8 +29,6 @@ class ParameterCount:
     def in_matrix_products(self) -> int:
         """N of 6·N·D here: the blocks and the output matrix, tied or not; no embedding look-ups."""
         return self.blocks + self.output
-
-    output: int = 0  # elements of the output matrix, tied or not
 
 
 def head_dim(arch: ArchConfig) -> int:
@@ -58,7 +61,6 @@ def count_parameters(arch: ArchConfig, vocab_size: int) -> ParameterCount:
     return ParameterCount(
         embedding=embedding,
         blocks=arch.layers * block + final_norm,
-        head=0 if arch.tied_embeddings else output,
-        largest_tensor=max(output, hidden * inner),
         output=output,
+        tied=arch.tied_embeddings,
     )

@@ -9,6 +9,7 @@ from rich.console import Console
 from raymill.config.schema import PretrainJob
 from raymill.data.location import prepared_folder
 from raymill.data.manifest import MANIFEST_NAME
+from raymill.plan.batch import accumulation_steps, total_steps
 from raymill.plan.flops import flops_per_token
 from raymill.plan.memory import Memory, worker_memory
 from raymill.plan.parameters import count_parameters
@@ -30,10 +31,10 @@ def plan_lines(job: PretrainJob) -> list[tuple[str, str]]:
     count = count_parameters(job.arch, vocabulary)
     train, workers = job.train, job.run.workers
     step_tokens = train.global_batch * job.data.sequence_length
-    steps = train.steps if train.steps is not None else -(-(train.tokens or 0) // step_tokens)
+    steps = total_steps(job)
     per_token = flops_per_token(job.arch, vocabulary, job.data.sequence_length)
     total_flops = per_token * steps * step_tokens
-    accumulation = train.global_batch // (workers * train.micro_batch)
+    accumulation = accumulation_steps(job, workers)
     memory = worker_memory(
         job.arch,
         vocabulary,

@@ -13,7 +13,7 @@ from raymill.data.manifest import Prepared
 from raymill.errors import DataError
 from raymill.evaluate.baselines import Baselines, baselines
 from raymill.report.curve import draw_curve
-from raymill.track.follow import Follower
+from raymill.track.follow import Follower, last_of_each_step
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2933; --soft: #616e7c; --line: #e4e7eb;
@@ -50,8 +50,8 @@ class Report:
 def write_report(run_dir: Path, prepared: Prepared) -> Report:
     """Write report.html and loss.png from the run's journal, samples and summary."""
     events = Follower(run_dir / "metrics.jsonl").read()
-    steps = _last_of_each(events, "step")
-    held_out = _last_of_each(events, "evaluation")
+    steps = last_of_each_step(events, "step")
+    held_out = last_of_each_step(events, "evaluation")
     summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
     curve = run_dir / "loss.png"
     draw_curve(steps, held_out, curve)
@@ -67,12 +67,6 @@ def write_report(run_dir: Path, prepared: Prepared) -> Report:
             f"xz -9 {yardsticks.xz:.4f}"
         )
     return Report(path, curve, tuple(headlines))
-
-
-def _last_of_each(events: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
-    """One event a step, in order: a step that was replayed counts as last written."""
-    latest = {event["step"]: event for event in events if event["kind"] == kind}
-    return [latest[step] for step in sorted(latest)]
 
 
 def _baselines_or_none(prepared: Prepared) -> Baselines | None:

@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections import deque
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
+from raymill.progress_line import ProgressLine
 
 PLAIN_EVERY_S = 10.0
 
 
 class RunConsole:
-    """Shows a run's events. On a terminal the progress line moves; elsewhere a plain one comes
-    every few seconds, since moving ones would break the logs of submitted jobs."""
+    """Shows a run's events: a progress line, and plain lines for what happened."""
 
-    def __init__(self, peak_is_measured: bool, console: Console | None = None) -> None:
-        self._console = console or Console()
-        self._live = Live(console=self._console, refresh_per_second=4, transient=True)
+    def __init__(self, peak_is_measured: bool) -> None:
+        self._progress_line = ProgressLine(PLAIN_EVERY_S)
         self._share_name = "of peak" if peak_is_measured else "MFU"
         self._total = 0
         self._recent: deque[float] = deque(maxlen=20)
         self._bits: float | None = None
-        self._said = 0.0
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal:
-            self._live.start()
+        self._progress_line.__enter__()
         return self
 
     def __exit__(
@@ -40,19 +33,15 @@ class RunConsole:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._console.is_terminal:
-            self._live.stop()
+        self._progress_line.__exit__(kind, error, trace)
 
     def say(self, text: str) -> None:
         """One plain line."""
-        self._console.print(Text(text), soft_wrap=True)
+        self._progress_line.say(text)
 
     def waiting(self, text: str) -> None:
         """What is going on before the first step."""
-        if self._console.is_terminal:
-            self._live.update(Text(text, style="dim"))
-        else:
-            self.say(text)
+        self._progress_line.wait(text)
 
     def show(self, event: dict[str, Any]) -> None:
         """React to one event of the journal."""
@@ -82,13 +71,7 @@ class RunConsole:
 
     def _progress(self, event: dict[str, Any]) -> None:
         self._recent.append(event["perf/step_s"])
-        line = self._line(event)
-        now = time.monotonic()
-        if self._console.is_terminal:
-            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
-        elif now - self._said >= PLAIN_EVERY_S:
-            self._said = now
-            self.say(line)
+        self._progress_line.show(self._line(event))
 
     def _line(self, event: dict[str, Any]) -> str:
         # The first steps of an attempt are slow and say nothing about the rest.

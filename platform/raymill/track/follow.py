@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,7 @@ class Follower:
 
     def read(self, limit: int | None = None) -> list[dict[str, Any]]:
         """Events since the last call, at most `limit`; none if the journal doesn't exist yet."""
-        return [event for event, _ in self.read_with_offsets(limit)]
-
-    def read_with_offsets(self, limit: int | None = None) -> list[tuple[dict[str, Any], int]]:
-        """Like `read`, each event with the offset behind it."""
-        events: list[tuple[dict[str, Any], int]] = []
+        events: list[dict[str, Any]] = []
         try:
             stream = self.path.open("rb")
         except FileNotFoundError:
@@ -34,5 +31,11 @@ class Follower:
                 if not line.endswith(b"\n") or (limit is not None and len(events) >= limit):
                     break
                 self.offset += len(line)
-                events.append((json.loads(line), self.offset))
+                events.append(json.loads(line))
         return events
+
+
+def last_of_each_step(events: Iterable[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    """One event of `kind` a step, in order: a step that was replayed counts as last written."""
+    latest = {event["step"]: event for event in events if event["kind"] == kind}
+    return [latest[step] for step in sorted(latest)]

@@ -43,12 +43,6 @@ class Forwarder:
         found: str | None = self._state.get("run_id")
         return found
 
-    @property
-    def unsent_bytes(self) -> int:
-        """How much of the journal MLflow hasn't seen."""
-        path = self.assignment.journal
-        return (path.stat().st_size if path.exists() else 0) - int(self._state.get("offset", 0))
-
     def begin(self) -> None:
         """Create the MLflow run, or continue the one this run has."""
         if self.run_id is None:

@@ -1,0 +1,64 @@
+"""One line that says how far a job is: moving on a terminal, repeated every few seconds elsewhere.
+
+Moving lines would break the logs of submitted jobs, so there the same text comes as plain lines.
+"""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+
+class ProgressLine:
+    """Use as a context manager around the work; `show` may be called as often as one likes.
+
+    Elsewhere than on a terminal the first plain line comes at once, or, with `patient`, after
+    `plain_every_s` like the others: what ends before says nothing.
+    """
+
+    def __init__(
+        self, plain_every_s: float, patient: bool = False, console: Console | None = None
+    ) -> None:
+        self.console = console or Console()
+        self._live = Live(console=self.console, refresh_per_second=4, transient=True)
+        self._plain_every_s = plain_every_s
+        self._said = time.monotonic() - (0.0 if patient else plain_every_s)
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.console.is_terminal:
+            self._live.stop()
+
+    def say(self, text: str) -> None:
+        """A plain line that stays; a long path in it stays one line that can be copied."""
+        self.console.print(Text(text), soft_wrap=True)
+
+    def wait(self, text: str) -> None:
+        """What is being waited for; it doesn't count as a plain line of progress."""
+        if self.console.is_terminal:
+            self._live.update(Text(text, style="dim"))
+        else:
+            self.say(text)
+
+    def show(self, text: str) -> None:
+        """The line's new text."""
+        now = time.monotonic()
+        if self.console.is_terminal:
+            self._live.update(Text(text, no_wrap=True, overflow="ellipsis"))
+        elif now - self._said >= self._plain_every_s:
+            self._said = now
+            self.say(text)
