@@ -47,7 +47,7 @@ def bare(steps: int) -> float:
     shard = prepared.manifest.splits["train"].shards[0]
     path = prepared.shard_path(shard)
     rows = np.concatenate(
-        [read_row_group(path, shard, group, prepared.manifest.dtype)[0] for group in range(8)]
+        [read_row_group(path, shard, group, prepared.manifest.dtype).tokens for group in range(8)]
     )
     batches = (rows[(step * 16) % 496 :][:16] for step in itertools.count())
     one_step = bare_step(prepared.manifest.tokenizer.vocab_size, batches)

@@ -30,7 +30,8 @@ from raymill.engine.device import join_deepspeed
 from raymill.engine.group import WorkerGroup
 from raymill.engine.trainer import Trainer
 from raymill.model.build import build_model
-from raymill.objective.language_modelling import LanguageModelling, Rows
+from raymill.data.rows import Rows
+from raymill.objective.language_modelling import LanguageModelling
 
 ROWS, LENGTH, VOCAB, TURNS, WARM_UP = 16, 256, 4096, 16, 4
 TOKENS = np.random.default_rng(0).integers(0, VOCAB, (ROWS, LENGTH + 1)).astype(np.uint16)
@@ -68,7 +69,7 @@ def trainer_step(stage: int) -> Callable[[], None]:
 
     def step() -> None:
         trainer.begin_micro_batch(last=True)
-        loss_sum = objective.loss_sum(trainer.engine, rows, group.device)
+        loss_sum = objective.losses(trainer.engine, rows, group.device).sum()
         trainer.backward(loss_sum, float(ROWS * LENGTH))
         trainer.update(1e-3)
         float(loss_sum)

@@ -1,4 +1,4 @@
-"""Text → tokenizer and tokenized shards: `python jobs/prepare.py --help`."""
+"""Text or conversations → tokenized shards: `python jobs/prepare.py --help`."""
 
 import sys
 from pathlib import Path
@@ -10,13 +10,9 @@ from raymill.config.entry import main
 
 
 def run(job):
-    from raymill.data import prepare
+    from raymill.cluster.preparation import run
 
-    if job.dry_run:
-        print(prepare.describe(job))
-    else:
-        prepare.run(job)
-    return 0
+    return run(job)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,9 @@ def problems(*overrides: str, job: str = "pretrain") -> str:
 
 
 def test_defaults_load_for_every_job() -> None:
-    for job in TOPICS:
-        assert load(job, []) is not None
+    for topic in TOPICS:
+        job, _, kind = topic.partition("_")
+        assert load(job, [f"kind={kind}"] if kind else []) is not None
 
 
 def test_values_groups_lists_and_numbers() -> None:
@@ -148,7 +149,7 @@ def test_the_option_surface_is_frozen() -> None:
 
 def surface() -> str:
     lines = []
-    for job in ("pretrain", "pipeline", "generate"):
+    for job in ("pretrain", "sft", "pipeline", "generate"):
         flat = flatten(load(job, ["storage.root=/storage", "run.name=x"] if job != "generate"
                             else ["storage.root=/storage"]))  # fmt: skip
         lines += [f"{job} {key} = {value!r}" for key, value in flat.items()]
@@ -156,12 +157,13 @@ def surface() -> str:
     return "\n".join(lines) + "\n"
 
 
-@pytest.mark.parametrize("job", sorted(TOPICS))
-def test_help_teaches(job: str) -> None:
-    text = help_text(job)
+@pytest.mark.parametrize("topic", sorted(TOPICS))
+def test_help_teaches(topic: str) -> None:
+    job, _, kind = topic.partition("_")
+    text = help_text(job, [f"kind={kind}"] if kind else [])
     assert len(text.splitlines()) <= 60
     assert text.count(f"python jobs/{job}.py") >= 4
-    for key, _ in TOPICS[job].keys:
+    for key, _ in TOPICS[topic].keys:
         assert key in text
     for line in text.splitlines():  # the examples must be true
         if line.startswith(f"  python jobs/{job}.py ") and "<" not in line and "'" not in line:

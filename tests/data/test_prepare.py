@@ -71,8 +71,8 @@ def decoded(prepared: Prepared, split: str) -> list[str]:
     documents = []
     for shard in manifest.splits[split].shards:
         stream: list[int] = []
-        for tokens, length, _ in row_groups(prepared.shard_path(shard), shard, manifest.dtype):
-            for row, count in zip(tokens, length, strict=True):
+        for rows in row_groups(prepared.shard_path(shard), shard, manifest.dtype):
+            for row, count in zip(rows.tokens, rows.length, strict=True):
                 stream += row[1 if stream else 0 : count].tolist()
         ends = np.flatnonzero(np.array(stream) == manifest.tokenizer.end_of_text_id)
         assert ends[0] == 0

@@ -35,14 +35,14 @@ def test_what_is_read_adds_up_to_what_the_manifest_says(prepared: Prepared) -> N
         for shard in split.shards:
             groups = list(row_groups(prepared.shard_path(shard), shard, "uint16"))
             assert len(groups) == shard.row_groups
-            assert all(tokens.shape[1] == 17 for tokens, _, _ in groups)
-            assert sum(len(length) for _, length, _ in groups) == shard.rows
-            assert sum(int(length.sum() - len(length)) for _, length, _ in groups) == (
+            assert all(rows.tokens.shape[1] == 17 for rows in groups)
+            assert sum(map(len, groups)) == shard.rows
+            assert sum(int(rows.length.sum() - len(rows)) for rows in groups) == (
                 shard.predicted_tokens
             )
-            assert sum(int(size.sum()) for _, _, size in groups) == shard.bytes
-            for tokens, length, _ in groups:
-                assert not tokens[np.arange(17) >= length[:, None]].any()
+            assert sum(int(rows.bytes.sum()) for rows in groups) == shard.bytes
+            for rows in groups:
+                assert not rows.tokens[np.arange(17) >= rows.length[:, None]].any()
 
 
 def test_the_factory_writes_the_shards_it_was_asked_for(prepared: Prepared) -> None:
@@ -60,14 +60,15 @@ def test_a_flipped_byte_is_refused_wherever_it_is(prepared: Prepared) -> None:
         damaged[position] ^= 1 << position % 8
         path.write_bytes(damaged)
         shards._footers.clear()
-        for group, arrays in enumerate(expected):
+        for group, sound_rows in enumerate(expected):
             try:
                 found = read_row_group(path, shard, group, "uint16")
             except DataError as error:
                 assert str(path) in str(error)  # noqa: PT017 - both outcomes are right, silence is not
                 refused += 1
             else:
-                assert all((a == b).all() for a, b in zip(arrays, found, strict=True))
+                for name, values in sound_rows.columns().items():
+                    assert (found.columns()[name] == values).all()
     assert refused >= (len(sound) - 4) // 3
 
 

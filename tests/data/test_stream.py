@@ -84,7 +84,7 @@ def global_rows(received: list[list[StepBatch]]) -> list[tuple[int, bytes]]:
     rows = []
     for step in zip(*received, strict=True):
         ids = np.concatenate([batch.sample_id for batch in step])
-        tokens = np.concatenate([batch.tokens for batch in step])
+        tokens = np.concatenate([batch.rows.tokens for batch in step])
         rows += [(int(ids[i]), tokens[i].tobytes()) for i in np.argsort(ids)]
     return rows
 
@@ -96,7 +96,7 @@ def test_the_global_order_is_the_same_for_every_world_size(
     spec = spec_of(prepared, world, unit_rows=12 // world)  # several units a rank
     assert spec.steps_per_unit == 1
     rows = global_rows(consume(spec, slow_rank=world - 1))
-    expected = read_rows(spec.folders, spec.order.locate(0, 144))["tokens"]
+    expected = read_rows(spec.folders, spec.order.locate(0, 144)).tokens
     assert rows == [(i, tokens.tobytes()) for i, tokens in enumerate(expected)]
 
 
@@ -116,7 +116,7 @@ def test_a_mixture_streams_every_source(ray_session: None, tmp_path: Path) -> No
     rows = global_rows(consume(spec))
     located = order.locate(0, 160)
     assert [tokens for _, tokens in rows] == [
-        tokens.tobytes() for tokens in read_rows(spec.folders, located)["tokens"]
+        tokens.tobytes() for tokens in read_rows(spec.folders, located).tokens
     ]
     assert 100 < int((located.source == 0).sum()) < 140
 

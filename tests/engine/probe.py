@@ -15,12 +15,12 @@ from raymill.config.schema import (
     CheckpointConfig,
     ClusterConfig,
     DataConfig,
-    EvaluationConfig,
     OptimConfig,
     PretrainJob,
     RunConfig,
     ScheduleConfig,
     StorageConfig,
+    TextEvaluation,
     TokenizerConfig,
     TrackingConfig,
     TrainConfig,
@@ -57,7 +57,7 @@ class Case:
 def job_of(case: Case) -> PretrainJob:
     return PretrainJob(
         arch=ARCH,
-        data=DataConfig("probe", "files", sequence_length=LENGTH),
+        data=DataConfig("probe", source="files", sequence_length=LENGTH),
         tokenizer=TokenizerConfig("bpe"),
         optim=OptimConfig("adamw", learning_rate=3e-3),
         schedule=SCHEDULE,
@@ -74,7 +74,7 @@ def job_of(case: Case) -> PretrainJob:
             precision=case.precision,  # type: ignore[arg-type]
             activation_checkpointing=case.recompute,
         ),
-        evaluation=EvaluationConfig(),
+        evaluation=TextEvaluation(),
         checkpoint=CheckpointConfig(),
         cluster=ClusterConfig("local", "local"),
         tracking=TrackingConfig("none", uri="none"),
@@ -114,13 +114,14 @@ def run_cases(rank: int, world: int, port: int, cases: list[Case], folder: Path)
     from raymill.checkpoint.commit import commit
     from raymill.checkpoint.manifest import Manifest
     from raymill.checkpoint.resume import newest_verified
+    from raymill.data.rows import Rows
     from raymill.engine.device import join_deepspeed
     from raymill.engine.group import WorkerGroup
     from raymill.engine.schedule import learning_rate_factor
     from raymill.engine.trainer import Trainer, load_weights
     from raymill.engine.worker_log import send_output_to
     from raymill.model.build import build_model
-    from raymill.objective.language_modelling import LanguageModelling, Rows
+    from raymill.objective.language_modelling import LanguageModelling
 
     send_output_to(folder / f"rank-{rank}.log")
     torch.set_num_threads(1)
@@ -151,12 +152,12 @@ def run_cases(rank: int, world: int, port: int, cases: list[Case], folder: Path)
         mine = slice(rank * share, (rank + 1) * share)
         for step in range(found.manifest.step if found else 0, case.steps):
             rows = Rows(data[step, mine], length[step, mine])
-            tokens = group.sum(objective.predicted_tokens(rows))[0]
+            tokens = group.sum(objective.weight(rows))[0]
             nats = 0.0
             for first in range(0, share, case.micro_batch):
                 trainer.begin_micro_batch(last=first + case.micro_batch >= share)
                 part = rows.part(first, first + case.micro_batch)
-                loss_sum = objective.loss_sum(trainer.engine, part, group.device)
+                loss_sum = objective.losses(trainer.engine, part, group.device).sum()
                 nats += float(loss_sum)
                 trainer.backward(loss_sum, tokens)
             rate = job.optim.learning_rate * learning_rate_factor(SCHEDULE, step + 1, case.steps)

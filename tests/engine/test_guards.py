@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 
+from raymill.data.rows import Rows
 from raymill.data.stream import StepBatch
 from raymill.engine.loop import Loop, _ranges, step_seed
 from raymill.engine.setup import on_all_ranks, on_rank_zero
 from raymill.errors import DataError, NonFiniteError
-from raymill.objective.language_modelling import Rows
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ def loop_with(group: TwoRanks) -> Loop:
 def batch(*ids: int) -> StepBatch:
     empty = np.zeros((len(ids), 3), dtype=np.uint16)
     length = np.full(len(ids), 3, dtype=np.int32)
-    return StepBatch(np.array(ids), empty, length, length)
+    return StepBatch(np.array(ids), np.zeros(len(ids), dtype=np.int64), Rows(empty, length))
 
 
 def test_a_nan_on_one_rank_is_the_same_error_on_both() -> None:
@@ -124,7 +124,7 @@ def _infinite_gradient(rank: int, port: int, folder: Path) -> None:
 
             before = state()
             trainer.begin_micro_batch(last=True)
-            loss = LanguageModelling(0).loss_sum(trainer.engine, rows, group.device)
+            loss = LanguageModelling(0).losses(trainer.engine, rows, group.device).sum()
             trainer.backward(loss * float("inf"), 256.0)
             assert not np.isfinite(trainer.update(0.1))
             assert all(np.array_equal(a, b) for a, b in zip(before, state(), strict=True))

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoTokenizer
 
 from raymill.config import load
-from raymill.generate.command import decode_stream
+from raymill.generate.decoding import decode_stream
 from raymill.generate.sampling import next_token, nucleus, sample
 from raymill.model.build import build_model
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from raymill.config import load
+from raymill.data.rows import Rows
 from raymill.model.build import build_model
-from raymill.objective.language_modelling import LanguageModelling, Rows, document_positions
+from raymill.objective.language_modelling import LanguageModelling, document_positions
 
 CPU = torch.device("cpu")
 
@@ -31,20 +32,22 @@ def test_the_sum_is_transformers_mean_times_its_count(model: torch.nn.Module) ->
     tokens = torch.from_numpy(full.tokens.astype(np.int64))
     reference = model(input_ids=tokens, labels=tokens).loss * 48
     # transformers feeds the last token too; it predicts nothing.
-    assert objective.loss_sum(model, full, CPU).item() == pytest.approx(reference.item(), rel=1e-6)
-    assert objective.predicted_tokens(full) == 48
+    assert objective.losses(model, full, CPU).sum().item() == pytest.approx(
+        reference.item(), rel=1e-6
+    )
+    assert objective.weight(full) == 48
 
 
 def test_padding_and_splitting_change_nothing(model: torch.nn.Module) -> None:
     objective = LanguageModelling(0)
     mixed = rows(17, 9, 2, 13)
-    whole = objective.loss_sum(model, mixed, CPU).item()
+    whole = objective.losses(model, mixed, CPU).sum().item()
     alone = 0.0
     for index, length in enumerate(mixed.length.tolist()):
         part = Rows(mixed.tokens[index : index + 1, :length], mixed.length[index : index + 1])
-        alone += objective.loss_sum(model, part, CPU).item()
+        alone += objective.losses(model, part, CPU).sum().item()
     assert whole == pytest.approx(alone, rel=1e-5)
-    assert objective.predicted_tokens(mixed) == 16 + 8 + 1 + 12
+    assert objective.weight(mixed) == 16 + 8 + 1 + 12
 
 
 def test_document_positions_restart_at_end_of_text() -> None:
@@ -66,7 +69,7 @@ def test_document_mask_makes_documents_independent(model: torch.nn.Module) -> No
             return output
 
         with torch.no_grad():
-            LanguageModelling(0, document_mask=mask).loss_sum(forward, rows_, CPU)
+            LanguageModelling(0, document_mask=mask).losses(forward, rows_, CPU)
         return seen[0][0, 4:]
 
     assert torch.allclose(logits(packed, True), logits(swapped, True), atol=1e-6)
@@ -79,5 +82,5 @@ def test_document_mask_makes_documents_independent(model: torch.nn.Module) -> No
 def test_an_empty_batch_is_a_forward_pass_that_adds_nothing(model: torch.nn.Module) -> None:
     """Under ZeRO-3 a rank without rows must still take part in gathering weights."""
     empty = Rows(np.empty((0, 17), dtype=np.uint16), np.empty(0, dtype=np.int32))
-    assert LanguageModelling(0).loss_sum(model, empty, CPU).item() == 0.0
-    assert LanguageModelling(0).predicted_tokens(empty) == 0
+    assert LanguageModelling(0).losses(model, empty, CPU).tolist() == [0.0]
+    assert LanguageModelling(0).weight(empty) == 0

@@ -11,7 +11,7 @@ from raymill.model.build import hugging_face_config
 from raymill.plan.flops import flops_per_token
 from raymill.plan.memory import state_bytes, worker_memory
 from raymill.plan.parameters import count_parameters
-from raymill.plan.report import plan_lines
+from raymill.plan.report import pretraining_plan
 
 PUBLISHED = {
     "gpt2_124m": 124_439_808,
@@ -69,7 +69,7 @@ def test_flops_of_gpt3() -> None:
 
 def test_the_plan_spells_out_the_batch() -> None:
     lines = dict(
-        plan_lines(
+        pretraining_plan(
             load("pretrain", ["run.workers=2", "train.micro_batch=4", "storage.root=/nowhere"])
         )
     )

@@ -51,6 +51,7 @@ class Manifest:
         str | None
     )  # what the weights started from: a registered version, a folder, a forked run
     files: Mapping[str, FileRecord]
+    parent_digest: str | None = None  # of the parent's weights
     format_version: int = FORMAT_VERSION
     digest: str = ""
 

@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
-from raymill.cluster import pretrain
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from raymill.cluster import pretrain, sft
+from raymill.cluster.finish import SUMMARY_NAME
 from raymill.cluster.session import connect
-from raymill.config.schema import PipelineJob
+from raymill.config.schema import PipelineJob, PretrainJob, SftJob
 from raymill.data import prepare
 
 
 def run(job: PipelineJob) -> int:
     """Run the stages in order; each skips what is finished already. Returns the exit code."""
-    if job.dry_run:
-        return pretrain.run(job)
-    with connect(job.cluster, job.run.workers):
+    if job.pretrain.dry_run:
+        return pretrain.run(job.pretrain)  # what fine-tuning starts from doesn't exist yet
+    with connect(job.pretrain.cluster, job.pretrain.run.workers):
         for stage in job.stages:
             if stage == "prepare":
-                prepare.run(job.preparation())
+                prepare.run(job.pretrain.preparation())
+                continue
+            if stage == "pretrain":
+                code = pretrain.run(job.pretrain)
             else:
-                code = pretrain.run(job)
-                if code:
-                    return code
+                code = sft.run(fine_tuning_of(job.sft, job.pretrain))
+            if code:
+                return code
     return 0
+
+
+def fine_tuning_of(job: SftJob, pretraining: PretrainJob) -> SftJob:
+    """The fine-tuning stage with what this pipeline's pretraining made as its parent: the very version
+    that it registered, or the folder it exported where nothing is registered."""
+    path = Path(job.storage.root) / "runs" / str(pretraining.run.name) / SUMMARY_NAME
+    if not path.exists():
+        return job
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    registered = summary["registered"]
+    return replace(job, parent=registered.split()[0] if registered else summary["export"])

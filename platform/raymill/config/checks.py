@@ -9,13 +9,20 @@ from typing import Any
 
 from raymill.config.schema import (
     ArchConfig,
+    ChatConfig,
+    ChatPrepareJob,
     ClusterConfig,
     DataConfig,
     GenerateJob,
+    LoraConfig,
     PrepareJob,
     PretrainJob,
+    RowsConfig,
+    SftJob,
+    TextEvaluation,
     TokenizerConfig,
     TrackingConfig,
+    TrainJob,
 )
 
 # Names become folders, registry entries and Ray ids: what one of them would misread is refused.
@@ -32,7 +39,17 @@ def check(job: Any) -> list[str]:
 
 @check.register
 def _(job: PrepareJob) -> list[str]:
-    return [*_data(job.data), *_tokenizer(job.tokenizer), *_cluster(job.cluster)]
+    return [*_text(job.data), *_tokenizer(job.tokenizer), *_cluster(job.cluster)]
+
+
+@check.register
+def _(job: ChatPrepareJob) -> list[str]:
+    return [
+        *_chat(job.data),
+        *_cluster(job.cluster),
+        *_tracking(job.tracking),
+        *_at_least("preview", job.preview, 0),
+    ]
 
 
 @check.register
@@ -47,24 +64,56 @@ def _(job: GenerateJob) -> list[str]:
             if job.prompt is not None and job.prompt_file is not None
             else []
         ),
+        *(
+            [
+                "system: chat=false continues text, which has no system message; leave one of them out"
+            ]
+            if job.chat is False and job.system is not None
+            else []
+        ),
     ]
 
 
 @check.register
 def _(job: PretrainJob) -> list[str]:
     problems = [
-        *_data(job.data),
+        *_text(job.data),
         *_tokenizer(job.tokenizer),
-        *_cluster(job.cluster),
         *_arch(job.arch),
-        *_tracking(job.tracking),
-        *_batch(job),
-        *_optimizer(job),
-        *_zero(job),
-        *_cadence(job),
-        *_run(job),
+        *_training(job),
+        *_sampling(job.evaluation),
+        *_fresh_model(job),
     ]
     return problems or list(_fits(job))
+
+
+@check.register
+def _(job: SftJob) -> list[str]:
+    return [
+        *_chat(job.data),
+        *_training(job),
+        *_at_least("evaluation.questions", job.evaluation.questions, 0),
+        *_at_least("evaluation.answer_every", job.evaluation.answer_every, 0),
+        *_at_least("evaluation.answer_tokens", job.evaluation.answer_tokens, 1),
+        *_at_least("neftune_alpha", job.neftune_alpha, 0),
+        *_lora(job.lora),
+        *_attention("attention", job.attention, job.cluster),
+        *(
+            ["run.from: a fork of a fine-tuning run isn't supported; give its export as parent"]
+            if job.run.from_ is not None
+            else []
+        ),
+    ]
+
+
+def _training(job: TrainJob) -> Iterator[str]:
+    yield from _cluster(job.cluster)
+    yield from _tracking(job.tracking)
+    yield from _batch(job)
+    yield from _optimizer(job)
+    yield from _zero(job)
+    yield from _cadence(job)
+    yield from _run(job)
 
 
 def _at_least(key: str, value: float | None, low: float) -> Iterator[str]:
@@ -87,15 +136,44 @@ def _safe_name(key: str, value: str | None) -> Iterator[str]:
         yield f"{key}={value!r}: allowed are {_NAME_RULE}"
 
 
-def _data(data: DataConfig) -> Iterator[str]:
+def _text(data: DataConfig) -> Iterator[str]:
+    yield from _rows(data)
+    if data.source == "files" and not data.path and not data.mixture:
+        yield "data.path: data=files needs the folders or globs to read, as in data.path=texts/"
+
+
+def _chat(data: ChatConfig) -> Iterator[str]:
+    yield from _rows(data)
+    yield from _at_least("data.pack_window", data.pack_window, 1)
+    yield from _at_least("data.questions", data.questions, 0)
+    if data.source == "chat" and not data.path and not data.mixture:
+        yield (
+            "data.path: give the conversations to read, as in data.path=chats.jsonl, or choose "
+            "data=stdlib_chat"
+        )
+
+
+def _lora(lora: LoraConfig) -> Iterator[str]:
+    yield from _at_least("lora.rank", lora.rank, 0)
+    yield from _above("lora.alpha", lora.alpha, 0)
+    if not 0 <= lora.dropout < 1:
+        yield f"lora.dropout={lora.dropout}: must be at least 0 and below 1"
+    if not lora.targets:
+        yield "lora.targets: name the modules to adapt, or all-linear"
+
+
+def _attention(key: str, attention: str, cluster: ClusterConfig) -> Iterator[str]:
+    if attention == "flash_attention_2" and not cluster.gpu:
+        yield f"{key}=flash_attention_2: needs cluster.gpu=true; use sdpa on a CPU"
+
+
+def _rows(data: RowsConfig) -> Iterator[str]:
     yield from _safe_name("data.name", data.name)
     yield from _at_least("data.sequence_length", data.sequence_length, 2)
     yield from _at_least("data.row_group_rows", data.row_group_rows, 1)
     yield from _at_least("data.window_row_groups", data.window_row_groups, 1)
     yield from _at_least("data.unit_bytes", data.unit_bytes, 1024)
     yield from _fraction("data.max_bad_fraction", data.max_bad_fraction)
-    if data.source == "files" and not data.path and not data.mixture:
-        yield "data.path: data=files needs the folders or globs to read, as in data.path=texts/"
     if data.validation.path is None and not 0 < data.validation.fraction < 1:
         yield (
             f"data.validation.fraction={data.validation.fraction}: must be between 0 and 1 "
@@ -147,7 +225,7 @@ def _arch(arch: ArchConfig) -> Iterator[str]:
         yield f"arch.dropout={arch.dropout}: must be at least 0 and below 1"
 
 
-def _batch(job: PretrainJob) -> Iterator[str]:
+def _batch(job: TrainJob) -> Iterator[str]:
     train, workers = job.train, job.run.workers
     yield from _at_least("train.global_batch", train.global_batch, 1)
     yield from _at_least("train.micro_batch", train.micro_batch, 1)
@@ -178,6 +256,12 @@ def _batch(job: PretrainJob) -> Iterator[str]:
             f"train.tokens={train.tokens}: less than one global batch of "
             f"{train.global_batch * job.data.sequence_length} tokens"
         )
+
+
+def _fresh_model(job: PretrainJob) -> Iterator[str]:
+    yield from _attention("arch.attention", job.arch.attention, job.cluster)
+    if job.run.from_ is not None and job.model is not None:
+        yield "run.from and model are both set: a fork brings its own weights"
     if job.data.sequence_length > job.arch.max_positions:
         yield (
             f"data.sequence_length={job.data.sequence_length}: longer than "
@@ -191,7 +275,7 @@ def _batch(job: PretrainJob) -> Iterator[str]:
         )
 
 
-def _optimizer(job: PretrainJob) -> Iterator[str]:
+def _optimizer(job: TrainJob) -> Iterator[str]:
     optim, schedule = job.optim, job.schedule
     yield from _above("optim.learning_rate", optim.learning_rate, 0)
     yield from _above("optim.eps", optim.eps, 0)
@@ -210,7 +294,7 @@ def _optimizer(job: PretrainJob) -> Iterator[str]:
         )
 
 
-def _zero(job: PretrainJob) -> Iterator[str]:
+def _zero(job: TrainJob) -> Iterator[str]:
     zero, cluster = job.zero, job.cluster
     yield from _at_least("zero.bucket_elements", zero.bucket_elements, 1)
     if zero.offload_optimizer != "none" and zero.stage == 0:
@@ -226,32 +310,31 @@ def _zero(job: PretrainJob) -> Iterator[str]:
             "cluster.host_memory_gib: offloading to the host needs to know how much memory a node "
             "has, as in cluster.host_memory_gib=512"
         )
-    if job.arch.attention == "flash_attention_2" and not cluster.gpu:
-        yield "arch.attention=flash_attention_2: needs cluster.gpu=true; use sdpa on a CPU"
 
 
-def _cadence(job: PretrainJob) -> Iterator[str]:
+def _cadence(job: TrainJob) -> Iterator[str]:
     yield from _at_least("evaluation.every", job.evaluation.every, 0)
     yield from _at_least("evaluation.rows", job.evaluation.rows, 1)
     yield from _at_least("evaluation.batch", job.evaluation.batch, 1)
-    yield from _at_least("evaluation.sample_every", job.evaluation.sample_every, 0)
-    yield from _at_least("evaluation.sample_tokens", job.evaluation.sample_tokens, 1)
-    yield from _at_least("evaluation.temperature", job.evaluation.temperature, 0)
-    yield from _fraction("evaluation.top_p", job.evaluation.top_p, positive=True)
     yield from _at_least("checkpoint.every", job.checkpoint.every, 1)
     yield from _at_least("checkpoint.keep_last", job.checkpoint.keep_last, 1)
     yield from _at_least("checkpoint.keep_every", job.checkpoint.keep_every, 0)
 
 
-def _run(job: PretrainJob) -> Iterator[str]:
+def _sampling(evaluation: TextEvaluation) -> Iterator[str]:
+    yield from _at_least("evaluation.sample_every", evaluation.sample_every, 0)
+    yield from _at_least("evaluation.sample_tokens", evaluation.sample_tokens, 1)
+    yield from _at_least("evaluation.temperature", evaluation.temperature, 0)
+    yield from _fraction("evaluation.top_p", evaluation.top_p, positive=True)
+
+
+def _run(job: TrainJob) -> Iterator[str]:
     yield from _safe_name("run.name", job.run.name)
     yield from _at_least("run.max_failures", job.run.max_failures, 0)
     if job.run.from_ is not None:
         name, _, step = job.run.from_.partition("@")
         if not SAFE_NAME.fullmatch(name) or not step.isdecimal():
             yield f"run.from={job.run.from_!r}: expected <run name>@<step>, as in base@1000"
-        if job.model is not None:
-            yield "run.from and model are both set: a fork brings its own weights"
 
 
 def _fits(job: PretrainJob) -> Iterator[str]:

@@ -12,25 +12,35 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, TypeVar, cast, get_args, get_origin
 
-from raymill.config.bind import bind, convert, known_keys, nearest, nearest_key
+from raymill.config.bind import bind, convert, field_types, known_keys, nearest, nearest_key
 from raymill.config.checks import check
 from raymill.config.identity import is_changeable
-from raymill.config.schema import GenerateJob, PipelineJob, PretrainJob
+from raymill.config.schema import (
+    ChatPreparation,
+    GenerateJob,
+    PipelineJob,
+    PretrainJob,
+    SftJob,
+    TrainJob,
+)
+from raymill.config.stages import stage_overrides
 from raymill.config.tree import digest
 from raymill.errors import ConfigError
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
 JOBS: dict[str, type] = {
     "prepare": PretrainJob,  # of which it uses a part
+    "prepare_chat": ChatPreparation,
     "pretrain": PretrainJob,
-    "pipeline": PipelineJob,
+    "sft": SftJob,
     "generate": GenerateJob,
 }
+KINDS = {"text": "prepare", "chat": "prepare_chat"}  # jobs/prepare.py kind=…
 ALLOWED_ENVIRONMENT = ("HOME", "USER", "TMPDIR", "RAYMILL_STORAGE", "MLFLOW_TRACKING_URI")
 # Taken exactly as typed, `${…}` included.
-VERBATIM = ("prompt",)
+VERBATIM = ("prompt", "system")
 
 _UNREADABLE = object()
 _INTERPOLATION = re.compile(r"\$\{\s*([^}]*)")
@@ -48,16 +58,71 @@ def groups() -> dict[str, list[str]]:
     }
 
 
+def choices(group: str, job: str) -> list[str]:
+    """The choices of a group that `job` can use: text for pretraining, conversations for SFT."""
+    available, cls = groups()[group], JOBS[job]
+    if group == "experiment":
+        return [name for name in available if name.startswith("sft_") == issubclass(cls, SftJob)]
+    if group != "data" or "data" not in field_types(cls):
+        return available
+    sources = get_args(field_types(field_types(cls)["data"])["source"])
+    return [name for name in available if name in sources]
+
+
 def load(job: str, overrides: Sequence[str]) -> Any:
     """The job object that `overrides` describe.
 
     Raises:
         ConfigError: with every problem found, none of them after Ray or torch were touched.
     """
+    problems: list[str] = []
+    if job == "pipeline":
+        loaded = _load_pipeline(overrides, problems)
+    else:
+        job, overrides = of_kind(job, overrides, problems)
+        loaded = _load(job, overrides, problems)
+    if problems:
+        raise ConfigError(problems)
+    return loaded
+
+
+def of_kind(
+    job: str, overrides: Sequence[str], problems: list[str] | None = None
+) -> tuple[str, list[str]]:
+    """Which configuration `jobs/prepare.py` means by `kind=`, and the other overrides."""
+    kinds = [text.partition("=")[2] for text in overrides if text.startswith("kind=")]
+    if job != "prepare" or not kinds:
+        return job, list(overrides)
+    if kinds[-1] not in KINDS and problems is not None:
+        problems.append(
+            f"kind={kinds[-1]}: kind is one of {', '.join(KINDS)}{nearest(kinds[-1], [*KINDS])}"
+        )
+    others = [text for text in overrides if not text.startswith("kind=")]
+    return KINDS.get(kinds[-1], job), others
+
+
+def _load_pipeline(overrides: Sequence[str], problems: list[str]) -> PipelineJob | None:
+    """Every stage as its own job would load it."""
+    experiments = groups()["experiment"]
+    split = stage_overrides(overrides, experiments)
+    chosen = convert(field_types(PipelineJob)["stages"], split.stages, "stages", problems)
+    pretrain = _load("pretrain", split.pretrain, problems)
+    of_sft: list[str] = []
+    named = () if pretrain is None else (f"run.name={pretrain.run.name}-sft",)
+    sft = _load("sft", [*named, *split.sft], of_sft)
+    # What both stages were given is wrong once.
+    problems += [f"sft: {text}" for text in of_sft if text not in problems]
+    if problems:
+        return None
+    return PipelineJob(stages=chosen, pretrain=cast(PretrainJob, pretrain), sft=cast(SftJob, sft))
+
+
+def _load(job: str, overrides: Sequence[str], all_problems: list[str]) -> Any:
+    """One job's object; None, and problems, where there are any."""
     cls = JOBS[job]
     problems: list[str] = []
-    choices, values = _read_overrides(cls, overrides, problems)
-    tree = _compose(job, choices)
+    chosen, values = _read_overrides(job, overrides, problems)
+    tree = _compose(job, chosen)
     verbatim = {key: value for key, value in values if key in VERBATIM}
     for key, value in values:
         if key not in VERBATIM:
@@ -67,20 +132,20 @@ def load(job: str, overrides: Sequence[str]) -> Any:
     bound = bind(cls, tree, problems)
     if bound is not None:
         bound = _absolute_storage(bound, problems)
-        if job == "prepare":
+        if job in KINDS.values():
             bound = bound.preparation()
         problems.extend(check(bound))
-    if problems:
-        raise ConfigError(problems)
-    return _named(bound)
+    all_problems += problems
+    return None if problems else _named(bound)
 
 
 def _named(job: Any) -> Any:
-    """Give a run without a name one that its configuration determines."""
-    if isinstance(job, PretrainJob) and job.run.name is None:
-        name = f"{job.arch.name}-{digest(job, ignore=is_changeable)[:8]}"
-        return replace(job, run=replace(job.run, name=name))
-    return job
+    """Give a run without a name one that its configuration, and its parent, determine."""
+    if not isinstance(job, TrainJob) or job.run.name is not None:
+        return job
+    kind = job.arch.name if isinstance(job, PretrainJob) else "sft"
+    identity = digest(job, ignore=lambda key: key != "parent" and is_changeable(key))
+    return replace(job, run=replace(job.run, name=f"{kind}-{identity[:8]}"))
 
 
 def _absolute_storage(job: Any, problems: list[str]) -> Any:
@@ -94,13 +159,15 @@ def _absolute_storage(job: Any, problems: list[str]) -> Any:
 
 
 def _read_overrides(
-    cls: type, overrides: Sequence[str], problems: list[str]
+    job: str, overrides: Sequence[str], problems: list[str]
 ) -> tuple[list[str], list[tuple[str, Any]]]:
     """Split overrides into group choices (for Hydra) and values (for us)."""
-    available = groups()
-    types = dict(known_keys(cls))
+    available = {group: choices(group, job) for group in groups()}
+    types = dict(known_keys(JOBS[job]))
+    if issubclass(JOBS[job], SftJob) and _names_own_data(overrides):
+        overrides = ["data=chat", *overrides]
     sections = {key.split(".")[0] for key in types if "." in key}
-    choices: list[str] = []
+    chosen: list[str] = []
     values: list[tuple[str, Any]] = []
     for text in overrides:
         key, equals, raw = text.partition("=")
@@ -109,7 +176,7 @@ def _read_overrides(
             problems.append(refusal)
         elif key in available and (key in sections or key == "experiment"):
             if raw in available[key] or raw == "null":
-                choices.append(f"{key}={raw}")
+                chosen.append(f"{key}={raw}")
             else:
                 problems.append(
                     f"{key}={raw}: {key} is one of {', '.join(available[key])}"
@@ -121,7 +188,13 @@ def _read_overrides(
             value = _read_value(key, raw, types.get(key), problems)
             if value is not _UNREADABLE:
                 values.append((key, value))
-    return choices, values
+    return chosen, values
+
+
+def _names_own_data(overrides: Sequence[str]) -> bool:
+    """Whether conversations are given by their place alone: that means data=chat."""
+    keys = {text.partition("=")[0] for text in overrides}
+    return "data.path" in keys and "data" not in keys
 
 
 def _refusal(key: str, equals: str, text: str) -> str | None:
@@ -193,14 +266,14 @@ def _plain(value: Any) -> Any:
     return getattr(value, "text", value)
 
 
-def _compose(job: str, choices: Sequence[str]) -> dict[str, Any]:
+def _compose(job: str, chosen: Sequence[str]) -> dict[str, Any]:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = compose(job, overrides=list(choices))
+        composed = compose(job, overrides=list(chosen))
     tree: dict[str, Any] = OmegaConf.to_container(composed, resolve=False)  # type: ignore[assignment]
     tree.pop("experiment", None)
     return tree

@@ -24,7 +24,7 @@ def main(job: str, run: Callable[[Any], int], arguments: Sequence[str] | None = 
     if any(argument in ("--help", "-h", "help") for argument in given):
         from raymill.config.help import help_text
 
-        print(help_text(job))
+        print(help_text(job, given))
         return 0
     try:
         return run(load(job, given))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raymill.config.compose import groups, load
+from raymill.config.compose import choices, load, of_kind
 from raymill.config.tree import flatten
 
 
@@ -48,9 +49,20 @@ _TRAIN_GROUPS = (
     "arch", "data", "tokenizer", "optim", "schedule", "zero", "run", "cluster", "tracking",
     "experiment",
 )  # fmt: skip
+_CHAT_KEYS = (
+    ("data.path", "files and folders of conversations"),
+    ("data.format", "of the records; auto: told by their columns"),
+    ("data.template", "auto: the parent's, or else chatml; or a Jinja file"),
+    ("data.train_on", "all or last of the assistant's turns"),
+    ("data.sequence_length", "predictions a row"),
+    ("data.packing", "several conversations a row"),
+    ("data.overlong", "cut turns at the end that don't fit, or refuse"),
+    ("data.validation.fraction", "share of the conversations held out"),
+    ("data.max_bad_fraction", "unusable conversations tolerated"),
+)
 TOPICS = {
     "prepare": Topic(
-        "Text → a tokenizer and tokenized, checksummed Parquet shards.",
+        "Text → a tokenizer and tokenized, checksummed Parquet shards. Conversations: kind=chat.",
         ("data", "tokenizer", "cluster", "experiment"),
         _DATA_KEYS,
         (
@@ -78,24 +90,72 @@ TOPICS = {
         ),
         "storage.root/runs/<run.name>/, storage.root/mlflow.db",
     ),
+    "prepare_chat": Topic(
+        "Conversations → checked, tokenized, packed Parquet shards for a parent model.",
+        ("data", "cluster", "tracking", "experiment"),
+        (
+            ("parent", "whose tokenizer and chat template are used"),
+            *_CHAT_KEYS,
+            ("preview", "conversations shown as the model will see them"),
+            ("run.seed", "of the held-out split and the packing"),
+            ("storage.root", "where everything is written"),
+        ),
+        (
+            ("kind=chat preview=5", "the embedded conversations, five of them shown"),
+            ("kind=chat data.path=chats.jsonl", "your own, in any of four formats"),
+            ("kind=chat data.path=b/*.parquet data.overlong=refuse", "nothing is cut"),
+            ("kind=chat data.path=a.jsonl data.template=chatml", "not the parent's template"),
+        ),
+        "storage.root/data/<name>-<digest>/, quarantine.jsonl in it",
+    ),
+    "sft": Topic(
+        "Conversations and a parent model → a registered assistant. Prepares the data if need be.",
+        ("data", "optim", "schedule", "zero", "run", "cluster", "tracking", "experiment"),
+        (
+            ("parent", "models:/name@alias, models:/name/3 or a Hugging Face folder"),
+            *_CHAT_KEYS,
+            ("lora.rank", "0: all weights; above it: adapters of this rank"),
+            ("freeze", "patterns of parameters that aren't trained"),
+            ("neftune_alpha", "noise on embeddings while training"),
+            ("evaluation.questions", "held-out questions answered and scored"),
+            *_TRAIN_KEYS,
+        ),
+        (
+            ("", "the embedded conversations on models:/assistant@pretrained"),
+            ("parent=models:/assistant@pretrained data.path=chats.jsonl", "your own"),
+            ("data.path=chats.jsonl lora.rank=16 optim.learning_rate=2e-4", "adapters alone"),
+            ("data.path=chats.jsonl dry_run=true", "the plan"),
+        ),
+        "storage.root/runs/<run.name>/, storage.root/data/, storage.root/mlflow.db",
+    ),
     "pipeline": Topic(
         "Every stage of a model's life in one Ray session, skipping what is finished.",
         _TRAIN_GROUPS,
-        (("stages", "which stages, in order"), *_TRAIN_KEYS[:9]),
         (
-            ("experiment=demo", "text → tokenizer → shards → model, in minutes"),
+            ("stages", "which stages, in order [prepare, pretrain, sft]"),
+            *_TRAIN_KEYS[:9],
+            ("sft.<key>", "any key or group of jobs/sft.py, as in sft.train.steps=200"),
+        ),
+        (
+            ("experiment=demo", "text → tokenizer → shards → model → assistant, in minutes"),
             ("experiment=tiny", "the same in seconds, to try things out"),
-            ("data=files data.path=texts/ train.steps=5000", "on your own text"),
+            (
+                "data=files data.path=texts/ train.steps=5000 sft.data.path=chats/",
+                "on your own data",
+            ),
         ),
         "storage.root/data/, storage.root/runs/<run.name>/, storage.root/mlflow.db",
     ),
     "generate": Topic(
-        "A model continues a prompt, from prompt=, prompt_file= or standard input.",
+        "A model continues a prompt, or answers it if it was fine-tuned to: from prompt=, prompt_file=,\n"
+        "standard input, or turn after turn at a terminal.",
         ("tracking",),
         (
             ("model", "models:/name@alias, models:/name/3 or a Hugging Face folder"),
             ("prompt", "taken exactly as typed"),
             ("prompt_file", "a file that holds the prompt"),
+            ("chat", "null: converse if the model has a chat template; false: continue text"),
+            ("system", "a system message for the conversation, taken exactly as typed"),
             ("max_new_tokens", "tokens to generate"),
             ("temperature", "0: always the likeliest token"),
             ("top_p", "sample from the likeliest tokens of this total probability"),
@@ -105,6 +165,7 @@ TOPICS = {
         ),
         (
             ("'prompt=def main('", "one continuation"),
+            ("model=models:/assistant@sft", "a conversation at the terminal"),
             ("model=storage/runs/demo/export temperature=0", "from a folder, greedily"),
             ("max_new_tokens=64 < prompt.txt", "prompt from standard input"),
         ),
@@ -116,16 +177,15 @@ TOPICS = {
 _UNRESOLVED = {"run.name": None, "storage.root": "storage"}
 
 
-def help_text(job: str) -> str:
-    """The page that `python jobs/<job>.py --help` prints."""
-    topic = TOPICS[job]
-    defaults: dict[str, Any] = flatten(load(job, []))
-    # As the files spell them, not as they were resolved for this folder.
-    defaults |= {key: text for key, text in _UNRESOLVED.items() if key in defaults}
-    available = groups()
+def help_text(job: str, overrides: Sequence[str] = ()) -> str:
+    """The page that `python jobs/<job>.py --help` prints; `overrides` may choose a kind."""
+    kind, _ = of_kind(job, overrides)
+    topic = TOPICS[kind]
+    defaults = _defaults(kind)
     lines = [f"python jobs/{job}.py [group=choice ...] [key=value ...]", "", topic.summary, ""]
     lines.append("Groups, each a file conf/<group>/<choice>.yaml whose comments explain its keys:")
-    lines += [f"  {name:<11}{', '.join(available[name])}" for name in topic.groups]
+    of = "pretrain" if kind == "pipeline" else kind
+    lines += [f"  {name:<11}{', '.join(choices(name, of))}" for name in topic.groups]
     lines += ["", "Keys people change (every key of every group can be set like this):"]
     width = max(len(key) for key, _ in topic.keys) + 2
     for key, text in topic.keys:
@@ -134,11 +194,21 @@ def help_text(job: str) -> str:
     if job != "generate":
         lines.append(f"  {'dry_run=true':<{width}}print what would be done, and exit")
     lines += ["", "Examples:"]
-    for overrides, text in topic.examples:
-        lines.append(f"  python jobs/{job}.py {overrides}".rstrip())
+    for example, text in topic.examples:
+        lines.append(f"  python jobs/{job}.py {example}".rstrip())
         lines.append(f"      {text}")
     lines += ["", f"Writes: {topic.writes}"]
     return "\n".join(lines)
+
+
+def _defaults(kind: str) -> dict[str, Any]:
+    """Key → default, as the files spell them and not as they were resolved for this folder."""
+    job, _, chat = kind.partition("_")
+    defaults: dict[str, Any] = flatten(load(job, ["kind=chat"] if chat else []))
+    if kind == "pipeline":
+        own = "pretrain."
+        defaults = {k.removeprefix(own): v for k, v in defaults.items() if k.startswith(own)}
+    return defaults | {key: text for key, text in _UNRESOLVED.items() if key in defaults}
 
 
 def _spell(value: Any) -> str:
@@ -146,4 +216,6 @@ def _spell(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
     return str(value)

@@ -27,7 +27,7 @@ CHANGEABLE_ON_RESUME = (
     "run.max_failures",
     "run.from",
     "dry_run",
-    "stages",
+    "parent",  # compared by the version it means, not by its spelling
 )
 # A fork keeps weights, moments and data position; how it goes on from there is free.
 CHANGEABLE_ON_FORK = (

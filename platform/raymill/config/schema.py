@@ -7,7 +7,7 @@ a user. A field ending in `_` stands for a key that is a Python keyword (`run.fr
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Offload = Literal["none", "cpu", "nvme"]
@@ -44,23 +44,44 @@ class ValidationConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """Raw text, and how it becomes packed rows of tokens."""
+class RowsConfig:
+    """What all data has in common: where it lies, and the rows of tokens that it becomes."""
 
     name: str
-    source: Literal["stdlib", "files"]
-    path: tuple[str, ...] | None = None  # files: folders and globs
-    text_column: str = "text"
+    path: tuple[str, ...] | None = None  # folders and globs
     sequence_length: int = 256  # predictions a row; a row holds one token more
     row_group_rows: int = 64  # rows read at once; the unit of shuffling on disk
     window_row_groups: int = 16  # row groups whose rows are shuffled together
-    unit_bytes: int = 64 * 2**20  # input text that becomes one shard
-    max_bad_fraction: float = 0.001  # of records; more undecodable input than this is refused
-    document_mask: bool = False  # attention doesn't cross document boundaries
+    unit_bytes: int = 64 * 2**20  # input that becomes one shard
+    max_bad_fraction: float = 0.001  # of records; more that can't be used is refused
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     mixture: dict[str, float] = field(
         default_factory=dict
     )  # prepared folder → weight; {}: this data alone
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(RowsConfig):
+    """Raw text, and how it becomes packed rows of tokens."""
+
+    source: Literal["stdlib", "files"]
+    text_column: str = "text"
+    document_mask: bool = False  # attention doesn't cross document boundaries
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatConfig(RowsConfig):
+    """Conversations, and how they become packed rows that say what is learned from."""
+
+    source: Literal["stdlib_chat", "chat"]
+    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion"] = "auto"
+    template: str = "auto"  # auto: the parent's own, or else chatml; chatml; or a Jinja file
+    special_tokens: tuple[str, ...] = ()  # that a template of one's own needs
+    train_on: Literal["all", "last"] = "all"  # which of the assistant's turns
+    overlong: Literal["cut", "refuse"] = "cut"  # cut: leave off turns at the end that don't fit
+    packing: bool = True  # several conversations a row
+    pack_window: int = 4096  # conversations among which those that fill a row are sought
+    questions: int = 512  # held-out conversations kept apart to be answered
 
 
 @dataclass(frozen=True)
@@ -135,16 +156,45 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Held-out loss and sampled text during training."""
+    """Held-out loss during training."""
 
     every: int = 100  # steps; 0: only before the first and after the last
     rows: int | None = None  # None: the whole held-out set
     batch: int = 16  # rows a forward pass
+
+
+@dataclass(frozen=True)
+class TextEvaluation(EvaluationConfig):
+    """And text sampled from fixed prompts."""
+
     prompts: tuple[str, ...] = ()
     sample_every: int = 0  # steps; 0: only after the last
     sample_tokens: int = 64
     temperature: float = 0.8
     top_p: float = 0.95
+
+
+@dataclass(frozen=True)
+class ChatEvaluation(EvaluationConfig):
+    """And held-out questions answered, and what was forgotten."""
+
+    questions: int = 128  # answered greedily at each occasion; 0: none
+    answer_every: int = 0  # steps; 0: only before the first and after the last
+    answer_tokens: int = 64
+    refusal_phrase: str = "I don't know of"  # how an answer begins that declines to answer
+    # Held-out text whose bits per byte tell what was forgotten: a prepared folder; auto: the one the
+    # parent was pretrained with, where that is known; none.
+    forgetting: str = "auto"
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (Hu et al. 2022) instead of all weights."""
+
+    rank: int = 0  # 0: all weights are trained
+    alpha: float = 16.0  # adapters count alpha / rank
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("all-linear",)  # or names of modules, as in [q_proj, v_proj]
 
 
 @dataclass(frozen=True)
@@ -196,7 +246,7 @@ class TrackingConfig:
 
 @dataclass(frozen=True)
 class PrepareJob:
-    """`jobs/prepare.py`: text → tokenizer and tokenized shards.
+    """`jobs/prepare.py kind=text`: text → tokenizer and tokenized shards.
 
     It takes every key that `jobs/pretrain.py` takes and uses these, so that the same overrides that
     prepare data find it again.
@@ -210,13 +260,11 @@ class PrepareJob:
     dry_run: bool = False
 
 
-@dataclass(frozen=True)
-class PretrainJob:
-    """`jobs/pretrain.py`: shards → a registered base model."""
+@dataclass(frozen=True, kw_only=True)
+class TrainJob:
+    """What every job that trains has."""
 
-    arch: ArchConfig
-    data: DataConfig
-    tokenizer: TokenizerConfig
+    data: RowsConfig
     optim: OptimConfig
     schedule: ScheduleConfig
     zero: ZeroConfig
@@ -227,10 +275,20 @@ class PretrainJob:
     cluster: ClusterConfig
     tracking: TrackingConfig
     storage: StorageConfig
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainJob(TrainJob):
+    """`jobs/pretrain.py`: shards → a registered base model."""
+
+    arch: ArchConfig
+    data: DataConfig
+    tokenizer: TokenizerConfig
+    evaluation: TextEvaluation
     model: str | None = (
         None  # continue from models:/name@alias, models:/name/3 or a Hugging Face folder
     )
-    dry_run: bool = False
 
     def preparation(self) -> PrepareJob:
         """The job that prepares this one's data."""
@@ -240,21 +298,77 @@ class PretrainJob:
 
 
 @dataclass(frozen=True)
-class PipelineJob(PretrainJob):
-    """`jobs/pipeline.py`: the stages of a model's life in one Ray session."""
+class ChatPrepareJob:
+    """`jobs/prepare.py kind=chat`: conversations → tokenized shards for a parent model.
 
-    stages: tuple[Literal["prepare", "pretrain"], ...] = ("prepare", "pretrain")
+    It takes every key that `jobs/sft.py` takes and uses these.
+    """
+
+    parent: str
+    data: ChatConfig
+    cluster: ClusterConfig
+    tracking: TrackingConfig
+    storage: StorageConfig
+    seed: int = 1234
+    dry_run: bool = False
+    preview: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftJob(TrainJob):
+    """`jobs/sft.py`: conversations and a parent model → a registered assistant."""
+
+    parent: str  # models:/name@alias, models:/name/3 or a Hugging Face folder
+    data: ChatConfig
+    evaluation: ChatEvaluation
+    lora: LoraConfig
+    freeze: tuple[str, ...] = ()  # patterns of parameter names that aren't trained
+    neftune_alpha: float = 0.0  # noise on embeddings while training (Jain et al. 2023); 0: none
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+
+    def preparation(self) -> ChatPrepareJob:
+        """The job that prepares this one's data."""
+        return ChatPrepareJob(
+            self.parent,
+            self.data,
+            self.cluster,
+            self.tracking,
+            self.storage,
+            self.run.seed,
+            self.dry_run,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatPreparation(SftJob):
+    """The keys of `jobs/prepare.py kind=chat`, of which it uses a part."""
+
+    preview: int = 0  # conversations shown as the model will see them
+
+    def preparation(self) -> ChatPrepareJob:
+        return replace(super().preparation(), preview=self.preview)
+
+
+@dataclass(frozen=True)
+class PipelineJob:
+    """`jobs/pipeline.py`: the stages of a model's life in one Ray session, each as its own job."""
+
+    stages: tuple[Literal["prepare", "pretrain", "sft"], ...]
+    pretrain: PretrainJob
+    sft: SftJob
 
 
 @dataclass(frozen=True)
 class GenerateJob:
-    """`jobs/generate.py`: a model continues a prompt."""
+    """`jobs/generate.py`: a model continues a prompt, or converses."""
 
     model: str
     storage: StorageConfig
     tracking: TrackingConfig
     prompt: str | None = None
     prompt_file: str | None = None
+    chat: bool | None = None  # None: as the model's folder says, by having a chat template
+    system: str | None = None  # what a conversation begins with
     max_new_tokens: int = 128
     temperature: float = 0.8  # 0: greedy
     top_p: float = 0.95

@@ -37,11 +37,11 @@ def shard_ngrams(
 ) -> Iterator[Hashes]:
     """Hashes of all n-grams of a shard inside documents, row group by row group."""
     tail = np.zeros(0, dtype=np.int64)
-    for tokens, length, _ in row_groups(folder / shard.path, shard, dtype):
-        inside = np.arange(1, tokens.shape[1]) < length[:, None]
+    for rows in row_groups(folder / shard.path, shard, dtype):
+        inside = np.arange(1, rows.tokens.shape[1]) < rows.length[:, None]
         # Each row repeats the last token of the row before; the shard's first token is an EOT
         # anyway.
-        stream = np.concatenate([tail, tokens[:, 1:][inside].astype(np.int64)])
+        stream = np.concatenate([tail, rows.tokens[:, 1:][inside].astype(np.int64)])
         yield _sampled(ngram_hashes(stream, end_of_text_id), shift)
         tail = stream[-(N - 1) :]
 

@@ -14,14 +14,16 @@ from pathlib import Path
 from raymill.data import stdlib_corpus
 from raymill.data.manifest import Prepared
 from raymill.data.sources import Piece, Unit
-from raymill.data.unit import UNITS_FOLDER, Settings, unit_digest
+from raymill.data.unit import UNITS_FOLDER, UnitSettings, unit_digest
 from raymill.errors import DataError
 
 READ_BYTES = 1 << 20
 NAMED = 5
 
 
-def refuse_changed_inputs(prepared: Prepared, units: Sequence[Unit], settings: Settings) -> None:
+def refuse_changed_inputs(
+    prepared: Prepared, units: Sequence[Unit], settings: UnitSettings
+) -> None:
     """Raise DataError if files were added, removed or changed; prepared data isn't overwritten."""
     recorded = {
         (entry.path, entry.offset, entry.length): entry.sha256 for entry in prepared.manifest.inputs
@@ -56,6 +58,8 @@ def piece_sha256(piece: Piece) -> str:
     if piece.format == "stdlib":
         digest.update(stdlib_corpus.read(piece.name).encode())
         return digest.hexdigest()
+    if piece.format == "stdlib_chat":
+        return ""  # no file: the unit's digest, which names the code that makes it, must settle it
     left = piece.length
     with Path(piece.path).open("rb") as file:
         file.seek(piece.offset)
@@ -70,7 +74,7 @@ def _some(names: set[str]) -> str:
     return ", ".join(sorted(names)[:NAMED]) + more
 
 
-def _untouched(folder: Path, index: int, unit: Unit, settings: Settings) -> bool:
+def _untouched(folder: Path, index: int, unit: Unit, settings: UnitSettings) -> bool:
     """Whether the unit's sidecar names the same files, with the same sizes and times."""
     try:
         text = (folder / UNITS_FOLDER / f"{index:05d}.json").read_text(encoding="utf-8")

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from raymill.durable import canonical_json, sha256_text, write_atomic
+from raymill.durable import canonical_json, sha256_file, sha256_text, write_atomic
 from raymill.errors import DataError
 
 FORMAT_VERSION = 1
@@ -110,6 +110,24 @@ class Contamination:
 
 
 @dataclass(frozen=True)
+class ChatFacts:
+    """What is particular to prepared conversations.
+
+    `questions` is a file of held-out questions and their answers beside the shards, for scoring
+    generated answers. `learned_tokens` and `conversations` are of training rows alone.
+    """
+
+    template_sha256: str
+    end_of_turn_id: int
+    conversations: int
+    learned_tokens: int
+    packing: float  # share of the rows' places that hold a token
+    questions: str
+    questions_sha256: str
+    statistics: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything `manifest.json` says; `digest`: sha256 of its canonical JSON without `digest`."""
 
@@ -123,8 +141,10 @@ class Manifest:
     inputs: tuple[InputDigest, ...]
     documents: int
     bad_inputs: BadInputs
-    contamination: Contamination
+    contamination: Contamination | None
     config: dict[str, Any]
+    kind: str = "text"  # of `rows.TOKEN_COLUMNS`
+    chat: ChatFacts | None = None  # of kind "chat" alone
     digest: str = ""
 
 
@@ -217,6 +237,7 @@ def load_prepared(folder: Path) -> Prepared:
             check_shard_size(folder, shard)
     path = folder / TOKENIZER_FOLDER / "tokenizer.json"
     found = tokenizer_fingerprint(path)
+    _check_questions(folder, manifest)
     if found != manifest.tokenizer.fingerprint:
         raise DataError(
             f"{path} has fingerprint {found[:12]}, the manifest expects "
@@ -224,6 +245,19 @@ def load_prepared(folder: Path) -> Prepared:
             f"shards; restore it, or delete {MANIFEST_NAME} and {AGAIN}."
         )
     return Prepared(folder, manifest)
+
+
+def _check_questions(folder: Path, manifest: Manifest) -> None:
+    chat = manifest.chat
+    if chat is None:
+        return
+    path = folder / chat.questions
+    found = sha256_file(path) if path.is_file() else "nothing"
+    if found != chat.questions_sha256:
+        raise DataError(
+            f"{path}: expected sha256 {chat.questions_sha256[:12]}, found {found[:12]}; restore "
+            f"it, or delete {MANIFEST_NAME} and {AGAIN}."
+        )
 
 
 def tokenizer_fingerprint(path: Path) -> str:
@@ -262,11 +296,14 @@ def _from_tree(tree: Mapping[str, Any]) -> Manifest:
         for name, split in values.pop("splits").items()
     }
     bad = values.pop("bad_inputs")
+    contamination = values.pop("contamination")
+    chat = values.pop("chat", None)
     return Manifest(
         tokenizer=TokenizerIdentity(**values.pop("tokenizer")),
         splits=splits,
         inputs=tuple(InputDigest(**entry) for entry in values.pop("inputs")),
         bad_inputs=BadInputs(bad["count"], tuple(bad["examples"])),
-        contamination=Contamination(**values.pop("contamination")),
+        contamination=None if contamination is None else Contamination(**contamination),
+        chat=None if chat is None else ChatFacts(**chat),
         **values,
     )

@@ -9,7 +9,8 @@ none is padding. Numpy only: which token lands in which row is arithmetic, and i
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +21,14 @@ class RowGroup:
     """Rows that are written, and later read, together.
 
     tokens: flat, the rows one after the other; length: int32 [R], tokens a row; bytes: int32 [R],
-    UTF-8 bytes of the text behind tokens[1:] of each row (an end-of-text token stands for none).
+    UTF-8 bytes of the text behind tokens[1:] of each row (an end-of-text token stands for none);
+    by_token: what else is kept a token, flat like tokens (`rows.TOKEN_COLUMNS`).
     """
 
     tokens: NDArray[np.unsignedinteger]
     length: NDArray[np.int32]
     bytes: NDArray[np.int32]
+    by_token: dict[str, NDArray[Any]] = field(default_factory=dict)
 
 
 def dtype_for(vocab_size: int) -> str:

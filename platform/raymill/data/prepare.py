@@ -7,11 +7,9 @@ each, the manifest last. Whatever stands without a manifest is only a start for 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,7 +21,6 @@ from raymill.data.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     TOKENIZER_FOLDER,
-    BadInputs,
     Manifest,
     Prepared,
     Split,
@@ -33,15 +30,14 @@ from raymill.data.manifest import (
     write_manifest,
 )
 from raymill.data.pack import dtype_for
-from raymill.data.prepare_report import Progress, announce, announce_existing, planned, summarise
+from raymill.data.prepare_report import announce, announce_existing, planned, summarise
+from raymill.data.prepare_steps import judged_bad_inputs, only_writer, remove_leftovers, run_units
 from raymill.data.records import Reading
 from raymill.data.sources import Unit, no_held_out_message, plan_units
-from raymill.data.tasks import do_unit, measure_contamination, parallel, train_tokenizer
+from raymill.data.tasks import measure_contamination, train_tokenizer
 from raymill.data.unit import UNITS_FOLDER, Settings, UnitResult
 from raymill.durable import canonical_json, sha256_text, write_atomic
 from raymill.errors import DataError
-
-NAMED_BAD = 20  # bad records named in the manifest and in the refusal
 
 
 def run(job: PrepareJob) -> Prepared:
@@ -99,32 +95,19 @@ def prepare_with_ray(
     folder = job_folder(job)
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    with _only_writer(folder):
+    with only_writer(folder):
         if (folder / MANIFEST_NAME).exists():
             return existing(job, units)
         announce(folder, units)
         identity = _tokenizer(job, units, folder)
         settings = _settings(job, folder, identity)
-        results = _run_units(units, settings, tasks)
+        results = run_units(units, settings, tasks)
         manifest = _manifest(job, folder, settings, results, tasks)
-        _remove_leftovers(folder, manifest, len(units))
+        remove_leftovers(folder, manifest, len(units))
         write_manifest(folder, manifest)
     prepared = load_prepared(folder)
     summarise(prepared, results, time.monotonic() - started)
     return prepared
-
-
-@contextmanager
-def _only_writer(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; the kernel frees it when the process dies, however it dies."""
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(
-                f"Another preparation is writing {folder} right now; wait for it or end it first."
-            ) from None
-        yield
 
 
 def _reading(job: PrepareJob) -> Reading:
@@ -172,16 +155,6 @@ def _tokenizer(job: PrepareJob, units: Sequence[Unit], folder: Path) -> Tokenize
     return identity
 
 
-def _run_units(units: Sequence[Unit], settings: Settings, tasks: int | None) -> list[UnitResult]:
-    """Every unit's result in the plan's order."""
-    results: dict[int, UnitResult] = {}
-    with Progress(units) as progress:
-        for result, earlier in parallel(do_unit, [*enumerate(units)], shared=settings, tasks=tasks):
-            results[result.index] = result
-            progress.done(result, earlier=earlier)
-    return [results[index] for index in range(len(units))]
-
-
 def _manifest(
     job: PrepareJob,
     folder: Path,
@@ -190,7 +163,7 @@ def _manifest(
     tasks: int | None,
 ) -> Manifest:
     """Judge the results as a whole and put them together."""
-    bad = _judged_bad_inputs(job, results)
+    bad = judged_bad_inputs(job.data, results)
     splits = {
         name: Split.of(tuple(r.shards[name] for r in results if name in r.shards))
         for name in ("train", "validation")
@@ -213,32 +186,3 @@ def _manifest(
         contamination=measure_contamination(folder, splits, settings, tasks),
         config=shaping_config(job.data, job.tokenizer, job.seed),
     )
-
-
-def _judged_bad_inputs(job: PrepareJob, results: Sequence[UnitResult]) -> BadInputs:
-    """Count the bad records; raise DataError if they are more than the configured fraction."""
-    count = sum(result.bad for result in results)
-    records = sum(result.records for result in results)
-    examples = tuple(text for result in results for text in result.bad_examples)[:NAMED_BAD]
-    if count > job.data.max_bad_fraction * records:
-        named = "\n".join(f"  {text}" for text in examples)
-        more = f"\n  … and {count - len(examples)} more" if count > len(examples) else ""
-        raise DataError(
-            f"{count} of {records} records can't be used, more than data.max_bad_fraction="
-            f"{job.data.max_bad_fraction:g} allows:\n{named}{more}\nMend or remove them, or raise "
-            "data.max_bad_fraction."
-        )
-    return BadInputs(count, examples)
-
-
-def _remove_leftovers(folder: Path, manifest: Manifest, units: int) -> None:
-    """Delete shards and sidecars of earlier tries that the manifest doesn't name."""
-    named = {shard.path for split in manifest.splits.values() for shard in split.shards}
-    for split in ("train", "validation"):
-        for path in (folder / split).glob("*"):
-            if f"{split}/{path.name}" not in named:
-                path.unlink()
-    sidecars = {"tokenizer.json", *(f"{index:05d}.json" for index in range(units))}
-    for path in (folder / UNITS_FOLDER).glob("*"):
-        if path.name not in sidecars:
-            path.unlink()

@@ -68,6 +68,8 @@ class Progress:
 def planned(units: Sequence[Unit]) -> str:
     """How much there is to read, in words."""
     pieces = [piece for unit in units for piece in unit]
+    if all(piece.format == "stdlib_chat" for piece in pieces):
+        return "conversations about this Python's functions"
     megabytes = sum(piece.length for piece in pieces) / 1e6
     names = len({piece.name for piece in pieces})
     return f"{names:,} inputs ({megabytes:.1f} MB) in {len(units):,} units"
@@ -75,13 +77,13 @@ def planned(units: Sequence[Unit]) -> str:
 
 def announce(folder: Path, units: Sequence[Unit]) -> None:
     """Say what is about to happen and where."""
-    _say(f"Preparing {planned(units)} → {folder}")
+    say(f"Preparing {planned(units)} → {folder}")
 
 
 def announce_existing(prepared: Prepared) -> None:
     """Say that there is nothing to do."""
     shards = sum(len(split.shards) for split in prepared.manifest.splits.values())
-    _say(
+    say(
         f"Already prepared: {prepared.folder} (manifest {prepared.manifest.digest[:12]}; its "
         f"{shards} shards and its inputs are unchanged)."
     )
@@ -95,6 +97,7 @@ def summarise(prepared: Prepared, results: Sequence[UnitResult], seconds: float)
     tokens = train.tokens + held_out.tokens
     records = sum(result.records for result in results)
     contamination = manifest.contamination
+    assert contamination is not None  # of text it is always measured
     bad = manifest.bad_inputs
     first_bad = f", the first: {bad.examples[0]}" if bad.examples else ""
     vocabulary = f"a vocabulary of {manifest.tokenizer.vocab_size:,} ({manifest.dtype})"
@@ -111,11 +114,12 @@ def summarise(prepared: Prepared, results: Sequence[UnitResult], seconds: float)
         "bad inputs": f"{bad.count:,}{first_bad}",
         "folder": f"{prepared.folder} (manifest {manifest.digest[:12]})",
     }
-    _say(f"Prepared in {seconds:.1f} s")
+    say(f"Prepared in {seconds:.1f} s")
     for name, text in figures.items():
-        _say(f"  {name:<14}{text}")
+        say(f"  {name:<14}{text}")
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """A plain line."""
     # A long path must stay one line that can be copied.
     Console().print(escape(text), soft_wrap=True, highlight=False)

@@ -12,24 +12,22 @@ import hashlib
 import io
 import json
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raymill.data import stdlib_corpus
 from raymill.data.manifest import AGAIN
+from raymill.data.raw_streams import READ_BYTES, Hashing, Zstandard
 from raymill.data.sources import BY_RECORD, LINE_BYTES, Piece
 from raymill.data.split import TRAIN, VALIDATION, is_held_out
 from raymill.errors import DataError
 
 DOCUMENT_BYTES = 8 * 2**20  # a longer text file is read as several documents, cut at line ends
-READ_BYTES = 1 << 20
-COMPRESSED_BYTES = 1 << 16  # may expand twentyfold
 PARQUET_ROWS = 256
 
 
@@ -43,28 +41,95 @@ class Document:
 
 @dataclass(frozen=True)
 class Bad:
-    """A record that can't be used. `where`: file:line (or row); `count`: how many such in a row."""
+    """A record that can't be used. `where`: file:line (or row); `count`: how many such in a row.
+
+    `cause` is what such records are counted by; `record` is kept for quarantine.
+    """
 
     where: str
     why: str
     count: int = 1
+    cause: str = "unreadable"
+    record: Any = None
 
 
-Record = Document | Bad
+class Meaning(Protocol):
+    """What records are read as: documents, conversations, …"""
+
+    def of_text(self, text: str, piece: Piece) -> Any:
+        """A plain text's meaning, or a Bad without a place."""
+        ...
+
+    def of_record(self, record: Mapping[str, Any], piece: Piece, number: int) -> Any:
+        """A record's meaning, or a Bad without a place; `number` counts a piece's lines or rows."""
+        ...
+
+    def columns(self, stored: pa.Schema, piece: Piece) -> list[str] | Bad:
+        """Which columns of a table are needed, or why it can't be used."""
+        ...
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What of the configuration decides how records are read."""
+    """Records read as documents; what of the configuration decides how."""
 
     text_column: str
     group_column: str | None
     fraction: float
     seed: int
 
+    def of_text(self, text: str, piece: Piece) -> Document:
+        """A whole text is a document."""
+        return Document(piece.split, text)
 
-def read_records(piece: Piece, reading: Reading, digest: hashlib._Hash) -> Iterator[Record]:
+    def of_record(self, record: Mapping[str, Any], piece: Piece, number: int = 0) -> Document | Bad:
+        """The text column's document."""
+        if self.text_column not in record:
+            known = ", ".join(sorted(record)[:8]) or "none"
+            return Bad("", f"no column {self.text_column!r} (has {known})")
+        found = usable_text(record[self.text_column], f"column {self.text_column!r}")
+        if isinstance(found, Bad):
+            return found
+        split = side_of(piece, record, self.group_column, self.fraction, self.seed)
+        return split if isinstance(split, Bad) else Document(split, found)
+
+    def columns(self, stored: pa.Schema, piece: Piece) -> list[str] | Bad:
+        """Text, and the group where it decides the side."""
+        wanted = [self.text_column]
+        if piece.split == BY_RECORD and self.group_column is not None:
+            wanted.append(self.group_column)
+        return _column_problem(stored, wanted) or wanted
+
+
+def usable_text(value: object, what: str) -> str | Bad:
+    """Text that is Unicode, or why not."""
+    if not isinstance(value, str):
+        found = "null" if value is None else type(value).__name__
+        return Bad("", f"{what} holds {found}, expected text")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return Bad("", f"{what} holds half of a surrogate pair, which isn't text")
+    return value
+
+
+def side_of(
+    piece: Piece, record: Mapping[str, Any], column: str | None, fraction: float, seed: int
+) -> str | Bad:
+    """The split that a record falls on: its file's, or by the value of the group column."""
+    if piece.split != BY_RECORD:
+        return piece.split
+    group = record.get(column or "")
+    if not isinstance(group, str | int) or isinstance(group, bool):
+        found = "null or nothing" if group is None else type(group).__name__
+        return Bad("", f"group column {column!r} holds {found}, expected text or an integer")
+    return VALIDATION if is_held_out(str(group), fraction, seed) else TRAIN
+
+
+def read_records(piece: Piece, meaning: Meaning, digest: hashlib._Hash) -> Iterator[Any]:
     """The records of a piece in file order; `digest` has seen all its bytes when the iterator ends.
+
+    Yields what `meaning` makes of each, or Bad.
 
     Raises:
         DataError: the file is gone, changed since it was planned, or is damaged beyond single
@@ -83,17 +148,17 @@ def read_records(piece: Piece, reading: Reading, digest: hashlib._Hash) -> Itera
             raise DataError(
                 f"{path} changed while it was being prepared; {AGAIN} when it is at rest."
             )
-        if piece.format == "parquet":
-            yield from _parquet(piece, reading, digest)
+        if piece.format in ("parquet", "arrow"):
+            yield from _table(piece, meaning, digest)
             return
         with path.open("rb") as file:
             file.seek(piece.offset)
             if piece.format in ("txt", "md"):
-                yield from _text(piece, file, digest)
+                yield from _text(piece, meaning, file, digest)
             elif piece.format == "jsonl":
-                yield from _json_lines(piece, reading, _Hashing(file, digest, piece.length))
+                yield from _json_lines(piece, meaning, Hashing(file, digest, piece.length))
             else:
-                yield from _compressed(piece, reading, _Hashing(file, digest, piece.length))
+                yield from _compressed(piece, meaning, Hashing(file, digest, piece.length))
     except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
         raise DataError(
             f"{path} can't be read to its end ({error}): the file is damaged or incomplete; "
@@ -101,78 +166,7 @@ def read_records(piece: Piece, reading: Reading, digest: hashlib._Hash) -> Itera
         ) from error
 
 
-class _Hashing(io.RawIOBase):
-    """Reads at most `length` bytes of a file and passes them through a digest."""
-
-    def __init__(self, file: BinaryIO, digest: hashlib._Hash, length: int) -> None:
-        super().__init__()
-        self._file, self._digest, self._left = file, digest, length
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        content = self._file.read(min(len(view), self._left))
-        view[: len(content)] = content
-        self._digest.update(content)
-        self._left -= len(content)
-        return len(content)
-
-    def drain(self) -> None:
-        """Digest what the decompressor left unread."""
-        while self.read(READ_BYTES):
-            pass
-
-
-class _Zstandard(io.RawIOBase):
-    """Decompresses one frame after the other.
-
-    `zstandard.stream_reader` takes a file that was cut off for one that ends there; this one doesn't.
-    """
-
-    def __init__(self, source: BinaryIO | io.BufferedReader) -> None:
-        import zstandard
-
-        super().__init__()
-        self._source = source
-        self._codec = zstandard.ZstdDecompressor(max_window_size=1 << 31)
-        self._error = zstandard.ZstdError
-        self._frame = self._codec.decompressobj()
-        self._inside = False  # a frame has begun and not ended
-        self._ready = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._ready and self._more():
-            pass
-        view = memoryview(buffer).cast("B")
-        count = min(len(view), len(self._ready))
-        view[:count] = self._ready[:count]
-        self._ready = self._ready[count:]
-        return count
-
-    def _more(self) -> bool:
-        """Decompress the next stretch of input; False at the end of the last frame."""
-        content = self._frame.unused_data if self._frame.eof else b""
-        content = content or self._source.read(COMPRESSED_BYTES)
-        if not content:
-            if self._inside:
-                raise EOFError("the compressed stream ends in the middle of a frame")
-            return False
-        if self._frame.eof:
-            self._frame = self._codec.decompressobj()
-        try:
-            self._ready = memoryview(self._frame.decompress(content))
-        except self._error as error:
-            raise EOFError(str(error)) from error
-        self._inside = not self._frame.eof
-        return True
-
-
-def _stdlib(piece: Piece, digest: hashlib._Hash) -> Iterator[Record]:
+def _stdlib(piece: Piece, digest: hashlib._Hash) -> Iterator[Document | Bad]:
     try:
         text = stdlib_corpus.read(piece.name)
     except (UnicodeDecodeError, SyntaxError) as error:
@@ -182,7 +176,7 @@ def _stdlib(piece: Piece, digest: hashlib._Hash) -> Iterator[Record]:
     yield Document(piece.split, text)
 
 
-def _text(piece: Piece, file: BinaryIO, digest: hashlib._Hash) -> Iterator[Record]:
+def _text(piece: Piece, meaning: Meaning, file: BinaryIO, digest: hashlib._Hash) -> Iterator[Any]:
     """A whole file, or the line-aligned parts of a large one."""
     left, line = piece.length, 0
     while left:
@@ -205,7 +199,7 @@ def _text(piece: Piece, file: BinaryIO, digest: hashlib._Hash) -> Iterator[Recor
         else:
             if piece.offset + piece.length - left == len(content):
                 text = text.removeprefix("\ufeff")
-            yield Document(piece.split, text)
+            yield meaning.of_text(text, piece)
         line += content.count(b"\n")
 
 
@@ -233,25 +227,25 @@ def _first_line(piece: Piece) -> int:
     return lines
 
 
-def _compressed(piece: Piece, reading: Reading, raw: _Hashing) -> Iterator[Record]:
+def _compressed(piece: Piece, meaning: Meaning, raw: Hashing) -> Iterator[Any]:
     source = io.BufferedReader(raw, READ_BYTES)
     if piece.format == "jsonl.gz":
         with gzip.open(source) as stream:
-            yield from _json_lines(piece, reading, stream)
+            yield from _json_lines(piece, meaning, stream)
     else:
-        yield from _json_lines(piece, reading, _Zstandard(source))
+        yield from _json_lines(piece, meaning, Zstandard(source))
     raw.drain()
 
 
-def _json_lines(piece: Piece, reading: Reading, stream: Any) -> Iterator[Record]:
+def _json_lines(piece: Piece, meaning: Meaning, stream: Any) -> Iterator[Any]:
     lines = io.BufferedReader(stream, READ_BYTES)
     base: int | None = None
     number = 0
     while line := lines.readline(LINE_BYTES):
-        found = _json_record(line, piece, reading) if line.strip() else None
-        if isinstance(found, str):
+        found = _json_record(line, piece, meaning, number) if line.strip() else None
+        if isinstance(found, Bad):
             base = _first_line(piece) if base is None else base
-            yield Bad(f"{piece.name}:{base + number}", found)
+            yield replace(found, where=f"{piece.name}:{base + number}")
         elif found is not None:
             yield found
         if not line.endswith(b"\n") and len(line) == LINE_BYTES:
@@ -260,88 +254,91 @@ def _json_lines(piece: Piece, reading: Reading, stream: Any) -> Iterator[Record]
         number += 1
 
 
-def _json_record(line: bytes, piece: Piece, reading: Reading) -> Document | str:
-    """A document, or what is wrong with the line."""
+def _json_record(line: bytes, piece: Piece, meaning: Meaning, number: int) -> Any:
+    """What the line means, or what is wrong with it."""
     if len(line) == LINE_BYTES and not line.endswith(b"\n"):
-        return f"the line is longer than {LINE_BYTES >> 20} MiB"
+        return Bad("", f"the line is longer than {LINE_BYTES >> 20} MiB")
     try:
         record = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        return f"not UTF-8 ({error.reason})"
+        return Bad("", f"not UTF-8 ({error.reason})")
     except (ValueError, RecursionError) as error:
-        return f"not JSON ({error})"
+        return Bad("", f"not JSON ({error})")
     if not isinstance(record, dict):
-        return f"expected a JSON object, found {type(record).__name__}"
-    if reading.text_column not in record:
-        return f"no column {reading.text_column!r} (has {', '.join(sorted(record)[:8]) or 'none'})"
-    return _checked(
-        record[reading.text_column], record.get(reading.group_column or ""), piece, reading
-    )
+        return Bad("", f"expected a JSON object, found {type(record).__name__}")
+    return meaning.of_record(record, piece, number)
 
 
-def _checked(text: object, group: object, piece: Piece, reading: Reading) -> Document | str:
-    column = reading.text_column
-    if not isinstance(text, str):
-        found = "null" if text is None else type(text).__name__
-        return f"column {column!r} holds {found}, expected text"
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return f"column {column!r} holds half of a surrogate pair, which isn't text"
-    if piece.split != BY_RECORD:
-        return Document(piece.split, text)
-    if not isinstance(group, str | int) or isinstance(group, bool):
-        found = "null or nothing" if group is None else type(group).__name__
-        return f"group column {reading.group_column!r} holds {found}, expected text or an integer"
-    held_out = is_held_out(str(group), reading.fraction, reading.seed)
-    return Document(VALIDATION if held_out else TRAIN, text)
-
-
-def _parquet(piece: Piece, reading: Reading, digest: hashlib._Hash) -> Iterator[Record]:
+def _table(piece: Piece, meaning: Meaning, digest: hashlib._Hash) -> Iterator[Any]:
+    """Row groups of a Parquet file, or an Arrow stream as `datasets.save_to_disk` writes it."""
     with Path(piece.path).open("rb") as raw:
         raw.seek(piece.offset)
-        _Hashing(raw, digest, piece.length).drain()
+        Hashing(raw, digest, piece.length).drain()
+    if piece.format == "arrow":
+        with pa.memory_map(piece.path) as source, pa.ipc.open_stream(source) as stream:
+            rows = sum(batch.num_rows for batch in stream)
+        with pa.memory_map(piece.path) as source, pa.ipc.open_stream(source) as stream:
+            wanted = meaning.columns(stream.schema, piece)
+            yield from _batches(piece, wanted, meaning, stream, 0, rows)
+        return
     groups = range(piece.first_group, piece.first_group + piece.groups)
     with pq.ParquetFile(piece.path, page_checksum_verification=True) as file:
         metadata = file.metadata
         rows = sum(metadata.row_group(group).num_rows for group in groups)
         first = sum(metadata.row_group(group).num_rows for group in range(piece.first_group))
-        wanted = [reading.text_column]
-        if piece.split == BY_RECORD and reading.group_column is not None:
-            wanted.append(reading.group_column)
-        problem = _column_problem(file.schema_arrow, wanted)
-        if problem:
-            yield Bad(f"{piece.name}, rows {first} to {first + rows - 1}", problem, rows)
-            return
-        row = first
-        for batch in file.iter_batches(PARQUET_ROWS, row_groups=list(groups), columns=wanted):
-            texts = pc.cast(batch.column(wanted[0]), pa.large_binary())
-            others = batch.column(wanted[-1]) if len(wanted) > 1 else None
-            for index, content in enumerate(texts.to_pylist()):
-                group = others[index].as_py() if others is not None else None
-                found = _parquet_record(content, group, piece, reading)
-                yield Bad(f"{piece.name}, row {row}", found) if isinstance(found, str) else found
-                row += 1
+        wanted = meaning.columns(file.schema_arrow, piece)
+        columns = None if isinstance(wanted, Bad) else wanted
+        batches = file.iter_batches(PARQUET_ROWS, row_groups=list(groups), columns=columns)
+        yield from _batches(piece, wanted, meaning, batches, first, rows)
 
 
-def _parquet_record(
-    content: bytes | None, group: object, piece: Piece, reading: Reading
-) -> Document | str:
-    try:
-        text = None if content is None else content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return f"not UTF-8 ({error.reason})"
-    return _checked(text, group, piece, reading)
+def _batches(
+    piece: Piece,
+    wanted: list[str] | Bad,
+    meaning: Meaning,
+    batches: Iterable[pa.RecordBatch],
+    first: int,
+    rows: int,
+) -> Iterator[Any]:
+    if isinstance(wanted, Bad):
+        yield replace(wanted, where=f"{piece.name}, rows {first} to {first + rows - 1}", count=rows)
+        return
+    row = first
+    for batch in batches:
+        chosen = batch.select(wanted)
+        for index in range(batch.num_rows):
+            try:
+                record = {name: chosen.column(name)[index].as_py() for name in wanted}
+                found = meaning.of_record(record, piece, row - first)
+            except UnicodeDecodeError as error:
+                found = Bad("", f"not UTF-8 ({error.reason})")
+            yield (
+                replace(found, where=f"{piece.name}, row {row}")
+                if isinstance(found, Bad)
+                else found
+            )
+            row += 1
 
 
-def _column_problem(stored: pa.Schema, wanted: list[str]) -> str | None:
+def place_of(piece: Piece, number: int) -> str:
+    """Where line or row `number` of a piece stands, for a message."""
+    if piece.format == "arrow":
+        return f"{piece.name}, row {number}"
+    if piece.format == "parquet":
+        metadata = pq.read_metadata(piece.path)
+        first = sum(metadata.row_group(group).num_rows for group in range(piece.first_group))
+        return f"{piece.name}, row {first + number}"
+    return f"{piece.name}:{_first_line(piece) + number}"
+
+
+def _column_problem(stored: pa.Schema, wanted: list[str]) -> Bad | None:
     for name in wanted:
         if name not in stored.names:
-            return f"no column {name!r} (has {', '.join(stored.names[:8])})"
+            return Bad("", f"no column {name!r} (has {', '.join(stored.names[:8])})")
     kind = stored.field(wanted[0]).type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (
         pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     ):
-        return f"column {wanted[0]!r} holds {kind}, expected text"
+        return Bad("", f"column {wanted[0]!r} holds {kind}, expected text")
     return None

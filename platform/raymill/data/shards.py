@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from raymill.data.manifest import AGAIN, Shard
 from raymill.data.pack import RowGroup
+from raymill.data.rows import TOKEN_COLUMNS, Rows
 from raymill.durable import fsync_path, sha256_file
 from raymill.errors import DataError
 
@@ -39,8 +40,6 @@ DIGESTS_KEY = (
 LENGTH_KEY = b"raymill.sequence_length"
 DIGEST_HEX = 16
 OPEN_FOOTERS = 512  # parsed footers kept a process
-
-Rows = tuple[NDArray[np.unsignedinteger], NDArray[np.int32], NDArray[np.int32]]
 
 
 @dataclass(frozen=True)
@@ -56,12 +55,16 @@ _footers: OrderedDict[tuple[str, str], Footer] = OrderedDict()
 _footers_lock = threading.Lock()
 
 
-def schema(dtype: str) -> pa.Schema:
-    """The only schema a shard may have; no extension types, no nulls."""
-    token = pa.field("element", pa.from_numpy_dtype(np.dtype(dtype)), nullable=False)
+def schema(dtype: str, kind: str) -> pa.Schema:
+    """The only schema a shard of this kind may have; no extension types, no nulls."""
+
+    def by_token(of: str) -> pa.DataType:
+        return pa.list_(pa.field("element", pa.from_numpy_dtype(np.dtype(of)), nullable=False))
+
+    columns = {"tokens": dtype, **TOKEN_COLUMNS[kind]}
     return pa.schema(
         [
-            pa.field("tokens", pa.list_(token), nullable=False),
+            *(pa.field(name, by_token(of), nullable=False) for name, of in columns.items()),
             pa.field("bytes", pa.int32(), nullable=False),
         ]
     )
@@ -73,11 +76,13 @@ class ShardWriter:
     Leaving the `with` block without `finish` removes what was written.
     """
 
-    def __init__(self, folder: Path, path: str, *, dtype: str, sequence_length: int) -> None:
+    def __init__(
+        self, folder: Path, path: str, *, dtype: str, sequence_length: int, kind: str = "text"
+    ) -> None:
         self._folder = folder
         self._path = path
         self._length = sequence_length
-        self._schema = schema(dtype)
+        self._schema = schema(dtype, kind)
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         self._temporary = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex}")
@@ -88,7 +93,11 @@ class ShardWriter:
             self._schema,
             compression="zstd",
             use_dictionary=False,
-            column_encoding={"tokens.list.element": "BYTE_STREAM_SPLIT", "bytes": "PLAIN"},
+            column_encoding={
+                "bytes": "PLAIN",
+                "tokens.list.element": "BYTE_STREAM_SPLIT",
+                **{f"{name}.list.element": "PLAIN" for name in TOKEN_COLUMNS[kind]},
+            },
             write_statistics=False,
             write_page_checksum=True,
             store_schema=False,
@@ -113,12 +122,15 @@ class ShardWriter:
         """Append one row group."""
         offsets = np.zeros(len(group.length) + 1, dtype=np.int32)
         np.cumsum(group.length, out=offsets[1:])
-        tokens = pa.ListArray.from_arrays(
-            pa.array(offsets), pa.array(group.tokens), type=self._schema.field("tokens").type
-        )
-        batch = pa.record_batch([tokens, pa.array(group.bytes)], schema=self._schema)
+        lists = [
+            pa.ListArray.from_arrays(
+                pa.array(offsets), pa.array(values), type=self._schema.field(name).type
+            )
+            for name, values in {"tokens": group.tokens, **group.by_token}.items()
+        ]
+        batch = pa.record_batch([*lists, pa.array(group.bytes)], schema=self._schema)
         self._writer.write_batch(batch, row_group_size=len(group.length))
-        self._digests.append(_group_digest(group.tokens, group.length, group.bytes))
+        self._digests.append(_group_digest(group))
         self._rows += len(group.length)
         self._predicted += int(group.length.sum()) - len(group.length)
         self._bytes += int(group.bytes.sum())
@@ -148,11 +160,8 @@ class ShardWriter:
         return shard
 
 
-def read_row_group(path: Path, shard: Shard, group: int, dtype: str) -> Rows:
-    """Read and verify one row group.
-
-    Returns:
-        tokens [R, T+1] of `dtype`, 0 past a row's length; length int32 [R]; bytes int32 [R].
+def read_row_group(path: Path, shard: Shard, group: int, dtype: str, kind: str = "text") -> Rows:
+    """Read and verify one row group; its tokens are of `dtype`.
 
     Raises:
         DataError: names the file and the row group, and says what doesn't match.
@@ -162,10 +171,10 @@ def read_row_group(path: Path, shard: Shard, group: int, dtype: str) -> Rows:
             f"{path} has row groups 0 to {shard.row_groups - 1}; {group} was asked for."
         )
     try:
-        footer = _footer(path, shard, dtype)
+        footer = _footer(path, shard, dtype, kind)
         with pq.ParquetFile(path, metadata=footer.parquet, page_checksum_verification=True) as file:
             table = file.read_row_group(group, use_threads=False)
-        tokens, length, row_bytes = _to_numpy(table, dtype)
+        stored = _to_numpy(table, dtype, kind)
     except FileNotFoundError:
         raise DataError(
             f"{path} is missing; restore it, or delete manifest.json and {AGAIN}."
@@ -174,18 +183,23 @@ def read_row_group(path: Path, shard: Shard, group: int, dtype: str) -> Rows:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(_damaged(path, group, reason)) from error
     expected = footer.digests[group * DIGEST_HEX : (group + 1) * DIGEST_HEX]
-    found = _group_digest(tokens, length, row_bytes)
+    found = _group_digest(stored)
     if found != expected:
         raise DataError(
             _damaged(path, group, f"its contents have digest {found}, expected {expected}")
         )
-    return _padded(tokens, length, footer.sequence_length + 1), length, row_bytes
+    width = footer.sequence_length + 1
+    by_token = {
+        name: _padded(values, stored.length, width)
+        for name, values in {"tokens": stored.tokens, **stored.by_token}.items()
+    }
+    return Rows(length=stored.length, bytes=stored.bytes, **by_token)
 
 
-def row_groups(path: Path, shard: Shard, dtype: str) -> Iterator[Rows]:
+def row_groups(path: Path, shard: Shard, dtype: str, kind: str = "text") -> Iterator[Rows]:
     """All row groups of a shard in file order."""
     for group in range(shard.row_groups):
-        yield read_row_group(path, shard, group, dtype)
+        yield read_row_group(path, shard, group, dtype, kind)
 
 
 def read_footer(path: Path) -> bytes:
@@ -233,7 +247,7 @@ def refuse_extension_types(path: Path, footer: bytes) -> None:
         position = footer.find(b"ARROW:schema", start + length)
 
 
-def _footer(path: Path, shard: Shard, dtype: str) -> Footer:
+def _footer(path: Path, shard: Shard, dtype: str, kind: str) -> Footer:
     """Parsed footer, verified the first time a process opens the shard."""
     key = (str(path), shard.footer_sha256)
     with _footers_lock:
@@ -251,7 +265,7 @@ def _footer(path: Path, shard: Shard, dtype: str) -> Footer:
     refuse_extension_types(path, raw)
     with pq.ParquetFile(path) as file:
         metadata, stored = file.metadata, file.schema_arrow
-    expected = schema(dtype)
+    expected = schema(dtype, kind)
     if not stored.equals(expected, check_metadata=False):
         raise DataError(
             f"{path} has the schema ({_spelled(stored)}), expected ({_spelled(expected)}); it "
@@ -273,36 +287,37 @@ def _footer(path: Path, shard: Shard, dtype: str) -> Footer:
     return footer
 
 
-def _to_numpy(
-    table: pa.Table, dtype: str
-) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int32], NDArray[np.int32]]:
-    """Flat tokens, length [R] and bytes [R] of a table that holds one row group."""
-    column: Any = table.column("tokens").combine_chunks()
-    offsets = column.offsets.to_numpy()
-    values = column.values.to_numpy()[offsets[0] : offsets[-1]]
-    length = np.diff(offsets).astype(np.int32)
+def _to_numpy(table: pa.Table, dtype: str, kind: str) -> RowGroup:
+    """A table that holds one row group, as it was written."""
+    lengths = []
+    flat: dict[str, NDArray[Any]] = {}
+    for name, of in {"tokens": dtype, **TOKEN_COLUMNS[kind]}.items():
+        column: Any = table.column(name).combine_chunks()
+        offsets = column.offsets.to_numpy()
+        flat[name] = column.values.to_numpy()[offsets[0] : offsets[-1]]
+        lengths.append(np.diff(offsets).astype(np.int32))
+        if column.null_count or flat[name].dtype != np.dtype(of):
+            raise ValueError(f"expected {of} {name} without nulls")
+        if not np.array_equal(lengths[0], lengths[-1]):
+            raise ValueError(f"a row has more {name} than tokens, or fewer")
     row_bytes = table.column("bytes").to_numpy()
-    if column.null_count or values.dtype != np.dtype(dtype) or row_bytes.dtype != np.int32:
-        raise ValueError(f"expected {dtype} tokens and int32 bytes without nulls")
-    return values, length, row_bytes
+    if row_bytes.dtype != np.int32:
+        raise ValueError("expected int32 bytes without nulls")
+    return RowGroup(flat.pop("tokens"), lengths[0], row_bytes, flat)
 
 
-def _padded(
-    tokens: NDArray[np.unsignedinteger], length: NDArray[np.int32], width: int
-) -> NDArray[np.unsignedinteger]:
+def _padded(values: NDArray[Any], length: NDArray[np.int32], width: int) -> NDArray[Any]:
     """[R, width] with 0 past a row's length; a view where all rows are full."""
-    if len(tokens) == width * len(length):
-        return tokens.reshape(len(length), width)
-    rows = np.zeros((len(length), width), dtype=tokens.dtype)
-    rows[np.arange(width) < length[:, None]] = tokens
+    if len(values) == width * len(length):
+        return values.reshape(len(length), width)
+    rows = np.zeros((len(length), width), dtype=values.dtype)
+    rows[np.arange(width) < length[:, None]] = values
     return rows
 
 
-def _group_digest(
-    tokens: NDArray[np.unsignedinteger], length: NDArray[np.int32], row_bytes: NDArray[np.int32]
-) -> str:
+def _group_digest(group: RowGroup) -> str:
     digest = hashlib.sha256()
-    for array in (tokens, length, row_bytes):
+    for array in (group.tokens, group.length, group.bytes, *group.by_token.values()):
         little = array.astype(array.dtype.newbyteorder("<"), copy=False)
         digest.update(np.ascontiguousarray(little).data)
     return digest.hexdigest()[:DIGEST_HEX]

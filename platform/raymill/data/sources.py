@@ -17,14 +17,16 @@ from typing import Literal, get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raymill.config.schema import DataConfig
+from raymill.config.schema import ChatConfig, DataConfig
 from raymill.data import stdlib_corpus
 from raymill.data.shards import read_footer, refuse_extension_types
 from raymill.data.split import TRAIN, VALIDATION, held_out_groups
 from raymill.errors import DataError
 
-Format = Literal["txt", "md", "jsonl", "jsonl.gz", "jsonl.zst", "parquet", "stdlib"]
-FORMATS: tuple[str, ...] = get_args(Format)[:-1]
+Format = Literal[
+    "txt", "md", "jsonl", "jsonl.gz", "jsonl.zst", "parquet", "arrow", "stdlib", "stdlib_chat"
+]
+FORMATS: tuple[str, ...] = get_args(Format)[:-2]
 SPLITTABLE = ("txt", "md", "jsonl")
 LINE_BYTES = 64 * 2**20  # a longer line is a bad record: it would have to be held in memory whole
 BY_RECORD = "by record"  # the side is decided record by record, by data.validation.group_column
@@ -55,7 +57,7 @@ class Piece:
 Unit = tuple[Piece, ...]
 
 
-def plan_units(data: DataConfig, seed: int) -> list[Unit]:
+def plan_units(data: DataConfig | ChatConfig, seed: int) -> list[Unit]:
     """Find the inputs and cut them into units of about `data.unit_bytes`, in the order of their
     names.
 
@@ -67,8 +69,10 @@ def plan_units(data: DataConfig, seed: int) -> list[Unit]:
         files = _stdlib_files(data, seed, split=own_validation is None)
     else:
         files = find_files(data.path or (), "data.path")
-        if own_validation is None:
+        if own_validation is None and isinstance(data, DataConfig):
             files = _split_files(files, data, seed)
+        elif own_validation is None:  # conversations fall on a side each by itself
+            files = [replace(file, split=BY_RECORD) for file in files]
     units = [*_units(_pieces(files, data.unit_bytes), data.unit_bytes)]
     if own_validation is not None:
         held_out = find_files(own_validation, "data.validation.path")
@@ -152,6 +156,7 @@ def _matches(pattern: str) -> tuple[Path, list[Path]]:
     expanded = Path(os.path.expanduser(pattern))
     if expanded.is_dir():
         root = expanded.resolve()
+        _refuse_all_splits(root)
         paths = [Path(base) / name for base, _, names in os.walk(root) for name in names]
         # Hidden files are editors' and file systems' droppings, not text someone meant to give.
         visible = [
@@ -164,6 +169,18 @@ def _matches(pattern: str) -> tuple[Path, list[Path]]:
     root = fixed.resolve()
     hits = (Path(hit).resolve() for hit in glob.iglob(str(expanded), recursive=True))
     return root, [hit for hit in hits if hit.is_file() and hit.is_relative_to(root)]
+
+
+def _refuse_all_splits(root: Path) -> None:
+    """A folder of `DatasetDict.save_to_disk` holds training and test data side by side."""
+    listing = root / "dataset_dict.json"
+    if listing.is_file():
+        splits = sorted(path.name for path in root.iterdir() if path.is_dir())
+        raise DataError(
+            f"{root} holds several splits ({', '.join(splits)}): give one of them, as in "
+            f"data.path={root / (splits[0] if splits else 'train')}, and perhaps another as "
+            "data.validation.path."
+        )
 
 
 def _leading_fixed(parts: Sequence[str]) -> Iterator[str]:
@@ -192,7 +209,7 @@ def _unused(label: str, taken: Iterable[str]) -> str:
     return candidate
 
 
-def _stdlib_files(data: DataConfig, seed: int, *, split: bool) -> list[Piece]:
+def _stdlib_files(data: DataConfig | ChatConfig, seed: int, *, split: bool) -> list[Piece]:
     corpus = stdlib_corpus.entries()
     fraction = data.validation.fraction if split else 0.0
     held_out = stdlib_corpus.held_out_families(corpus, fraction, seed)

@@ -87,7 +87,7 @@ class Entry:
 def entries() -> list[Entry]:
     """Every document of the corpus, sorted by name."""
     found = [*_sources()]
-    for module in _importable():
+    for module in importable():
         text = _members_text(module)
         if text:
             found.append(Entry(f"members/{module}.txt", "members", TRAINING, len(text.encode())))
@@ -138,6 +138,11 @@ def held_out_families(corpus: Sequence[Entry], fraction: float, seed: int) -> fr
     return frozenset(chosen)
 
 
+def family_of(module: str) -> str:
+    """The family of a top-level module's source, by its name without leading underscores."""
+    return _FAMILY_OF.get(module, module)
+
+
 def _library() -> Path:
     return Path(sysconfig.get_path("stdlib")).resolve()
 
@@ -152,11 +157,12 @@ def _sources() -> Iterator[Entry]:
         module = relative.parts[0].removesuffix(".py").lstrip("_")
         size = path.stat().st_size
         if size:
-            family = _FAMILY_OF.get(module, module)
-            yield Entry(f"source/{relative.as_posix()}", "source", family, size, path)
+            name = f"source/{relative.as_posix()}"
+            yield Entry(name, "source", family_of(module), size, path)
 
 
-def _importable() -> list[str]:
+def importable() -> list[str]:
+    """Built-in and extension modules that may be imported; a build may lack some of them."""
     return sorted({*sys.builtin_module_names, *EXTENSIONS.split()})
 
 
@@ -172,12 +178,12 @@ def _members_text(module_name: str) -> str:
     except ImportError:
         return ""
     first: dict[str, str] = {}  # the same text under many names ("Return repr(self).") is said once
-    for name, signature, text in _docstrings(module):
+    for name, signature, text in docstrings(module):
         first.setdefault(text, f"{name}{signature}\n\n{text}\n")
     return "\n\n".join(first.values())
 
 
-def _docstrings(module: ModuleType) -> Iterator[tuple[str, str, str]]:
+def docstrings(module: ModuleType) -> Iterator[tuple[str, str, str]]:
     """(qualified name, signature or "", docstring), sorted by name at each level.
 
     Only what C defines: hooks such as sys.unraisablehook are replaced by test runners and debuggers,

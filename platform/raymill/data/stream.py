@@ -25,7 +25,8 @@ import numpy.typing as npt
 
 from raymill.data.manifest import Prepared, load_prepared
 from raymill.data.order import Ints, Located, Order
-from raymill.data.shards import Rows, read_row_group
+from raymill.data.rows import TOKEN_COLUMNS, Rows
+from raymill.data.shards import read_row_group
 from raymill.errors import DataError
 
 if TYPE_CHECKING:
@@ -41,9 +42,8 @@ class StepBatch:
     """One rank's rows of one optimizer step, R of them, in the order of their global sample ids."""
 
     sample_id: Ints  # [R]
-    tokens: npt.NDArray[Any]  # [R, T + 1] in storage dtype, 0 past a row's length
-    length: npt.NDArray[np.int32]  # [R]
-    bytes: npt.NDArray[np.int32]  # [R] of text behind tokens[1:]
+    source: Ints  # [R] which of the data sources each row is of
+    rows: Rows
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,8 @@ def build_iterators(spec: StreamSpec, segment: int) -> list[DataIterator]:
 
 def _row_bytes(spec: StreamSpec) -> int:
     manifest = _opened(spec.folders[0]).manifest
-    return (manifest.sequence_length + 1) * np.dtype(manifest.dtype).itemsize + 16
+    kept = [manifest.dtype, *TOKEN_COLUMNS[manifest.kind].values()]
+    return (manifest.sequence_length + 1) * sum(np.dtype(of).itemsize for of in kept) + 16
 
 
 def _read_unit(
@@ -167,22 +168,23 @@ def _read_unit(
     step = (segment * spec.segment_units + unit // spec.world_size) * spec.steps_per_unit
     sample, located = spec.rank_samples(step, spec.steps_per_unit, unit % spec.world_size)
     try:
-        return {"sample_id": sample, **read_rows(spec.folders, located)}
+        return {"sample_id": sample, **read_rows(spec.folders, located).columns()}
     except DataError as error:
         return {"sample_id": sample, "error": np.full(len(sample), str(error), dtype=object)}
 
 
-def read_rows(folders: tuple[Path, ...], located: Located) -> dict[str, npt.NDArray[Any]]:
-    """The rows at `located`: tokens [R, T + 1], length [R], bytes [R]; each row group is read once.
+def read_rows(folders: tuple[Path, ...], located: Located) -> Rows:
+    """The rows at `located`; each row group is read once.
 
     Raises:
         DataError: names the file and row group that is missing or damaged.
     """
     manifest = _opened(folders[0]).manifest
-    count = len(located.row)
-    tokens = np.empty((count, manifest.sequence_length + 1), dtype=manifest.dtype)
-    length = np.empty(count, dtype=np.int32)
-    size = np.empty(count, dtype=np.int32)
+    count, width = len(located.row), manifest.sequence_length + 1
+    found = {
+        name: np.empty((count, *column.shape[1:]), dtype=column.dtype)
+        for name, column in Rows.empty(width, manifest.dtype, manifest.kind).columns().items()
+    }
     places = np.stack([located.source, located.shard, located.row_group], axis=1)
     groups, inverse = np.unique(places, axis=0, return_inverse=True)
     by_group = np.argsort(inverse.reshape(-1), kind="stable")
@@ -191,14 +193,10 @@ def read_rows(folders: tuple[Path, ...], located: Located) -> dict[str, npt.NDAr
         groups.tolist(), ends, np.concatenate([[0], ends[:-1]]), strict=True
     ):
         mine = by_group[start:stop]
-        row = located.row[mine]
-        group_tokens, group_length, group_size = _row_groups.get(folders[source], shard, group)
-        tokens[mine], length[mine], size[mine] = (
-            group_tokens[row],
-            group_length[row],
-            group_size[row],
-        )
-    return {"tokens": tokens, "length": length, "bytes": size}
+        rows = _row_groups.get(folders[source], shard, group).take(located.row[mine])
+        for name, column in rows.columns().items():
+            found[name][mine] = column
+    return Rows.of(found)
 
 
 class _RowGroupCache:
@@ -215,7 +213,9 @@ class _RowGroupCache:
             return self._rows[key]
         prepared = _opened(folder)
         shard = prepared.manifest.splits["train"].shards[shard_index]
-        rows = read_row_group(prepared.shard_path(shard), shard, group, prepared.manifest.dtype)
+        manifest = prepared.manifest
+        path = prepared.shard_path(shard)
+        rows = read_row_group(path, shard, group, manifest.dtype, manifest.kind)
         self._rows[key] = rows
         if len(self._rows) > self._capacity:
             self._rows.popitem(last=False)
@@ -271,7 +271,7 @@ class RankStream:
             )
 
     def _unit(self, block: dict[str, npt.NDArray[Any]], first_step: int) -> Iterator[StepBatch]:
-        expected, _ = self.spec.rank_samples(first_step, self.spec.steps_per_unit, self.rank)
+        expected, located = self.spec.rank_samples(first_step, self.spec.steps_per_unit, self.rank)
         found = block["sample_id"]
         if not np.array_equal(found, expected):
             differ = np.flatnonzero(found[: len(expected)] != expected[: len(found)])
@@ -283,13 +283,11 @@ class RankStream:
             )
         if "error" in block:
             raise DataError(str(block["error"][0]))
-        rows = self.spec.rank_rows
+        rows, count = Rows.of(block), self.spec.rank_rows
         steps = min(self.spec.steps_per_unit, self.spec.steps - first_step)
-        for start in range(0, steps * rows, rows):
-            part = slice(start, start + rows)
-            yield StepBatch(
-                found[part], block["tokens"][part], block["length"][part], block["bytes"][part]
-            )
+        for start in range(0, steps * count, count):
+            part = slice(start, start + count)
+            yield StepBatch(found[part], located.source[part], rows.take(part))
 
 
 def _at(samples: Ints, index: int) -> str:

@@ -75,7 +75,7 @@ def _call(function: Callable[..., Any], shared: Any, row: dict[str, Any]) -> dic
     return {"outcome": pickle.dumps(outcome)}
 
 
-def do_unit(item: tuple[int, Unit], settings: unit.Settings) -> tuple[unit.UnitResult, bool]:
+def do_unit(item: tuple[int, Unit], settings: unit.UnitSettings) -> tuple[unit.UnitResult, bool]:
     """The unit's result, and whether an earlier run had it finished."""
     index, pieces = item
     earlier = unit.finished(index, pieces, settings)

@@ -75,6 +75,15 @@ def load(path: Path, end_of_text: str) -> Tokenizer:
     return tokenizer
 
 
+def add_special_tokens(tokenizer: Tokenizer, tokens: Sequence[str]) -> None:
+    """Make `tokens` special, adding those that the vocabulary lacks."""
+    from tokenizers import AddedToken
+
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in tokens]
+    )
+
+
 def tokenizer_file(path: Path) -> Path:
     """The `tokenizer.json` that a path stands for; raises DataError if there is none."""
     file = path / "tokenizer.json" if path.is_dir() else path

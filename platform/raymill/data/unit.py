@@ -12,10 +12,10 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from raymill.data import tokenizer as tokenizers_room
 from raymill.data.manifest import TOKENIZER_FOLDER, InputDigest, Shard, TokenizerIdentity
@@ -30,9 +30,24 @@ UNITS_FOLDER = "units"
 EXAMPLES = 20  # bad records named for each unit
 
 
+class UnitSettings(Protocol):
+    """What every unit of a preparation shares, whatever its kind; a dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def folder(self) -> str:
+        """The prepared folder."""
+        ...
+
+    def work(self, index: int, unit: Unit) -> UnitResult:
+        """Write the unit's shards."""
+        ...
+
+
 @dataclass(frozen=True)
 class Settings:
-    """What every unit of a preparation shares."""
+    """What every unit of text shares."""
 
     folder: str
     reading: Reading
@@ -46,10 +61,15 @@ class Settings:
         """Storage type of the token ids."""
         return dtype_for(self.tokenizer.vocab_size)
 
+    def work(self, index: int, unit: Unit) -> UnitResult:
+        """Read, encode, pack and write."""
+        return _Work(index, unit, self).run()
+
 
 @dataclass(frozen=True)
 class UnitResult:
-    """What a unit wrote and read. `bytes_read` are bytes of input, `records` includes bad ones."""
+    """What a unit wrote and read. `bytes_read` are bytes of input, `records` includes bad ones;
+    `facts` is what its kind adds, as JSON values."""
 
     index: int
     shards: dict[str, Shard]
@@ -59,9 +79,10 @@ class UnitResult:
     bad: int
     bad_examples: tuple[str, ...]
     bytes_read: int
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
-def unit_digest(index: int, unit: Unit, settings: Settings) -> str:
+def unit_digest(index: int, unit: Unit, settings: UnitSettings) -> str:
     """Equal digests give equal shards; files count by size and modification time."""
     shared = asdict(settings)
     del shared["folder"]
@@ -69,7 +90,7 @@ def unit_digest(index: int, unit: Unit, settings: Settings) -> str:
     return sha256_text(canonical_json({"index": index, "unit": pieces, "settings": shared}))
 
 
-def finished(index: int, unit: Unit, settings: Settings) -> UnitResult | None:
+def finished(index: int, unit: Unit, settings: UnitSettings) -> UnitResult | None:
     """The result of an earlier run of this unit, if it is complete and its shards are whole."""
     folder = Path(settings.folder)
     try:
@@ -86,14 +107,13 @@ def finished(index: int, unit: Unit, settings: Settings) -> UnitResult | None:
     return result
 
 
-def run_unit(index: int, unit: Unit, settings: Settings) -> UnitResult:
+def run_unit(index: int, unit: Unit, settings: UnitSettings) -> UnitResult:
     """Write the unit's shards, then its sidecar.
 
     Raises:
         DataError: an input is gone, changed or damaged beyond single records.
     """
-    work = _Work(index, unit, settings)
-    result = work.run()
+    result = settings.work(index, unit)
     tree = {"unit_digest": unit_digest(index, unit, settings), "result": asdict(result)}
     sidecar = _sidecar(Path(settings.folder), index)
     sidecar.parent.mkdir(exist_ok=True)

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from raymill.data.manifest import load_prepared
-from raymill.data.shards import Rows, read_row_group
+from raymill.data.rows import Rows
+from raymill.data.shards import read_row_group
 
 
 class ValidationSet:
@@ -35,7 +35,7 @@ class ValidationSet:
         return -(-most // self.batch_rows)
 
     def __iter__(self) -> Iterator[Rows]:
-        """(tokens [B, T + 1], length [B], bytes [B]); B is batch_rows, less at the end, maybe 0.
+        """Batches of batch_rows rows, less at the end, maybe none.
 
         Raises:
             DataError: a held-out shard is missing or damaged.
@@ -44,19 +44,17 @@ class ValidationSet:
         yielded = 0
         for part in self._my_rows():
             held.append(part)
-            while sum(len(rows[1]) for rows in held) >= self.batch_rows:
-                tokens, length, size = _joined(held)
-                cut = self.batch_rows
-                yield tokens[:cut], length[:cut], size[:cut]
+            while sum(map(len, held)) >= self.batch_rows:
+                rows = Rows.joined(held)
+                yield rows.part(0, self.batch_rows)
                 yielded += 1
-                held = [(tokens[cut:], length[cut:], size[cut:])]
-        if any(len(rows[1]) for rows in held):
-            yield _joined(held)
+                held = [rows.part(self.batch_rows, len(rows))]
+        if any(map(len, held)):
+            yield Rows.joined(held)
             yielded += 1
-        width = self.prepared.manifest.sequence_length + 1
+        manifest = self.prepared.manifest
         for _ in range(len(self) - yielded):
-            empty: npt.NDArray[np.int32] = np.empty(0, dtype=np.int32)
-            yield np.empty((0, width), dtype=self.prepared.manifest.dtype), empty, empty
+            yield Rows.empty(manifest.sequence_length + 1, manifest.dtype, manifest.kind)
 
     def _my_rows(self) -> Iterator[Rows]:
         before = 0
@@ -66,14 +64,9 @@ class ValidationSet:
             for group in range(shard.row_groups):
                 if before >= self.rows:
                     return
-                tokens, length, size = read_row_group(path, shard, group, manifest.dtype)
-                number = before + np.arange(len(length))
+                rows = read_row_group(path, shard, group, manifest.dtype, manifest.kind)
+                number = before + np.arange(len(rows))
                 mine = (number % self.world_size == self.rank) & (number < self.rows)
-                before += len(length)
+                before += len(rows)
                 if mine.any():
-                    yield tokens[mine], length[mine], size[mine]
-
-
-def _joined(parts: list[Rows]) -> Rows:
-    tokens, length, size = zip(*parts, strict=True)
-    return np.concatenate(tokens), np.concatenate(length), np.concatenate(size)
+                    yield rows.take(mine)

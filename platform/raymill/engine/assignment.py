@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raymill.config.schema import PretrainJob
+from raymill.config.schema import TrainJob
 
 
 @dataclass(frozen=True)
 class Assignment:
     """A resolved training job; all paths are absolute, since Ray's workers change directory."""
 
-    job: PretrainJob
+    job: TrainJob
     run_dir: Path
     runs: Path  # the folder of all runs, for forks
     folders: tuple[Path, ...]  # prepared data
@@ -23,8 +23,10 @@ class Assignment:
     config: Mapping[str, Any]  # flattened, as the user types the keys
     config_digest: str
     code_commit: str | None = None
-    model_folder: Path | None = None  # what `model=` resolved to
+    model_folder: Path | None = None  # what `model=` or `parent=` resolved to
     parent: str | None = None  # and its name, pinned to a version
+    parent_digest: str | None = None  # and of its weights
+    forgetting: Path | None = None  # prepared text that tells what fine-tuning forgets
 
     @property
     def checkpoints(self) -> Path:

@@ -1,61 +1,116 @@
-"""Held-out loss, perplexity and bits per byte over a fixed set, shared out over the ranks."""
+"""Measuring a model between steps: evaluators give figures, each by all ranks together."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from raymill.data.validation import ValidationSet
 from raymill.engine.group import WorkerGroup
-from raymill.objective.language_modelling import LanguageModelling, Rows
+from raymill.objective.objective import Objective
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Sums over the held-out set: nats of loss, predicted tokens, bytes of text."""
+class Occasion:
+    """When a model is measured; `first` is before any step, `last` after all of them."""
+
+    step: int
+    first: bool
+    last: bool
+
+    def due(self, every: int) -> bool:
+        """Whether something measured every so many steps, and after the last, is due now."""
+        return self.last or (every > 0 and self.step > 0 and self.step % every == 0)
+
+
+class Evaluator(Protocol):
+    """Something to measure. Every rank makes the same number of forward passes, since under ZeRO-3 each
+    gathers weights."""
+
+    def measure(self, model: Any, group: WorkerGroup, occasion: Occasion) -> dict[str, float]:
+        """Figures by the names under which they are logged, on every rank; none where it isn't due."""
+        ...
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Evaluation mode without gradients; the mode before comes back."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over held-out rows: weighted nats of loss, the weights, and bytes of the predicted text."""
 
     nats: float
-    tokens: int
+    weight: float
     bytes: int
 
     @property
     def loss(self) -> float:
         """Nats per predicted token."""
-        return self.nats / self.tokens
+        return self.nats / self.weight
 
     @property
     def bits_per_byte(self) -> float:
-        """Independent of the tokenizer: all nats, end-of-text's too, over the bytes of text."""
+        """Independent of the tokenizer: all nats, also of tokens that stand for no text, over the bytes."""
         return self.nats / math.log(2) / self.bytes
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self, prefix: str) -> dict[str, float]:
         """As they are logged."""
         return {
-            "eval/loss": self.loss,
-            "eval/perplexity": math.exp(min(self.loss, 700.0)),
-            "eval/bits_per_byte": self.bits_per_byte,
+            f"{prefix}/loss": self.loss,
+            f"{prefix}/perplexity": math.exp(min(self.loss, 700.0)),
+            f"{prefix}/bits_per_byte": self.bits_per_byte,
         }
 
 
-def evaluate(
-    model: Any, objective: LanguageModelling, held_out: ValidationSet, group: WorkerGroup
-) -> Evaluation:
-    """Evaluate `model` on `held_out`; collective.
+@dataclass(frozen=True)
+class HeldOutLoss:
+    """Loss, perplexity and bits per byte over fixed held-out sets, each shared out over the ranks.
 
-    Every rank makes the same number of forward passes, since under ZeRO-3 each gathers weights.
+    `sets` are (name, rows); with several, the figures of all together carry no name.
     """
-    was_training = model.training
-    model.eval()
-    nats, tokens, size = 0.0, 0, 0
-    with torch.no_grad():
-        for tokens_BT1, length_B, bytes_B in held_out:
-            rows = Rows(tokens_BT1, length_B)
-            nats += float(objective.loss_sum(model, rows, group.device))
-            tokens += objective.predicted_tokens(rows)
-            size += int(bytes_B.sum())
-    model.train(was_training)
-    total_nats, total_tokens, total_bytes = group.sum(nats, tokens, size)
-    return Evaluation(total_nats, int(total_tokens), int(total_bytes))
+
+    objective: Objective
+    sets: tuple[tuple[str, ValidationSet], ...]
+    every: int  # steps; also before the first and after the last
+    prefix: str = "eval"
+
+    def measure(self, model: Any, group: WorkerGroup, occasion: Occasion) -> dict[str, float]:
+        """See `Evaluator`."""
+        if not (occasion.first or occasion.due(self.every)):
+            return {}
+        found = {name: total(model, self.objective, rows, group) for name, rows in self.sets}
+        figures = Totals(
+            sum(one.nats for one in found.values()),
+            sum(one.weight for one in found.values()),
+            sum(one.bytes for one in found.values()),
+        ).metrics(self.prefix)
+        if len(found) > 1:
+            for name, one in found.items():
+                figures |= one.metrics(f"{self.prefix}/{name}")
+        return figures
+
+
+def total(model: Any, objective: Objective, rows_: ValidationSet, group: WorkerGroup) -> Totals:
+    """Evaluate `model` on held-out rows; collective."""
+    nats, weight, size = 0.0, 0.0, 0
+    with evaluating(model):
+        for rows in rows_:
+            nats += float(objective.losses(model, rows, group.device).double().sum())
+            weight += objective.weight(rows)
+            size += int(rows.bytes.sum()) if rows.bytes is not None else 0
+    total_nats, total_weight, total_bytes = group.sum(nats, weight, size)
+    return Totals(total_nats, total_weight, int(total_bytes))

@@ -8,24 +8,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from raymill.checkpoint.commit import commit
 from raymill.checkpoint.manifest import Manifest
 from raymill.checkpoint.retention import apply_retention, registered_checkpoints
 from raymill.data.manifest import Prepared
+from raymill.data.rows import Rows
 from raymill.data.stream import RankStream, StepBatch
-from raymill.data.validation import ValidationSet
 from raymill.engine.assignment import Assignment
-from raymill.engine.evaluation import evaluate
+from raymill.engine.evaluation import Evaluator, Occasion
 from raymill.engine.group import WorkerGroup
 from raymill.engine.journal import Journal
-from raymill.engine.samples import write_samples
 from raymill.engine.schedule import learning_rate_factor
-from raymill.engine.setup import Start
+from raymill.engine.setup import Start, source_names
 from raymill.engine.trainer import Trainer
 from raymill.errors import DataError, NonFiniteError
-from raymill.objective.language_modelling import LanguageModelling, Rows
+from raymill.objective.objective import Objective, predicted_tokens
+
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass
@@ -46,8 +48,8 @@ class Loop:
     prepared: list[Prepared]
     start: Start
     trainer: Trainer
-    objective: LanguageModelling
-    held_out: ValidationSet
+    objective: Objective
+    evaluators: list[Evaluator]
     stream: RankStream
     group: WorkerGroup
     journal: Journal | None  # rank 0's
@@ -66,18 +68,15 @@ class Loop:
         """Train to the end or until asked to stop; returns "finished" or "stopped"."""
         job, total = self.assignment.job, self.assignment.total_steps
         if self.step == 0:
-            self._evaluate()
+            self._evaluate(Occasion(0, first=True, last=False))
         batches = iter(self.stream)
         while self.step < total:
             stop = self._train_step(batches)
-            last = self.step == total
-            if last or _due(self.step, job.evaluation.every):
-                self._evaluate()
-            if (last or _due(self.step, job.evaluation.sample_every)) and job.evaluation.prompts:
-                self._sample()
-            if last or stop or _due(self.step, job.checkpoint.every):
+            now = Occasion(self.step, first=False, last=self.step == total)
+            self._evaluate(now)
+            if stop or now.due(job.checkpoint.every):
                 self._commit()
-            if stop and not last:
+            if stop and not now.last:
                 return "stopped"
         return "finished"
 
@@ -88,17 +87,20 @@ class Loop:
         phases = Phases()
         batch, refusal = self._next_batch(batches)
         phases.data = time.perf_counter() - began
-        rows = Rows(batch.tokens, batch.length) if batch else None
-        local_tokens = self.objective.predicted_tokens(rows) if rows else 0
         asked = self.group.rank == 0 and self.assignment.stop_request.exists()
-        global_tokens, refusals, stop = self.group.sum(local_tokens, refusal is not None, asked)
+        weight, tokens, refusals, stop = self.group.sum(
+            self.objective.weight(batch.rows) if batch else 0.0,
+            predicted_tokens(batch.rows) if batch else 0,
+            refusal is not None,
+            asked,
+        )
         if refusals:
             raise next(error for error in self.group.gather(refusal) if error is not None)
-        assert batch is not None and rows is not None
+        assert batch is not None
         # Dropout's randomness depends on the position alone, so there is no generator to save.
         torch.manual_seed(step_seed(job.run.seed, self.step + 1, self.group.rank))
-        nats = self._accumulate(rows, global_tokens, phases)
-        loss = self._checked_loss(nats, global_tokens, batch)
+        nats_B = self._accumulate(batch.rows, weight, phases)
+        loss = self._checked_loss(float(nats_B.sum()), weight, batch)
         rate = job.optim.learning_rate * learning_rate_factor(
             job.schedule, self.step + 1, self.assignment.total_steps
         )
@@ -109,9 +111,15 @@ class Loop:
             raise self._non_finite("the gradient norm", batch)
         self.step += 1
         self.samples += job.train.global_batch
-        self.tokens += int(global_tokens)
-        seconds = time.perf_counter() - began
-        self._log_step(loss, rate, norm, batch, int(global_tokens), seconds, phases)
+        self.tokens += int(tokens)
+        figures = {
+            "train/loss": loss,
+            **self._loss_by_source(nats_B, batch),
+            "train/learning_rate": rate,
+            "train/grad_norm": norm,
+            "perf/learned_share": weight / tokens,
+        }
+        self._log_step(figures, batch, int(tokens), time.perf_counter() - began, phases)
         return stop > 0
 
     def _next_batch(
@@ -123,28 +131,44 @@ class Loop:
         except DataError as error:
             return None, error
 
-    def _accumulate(self, rows: Rows, global_tokens: float, phases: Phases) -> float:
-        """Forward and backward over the micro-batches; returns this rank's summed loss in nats."""
+    def _accumulate(self, rows: Rows, weight: float, phases: Phases) -> Floats:
+        """Forward and backward over the micro-batches; returns this rank's losses by row, in nats."""
         size = self.assignment.job.train.micro_batch
-        total = torch.zeros((), dtype=torch.float64, device=self.group.device)
+        losses = []
         for first in range(0, len(rows), size):
             began = time.perf_counter()
             self.trainer.begin_micro_batch(last=first + size >= len(rows))
-            loss_sum = self.objective.loss_sum(
+            losses_B = self.objective.losses(
                 self.trainer.engine, rows.part(first, first + size), self.group.device
             )
-            total += loss_sum.detach().double()
+            losses.append(losses_B.detach())
             forwarded = time.perf_counter()
-            self.trainer.backward(loss_sum, global_tokens)
+            self.trainer.backward(losses_B.sum(), weight)
             phases.forward += forwarded - began
             phases.backward += time.perf_counter() - forwarded
-        return float(total)
+        return torch.cat(losses).double().cpu().numpy()
 
-    def _checked_loss(self, nats: float, global_tokens: float, batch: StepBatch) -> float:
+    def _loss_by_source(self, nats_B: Floats, batch: StepBatch) -> dict[str, float]:
+        """Each data source's own loss in this step, where there are several."""
+        names = source_names(self.prepared)
+        if len(names) == 1:
+            return {}
+        sums = []
+        for source in range(len(names)):
+            mine = batch.source == source
+            sums += [float(nats_B[mine].sum()), self.objective.weight(batch.rows.take(mine))]
+        sums = self.group.sum(*sums)
+        return {
+            f"train/{name}/loss": sums[2 * source] / sums[2 * source + 1]
+            for source, name in enumerate(names)
+            if sums[2 * source + 1] > 0
+        }
+
+    def _checked_loss(self, nats: float, weight: float, batch: StepBatch) -> float:
         total, bad = self.group.sum(nats if np.isfinite(nats) else 0.0, not np.isfinite(nats))
         if bad:
             raise self._non_finite("the loss", batch, mine=not np.isfinite(nats))
-        return total / global_tokens
+        return total / weight
 
     def _non_finite(self, what: str, batch: StepBatch, mine: bool = True) -> NonFiniteError:
         """The same error for all ranks, naming the samples of those whose value was not finite."""
@@ -158,9 +182,7 @@ class Loop:
 
     def _log_step(
         self,
-        loss: float,
-        rate: float,
-        norm: float,
+        figures: dict[str, float],
         batch: StepBatch,
         tokens: int,
         seconds: float,
@@ -177,9 +199,7 @@ class Loop:
             tokens=self.tokens,
             sample_ids_sha256=hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest(),
             **{
-                "train/loss": loss,
-                "train/learning_rate": rate,
-                "train/grad_norm": norm,
+                **figures,
                 "perf/tokens_per_s": per_second,
                 "perf/mfu": per_second * self.flops_per_token / self.peak_flops,
                 "perf/step_s": seconds,
@@ -190,23 +210,12 @@ class Loop:
             },
         )
 
-    def _evaluate(self) -> None:
-        result = evaluate(self.trainer.model, self.objective, self.held_out, self.group)
-        if self.journal is not None:
-            self.journal.write("evaluation", self.step, tokens=self.tokens, **result.metrics())
-
-    def _sample(self) -> None:
-        path = write_samples(
-            self.trainer.model,
-            self.prepared[0],
-            self.assignment.job.evaluation,
-            self.assignment.run_dir,
-            seed=self.assignment.job.run.seed,
-            step=self.step,
-            group=self.group,
-        )
-        if self.journal is not None:
-            self.journal.write("samples", self.step, samples_path=path)
+    def _evaluate(self, now: Occasion) -> None:
+        figures: dict[str, float] = {}
+        for evaluator in self.evaluators:
+            figures |= evaluator.measure(self.trainer.model, self.group, now)
+        if figures and self.journal is not None:
+            self.journal.write("evaluation", self.step, tokens=self.tokens, **figures)
 
     def _commit(self) -> None:
         began = time.perf_counter()
@@ -223,6 +232,7 @@ class Loop:
             tokenizer_fingerprint=self.prepared[0].manifest.tokenizer.fingerprint,
             code_commit=assignment.code_commit,
             parent=assignment.parent,
+            parent_digest=assignment.parent_digest,
             files={},
         )
         directory = commit(
@@ -252,10 +262,6 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     """A 63-bit seed for one rank's randomness in one step."""
     text = f"raymill/{seed}/{step}/{rank}".encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1
-
-
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
 
 
 def _ranges(numbers: list[int]) -> str:

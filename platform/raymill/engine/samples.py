@@ -3,47 +3,55 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raymill.config.schema import EvaluationConfig
+from raymill.config.schema import TextEvaluation
 from raymill.data.manifest import Prepared
 from raymill.durable import write_atomic
+from raymill.engine.evaluation import Occasion
 from raymill.engine.group import WorkerGroup
+from raymill.engine.journal import Journal
 from raymill.generate.sampling import sample_texts
 
 
-def write_samples(
-    model: Any,
-    prepared: Prepared,
-    settings: EvaluationConfig,
-    run_dir: Path,
-    *,
-    seed: int,
-    step: int,
-    group: WorkerGroup,
-) -> str:
-    """Continue the prompts; all ranks take part (ZeRO-3 gathers weights), rank 0 writes.
+@dataclass(frozen=True)
+class SampledText:
+    """Continues the prompts every `sample_every` steps and after the last; gives no figures.
 
-    Returns the file's path relative to the run directory.
+    All ranks take part (ZeRO-3 gathers weights), rank 0 writes.
     """
-    texts = sample_texts(
-        model,
-        prepared.tokenizer_folder,
-        settings.prompts,
-        end_of_text_id=prepared.manifest.tokenizer.end_of_text_id,
-        max_new_tokens=settings.sample_tokens,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        seed=seed + step,
-        lockstep=True,
-    )
-    path = f"samples/step-{step:08d}.json"
-    if group.rank == 0:
-        (run_dir / "samples").mkdir(exist_ok=True)
-        body = [
-            {"prompt": prompt, "text": text}
-            for prompt, text in zip(settings.prompts, texts, strict=True)
-        ]
-        write_atomic(run_dir / path, json.dumps(body, ensure_ascii=False, indent=1))
-    return path
+
+    prepared: Prepared
+    settings: TextEvaluation
+    run_dir: Path
+    seed: int
+    journal: Journal | None
+
+    def measure(self, model: Any, group: WorkerGroup, occasion: Occasion) -> dict[str, float]:
+        """See `Evaluator`."""
+        settings, step = self.settings, occasion.step
+        if not occasion.due(settings.sample_every):
+            return {}
+        texts = sample_texts(
+            model,
+            self.prepared.tokenizer_folder,
+            settings.prompts,
+            end_of_text_id=self.prepared.manifest.tokenizer.end_of_text_id,
+            max_new_tokens=settings.sample_tokens,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            seed=self.seed + step,
+            lockstep=True,
+        )
+        if self.journal is not None:
+            path = f"samples/step-{step:08d}.json"
+            (self.run_dir / "samples").mkdir(exist_ok=True)
+            body = [
+                {"prompt": prompt, "text": text}
+                for prompt, text in zip(settings.prompts, texts, strict=True)
+            ]
+            write_atomic(self.run_dir / path, json.dumps(body, ensure_ascii=False, indent=1))
+            self.journal.write("samples", step, samples_path=path)
+        return {}

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from raymill.config.schema import Offload, PretrainJob
+from raymill.config.schema import Offload, TrainJob
 from raymill.plan.batch import accumulation_steps
 
 
-def clips_gradients_itself(job: PretrainJob) -> bool:
+def clips_gradients_itself(job: TrainJob) -> bool:
     """Whether DeepSpeed clips: not in ZeRO-0 fp32, where it doesn't tell the norm before the update."""
     return job.zero.stage > 0 or job.train.precision != "fp32"
 
 
-def deepspeed_config(job: PretrainJob, world_size: int) -> dict[str, Any]:
+def deepspeed_config(job: TrainJob, world_size: int) -> dict[str, Any]:
     """The dictionary that `deepspeed.initialize` takes."""
     zero: dict[str, Any] = {
         "stage": job.zero.stage,
@@ -49,7 +49,7 @@ def deepspeed_config(job: PretrainJob, world_size: int) -> dict[str, Any]:
     return config
 
 
-def _offload(device: Offload, job: PretrainJob) -> dict[str, Any]:
+def _offload(device: Offload, job: TrainJob) -> dict[str, Any]:
     settings: dict[str, Any] = {"device": device, "pin_memory": job.cluster.gpu}
     if device == "nvme":
         settings["nvme_path"] = job.zero.nvme_path

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -18,6 +18,7 @@ from raymill.data.manifest import Prepared, load_prepared
 from raymill.data.order import Order, SourceShape
 from raymill.engine.assignment import Assignment
 from raymill.engine.group import WorkerGroup
+from raymill.engine.recipe import Recipe
 from raymill.engine.trainer import Trainer, load_weights
 from raymill.errors import ConfigError, RaymillError
 
@@ -126,6 +127,11 @@ def _refuse_contradictions(
     data_digests: tuple[str, ...],
 ) -> None:
     problems = contradictions(manifest.config, assignment.config, changeable)
+    if assignment.parent_digest != manifest.parent_digest and "parent" in assignment.config:
+        problems.append(
+            f"parent={assignment.config['parent']} is {assignment.parent} now, the run started from "
+            f"{manifest.parent}: give that one to go on with the run, or choose another run.name"
+        )
     if not problems and manifest.data_digests != data_digests:
         problems = [
             "the prepared data isn't what the checkpoint was trained on (manifest digests "
@@ -139,27 +145,24 @@ def _short(digests: tuple[str, ...]) -> str:
     return ", ".join(digest[:12] for digest in digests)
 
 
+def source_names(prepared: Sequence[Prepared]) -> list[str]:
+    """A name for each data source, for figures of its own; two of one name are told apart."""
+    names: list[str] = []
+    for data in prepared:
+        same = sum(name.partition("~")[0] == data.manifest.name for name in names)
+        names.append(data.manifest.name if not same else f"{data.manifest.name}~{same + 1}")
+    return names
+
+
 def build_trainer(
-    assignment: Assignment,
-    start: Start,
-    vocab_size: int,
-    end_of_text_id: int,
-    group: WorkerGroup,
+    recipe: Recipe, assignment: Assignment, start: Start, group: WorkerGroup
 ) -> Trainer:
     """The model with the weights it starts from, under DeepSpeed."""
-    from raymill.model.build import build_model, load_pretrained
-
-    job = assignment.job
-    if assignment.model_folder is not None and start.found is None:
-        model = load_pretrained(assignment.model_folder, job.arch, vocab_size)
-    else:
-        model = build_model(
-            job.arch, job.arch.vocab_size or vocab_size, end_of_text_id, job.run.seed
-        )
+    model = recipe.build_model(fresh=start.found is None)
     reader = start.found.reader() if start.found else None
     if reader is not None:
         load_weights(model, reader)
-    trainer = Trainer(job, model.to(group.device), group)
+    trainer = Trainer(assignment.job, model.to(group.device), group)
     if reader is not None:
         trainer.load_state(reader, start.step)
     return trainer

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from raymill.checkpoint.fragments import MOMENTS, WEIGHT, FloatArray, FragmentReader
-from raymill.config.schema import OptimConfig, PretrainJob
+from raymill.config.schema import OptimConfig, TrainJob
 from raymill.engine.group import WorkerGroup
 from raymill.engine.ownership import optimizer_state, owned_by_this_rank
 from raymill.engine.settings import clips_gradients_itself, deepspeed_config
@@ -39,17 +39,17 @@ def build_optimizer(model: torch.nn.Module, optim: OptimConfig) -> torch.optim.A
 
 
 def load_weights(model: torch.nn.Module, reader: FragmentReader) -> None:
-    """Fill a freshly built model with a checkpoint's fp32 weights.
+    """Fill a freshly built model's trainable parameters with a checkpoint's fp32 weights.
 
     Raises:
         CheckpointError: the checkpoint's parameters aren't the model's; names the first that differ.
     """
-    parameters = dict(model.named_parameters())
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     missing = sorted(set(parameters) ^ set(reader.index))
     if missing:
         raise CheckpointError(
             f"{reader.directory} and the model differ in {len(missing)} parameters, "
-            f"first {missing[0]}: the architecture isn't the one that was saved"
+            f"first {missing[0]}: what is trained isn't what was saved"
         )
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -59,11 +59,13 @@ def load_weights(model: torch.nn.Module, reader: FragmentReader) -> None:
 class Trainer:
     """A model under DeepSpeed. Collective throughout: every rank calls every method in step."""
 
-    def __init__(self, job: PretrainJob, model: torch.nn.Module, group: WorkerGroup) -> None:
+    def __init__(self, job: TrainJob, model: torch.nn.Module, group: WorkerGroup) -> None:
         import deepspeed
 
         self.group = group
-        self.shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        self.shapes = {
+            name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad
+        }
         self._own_norm = not clips_gradients_itself(job)
         self._grad_clip = job.optim.grad_clip or math.inf
         self.accumulation = accumulation_steps(job, group.world_size)

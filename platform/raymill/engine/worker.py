@@ -70,8 +70,8 @@ def build_loop(assignment: Assignment, group: WorkerGroup, journal: Journal | No
     """Everything between the assignment and the first step; collective."""
 
     from raymill.checkpoint.retention import remove_leftovers
-    from raymill.data.validation import ValidationSet
     from raymill.engine.loop import Loop
+    from raymill.engine.recipe import recipe_of
     from raymill.engine.setup import (
         build_trainer,
         decide_start,
@@ -79,43 +79,27 @@ def build_loop(assignment: Assignment, group: WorkerGroup, journal: Journal | No
         on_rank_zero,
         open_data,
     )
-    from raymill.objective.language_modelling import LanguageModelling
-    from raymill.plan.flops import flops_per_token
 
-    job = assignment.job
     prepared, order = on_all_ranks(group, lambda: open_data(assignment))
     digests = tuple(data.manifest.digest for data in prepared)
     if group.rank == 0:
         remove_leftovers(assignment.checkpoints)
     start = on_rank_zero(group, lambda: decide_start(assignment, digests))
     _announce(assignment, start, journal, group.world_size)
-    tokenizer = prepared[0].manifest.tokenizer
-    trainer = on_all_ranks(
-        group,
-        lambda: build_trainer(
-            assignment, start, tokenizer.vocab_size, tokenizer.end_of_text_id, group
-        ),
-    )
+    recipe = recipe_of(assignment, prepared)
+    trainer = on_all_ranks(group, lambda: build_trainer(recipe, assignment, start, group))
     return Loop(
         assignment=assignment,
         prepared=prepared,
         start=start,
         trainer=trainer,
-        objective=LanguageModelling(tokenizer.end_of_text_id, job.data.document_mask),
-        held_out=ValidationSet(
-            assignment.folders[0],
-            rank=group.rank,
-            world_size=group.world_size,
-            batch_rows=job.evaluation.batch,
-            rows=job.evaluation.rows,
-        ),
+        objective=recipe.objective(trainer.model),
+        evaluators=recipe.evaluators(trainer.model, group, journal),
         stream=open_stream(assignment, order, start, group),
         group=group,
         journal=journal,
         peak_flops=_peak_of_all(assignment, group),
-        flops_per_token=flops_per_token(
-            job.arch, job.arch.vocab_size or tokenizer.vocab_size, job.data.sequence_length
-        ),
+        flops_per_token=recipe.flops_per_token(trainer.model),
     )
 
 

@@ -84,11 +84,9 @@ def documents(prepared: Prepared, split: str) -> Iterator[list[int]]:
     for shard in manifest.splits[split].shards:
         stream = np.concatenate(
             [
-                tokens[row, 1 : length[row]]  # a row's first token is the last of the row before
-                for tokens, length, _ in row_groups(
-                    prepared.shard_path(shard), shard, manifest.dtype
-                )
-                for row in range(len(length))
+                rows.tokens[row, 1 : rows.length[row]]  # its first is the last of the row before
+                for rows in row_groups(prepared.shard_path(shard), shard, manifest.dtype)
+                for row in range(len(rows))
             ]
         )
         ends = np.flatnonzero(stream == manifest.tokenizer.end_of_text_id)

@@ -1,34 +1,90 @@
-"""`jobs/generate.py`: a model continues a prompt, token by token."""
+"""`jobs/generate.py`: a model continues a prompt, or answers in a conversation, token by token."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raymill.config.schema import GenerateJob
-from raymill.errors import ConfigError
+from raymill.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from raymill.data.chat.encode import ChatEncoder
 
 
 def run(job: GenerateJob) -> int:
     """Answer `prompt=`, `prompt_file=`, or standard input: whole when piped, line by line at a terminal.
 
+    A model whose folder has a chat template converses, unless `chat=false`; others continue text.
+
     Raises:
-        RaymillError: the model or the prompt file can't be had.
+        RaymillError: the model or the prompt file can't be had, or the model has no chat template
+        and one is needed.
     """
     from raymill.track.registry import resolve_model
 
     prompt = _given_prompt(job)
     found = resolve_model(job.model, job.tracking, Path(job.storage.root))
+    encoder = _chat_encoder(job, found.folder)
     print(f"{found.name}", file=sys.stderr)
     model, tokenizer, end_of_text_id = load(found.folder)
-    if prompt is not None:
+    if encoder is not None:
+        _converse(job, model, tokenizer, encoder, prompt)
+    elif prompt is not None:
         _answer(job, model, tokenizer, end_of_text_id, prompt, job.seed)
-        return 0
-    for number, line in enumerate(_typed_prompts()):
-        _answer(job, model, tokenizer, end_of_text_id, line, job.seed + number)
+    else:
+        for number, line in enumerate(_typed_prompts()):
+            _answer(job, model, tokenizer, end_of_text_id, line, job.seed + number)
     return 0
+
+
+def _chat_encoder(job: GenerateJob, folder: Path) -> ChatEncoder | None:
+    """How the model is spoken to; None: it continues text."""
+    if job.chat is False:
+        return None
+    from raymill.data.chat.folder import load_chat_encoder
+
+    try:
+        encoder = load_chat_encoder(folder)
+    except DataError as error:
+        raise DataError(f"{error} (chat=false continues text, without the template.)") from error
+    wanted = {"chat=true": job.chat, "system": job.system is not None}
+    if encoder is None and any(wanted.values()):
+        raise ConfigError(
+            [
+                f"{key}: {job.model} has no chat template (chat_template.jinja, or chat_template in "
+                "tokenizer_config.json, in its folder), so it can only continue text; choose a "
+                f"fine-tuned model, or leave {key} out"
+                for key, given in wanted.items()
+                if given
+            ]
+        )
+    return encoder
+
+
+def _converse(
+    job: GenerateJob, model: Any, tokenizer: Any, encoder: ChatEncoder, prompt: str | None
+) -> None:
+    from raymill.generate.conversation import Conversation, converse, print_answer
+
+    conversation = Conversation(
+        model,
+        tokenizer,
+        encoder,
+        system=job.system,
+        max_new_tokens=job.max_new_tokens,
+        temperature=job.temperature,
+        top_p=job.top_p,
+        stop_ids=_ids(model.generation_config.eos_token_id),
+    )
+    if prompt is None:
+        converse(conversation, job.seed)
+        return
+    # The newline that `echo` and editors put at the end isn't part of a message.
+    message = prompt if job.prompt is not None else prompt.removesuffix("\n")
+    print_answer(conversation, message, job.seed)
 
 
 def _given_prompt(job: GenerateJob) -> str | None:
@@ -69,7 +125,13 @@ def load(folder: Path) -> tuple[Any, Any, int | None]:
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return model.to(device).eval(), tokenizer, model.config.eos_token_id
+    ends = _ids(model.config.eos_token_id)
+    return model.to(device).eval(), tokenizer, ends[0] if ends else None
+
+
+def _ids(value: int | list[int] | None) -> list[int]:
+    """transformers' settings name no token, one, or several."""
+    return [] if value is None else [value] if isinstance(value, int) else list(value)
 
 
 def _answer(
@@ -77,6 +139,7 @@ def _answer(
 ) -> None:
     import torch
 
+    from raymill.generate.decoding import decode_stream
     from raymill.generate.sampling import sample
 
     ids = tokenizer.encode(prompt, add_special_tokens=False)
@@ -96,17 +159,3 @@ def _answer(
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
-
-
-def decode_stream(tokenizer: Any, tokens: Iterable[int]) -> Iterator[str]:
-    """Text as it becomes certain: a character made of several tokens is held back until whole."""
-    ids: list[int] = []
-    shown = 0  # ids whose text was given out
-    for token in tokens:
-        ids.append(token)
-        piece = tokenizer.decode(ids[shown:], skip_special_tokens=True)
-        if piece and not piece.endswith("\ufffd"):
-            yield piece
-            shown = len(ids)
-    if shown < len(ids):
-        yield tokenizer.decode(ids[shown:], skip_special_tokens=True)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,26 @@ def plan_shards(
     return shards
 
 
+@contextmanager
+def replaced_whole(target: Path) -> Iterator[Path]:
+    """A temporary folder to fill, which takes `target`'s place when the block ends without an error."""
+    temporary = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex[:8]}")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if target.exists():
+        old = target.with_name(f"{target.name}.old-{uuid.uuid4().hex[:8]}")
+        target.replace(old)
+        temporary.replace(target)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        temporary.replace(target)
+    fsync_path(target.parent)
+
+
 def export_folder(
     reader: FragmentReader,
     arch: ArchConfig,
@@ -54,39 +76,33 @@ def export_folder(
     from raymill.model.build import hugging_face_config
 
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    temporary = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex[:8]}")
-    temporary.mkdir(parents=True)
     config = hugging_face_config(arch, vocab_size, end_of_text_id)
     config.architectures = [_architecture_name(config)]
     config.dtype = dtype
-    config.save_pretrained(temporary)
-    shards = plan_shards(reader.index, dtype.itemsize)
-    weight_map: dict[str, str] = {}
-    total_bytes = 0
-    for number, names in enumerate(shards, 1):
-        file = (
-            "model.safetensors"
-            if len(shards) == 1
-            else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        )
-        tensors = {name: torch.from_numpy(reader.tensor(name)).to(dtype) for name in names}
-        save_file(tensors, temporary / file, metadata={"format": "pt"})
-        fsync_path(temporary / file)
-        weight_map.update(dict.fromkeys(names, file))
-        total_bytes += sum(tensor.numel() * dtype.itemsize for tensor in tensors.values())
-    if len(shards) > 1:
-        body: dict[str, Any] = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
-        write_atomic(temporary / "model.safetensors.index.json", json.dumps(body, indent=1))
-    for path in sorted(tokenizer_folder.iterdir()):
-        shutil.copyfile(path, temporary / path.name)
-    if target.exists():
-        old = target.with_name(f"{target.name}.old-{uuid.uuid4().hex[:8]}")
-        target.replace(old)
-        temporary.replace(target)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        temporary.replace(target)
-    fsync_path(target.parent)
+    with replaced_whole(target) as temporary:
+        config.save_pretrained(temporary)
+        shards = plan_shards(reader.index, dtype.itemsize)
+        weight_map: dict[str, str] = {}
+        total_bytes = 0
+        for number, names in enumerate(shards, 1):
+            file = (
+                "model.safetensors"
+                if len(shards) == 1
+                else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            )
+            tensors = {name: torch.from_numpy(reader.tensor(name)).to(dtype) for name in names}
+            save_file(tensors, temporary / file, metadata={"format": "pt"})
+            fsync_path(temporary / file)
+            weight_map.update(dict.fromkeys(names, file))
+            total_bytes += sum(tensor.numel() * dtype.itemsize for tensor in tensors.values())
+        if len(shards) > 1:
+            body: dict[str, Any] = {
+                "metadata": {"total_size": total_bytes},
+                "weight_map": weight_map,
+            }
+            write_atomic(temporary / "model.safetensors.index.json", json.dumps(body, indent=1))
+        for path in sorted(tokenizer_folder.iterdir()):
+            shutil.copyfile(path, temporary / path.name)
     return target
 
 

@@ -1,37 +1,18 @@
-"""Predicting the next token of packed text.
+"""Predicting every next token of packed text.
 
 Shapes: B rows of a micro-batch, T predictions a row (a row holds T + 1 tokens), V vocabulary.
-The loss is a *sum* over predicted tokens; the loop divides by the global batch's token count, so the
-result doesn't depend on micro-batch, accumulation or world size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-IGNORE = -100
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Packed rows on the host, in storage dtype."""
-
-    tokens: npt.NDArray[Any]  # [B, T + 1]; past a row's length: padding
-    length: npt.NDArray[np.int32]  # [B] tokens that count, 2 to T + 1
-
-    def __len__(self) -> int:
-        return int(self.tokens.shape[0])
-
-    def part(self, start: int, stop: int) -> Rows:
-        """Rows [start, stop)."""
-        return Rows(self.tokens[start:stop], self.length[start:stop])
+from raymill.data.rows import Rows
+from raymill.objective.objective import IGNORE, Forward, predicted_tokens
 
 
 @dataclass(frozen=True)
@@ -41,18 +22,12 @@ class LanguageModelling:
     end_of_text_id: int
     document_mask: bool = False
 
-    def predicted_tokens(self, rows: Rows) -> int:
+    def weight(self, rows: Rows) -> float:
         """How many tokens of `rows` have a loss."""
-        return int(rows.length.sum(dtype=np.int64)) - len(rows)
+        return float(predicted_tokens(rows))
 
-    def loss_sum(
-        self, forward: Callable[..., Any], rows: Rows, device: torch.device
-    ) -> torch.Tensor:
-        """Summed negative log-likelihood in nats, a scalar in fp32; `forward` returns `.logits`.
-
-        No rows make a forward pass all the same, of one row that predicts nothing: under ZeRO-3 every
-        rank must take part.
-        """
+    def losses(self, forward: Forward, rows: Rows, device: torch.device) -> torch.Tensor:
+        """[B] Summed negative log-likelihood of each row in nats; see `Objective.losses`."""
         if len(rows) == 0:
             rows = Rows(np.zeros((1, rows.tokens.shape[1]), np.int64), np.ones(1, np.int32))
         tokens_BT1 = torch.from_numpy(rows.tokens.astype(np.int64))
@@ -65,12 +40,13 @@ class LanguageModelling:
             positions_BT = document_positions(inputs_BT, self.end_of_text_id)
             arguments["position_ids"] = positions_BT.to(device)
         logits_BTV = forward(**arguments, use_cache=False).logits
-        return F.cross_entropy(
+        nats_BT = F.cross_entropy(
             logits_BTV.flatten(0, 1).float(),
             labels_BT.flatten().to(device),
             ignore_index=IGNORE,
-            reduction="sum",
-        )
+            reduction="none",
+        ).view(labels_BT.shape)
+        return nats_BT.sum(dim=1)
 
 
 def document_positions(inputs_BT: torch.Tensor, end_of_text_id: int) -> torch.Tensor:
@@ -78,6 +54,11 @@ def document_positions(inputs_BT: torch.Tensor, end_of_text_id: int) -> torch.Te
 
     transformers reads restarting positions as packed sequences and masks attention between them.
     """
-    column_BT = torch.arange(inputs_BT.shape[1]).expand_as(inputs_BT)
-    opens_BT = torch.where(inputs_BT == end_of_text_id, column_BT, torch.zeros_like(column_BT))
-    return column_BT - opens_BT.cummax(dim=1).values
+    return restarting_positions(inputs_BT == end_of_text_id)
+
+
+def restarting_positions(opens_BT: torch.Tensor) -> torch.Tensor:
+    """[B, T] Positions that count from 0 at every place where `opens_BT` is true."""
+    column_BT = torch.arange(opens_BT.shape[1]).expand_as(opens_BT)
+    start_BT = torch.where(opens_BT, column_BT, torch.zeros_like(column_BT))
+    return column_BT - start_BT.cummax(dim=1).values

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from raymill.config.schema import PretrainJob
+from raymill.config.schema import TrainJob
 
 
-def total_steps(job: PretrainJob) -> int:
+def total_steps(job: TrainJob) -> int:
     """Optimizer steps of the whole run; tokens are rounded up to whole global batches."""
     if job.train.steps is not None:
         return job.train.steps
@@ -13,6 +13,6 @@ def total_steps(job: PretrainJob) -> int:
     return -(-job.train.tokens // (job.train.global_batch * job.data.sequence_length))
 
 
-def accumulation_steps(job: PretrainJob, world_size: int) -> int:
+def accumulation_steps(job: TrainJob, world_size: int) -> int:
     """Micro-batches a rank and step: global batch / (world size x micro-batch), exact by validation."""
     return job.train.global_batch // (world_size * job.train.micro_batch)

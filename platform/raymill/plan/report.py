@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from raymill.config.schema import PretrainJob
+from raymill.config.schema import ArchConfig, PretrainJob, SftJob, TrainJob
 from raymill.data.location import prepared_folder
 from raymill.data.manifest import MANIFEST_NAME
 from raymill.plan.batch import accumulation_steps, total_steps
@@ -18,25 +18,43 @@ ASSUMED_MFU = 0.4  # published large runs reach 0.38 to 0.55
 GIB = 2**30
 
 
-def print_plan(job: PretrainJob) -> None:
-    """Print the resolved plan; nothing is started or written."""
+def print_plan(lines: list[tuple[str, str]]) -> None:
+    """Print a resolved plan; nothing is started or written."""
     console = Console()
-    for name, text in plan_lines(job):
+    for name, text in lines:
         console.print(f"{name:<14}{text}", soft_wrap=True, highlight=False, markup=False)
 
 
-def plan_lines(job: PretrainJob) -> list[tuple[str, str]]:
+def pretraining_plan(job: PretrainJob) -> list[tuple[str, str]]:
     """(topic, text) lines of the plan."""
     vocabulary = job.arch.vocab_size or job.tokenizer.vocab_size
-    count = count_parameters(job.arch, vocabulary)
+    return [*_computation(job, job.arch, vocabulary), *_places(job, _text_data(job))]
+
+
+def fine_tuning_plan(
+    job: SftJob, parent: str, arch: ArchConfig | None, vocab_size: int, data: str
+) -> list[tuple[str, str]]:
+    """(topic, text) lines; `arch` is the parent's where its shape is known, `vocab_size` with the tokens
+    that the chat template adds. Adapters are planned as if all weights were trained: an upper bound."""
+    lines = [("parent", parent)]
+    if arch is not None:
+        lines += _computation(job, arch, max(vocab_size, arch.vocab_size or 0))
+    if job.lora.rank:
+        bound = f"rank {job.lora.rank} on {', '.join(job.lora.targets)}"
+        lines.append(("adapters", f"{bound}; memory and checkpoints above are upper bounds"))
+    return [*lines, *_places(job, data)]
+
+
+def _computation(job: TrainJob, arch: ArchConfig, vocabulary: int) -> list[tuple[str, str]]:
+    count = count_parameters(arch, vocabulary)
     train, workers = job.train, job.run.workers
     step_tokens = train.global_batch * job.data.sequence_length
     steps = total_steps(job)
-    per_token = flops_per_token(job.arch, vocabulary, job.data.sequence_length)
+    per_token = flops_per_token(arch, vocabulary, job.data.sequence_length)
     total_flops = per_token * steps * step_tokens
     accumulation = accumulation_steps(job, workers)
     memory = worker_memory(
-        job.arch,
+        arch,
         vocabulary,
         stage=job.zero.stage,
         workers=workers,
@@ -47,10 +65,10 @@ def plan_lines(job: PretrainJob) -> list[tuple[str, str]]:
         offload_optimizer=job.zero.offload_optimizer,
         offload_params=job.zero.offload_params,
     )
-    lines = [
+    return [
         (
             "parameters",
-            f"{count.total:,} ({job.arch.name}: {count.embedding:,} embedding, {count.blocks:,} "
+            f"{count.total:,} ({arch.name}: {count.embedding:,} embedding, {count.blocks:,} "
             f"blocks, {count.head:,} output), vocabulary {vocabulary:,}",
         ),
         (
@@ -70,10 +88,9 @@ def plan_lines(job: PretrainJob) -> list[tuple[str, str]]:
         ("memory", _memory(job, memory)),
         ("checkpoint", f"{12 * count.total / GIB:.2f} GiB each (fp32 weights and two moments)"),
     ]
-    return lines + _places(job)
 
 
-def _duration(job: PretrainJob, flops: float) -> str:
+def _duration(job: TrainJob, flops: float) -> str:
     peak = job.cluster.peak_tflops
     if peak is None:
         return "; how long depends on cluster.peak_tflops, which isn't set"
@@ -84,7 +101,7 @@ def _duration(job: PretrainJob, flops: float) -> str:
     )
 
 
-def _memory(job: PretrainJob, memory: Memory) -> str:
+def _memory(job: TrainJob, memory: Memory) -> str:
     parts = (
         f"{memory.device / GIB:.2f} GiB a worker: weights {memory.weights / GIB:.2f}, gradients "
         f"{memory.gradients / GIB:.2f}, optimizer {memory.optimizer / GIB:.2f}, activations "
@@ -97,14 +114,17 @@ def _memory(job: PretrainJob, memory: Memory) -> str:
     return f"{parts}; ZeRO {job.zero.stage}, {job.train.precision}"
 
 
-def _places(job: PretrainJob) -> list[tuple[str, str]]:
+def _text_data(job: PretrainJob) -> str:
+    root = Path(job.storage.root)
+    folder = prepared_folder(job.data, job.tokenizer, job.run.seed, root)
+    state = "prepared" if (folder / MANIFEST_NAME).exists() else "not prepared yet"
+    return f"{folder} ({state})"
+
+
+def _places(job: TrainJob, data: str) -> list[tuple[str, str]]:
     root = Path(job.storage.root)
     if job.data.mixture:
         data = ", ".join(f"{name} ({weight:g})" for name, weight in job.data.mixture.items())
-    else:
-        folder = prepared_folder(job.data, job.tokenizer, job.run.seed, root)
-        state = "prepared" if (folder / MANIFEST_NAME).exists() else "not prepared yet"
-        data = f"{folder} ({state})"
     run_dir = root / "runs" / str(job.run.name)
     state = "exists: it would resume" if run_dir.exists() else "new"
     tracking = {None: f"sqlite:///{root / 'mlflow.db'}", "none": "off"}.get(

@@ -58,15 +58,25 @@ class RunConsole:
                     f"(attempt {event['attempt']})"
                 )
         elif kind == "evaluation":
+            self._evaluation(event)
+        elif kind == "checkpoint":
+            self.say(
+                f"step {event['step']:>6}  checkpoint {Path(event['path']).name} "
+                f"({event['seconds']:.1f} s)"
+            )
+
+    def _evaluation(self, event: dict[str, Any]) -> None:
+        if "eval/loss" in event:
             self._bits = event["eval/bits_per_byte"]
             self.say(
                 f"step {event['step']:>6}  held-out loss {event['eval/loss']:.4f}, perplexity "
                 f"{event['eval/perplexity']:.1f}, {self._bits:.4f} bits per byte"
             )
-        elif kind == "checkpoint":
+        if "answers/f1" in event:
+            ended = event.get("answers/ended")
             self.say(
-                f"step {event['step']:>6}  checkpoint {Path(event['path']).name} "
-                f"({event['seconds']:.1f} s)"
+                f"step {event['step']:>6}  answers: loss {event['answers/loss']:.4f}, F1 "
+                f"{event['answers/f1']:.3f}" + ("" if ended is None else f", {ended:.0%} ended")
             )
 
     def _progress(self, event: dict[str, Any]) -> None:

@@ -66,6 +66,7 @@ class Forwarder:
             "raymill.config_digest": assignment.config_digest,
             "mlflow.source.git.commit": assignment.code_commit or "",
             "raymill.parent": assignment.parent or "",
+            "raymill.job": type(assignment.job).__name__.removesuffix("Job").lower(),
         }
         return {key: value for key, value in tags.items() if value}
 
@@ -110,6 +111,7 @@ class Forwarder:
         try:
             metrics: list[Metric] = []
             artifacts: list[str] = []
+            tables: list[str] = []
             for event in self._follower.read(limit=60):
                 metrics += [
                     Metric(key, value, int(event["time"] * 1000), event["step"])
@@ -117,6 +119,8 @@ class Forwarder:
                 ]
                 if event["kind"] == "samples":
                     artifacts.append(event["samples_path"])
+                if event["kind"] == "answers":
+                    tables.append(event["answers_path"])
             if self._follower.offset == offset:
                 return False
             for first in range(0, len(metrics), _METRICS_A_CALL):
@@ -125,11 +129,24 @@ class Forwarder:
                 self.client.log_artifact(
                     self.run_id, str(self.assignment.run_dir / path), "samples"
                 )
+            for path in tables:
+                self._log_table(path)
             self._remember(offset=self._follower.offset)
         except Exception:
             self._follower.offset = offset  # the same lines again, next time
             raise
         return True
+
+    def _log_table(self, path: str) -> None:
+        """A file of columns and data as a table that MLflow's page shows and compares."""
+        assert self.run_id is not None
+        table = json.loads((self.assignment.run_dir / path).read_text(encoding="utf-8"))
+        columns = {
+            name: [row[place] for row in table["data"]]
+            for place, name in enumerate(table["columns"])
+        }
+        file = f"answers/{Path(path).name}"
+        self.client.log_table(self.run_id, columns, file)
 
     def log_system(self, values: Mapping[str, float], time_s: float, step: int) -> None:
         """Processor, memory and GPU readings."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymill.checkpoint.retention import REGISTERED_NAME
 from raymill.config.schema import TrackingConfig
-from raymill.durable import write_atomic
+from raymill.durable import sha256_file, sha256_json, write_atomic
 from raymill.errors import ConfigError, TrackingError
 from raymill.track.server import call, connect, tracking_uri
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from raymill.checkpoint.resume import Found
     from raymill.track.forwarder import Forwarder
 
+# Figures that a version's tags repeat, so that versions can be compared at a glance.
+TOLD = ("eval/bits_per_byte", "answers/f1", "answers/ended", "answers/refusal_f1")
+MARKER_NAME = "raymill.json"  # in an exported folder: what it was exported from
 # Stricter than MLflow, whose client accepts names such as `m%2e` or with newlines.
 _REFERENCE = re.compile(
     r"models:/(?P<name>[A-Za-z0-9_][A-Za-z0-9._-]*)"
@@ -34,12 +37,21 @@ class ResolvedModel:
 
     folder: Path
     name: str  # models:/name/version, or the folder
+    digest: str  # of its weights: of the checkpoint they were exported from, where that is known
+    data: tuple[str, ...] = ()  # prepared folders that it was trained on, where they are known
 
 
 def register_export(
-    forwarder: Forwarder, found: Found, export: Path, figures: dict[str, Any], uri: str
+    forwarder: Forwarder,
+    found: Found,
+    export: Path,
+    figures: dict[str, Any],
+    uri: str,
+    suffix: str = "",
 ) -> str:
-    """Register `export` as a version, with alias and lineage tags; the same checkpoint only once.
+    """Register `export` as a version of the configured model (its name with `suffix`).
+
+    With alias and lineage tags; the same checkpoint only once.
 
     The folder is copied into the run's artifacts: `export/` changes when the run goes on, a version
     must not.
@@ -49,7 +61,7 @@ def register_export(
     """
     assignment = forwarder.assignment
     tracking = assignment.job.tracking
-    name, alias = tracking.registered_model, tracking.alias
+    name, alias = tracking.registered_model + suffix, tracking.alias
     record_path = assignment.run_dir / REGISTERED_NAME
     records = json.loads(record_path.read_text()) if record_path.exists() else []
     client, run_id = forwarder.client, forwarder.run_id
@@ -59,7 +71,7 @@ def register_export(
             known = str(record["version"])
             call(partial(client.set_registered_model_alias, name, alias, known), uri)
             return f"models:/{name}/{known} as {name}@{alias}"
-    place = f"model/{found.directory.name}"
+    place = f"model{suffix}/{found.directory.name}"
 
     def register() -> str:
         client.log_artifacts(run_id, str(export), place)
@@ -107,13 +119,22 @@ def _lineage_tags(forwarder: Forwarder, found: Found, figures: dict[str, Any]) -
         "raymill.config_digest": manifest.config_digest,
         "raymill.code_commit": manifest.code_commit or "",
         "raymill.parent": manifest.parent or "",
-        "raymill.bits_per_byte": str(figures.get("eval/bits_per_byte", "")),
+        "raymill.parent_digest": manifest.parent_digest or "",
+        **{
+            f"raymill.{name.rpartition('/')[2]}": str(figures[name])
+            for name in TOLD
+            if name in figures
+        },
     }
     return {key: value for key, value in tags.items() if value}
 
 
-def resolve_model(reference: str, tracking: TrackingConfig, root: Path) -> ResolvedModel:
+def resolve_model(
+    reference: str, tracking: TrackingConfig, root: Path, key: str = "model"
+) -> ResolvedModel:
     """A registry reference or a Hugging Face folder → a folder on this machine and a pinned name.
+
+    `key` is what the user typed it under.
 
     Raises:
         ConfigError: the reference names nothing; says what there is.
@@ -124,33 +145,44 @@ def resolve_model(reference: str, tracking: TrackingConfig, root: Path) -> Resol
         if not (folder / "config.json").is_file():
             raise ConfigError(
                 [
-                    f"model={reference}: there is no Hugging Face folder (one with a config.json); "
+                    f"{key}={reference}: there is no Hugging Face folder (one with a config.json); "
                     "expected such a folder, models:/name@alias or models:/name/3"
                 ]
             )
-        return ResolvedModel(folder.resolve(), str(folder.resolve()))
+        return _described(folder.resolve(), str(folder.resolve()))
     match = _REFERENCE.fullmatch(reference)
     if match is None:
-        raise ConfigError([f"model={reference!r}: expected models:/name@alias or models:/name/3"])
+        raise ConfigError([f"{key}={reference!r}: expected models:/name@alias or models:/name/3"])
     uri = tracking_uri(tracking, root)
     if uri == "none":
-        raise ConfigError([f"model={reference}: tracking.uri=none has no registry; give a folder"])
+        raise ConfigError([f"{key}={reference}: tracking.uri=none has no registry; give a folder"])
     if tracking.uri is None and not (root / "mlflow.db").exists():
         raise ConfigError(
             [
-                f"model={reference}: there is no registry yet under storage.root={root}; train a "
+                f"{key}={reference}: there is no registry yet under storage.root={root}; train a "
                 "model first (python jobs/pipeline.py experiment=demo), or give a folder"
             ]
         )
     client = connect(tracking, root)
-    version = _find_version(client, match, reference, uri)
+    version = _find_version(client, match, f"{key}={reference}", uri)
     folder = Path(call(lambda: _download(version.source, uri), uri))
     if not (folder / "config.json").is_file():
         raise TrackingError(f"{reference} points to {version.source}, where there is no model")
-    return ResolvedModel(folder, f"models:/{version.name}/{version.version}")
+    return _described(folder, f"models:/{version.name}/{version.version}")
 
 
-def _find_version(client: MlflowClient, match: re.Match[str], reference: str, uri: str) -> Any:
+def _described(folder: Path, name: str) -> ResolvedModel:
+    """With what an export of ours says of itself; other weights are digested."""
+    try:
+        marker = json.loads((folder / MARKER_NAME).read_text(encoding="utf-8"))
+        digest, data = str(marker["checkpoint_digest"]), tuple(marker.get("data", ()))
+    except (OSError, ValueError, KeyError, TypeError):
+        files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin"))
+        digest, data = sha256_json({path.name: sha256_file(path) for path in files}), ()
+    return ResolvedModel(folder, name, digest, data)
+
+
+def _find_version(client: MlflowClient, match: re.Match[str], asked: str, uri: str) -> Any:
     from mlflow.exceptions import MlflowException
 
     def find() -> Any:
@@ -168,7 +200,7 @@ def _find_version(client: MlflowClient, match: re.Match[str], reference: str, ur
         return version
     known = call(lambda: _known_references(client), uri)
     listed = ", ".join(known) if known else "nothing is registered yet"
-    raise ConfigError([f"model={reference}: the registry doesn't have it; there is: {listed}"])
+    raise ConfigError([f"{asked}: the registry doesn't have it; there is: {listed}"])
 
 
 def _known_references(client: MlflowClient) -> list[str]:

@@ -105,8 +105,12 @@ class Tracker:
         call(lambda: forwarder.end(self._status), self._uri)
         self._ended = True
 
-    def register(self, found: Found, export: Path, figures: dict[str, Any]) -> str:
-        """Register the exported model; returns `models:/name/version@alias`-like text.
+    def register(
+        self, found: Found, export: Path, figures: dict[str, Any], adapter: Path | None = None
+    ) -> str:
+        """Register the exported model, and its adapter beside it.
+
+        Returns `models:/name/version as name@alias`.
 
         Raises:
             TrackingError: the registry can't be reached, or refused.
@@ -117,6 +121,8 @@ class Tracker:
                 "same command registers it once MLflow is back"
             )
         assert self._forwarder is not None
+        if adapter is not None:
+            register_export(self._forwarder, found, adapter, figures, self._uri, "-adapter")
         return register_export(self._forwarder, found, export, figures, self._uri)
 
     def attach(self, paths: Sequence[Path]) -> None:

@@ -1,0 +1,100 @@
+"""What a finished run leaves behind as models, by the kind of job."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raymill.checkpoint.resume import Found
+from raymill.config.schema import PretrainJob
+from raymill.data.chat.questions import read_questions
+from raymill.data.manifest import Prepared, load_prepared
+from raymill.data.split import VALIDATION
+from raymill.durable import write_atomic
+from raymill.engine.assignment import Assignment
+from raymill.track.registry import MARKER_NAME
+
+PROBES = 4  # held-out conversations on which a saved model is compared with the trained one
+
+
+@dataclass(frozen=True)
+class Export:
+    """A Hugging Face folder; `adapter` is another with LoRA adapters alone."""
+
+    folder: Path
+    adapter: Path | None = None
+
+
+def export_checkpoint(assignment: Assignment, found: Found) -> Export:
+    """The checkpoint as Hugging Face folders; not written again if they are there already."""
+    target = assignment.run_dir / "export"
+    marker = target / MARKER_NAME
+    lineage = {
+        "checkpoint": found.directory.name,
+        "checkpoint_digest": found.manifest.digest,
+        "data_digests": list(found.manifest.data_digests),
+        "config_digest": found.manifest.config_digest,
+        "code_commit": found.manifest.code_commit,
+        "parent": found.manifest.parent,
+        "data": [str(folder) for folder in assignment.folders],
+    }
+    adapter = target.with_name("adapter")
+    if not (marker.exists() and json.loads(marker.read_text(encoding="utf-8")) == lineage):
+        prepared = [load_prepared(folder) for folder in assignment.folders]
+        if isinstance(assignment.job, PretrainJob):
+            _pretrained(assignment.job, prepared[0], found, target)
+        else:
+            _fine_tuned(assignment, prepared, found, target)
+        write_atomic(marker, json.dumps(lineage, indent=1))
+        if adapter.is_dir():
+            write_atomic(adapter / marker.name, json.dumps(lineage, indent=1))
+    return Export(target, adapter if adapter.is_dir() else None)
+
+
+def _pretrained(job: PretrainJob, prepared: Prepared, found: Found, target: Path) -> None:
+    from raymill.model.export import export_folder
+
+    tokenizer = prepared.manifest.tokenizer
+    export_folder(
+        found.reader(),
+        job.arch,
+        job.arch.vocab_size or tokenizer.vocab_size,
+        tokenizer.end_of_text_id,
+        prepared.tokenizer_folder,
+        target,
+        job.train.precision,
+    )
+
+
+def _fine_tuned(
+    assignment: Assignment, prepared: list[Prepared], found: Found, target: Path
+) -> None:
+    """Built as the workers built it: a checkpoint holds only what was trained."""
+    from raymill.engine.recipe import recipe_of
+    from raymill.engine.trainer import load_weights
+    from raymill.model.finetuned import save_finetuned
+
+    model: Any = recipe_of(assignment, prepared).build_model(fresh=False)
+    load_weights(model, found.reader())
+    manifest = prepared[0].manifest
+    assert manifest.chat is not None
+    save_finetuned(
+        model,
+        prepared[0].tokenizer_folder,
+        target,
+        precision=assignment.job.train.precision,
+        stop_ids=(manifest.chat.end_of_turn_id, manifest.tokenizer.end_of_text_id),
+        pad_id=manifest.tokenizer.end_of_text_id,
+        probe_ids=_probes(prepared[0]),
+    )
+
+
+def _probes(prepared: Prepared) -> list[list[int]]:
+    chat = prepared.manifest.chat
+    assert chat is not None
+    questions = read_questions(prepared.folder / chat.questions)
+    held_out = (q for q in questions if q.split == VALIDATION)
+    probes = [[*q.prompt_ids, *q.answer_ids] for _, q in zip(range(PROBES), held_out, strict=False)]
+    return probes or [[chat.end_of_turn_id]]

@@ -1,0 +1,1 @@
+"""Conversations for supervised fine-tuning: read, rendered by a chat template, encoded with what is learned."""

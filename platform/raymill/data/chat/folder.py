@@ -1,0 +1,92 @@
+"""The chat template that lies in a Hugging Face folder beside its tokenizer.
+
+Read as `transformers` reads it (`chat_template.jinja` wins over `tokenizer_config.json`), but
+without importing it: a folder is a few JSON files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from raymill.data.chat.encode import ChatEncoder
+from raymill.data.chat.template import ChatTemplate
+from raymill.errors import DataError
+
+TEMPLATE_NAME = "chat_template.jinja"
+SETTINGS_NAME = "tokenizer_config.json"
+# What a template may name beside the messages.
+_NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
+def load_chat_encoder(folder: Path) -> ChatEncoder | None:
+    """The encoder of a model's own chat template, or None if its folder has none.
+
+    Its end of text is the folder's `eos_token`.
+
+    Raises:
+        DataError: the template or the tokenizer can't be read, or they don't go together.
+    """
+    settings = _settings(folder / SETTINGS_NAME)
+    source = _template_source(folder, settings)
+    if source is None:
+        return None
+    from tokenizers import Tokenizer
+
+    path = folder / "tokenizer.json"
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # `tokenizers` raises nothing narrower
+        raise DataError(
+            f"{folder} has a chat template, but {path} can't be read ({error})."
+        ) from error
+    variables = special_token_variables(settings)
+    end_of_text = variables.get("eos_token")
+    end_of_text_id = None if end_of_text is None else tokenizer.token_to_id(end_of_text)
+    try:
+        return ChatEncoder(tokenizer, ChatTemplate(source, variables), end_of_text_id)
+    except DataError as error:
+        raise DataError(f"{folder}: {error}") from error
+
+
+def special_token_variables(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The special tokens that a tokenizer's settings name, plain or as {"content": …}."""
+    found = {}
+    for name in _NAMED:
+        value = settings.get(name)
+        text = value.get("content") if isinstance(value, Mapping) else value
+        if isinstance(text, str):
+            found[name] = text
+    return found
+
+
+def _template_source(folder: Path, settings: Mapping[str, Any]) -> str | None:
+    path = folder / TEMPLATE_NAME
+    if path.is_file():
+        return _text(path)
+    found = settings.get("chat_template")
+    if isinstance(found, list):  # several by name, as in [{"name": "default", "template": …}, …]
+        named = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}
+        found = named.get("default")
+    return found if isinstance(found, str) else None
+
+
+def _settings(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        settings = json.loads(_text(path))
+    except ValueError as error:
+        raise DataError(f"{path} isn't JSON ({error}).") from error
+    if not isinstance(settings, dict):
+        raise DataError(f"{path} holds {type(settings).__name__}, expected an object.")
+    return settings
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} can't be read ({error}).") from error

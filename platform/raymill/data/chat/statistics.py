@@ -1,0 +1,78 @@
+"""What a set of conversations is like: counts that add up over units, and how they read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from raymill.data.chat.conversation import Conversation
+
+Counts = dict[str, Any]
+
+
+@dataclass
+class Statistics:
+    """Sums over conversations; histograms are by the power of two that is at least the length."""
+
+    conversations: int = 0
+    turns: Counter[str] = field(default_factory=Counter)  # messages by role
+    characters: Counter[str] = field(default_factory=Counter)  # of content, by role
+    tokens: int = 0  # of whole conversations
+    learned: int = 0
+    lengths: Counter[str] = field(default_factory=Counter)  # conversations by tokens
+    cut: int = 0  # conversations whose last turns were left off
+    weighted: int = 0  # conversations with a weight other than 1
+
+    def add(self, conversation: Conversation, tokens: int, learned: int, cut: bool) -> None:
+        """Count one conversation."""
+        self.conversations += 1
+        for message in conversation.messages:
+            self.turns[message["role"]] += 1
+            self.characters[message["role"]] += len(message["content"])
+        self.tokens += tokens
+        self.learned += learned
+        self.lengths[str(1 << max(0, tokens - 1).bit_length())] += 1
+        self.cut += cut
+        self.weighted += conversation.weight != 1.0
+
+    def to_json(self) -> Counts:
+        """As a unit hands it on."""
+        return {
+            name: dict(sorted(value.items())) if isinstance(value, Counter) else value
+            for name, value in vars(self).items()
+        }
+
+    @classmethod
+    def total(cls, parts: Iterable[Mapping[str, Any]]) -> Statistics:
+        """The sum of several units' counts."""
+        total = cls()
+        for part in parts:
+            for name, value in part.items():
+                if isinstance(value, Mapping):
+                    getattr(total, name).update(value)
+                else:
+                    setattr(total, name, getattr(total, name) + value)
+        return total
+
+    def lines(self, duplicates: int) -> list[tuple[str, str]]:
+        """(topic, text), with what can be compared at a glance."""
+        count = max(1, self.conversations)
+        characters = max(1, sum(self.characters.values()))
+        roles = ", ".join(
+            f"{role} {turns:,} ({self.characters[role] / characters:.0%} of the text)"
+            for role, turns in sorted(self.turns.items())
+        )
+        histogram = ", ".join(
+            f"≤{bound}: {self.lengths[bound] / count:.0%}"
+            for bound in sorted(self.lengths, key=int)
+        )
+        learned = self.learned / max(1, self.tokens)
+        return [
+            ("turns", f"{sum(self.turns.values()) / count:.1f} a conversation; {roles}"),
+            ("tokens", f"{self.tokens:,}, of which learned {self.learned:,} ({learned:.0%})"),
+            ("lengths", f"{self.tokens / count:.0f} tokens on average; {histogram}"),
+            ("cut", f"{self.cut:,} conversations ({self.cut / count:.2%}) lost turns at the end"),
+            ("duplicates", f"{duplicates:,} ({duplicates / count:.2%})"),
+        ]

@@ -1,0 +1,171 @@
+"""A parent's tokenizer made ready for conversations: its template, and the tokens that it needs.
+
+Saved with the prepared data and exported with the model, so that training, sampling and any Hugging
+Face tool render and encode a conversation alike.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raymill.data import tokenizer as tokenizers_room
+from raymill.data.chat.encode import ChatEncoder
+from raymill.data.chat.template import CHATML, ChatTemplate
+from raymill.data.manifest import TokenizerIdentity
+from raymill.durable import sha256_text, write_atomic
+from raymill.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+TEMPLATE_NAME = "chat_template.jinja"
+CONFIG_NAME = "tokenizer_config.json"
+CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
+
+
+@dataclass(frozen=True)
+class ChatTokenizer:
+    """Everything that decides how conversations become ids."""
+
+    tokenizer: Tokenizer
+    template: str  # Jinja
+    settings: dict[str, Any]  # tokenizer_config.json of the parent
+    end_of_text: str
+    end_of_turn_id: int
+    added: tuple[str, ...]  # special tokens that the parent's tokenizer didn't have
+
+    @property
+    def identity(self) -> TokenizerIdentity:
+        """As the manifest names it."""
+        return tokenizers_room.identity(self.tokenizer, self.end_of_text)
+
+    @property
+    def template_sha256(self) -> str:
+        """Which template it is."""
+        return sha256_text(self.template)
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that `AutoTokenizer.from_pretrained` loads offline, template included.
+
+        The end of a turn is its `eos_token`: that is where generation stops.
+        """
+        tokenizers_room.save(self.tokenizer, folder, self.end_of_text)
+        written = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        settings = {**written, **self.settings}
+        for name in ("auto_map", "chat_template", "added_tokens_decoder", "extra_special_tokens"):
+            settings.pop(name, None)  # tokenizer.json lists the tokens, and the template is a file
+        settings["eos_token"] = self.tokenizer.id_to_token(self.end_of_turn_id)
+        settings["pad_token"] = self.end_of_text
+        text = json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False)
+        write_atomic(folder / CONFIG_NAME, text + "\n")
+        write_atomic(folder / TEMPLATE_NAME, self.template)
+
+
+def chat_tokenizer(parent: Path, template: str, special_tokens: Sequence[str]) -> ChatTokenizer:
+    """The tokenizer of `parent` (a Hugging Face folder) with the template that `data.template` means.
+
+    Raises:
+        ConfigError: the template file can't be read.
+        DataError: the parent has no usable tokenizer, or the template doesn't work with it.
+    """
+    settings = read_settings(parent)
+    named = {name: text for name, text in _named_tokens(settings).items() if text}
+    source, wanted = _template(parent, settings, template)
+    end_of_text = named.get("eos_token") or named.get("pad_token") or named.get("bos_token")
+    if end_of_text is None:
+        raise DataError(
+            f"{parent / CONFIG_NAME} names no eos_token, so there is nothing that ends a text; "
+            "name one there."
+        )
+    tokenizer = tokenizers_room.load(parent, end_of_text)
+    added = tuple(
+        token for token in (*wanted, *special_tokens) if tokenizer.token_to_id(token) is None
+    )
+    tokenizers_room.add_special_tokens(tokenizer, (*wanted, *special_tokens))
+    encoder = ChatEncoder(tokenizer, ChatTemplate(source, named))
+    if tokenizer.token_to_id(end_of_text) == encoder.end_of_turn_id:
+        # A chat model's eos_token ends its turns; what ends a text goes by another name.
+        end_of_text = named.get("pad_token") or named.get("bos_token") or end_of_text
+    return ChatTokenizer(tokenizer, source, settings, end_of_text, encoder.end_of_turn_id, added)
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json, or nothing where there is none."""
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} can't be read as JSON ({error}).") from error
+    return found if isinstance(found, dict) else {}
+
+
+def own_template(folder: Path, settings: dict[str, Any]) -> str | None:
+    """The chat template that a Hugging Face folder carries, in either of its two places."""
+    path = folder / TEMPLATE_NAME
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    found = settings.get("chat_template")
+    if isinstance(found, list):  # several by name
+        by_name = {entry.get("name"): entry.get("template") for entry in found}
+        found = by_name.get("default")
+    return found if isinstance(found, str) else None
+
+
+def _template(parent: Path, settings: dict[str, Any], template: str) -> tuple[str, tuple[str, ...]]:
+    """(Jinja source, special tokens it brings along)."""
+    if template == "auto":
+        own = own_template(parent, settings)
+        return (CHATML, CHATML_TOKENS) if own is None else (own, ())
+    if template == "chatml":
+        return CHATML, CHATML_TOKENS
+    try:
+        return Path(template).expanduser().read_text(encoding="utf-8"), ()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            [f"data.template={template}: expected auto, chatml or a Jinja file ({error})"]
+        ) from error
+
+
+def _named_tokens(settings: dict[str, Any]) -> dict[str, str]:
+    """bos_token, eos_token, … as text; they may be written as objects."""
+    named = {}
+    for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
+        value = settings.get(name)
+        value = value.get("content") if isinstance(value, dict) else value
+        if isinstance(value, str):
+            named[name] = value
+    return named
+
+
+def has_template(folder: Path) -> bool:
+    """Whether a Hugging Face folder carries a chat template."""
+    return own_template(folder, read_settings(folder)) is not None
+
+
+def new_token_ids(parent: Path, folder: Path) -> list[int]:
+    """Ids that the tokenizer in `folder` has and `parent`'s doesn't know.
+
+    Raises:
+        DataError: the two disagree about a token that both have.
+    """
+    from tokenizers import Tokenizer
+
+    before, now = (
+        Tokenizer.from_file(str(tokenizers_room.tokenizer_file(place))).get_vocab(
+            with_added_tokens=True
+        )
+        for place in (parent, folder)
+    )
+    differ = [token for token, index in before.items() if now.get(token) != index]
+    if differ:
+        raise DataError(
+            f"{folder} was prepared with another tokenizer than {parent} has: {differ[0]!r} is "
+            f"{now.get(differ[0])} there and {before[differ[0]]} here."
+        )
+    return sorted(index for token, index in now.items() if token not in before)

@@ -1,0 +1,238 @@
+"""One unit of conversations: read, check, encode, pack, and write at most one shard a split.
+
+What can't be used goes to a quarantine file beside the sidecar, with its place and cause. A unit's
+conversations are in memory together (`data.unit_bytes` bounds them), since packing chooses among many.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from raymill.data.chat.conversation import Conversation, Problem
+from raymill.data.chat.encode import ChatEncoder, EncodedChat
+from raymill.data.chat.folder import load_chat_encoder
+from raymill.data.chat.pack import pack
+from raymill.data.chat.questions import Question, lowest, question_of, write_questions
+from raymill.data.chat.records import ChatReading, ChatRecord
+from raymill.data.chat.rows import Weighed, row_groups
+from raymill.data.chat.statistics import Statistics
+from raymill.data.manifest import TOKENIZER_FOLDER, InputDigest, Shard, TokenizerIdentity
+from raymill.data.order import hash_key
+from raymill.data.pack import dtype_for
+from raymill.data.records import Bad
+from raymill.data.shards import ShardWriter
+from raymill.data.sources import Unit
+from raymill.data.split import TRAIN
+from raymill.data.unit import EXAMPLES, UNITS_FOLDER, UnitResult
+from raymill.durable import canonical_json, write_atomic
+from raymill.errors import DataError
+
+BATCH = 512  # conversations encoded at once
+QUARANTINED = 10_000  # records a unit keeps; the others are counted only
+RECORD_CHARACTERS = 100_000  # of a quarantined record
+
+
+@dataclass(frozen=True)
+class ChatSettings:
+    """What every unit of conversations shares."""
+
+    folder: str
+    reading: ChatReading
+    tokenizer: TokenizerIdentity
+    template_sha256: str
+    sequence_length: int
+    row_group_rows: int
+    train_on: Literal["all", "last"]
+    overlong: Literal["cut", "refuse"]
+    packing: bool
+    pack_window: int
+    questions: int
+    seed: int
+
+    @property
+    def dtype(self) -> str:
+        """Storage type of the token ids."""
+        return dtype_for(self.tokenizer.vocab_size)
+
+    @property
+    def capacity(self) -> int:
+        """Tokens a row holds."""
+        return self.sequence_length + 1
+
+    def work(self, index: int, unit: Unit) -> UnitResult:
+        """Read, encode, pack and write."""
+        return _ChatWork(index, unit, self).run()
+
+
+def quarantine_path(folder: Path, index: int) -> Path:
+    """Where a unit's unusable records are kept."""
+    return folder / UNITS_FOLDER / f"{index:05d}.quarantine.jsonl"
+
+
+def unit_questions_path(folder: Path, index: int) -> Path:
+    """Where a unit's questions are kept."""
+    return folder / UNITS_FOLDER / f"{index:05d}.questions.jsonl"
+
+
+class _ChatWork:
+    """The counters and conversations of a running unit."""
+
+    def __init__(self, index: int, unit: Unit, settings: ChatSettings) -> None:
+        self._index, self._unit, self._settings = index, unit, settings
+        # Ray gives a unit one core; the library's own threads would fight the others for theirs.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        self._encoder = _encoder(settings.folder, settings.template_sha256)
+        self._chats: dict[str, list[Weighed]] = {}
+        self._questions: list[Question] = []
+        self._statistics = {"train": Statistics(), "validation": Statistics()}
+        self._causes: Counter[str] = Counter()
+        self._quarantine: list[dict[str, Any]] = []
+        self._digests: list[str] = []
+        self._inputs: list[InputDigest] = []
+        self._records = 0
+
+    def run(self) -> UnitResult:
+        records = self._usable()
+        while batch := list(islice(records, BATCH)):
+            self._encode(batch)
+        folder = Path(self._settings.folder)
+        shards = {split: self._write(split) for split in sorted(self._chats)}
+        kept = lowest(self._questions, self._settings.questions)
+        (folder / UNITS_FOLDER).mkdir(exist_ok=True)
+        write_questions(unit_questions_path(folder, self._index), kept)
+        lines = "".join(canonical_json(entry) + "\n" for entry in self._quarantine)
+        write_atomic(quarantine_path(folder, self._index), lines)
+        statistics = {split: found.to_json() for split, found in self._statistics.items()}
+        return UnitResult(
+            index=self._index,
+            shards=shards,
+            inputs=tuple(self._inputs),
+            documents=sum(map(len, self._chats.values())),
+            records=self._records,
+            bad=self._causes.total(),
+            bad_examples=tuple(f"{e['where']}: {e['why']}" for e in self._quarantine[:EXAMPLES]),
+            bytes_read=sum(piece.length for piece in self._unit),
+            facts={
+                "causes": dict(sorted(self._causes.items())),
+                "statistics": statistics,
+                "digests": self._digests,
+            },
+        )
+
+    def _usable(self) -> Iterator[ChatRecord]:
+        for piece in self._unit:
+            digest = hashlib.sha256()
+            for record in self._settings.reading.read(piece, digest):
+                self._records += record.count if isinstance(record, Bad) else 1
+                if isinstance(record, Bad):
+                    self._refuse(record)
+                else:
+                    yield record
+            self._inputs.append(
+                InputDigest(piece.name, piece.offset, piece.length, digest.hexdigest())
+            )
+
+    def _refuse(self, bad: Bad) -> None:
+        self._causes[bad.cause] += bad.count
+        if len(self._quarantine) < QUARANTINED:
+            entry: dict[str, Any] = {"where": bad.where, "cause": bad.cause, "why": bad.why}
+            if bad.record is not None:
+                try:
+                    text = canonical_json(bad.record)
+                    text.encode("utf-8")
+                    if len(text) <= RECORD_CHARACTERS:
+                        entry["record"] = bad.record
+                except (TypeError, ValueError, RecursionError):
+                    pass  # what JSON can't hold is named by its place alone
+            self._quarantine.append(entry)
+
+    def _encode(self, records: Sequence[ChatRecord]) -> None:
+        conversations = [record.conversation for record in records]
+        for record, chat in zip(records, self._encoded(conversations), strict=True):
+            self._take(record, chat)
+
+    def _encoded(self, conversations: Sequence[Conversation]) -> list[EncodedChat | Problem]:
+        return self._encoder.encode(conversations, self._settings.train_on)
+
+    def _take(self, record: ChatRecord, chat: EncodedChat | Problem) -> None:
+        conversation, cut = record.conversation, False
+        if not isinstance(chat, Problem) and len(chat.ids) > self._settings.capacity:
+            conversation, chat = self._cut(conversation, len(chat.ids))
+            cut = True
+        if isinstance(chat, Problem):
+            raw = {"messages": list(record.conversation.messages)}
+            self._refuse(Bad(record.where, chat.why, cause=chat.cause, record=raw))
+            return
+        self._chats.setdefault(record.split, []).append(Weighed.of(chat, conversation.weight))
+        learned = int(chat.learned.sum())
+        self._statistics[record.split].add(conversation, len(chat.ids), learned, cut)
+        digest = hashlib.blake2b(chat.ids.tobytes(), digest_size=8).hexdigest()
+        self._digests.append(f"{record.split[0]}{digest}")
+        settings = self._settings
+        question = question_of(
+            conversation, chat, self._encoder.end_of_turn_id, record.split, settings.seed
+        )
+        if question is not None and (settings.questions or record.split == TRAIN):
+            self._questions.append(question)
+
+    def _cut(
+        self, conversation: Conversation, tokens: int
+    ) -> tuple[Conversation, EncodedChat | Problem]:
+        """The longest beginning that fits and ends with an answer, found by halving."""
+        capacity = self._settings.capacity
+        answers = [i for i, m in enumerate(conversation.messages) if m["role"] == "assistant"]
+        fits: tuple[Conversation, EncodedChat] | None = None
+        low, high = 0, len(answers) - 1 if self._settings.overlong == "cut" else 0
+        while low < high:
+            middle = (low + high) // 2
+            shorter = replace(conversation, messages=conversation.messages[: answers[middle] + 1])
+            [chat] = self._encoded([shorter])
+            if not isinstance(chat, Problem) and len(chat.ids) <= capacity:
+                fits, low = (shorter, chat), middle + 1
+            else:
+                high = middle
+        if fits is not None:
+            return fits
+        why = f"{tokens} tokens, more than the {capacity} of a row, and no whole turn less would do"
+        return conversation, Problem("over_long", why)
+
+    def _write(self, split: str) -> Shard:
+        settings, chats = self._settings, self._chats[split]
+        rows = pack(
+            np.array([len(chat.ids) for chat in chats]),
+            settings.capacity,
+            settings.pack_window,
+            hash_key(settings.seed, 3, self._index, split == TRAIN),
+            settings.packing,
+        )
+        with ShardWriter(
+            Path(settings.folder),
+            f"{split}/{self._index:05d}.parquet",
+            dtype=settings.dtype,
+            sequence_length=settings.sequence_length,
+            kind="chat",
+        ) as writer:
+            groups = row_groups(
+                chats, rows, group_rows=settings.row_group_rows, dtype=settings.dtype
+            )
+            for group in groups:
+                writer.write(group)
+            return writer.finish()
+
+
+@lru_cache(maxsize=2)
+def _encoder(folder: str, template_sha256: str) -> ChatEncoder:
+    encoder = load_chat_encoder(Path(folder) / TOKENIZER_FOLDER)
+    if encoder is None:
+        raise DataError(f"{folder}/{TOKENIZER_FOLDER} holds no chat template.")
+    return encoder

@@ -1,0 +1,67 @@
+"""Rows of tokens on the host: what a shard holds, the stream carries and an objective learns from.
+
+Legend: B rows, T predictions a row (a row holds T + 1 tokens).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+# What each kind of data keeps a token, besides its id. Text predicts every token; conversations are
+# packed whole into rows and learned from in parts.
+TOKEN_COLUMNS: dict[str, dict[str, str]] = {
+    "text": {},
+    "chat": {"weight": "float32", "segment": "uint16"},
+}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows in storage dtype; whatever lies past a row's length is 0."""
+
+    tokens: npt.NDArray[Any]  # [B, T + 1]
+    length: npt.NDArray[np.int32]  # [B] tokens that count
+    bytes: npt.NDArray[np.int32] | None = None  # [B] UTF-8 bytes of the text that is predicted
+    weight: npt.NDArray[np.float32] | None = None  # [B, T + 1] of predicting a token; None: 1
+    segment: npt.NDArray[np.uint16] | None = None  # [B, T + 1] which of the row's conversations
+
+    def __len__(self) -> int:
+        return int(self.tokens.shape[0])
+
+    @classmethod
+    def of(cls, columns: Mapping[str, npt.NDArray[Any]]) -> Rows:
+        """From arrays by name; others than these columns are passed over."""
+        return cls(**{name: columns[name] for name in _NAMES if name in columns})
+
+    @classmethod
+    def empty(cls, width: int, dtype: str, kind: str) -> Rows:
+        """No rows of `width` tokens."""
+        none: npt.NDArray[np.int32] = np.empty(0, dtype=np.int32)
+        columns = {name: np.empty((0, width), dtype=of) for name, of in TOKEN_COLUMNS[kind].items()}
+        return cls(np.empty((0, width), dtype=dtype), none, none, **columns)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Rows]) -> Rows:
+        """Rows of several parts, one after the other."""
+        columns = [part.columns() for part in parts]
+        return cls(**{name: np.concatenate([c[name] for c in columns]) for name in columns[0]})
+
+    def columns(self) -> dict[str, npt.NDArray[Any]]:
+        """Name → array of every column there is."""
+        return {name: value for name in _NAMES if (value := getattr(self, name)) is not None}
+
+    def take(self, index: Any) -> Rows:
+        """The rows that a slice, mask or array of numbers chooses."""
+        return Rows(**{name: value[index] for name, value in self.columns().items()})
+
+    def part(self, start: int, stop: int) -> Rows:
+        """Rows [start, stop)."""
+        return self.take(slice(start, stop))
+
+
+_NAMES = tuple(field.name for field in fields(Rows))

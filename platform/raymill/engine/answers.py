@@ -1,0 +1,176 @@
+"""Held-out questions: what their answers cost the model, and what it answers itself.
+
+Legend: Q questions, T tokens of the longest with its answer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raymill.config.schema import ChatEvaluation
+from raymill.data.chat.questions import Question, read_questions
+from raymill.data.manifest import Prepared
+from raymill.data.rows import Rows
+from raymill.data.split import VALIDATION
+from raymill.durable import write_atomic
+from raymill.engine.evaluation import Occasion, evaluating
+from raymill.engine.group import WorkerGroup
+from raymill.engine.journal import Journal
+from raymill.evaluate.answers import Answer, score
+from raymill.generate.batch import complete
+from raymill.objective.assistant_tokens import AssistantTokens
+
+COLUMNS = ("question", "reference", "parent", "answer")
+PARENT_NAME = "samples/parent-answers.json"
+
+
+@dataclass(frozen=True)
+class AnsweredQuestions:
+    """Loss of the right answers (without the end of turn) after their own question and after another's,
+    and scores of generated answers. Before the first step the model is the parent: a parent that knows no
+    chat template is then asked in plain text, as it was trained.
+    """
+
+    prepared: Prepared
+    settings: ChatEvaluation
+    objective: AssistantTokens
+    run_dir: Path
+    seed: int
+    parent_chats: bool
+    lockstep: bool  # ranks gather weights together
+    journal: Journal | None
+
+    def measure(self, model: Any, group: WorkerGroup, occasion: Occasion) -> dict[str, float]:
+        """See `Evaluator`."""
+        if not (occasion.first or occasion.due(self.settings.answer_every)) or not self._asked:
+            return {}
+        own = [(question.prompt_ids, question.answer_ids) for question in self._asked]
+        # The questions stand in the order of a hash: the next one is any other.
+        other = [(own[place - 1][0], answer) for place, (_, answer) in enumerate(own)]
+        figures = {
+            "answers/loss": self._loss(model, group, own),
+            "answers/loss_other_question": self._loss(model, group, other),
+        }
+        plainly = occasion.first and not self.parent_chats
+        if plainly:
+            asked = [(plain, question.answer_ids) for plain, question in self._plain]
+            figures["answers/loss_plain"] = self._loss(model, group, asked)
+        answers = self._answers(model, group, plainly)
+        figures |= score(answers, self.settings.refusal_phrase).metrics("answers")
+        if self.journal is not None:
+            self._write(self.journal, answers, occasion)
+        return figures
+
+    def _loss(
+        self, model: Any, group: WorkerGroup, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
+    ) -> float:
+        """Nats per token of the answers, each after its prompt; collective."""
+        nats = weight = 0.0
+        size, world = self.settings.batch, group.world_size
+        with evaluating(model):
+            for first in range(0, len(pairs), size * world):
+                mine = pairs[first + group.rank * size : first + (group.rank + 1) * size]
+                rows = _rows(mine, max(len(p) + len(a) for p, a in pairs))
+                nats += float(self.objective.losses(model, rows, group.device).double().sum())
+                weight += self.objective.weight(rows)
+        nats, weight = group.sum(nats, weight)
+        return nats / weight
+
+    def _answers(self, model: Any, group: WorkerGroup, plainly: bool) -> list[Answer]:
+        """Greedy answers to all questions, on every rank; collective."""
+        prompts = [plain if plainly else question.prompt_ids for plain, question in self._plain]
+        share = -(-len(prompts) // group.world_size)
+        places = [p % len(prompts) for p in range(group.rank * share, (group.rank + 1) * share)]
+        manifest = self.prepared.manifest
+        assert manifest.chat is not None
+        stops = {manifest.chat.end_of_turn_id, manifest.tokenizer.end_of_text_id}
+        found = complete(
+            model,
+            [prompts[place] for place in places],
+            max_new_tokens=self.settings.answer_tokens,
+            temperature=0.0,
+            top_p=1.0,
+            seeds=[self.seed] * len(places),
+            stop_ids=stops,
+            batch_size=4 * self.settings.batch,
+            pad_id=manifest.tokenizer.end_of_text_id,
+            lockstep=self.lockstep,
+        )
+        texts = self._tokenizer.decode_batch(
+            [[i for i in one.ids if i not in stops] for one in found], skip_special_tokens=False
+        )
+        mine = [
+            (text.strip(), one.finish == "stop") for text, one in zip(texts, found, strict=True)
+        ]
+        all_of_them = [pair for part in group.gather(mine) for pair in part]
+        return [
+            Answer(question.question, question.reference, text, ended)
+            for question, (text, ended) in zip(self._asked, all_of_them, strict=False)
+        ]
+
+    def _write(self, journal: Journal, answers: Sequence[Answer], occasion: Occasion) -> None:
+        """A table of the answers beside the parent's, as a file that MLflow shows as a table."""
+        parent_path = self.run_dir / PARENT_NAME
+        parent_path.parent.mkdir(exist_ok=True)
+        texts = [answer.text for answer in answers]
+        if occasion.first:
+            write_atomic(parent_path, json.dumps(texts, ensure_ascii=False))
+        parents = json.loads(parent_path.read_text(encoding="utf-8"))
+        table = {
+            "columns": list(COLUMNS),
+            "data": [
+                [answer.question, answer.reference, parent, answer.text]
+                for parent, answer in zip(parents, answers, strict=True)
+            ],
+        }
+        path = f"samples/answers-{occasion.step:08d}.json"
+        write_atomic(self.run_dir / path, json.dumps(table, ensure_ascii=False, indent=1))
+        journal.write("answers", occasion.step, answers_path=path)
+
+    @cached_property
+    def _asked(self) -> list[Question]:
+        chat = self.prepared.manifest.chat
+        assert chat is not None
+        questions = read_questions(self.prepared.folder / chat.questions)
+        held_out = [q for q in questions if q.split == VALIDATION and q.answer_ids]
+        return held_out[: self.settings.questions]
+
+    @cached_property
+    def _plain(self) -> list[tuple[list[int], Question]]:
+        """Questions as running text: end of text, the question, a new line."""
+        end_of_text = self.prepared.manifest.tokenizer.end_of_text_id
+        encoded = self._tokenizer.encode_batch(
+            [question.question + "\n" for question in self._asked], add_special_tokens=False
+        )
+        return [
+            ([end_of_text, *one.ids], question)
+            for one, question in zip(encoded, self._asked, strict=True)
+        ]
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(self.prepared.tokenizer_folder / "tokenizer.json"))
+        tokenizer.encode_special_tokens = True
+        return tokenizer
+
+
+def _rows(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], width: int) -> Rows:
+    """Prompts and answers as rows whose answers alone are predicted."""
+    tokens = np.zeros((len(pairs), width), dtype=np.int64)
+    weight = np.zeros((len(pairs), width), dtype=np.float32)
+    for row, (prompt, answer) in enumerate(pairs):
+        both = [*prompt, *answer]
+        tokens[row, : len(both)] = both
+        weight[row, len(prompt) : len(both)] = 1.0
+    length = np.array([len(p) + len(a) for p, a in pairs], dtype=np.int32)
+    segment = np.zeros((len(pairs), width), dtype=np.uint16)
+    return Rows(tokens, length, weight=weight, segment=segment)

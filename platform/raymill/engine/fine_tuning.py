@@ -1,0 +1,123 @@
+"""Supervised fine-tuning: a parent model learns what the assistant says in conversations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from raymill.config.schema import SftJob
+from raymill.data.chat.tokenizer import has_template, new_token_ids
+from raymill.data.manifest import Prepared
+from raymill.data.validation import ValidationSet
+from raymill.engine.answers import AnsweredQuestions
+from raymill.engine.assignment import Assignment
+from raymill.engine.evaluation import Evaluator, HeldOutLoss
+from raymill.engine.group import WorkerGroup
+from raymill.engine.journal import Journal
+from raymill.engine.setup import source_names
+from raymill.objective.assistant_tokens import AssistantTokens
+from raymill.objective.language_modelling import LanguageModelling
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """See `Recipe`."""
+
+    assignment: Assignment
+    job: SftJob
+    prepared: list[Prepared]
+
+    def build_model(self, fresh: bool) -> torch.nn.Module:
+        """Whether or not a checkpoint follows: it holds only what is trained."""
+        from raymill.model.parent import add_embedding_noise, freeze, load_parent, with_adapters
+
+        job, seed = self.job, self.job.run.seed
+        assert self.assignment.model_folder is not None  # `parent` was resolved
+        vocab_size = self.prepared[0].manifest.tokenizer.vocab_size
+        model: Any = load_parent(
+            self.assignment.model_folder, vocab_size, self._new_ids, job.attention, seed
+        )
+        if job.lora.rank:
+            model = with_adapters(model, job.lora, self._new_ids, seed)
+        if job.freeze:
+            freeze(model, job.freeze)
+        if job.neftune_alpha:
+            add_embedding_noise(model, job.neftune_alpha)
+        return model  # type: ignore[no-any-return]
+
+    def objective(self, model: Any) -> AssistantTokens:
+        return AssistantTokens(model.get_output_embeddings())
+
+    def evaluators(
+        self, model: Any, group: WorkerGroup, journal: Journal | None
+    ) -> list[Evaluator]:
+        job, settings = self.job, self.job.evaluation
+        objective = self.objective(model)
+
+        def rows_of(folder: Any) -> ValidationSet:
+            return ValidationSet(
+                folder,
+                rank=group.rank,
+                world_size=group.world_size,
+                batch_rows=settings.batch,
+                rows=settings.rows,
+            )
+
+        sets = [rows_of(data.folder) for data in self.prepared]
+        named = tuple(zip(source_names(self.prepared), sets, strict=True))
+        evaluators: list[Evaluator] = [HeldOutLoss(objective, named, settings.every)]
+        if settings.questions:
+            assert self.assignment.model_folder is not None
+            evaluators.append(
+                AnsweredQuestions(
+                    prepared=self.prepared[0],
+                    settings=settings,
+                    objective=objective,
+                    run_dir=self.assignment.run_dir,
+                    seed=job.run.seed,
+                    parent_chats=has_template(self.assignment.model_folder),
+                    lockstep=job.zero.stage == 3,
+                    journal=journal,
+                )
+            )
+        if self.assignment.forgetting is not None:
+            watched = rows_of(self.assignment.forgetting)
+            text = LanguageModelling(watched.prepared.manifest.tokenizer.end_of_text_id)
+            evaluators.append(
+                HeldOutLoss(text, (("", watched),), settings.answer_every, prefix="forgetting")
+            )
+        return evaluators
+
+    def flops_per_token(self, model: torch.nn.Module) -> float:
+        """As `plan.flops`: 6 for each trained parameter in a matrix product, 4 for a frozen one, which
+        passes gradients on but has none. The output matrix counts by the share of tokens learned from,
+        since logits are computed only there."""
+        hub: Any = model
+        config = hub.config
+        tables = {id(hub.get_input_embeddings().weight), id(hub.get_output_embeddings().weight)}
+        blocks = sum(
+            _numel(parameter) * (6 if parameter.requires_grad else 4)
+            for parameter in model.parameters()
+            if id(parameter) not in tables
+        )
+        head = hub.get_output_embeddings().weight
+        chat = self.prepared[0].manifest.chat
+        assert chat is not None
+        share = chat.learned_tokens / max(1, chat.statistics["train"]["tokens"])
+        output = _numel(head) * (6 if head.requires_grad else 4) * share
+        heads = config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // heads
+        length = self.job.data.sequence_length
+        return float(blocks + output + 12 * config.num_hidden_layers * heads * width * length)
+
+    @cached_property
+    def _new_ids(self) -> list[int]:
+        assert self.assignment.model_folder is not None
+        return new_token_ids(self.assignment.model_folder, self.prepared[0].tokenizer_folder)
+
+
+def _numel(parameter: torch.nn.Parameter) -> int:
+    return int(getattr(parameter, "ds_numel", parameter.numel()))  # ZeRO-3 leaves an empty tensor

@@ -1,0 +1,71 @@
+"""Pretraining: a model from its architecture's numbers, or one to continue, learns to predict text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from raymill.config.schema import PretrainJob
+from raymill.data.manifest import Prepared
+from raymill.data.validation import ValidationSet
+from raymill.engine.assignment import Assignment
+from raymill.engine.evaluation import Evaluator, HeldOutLoss
+from raymill.engine.group import WorkerGroup
+from raymill.engine.journal import Journal
+from raymill.engine.samples import SampledText
+from raymill.objective.language_modelling import LanguageModelling
+from raymill.plan.flops import flops_per_token
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """See `Recipe`."""
+
+    assignment: Assignment
+    job: PretrainJob
+    prepared: list[Prepared]
+
+    def build_model(self, fresh: bool) -> torch.nn.Module:
+        from raymill.model.build import build_model, load_pretrained
+
+        folder, arch = self.assignment.model_folder, self.job.arch
+        tokenizer = self.prepared[0].manifest.tokenizer
+        model: torch.nn.Module
+        if folder is not None and fresh:
+            model = load_pretrained(folder, arch, tokenizer.vocab_size)
+        else:
+            end = tokenizer.end_of_text_id
+            model = build_model(arch, self._vocab_size, end, self.job.run.seed)
+        return model
+
+    def objective(self, model: Any) -> LanguageModelling:
+        end_of_text_id = self.prepared[0].manifest.tokenizer.end_of_text_id
+        return LanguageModelling(end_of_text_id, self.job.data.document_mask)
+
+    def evaluators(
+        self, model: Any, group: WorkerGroup, journal: Journal | None
+    ) -> list[Evaluator]:
+        job = self.job
+        held_out = ValidationSet(
+            self.assignment.folders[0],
+            rank=group.rank,
+            world_size=group.world_size,
+            batch_rows=job.evaluation.batch,
+            rows=job.evaluation.rows,
+        )
+        evaluators: list[Evaluator] = [
+            HeldOutLoss(self.objective(model), (("", held_out),), job.evaluation.every)
+        ]
+        if job.evaluation.prompts:
+            run_dir, seed = self.assignment.run_dir, job.run.seed
+            evaluators.append(SampledText(self.prepared[0], job.evaluation, run_dir, seed, journal))
+        return evaluators
+
+    def flops_per_token(self, model: torch.nn.Module) -> float:
+        return flops_per_token(self.job.arch, self._vocab_size, self.job.data.sequence_length)
+
+    @property
+    def _vocab_size(self) -> int:
+        return self.job.arch.vocab_size or self.prepared[0].manifest.tokenizer.vocab_size

@@ -1,0 +1,97 @@
+"""Scores of generated answers against reference answers. Pure: no model, no files.
+
+Exact match and token F1 are those of SQuAD (Rajpurkar et al. 2016, arXiv:1606.05250): answers are
+compared in lower case, without punctuation and articles. Refusals are scored as a detector of the
+questions that should be refused: those whose reference refuses.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`text` is without end-of-turn; `ended`: the model ended its turn itself."""
+
+    question: str
+    reference: str
+    text: str
+    ended: bool
+
+
+@dataclass(frozen=True)
+class AnswerScores:
+    """All but `count` in [0, 1]; None where undefined.
+
+    `exact`: over all answers. `f1`: over answerable questions only. `ended`: share of the non-empty
+    answers. `empty`: share of answers without text. `refusal_precision` is undefined if nothing was
+    refused, `refusal_recall` and `refusal_f1` if nothing should have been.
+    """
+
+    count: int
+    exact: float | None
+    f1: float | None
+    ended: float | None
+    empty: float | None
+    refusal_precision: float | None
+    refusal_recall: float | None
+    refusal_f1: float | None
+
+    def metrics(self, prefix: str) -> dict[str, float]:
+        """The defined ones by name: `{prefix}/exact`."""
+        defined = {name: value for name, value in asdict(self).items() if value is not None}
+        return {f"{prefix}/{name}": float(value) for name, value in defined.items()}
+
+
+def exact_match(text: str, reference: str) -> bool:
+    """Whether both are the same after normalization."""
+    return _tokens(text) == _tokens(reference)
+
+
+def token_f1(text: str, reference: str) -> float:
+    """F1 of the two multisets of tokens; if either is empty, 1.0 if both are and else 0.0."""
+    given, expected = _tokens(text), _tokens(reference)
+    if not given or not expected:
+        return float(given == expected)
+    shared = (Counter(given) & Counter(expected)).total()
+    return 2 * shared / (len(given) + len(expected))
+
+
+def refuses(text: str, phrase: str) -> bool:
+    """Whether a text begins with the refusal phrase, whatever the case and white space."""
+    return " ".join(text.lower().split()).startswith(" ".join(phrase.lower().split()))
+
+
+def score(answers: Sequence[Answer], refusal_phrase: str) -> AnswerScores:
+    """All scores of a set of answers."""
+    should = [refuses(answer.reference, refusal_phrase) for answer in answers]
+    did = [refuses(answer.text, refusal_phrase) for answer in answers]
+    both = sum(expected and given for expected, given in zip(should, did, strict=True))
+    written = [answer for answer in answers if answer.text.strip()]
+    answerable = [answer for answer, refused in zip(answers, should, strict=True) if not refused]
+    return AnswerScores(
+        count=len(answers),
+        exact=_mean([exact_match(answer.text, answer.reference) for answer in answers]),
+        f1=_mean([token_f1(answer.text, answer.reference) for answer in answerable]),
+        ended=_mean([answer.ended for answer in written]),
+        empty=_mean([not answer.text.strip() for answer in answers]),
+        refusal_precision=both / sum(did) if any(did) else None,
+        refusal_recall=both / sum(should) if any(should) else None,
+        refusal_f1=2 * both / (sum(did) + sum(should)) if any(should) else None,
+    )
+
+
+def _tokens(text: str) -> list[str]:
+    return _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,184 @@
+"""Completing many prompts at once: held-out questions now, rollouts of RL later.
+
+Shapes: B prompts of a batch that are still being completed, T tokens of the longest of them, V
+vocabulary. Prompts are padded on the left, so that every row's next token is in the last column; as
+in `sampling.py`, the global random state is never touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from raymill.generate.sampling import nucleus
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote after a prompt: with the stop token, if it drew one."""
+
+    ids: tuple[int, ...]
+    finish: Literal["stop", "length"]
+
+
+def complete(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    seeds: Sequence[int],
+    stop_ids: Collection[int],
+    batch_size: int,
+    pad_id: int = 0,
+    lockstep: bool = False,
+) -> list[Completion]:
+    """Complete every prompt until one of `stop_ids` or `max_new_tokens`; in the order of `prompts`.
+
+    A row draws from a generator of its own, seeded by its seed: what it becomes doesn't depend on
+    the rows beside it, up to floating point, and is what `sample` gives with that seed. A prompt
+    longer than the model's positions minus `max_new_tokens` keeps its last part. The model is in
+    evaluation mode meanwhile, and then as it was.
+
+    With `lockstep`, each batch takes exactly `max_new_tokens` forward passes whatever is drawn, as
+    ranks must that gather weights together (ZeRO-3); give all of them as many prompts.
+
+    Raises:
+        ValueError: an empty prompt, not one seed a prompt, or no position left for a prompt.
+    """
+    room = int(model.config.max_position_embeddings) - max_new_tokens
+    _check(prompts, seeds, room, max_new_tokens, batch_size)
+    # Neighbours in length waste little padding; the longest come first, so that what doesn't fit
+    # into memory fails at once.
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    completions: dict[int, Completion] = {}
+    was_training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            batch = _Batch(
+                [list(prompts[index])[-room:] for index in chosen],
+                [torch.Generator().manual_seed(seeds[index]) for index in chosen],
+                frozenset(stop_ids),
+                pad_id,
+                next(model.parameters()).device,
+            )
+            with torch.no_grad():
+                for _ in range(max_new_tokens):
+                    if not batch.running and not lockstep:
+                        break
+                    batch.step(model, temperature, top_p)
+            completions |= zip(chosen, batch.completions(), strict=True)
+    finally:
+        model.train(was_training)
+    return [completions[index] for index in range(len(prompts))]
+
+
+def _check(
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[int],
+    room: int,
+    max_new_tokens: int,
+    batch_size: int,
+) -> None:
+    if len(seeds) != len(prompts):
+        raise ValueError(f"expected one seed a prompt, got {len(seeds)} for {len(prompts)}")
+    if min(max_new_tokens, batch_size) < 1:
+        raise ValueError(
+            f"max_new_tokens={max_new_tokens} and batch_size={batch_size} must be at least 1"
+        )
+    if room < 1:
+        raise ValueError(
+            f"max_new_tokens={max_new_tokens} leaves no position for a prompt: the model has "
+            f"{room + max_new_tokens}"
+        )
+    empty = [index for index, prompt in enumerate(prompts) if not prompt]
+    if empty:
+        raise ValueError(f"prompts {empty[:8]} are empty: a model continues at least one token")
+
+
+class _Batch:
+    """Prompts that grow together. Rows that have ended leave the tensors, and the cache, at once."""
+
+    def __init__(
+        self,
+        prompts: Sequence[list[int]],
+        generators: Sequence[torch.Generator],
+        stop_ids: frozenset[int],
+        pad_id: int,
+        device: torch.device,
+    ) -> None:
+        longest = max(map(len, prompts))
+        padded = [[pad_id] * (longest - len(prompt)) + prompt for prompt in prompts]
+        real = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        self._fresh_BT = torch.tensor(padded, device=device)  # not yet seen by the model
+        self._mask_BT = torch.tensor(real, device=device)
+        # Position 0 is the first real token; what padding gets is masked anyway.
+        self._positions_BT = (self._mask_BT.cumsum(dim=1) - 1).clamp(min=0)
+        self._cache: Any = None
+        self._generators = generators
+        self._stop_ids = stop_ids
+        self._drawn: list[list[int]] = [[] for _ in prompts]
+        self._stopped = [False] * len(prompts)
+        self._rows = list(range(len(prompts)))  # those that the tensors hold
+        self.running = True
+
+    def step(self, model: Any, temperature: float, top_p: float) -> None:
+        """One forward pass and a token for every row; when none runs, the pass is made for show."""
+        output = model(
+            input_ids=self._fresh_BT,
+            attention_mask=self._mask_BT,
+            position_ids=self._positions_BT,
+            cache=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self._cache = output.cache
+        generators = [self._generators[row] for row in self._rows]
+        tokens = _draw(output.logits[:, -1].float(), temperature, top_p, generators)
+        device = self._fresh_BT.device
+        self._fresh_BT = torch.tensor(tokens, device=device)[:, None]
+        self._positions_BT = self._positions_BT[:, -1:] + 1
+        self._mask_BT = torch.cat([self._mask_BT, torch.ones_like(self._fresh_BT)], dim=1)
+        if self.running:
+            self._take(tokens)
+
+    def _take(self, tokens: Sequence[int]) -> None:
+        for row, token in zip(self._rows, tokens, strict=True):
+            self._drawn[row].append(token)
+            self._stopped[row] = token in self._stop_ids
+        kept = [place for place, row in enumerate(self._rows) if not self._stopped[row]]
+        self.running = bool(kept)
+        kept = kept or [0]  # in lockstep, passes need a row
+        if len(kept) < len(self._rows):
+            kept_B = torch.tensor(kept, device=self._fresh_BT.device)
+            self._fresh_BT = self._fresh_BT[kept_B]
+            self._mask_BT = self._mask_BT[kept_B]
+            self._positions_BT = self._positions_BT[kept_B]
+            self._cache.batch_select_indices(kept_B)
+            self._rows = [self._rows[place] for place in kept]
+
+    def completions(self) -> list[Completion]:
+        return [
+            Completion(tuple(ids), "stop" if stopped else "length")
+            for ids, stopped in zip(self._drawn, self._stopped, strict=True)
+        ]
+
+
+def _draw(
+    logits_BV: torch.Tensor, temperature: float, top_p: float, generators: Sequence[torch.Generator]
+) -> list[int]:
+    """`sampling.next_token` with a generator a row."""
+    if temperature == 0:
+        return logits_BV.argmax(dim=-1).tolist()
+    probabilities_BV = torch.softmax(logits_BV.double() / temperature, dim=-1)
+    nucleus_BV = nucleus(probabilities_BV, top_p).cpu()
+    return [
+        int(torch.multinomial(row_V, 1, generator=generator))
+        for row_V, generator in zip(nucleus_BV, generators, strict=True)
+    ]

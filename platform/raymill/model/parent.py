@@ -1,0 +1,146 @@
+"""A parent model made ready for fine-tuning: new tokens, adapters, frozen parameters, embedding noise.
+
+Everything here is a function of the parent's files, the configuration and a seed, so that every rank, and
+every restart, builds the same model.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raymill.config.schema import LoraConfig
+from raymill.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+NEW_TOKEN_NOISE = 0.1  # of the embeddings' own spread
+
+
+def load_parent(
+    folder: Path, vocab_size: int, new_ids: Sequence[int], attention: str, seed: int
+) -> PreTrainedModel:
+    """The parent in fp32, its vocabulary extended to `vocab_size` and `new_ids` initialised.
+
+    Raises:
+        ConfigError: transformers can't load it.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, dtype=torch.float32, attn_implementation=attention
+        )
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError([f"parent: transformers can't load {folder}: {reason}"]) from error
+    extend_vocabulary(model, vocab_size, new_ids, seed)
+    return model
+
+
+def extend_vocabulary(model: Any, vocab_size: int, new_ids: Sequence[int], seed: int) -> None:
+    """Make room for `vocab_size` tokens, and give `new_ids` the mean of all others' embeddings.
+
+    The mean keeps the distribution over the old tokens nearly as it was (Hewitt 2021, "Initializing New
+    Word Embeddings for Pretrained Language Models"); a little noise keeps the new ones apart from each
+    other, which frozen embeddings would need. Tokens that a padded vocabulary had room for are
+    initialised too: nothing has ever trained them.
+    """
+    import torch
+
+    if vocab_size > model.config.vocab_size:
+        model.resize_token_embeddings(vocab_size, mean_resizing=False)
+    if not new_ids:
+        return
+    generator = torch.Generator().manual_seed(seed)
+    matrices = [model.get_input_embeddings().weight]
+    head = model.get_output_embeddings()
+    if head is not None and head.weight is not matrices[0]:
+        matrices.append(head.weight)
+    with torch.no_grad():
+        for matrix_VH in matrices:
+            old = torch.ones(len(matrix_VH), dtype=torch.bool)
+            old[list(new_ids)] = False
+            mean_H, spread_H = matrix_VH[old].mean(dim=0), matrix_VH[old].std(dim=0)
+            for index in new_ids:
+                noise_H = torch.randn(len(mean_H), generator=generator)
+                matrix_VH[index] = mean_H + NEW_TOKEN_NOISE * spread_H * noise_H
+
+
+def with_adapters(model: Any, lora: LoraConfig, new_ids: Sequence[int], seed: int) -> Any:
+    """The model with LoRA adapters (peft), which alone are trained, and the new tokens' embeddings.
+
+    Without the latter, a token that ends a turn could never be learned.
+
+    Raises:
+        ConfigError: `lora.targets` names no module of this model.
+    """
+    import torch
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import get_peft_model
+
+    targets: str | list[str] = list(lora.targets)
+    if lora.targets == ("all-linear",):
+        targets = "all-linear"
+    settings = PeftLoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        trainable_token_indices=list(new_ids) or None,
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(seed)
+    try:
+        return get_peft_model(model, settings)
+    except ValueError as error:
+        raise ConfigError([f"lora.targets={list(lora.targets)}: {error}"]) from error
+
+
+def freeze(model: torch.nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Switch off gradients of the parameters that a pattern matches; returns their names.
+
+    Raises:
+        ConfigError: a pattern matches nothing, or nothing is left to train.
+    """
+    problems = []
+    frozen: list[str] = []
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in patterns:
+        found = fnmatch.filter(names, pattern)
+        if not found:
+            problems.append(
+                f"freeze: {pattern!r} matches no parameter; they are called {names[0]}, "
+                f"{names[-1]}, …"
+            )
+        frozen += found
+    for name, parameter in model.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        problems.append("freeze: nothing is left to train")
+    if problems:
+        raise ConfigError(problems)
+    return frozen
+
+
+def add_embedding_noise(model: Any, alpha: float) -> None:
+    """NEFTune (Jain et al. 2023): uniform noise of magnitude alpha / √(T·H) on embeddings, in training.
+
+    T is the length of the row. The noise comes from torch's global generator, which the loop seeds by step
+    and rank, so it is the same after a restart.
+    """
+    import torch
+
+    def noisy(module: torch.nn.Module, _inputs: Any, output_BTH: torch.Tensor) -> torch.Tensor:
+        if not module.training:
+            return output_BTH
+        magnitude = alpha / (output_BTH.shape[1] * output_BTH.shape[2]) ** 0.5
+        return output_BTH + torch.empty_like(output_BTH).uniform_(-magnitude, magnitude)
+
+    model.get_input_embeddings().register_forward_hook(noisy)

@@ -1,0 +1,86 @@
+"""The card of a pretraining run: bits per byte beside yardsticks, and text that it wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from raymill.data.manifest import Prepared
+from raymill.errors import DataError
+from raymill.evaluate.baselines import Baselines, baselines
+from raymill.report.page import Card, Column, Tile
+
+COLUMNS = (
+    Column("held-out loss", "eval/loss", ".4f"),
+    Column("perplexity", "eval/perplexity", ",.1f"),
+    Column("bits per byte", "eval/bits_per_byte", ".4f"),
+)
+
+
+def pretraining_card(
+    run_dir: Path, prepared: Prepared, events: Sequence[dict[str, Any]], summary: dict[str, Any]
+) -> Card:
+    """What a pretraining run has to say."""
+    figures = summary["figures"]
+    before, after = figures["eval/bits_per_byte/before"], figures["eval/bits_per_byte"]
+    headlines = [f"held out: {before:.4f} bits per byte before training, {after:.4f} after"]
+    tiles = [Tile(f"{after:.3f}", "bits per byte, held out", True), Tile(f"{before:.3f}", "before")]
+    known = _baselines_or_none(prepared)
+    if known is not None:
+        headlines.append(
+            f"          byte trigram {known.byte_trigram:.4f}, gzip -9 {known.gzip:.4f}, "
+            f"xz -9 {known.xz:.4f}"
+        )
+        tiles += [
+            Tile(f"{known.byte_trigram:.3f}", "byte trigram, same training text"),
+            Tile(f"{known.gzip:.3f}", "gzip -9"),
+            Tile(f"{known.xz:.3f}", "xz -9"),
+        ]
+    return Card(
+        tuple(headlines), tuple(tiles), COLUMNS, (_samples(run_dir),), _data(prepared),
+        "python jobs/generate.py",
+    )  # fmt: skip
+
+
+def _baselines_or_none(prepared: Prepared) -> Baselines | None:
+    try:
+        return baselines(prepared)
+    except DataError:  # a tokenizer that doesn't give its text back has no byte baselines
+        return None
+
+
+def _samples(run_dir: Path) -> str:
+    files = sorted((run_dir / "samples").glob("step-*.json"))
+    if not files:
+        return ""
+    shown = [files[0], files[-1]] if len(files) > 1 else files
+    parts = ["<h2>Samples</h2>"]
+    for path in shown:
+        step = int(path.stem.removeprefix("step-"))
+        parts.append(f"<p class=sub>after step {step:,} (the prompt is coloured)</p>")
+        for sample in json.loads(path.read_text(encoding="utf-8")):
+            parts.append(f"<pre><em>{escape(sample['prompt'])}</em>{escape(sample['text'])}</pre>")
+    return "\n".join(parts)
+
+
+def _data(prepared: Prepared) -> tuple[tuple[str, str], ...]:
+    manifest = prepared.manifest
+    train, held_out = manifest.splits["train"], manifest.splits["validation"]
+    contamination = manifest.contamination
+    assert contamination is not None  # of text it is always measured
+    return (
+        ("training text", f"{train.bytes:,} bytes, {train.tokens:,} tokens"),
+        ("held-out text", f"{held_out.bytes:,} bytes, {held_out.tokens:,} tokens"),
+        (
+            "contamination",
+            f"{contamination.share:.2%} of held-out {contamination.unit} {contamination.n}-grams "
+            "occur in the training text",
+        ),
+        (
+            "tokenizer",
+            f"{manifest.tokenizer.vocab_size:,} ({manifest.tokenizer.fingerprint[:16]}…)",
+        ),
+    )

@@ -1,0 +1,188 @@
+"""Many prompts at once are what one-by-one sampling gives, in every family, whatever shares a batch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from raymill.config import load
+from raymill.generate.batch import Completion, complete
+from raymill.generate.sampling import sample
+from raymill.model.build import build_model
+
+FAMILIES = ("llama", "qwen3", "gpt2")
+VOCAB_SIZE = 97
+POSITIONS = 64
+PROMPTS = [
+    np.random.default_rng(length).integers(1, VOCAB_SIZE, length).tolist()
+    for length in (7, 1, 19, 12, 3, 30, 13)  # in no order, one of a single token
+]
+DRAWN = {"temperature": 1.0, "top_p": 0.9, "seeds": range(7)}
+GREEDY = {"temperature": 0.0, "top_p": 1.0, "seeds": range(7)}
+
+
+def tiny(family: str, attention: str = "sdpa") -> Any:
+    arch = load("pretrain", ["experiment=tiny", f"arch.max_positions={POSITIONS}"]).arch
+    # Tied embeddings and small weights would repeat the last token for ever.
+    arch = replace(arch, family=family, attention=attention, tied_embeddings=False)
+    model = build_model(arch, VOCAB_SIZE, None, 1).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(6)
+    return model
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request: pytest.FixtureRequest) -> Any:
+    return tiny(request.param)
+
+
+@pytest.fixture(scope="module")
+def llama() -> Any:
+    return tiny("llama")
+
+
+def together(model: Any, settings: dict[str, Any] = GREEDY, **changes: Any) -> list[Completion]:
+    arguments = {"max_new_tokens": 20, "stop_ids": (), "batch_size": 4, **settings, **changes}
+    return complete(model, arguments.pop("prompts", PROMPTS), **arguments)
+
+
+def one_by_one(model: Any, settings: dict[str, Any]) -> list[tuple[int, ...]]:
+    return [
+        tuple(
+            sample(
+                model,
+                prompt,
+                max_new_tokens=20,
+                temperature=settings["temperature"],
+                top_p=settings["top_p"],
+                generator=torch.Generator().manual_seed(seed),
+                end_of_text_id=None,
+            )
+        )
+        for prompt, seed in zip(PROMPTS, settings["seeds"], strict=True)
+    ]
+
+
+@pytest.mark.parametrize("settings", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+def test_batches_are_one_by_one_sampling(model: Any, settings: dict[str, Any]) -> None:
+    expected = one_by_one(model, settings)
+    assert len(set(expected)) == len(expected), "the prompts matter"
+    for batch_size in (1, 3, 7, 64):
+        found = together(model, settings, batch_size=batch_size)
+        assert [completion.ids for completion in found] == expected
+        assert {completion.finish for completion in found} == {"length"}
+
+
+def test_greedy_is_transformers_generate(model: Any) -> None:
+    for prompt, completion in zip(PROMPTS, together(model), strict=True):
+        theirs = model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=20,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        assert completion.ids == tuple(theirs[0, len(prompt) :].tolist())
+
+
+def test_eager_attention_masks_the_padding_too() -> None:
+    model = tiny("llama", "eager")
+    assert [completion.ids for completion in together(model)] == one_by_one(model, GREEDY)
+
+
+def test_logits_are_those_without_padding(model: Any) -> None:
+    """Tokens could agree by luck: here every step's logits are compared."""
+    seen: list[torch.Tensor] = []
+
+    def watched(**arguments: Any) -> Any:
+        output = model(**arguments)
+        seen.append(output.logits[:, -1])
+        return output
+
+    watched.parameters, watched.config = model.parameters, model.config  # type: ignore[attr-defined]
+    watched.training, watched.eval, watched.train = False, model.eval, model.train  # type: ignore[attr-defined]
+    together(watched, batch_size=7)
+    by_length = sorted(range(7), key=lambda index: -len(PROMPTS[index]))
+    batched = {index: torch.stack(seen)[:, row] for row, index in enumerate(by_length)}
+    for index, prompt in enumerate(PROMPTS):
+        seen.clear()
+        together(watched, prompts=[prompt], seeds=[0])
+        torch.testing.assert_close(torch.cat(seen), batched[index], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("lockstep", [False, True])
+@pytest.mark.parametrize("settings", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+def test_a_row_ends_with_its_stop_token(
+    model: Any, settings: dict[str, Any], lockstep: bool
+) -> None:
+    whole = one_by_one(model, settings)
+    stop_ids = {token for ids in whole[:3] for token in ids[4:8]} - set(whole[6])
+    found = together(model, settings, stop_ids=stop_ids, lockstep=lockstep)
+    for ids, completion in zip(whole, found, strict=True):
+        ends = [place for place, token in enumerate(ids) if token in stop_ids]
+        assert completion.ids == (ids[: ends[0] + 1] if ends else ids)
+        assert completion.finish == ("stop" if ends else "length")
+    assert {completion.finish for completion in found} == {"stop", "length"}
+
+
+def test_passes_end_with_the_rows_unless_in_lockstep(llama: Any) -> None:
+    rows: list[int] = []
+    hook = llama.register_forward_pre_hook(
+        lambda _, __, arguments: rows.append(len(arguments["input_ids"])), with_kwargs=True
+    )
+    whole = together(llama, batch_size=7)
+    stop_ids = {completion.ids[3] for completion in whole}
+    rows.clear()
+    found = together(llama, batch_size=7, stop_ids=stop_ids)
+    lengths = [len(completion.ids) for completion in found]
+    assert rows == [sum(length > step for length in lengths) for step in range(max(lengths))]
+    rows.clear()
+    assert together(llama, batch_size=7, stop_ids=stop_ids, lockstep=True) == found
+    assert len(rows) == 20
+    rows.clear()
+    assert together(llama, batch_size=3, stop_ids=stop_ids, lockstep=True) == found
+    assert len(rows) == 3 * 20
+    hook.remove()
+
+
+def test_a_long_prompt_keeps_its_last_part(llama: Any) -> None:
+    long = [token % VOCAB_SIZE for token in range(5, 105)]
+    cut = together(llama, prompts=[long, [3]], seeds=[0, 1])
+    assert cut == together(llama, prompts=[long[-(POSITIONS - 20) :], [3]], seeds=[0, 1])
+
+
+def test_the_model_and_the_global_state_are_left_as_they_were(llama: Any) -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    llama.train()
+    drawn = together(llama, DRAWN)
+    assert llama.training
+    assert torch.equal(torch.get_rng_state(), before)
+    llama.eval()
+    assert together(llama, DRAWN) == drawn, "without dropout"
+    assert not llama.training
+    assert together(llama, DRAWN, seeds=range(1, 8)) != drawn
+    assert together(llama, prompts=[], seeds=[]) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": [1]}, "one seed a prompt, got 1 for 7"),
+        ({"prompts": [[1], []], "seeds": [1, 2]}, r"prompts \[1\] are empty"),
+        ({"max_new_tokens": POSITIONS}, "leaves no position"),
+        ({"batch_size": 0}, "batch_size=0"),
+    ],
+)
+def test_what_cannot_be_completed_is_refused(
+    llama: Any, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        together(llama, **changes)
