@@ -73,7 +73,7 @@ def one_by_one(model: Any, settings: dict[str, Any]) -> list[tuple[int, ...]]:
 def test_batches_are_one_by_one_sampling(model: Any, settings: dict[str, Any]) -> None:
     expected = one_by_one(model, settings)
     assert len(set(expected)) == len(expected), "the prompts matter"
-    for batch_size in (1, 3, 7, 64):
+    for batch_size in (1, 3, 64):
         found = together(model, settings, batch_size=batch_size)
         assert [completion.ids for completion in found] == expected
         assert {completion.finish for completion in found} == {"length"}

@@ -75,7 +75,9 @@ def _fine_tuned(
     from raymill.engine.recipe import recipe_of
     from raymill.engine.trainer import load_weights
     from raymill.model.finetuned import save_finetuned
+    from raymill.model.quiet import quieten
 
+    quieten()
     model: Any = recipe_of(assignment, prepared).build_model(fresh=False)
     load_weights(model, found.reader())
     manifest = prepared[0].manifest

@@ -151,7 +151,7 @@ TOPICS = {
         "standard input, or turn after turn at a terminal.",
         ("tracking",),
         (
-            ("model", "models:/name@alias, models:/name/3 or a Hugging Face folder"),
+            ("model", "auto: the furthest stage; models:/name@alias, /3, or a folder"),
             ("prompt", "taken exactly as typed"),
             ("prompt_file", "a file that holds the prompt"),
             ("chat", "null: converse if the model has a chat template; false: continue text"),

@@ -28,6 +28,10 @@ class Journal:
         self._stream.write(json.dumps(finite, allow_nan=False) + "\n")
         self._stream.flush()
 
+    def close(self) -> None:
+        """No more events come from here."""
+        self._stream.close()
+
 
 def _is_nonfinite(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)

@@ -55,9 +55,11 @@ def train_worker(config: dict[str, Any]) -> None:
             journal.write(
                 "status", step, status="failed", error=str(error), error_type=type(error).__name__
             )
+            journal.close()
         return
     if journal is not None:
         journal.write("status", step, status=status)
+        journal.close()
 
 
 def threads_per_worker() -> int:

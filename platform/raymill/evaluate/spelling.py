@@ -30,11 +30,11 @@ def spelling_refusal_f1(
     otherwise the classifier would look surer than it is. Deterministic. None if either part lacks a
     class, or `train` has too few questions of one for the folds.
     """
-    from sklearn.feature_extraction.text import (  # type: ignore[import-untyped]
+    from sklearn.feature_extraction.text import (
         TfidfVectorizer,
     )
-    from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
-    from sklearn.model_selection import (  # type: ignore[import-untyped]
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import (
         StratifiedGroupKFold,
         cross_val_predict,
     )

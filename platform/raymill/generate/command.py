@@ -113,15 +113,12 @@ def _typed_prompts() -> Iterator[str]:
 
 def load(folder: Path) -> tuple[Any, Any, int | None]:
     """(model, tokenizer, end-of-text id) of a Hugging Face folder, from the disk alone."""
-    import os
-
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()
+    from raymill.model.quiet import quieten
+
+    quieten()
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

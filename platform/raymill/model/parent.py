@@ -89,7 +89,7 @@ def with_adapters(model: Any, lora: LoraConfig, new_ids: Sequence[int], seed: in
         targets = "all-linear"
     settings = PeftLoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=targets,
         trainable_token_indices=list(new_ids) or None,

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # Figures that a version's tags repeat, so that versions can be compared at a glance.
 TOLD = ("eval/bits_per_byte", "answers/f1", "answers/ended", "answers/refusal_f1")
+FURTHEST = "auto"
+STAGES = ("pretrained", "sft", "aligned", "champion")  # aliases, from first to last
 MARKER_NAME = "raymill.json"  # in an exported folder: what it was exported from
 # Stricter than MLflow, whose client accepts names such as `m%2e` or with newlines.
 _REFERENCE = re.compile(
@@ -134,12 +136,14 @@ def resolve_model(
 ) -> ResolvedModel:
     """A registry reference or a Hugging Face folder → a folder on this machine and a pinned name.
 
-    `key` is what the user typed it under.
+    `key` is what the user typed it under; "auto" is the stage that is furthest along.
 
     Raises:
         ConfigError: the reference names nothing; says what there is.
         TrackingError: the registry can't be reached.
     """
+    if reference == FURTHEST:
+        reference = _furthest(tracking, root)
     if not reference.startswith("models:"):
         folder = Path(reference).expanduser()
         if not (folder / "config.json").is_file():
@@ -169,6 +173,17 @@ def resolve_model(
     if not (folder / "config.json").is_file():
         raise TrackingError(f"{reference} points to {version.source}, where there is no model")
     return _described(folder, f"models:/{version.name}/{version.version}")
+
+
+def _furthest(tracking: TrackingConfig, root: Path) -> str:
+    """The alias of the last stage of training that is registered; pretraining's where there is none."""
+    name, uri = tracking.registered_model, tracking_uri(tracking, root)
+    first = f"models:/{name}@{STAGES[0]}"
+    if uri == "none" or (tracking.uri is None and not (root / "mlflow.db").exists()):
+        return first
+    known = call(lambda: _known_references(connect(tracking, root)), uri)
+    stages = [f"models:/{name}@{stage}" for stage in reversed(STAGES)]
+    return next((stage for stage in stages if stage in known), first)
 
 
 def _described(folder: Path, name: str) -> ResolvedModel:

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 
-from data.chat.chat_factory import (
+from data.chat.tokenizer_factory import (
     CHATML_TOKENS,
     LLAMA,
     LLAMA_TOKENS,
@@ -442,3 +442,18 @@ def test_a_conversation_encodes_the_same_alone_and_among_others() -> None:
     for chat, found in zip(chats, together, strict=True):
         assert isinstance(found, EncodedChat)
         assert found.ids.tolist() == encoded(chat, MERGING_CHAT).ids.tolist()
+
+
+def test_a_prompts_own_answers_are_not_learned() -> None:
+    """As TRL takes prompt and completion: what the assistant said in the prompt is given."""
+    turns = [
+        {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"},
+        {"role": "user", "content": "More"}, {"role": "assistant", "content": "No"},
+    ]  # fmt: skip
+    found = read_conversation({"prompt": turns[:3], "completion": turns[3:]})
+    assert isinstance(found, Conversation)
+    tokenizer = byte_level()
+    [chat] = ChatEncoder(tokenizer, ChatTemplate(CHATML, {})).encode([found])
+    assert isinstance(chat, EncodedChat)
+    words = tokenizer.decode(chat.ids[chat.learned].tolist(), skip_special_tokens=False)
+    assert words == "No<|im_end|>"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.chat.chat_factory import (
+from data.chat.tokenizer_factory import (
     CHATML_TOKENS,
     LLAMA,
     LLAMA_TOKENS,

@@ -13,7 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from raymill.data.chat.formats import FORMATS, detect_format, kind_of, raw_messages
+from raymill.data.chat.formats import (
+    FORMATS,
+    detect_format,
+    given_messages,
+    kind_of,
+    raw_messages,
+)
 from raymill.data.chat.problems import CAUSES, Problem, Refused
 from raymill.errors import DataError
 
@@ -42,12 +48,14 @@ class Conversation:
     `tool_call_id`.
 
     It ends with an assistant's turn. `tools`: what the assistant may call, as JSON schemas;
-    `weight`: of the conversation's loss, above 0.
+    `weight`: of the conversation's loss, above 0; `given`: how many messages at the beginning are a
+    prompt, from which nothing is learned whoever wrote them.
     """
 
     messages: tuple[dict[str, Any], ...]
     tools: tuple[dict[str, Any], ...] | None = None
     weight: float = 1.0
+    given: int = 0
 
     @property
     def first_user(self) -> str:
@@ -78,7 +86,8 @@ def read_conversation(record: Any, format: str | None = None) -> Conversation | 
         raw = raw_messages(record, found)
         messages = tuple(_message(item, f"message {n}") for n, item in enumerate(raw, 1))
         _check_order([message["role"] for message in messages])
-        return Conversation(messages, _tools(record.get("tools")), _weight(record.get("weight")))
+        tools, weight = _tools(record.get("tools")), _weight(record.get("weight"))
+        return Conversation(messages, tools, weight, given_messages(record, found))
     except Refused as refused:
         return refused.problem
 

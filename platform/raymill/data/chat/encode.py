@@ -8,7 +8,7 @@ their places, so a model is asked in the form in which it was trained.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -131,6 +131,12 @@ class ChatEncoder:
             segments = self._template.segments(messages, tools, train_on=train_on)
         except DataError as error:
             return Problem("template", str(error))
+        roles = [message["role"] for message in conversation.messages[: conversation.given]]
+        if given := roles.count("assistant"):
+            segments = [
+                replace(one, learned=False) if one.turn is not None and one.turn < given else one
+                for one in segments
+            ]
         if not any(segment.learned for segment in segments):
             return Problem("template", "the chat template leaves out what the assistant wrote")
         return segments

@@ -29,8 +29,8 @@ def load_chat_encoder(folder: Path) -> ChatEncoder | None:
     Raises:
         DataError: the template or the tokenizer can't be read, or they don't go together.
     """
-    settings = _settings(folder / SETTINGS_NAME)
-    source = _template_source(folder, settings)
+    settings = read_settings(folder)
+    source = own_template(folder, settings)
     if source is None:
         return None
     from tokenizers import Tokenizer
@@ -62,7 +62,8 @@ def special_token_variables(settings: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _template_source(folder: Path, settings: Mapping[str, Any]) -> str | None:
+def own_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
+    """The chat template that a Hugging Face folder carries, in either of its two places."""
     path = folder / TEMPLATE_NAME
     if path.is_file():
         return _text(path)
@@ -73,7 +74,9 @@ def _template_source(folder: Path, settings: Mapping[str, Any]) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _settings(path: Path) -> Mapping[str, Any]:
+def read_settings(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json, or nothing where there is none."""
+    path = folder / SETTINGS_NAME
     if not path.is_file():
         return {}
     try:

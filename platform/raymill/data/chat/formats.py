@@ -64,6 +64,12 @@ def raw_messages(record: Mapping[str, Any], format: str) -> list[Mapping[str, An
     return _READERS[format](record)
 
 
+def given_messages(record: Mapping[str, Any], format: str) -> int:
+    """How many messages at the beginning are a prompt: only `prompt_completion` says so."""
+    prompt = record["prompt"] if format == "prompt_completion" else ""
+    return 0 if isinstance(prompt, str) else len(prompt)
+
+
 def kind_of(value: object) -> str:
     """A value's type in the words of JSON."""
     if value is None:

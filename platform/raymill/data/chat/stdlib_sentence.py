@@ -81,7 +81,8 @@ _CLAUSE = re.compile(
     r"implements?|allows?|represents?|feels|wraps|interrupted|enforces|uses|consists|describes)\b"
 )
 _RELATIVE = re.compile(
-    r" (?:that|which|whose|who|when|where|to|if|by|raised|of|whether|for|from|with|in|on|\w+ing) "
+    r" (?:that|which|whose|who|when|where|to|if|by|raised|of|whether|for|from|with|in|on"
+    r"|indicating|representing|describing|containing|holding|providing|using|implementing) "
 )
 
 

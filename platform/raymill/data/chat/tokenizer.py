@@ -14,6 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from raymill.data import tokenizer as tokenizers_room
 from raymill.data.chat.encode import ChatEncoder
+from raymill.data.chat.folder import (
+    SETTINGS_NAME,
+    TEMPLATE_NAME,
+    own_template,
+    read_settings,
+    special_token_variables,
+)
 from raymill.data.chat.template import CHATML, ChatTemplate
 from raymill.data.manifest import TokenizerIdentity
 from raymill.durable import sha256_text, write_atomic
@@ -22,8 +29,6 @@ from raymill.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-TEMPLATE_NAME = "chat_template.jinja"
-CONFIG_NAME = "tokenizer_config.json"
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 
 
@@ -54,14 +59,14 @@ class ChatTokenizer:
         The end of a turn is its `eos_token`: that is where generation stops.
         """
         tokenizers_room.save(self.tokenizer, folder, self.end_of_text)
-        written = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        written = json.loads((folder / SETTINGS_NAME).read_text(encoding="utf-8"))
         settings = {**written, **self.settings}
         for name in ("auto_map", "chat_template", "added_tokens_decoder", "extra_special_tokens"):
             settings.pop(name, None)  # tokenizer.json lists the tokens, and the template is a file
         settings["eos_token"] = self.tokenizer.id_to_token(self.end_of_turn_id)
         settings["pad_token"] = self.end_of_text
         text = json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False)
-        write_atomic(folder / CONFIG_NAME, text + "\n")
+        write_atomic(folder / SETTINGS_NAME, text + "\n")
         write_atomic(folder / TEMPLATE_NAME, self.template)
 
 
@@ -73,12 +78,12 @@ def chat_tokenizer(parent: Path, template: str, special_tokens: Sequence[str]) -
         DataError: the parent has no usable tokenizer, or the template doesn't work with it.
     """
     settings = read_settings(parent)
-    named = {name: text for name, text in _named_tokens(settings).items() if text}
+    named = special_token_variables(settings)
     source, wanted = _template(parent, settings, template)
     end_of_text = named.get("eos_token") or named.get("pad_token") or named.get("bos_token")
     if end_of_text is None:
         raise DataError(
-            f"{parent / CONFIG_NAME} names no eos_token, so there is nothing that ends a text; "
+            f"{parent / SETTINGS_NAME} names no eos_token, so there is nothing that ends a text; "
             "name one there."
         )
     tokenizer = tokenizers_room.load(parent, end_of_text)
@@ -91,30 +96,6 @@ def chat_tokenizer(parent: Path, template: str, special_tokens: Sequence[str]) -
         # A chat model's eos_token ends its turns; what ends a text goes by another name.
         end_of_text = named.get("pad_token") or named.get("bos_token") or end_of_text
     return ChatTokenizer(tokenizer, source, settings, end_of_text, encoder.end_of_turn_id, added)
-
-
-def read_settings(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json, or nothing where there is none."""
-    path = folder / CONFIG_NAME
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} can't be read as JSON ({error}).") from error
-    return found if isinstance(found, dict) else {}
-
-
-def own_template(folder: Path, settings: dict[str, Any]) -> str | None:
-    """The chat template that a Hugging Face folder carries, in either of its two places."""
-    path = folder / TEMPLATE_NAME
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    found = settings.get("chat_template")
-    if isinstance(found, list):  # several by name
-        by_name = {entry.get("name"): entry.get("template") for entry in found}
-        found = by_name.get("default")
-    return found if isinstance(found, str) else None
 
 
 def _template(parent: Path, settings: dict[str, Any], template: str) -> tuple[str, tuple[str, ...]]:
@@ -130,17 +111,6 @@ def _template(parent: Path, settings: dict[str, Any], template: str) -> tuple[st
         raise ConfigError(
             [f"data.template={template}: expected auto, chatml or a Jinja file ({error})"]
         ) from error
-
-
-def _named_tokens(settings: dict[str, Any]) -> dict[str, str]:
-    """bos_token, eos_token, … as text; they may be written as objects."""
-    named = {}
-    for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
-        value = settings.get(name)
-        value = value.get("content") if isinstance(value, dict) else value
-        if isinstance(value, str):
-            named[name] = value
-    return named
 
 
 def has_template(folder: Path) -> bool:

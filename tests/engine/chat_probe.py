@@ -1,0 +1,150 @@
+"""Fine-tunes without Ray, in a process of its own, on given rows, and writes down every loss."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from engine.probe import free_port
+from raymill.config import load
+from raymill.config.schema import LoraConfig, SftJob
+from raymill.data.rows import Rows
+
+NEW_IDS = (257, 258)
+VOCAB = 259
+
+
+@dataclass(frozen=True)
+class Case:
+    """One configuration; `rows` are those of each step."""
+
+    parent: str
+    stage: int = 0
+    micro_batch: int = 4
+    precision: str = "fp32"
+    learning_rate: float = 1e-3
+    lora_rank: int = 0
+    freeze: tuple[str, ...] = ()
+    neftune_alpha: float = 0.0
+    save_at: int = 0
+    resume: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.stage}-{self.micro_batch}-{self.precision}-{self.lora_rank}-{self.neftune_alpha}"
+
+    def job(self, global_batch: int) -> SftJob:
+        job: SftJob = load("sft", ["storage.root=/nowhere", f"zero=stage{self.stage}"])
+        return replace(
+            job,
+            optim=replace(job.optim, learning_rate=self.learning_rate, weight_decay=0.0),
+            train=replace(
+                job.train,
+                global_batch=global_batch,
+                micro_batch=self.micro_batch,
+                precision=self.precision,  # type: ignore[arg-type]
+            ),
+            lora=LoraConfig(rank=self.lora_rank),
+            freeze=self.freeze,
+        )
+
+
+def run_cases(rank: int, world: int, port: int, cases: list[Case], folder: Path) -> None:
+    """Train every case in one process group; rank 0 writes `<name>.json`."""
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world),
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+    )  # fmt: skip
+    import numpy as np
+    import torch
+    import torch.distributed as dist
+
+    from raymill.checkpoint.commit import commit
+    from raymill.checkpoint.manifest import Manifest
+    from raymill.checkpoint.resume import newest_verified
+    from raymill.engine.device import join_deepspeed
+    from raymill.engine.group import WorkerGroup
+    from raymill.engine.loop import step_seed
+    from raymill.engine.trainer import Trainer, load_weights
+    from raymill.engine.worker_log import send_output_to
+    from raymill.model.parent import add_embedding_noise, freeze, load_parent, with_adapters
+    from raymill.objective.assistant_tokens import AssistantTokens
+
+    send_output_to(folder / f"rank-{rank}.log")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    join_deepspeed(gpu=False)
+    group = WorkerGroup(torch.device("cpu"))
+    steps: list[Rows] = pickle.loads((folder / "rows.pickle").read_bytes())
+    for case in cases:
+        job = case.job(len(steps[0]))
+        checkpoints = folder / "checkpoints" / case.name
+        found = newest_verified(checkpoints) if case.resume else None
+        model = load_parent(Path(case.parent), VOCAB, NEW_IDS, "sdpa", 7)
+        if case.lora_rank:
+            model = with_adapters(model, job.lora, NEW_IDS, 7)
+        if case.freeze:
+            freeze(model, case.freeze)
+        if case.neftune_alpha:
+            add_embedding_noise(model, case.neftune_alpha)
+        if found:
+            load_weights(model, found.reader())
+        trainer = Trainer(job, model, group)
+        objective = AssistantTokens(trainer.model.get_output_embeddings())
+        report: dict[str, object] = {}
+        start = found.manifest.step if found else 0
+        if found:
+            trainer.load_state(found.reader(), start)
+            reader = found.reader()
+            report["identical"] = all(
+                np.array_equal(values, reader.read(kind, name, first, values.size))
+                for name, first, arrays in trainer.fragments()
+                for kind, values in arrays.items()
+            )
+        before = {name: a["fp32"].copy() for name, _, a in trainer.fragments()}
+        losses, norms = [], []
+        for step, rows in enumerate(steps[start:], start):
+            share = len(rows) // world
+            mine = rows.part(rank * share, (rank + 1) * share)
+            [weight] = group.sum(objective.weight(mine))
+            torch.manual_seed(step_seed(7, step + 1, rank))
+            nats = 0.0
+            for first in range(0, share, case.micro_batch):
+                trainer.begin_micro_batch(last=first + case.micro_batch >= share)
+                part = mine.part(first, first + case.micro_batch)
+                losses_B = objective.losses(trainer.engine, part, group.device)
+                nats += float(losses_B.sum())
+                trainer.backward(losses_B.sum(), weight)
+            norms.append(trainer.update(case.learning_rate))
+            losses.append(group.sum(nats)[0] / weight)
+            if step + 1 == case.save_at:
+                manifest = Manifest(step + 1, 0, 0, world, 1, {}, "", (), "", None, None, {})
+                commit(checkpoints, manifest, trainer.shapes, trainer.fragments(), group)
+        after = {name: a["fp32"] for name, _, a in trainer.fragments()}
+        still = [name for name in before if np.array_equal(before[name], after[name])]
+        report.update(losses=losses, norms=norms, trained=sorted(trainer.shapes), still=still)
+        if rank == 0:
+            suffix = "-resumed" if case.resume else ""
+            (folder / f"{case.name}{suffix}.json").write_text(json.dumps(report))
+        trainer.engine.destroy()
+    dist.barrier()
+    # Gloo's threads may still be ending; the interpreter's own exit sometimes aborts on them.
+    os._exit(0)
+
+
+def spawn(
+    world: int, cases: list[Case], steps: list[Rows], folder: Path
+) -> list[dict[str, object]]:
+    """Run `cases` on `world` processes and read back what they wrote."""
+    import torch.multiprocessing as mp
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "rows.pickle").write_bytes(pickle.dumps(steps))
+    mp.spawn(run_cases, (world, free_port(), cases, folder), nprocs=world)
+    return [
+        json.loads((folder / f"{case.name}{'-resumed' if case.resume else ''}.json").read_text())
+        for case in cases
+    ]

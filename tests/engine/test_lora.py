@@ -1,0 +1,130 @@
+"""Adapters and frozen parameters under every ZeRO stage: what is trained, kept, and loaded again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.chat_factory import chat_encoder, conversations, encoded, rows_of, write_parent
+from engine.chat_probe import NEW_IDS, VOCAB, Case, spawn
+from raymill.config.schema import LoraConfig
+from raymill.data.rows import Rows
+from raymill.errors import ConfigError
+from raymill.model.finetuned import save_finetuned
+from raymill.model.parent import freeze, load_parent, with_adapters
+
+STEPS, BATCH = 8, 8
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # Large enough that ZeRO-3 really shares the embedding out (its threshold is 100,000 elements).
+    return write_parent(tmp_path_factory.mktemp("parent"), hidden_size=400, intermediate_size=512)
+
+
+@pytest.fixture(scope="module")
+def steps(parent: Path) -> list[Rows]:
+    chats = encoded(chat_encoder(parent), conversations(STEPS * BATCH))
+    width = max(len(chat.ids) for chat in chats)
+    return [
+        rows_of(chats, [[i] for i in range(s * BATCH, (s + 1) * BATCH)], width)
+        for s in range(STEPS)
+    ]
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_adapters_train_alike_under_every_stage_and_resume_bit_exactly(
+    parent: Path, steps: list[Rows], world: int, tmp_path: Path
+) -> None:
+    cases = [
+        Case(str(parent), stage, lora_rank=4, save_at=5, learning_rate=3e-3, neftune_alpha=noise)
+        for stage, noise in ((0, 0.0), (1, 0.0), (2, 0.0), (3, 0.0), (2, 5.0))
+    ]
+    through = spawn(world, cases, steps, tmp_path)
+    for case, report in zip(cases, through, strict=True):
+        assert all("lora_" in n or "trainable_tokens" in n for n in report["trained"]), case
+        assert any("trainable_tokens" in n for n in report["trained"]), "new tokens must be learned"
+        assert report["still"] == [], f"never trained under ZeRO-{case.stage}"
+        assert report["losses"][-1] < report["losses"][0]  # type: ignore[index]
+        if not case.neftune_alpha:
+            assert report["losses"] == pytest.approx(through[0]["losses"], rel=1e-4)
+    again = spawn(world, [replace(case, resume=True, save_at=0) for case in cases], steps, tmp_path)
+    for case, first, second in zip(cases, through, again, strict=True):
+        assert second["identical"], case
+        assert second["losses"] == first["losses"][5:], case  # type: ignore[index]
+        assert second["norms"] == first["norms"][5:], case  # type: ignore[index]
+
+
+def test_frozen_parameters_stay_and_are_not_in_the_checkpoint(
+    parent: Path, steps: list[Rows], tmp_path: Path
+) -> None:
+    cases = [
+        Case(str(parent), stage, freeze=("model.layers.0.*", "model.embed_tokens.*"), save_at=2)
+        for stage in (0, 3)
+    ]
+    reports = spawn(1, cases, steps[:3], tmp_path)
+    for report in reports:
+        assert not any(".0." in name or "embed" in name for name in report["trained"])
+        assert any("layers.1" in name for name in report["trained"])
+        assert report["still"] == []
+    assert reports[0]["losses"] == pytest.approx(reports[1]["losses"], rel=1e-4)
+
+
+def test_merging_is_checked_by_logits(parent: Path, tmp_path: Path) -> None:
+    model = with_adapters(
+        load_parent(parent, VOCAB, NEW_IDS, "sdpa", 7), LoraConfig(rank=4), NEW_IDS, 7
+    )
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    ids = [np.random.default_rng(0).integers(1, VOCAB, 40).tolist()]
+    with torch.no_grad():
+        adapted = model(input_ids=torch.tensor(ids)).logits
+    tokenizer = tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    saved = save_finetuned(
+        model, tokenizer, tmp_path / "export", precision="fp32", stop_ids=(258, 0), pad_id=0,
+        probe_ids=ids,
+    )  # fmt: skip
+    assert saved.logit_difference < 1e-5
+    assert saved.same_choice == 1.0
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
+    assert torch.allclose(merged(input_ids=torch.tensor(ids)).logits, adapted, atol=1e-4)
+    assert merged.generation_config.eos_token_id == [258, 0]
+    # And the adapter alone, on the parent with its new tokens, as any peft user would load it.
+    base = load_parent(parent, VOCAB, NEW_IDS, "sdpa", 7)
+    again = PeftModel.from_pretrained(base, tmp_path / "adapter")
+    assert torch.allclose(again(input_ids=torch.tensor(ids)).logits, adapted, atol=1e-4)
+
+
+def test_targets_and_patterns_that_match_nothing_are_refused(parent: Path) -> None:
+    model = load_parent(parent, VOCAB, NEW_IDS, "sdpa", 7)
+    with pytest.raises(ConfigError, match="nothing_like_it"):
+        with_adapters(model, LoraConfig(rank=4, targets=("nothing_like_it",)), (), 7)
+    with pytest.raises(ConfigError, match=r"'nope\.\*' matches no parameter"):
+        freeze(model, ["nope.*"])
+    with pytest.raises(ConfigError, match="nothing is left to train"):
+        freeze(model, ["*"])
+
+
+def test_new_tokens_start_at_the_mean_and_apart(parent: Path) -> None:
+    plain = load_parent(parent, 257, (), "sdpa", 7)
+    extended = load_parent(parent, VOCAB, NEW_IDS, "sdpa", 7)
+    old = plain.get_input_embeddings().weight
+    new = extended.get_input_embeddings().weight
+    assert torch.equal(new[:257], old)
+    for index in NEW_IDS:
+        distance = (new[index] - old.mean(0)).norm() / old.std(0).norm()
+        assert 0.01 < distance < 0.2
+    assert not torch.equal(new[257], new[258])
+    again = load_parent(parent, VOCAB, NEW_IDS, "sdpa", 7)
+    assert torch.equal(again.get_input_embeddings().weight, new)
