@@ -11,9 +11,9 @@ LOG := $(VENV)/setup.log
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile | expand -t 20
 
-demo: $(READY) ## text → tokenizer → shards → trained, registered model → text
-	@$(BIN)/python jobs/pipeline.py experiment=demo
-	@$(BIN)/python jobs/generate.py 'prompt=def ' max_new_tokens=80
+demo: $(READY) ## text → tokenizer → shards → pretrained → fine-tuned, registered assistant → answers
+	@$(BIN)/python jobs/pipeline.py experiment=demo 'ask=What does gzip.open do?' \
+	  'ask=What are the arguments of json.dumps?' 'ask=What does json.sqrt do?'
 	@echo
 	@echo "talk to it:    $(BIN)/python jobs/generate.py"
 	@echo "open MLflow:   $(BIN)/mlflow ui --backend-store-uri sqlite:///storage/mlflow.db"
@@ -29,8 +29,9 @@ check: $(READY) ## formatting, lint, types
 	@$(BIN)/mypy --no-error-summary
 	@echo "check: formatting, lint and types are fine"
 
-bench: $(READY) ## measurements against bare PyTorch and a DataLoader
+bench: $(READY) ## measurements against bare PyTorch, a DataLoader and TRL; make demo first
 	@$(BIN)/python bench/stream.py
+	@$(BIN)/python bench/sft.py 2>/dev/null
 	@$(BIN)/python bench/trainer_alone.py 2>/dev/null
 	@$(BIN)/python bench/overhead.py
 

@@ -13,6 +13,7 @@ import yaml
 from cluster import job
 from cluster.conftest import Workshop
 from cluster.job import ROOT
+from data.chat_factory import write_jsonl
 
 pytestmark = pytest.mark.integration
 
@@ -21,6 +22,10 @@ pytestmark = pytest.mark.integration
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     root = tmp_path_factory.mktemp("pipeline")
     job.write_corpus(root / "texts")
+    write_jsonl(
+        root / "chats.jsonl",
+        [{"prompt": f"Which mill is {n}?", "completion": f"Mill {n % 9}."} for n in range(300)],
+    )
     code, output = job.run("pipeline", *overrides(root), cwd=root)
     assert code == 0, output
     return root, output
@@ -30,18 +35,22 @@ def overrides(root: Path) -> tuple[str, ...]:
     return (
         "experiment=tiny", "data=files", f"data.path={root / 'texts'}", "tokenizer.vocab_size=300",
         "data.sequence_length=64", "data.row_group_rows=8", "data.validation.fraction=0.2",
-        "run.name=whole",
+        "run.name=whole", f"sft.data.path={root / 'chats.jsonl'}", "sft.data.row_group_rows=8",
+        "ask=Which mill?",
     )  # fmt: skip
 
 
 def test_what_it_prints(finished: tuple[Path, str]) -> None:
     root, output = finished
     lines = output.splitlines()
-    assert lines[-1] == f"summary  {root}/storage/runs/whole/summary.json"
+    assert f"summary  {root}/storage/runs/whole/summary.json" in lines
+    assert f"summary  {root}/storage/runs/whole-sft/summary.json" in lines
+    assert "you> Which mill?" in lines
     for noise in ("Traceback", "Warning", "INFO", "ray::", "DeepSpeed"):
         assert noise not in output
     for text in ("held-out loss", "bits per byte before training", "byte trigram", "gzip -9",
-                 "registered models:/assistant/1 as assistant@pretrained"):  # fmt: skip
+                 "registered models:/assistant/1 as assistant@pretrained",
+                 "registered models:/assistant/2 as assistant@sft"):  # fmt: skip
         assert text in output
 
 
@@ -81,13 +90,21 @@ def test_the_same_command_skips_what_is_finished(finished: tuple[Path, str]) -> 
     assert "Already prepared" in output
     assert "is finished at step 12" in output
     assert len(job.events(root / "storage" / "runs" / "whole", "attempt")) == 1
+    assert len(job.events(root / "storage" / "runs" / "whole-sft", "attempt")) == 1
 
 
 def test_the_model_talks_and_its_prompt_is_verbatim(finished: tuple[Path, str]) -> None:
     root, _ = finished
     prompt = "  The {red}, mill: "
     said = [
-        job.run("generate", f"prompt={prompt}", "max_new_tokens=12", "seed=3", cwd=root)
+        job.run(
+            "generate",
+            f"prompt={prompt}",
+            "max_new_tokens=12",
+            "seed=3",
+            "model=models:/assistant@pretrained",
+            cwd=root,
+        )
         for _ in range(2)
     ]
     assert said[0] == said[1]

@@ -9,7 +9,7 @@ from pathlib import Path
 from raymill.cluster import pretrain, sft
 from raymill.cluster.finish import SUMMARY_NAME
 from raymill.cluster.session import connect
-from raymill.config.schema import PipelineJob, PretrainJob, SftJob
+from raymill.config.schema import GenerateJob, PipelineJob, PretrainJob, SftJob
 from raymill.data import prepare
 
 
@@ -28,7 +28,29 @@ def run(job: PipelineJob) -> int:
                 code = sft.run(fine_tuning_of(job.sft, job.pretrain))
             if code:
                 return code
+    _ask(job)
     return 0
+
+
+def _ask(job: PipelineJob) -> None:
+    """Put the questions to the model that the last stage made."""
+    from raymill.generate.command import run as generate
+
+    trained = [job.sft if stage == "sft" else job.pretrain for stage in job.stages[-1:]]
+    for stage in trained if job.ask else ():
+        model = Path(stage.storage.root) / "runs" / str(stage.run.name) / "export"
+        for question in job.ask:
+            print(f"\nyou> {question}", flush=True)
+            generate(
+                GenerateJob(
+                    model=str(model),
+                    storage=stage.storage,
+                    tracking=stage.tracking,
+                    prompt=question,
+                    max_new_tokens=80,
+                    temperature=0.0,
+                )
+            )
 
 
 def fine_tuning_of(job: SftJob, pretraining: PretrainJob) -> SftJob:

@@ -114,7 +114,12 @@ def _load_pipeline(overrides: Sequence[str], problems: list[str]) -> PipelineJob
     problems += [f"sft: {text}" for text in of_sft if text not in problems]
     if problems:
         return None
-    return PipelineJob(stages=chosen, pretrain=cast(PretrainJob, pretrain), sft=cast(SftJob, sft))
+    return PipelineJob(
+        stages=chosen,
+        pretrain=cast(PretrainJob, pretrain),
+        sft=cast(SftJob, sft),
+        ask=split.ask,
+    )
 
 
 def _load(job: str, overrides: Sequence[str], all_problems: list[str]) -> Any:

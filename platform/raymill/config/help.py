@@ -135,6 +135,7 @@ TOPICS = {
             ("stages", "which stages, in order [prepare, pretrain, sft]"),
             *_TRAIN_KEYS[:9],
             ("sft.<key>", "any key or group of jobs/sft.py, as in sft.train.steps=200"),
+            ("ask", "a question for the assistant in the end; may be given again"),
         ),
         (
             ("experiment=demo", "text → tokenizer → shards → model → assistant, in minutes"),

@@ -356,6 +356,7 @@ class PipelineJob:
     stages: tuple[Literal["prepare", "pretrain", "sft"], ...]
     pretrain: PretrainJob
     sft: SftJob
+    ask: tuple[str, ...] = ()  # what the assistant is asked in the end
 
 
 @dataclass(frozen=True)

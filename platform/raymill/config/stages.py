@@ -28,6 +28,7 @@ class StageOverrides:
     stages: list[str]
     pretrain: list[str]
     sft: list[str]
+    ask: tuple[str, ...]
 
 
 def stage_overrides(overrides: Sequence[str], experiments: Collection[str]) -> StageOverrides:
@@ -35,11 +36,13 @@ def stage_overrides(overrides: Sequence[str], experiments: Collection[str]) -> S
 
     The fine-tuned model needs an alias and a run name of its own, so neither is shared as it is.
     """
-    stages, pretrain, sft = list(STAGES), [], []
+    stages, pretrain, sft, ask = list(STAGES), [], [], []
     for text in overrides:
         key, _, value = text.partition("=")
         if key == "stages":
             stages = [part.strip() for part in value.strip("[]").split(",") if part.strip()]
+        elif key == "ask":  # verbatim, and as often as one likes
+            ask.append(value)
         elif key.startswith("sft."):
             sft.append(text.removeprefix("sft."))
         else:
@@ -48,4 +51,4 @@ def stage_overrides(overrides: Sequence[str], experiments: Collection[str]) -> S
                 sft.append(f"experiment=sft_{value}")
             elif key.startswith(_SHARED) and key != "tracking.alias":
                 sft.append(text)
-    return StageOverrides(stages, pretrain, sft)
+    return StageOverrides(stages, pretrain, sft, tuple(ask))

@@ -17,6 +17,7 @@ from raymill.data.unit import UnitResult
 from raymill.progress_line import ProgressLine
 
 PLAIN_EVERY_S = 5.0
+MEASURED_BYTES = 10_000  # of input; below, progress in megabytes says nothing
 
 
 class Progress:
@@ -56,11 +57,14 @@ class Progress:
         self._progress_line.show(self._line(time.monotonic()))
 
     def _line(self, now: float) -> str:
+        tokens = f"{self._tokens / 1e6:.1f}M tokens"
+        if self._bytes < MEASURED_BYTES:  # made, not read
+            return f"[{self._done}/{self._units} units] {tokens}"
         rate = (self._read - self._read_earlier) / max(now - self._started, 1e-9)
         left = f", {(self._bytes - self._read) / rate:.0f} s left" if rate else ""
         return (
             f"[{self._done}/{self._units} units] {self._read / 1e6:.1f} of "
-            f"{self._bytes / 1e6:.1f} MB, {self._tokens / 1e6:.1f}M tokens, {rate / 1e6:.1f} "
+            f"{self._bytes / 1e6:.1f} MB, {tokens}, {rate / 1e6:.1f} "
             f"MB/s{left}"
         )
 

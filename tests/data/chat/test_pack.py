@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raymill.data.chat.pack import efficiency, first_fit_decreasing, pack
+from raymill.data.chat.pack import efficiency, fill_rows, pack
 from raymill.data.order import hash_key
 
 
@@ -25,9 +26,27 @@ def naive(lengths: list[int], capacity: int) -> list[list[int]]:
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(2, 64), max_size=80), st.integers(64, 130))
-def test_the_tree_finds_the_first_bin(lengths: list[int], capacity: int) -> None:
-    found = first_fit_decreasing(np.array(lengths, dtype=np.int64), capacity)
-    assert [one.tolist() for one in found] == naive(lengths, capacity)
+def test_rows_hold_what_fits_and_nothing_more_would(lengths: list[int], capacity: int) -> None:
+    array = np.array(lengths, dtype=np.int64)
+    rows = fill_rows(array, capacity)
+    assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
+    for number, row in enumerate(rows):
+        room = capacity - int(array[row].sum())
+        assert room >= 0
+        later = [index for other in rows[number + 1 :] for index in other]
+        assert all(lengths[index] > room for index in later), "what comes later would have fitted"
+
+
+@pytest.mark.parametrize("name", ["narrow", "wide", "uniform", "short"])
+def test_no_more_rows_than_first_fit_decreasing(name: str) -> None:
+    random = np.random.default_rng(0)
+    lengths = {
+        "narrow": random.normal(54, 8, 2000).clip(20, 120).astype(np.int64),
+        "wide": random.lognormal(4, 1, 2000).clip(5, 257).astype(np.int64),
+        "uniform": random.integers(20, 120, 2000),
+        "short": random.integers(2, 12, 2000),
+    }[name]
+    assert len(fill_rows(lengths, 257)) <= len(naive(lengths.tolist(), 257))
 
 
 @settings(max_examples=50, deadline=None)
