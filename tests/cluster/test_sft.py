@@ -93,10 +93,12 @@ def test_the_version_has_its_lineage_and_the_table_is_in_mlflow(
     version = client.get_model_version_by_alias("assistant", "sft")
     assert version.tags["raymill.parent"] == "models:/assistant/1"
     assert "raymill.refusal_f1" in version.tags
-    assert client.get_model_version_by_alias("assistant", "pretrained").version == "1"
+    assert int(client.get_model_version_by_alias("assistant", "pretrained").version) == 1
     names = [file.path for file in client.list_artifacts(version.run_id, "answers")]
     assert names == ["answers/answers-00000000.json", "answers/answers-00000060.json"]
-    metrics = client.get_run(version.run_id).data.metrics
+    run = client.get_run(version.run_id).data
+    assert json.loads(run.tags["mlflow.loggedArtifacts"])[0]["type"] == "table"
+    metrics = run.metrics
     assert {"eval/loss", "answers/f1", "forgetting/bits_per_byte"} <= metrics.keys()
 
 
@@ -201,3 +203,38 @@ def check_adapter(run_dir: Path) -> None:
     names = json.loads((newest / "index.json").read_text())
     assert names
     assert all("lora_" in name or "trainable_tokens" in name for name in names)
+
+
+def test_two_workers_a_mixture_and_zero_3_compute_the_same(shop: Workshop) -> None:
+    """Ranks that gather weights answer questions in step, and every set has figures of its own."""
+    records = [
+        {"messages": [{"role": "user", "content": f"Count to {n}."},
+                      {"role": "assistant", "content": " ".join(map(str, range(1, n + 1)))}]}
+        for n in range(1, 25)
+        for _ in range(4)
+    ]  # fmt: skip
+    other = write_jsonl(shop.root / "other.jsonl", records)
+    folders = []
+    for name, path in (("mills", shop.root / "chats.jsonl"), ("counts", other)):
+        code, output = job.run(
+            "prepare", "kind=chat", *shop.overrides, PARENT(shop), f"data.path={path}",
+            f"data.name={name}", cwd=shop.root,
+        )  # fmt: skip
+        assert code == 0, output
+        folders += [p.name for p in (shop.root / "storage" / "data").glob(f"{name}-*")]
+    found = []
+    for workers, zero in ((1, "stage1"), (2, "stage3")):
+        run_dir = shop.run_dir(f"mixed-{workers}")
+        code, output = job.run(
+            "sft", *shop.overrides, PARENT(shop), f"run.name={run_dir.name}", "tracking=none",
+            f"data.mixture={{{folders[0]}: 0.6, {folders[1]}: 0.4}}", f"run.workers={workers}",
+            f"zero={zero}", "train.steps=12", "evaluation.every=6", "evaluation.questions=7",
+            "evaluation.answer_tokens=8", "evaluation.forgetting=none", cwd=shop.root,
+        )  # fmt: skip
+        assert code == 0, output
+        steps = job.events(run_dir, "step")
+        last = job.events(run_dir, "evaluation")[-1]
+        assert {"eval/mills/loss", "eval/counts/loss", "answers/f1"} <= last.keys()
+        assert sum("train/counts/loss" in event for event in steps) > 6
+        found.append([event["train/loss"] for event in steps] + [last["answers/loss"]])
+    assert found[0] == pytest.approx(found[1], rel=1e-4)

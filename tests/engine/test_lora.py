@@ -106,6 +106,16 @@ def test_merging_is_checked_by_logits(parent: Path, tmp_path: Path) -> None:
     assert torch.allclose(again(input_ids=torch.tensor(ids)).logits, adapted, atol=1e-4)
 
 
+def test_an_untied_output_learns_the_new_tokens_too(tmp_path: Path) -> None:
+    untied = write_parent(tmp_path, tie_word_embeddings=False)
+    model = with_adapters(
+        load_parent(untied, VOCAB, NEW_IDS, "sdpa", 7), LoraConfig(rank=2), NEW_IDS, 7
+    )
+    trained = [n for n, p in model.named_parameters() if p.requires_grad and "trainable" in n]
+    assert any("embed_tokens" in name for name in trained)
+    assert any("lm_head" in name for name in trained)
+
+
 def test_targets_and_patterns_that_match_nothing_are_refused(parent: Path) -> None:
     model = load_parent(parent, VOCAB, NEW_IDS, "sdpa", 7)
     with pytest.raises(ConfigError, match="nothing_like_it"):

@@ -12,12 +12,14 @@ from raymill.cluster.session import connect
 from raymill.config.schema import GenerateJob, PipelineJob, PretrainJob, SftJob
 from raymill.data import prepare
 
+DEFAULT_PARENT = "models:/assistant@pretrained"
+
 
 def run(job: PipelineJob) -> int:
     """Run the stages in order; each skips what is finished already. Returns the exit code."""
     if job.pretrain.dry_run:
         return pretrain.run(job.pretrain)  # what fine-tuning starts from doesn't exist yet
-    with connect(job.pretrain.cluster, job.pretrain.run.workers):
+    with connect(job.pretrain.cluster, max(job.pretrain.run.workers, job.sft.run.workers)):
         for stage in job.stages:
             if stage == "prepare":
                 prepare.run(job.pretrain.preparation())
@@ -36,8 +38,9 @@ def _ask(job: PipelineJob) -> None:
     """Put the questions to the model that the last stage made."""
     from raymill.generate.command import run as generate
 
-    trained = [job.sft if stage == "sft" else job.pretrain for stage in job.stages[-1:]]
-    for stage in trained if job.ask else ():
+    by_stage = {"pretrain": job.pretrain, "sft": job.sft}
+    trained = [by_stage[stage] for stage in job.stages if stage in by_stage]
+    for stage in trained[-1:] if job.ask else ():
         model = Path(stage.storage.root) / "runs" / str(stage.run.name) / "export"
         for question in job.ask:
             print(f"\nyou> {question}", flush=True)
@@ -56,6 +59,8 @@ def _ask(job: PipelineJob) -> None:
 def fine_tuning_of(job: SftJob, pretraining: PretrainJob) -> SftJob:
     """The fine-tuning stage with what this pipeline's pretraining made as its parent: the very version
     that it registered, or the folder it exported where nothing is registered."""
+    if job.parent != DEFAULT_PARENT:  # chosen by the user
+        return job
     path = Path(job.storage.root) / "runs" / str(pretraining.run.name) / SUMMARY_NAME
     if not path.exists():
         return job

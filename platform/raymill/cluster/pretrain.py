@@ -10,7 +10,7 @@ from raymill.cluster.training import complete, last_checkpoint, train
 from raymill.config import digest, flatten
 from raymill.config.identity import is_changeable
 from raymill.config.schema import PretrainJob
-from raymill.data.location import prepared_folder
+from raymill.data.location import mixture_folders, prepared_folder
 from raymill.data.manifest import MANIFEST_NAME, Prepared, load_prepared
 from raymill.engine.assignment import Assignment
 from raymill.errors import ConfigError, DataError
@@ -42,10 +42,7 @@ def prepared_folders(job: PretrainJob) -> dict[Path, float]:
     root = Path(job.storage.root)
     if not job.data.mixture:
         return {prepared_folder(job.data, job.tokenizer, job.run.seed, root).absolute(): 1.0}
-    return {
-        (root / "data" / name if not Path(name).is_absolute() else Path(name)): weight
-        for name, weight in job.data.mixture.items()
-    }
+    return mixture_folders(job.data, root)
 
 
 def resolve(job: PretrainJob) -> Assignment:
@@ -107,6 +104,11 @@ def _check_together(prepared: list[Prepared], job: PretrainJob) -> None:
                 f"{prepared[0].folder}; prepare both with the same tokenizer.path"
             )
     for data in prepared:
+        if data.manifest.kind != "text":
+            problems.append(
+                f"data.mixture: {data.folder} holds {data.manifest.kind}, not text; that is for "
+                "jobs/sft.py"
+            )
         if data.manifest.sequence_length != job.data.sequence_length:
             problems.append(
                 f"data.sequence_length={job.data.sequence_length}: {data.folder} was prepared with "

@@ -8,15 +8,18 @@ from raymill.cluster.preparation import prepared_chat
 from raymill.cluster.session import connect
 from raymill.cluster.training import complete, last_checkpoint, train
 from raymill.config import digest, flatten
+from raymill.config.checks import memory_problems
 from raymill.config.identity import is_changeable
 from raymill.config.schema import SftJob
+from raymill.data.chat.prepare import chat_folder
 from raymill.data.chat.tokenizer import ChatTokenizer, chat_tokenizer
-from raymill.data.manifest import Prepared, load_prepared, tokenizer_fingerprint
+from raymill.data.location import mixture_folders
+from raymill.data.manifest import MANIFEST_NAME, Prepared, load_prepared, tokenizer_fingerprint
 from raymill.engine.assignment import Assignment
-from raymill.errors import ConfigError
+from raymill.errors import ConfigError, DataError
 from raymill.plan.batch import total_steps
 from raymill.track.lineage import code_commit
-from raymill.track.registry import ResolvedModel, resolve_model
+from raymill.track.registry import ResolvedModel, resolve_model, weights_digest
 
 
 def run(job: SftJob) -> int:
@@ -28,9 +31,9 @@ def run(job: SftJob) -> int:
     root = Path(job.storage.root)
     parent = resolve_model(job.parent, job.tracking, root, key="parent")
     tokenizer = chat_tokenizer(parent.folder, job.data.template, job.data.special_tokens)
+    _check_parent(job, parent, tokenizer)
     if job.dry_run:
         return _print_plan(job, parent, tokenizer)
-    _check_parent(job, parent)
     prepared = _prepared(job, tokenizer)
     assignment = resolve(job, parent, prepared)
     last = last_checkpoint(assignment)
@@ -55,12 +58,12 @@ def _print_plan(job: SftJob, parent: ResolvedModel, tokenizer: ChatTokenizer) ->
 def _prepared(job: SftJob, tokenizer: ChatTokenizer) -> dict[Path, float]:
     """Prepared folder → weight: this configuration's own conversations, or the mixture's."""
     root = Path(job.storage.root)
-    if not job.data.mixture:
-        return {prepared_chat(job.preparation(), tokenizer).folder: 1.0}
-    return {
-        (root / "data" / name if not Path(name).is_absolute() else Path(name)): weight
-        for name, weight in job.data.mixture.items()
-    }
+    if job.data.mixture:
+        return mixture_folders(job.data, root)
+    folder = chat_folder(job.data, tokenizer, job.run.seed, root)
+    if not (folder / MANIFEST_NAME).exists():
+        prepared_chat(job.preparation(), tokenizer)
+    return {folder: 1.0}  # what was prepared is trained on, wherever its inputs are by now
 
 
 def resolve(job: SftJob, parent: ResolvedModel, folders: dict[Path, float]) -> Assignment:
@@ -86,22 +89,38 @@ def resolve(job: SftJob, parent: ResolvedModel, folders: dict[Path, float]) -> A
         code_commit=code_commit(),
         model_folder=parent.folder,
         parent=parent.name,
-        parent_digest=parent.digest,
+        parent_digest=weights_digest(parent.folder),
         forgetting=_forgetting(job, parent),
     )
 
 
-def _check_parent(job: SftJob, parent: ResolvedModel) -> None:
-    from raymill.model.shape import positions_of
+def _check_parent(job: SftJob, parent: ResolvedModel, tokenizer: ChatTokenizer) -> None:
+    from raymill.model.shape import positions_of, shape_of
 
-    positions = positions_of(parent.folder)
-    if positions is not None and job.data.sequence_length > positions:
-        raise ConfigError(
-            [
-                f"data.sequence_length={job.data.sequence_length}: longer than the {positions} "
-                f"positions of {parent.name}"
-            ]
+    arch = shape_of(parent.folder)
+    if (
+        arch is not None
+        and not job.lora.rank
+        and (
+            problems := memory_problems(
+                job, arch, max(tokenizer.identity.vocab_size, arch.vocab_size or 0)
+            )
         )
+    ):
+        raise ConfigError(problems)
+    positions = positions_of(parent.folder)
+    if positions is None:
+        return
+    asked = {"data.sequence_length": job.data.sequence_length}
+    if job.evaluation.questions:
+        asked["evaluation.answer_tokens"] = job.evaluation.answer_tokens + 1  # and a question
+    problems = [
+        f"{key}={value}: longer than the {positions} positions of {parent.name}"
+        for key, value in asked.items()
+        if value > positions
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def _check_together(prepared: list[Prepared], job: SftJob) -> None:
@@ -142,7 +161,12 @@ def _forgetting(job: SftJob, parent: ResolvedModel) -> Path | None:
         return None
     if not folder.is_absolute():
         folder = Path(job.storage.root) / "data" / folder
-    manifest = load_prepared(folder).manifest
+    try:
+        manifest = load_prepared(folder).manifest
+    except DataError:
+        if asked == "auto":
+            return None
+        raise
     parents = tokenizer_fingerprint(parent.folder / "tokenizer.json")
     if manifest.kind != "text" or manifest.tokenizer.fingerprint != parents:
         if asked == "auto":

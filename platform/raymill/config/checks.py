@@ -84,7 +84,7 @@ def _(job: PretrainJob) -> list[str]:
         *_sampling(job.evaluation),
         *_fresh_model(job),
     ]
-    return problems or list(_fits(job))
+    return problems or _fits(job)
 
 
 @check.register
@@ -93,6 +93,14 @@ def _(job: SftJob) -> list[str]:
         *_chat(job.data),
         *_training(job),
         *_at_least("evaluation.questions", job.evaluation.questions, 0),
+        *(
+            [
+                f"evaluation.questions={job.evaluation.questions}: only data.questions="
+                f"{job.data.questions} are kept when data is prepared"
+            ]
+            if job.evaluation.questions > job.data.questions
+            else []
+        ),
         *_at_least("evaluation.answer_every", job.evaluation.answer_every, 0),
         *_at_least("evaluation.answer_tokens", job.evaluation.answer_tokens, 1),
         *_at_least("neftune_alpha", job.neftune_alpha, 0),
@@ -146,6 +154,13 @@ def _chat(data: ChatConfig) -> Iterator[str]:
     yield from _rows(data)
     yield from _at_least("data.pack_window", data.pack_window, 1)
     yield from _at_least("data.questions", data.questions, 0)
+    if data.source == "stdlib_chat" and (
+        data.validation.path is not None or data.validation.group_column is not None
+    ):
+        yield (
+            "data.validation.path, data.validation.group_column: the embedded conversations are held "
+            "out by function; these keys are for data.path=…"
+        )
     if data.source == "chat" and not data.path and not data.mixture:
         yield (
             "data.path: give the conversations to read, as in data.path=chats.jsonl, or choose "
@@ -337,13 +352,21 @@ def _run(job: TrainJob) -> Iterator[str]:
             yield f"run.from={job.run.from_!r}: expected <run name>@<step>, as in base@1000"
 
 
-def _fits(job: PretrainJob) -> Iterator[str]:
-    """Whether one worker's plan fits the memory that is known."""
+def _fits(job: PretrainJob) -> list[str]:
+    return memory_problems(job, job.arch, job.arch.vocab_size or job.tokenizer.vocab_size)
+
+
+def memory_problems(job: TrainJob, arch: ArchConfig, vocab_size: int) -> list[str]:
+    """Whether one worker's plan fits the memory that is known; nothing, if it does."""
+    return list(_memory_problems(job, arch, vocab_size))
+
+
+def _memory_problems(job: TrainJob, arch: ArchConfig, vocab_size: int) -> Iterator[str]:
     from raymill.plan.memory import worker_memory
 
     memory = worker_memory(
-        job.arch,
-        job.arch.vocab_size or job.tokenizer.vocab_size,
+        arch,
+        vocab_size,
         stage=job.zero.stage,
         workers=job.run.workers,
         precision=job.train.precision,

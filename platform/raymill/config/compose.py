@@ -11,8 +11,11 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args, get_origin
+
+import yaml
 
 from raymill.config.bind import bind, convert, field_types, known_keys, nearest, nearest_key
 from raymill.config.checks import check
@@ -66,7 +69,12 @@ def choices(group: str, job: str) -> list[str]:
     if group != "data" or "data" not in field_types(cls):
         return available
     sources = get_args(field_types(field_types(cls)["data"])["source"])
-    return [name for name in available if name in sources]
+    return [name for name in available if _source_of(name) in sources]
+
+
+@cache
+def _source_of(choice: str) -> Any:
+    return yaml.safe_load((CONF / "data" / f"{choice}.yaml").read_text(encoding="utf-8"))["source"]
 
 
 def load(job: str, overrides: Sequence[str]) -> Any:

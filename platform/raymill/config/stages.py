@@ -10,8 +10,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 STAGES = ("prepare", "pretrain", "sft")
+# The held-out fraction too: modules that pretraining holds out, the embedded conversations hold out.
 _SHARED = (
     "storage.",
+    "data.validation.fraction",
     "cluster",
     "tracking",
     "run.seed",

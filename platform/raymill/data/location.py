@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from raymill.config.schema import DataConfig, TokenizerConfig
+from raymill.config.schema import DataConfig, RowsConfig, TokenizerConfig
 from raymill.data.manifest import FORMAT_VERSION
 from raymill.durable import canonical_json, sha256_text
 
@@ -27,6 +27,14 @@ def shaping_config(data: DataConfig, tokenizer: TokenizerConfig, seed: int) -> d
     if tokenizer.path is not None:  # then nothing is trained
         del tokenizer_tree["vocab_size"], tokenizer_tree["train_bytes"]
     return {"data": data_tree, "tokenizer": tokenizer_tree, "seed": seed}
+
+
+def mixture_folders(data: RowsConfig, storage_root: Path) -> dict[Path, float]:
+    """Prepared folder → weight of `data.mixture`; names lie under `<storage root>/data`."""
+    return {
+        (storage_root / "data" / name if not Path(name).is_absolute() else Path(name)): weight
+        for name, weight in data.mixture.items()
+    }
 
 
 def prepared_folder(

@@ -55,7 +55,7 @@ def judged_bad_inputs(
     if count > data.max_bad_fraction * records:
         named = "\n".join(f"  {text}" for text in examples)
         more = f"\n  … and {count - len(examples)} more" if count > len(examples) else ""
-        kept = f"\nAll of them: {quarantine}" if quarantine else ""
+        kept = f"\nThey are kept in {quarantine}" if quarantine else ""
         raise DataError(
             f"{count} of {records} records can't be used{causes_text(results)}, more than "
             f"data.max_bad_fraction={data.max_bad_fraction:g} allows:\n{named}{more}{kept}\n"

@@ -14,6 +14,7 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -322,13 +323,18 @@ def _batches(
 
 def place_of(piece: Piece, number: int) -> str:
     """Where line or row `number` of a piece stands, for a message."""
+    kind = ", row " if piece.format in ("parquet", "arrow") else ":"
+    return f"{piece.name}{kind}{_first_number(piece) + number}"
+
+
+@lru_cache(maxsize=64)
+def _first_number(piece: Piece) -> int:
     if piece.format == "arrow":
-        return f"{piece.name}, row {number}"
+        return 0
     if piece.format == "parquet":
         metadata = pq.read_metadata(piece.path)
-        first = sum(metadata.row_group(group).num_rows for group in range(piece.first_group))
-        return f"{piece.name}, row {first + number}"
-    return f"{piece.name}:{_first_line(piece) + number}"
+        return sum(metadata.row_group(group).num_rows for group in range(piece.first_group))
+    return _first_line(piece)
 
 
 def _column_problem(stored: pa.Schema, wanted: list[str]) -> Bad | None:

@@ -6,7 +6,7 @@ Legend: B rows, T predictions a row (a row holds T + 1 tokens).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,12 @@ class Rows:
     def columns(self) -> dict[str, npt.NDArray[Any]]:
         """Name → array of every column there is."""
         return {name: value for name in _NAMES if (value := getattr(self, name)) is not None}
+
+    def unweighted(self) -> Rows:
+        """The same rows, every token that is learned from counting 1."""
+        if self.weight is None:
+            return self
+        return replace(self, weight=(self.weight > 0).astype(np.float32))
 
     def take(self, index: Any) -> Rows:
         """The rows that a slice, mask or array of numbers chooses."""

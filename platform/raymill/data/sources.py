@@ -162,13 +162,18 @@ def _matches(pattern: str) -> tuple[Path, list[Path]]:
         visible = [
             p for p in paths if not any(x.startswith(".") for x in p.relative_to(root).parts)
         ]
-        return root, visible
+        return root, [path for path in visible if not _is_cache(path)]
     if expanded.is_file():
         return expanded.resolve().parent, [expanded.resolve()]
     fixed = Path(*_leading_fixed(expanded.parts))
     root = fixed.resolve()
     hits = (Path(hit).resolve() for hit in glob.iglob(str(expanded), recursive=True))
     return root, [hit for hit in hits if hit.is_file() and hit.is_relative_to(root)]
+
+
+def _is_cache(path: Path) -> bool:
+    """What `datasets` leaves beside a saved data set when it is mapped or filtered."""
+    return path.name.startswith("cache-") and (path.parent / "state.json").is_file()
 
 
 def _refuse_all_splits(root: Path) -> None:

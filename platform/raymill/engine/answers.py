@@ -53,7 +53,12 @@ class AnsweredQuestions:
             return {}
         own = [(question.prompt_ids, question.answer_ids) for question in self._asked]
         # The questions stand in the order of a hash: the next one is any other.
-        other = [(own[place - 1][0], answer) for place, (_, answer) in enumerate(own)]
+        # Its prompt loses its beginning where both together would be longer than a row.
+        room = self.prepared.manifest.sequence_length + 1
+        other = [
+            (own[place - 1][0][-max(1, room - len(answer)) :], answer)
+            for place, (_, answer) in enumerate(own)
+        ]
         figures = {
             "answers/loss": self._loss(model, group, own),
             "answers/loss_other_question": self._loss(model, group, other),
@@ -119,15 +124,17 @@ class AnsweredQuestions:
         """A table of the answers beside the parent's, as a file that MLflow shows as a table."""
         parent_path = self.run_dir / PARENT_NAME
         parent_path.parent.mkdir(exist_ok=True)
-        texts = [answer.text for answer in answers]
         if occasion.first:
+            texts = {answer.question: answer.text for answer in answers}
             write_atomic(parent_path, json.dumps(texts, ensure_ascii=False))
-        parents = json.loads(parent_path.read_text(encoding="utf-8"))
+        # A run that was resumed with other settings may ask what the parent was never asked.
+        known = parent_path.exists()
+        parents = json.loads(parent_path.read_text(encoding="utf-8")) if known else {}
         table = {
             "columns": list(COLUMNS),
             "data": [
-                [answer.question, answer.reference, parent, answer.text]
-                for parent, answer in zip(parents, answers, strict=True)
+                [answer.question, answer.reference, parents.get(answer.question, ""), answer.text]
+                for answer in answers
             ],
         }
         path = f"samples/answers-{occasion.step:08d}.json"

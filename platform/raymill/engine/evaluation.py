@@ -51,7 +51,7 @@ def evaluating(model: Any) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over held-out rows: weighted nats of loss, the weights, and bytes of the predicted text."""
+    """Sums over held-out rows: nats of loss, predicted tokens, and bytes of their text."""
 
     nats: float
     weight: float
@@ -108,7 +108,8 @@ def total(model: Any, objective: Objective, rows_: ValidationSet, group: WorkerG
     """Evaluate `model` on held-out rows; collective."""
     nats, weight, size = 0.0, 0.0, 0
     with evaluating(model):
-        for rows in rows_:
+        for weighted in rows_:
+            rows = weighted.unweighted()  # figures of text, whatever training makes of it
             nats += float(objective.losses(model, rows, group.device).double().sum())
             weight += objective.weight(rows)
             size += int(rows.bytes.sum()) if rows.bytes is not None else 0

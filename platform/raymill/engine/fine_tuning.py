@@ -6,18 +6,21 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 
 from raymill.config.schema import SftJob
 from raymill.data.chat.tokenizer import has_template, new_token_ids
 from raymill.data.manifest import Prepared
+from raymill.data.rows import Rows
 from raymill.data.validation import ValidationSet
 from raymill.engine.answers import AnsweredQuestions
 from raymill.engine.assignment import Assignment
-from raymill.engine.evaluation import Evaluator, HeldOutLoss
+from raymill.engine.evaluation import Evaluator, HeldOutLoss, evaluating
 from raymill.engine.group import WorkerGroup
 from raymill.engine.journal import Journal
 from raymill.engine.setup import source_names
+from raymill.errors import ConfigError
 from raymill.objective.assistant_tokens import AssistantTokens
 from raymill.objective.language_modelling import LanguageModelling
 
@@ -56,6 +59,9 @@ class FineTuning:
     ) -> list[Evaluator]:
         job, settings = self.job, self.job.evaluation
         objective = self.objective(model)
+        if job.data.packing:
+            several = max(job.train.micro_batch, settings.batch) > 1
+            refuse_leaks(model, objective, group, 2 if several else 1, job.train.precision)
 
         def rows_of(folder: Any) -> ValidationSet:
             return ValidationSet(
@@ -117,6 +123,38 @@ class FineTuning:
     def _new_ids(self) -> list[int]:
         assert self.assignment.model_folder is not None
         return new_token_ids(self.assignment.model_folder, self.prepared[0].tokenizer_folder)
+
+
+def refuse_leaks(
+    model: Any, objective: AssistantTokens, group: WorkerGroup, batch: int, precision: str
+) -> None:
+    """Make sure that a conversation's loss doesn't depend on the one packed before it; collective.
+
+    transformers tells packed rows by positions that restart, but not for every family and kernel.
+
+    Raises:
+        ConfigError: it does, so packing would train across conversations.
+    """
+    half = 8
+    tokens = np.stack([np.arange(1, 2 * half + 1), np.arange(1, 2 * half + 1)])
+    tokens[1, :half] = tokens[0, :half][::-1]  # another neighbour, the same conversation after it
+    second = np.tile(np.arange(2 * half) >= half, (2, 1))
+    weight = (second & (np.arange(2 * half) > half)).astype(np.float32)
+    rows = Rows(
+        tokens, np.full(2, 2 * half, np.int32), weight=weight, segment=second.astype(np.uint16)
+    )
+    with evaluating(model):
+        parts = [rows.part(first, first + batch) for first in range(0, 2, batch)]
+        losses = torch.cat([objective.losses(model, part, group.device) for part in parts])
+    first, other = losses.tolist()
+    if abs(first - other) > (1e-5 if precision == "fp32" else 1e-3) * abs(first):
+        raise ConfigError(
+            [
+                "data.packing=true: this model's attention doesn't keep the conversations of a row "
+                f"apart (a loss of {first:.6f} or {other:.6f}, by its neighbour); set "
+                "data.packing=false, or another attention="
+            ]
+        )
 
 
 def _numel(parameter: torch.nn.Parameter) -> int:

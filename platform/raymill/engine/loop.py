@@ -88,8 +88,9 @@ class Loop:
         batch, refusal = self._next_batch(batches)
         phases.data = time.perf_counter() - began
         asked = self.group.rank == 0 and self.assignment.stop_request.exists()
-        weight, tokens, refusals, stop = self.group.sum(
+        weight, learned, tokens, refusals, stop = self.group.sum(
             self.objective.weight(batch.rows) if batch else 0.0,
+            self.objective.weight(batch.rows.unweighted()) if batch else 0.0,
             predicted_tokens(batch.rows) if batch else 0,
             refusal is not None,
             asked,
@@ -117,7 +118,7 @@ class Loop:
             **self._loss_by_source(nats_B, batch),
             "train/learning_rate": rate,
             "train/grad_norm": norm,
-            "perf/learned_share": weight / tokens,
+            "perf/learned_share": learned / tokens,
         }
         self._log_step(figures, batch, int(tokens), time.perf_counter() - began, phases)
         return stop > 0

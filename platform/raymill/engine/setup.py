@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
+
 from raymill.checkpoint.manifest import Manifest
 from raymill.checkpoint.resume import (
     Found,
@@ -157,11 +159,19 @@ def source_names(prepared: Sequence[Prepared]) -> list[str]:
 def build_trainer(
     recipe: Recipe, assignment: Assignment, start: Start, group: WorkerGroup
 ) -> Trainer:
-    """The model with the weights it starts from, under DeepSpeed."""
-    model = recipe.build_model(fresh=start.found is None)
+    """The model with the weights it starts from, under DeepSpeed; collective.
+
+    DeepSpeed communicates while it starts, so every rank must have its model by then.
+    """
     reader = start.found.reader() if start.found else None
-    if reader is not None:
-        load_weights(model, reader)
+
+    def build() -> torch.nn.Module:
+        built = recipe.build_model(fresh=reader is None)
+        if reader is not None:
+            load_weights(built, reader)
+        return built
+
+    model = on_all_ranks(group, build)
     trainer = Trainer(assignment.job, model.to(group.device), group)
     if reader is not None:
         trainer.load_state(reader, start.step)

@@ -89,7 +89,7 @@ def build_loop(assignment: Assignment, group: WorkerGroup, journal: Journal | No
     start = on_rank_zero(group, lambda: decide_start(assignment, digests))
     _announce(assignment, start, journal, group.world_size)
     recipe = recipe_of(assignment, prepared)
-    trainer = on_all_ranks(group, lambda: build_trainer(recipe, assignment, start, group))
+    trainer = build_trainer(recipe, assignment, start, group)
     return Loop(
         assignment=assignment,
         prepared=prepared,

@@ -66,8 +66,13 @@ def token_f1(text: str, reference: str) -> float:
 
 
 def refuses(text: str, phrase: str) -> bool:
-    """Whether a text begins with the refusal phrase, whatever the case and white space."""
-    return " ".join(text.lower().split()).startswith(" ".join(phrase.lower().split()))
+    """Whether a text begins with the refusal phrase, whatever the case and white space.
+
+    No text does, where there is no phrase.
+    """
+    return bool(phrase.strip()) and " ".join(text.lower().split()).startswith(
+        " ".join(phrase.lower().split())
+    )
 
 
 def score(answers: Sequence[Answer], refusal_phrase: str) -> AnswerScores:

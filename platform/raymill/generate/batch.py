@@ -50,7 +50,9 @@ def complete(
     Raises:
         ValueError: an empty prompt, not one seed a prompt, or no position left for a prompt.
     """
-    room = int(model.config.max_position_embeddings) - max_new_tokens
+    # Some families have no limit of positions.
+    positions = getattr(model.config, "max_position_embeddings", None) or 2**31
+    room = int(positions) - max_new_tokens
     _check(prompts, seeds, room, max_new_tokens, batch_size)
     # Neighbours in length waste little padding; the longest come first, so that what doesn't fit
     # into memory fails at once.

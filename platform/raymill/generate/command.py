@@ -119,8 +119,12 @@ def load(folder: Path) -> tuple[Any, Any, int | None]:
     from raymill.model.quiet import quieten
 
     quieten()
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+    )
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+    )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     ends = _ids(model.config.eos_token_id)
     return model.to(device).eval(), tokenizer, ends[0] if ends else None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymill.config.schema import ArchConfig
 from raymill.errors import ConfigError
+from raymill.model.shape import SHAPE_KEYS
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -67,17 +68,6 @@ def build_model(
     return model
 
 
-# transformers spells a shape differently in each family; only these are compared.
-_SHAPE_KEYS = {
-    "hidden_size": ("hidden_size", "n_embd"),
-    "layers": ("num_hidden_layers", "n_layer"),
-    "heads": ("num_attention_heads", "n_head"),
-    "kv_heads": ("num_key_value_heads",),
-    "intermediate_size": ("intermediate_size", "n_inner"),
-    "tied_embeddings": ("tie_word_embeddings",),
-}
-
-
 def load_pretrained(folder: Path, arch: ArchConfig, vocab_size: int) -> PreTrainedModel:
     """Weights to continue from, in fp32.
 
@@ -111,11 +101,11 @@ def load_pretrained(folder: Path, arch: ArchConfig, vocab_size: int) -> PreTrain
 
 
 def _shape_of(config: Any) -> dict[str, Any]:
-    shape = {}
-    for key, names in _SHAPE_KEYS.items():
-        for name in names:
-            value = getattr(config, name, None)
-            if value is not None:
-                shape[key] = value
-                break
+    """What decides which weights there are; positions may differ."""
+    shape = {"tied_embeddings": config.tie_word_embeddings}
+    for key, names in SHAPE_KEYS.items():
+        found = [getattr(config, name, None) for name in names]
+        value = next((one for one in found if one is not None), None)
+        if value is not None and key != "max_positions":
+            shape[key] = value
     return shape

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from raymill.model.export import replaced_whole
 
 # Largest |Δ logit| over the largest |logit|: rounding of weights, several times over, is below these.
 MERGE_TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
+
+
+Probe = Sequence[tuple[Sequence[int], Any]]  # ids, and the trained model's logits
 
 
 @dataclass(frozen=True)
@@ -44,15 +48,32 @@ def save_finetuned(
     Raises:
         CheckpointError: the saved model doesn't compute what `model` does.
     """
+    model.eval()
+    probe = [(ids, _logits(model, ids)) for ids in probe_ids]
+    adapter = target.with_name("adapter") if hasattr(model, "merge_and_unload") else None
+    with ExitStack() as stack:
+        if adapter is not None:
+            temporary = stack.enter_context(replaced_whole(adapter))
+            model.save_pretrained(temporary)
+            _copy_tokenizer(tokenizer_folder, temporary)
+            (temporary / "README.md").unlink(missing_ok=True)  # peft's unfilled template
+            model = model.merge_and_unload()
+        return _save_whole(model, tokenizer_folder, target, precision, stop_ids, pad_id, probe)
+
+
+def _save_whole(
+    merged: Any,
+    tokenizer_folder: Path,
+    target: Path,
+    precision: str,
+    stop_ids: Sequence[int],
+    pad_id: int,
+    probe: Probe,
+) -> Saved:
+    """Write, load again, compare; only then does the folder take its place."""
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    model.eval()
-    before = [_logits(model, ids) for ids in probe_ids]
-    merged = model
-    if hasattr(model, "merge_and_unload"):
-        _save_adapter(model, tokenizer_folder, target.with_name("adapter"))
-        merged = model.merge_and_unload()
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     merged.config.eos_token_id = stop_ids[0]
     merged.config.pad_token_id = pad_id
@@ -63,9 +84,11 @@ def save_finetuned(
         merged.to(dtype).save_pretrained(temporary)
         _copy_tokenizer(tokenizer_folder, temporary)
         again = AutoModelForCausalLM.from_pretrained(
-            temporary, local_files_only=True, dtype=torch.float32
+            temporary, local_files_only=True, trust_remote_code=False, dtype=torch.float32
         ).eval()
-        saved = _compared(before, [_logits(again, ids) for ids in probe_ids])
+        saved = _compared(
+            [logits for _, logits in probe], [_logits(again, ids) for ids, _ in probe]
+        )
         if saved.logit_difference > MERGE_TOLERANCE[precision]:
             raise CheckpointError(
                 f"the saved model's logits differ from the trained one's by "
@@ -77,13 +100,6 @@ def save_finetuned(
         for path in temporary.iterdir():
             fsync_path(path)
     return saved
-
-
-def _save_adapter(model: Any, tokenizer_folder: Path, target: Path) -> None:
-    with replaced_whole(target) as temporary:
-        model.save_pretrained(temporary)
-        _copy_tokenizer(tokenizer_folder, temporary)
-        (temporary / "README.md").unlink(missing_ok=True)  # peft's unfilled template
 
 
 def _copy_tokenizer(tokenizer_folder: Path, target: Path) -> None:

@@ -34,10 +34,14 @@ def load_parent(
 
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, dtype=torch.float32, attn_implementation=attention
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,  # a model's own code is never run, nor asked about
+            dtype=torch.float32,
+            attn_implementation=attention,
         )
     except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError([f"parent: transformers can't load {folder}: {reason}"]) from error
     extend_vocabulary(model, vocab_size, new_ids, seed)
     return model
@@ -92,7 +96,7 @@ def with_adapters(model: Any, lora: LoraConfig, new_ids: Sequence[int], seed: in
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=targets,
-        trainable_token_indices=list(new_ids) or None,
+        trainable_token_indices=_token_tables(model, new_ids) or None,
         task_type="CAUSAL_LM",
     )
     torch.manual_seed(seed)
@@ -102,8 +106,17 @@ def with_adapters(model: Any, lora: LoraConfig, new_ids: Sequence[int], seed: in
         raise ConfigError([f"lora.targets={list(lora.targets)}: {error}"]) from error
 
 
-def freeze(model: torch.nn.Module, patterns: Sequence[str]) -> list[str]:
-    """Switch off gradients of the parameters that a pattern matches; returns their names.
+def _token_tables(model: Any, new_ids: Sequence[int]) -> dict[str, list[int]]:
+    """New tokens by the module that holds their rows: the input's, and the output's unless it is tied."""
+    tables = {id(model.get_input_embeddings())}
+    if not model.config.tie_word_embeddings:
+        tables.add(id(model.get_output_embeddings()))
+    names = [name for name, module in model.named_modules() if id(module) in tables]
+    return {name.rpartition(".")[2]: list(new_ids) for name in names} if new_ids else {}
+
+
+def freeze(model: torch.nn.Module, patterns: Sequence[str]) -> None:
+    """Switch off gradients of the parameters that a pattern matches.
 
     Raises:
         ConfigError: a pattern matches nothing, or nothing is left to train.
@@ -126,7 +139,6 @@ def freeze(model: torch.nn.Module, patterns: Sequence[str]) -> list[str]:
         problems.append("freeze: nothing is left to train")
     if problems:
         raise ConfigError(problems)
-    return frozen
 
 
 def add_embedding_noise(model: Any, alpha: float) -> None:

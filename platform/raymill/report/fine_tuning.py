@@ -80,7 +80,7 @@ def _answer_lines(found: dict[str, float]) -> list[str]:
     lines = [
         f"answers   loss {own:.4f} after their own question, {other:.4f} after another "
         f"({1 - own / other:.0%} lower); parent {base:.4f}",
-        f"          exact {found['answers/exact']:.1%}, F1 {found['answers/f1']:.3f}"
+        f"          exact {found['answers/exact']:.1%}, F1 {found.get('answers/f1', 0):.3f}"
         + (f"; {found['answers/ended']:.1%} end their turn" if "answers/ended" in found else ""),
     ]
     if "answers/refusal_f1" in found:
@@ -98,7 +98,7 @@ def _answer_tiles(found: dict[str, float]) -> list[Tile]:
     own, other = found["answers/loss"], found["answers/loss_other_question"]
     tiles = [
         Tile(f"{1 - own / other:.0%}", "lower loss after its own question than another"),
-        Tile(f"{found['answers/f1']:.2f}", "F1 of held-out answers"),
+        Tile(f"{found.get('answers/f1', 0):.2f}", "F1 of held-out answers"),
     ]
     if "answers/ended" in found:
         tiles.append(Tile(f"{found['answers/ended']:.0%}", "end their turn"))
@@ -122,8 +122,8 @@ def _answers(run_dir: Path) -> str:
     step = int(files[-1].stem.removeprefix("answers-"))
     return (
         f"<h2>Held-out questions</h2><p class=sub>after step {step:,}, answered greedily; "
-        f"the parent was asked before the first step</p><div class=wide><table><tr>{heads}</tr>"
-        f"{rows}</table></div>"
+        f"the parent was asked before the first step</p><table class=even><tr>{heads}</tr>"
+        f"{rows}</table>"
     )
 
 

@@ -33,6 +33,7 @@ table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 td, th { text-align: left; padding: .3rem .6rem .3rem 0; border-bottom: 1px solid var(--line);
   vertical-align: top; overflow-wrap: anywhere; }
 .wide { overflow-x: auto; }
+table.even { table-layout: fixed; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 pre { background: var(--card); border-radius: .5rem; padding: .8rem 1rem; overflow-x: auto;
   white-space: pre-wrap; font-size: .85rem; } pre em { color: var(--accent); font-style: normal; }

@@ -72,11 +72,12 @@ class RunConsole:
                 f"step {event['step']:>6}  held-out loss {event['eval/loss']:.4f}, perplexity "
                 f"{event['eval/perplexity']:.1f}, {self._bits:.4f} bits per byte"
             )
-        if "answers/f1" in event:
+        if "answers/loss" in event:
             ended = event.get("answers/ended")
             self.say(
                 f"step {event['step']:>6}  answers: loss {event['answers/loss']:.4f}, F1 "
-                f"{event['answers/f1']:.3f}" + ("" if ended is None else f", {ended:.0%} ended")
+                f"{event.get('answers/f1', 0):.3f}"
+                + ("" if ended is None else f", {ended:.0%} ended")
             )
 
     def _progress(self, event: dict[str, Any]) -> None:

@@ -39,7 +39,6 @@ class ResolvedModel:
 
     folder: Path
     name: str  # models:/name/version, or the folder
-    digest: str  # of its weights: of the checkpoint they were exported from, where that is known
     data: tuple[str, ...] = ()  # prepared folders that it was trained on, where they are known
 
 
@@ -181,20 +180,41 @@ def _furthest(tracking: TrackingConfig, root: Path) -> str:
     first = f"models:/{name}@{STAGES[0]}"
     if uri == "none" or (tracking.uri is None and not (root / "mlflow.db").exists()):
         return first
-    known = call(lambda: _known_references(connect(tracking, root)), uri)
-    stages = [f"models:/{name}@{stage}" for stage in reversed(STAGES)]
-    return next((stage for stage in stages if stage in known), first)
+    from mlflow.exceptions import MlflowException
+
+    def aliases() -> dict[str, Any]:
+        try:
+            return dict(connect(tracking, root).get_registered_model(name).aliases)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return {}
+
+    known = call(aliases, uri)
+    return next((f"models:/{name}@{s}" for s in reversed(STAGES) if s in known), first)
 
 
 def _described(folder: Path, name: str) -> ResolvedModel:
-    """With what an export of ours says of itself; other weights are digested."""
+    return ResolvedModel(folder, name, tuple(_marker(folder).get("data", ())))
+
+
+def weights_digest(folder: Path) -> str:
+    """Which weights a folder holds: the checkpoint they were exported from, where the export says so, or
+    else a digest of the files themselves."""
+    known = _marker(folder).get("checkpoint_digest")
+    if known:
+        return str(known)
+    files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin"))
+    return sha256_json({path.name: sha256_file(path) for path in files})
+
+
+def _marker(folder: Path) -> dict[str, Any]:
+    """What an export of ours says of itself."""
     try:
-        marker = json.loads((folder / MARKER_NAME).read_text(encoding="utf-8"))
-        digest, data = str(marker["checkpoint_digest"]), tuple(marker.get("data", ()))
-    except (OSError, ValueError, KeyError, TypeError):
-        files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin"))
-        digest, data = sha256_json({path.name: sha256_file(path) for path in files}), ()
-    return ResolvedModel(folder, name, digest, data)
+        found = json.loads((folder / MARKER_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _find_version(client: MlflowClient, match: re.Match[str], asked: str, uri: str) -> Any:

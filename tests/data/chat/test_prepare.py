@@ -227,6 +227,28 @@ def test_held_out_questions_and_sides(
     assert set(np.unique(rows.weight)) == {0.0, 2.0}
 
 
+def test_odd_line_ends_and_turns_left_out(
+    parent: Path, tokenizer: ChatTokenizer, tmp_path: Path
+) -> None:
+    """U+2028 and the like end no line of JSON; a turn of weight 0 is there and not learned."""
+    records = pairs(60)
+    for record in records:
+        record["messages"][0]["content"] += " a\u2028b\x85c"
+        record["messages"] += [
+            {"role": "user", "content": "More?"},
+            {"role": "assistant", "content": "Left out.", "weight": 0},
+            {"role": "user", "content": "And?"},
+            {"role": "assistant", "content": "Learned."},
+        ]
+    path = write_jsonl(tmp_path / "chats.jsonl", records)
+    prepared = prepare(job(tmp_path, parent, f"data.path={path}"), tokenizer)
+    assert len(list(read_questions(prepared.folder / "questions.jsonl"))) == 60
+    for _, text, learned in stored(prepared):
+        assert "Left out." in text
+        assert learned.endswith("<|im_end|>Learned.<|im_end|>")
+        assert "Left out" not in learned
+
+
 def test_a_changed_questions_file_is_refused(
     parent: Path, tokenizer: ChatTokenizer, tmp_path: Path
 ) -> None:

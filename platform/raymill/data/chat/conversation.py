@@ -28,6 +28,7 @@ __all__ = [
 ]  # fmt: skip
 
 ROLES = ("system", "user", "assistant", "tool")
+LEAST_WEIGHT = 1e-6  # losses are computed in 32 bits
 NESTING = 64  # levels of lists and objects within tools and arguments
 
 # Who may follow whom; None stands for the beginning.
@@ -45,7 +46,7 @@ _UNUSABLE = re.compile("[\ud800-\udfff\ufdd0-\ufdef]")
 class Conversation:
     """Checked messages: `role` and `content` (text, "" only beside tool calls), and where given
     `tool_calls` ([{"type": "function", "function": {"name", "arguments"}}]), `name`,
-    `tool_call_id`.
+    `tool_call_id`, and `weight` 0 of an assistant's turn that isn't learned.
 
     It ends with an assistant's turn. `tools`: what the assistant may call, as JSON schemas;
     `weight`: of the conversation's loss, above 0; `given`: how many messages at the beginning are a
@@ -106,6 +107,8 @@ def _message(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
     message["content"] = content
     if tool_calls:
         message["tool_calls"] = tool_calls
+    if role == "assistant" and raw.get("weight") == 0:  # OpenAI's way to leave a turn out
+        message["weight"] = 0
     for key in ("name", "tool_call_id"):
         value = raw.get(key)
         if value is None:
@@ -190,8 +193,8 @@ def _weight(value: object) -> float:
         weight = float(value) if isinstance(value, int | float) else math.nan
     except OverflowError:
         weight = math.inf
-    if not number or not math.isfinite(weight) or weight <= 0:
-        raise Refused("type", f"weight is {value!r}, expected a finite number above 0")
+    if not number or not LEAST_WEIGHT <= weight <= 1 / LEAST_WEIGHT:
+        raise Refused("type", f"weight is {value!r}, expected a number from 1e-6 to 1e6")
     return weight
 
 

@@ -131,11 +131,10 @@ class ChatEncoder:
             segments = self._template.segments(messages, tools, train_on=train_on)
         except DataError as error:
             return Problem("template", str(error))
-        roles = [message["role"] for message in conversation.messages[: conversation.given]]
-        if given := roles.count("assistant"):
+        left_out = _left_out(conversation)
+        if left_out:
             segments = [
-                replace(one, learned=False) if one.turn is not None and one.turn < given else one
-                for one in segments
+                replace(one, learned=False) if one.turn in left_out else one for one in segments
             ]
         if not any(segment.learned for segment in segments):
             return Problem("template", "the chat template leaves out what the assistant wrote")
@@ -172,6 +171,16 @@ class ChatEncoder:
                 "inside {% generation %}."
             )
         return int(last[0])
+
+
+def _left_out(conversation: Conversation) -> set[int]:
+    """Assistant's turns from which nothing is learned: those given, and those of weight 0."""
+    spoken = [i for i, m in enumerate(conversation.messages) if m["role"] == "assistant"]
+    return {
+        turn
+        for turn, index in enumerate(spoken)
+        if index < conversation.given or conversation.messages[index].get("weight") == 0
+    }
 
 
 def _without_reserved(messages: Sequence[Mapping[str, Any]], spoken: int) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from raymill.config.schema import ChatConfig, ChatPrepareJob
 from raymill.data.chat.pack import efficiency
 from raymill.data.chat.questions import QUESTIONS_NAME, lowest, read_questions, write_questions
 from raymill.data.chat.records import ChatReading
-from raymill.data.chat.report import summarise
+from raymill.data.chat.report import QUARANTINE_NAME, summarise
 from raymill.data.chat.statistics import Statistics
 from raymill.data.chat.tokenizer import ChatTokenizer
 from raymill.data.chat.unit import ChatSettings, quarantine_path, unit_questions_path
@@ -42,7 +42,7 @@ from raymill.data.unit import UnitResult
 from raymill.durable import canonical_json, sha256_file, sha256_text, write_atomic
 from raymill.errors import DataError
 
-QUARANTINE_NAME = "quarantine.jsonl"
+CONVERSATIONS_VERSION = 1  # of the embedded ones: raise it when their wording changes
 
 
 def chat_folder(
@@ -120,6 +120,7 @@ def _shaping(data: ChatConfig, tokenizer: ChatTokenizer, seed: int) -> dict[str,
     tree = {key: value for key, value in asdict(data).items() if key not in left_out}
     if data.source == "stdlib_chat":  # another Python has other functions
         tree["python"] = platform.python_version()
+        tree["conversations"] = CONVERSATIONS_VERSION
     return {
         "data": tree,
         "tokenizer": tokenizer.identity.fingerprint,

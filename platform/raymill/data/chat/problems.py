@@ -14,6 +14,9 @@ CAUSES = (
     "special_text",  # characters kept for marking, or control tokens that can't be made text
     "template",  # the chat template refused it, or its assistant's part can't be told apart
     "boundary",  # a token lies half inside and half outside what is learned
+    "over_long",  # more tokens than a row holds, and no whole turn less would do
+    "group",  # no usable value in the column that decides the side
+    "unreadable",  # the record itself can't be read
     "unpredicted",  # the first token would be learned, and nothing stands before it
 )
 

@@ -77,7 +77,10 @@ def read_questions(path: Path) -> Iterator[Question]:
         DataError: the file isn't that.
     """
     try:
-        for line in path.read_text(encoding="utf-8").splitlines():
+        # Not splitlines(): it also cuts at U+2028 and the like, which JSON leaves as they are.
+        for line in path.read_text(encoding="utf-8").split("\n"):
+            if not line:
+                continue
             stored = json.loads(line)
             stored["prompt_ids"] = tuple(stored["prompt_ids"])
             stored["answer_ids"] = tuple(stored["answer_ids"])

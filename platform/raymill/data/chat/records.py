@@ -51,6 +51,8 @@ class ChatReading:
 
     def of_record(self, record: Mapping[str, Any], piece: Piece, number: int) -> ChatRecord | Bad:
         """A conversation, or what is wrong with the record."""
+        if piece.format in ("parquet", "arrow"):  # columns fill in what a record doesn't have
+            record = _without_nulls(record)
         found = read_conversation(record, self.format)
         if isinstance(found, Problem):
             return Bad("", found.why, cause=found.cause, record=dict(record))
@@ -89,3 +91,11 @@ class ChatReading:
             found = read_conversation(entry.record, "messages")
             assert isinstance(found, Conversation)  # the embedded corpus is well-formed
             yield ChatRecord(VALIDATION if entry.held_out else TRAIN, found, piece, number)
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    return value

@@ -15,6 +15,7 @@ from raymill.data.prepare_steps import causes_text
 from raymill.data.shards import row_groups
 from raymill.data.unit import UnitResult
 
+QUARANTINE_NAME = "quarantine.jsonl"
 LEARNED, GIVEN, SPECIAL = "bold green", "", "dim"
 
 
@@ -51,7 +52,7 @@ def summarise(prepared: Prepared, results: Sequence[UnitResult], seconds: float)
         say(f"  {name:<14}{text}")
     if bad.count:
         say(
-            f"  {'quarantine':<14}{prepared.folder / 'quarantine.jsonl'}, the first: {bad.examples[0]}"
+            f"  {'quarantine':<14}{prepared.folder / QUARANTINE_NAME}, the first: {bad.examples[0]}"
         )
 
 

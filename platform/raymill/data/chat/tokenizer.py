@@ -86,6 +86,11 @@ def chat_tokenizer(parent: Path, template: str, special_tokens: Sequence[str]) -
             f"{parent / SETTINGS_NAME} names no eos_token, so there is nothing that ends a text; "
             "name one there."
         )
+    if not (parent / "tokenizer.json").is_file():
+        raise DataError(
+            f"{parent} has no tokenizer.json, which is what a parent's text is encoded with; save its "
+            "tokenizer there in that form (AutoTokenizer.from_pretrained(…).save_pretrained(…))."
+        )
     tokenizer = tokenizers_room.load(parent, end_of_text)
     added = tuple(
         token for token in (*wanted, *special_tokens) if tokenizer.token_to_id(token) is None

@@ -145,7 +145,10 @@ class _ChatWork:
     def _refuse(self, bad: Bad) -> None:
         self._causes[bad.cause] += bad.count
         if len(self._quarantine) < QUARANTINED:
-            entry: dict[str, Any] = {"where": bad.where, "cause": bad.cause, "why": bad.why}
+            why = bad.why.encode(
+                "utf-8", "backslashreplace"
+            ).decode()  # it may name half a surrogate
+            entry: dict[str, Any] = {"where": bad.where, "cause": bad.cause, "why": why}
             if bad.record is not None:
                 try:
                     text = canonical_json(bad.record)
@@ -192,7 +195,10 @@ class _ChatWork:
         capacity = self._settings.capacity
         answers = [i for i, m in enumerate(conversation.messages) if m["role"] == "assistant"]
         fits: tuple[Conversation, EncodedChat] | None = None
-        low, high = 0, len(answers) - 1 if self._settings.overlong == "cut" else 0
+        given = sum(
+            index < conversation.given for index in answers
+        )  # from these nothing is learned
+        low, high = given, len(answers) - 1 if self._settings.overlong == "cut" else given
         while low < high:
             middle = (low + high) // 2
             shorter = replace(conversation, messages=conversation.messages[: answers[middle] + 1])

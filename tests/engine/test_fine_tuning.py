@@ -1,0 +1,119 @@
+"""What a fine-tuning run makes sure of before its first step, and how it scores answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data.chat_factory import write_parent
+from engine.chat_probe import NEW_IDS, VOCAB
+from raymill.config.schema import ChatEvaluation
+from raymill.data.chat.questions import Question
+from raymill.engine.answers import AnsweredQuestions
+from raymill.engine.evaluation import Occasion
+from raymill.engine.fine_tuning import refuse_leaks
+from raymill.engine.group import WorkerGroup
+from raymill.errors import ConfigError
+from raymill.model.parent import load_parent
+from raymill.objective.assistant_tokens import AssistantTokens
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Any:
+    return load_parent(write_parent(tmp_path / "parent"), VOCAB, NEW_IDS, "sdpa", 7)
+
+
+class Leaky(torch.nn.Module):
+    """A model that doesn't read restarting positions as packed rows."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, position_ids: torch.Tensor, **arguments: Any) -> Any:
+        return self.inner(**arguments)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_packing_is_refused_where_attention_leaks(model: Any, batch: int) -> None:
+    group = WorkerGroup(torch.device("cpu"))
+    objective = AssistantTokens(model.get_output_embeddings())
+    refuse_leaks(model, objective, group, batch, "fp32")
+    with pytest.raises(ConfigError, match=r"data\.packing=true: this model's attention"):
+        refuse_leaks(Leaky(model), objective, group, batch, "fp32")
+
+
+class FakeJournal:
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        self.events.append({"kind": kind, "step": step, **values})
+
+
+def answered(model: Any, folder: Path, count: int, journal: FakeJournal) -> AnsweredQuestions:
+    """Asked without a prepared folder: questions are given directly."""
+    from raymill.data.manifest import ChatFacts
+
+    class Prepared:
+        tokenizer_folder = folder / "parent"
+
+        class manifest:  # noqa: N801
+            sequence_length = 40
+            chat = ChatFacts("", 258, 0, 0, 1.0, "", "", {})
+
+            class tokenizer:  # noqa: N801
+                end_of_text_id = 0
+
+    asked = AnsweredQuestions(
+        prepared=Prepared(),  # type: ignore[arg-type]
+        settings=ChatEvaluation(answer_tokens=6, refusal_phrase="No"),
+        objective=AssistantTokens(model.get_output_embeddings()),
+        run_dir=folder,
+        seed=1,
+        parent_chats=True,
+        lockstep=False,
+        journal=journal,  # type: ignore[arg-type]
+    )
+    questions = [
+        Question(
+            "validation", 0.1 * i, f"q{i}", "No" if i % 2 else "Yes", (257, 5 + i, 258), (9, 9 + i)
+        )
+        for i in range(count)
+    ]
+    object.__setattr__(asked, "_asked", questions)
+    return asked
+
+
+def test_a_run_resumed_with_more_questions_still_writes_its_table(
+    model: Any, tmp_path: Path
+) -> None:
+    journal = FakeJournal()
+    group = WorkerGroup(torch.device("cpu"))
+    first = answered(model, tmp_path, 2, journal)
+    figures = first.measure(model, group, Occasion(0, first=True, last=False))
+    assert {"answers/loss", "answers/loss_other_question", "answers/refusal_f1"} <= figures.keys()
+    more = answered(model, tmp_path, 4, journal)
+    more.measure(model, group, Occasion(9, first=False, last=True))
+    table = json.loads((tmp_path / "samples" / "answers-00000009.json").read_text())
+    parents = [row[2] for row in table["data"]]
+    assert parents[2:] == ["", ""], "the parent was never asked these"
+    assert [event["kind"] for event in journal.events] == ["answers", "answers"]
+
+
+def test_the_loss_of_answers_is_what_transformers_says(model: Any, tmp_path: Path) -> None:
+    asked = answered(model, tmp_path, 3, FakeJournal())
+    figures = asked.measure(model, WorkerGroup(torch.device("cpu")), Occasion(0, True, False))
+    nats, count = 0.0, 0
+    for question in asked._asked:
+        ids = torch.tensor([[*question.prompt_ids, *question.answer_ids]])
+        labels = ids.clone()
+        labels[0, : len(question.prompt_ids)] = -100
+        with torch.no_grad():
+            nats += model(input_ids=ids, labels=labels).loss.item() * len(question.answer_ids)
+        count += len(question.answer_ids)
+    assert figures["answers/loss"] == pytest.approx(nats / count, rel=1e-5)
