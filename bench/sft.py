@@ -25,7 +25,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "platform")]
-TURNS, STEPS, WARM_UP = 3, 24, 4
+TURNS, STEPS, WARM_UP = 3, 16, 4
 PARENT = ROOT / "storage" / "runs" / "demo" / "export"
 PREPARED_CONVERSATIONS = 4000
 

@@ -17,9 +17,9 @@ from data.chat_factory import write_jsonl
 pytestmark = pytest.mark.integration
 GRAINS = ("wheat", "rye", "oats", "barley")
 COLOURS = ("red", "green", "blue", "white")
-STEPS = 300
+STEPS = 150
 QUIET = ("tracking=none", "evaluation.questions=0", "evaluation.every=0", "evaluation.forgetting=none",
-         f"train.steps={STEPS}", "checkpoint.every=25", "checkpoint.keep_every=100")  # fmt: skip
+         f"train.steps={STEPS}", "checkpoint.every=20", "checkpoint.keep_every=100")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def shop(workshop: Workshop) -> Workshop:
         records.append({"instruction": question, "output": answer})
     write_jsonl(workshop.root / "chats.jsonl", records)
     overrides = (
-        f"data.path={workshop.root / 'chats.jsonl'}", "data.sequence_length=256",
+        f"data.path={workshop.root / 'chats.jsonl'}", "data.sequence_length=128",
         "data.row_group_rows=8", "data.validation.fraction=0.1", "train.global_batch=8",
         "train.micro_batch=4", "optim.learning_rate=3e-3", "schedule.warmup_steps=2",
     )  # fmt: skip
@@ -125,12 +125,9 @@ def test_it_converses_and_any_tool_reads_it(shop: Workshop, assistant: str) -> N
     assert model.config.vocab_size == len(tokenizer)
 
 
-def test_finished_again_and_a_moved_alias_is_refused(shop: Workshop, assistant: str) -> None:
+def test_another_parent_is_refused_by_name(shop: Workshop, assistant: str) -> None:
     again = (*shop.overrides, "run.name=tuned", "train.steps=60", "evaluation.every=30",
              "evaluation.questions=24", "evaluation.answer_tokens=24")  # fmt: skip
-    code, output = job.run("sft", *again, cwd=shop.root)
-    assert code == 0, output
-    assert "is finished at step 60" in output
     code, output = job.run("sft", *again, "parent=models:/assistant@sft", cwd=shop.root)
     assert code == 2, output
     assert "is models:/assistant/2 now, the run started from models:/assistant/1" in output
@@ -140,7 +137,7 @@ def test_finished_again_and_a_moved_alias_is_refused(shop: Workshop, assistant: 
     ("kind", "number"),
     [
         ("packed", signal.SIGKILL),
-        ("lora", signal.SIGINT),
+        pytest.param("lora", signal.SIGINT, marks=pytest.mark.slow),
         pytest.param("packed", signal.SIGINT, marks=pytest.mark.slow),
         pytest.param("lora", signal.SIGKILL, marks=pytest.mark.slow),
     ],
@@ -153,7 +150,7 @@ def test_it_goes_on_as_if_never_stopped(
     command = ("sft", *shop.overrides, *QUIET, *EXTRA[kind], f"run.name={name}", PARENT(shop))
     run_dir = shop.run_dir(name)
     process = job.start(*command, cwd=shop.root)
-    job.interrupt_after(process, run_dir, 60, number)
+    job.interrupt_after(process, run_dir, 50, number)
     process.communicate(timeout=job.TIMEOUT_S)
     wait_for_no_orphans(run_dir)
     committed = max(int(path.name[5:]) for path in (run_dir / "checkpoints").glob("step-????????"))
@@ -205,6 +202,7 @@ def check_adapter(run_dir: Path) -> None:
     assert all("lora_" in name or "trainable_tokens" in name for name in names)
 
 
+@pytest.mark.slow
 def test_two_workers_a_mixture_and_zero_3_compute_the_same(shop: Workshop) -> None:
     """Ranks that gather weights answer questions in step, and every set has figures of its own."""
     records = [

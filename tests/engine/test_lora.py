@@ -36,7 +36,7 @@ def steps(parent: Path) -> list[Rows]:
     ]
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_adapters_train_alike_under_every_stage_and_resume_bit_exactly(
     parent: Path, steps: list[Rows], world: int, tmp_path: Path
 ) -> None:
