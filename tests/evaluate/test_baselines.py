@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data.prepared_factory import write_prepared
-from raymill.engine.evaluation import Evaluation
+from raymill.engine.evaluation import Totals
 from raymill.evaluate.baselines import documents, text_bytes, trigram_bits_per_byte
 
 
@@ -57,7 +57,7 @@ def test_text_is_given_back_and_measured(tmp_path: Path) -> None:
 
 
 def test_bits_per_byte() -> None:
-    result = Evaluation(nats=1000.0, tokens=400, bytes=1200)
+    result = Totals(nats=1000.0, weight=400, bytes=1200)
     assert result.loss == 2.5
     assert result.bits_per_byte == pytest.approx(1000 / math.log(2) / 1200)
-    assert result.metrics()["eval/perplexity"] == pytest.approx(math.exp(2.5))
+    assert result.metrics("eval")["eval/perplexity"] == pytest.approx(math.exp(2.5))
