@@ -174,8 +174,8 @@ def test_held_out_rows_are_shared_out_once(
     ]
     per_rank = [list(held_out) for held_out in sets]
     assert {len(batches) for batches in per_rank} == {len(sets[0])}
-    found = sum(len(length) for batches in per_rank for _, length, _ in batches)
+    found = sum(len(part) for batches in per_rank for part in batches)
     assert found == (rows or 21)
     if rows is None:
-        size = sum(int(b.sum()) for batches in per_rank for _, _, b in batches)
+        size = sum(int(part.bytes.sum()) for batches in per_rank for part in batches)
         assert size == prepared.manifest.splits["validation"].bytes
