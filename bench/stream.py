@@ -45,7 +45,7 @@ class Windows(torch.utils.data.IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         for start in range(0, self.rows, WINDOW * GROUP):
             located = self.order.locate(start, min(WINDOW * GROUP, self.rows - start))
-            found = read_rows((self.folder,), located)
+            found = read_rows((self.folder,), located).columns()
             for first in range(0, len(found["length"]), BATCH):
                 part = slice(first, first + BATCH)
                 yield {name: torch.from_numpy(values[part]) for name, values in found.items()}
@@ -69,7 +69,7 @@ def stream_rows_per_s(spec: StreamSpec) -> float:
         next(batches)
     began, rows = time.perf_counter(), 0
     for batch in batches:
-        rows += len(batch.length)
+        rows += len(batch.rows)
     return rows / (time.perf_counter() - began)
 
 
