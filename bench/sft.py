@@ -160,7 +160,11 @@ def main() -> None:
     print(
         f"preparation  {mine:,.0f} conversations/s; datasets.map {theirs:,.0f}; ratio {ratio:.2f}"
     )
-    turns = [(ours(packing=True), ours(packing=False), trl()) for _ in range(TURNS)]
+    turns = []
+    for number in range(1, TURNS + 1):
+        turns.append((ours(packing=True), ours(packing=False), trl()))
+        packed, unpacked, other = turns[-1]
+        print(f"  turn {number}: {packed:,.0f}, {unpacked:,.0f}; TRL {other:,.0f}", flush=True)
     packed, unpacked, other = (statistics.median(side) for side in zip(*turns, strict=True))
     print(
         f"training     packed {packed:,.0f} assistant tokens/s, unpacked {unpacked:,.0f}; "
