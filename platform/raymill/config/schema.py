@@ -59,6 +59,11 @@ class RowsConfig:
         default_factory=dict
     )  # prepared folder → weight; {}: this data alone
 
+    @property
+    def row_predictions(self) -> int:
+        """Predictions a row has room for."""
+        return self.sequence_length
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(RowsConfig):
@@ -70,18 +75,47 @@ class DataConfig(RowsConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatConfig(RowsConfig):
+class MessagesConfig(RowsConfig):
+    """Data made of messages: it is rendered by a chat template."""
+
+    template: str = "auto"  # auto: the parent's own, or else chatml; chatml; or a Jinja file
+    special_tokens: tuple[str, ...] = ()  # that a template of one's own needs
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatConfig(MessagesConfig):
     """Conversations, and how they become packed rows that say what is learned from."""
 
     source: Literal["stdlib_chat", "chat"]
     format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion"] = "auto"
-    template: str = "auto"  # auto: the parent's own, or else chatml; chatml; or a Jinja file
-    special_tokens: tuple[str, ...] = ()  # that a template of one's own needs
     train_on: Literal["all", "last"] = "all"  # which of the assistant's turns
     overlong: Literal["cut", "refuse"] = "cut"  # cut: leave off turns at the end that don't fit
     packing: bool = True  # several conversations a row
     pack_window: int = 4096  # conversations among which those that fill a row are sought
     questions: int = 512  # held-out conversations kept apart to be answered
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceConfig(MessagesConfig):
+    """Answers that were compared, and how they become rows of pairs: the better, then the worse.
+
+    `sequence_length` is of one answer with its prompt; a row holds two of them.
+    """
+
+    source: Literal["preference"]
+    format: Literal["auto", "pairs", "hh", "rankings"] = "auto"
+
+    @property
+    def row_predictions(self) -> int:
+        return 2 * self.sequence_length + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptsConfig(MessagesConfig):
+    """What a model is asked in reinforcement learning, with what a verifier needs to judge answers."""
+
+    source: Literal["stdlib_prompts", "prompts"]
+    verifier: str = "none"  # of prompts that name none themselves: a reward function
 
 
 @dataclass(frozen=True)
@@ -298,20 +332,41 @@ class PretrainJob(TrainJob):
 
 
 @dataclass(frozen=True)
-class ChatPrepareJob:
-    """`jobs/prepare.py kind=chat`: conversations → tokenized shards for a parent model.
+class MessagesPrepareJob:
+    """`jobs/prepare.py kind=chat|preference|prompts`: messages → tokenized shards for a parent model.
 
-    It takes every key that `jobs/sft.py` takes and uses these.
+    It takes every key that the job which trains on them takes, and uses these.
     """
 
     parent: str
-    data: ChatConfig
+    data: MessagesConfig
     cluster: ClusterConfig
     tracking: TrackingConfig
     storage: StorageConfig
     seed: int = 1234
     dry_run: bool = False
     preview: int = 0
+
+
+@dataclass(frozen=True)
+class ChatPrepareJob(MessagesPrepareJob):
+    """Conversations, for jobs/sft.py."""
+
+    data: ChatConfig
+
+
+@dataclass(frozen=True)
+class PreferencePrepareJob(MessagesPrepareJob):
+    """Compared answers, for jobs/reward.py and jobs/dpo.py."""
+
+    data: PreferenceConfig
+
+
+@dataclass(frozen=True)
+class PromptsPrepareJob(MessagesPrepareJob):
+    """Prompts, for jobs/rlhf.py."""
+
+    data: PromptsConfig
 
 
 @dataclass(frozen=True, kw_only=True)

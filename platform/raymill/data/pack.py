@@ -22,13 +22,15 @@ class RowGroup:
 
     tokens: flat, the rows one after the other; length: int32 [R], tokens a row; bytes: int32 [R],
     UTF-8 bytes of the text behind tokens[1:] of each row (an end-of-text token stands for none);
-    by_token: what else is kept a token, flat like tokens (`rows.TOKEN_COLUMNS`).
+    by_token: what else is kept a token, flat like tokens (`rows.TOKEN_COLUMNS`); by_row: what else a
+    row, [R] (`rows.ROW_COLUMNS`).
     """
 
     tokens: NDArray[np.unsignedinteger]
     length: NDArray[np.int32]
     bytes: NDArray[np.int32]
     by_token: dict[str, NDArray[Any]] = field(default_factory=dict)
+    by_row: dict[str, NDArray[Any]] = field(default_factory=dict)
 
 
 def dtype_for(vocab_size: int) -> str:

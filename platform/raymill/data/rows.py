@@ -12,11 +12,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-# What each kind of data keeps a token, besides its id. Text predicts every token; conversations are
-# packed whole into rows and learned from in parts.
+# What each kind of data keeps a token, besides its id, and a row, besides its bytes. Text predicts every
+# token; conversations are packed whole into rows and learned from in parts. A row of preferences is two
+# conversations, the better one first; a row of prompts is one prompt.
 TOKEN_COLUMNS: dict[str, dict[str, str]] = {
     "text": {},
     "chat": {"weight": "float32", "segment": "uint16"},
+    "preference": {"weight": "float32", "segment": "uint16"},
+    "prompts": {},
+}
+ROW_COLUMNS: dict[str, dict[str, str]] = {
+    "text": {},
+    "chat": {},
+    "preference": {"record": "int64", "margin": "float32"},
+    "prompts": {"record": "int64"},
 }
 
 
@@ -29,6 +38,8 @@ class Rows:
     bytes: npt.NDArray[np.int32] | None = None  # [B] UTF-8 bytes of the text that is predicted
     weight: npt.NDArray[np.float32] | None = None  # [B, T + 1] of predicting a token; None: 1
     segment: npt.NDArray[np.uint16] | None = None  # [B, T + 1] which of the row's conversations
+    record: npt.NDArray[np.int64] | None = None  # [B] a number of the row's own in its folder
+    margin: npt.NDArray[np.float32] | None = None  # [B] by how much the first is better; 0: unknown
 
     def __len__(self) -> int:
         return int(self.tokens.shape[0])
@@ -42,7 +53,11 @@ class Rows:
     def empty(cls, width: int, dtype: str, kind: str) -> Rows:
         """No rows of `width` tokens."""
         none: npt.NDArray[np.int32] = np.empty(0, dtype=np.int32)
-        columns = {name: np.empty((0, width), dtype=of) for name, of in TOKEN_COLUMNS[kind].items()}
+        columns: dict[str, npt.NDArray[Any]] = {}
+        columns |= {
+            name: np.empty((0, width), dtype=of) for name, of in TOKEN_COLUMNS[kind].items()
+        }
+        columns |= {name: np.empty(0, dtype=of) for name, of in ROW_COLUMNS[kind].items()}
         return cls(np.empty((0, width), dtype=dtype), none, none, **columns)
 
     @classmethod

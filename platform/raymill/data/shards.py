@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from raymill.data.manifest import AGAIN, Shard
 from raymill.data.pack import RowGroup
-from raymill.data.rows import TOKEN_COLUMNS, Rows
+from raymill.data.rows import ROW_COLUMNS, TOKEN_COLUMNS, Rows
 from raymill.durable import fsync_path, sha256_file
 from raymill.errors import DataError
 
@@ -65,9 +65,16 @@ def schema(dtype: str, kind: str) -> pa.Schema:
     return pa.schema(
         [
             *(pa.field(name, by_token(of), nullable=False) for name, of in columns.items()),
-            pa.field("bytes", pa.int32(), nullable=False),
+            *(
+                pa.field(name, pa.from_numpy_dtype(np.dtype(of)), nullable=False)
+                for name, of in _by_row(kind).items()
+            ),
         ]
     )
+
+
+def _by_row(kind: str) -> dict[str, str]:
+    return {"bytes": "int32", **ROW_COLUMNS[kind]}
 
 
 class ShardWriter:
@@ -94,7 +101,7 @@ class ShardWriter:
             compression="zstd",
             use_dictionary=False,
             column_encoding={
-                "bytes": "PLAIN",
+                **dict.fromkeys(_by_row(kind), "PLAIN"),
                 "tokens.list.element": "BYTE_STREAM_SPLIT",
                 **{f"{name}.list.element": "PLAIN" for name in TOKEN_COLUMNS[kind]},
             },
@@ -128,7 +135,8 @@ class ShardWriter:
             )
             for name, values in {"tokens": group.tokens, **group.by_token}.items()
         ]
-        batch = pa.record_batch([*lists, pa.array(group.bytes)], schema=self._schema)
+        rows = [pa.array(values) for values in (group.bytes, *group.by_row.values())]
+        batch = pa.record_batch([*lists, *rows], schema=self._schema)
         self._writer.write_batch(batch, row_group_size=len(group.length))
         self._digests.append(_group_digest(group))
         self._rows += len(group.length)
@@ -193,7 +201,7 @@ def read_row_group(path: Path, shard: Shard, group: int, dtype: str, kind: str =
         name: _padded(values, stored.length, width)
         for name, values in {"tokens": stored.tokens, **stored.by_token}.items()
     }
-    return Rows(length=stored.length, bytes=stored.bytes, **by_token)
+    return Rows(length=stored.length, bytes=stored.bytes, **by_token, **stored.by_row)
 
 
 def row_groups(path: Path, shard: Shard, dtype: str, kind: str = "text") -> Iterator[Rows]:
@@ -300,10 +308,11 @@ def _to_numpy(table: pa.Table, dtype: str, kind: str) -> RowGroup:
             raise ValueError(f"expected {of} {name} without nulls")
         if not np.array_equal(lengths[0], lengths[-1]):
             raise ValueError(f"a row has more {name} than tokens, or fewer")
-    row_bytes = table.column("bytes").to_numpy()
-    if row_bytes.dtype != np.int32:
-        raise ValueError("expected int32 bytes without nulls")
-    return RowGroup(flat.pop("tokens"), lengths[0], row_bytes, flat)
+    by_row = {name: table.column(name).to_numpy() for name in _by_row(kind)}
+    for name, of in _by_row(kind).items():
+        if by_row[name].dtype != np.dtype(of):
+            raise ValueError(f"expected {of} {name} without nulls")
+    return RowGroup(flat.pop("tokens"), lengths[0], by_row.pop("bytes"), flat, by_row)
 
 
 def _padded(values: NDArray[Any], length: NDArray[np.int32], width: int) -> NDArray[Any]:
@@ -317,7 +326,8 @@ def _padded(values: NDArray[Any], length: NDArray[np.int32], width: int) -> NDAr
 
 def _group_digest(group: RowGroup) -> str:
     digest = hashlib.sha256()
-    for array in (group.tokens, group.length, group.bytes, *group.by_token.values()):
+    others = (*group.by_token.values(), *group.by_row.values())
+    for array in (group.tokens, group.length, group.bytes, *others):
         little = array.astype(array.dtype.newbyteorder("<"), copy=False)
         digest.update(np.ascontiguousarray(little).data)
     return digest.hexdigest()[:DIGEST_HEX]
