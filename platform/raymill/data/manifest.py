@@ -128,6 +128,33 @@ class ChatFacts:
 
 
 @dataclass(frozen=True)
+class PreferenceFacts:
+    """What is particular to prepared preferences; `pairs` and `prompts` are of training rows alone."""
+
+    template_sha256: str
+    end_of_turn_id: int
+    pairs: int
+    prompts: int  # distinct ones: pairs of one prompt weigh 1 together
+    statistics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PromptsFacts:
+    """What is particular to prepared prompts.
+
+    `book` is a file of every prompt's messages, answer and verifier beside the shards, by the number
+    that a row's `record` column holds. `prompts` is of training rows alone.
+    """
+
+    template_sha256: str
+    end_of_turn_id: int
+    prompts: int
+    book: str
+    book_sha256: str
+    statistics: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything `manifest.json` says; `digest`: sha256 of its canonical JSON without `digest`."""
 
@@ -145,7 +172,14 @@ class Manifest:
     config: dict[str, Any]
     kind: str = "text"  # of `rows.TOKEN_COLUMNS`
     chat: ChatFacts | None = None  # of kind "chat" alone
+    preference: PreferenceFacts | None = None
+    prompts: PromptsFacts | None = None
     digest: str = ""
+
+    @property
+    def messages(self) -> ChatFacts | PreferenceFacts | PromptsFacts | None:
+        """What data made of messages has in common: a template and the token that ends a turn."""
+        return self.chat or self.preference or self.prompts
 
 
 @dataclass(frozen=True)
@@ -237,7 +271,8 @@ def load_prepared(folder: Path) -> Prepared:
             check_shard_size(folder, shard)
     path = folder / TOKENIZER_FOLDER / "tokenizer.json"
     found = tokenizer_fingerprint(path)
-    _check_questions(folder, manifest)
+    for name, sha256 in _files_beside(manifest):
+        _check_file(folder / name, sha256)
     if found != manifest.tokenizer.fingerprint:
         raise DataError(
             f"{path} has fingerprint {found[:12]}, the manifest expects "
@@ -247,16 +282,19 @@ def load_prepared(folder: Path) -> Prepared:
     return Prepared(folder, manifest)
 
 
-def _check_questions(folder: Path, manifest: Manifest) -> None:
-    chat = manifest.chat
-    if chat is None:
-        return
-    path = folder / chat.questions
+def _files_beside(manifest: Manifest) -> list[tuple[str, str]]:
+    """Files other than shards that the manifest vouches for, with their sha256."""
+    chat, prompts = manifest.chat, manifest.prompts
+    found = [] if chat is None else [(chat.questions, chat.questions_sha256)]
+    return found if prompts is None else [*found, (prompts.book, prompts.book_sha256)]
+
+
+def _check_file(path: Path, sha256: str) -> None:
     found = sha256_file(path) if path.is_file() else "nothing"
-    if found != chat.questions_sha256:
+    if found != sha256:
         raise DataError(
-            f"{path}: expected sha256 {chat.questions_sha256[:12]}, found {found[:12]}; restore "
-            f"it, or delete {MANIFEST_NAME} and {AGAIN}."
+            f"{path}: expected sha256 {sha256[:12]}, found {found[:12]}; restore it, or delete "
+            f"{MANIFEST_NAME} and {AGAIN}."
         )
 
 
@@ -297,13 +335,17 @@ def _from_tree(tree: Mapping[str, Any]) -> Manifest:
     }
     bad = values.pop("bad_inputs")
     contamination = values.pop("contamination")
-    chat = values.pop("chat", None)
+    facts: dict[str, Any] = {}
+    kinds = {"chat": ChatFacts, "preference": PreferenceFacts, "prompts": PromptsFacts}
+    for name, cls in kinds.items():
+        stored = values.pop(name, None)
+        facts[name] = None if stored is None else cls(**stored)
     return Manifest(
         tokenizer=TokenizerIdentity(**values.pop("tokenizer")),
         splits=splits,
         inputs=tuple(InputDigest(**entry) for entry in values.pop("inputs")),
         bad_inputs=BadInputs(bad["count"], tuple(bad["examples"])),
         contamination=None if contamination is None else Contamination(**contamination),
-        chat=None if chat is None else ChatFacts(**chat),
+        **facts,
         **values,
     )
