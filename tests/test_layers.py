@@ -17,15 +17,25 @@ PURE = (
 )  # fmt: skip
 TORCHLESS = ("config", "plan", "checkpoint", "data")
 DOORS = {
-    "ray": ("cluster", "data/stream.py", "data/tasks.py"),
+    "ray": (
+        "cluster",
+        "data/stream.py",
+        "data/tasks.py",
+        "rollout/actor.py",
+        "rollout/crew.py",
+        "rollout/pool.py",
+        "reward/model_pool.py",
+    ),
     "deepspeed": ("engine/device.py", "engine/trainer.py"),
     "mlflow": ("track",),
     "hydra": ("config/compose.py",),
+    "fastapi": ("serve",),
 }
 # From the ground up; a room may import itself and what stands before it.
 ROOMS = (
     "errors", "durable", "progress_line", "config", "checkpoint", "data", "plan", "objective",
-    "model", "generate", "evaluate", "engine", "track", "report", "cluster",
+    "model", "generate", "evaluate", "rollout", "reward", "engine", "track", "report", "serve",
+    "cluster",
 )  # fmt: skip
 # A job's entry point reaches up for the session and the registry it is given; the checks ask the plan,
 # which itself needs the schema alone.
@@ -33,6 +43,7 @@ UPWARD = {
     ("data/prepare.py", "cluster"),
     ("generate/command.py", "track"),
     ("config/checks.py", "plan"),
+    ("config/memory_check.py", "plan"),
 }
 
 

@@ -27,7 +27,8 @@ def problems(*overrides: str, job: str = "pretrain") -> str:
 def test_defaults_load_for_every_job() -> None:
     for topic in TOPICS:
         job, _, kind = topic.partition("_")
-        assert load(job, [f"kind={kind}"] if kind else []) is not None
+        given = ["data.path=pairs/"] if topic in ("prepare_preference", "reward", "dpo") else []
+        assert load(job, [*given, *([f"kind={kind}"] if kind else [])]) is not None
 
 
 def test_values_groups_lists_and_numbers() -> None:
@@ -149,9 +150,11 @@ def test_the_option_surface_is_frozen() -> None:
 
 def surface() -> str:
     lines = []
-    for job in ("pretrain", "sft", "pipeline", "generate"):
-        flat = flatten(load(job, ["storage.root=/storage", "run.name=x"] if job != "generate"
-                            else ["storage.root=/storage"]))  # fmt: skip
+    for job in ("pretrain", "sft", "reward", "dpo", "rlhf", "rank", "pipeline", "generate"):
+        given = ["storage.root=/storage"]
+        given += ["run.name=x"] if job not in ("generate", "rank") else []
+        given += ["data.path=pairs/"] if job in ("reward", "dpo") else []
+        flat = flatten(load(job, given))
         lines += [f"{job} {key} = {value!r}" for key, value in flat.items()]
     lines += [f"group {name}: {', '.join(choices)}" for name, choices in groups().items()]
     return "\n".join(lines) + "\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,8 +11,9 @@ import pytest
 
 from raymill.data.rows import Rows
 from raymill.data.stream import StepBatch
+from raymill.engine.agreement import on_all_ranks, on_rank_zero
+from raymill.engine.learner import global_loss
 from raymill.engine.loop import Loop, _ranges, step_seed
-from raymill.engine.setup import on_all_ranks, on_rank_zero
 from raymill.errors import DataError, NonFiniteError
 
 T = TypeVar("T")
@@ -56,7 +58,7 @@ def test_a_nan_on_one_rank_is_the_same_error_on_both() -> None:
     messages = []
     for loop, nats, ids in ((guilty, float("nan"), (12, 13, 20)), (innocent, 5.0, (1, 2))):
         with pytest.raises(NonFiniteError) as caught:
-            loop._checked_loss(nats, 10.0, batch(*ids))
+            global_loss(nats, 10.0, loop.group, partial(loop._non_finite, "the loss", batch(*ids)))
         messages.append(str(caught.value))
     assert messages[0] == messages[1]
     assert "the loss of step 7 is not finite (rank 1; global samples 12-13, 20)" in messages[0]
@@ -64,7 +66,8 @@ def test_a_nan_on_one_rank_is_the_same_error_on_both() -> None:
 
 
 def test_a_finite_loss_is_the_mean_over_all_ranks() -> None:
-    assert loop_with(TwoRanks(0, [[6.0, 0.0]]))._checked_loss(4.0, 5.0, batch(1)) == 2.0
+    group: Any = TwoRanks(0, [[6.0, 0.0]])
+    assert global_loss(4.0, 5.0, group, lambda mine: AssertionError()) == 2.0
 
 
 def test_an_error_on_one_rank_is_raised_on_all() -> None:

@@ -11,7 +11,7 @@ import torch
 
 from raymill.config import load
 from raymill.generate.batch import Completion, complete
-from raymill.generate.sampling import sample
+from raymill.generate.sampling import nucleus, sample
 from raymill.model.build import build_model
 
 FAMILIES = ("llama", "qwen3", "gpt2")
@@ -115,6 +115,69 @@ def test_logits_are_those_without_padding(model: Any) -> None:
         seen.clear()
         together(watched, prompts=[prompt], seeds=[0])
         torch.testing.assert_close(torch.cat(seen), batched[index], rtol=1e-4, atol=1e-4)
+
+
+def distributions(model: Any, prompt: list[int], ids: tuple[int, ...], temperature: float) -> Any:
+    """[tokens drawn, vocabulary] probabilities by one forward pass, without cache, batch or padding."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([[*prompt, *ids]]), use_cache=False).logits[0]
+    return torch.softmax(logits[len(prompt) - 1 : -1].double() / temperature, dim=-1).numpy()
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.4, 0.8)])
+def test_log_probs_are_of_the_distribution_drawn_from(
+    model: Any, temperature: float, top_p: float
+) -> None:
+    settings = {"temperature": temperature, "top_p": top_p, "seeds": range(7)}
+    stop_ids = {completion.ids[5] for completion in together(model, settings)[:3]}
+    found = together(model, settings, stop_ids=stop_ids, log_probs=True)
+    assert together(model, settings, stop_ids=stop_ids) == [
+        replace(completion, log_probs=()) for completion in found
+    ], "asking changes nothing"
+    for prompt, completion in zip(PROMPTS, found, strict=True):
+        expected = []
+        every = distributions(model, prompt, completion.ids, temperature)
+        for row, token in zip(every, completion.ids, strict=True):
+            falling = np.sort(row)[::-1]
+            kept = falling[: np.searchsorted(falling.cumsum(), top_p) + 1]
+            assert row[token] > kept[-1] - 1e-6
+            expected.append(np.log(row[token] / kept.sum()))
+        np.testing.assert_allclose(completion.log_probs, expected, rtol=0, atol=1e-5)
+
+
+def test_nothing_is_left_to_chance_at_temperature_0(llama: Any) -> None:
+    for completion in together(llama, log_probs=True):
+        assert completion.log_probs == (0.0,) * len(completion.ids)
+
+
+def test_frequencies_follow_the_model(llama: Any) -> None:
+    prompt, count = PROMPTS[3], 4000
+    drawn = together(
+        llama, prompts=[prompt] * count, seeds=range(count), temperature=1.0, max_new_tokens=1,
+        batch_size=count,
+    )  # fmt: skip
+    shares = np.bincount([one.ids[0] for one in drawn], minlength=VOCAB_SIZE) / count
+    (expected,) = distributions(llama, prompt, (0,), 1.0)
+    # Five standard deviations of each token's share.
+    assert np.all(np.abs(shares - expected) <= 5 * np.sqrt(expected / count) + 1e-9)
+
+
+@pytest.mark.parametrize("spread", [0.1, 3.0], ids=["flat", "peaked"])
+@pytest.mark.parametrize("rounded", [torch.float32, torch.bfloat16], ids=["fp32", "ties"])
+def test_the_nucleus_of_a_large_vocabulary_is_the_naive_one(
+    spread: float, rounded: torch.dtype
+) -> None:
+    """Logits in bf16 tie often; which of the tied are inside mustn't be an accident."""
+    logits = torch.randn(5, 5000, generator=torch.Generator().manual_seed(1)) * spread
+    logits[0] = 0.0
+    probabilities = torch.softmax(logits.to(rounded).float(), dim=-1)
+    for row, found in zip(probabilities.numpy(), nucleus(probabilities, 0.9).numpy(), strict=True):
+        falling = np.argsort(-row, kind="stable")
+        before = row[falling].cumsum(dtype=float) - row[falling]
+        inside = falling[before < 0.9]
+        expected = np.zeros_like(row)
+        expected[inside] = row[inside]
+        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("lockstep", [False, True])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,8 @@ class Manifest:
     )  # what the weights started from: a registered version, a folder, a forked run
     files: Mapping[str, FileRecord]
     parent_digest: str | None = None  # of the parent's weights
+    updates: Mapping[str, int] = field(default_factory=dict)  # optimizer updates, where not `step`
+    state: Mapping[str, Any] = field(default_factory=dict)  # what else the job goes on from
     format_version: int = FORMAT_VERSION
     digest: str = ""
 

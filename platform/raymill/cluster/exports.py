@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from raymill.checkpoint.resume import Found
-from raymill.config.schema import PretrainJob
+from raymill.config.schema import PretrainJob, RewardJob
 from raymill.data.chat.questions import read_questions
 from raymill.data.manifest import Prepared, load_prepared
 from raymill.data.split import VALIDATION
+from raymill.data.validation import ValidationSet
 from raymill.durable import write_atomic
 from raymill.engine.assignment import Assignment
 from raymill.track.registry import MARKER_NAME
@@ -81,22 +84,35 @@ def _fine_tuned(
     model: Any = recipe_of(assignment, prepared).build_model(fresh=False)
     load_weights(model, found.reader())
     manifest = prepared[0].manifest
-    assert manifest.chat is not None
+    assert manifest.messages is not None
     save_finetuned(
         model,
         prepared[0].tokenizer_folder,
         target,
         precision=assignment.job.train.precision,
-        stop_ids=(manifest.chat.end_of_turn_id, manifest.tokenizer.end_of_text_id),
+        stop_ids=(manifest.messages.end_of_turn_id, manifest.tokenizer.end_of_text_id),
         pad_id=manifest.tokenizer.end_of_text_id,
         probe_ids=_probes(prepared[0]),
+        scalar=isinstance(assignment.job, RewardJob),
     )
 
 
 def _probes(prepared: Prepared) -> list[list[int]]:
+    """Held-out questions with their answers, better answers, or prompts."""
     chat = prepared.manifest.chat
-    assert chat is not None
-    questions = read_questions(prepared.folder / chat.questions)
-    held_out = (q for q in questions if q.split == VALIDATION)
-    probes = [[*q.prompt_ids, *q.answer_ids] for _, q in zip(range(PROBES), held_out, strict=False)]
-    return probes or [[chat.end_of_turn_id]]
+    if chat is not None:
+        questions = read_questions(prepared.folder / chat.questions)
+        held_out = (q for q in questions if q.split == VALIDATION)
+        found = [
+            [*q.prompt_ids, *q.answer_ids] for _, q in zip(range(PROBES), held_out, strict=False)
+        ]
+        return found or [[chat.end_of_turn_id]]
+    rows_ = ValidationSet(prepared.folder, rank=0, world_size=1, batch_rows=PROBES, rows=PROBES)
+    probes: list[list[int]] = []
+    for rows in rows_:
+        length = rows.length
+        if rows.segment is not None:
+            places = np.arange(rows.tokens.shape[1])
+            length = ((rows.segment == 0) & (places < length[:, None])).sum(axis=1)
+        probes += [rows.tokens[row, : length[row]].tolist() for row in range(len(rows))]
+    return probes

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymill.checkpoint.resume import Found
 from raymill.cluster.exports import Export, export_checkpoint
-from raymill.config.schema import PretrainJob
+from raymill.config.schema import DpoJob, PretrainJob, RewardJob, RlhfJob, SftJob
 from raymill.data.manifest import load_prepared
 from raymill.durable import write_atomic
 from raymill.engine.assignment import Assignment
@@ -36,17 +36,25 @@ def finish(assignment: Assignment, found: Found, tracker: Tracker, console: RunC
     A registry that can't be reached doesn't fail the run: the model is on the disk, and the same
     command registers it later.
     """
+    from raymill.report.alignment import pairs_card, reward_card
     from raymill.report.fine_tuning import fine_tuning_card, yardsticks
     from raymill.report.page import write_report
     from raymill.report.pretraining import pretraining_card
+
+    cards = {
+        PretrainJob: pretraining_card,
+        SftJob: fine_tuning_card,
+        RewardJob: pairs_card,
+        DpoJob: pairs_card,
+        RlhfJob: reward_card,
+    }
 
     prepared = load_prepared(assignment.folders[0])
     export = export_checkpoint(assignment, found)
     console.say(f"exported {export.folder}")
     events = Follower(assignment.journal).read()
     figures = run_figures(events)
-    pretrained = isinstance(assignment.job, PretrainJob)
-    if not pretrained:
+    if isinstance(assignment.job, SftJob):
         figures |= yardsticks(prepared, assignment.job)
     registered = None
     if assignment.job.tracking.register and assignment.job.tracking.uri != "none":
@@ -60,9 +68,7 @@ def finish(assignment: Assignment, found: Found, tracker: Tracker, console: RunC
             console.say(f"not registered: {error}")
     summary = _summary(assignment, found, export, figures, registered)
     write_atomic(assignment.run_dir / SUMMARY_NAME, json.dumps(summary, indent=1))
-    card = (pretraining_card if pretrained else fine_tuning_card)(
-        assignment.run_dir, prepared, events, summary
-    )
+    card = cards[type(assignment.job)](assignment.run_dir, prepared, events, summary)
     for text in card.headlines:
         console.say(text)
     report, curve = write_report(assignment.run_dir, events, summary, card)
@@ -111,6 +117,7 @@ def _summary(
         "adapter": None if export.adapter is None else str(export.adapter),
         "registered": registered,
         "parent": assignment.parent,
+        "reward": assignment.reward,
         "data": [str(folder) for folder in assignment.folders],
         "data_digests": list(found.manifest.data_digests),
         "config_digest": assignment.config_digest,

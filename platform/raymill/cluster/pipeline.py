@@ -3,67 +3,122 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
-from raymill.cluster import pretrain, sft
+from raymill.cluster import pretrain, tuning
 from raymill.cluster.finish import SUMMARY_NAME
+from raymill.cluster.judges import actor_cpus
 from raymill.cluster.session import connect
-from raymill.config.schema import GenerateJob, PipelineJob, PretrainJob, SftJob
+from raymill.config.schema import (
+    GenerateJob,
+    ParentJob,
+    PipelineJob,
+    TrainJob,
+)
 from raymill.data import prepare
+from raymill.serve import command as serve
 
-DEFAULT_PARENT = "models:/assistant@pretrained"
+P = TypeVar("P", bound=ParentJob)
+
+# What a stage's parent is by default: what the stage before registered.
+_DEFAULT_PARENTS = {"pretrained": "pretrain", "sft": "sft", "reward": "reward"}
 
 
 def run(job: PipelineJob) -> int:
     """Run the stages in order; each skips what is finished already. Returns the exit code."""
     if job.pretrain.dry_run:
-        return pretrain.run(job.pretrain)  # what fine-tuning starts from doesn't exist yet
-    with connect(job.pretrain.cluster, max(job.pretrain.run.workers, job.sft.run.workers)):
+        return pretrain.run(job.pretrain)  # what the other stages start from doesn't exist yet
+    most = max(job.pretrain.run.workers, job.sft.run.workers, job.rlhf.run.workers)
+    beside = actor_cpus(job.rlhf) if "rlhf" in job.stages else 0.0
+    with connect(job.pretrain.cluster, most, beside):
         for stage in job.stages:
-            if stage == "prepare":
-                prepare.run(job.pretrain.preparation())
-                continue
-            if stage == "pretrain":
-                code = pretrain.run(job.pretrain)
-            else:
-                code = sft.run(fine_tuning_of(job.sft, job.pretrain))
+            code = _STAGES[stage](job)
             if code:
                 return code
     _ask(job)
     return 0
 
 
-def _ask(job: PipelineJob) -> None:
-    """Put the questions to the model that the last stage made."""
-    from raymill.generate.command import run as generate
-
-    by_stage = {"pretrain": job.pretrain, "sft": job.sft}
-    trained = [by_stage[stage] for stage in job.stages if stage in by_stage]
-    for stage in trained[-1:] if job.ask else ():
-        model = Path(stage.storage.root) / "runs" / str(stage.run.name) / "export"
-        for question in job.ask:
-            print(f"\nyou> {question}", flush=True)
-            generate(
-                GenerateJob(
-                    model=str(model),
-                    storage=stage.storage,
-                    tracking=stage.tracking,
-                    prompt=question,
-                    max_new_tokens=80,
-                    temperature=0.0,
-                )
-            )
+def _prepare(job: PipelineJob) -> int:
+    prepare.run(job.pretrain.preparation())
+    return 0
 
 
-def fine_tuning_of(job: SftJob, pretraining: PretrainJob) -> SftJob:
-    """The fine-tuning stage with what this pipeline's pretraining made as its parent: the very version
-    that it registered, or the folder it exported where nothing is registered."""
-    if job.parent != DEFAULT_PARENT:  # chosen by the user
-        return job
-    path = Path(job.storage.root) / "runs" / str(pretraining.run.name) / SUMMARY_NAME
+def _rank(job: PipelineJob) -> int:
+    models = tuple(_made(job, model) for model in job.rank.model)
+    return serve.run(replace(job.rank, model=models))
+
+
+def _rlhf(job: PipelineJob) -> int:
+    rlhf = _with_parent(job, job.rlhf)
+    model = rlhf.reward.model
+    if model is not None:
+        rlhf = replace(rlhf, reward=replace(rlhf.reward, model=_made(job, model)))
+    return tuning.run(rlhf)
+
+
+_STAGES: dict[str, Callable[[PipelineJob], int]] = {
+    "prepare": _prepare,
+    "pretrain": lambda job: pretrain.run(job.pretrain),
+    "sft": lambda job: tuning.run(_with_parent(job, job.sft)),
+    "rank": _rank,
+    "reward": lambda job: tuning.run(_with_parent(job, job.reward)),
+    "rlhf": _rlhf,
+}
+
+
+def _with_parent(job: PipelineJob, stage: P) -> P:
+    return replace(stage, parent=_made(job, stage.parent))
+
+
+def _made(job: PipelineJob, reference: str) -> str:
+    """What an alias means in this pipeline: the very version that its own stage registered, or the folder
+    it exported where nothing is registered. Other references are the user's choice."""
+    name = job.pretrain.tracking.registered_model
+    model, _, alias = reference.partition("@")
+    stage = _DEFAULT_PARENTS.get(alias)
+    if model != f"models:/{name}" or stage is None:
+        return reference
+    trained: TrainJob = getattr(job, stage)
+    path = Path(trained.storage.root) / "runs" / str(trained.run.name) / SUMMARY_NAME
     if not path.exists():
-        return job
+        return reference
     summary = json.loads(path.read_text(encoding="utf-8"))
     registered = summary["registered"]
-    return replace(job, parent=registered.split()[0] if registered else summary["export"])
+    return str(registered.split()[0] if registered else summary["export"])
+
+
+def _ask(job: PipelineJob) -> None:
+    """Put the questions to the models that the stages made: to the last one, or to all assistants side by
+    side where alignment has made one of them another."""
+    trained: dict[str, TrainJob] = {
+        stage: getattr(job, stage) for stage in job.stages if stage in ("pretrain", "sft", "rlhf")
+    }
+    assistants: list[str] = [stage for stage in ("sft", "rlhf") if stage in trained]
+    shown = assistants or list(trained)
+    if "rlhf" not in trained:
+        shown = shown[-1:]
+    for question in job.ask if shown else ():
+        print(f"\nyou> {question}", flush=True)
+        for stage in shown:
+            if len(shown) > 1:
+                print(f"@{trained[stage].tracking.alias}", flush=True)
+            _answer(trained[stage], question)
+
+
+def _answer(trained: TrainJob, question: str) -> None:
+    from raymill.generate.command import run as generate
+
+    generate(
+        GenerateJob(
+            model=str(Path(trained.storage.root) / "runs" / str(trained.run.name) / "export"),
+            storage=trained.storage,
+            tracking=trained.tracking,
+            prompt=question,
+            max_new_tokens=80,
+            temperature=0.0,
+        )
+    )

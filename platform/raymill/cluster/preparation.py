@@ -1,27 +1,90 @@
-"""`jobs/prepare.py` on the driver: text, or conversations for a parent model."""
+"""`jobs/prepare.py` on the driver: text, or messages of some kind for a parent model."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from raymill.cluster.session import connect
-from raymill.config.schema import ChatPrepareJob, PrepareJob
+from raymill.config.schema import (
+    ChatConfig,
+    MessagesConfig,
+    MessagesPrepareJob,
+    PreferenceConfig,
+    PrepareJob,
+    PromptsConfig,
+)
 from raymill.data import prepare as text
-from raymill.data.chat.prepare import describe, find_prepared, prepare
-from raymill.data.chat.report import preview
+from raymill.data.chat import prepare as chat
+from raymill.data.chat.report import preview as preview_chat
 from raymill.data.chat.tokenizer import ChatTokenizer, chat_tokenizer
 from raymill.data.manifest import Prepared
+from raymill.data.preference import prepare as preference
+from raymill.data.preference.report import preview as preview_preference
+from raymill.data.prompts import prepare as prompts
+from raymill.data.prompts.report import preview as preview_prompts
 from raymill.track.registry import resolve_model
 
 
-def run(job: PrepareJob | ChatPrepareJob) -> int:
+@dataclass(frozen=True)
+class Kind:
+    """How data of one kind is prepared."""
+
+    name: str  # as in `prepare kind=` and in a manifest
+    what: str
+    folder: Callable[[Any, ChatTokenizer, int, Path], Path]
+    find: Callable[[Any, ChatTokenizer], Prepared | None]
+    prepare: Callable[[Any, ChatTokenizer], Prepared]
+    describe: Callable[[Any, ChatTokenizer], str]
+    preview: Callable[[Prepared, int], None]
+
+
+_KINDS: dict[type[MessagesConfig], Kind] = {
+    ChatConfig: Kind(
+        "chat",
+        "conversations",
+        chat.chat_folder,
+        chat.find_prepared,
+        chat.prepare,
+        chat.describe,
+        preview_chat,
+    ),
+    PreferenceConfig: Kind(
+        "preference",
+        "compared answers",
+        preference.preference_folder,
+        preference.find_prepared,
+        preference.prepare,
+        preference.describe,
+        preview_preference,
+    ),
+    PromptsConfig: Kind(
+        "prompts",
+        "prompts",
+        prompts.prompts_folder,
+        prompts.find_prepared,
+        prompts.prepare,
+        prompts.describe,
+        preview_prompts,
+    ),
+}
+
+
+def kind_of(data: MessagesConfig) -> Kind:
+    """How this data is prepared."""
+    return _KINDS[type(data)]
+
+
+def run(job: PrepareJob | MessagesPrepareJob) -> int:
     """Prepare a job's data; returns the process's exit code.
 
     Raises:
         RaymillError: the parent can't be had, or the input is missing or too bad.
     """
-    if isinstance(job, ChatPrepareJob):
-        return _run_chat(job)
+    if isinstance(job, MessagesPrepareJob):
+        return _run_messages(job)
     if job.dry_run:
         print(text.describe(job))
     else:
@@ -29,22 +92,23 @@ def run(job: PrepareJob | ChatPrepareJob) -> int:
     return 0
 
 
-def _run_chat(job: ChatPrepareJob) -> int:
+def _run_messages(job: MessagesPrepareJob) -> int:
     parent = resolve_model(job.parent, job.tracking, Path(job.storage.root), key="parent").folder
     tokenizer = chat_tokenizer(parent, job.data.template, job.data.special_tokens)
     if job.dry_run:
-        print(describe(job, tokenizer))
+        print(kind_of(job.data).describe(job, tokenizer))
         return 0
-    prepared = prepared_chat(job, tokenizer)
+    prepared = prepared_messages(job, tokenizer)
     if job.preview:
-        preview(prepared, job.preview)
+        kind_of(job.data).preview(prepared, job.preview)
     return 0
 
 
-def prepared_chat(job: ChatPrepareJob, tokenizer: ChatTokenizer) -> Prepared:
+def prepared_messages(job: MessagesPrepareJob, tokenizer: ChatTokenizer) -> Prepared:
     """The prepared folder: found, or made now on a Ray that is started for it or is there already."""
-    found = find_prepared(job, tokenizer)
+    kind = kind_of(job.data)
+    found = kind.find(job, tokenizer)
     if found is not None:
         return found
     with connect(job.cluster, workers=0):
-        return prepare(job, tokenizer)
+        return kind.prepare(job, tokenizer)

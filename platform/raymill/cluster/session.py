@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 from collections.abc import Iterator
@@ -13,12 +14,15 @@ from typing import Any
 from raymill.config.schema import ClusterConfig
 from raymill.errors import ClusterError
 
+READING = 0.5  # of a core, for data to be read while workers and actors hold theirs
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 @contextmanager
-def connect(cluster: ClusterConfig, workers: int) -> Iterator[None]:
+def connect(cluster: ClusterConfig, workers: int, beside: float = 0.0) -> Iterator[None]:
     """Connect to Ray for the length of a `with` block; a session that exists already is used as it is.
+
+    `beside`: cores that a job's actors take, besides its workers'.
 
     Raises:
         ClusterError: no Ray answers at `cluster.address`, or it can't hold `workers`.
@@ -33,10 +37,10 @@ def connect(cluster: ClusterConfig, workers: int) -> Iterator[None]:
         return
     try:
         if cluster.address == "local":
-            _start_local(cluster, workers)
+            _start_local(cluster, workers, beside)
         else:
             _join(cluster)
-        _check_capacity(cluster, workers)
+        _check_capacity(cluster, workers, beside)
         yield
     finally:
         ray.shutdown()
@@ -62,12 +66,12 @@ def _guard() -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
-def _start_local(cluster: ClusterConfig, workers: int) -> None:
+def _start_local(cluster: ClusterConfig, workers: int, beside: float) -> None:
     import ray
 
     cores = len(os.sched_getaffinity(0))
     # One slot more than the workers take, so that reading never waits for training to end.
-    slots = max(cores, int(workers * cluster.cpus_per_worker) + 1)
+    slots = max(cores, math.ceil(workers * cluster.cpus_per_worker + beside) + 1)
     ray.init(
         address="local",
         num_cpus=slots,
@@ -100,17 +104,18 @@ def _python_path() -> str:
     return os.pathsep.join(part for part in (ours, inherited) if part)
 
 
-def _check_capacity(cluster: ClusterConfig, workers: int) -> None:
+def _check_capacity(cluster: ClusterConfig, workers: int, beside: float) -> None:
     import ray
 
     total = ray.cluster_resources()
     needed = {
-        "CPU": workers * cluster.cpus_per_worker,
+        "CPU": workers * cluster.cpus_per_worker + beside + (READING if beside else 0.0),
         "GPU": float(workers) if cluster.gpu else 0.0,
     }
     for name, amount in needed.items():
         if total.get(name, 0.0) < amount:
             raise ClusterError(
-                f"run.workers={workers} needs {amount:g} {name}s, the cluster has "
-                f"{total.get(name, 0.0):g}; ask for fewer workers or a larger cluster"
+                f"run.workers={workers}{' with its actors' if beside else ''} needs {amount:g} "
+                f"{name}s, the cluster has {total.get(name, 0.0):g}; ask for fewer workers or actors, "
+                "or a larger cluster"
             )

@@ -7,16 +7,28 @@ from collections.abc import Iterator
 from functools import singledispatch
 from typing import Any
 
+from raymill.config import alignment_checks
+from raymill.config.memory_check import memory_problems
+from raymill.config.ranges import SAFE_NAME, above, at_least, fraction, safe_name
 from raymill.config.schema import (
     ArchConfig,
     ChatConfig,
     ChatPrepareJob,
     ClusterConfig,
     DataConfig,
+    DpoJob,
     GenerateJob,
     LoraConfig,
+    ParentJob,
+    PreferenceConfig,
+    PreferencePrepareJob,
     PrepareJob,
     PretrainJob,
+    PromptsConfig,
+    PromptsPrepareJob,
+    RankJob,
+    RewardJob,
+    RlhfJob,
     RowsConfig,
     SftJob,
     TextEvaluation,
@@ -24,11 +36,7 @@ from raymill.config.schema import (
     TrackingConfig,
     TrainJob,
 )
-
-# Names become folders, registry entries and Ray ids: what one of them would misread is refused.
-SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
-_NAME_RULE = "letters, digits, '.', '_' and '-', at most 64, not starting with '.' or '-'"
-GIB = 2**30
+from raymill.plan.batch import update_rows
 
 
 @singledispatch
@@ -42,22 +50,24 @@ def _(job: PrepareJob) -> list[str]:
     return [*_text(job.data), *_tokenizer(job.tokenizer), *_cluster(job.cluster)]
 
 
-@check.register
-def _(job: ChatPrepareJob) -> list[str]:
+@check.register(ChatPrepareJob)
+@check.register(PreferencePrepareJob)
+@check.register(PromptsPrepareJob)
+def _(job: ChatPrepareJob | PreferencePrepareJob | PromptsPrepareJob) -> list[str]:
     return [
-        *_chat(job.data),
+        *_messages(job.data),
         *_cluster(job.cluster),
         *_tracking(job.tracking),
-        *_at_least("preview", job.preview, 0),
+        *at_least("preview", job.preview, 0),
     ]
 
 
 @check.register
 def _(job: GenerateJob) -> list[str]:
     return [
-        *_at_least("max_new_tokens", job.max_new_tokens, 1),
-        *_at_least("temperature", job.temperature, 0),
-        *_fraction("top_p", job.top_p, positive=True),
+        *at_least("max_new_tokens", job.max_new_tokens, 1),
+        *at_least("temperature", job.temperature, 0),
+        *fraction("top_p", job.top_p, positive=True),
         *_tracking(job.tracking),
         *(
             ["prompt and prompt_file are both set: give one"]
@@ -90,9 +100,8 @@ def _(job: PretrainJob) -> list[str]:
 @check.register
 def _(job: SftJob) -> list[str]:
     return [
-        *_chat(job.data),
-        *_training(job),
-        *_at_least("evaluation.questions", job.evaluation.questions, 0),
+        *_from_parent(job),
+        *at_least("evaluation.questions", job.evaluation.questions, 0),
         *(
             [
                 f"evaluation.questions={job.evaluation.questions}: only data.questions="
@@ -101,17 +110,39 @@ def _(job: SftJob) -> list[str]:
             if job.evaluation.questions > job.data.questions
             else []
         ),
-        *_at_least("evaluation.answer_every", job.evaluation.answer_every, 0),
-        *_at_least("evaluation.answer_tokens", job.evaluation.answer_tokens, 1),
-        *_at_least("neftune_alpha", job.neftune_alpha, 0),
-        *_lora(job.lora),
-        *_attention("attention", job.attention, job.cluster),
-        *(
-            ["run.from: a fork of a fine-tuning run isn't supported; give its export as parent"]
-            if job.run.from_ is not None
-            else []
-        ),
+        *at_least("evaluation.answer_every", job.evaluation.answer_every, 0),
+        *at_least("evaluation.answer_tokens", job.evaluation.answer_tokens, 1),
+        *at_least("neftune_alpha", job.neftune_alpha, 0),
     ]
+
+
+@check.register
+def _(job: RewardJob) -> list[str]:
+    return [*_from_parent(job), *alignment_checks.reward_modelling(job)]
+
+
+@check.register
+def _(job: DpoJob) -> list[str]:
+    return [*_from_parent(job), *alignment_checks.preference_tuning(job)]
+
+
+@check.register
+def _(job: RlhfJob) -> list[str]:
+    return [*_from_parent(job), *alignment_checks.reinforcement(job)]
+
+
+@check.register
+def _(job: RankJob) -> list[str]:
+    return [*_messages(job.data), *_tracking(job.tracking), *alignment_checks.ranking(job)]
+
+
+def _from_parent(job: ParentJob) -> Iterator[str]:
+    yield from _messages(job.data)
+    yield from _training(job)
+    yield from _lora(job.lora)
+    yield from _attention("attention", job.attention, job.cluster)
+    if job.run.from_ is not None:
+        yield "run.from: a fork of this job isn't supported; give its export as parent"
 
 
 def _training(job: TrainJob) -> Iterator[str]:
@@ -124,53 +155,39 @@ def _training(job: TrainJob) -> Iterator[str]:
     yield from _run(job)
 
 
-def _at_least(key: str, value: float | None, low: float) -> Iterator[str]:
-    if value is not None and value < low:
-        yield f"{key}={value}: must be at least {low:g}"
-
-
-def _above(key: str, value: float | None, low: float) -> Iterator[str]:
-    if value is not None and not value > low:
-        yield f"{key}={value}: must be above {low:g}"
-
-
-def _fraction(key: str, value: float, positive: bool = False) -> Iterator[str]:
-    if not (0 < value <= 1 if positive else 0 <= value <= 1):
-        yield f"{key}={value}: must be {'above 0 and' if positive else 'from 0 to'} at most 1"
-
-
-def _safe_name(key: str, value: str | None) -> Iterator[str]:
-    if value is not None and not SAFE_NAME.fullmatch(value):
-        yield f"{key}={value!r}: allowed are {_NAME_RULE}"
-
-
 def _text(data: DataConfig) -> Iterator[str]:
     yield from _rows(data)
     if data.source == "files" and not data.path and not data.mixture:
         yield "data.path: data=files needs the folders or globs to read, as in data.path=texts/"
 
 
-def _chat(data: ChatConfig) -> Iterator[str]:
+def _messages(data: RowsConfig) -> Iterator[str]:
+    """Data made of messages, of any kind."""
     yield from _rows(data)
-    yield from _at_least("data.pack_window", data.pack_window, 1)
-    yield from _at_least("data.questions", data.questions, 0)
-    if data.source == "stdlib_chat" and (
+    if isinstance(data, ChatConfig):
+        yield from at_least("data.pack_window", data.pack_window, 1)
+        yield from at_least("data.questions", data.questions, 0)
+        what, embedded = "conversations", "stdlib_chat"
+    elif isinstance(data, PromptsConfig):
+        what, embedded = "prompts", "stdlib_prompts"
+    else:
+        assert isinstance(data, PreferenceConfig)
+        what, embedded = "compared answers", ""
+    if data.source == embedded and (
         data.validation.path is not None or data.validation.group_column is not None
     ):
         yield (
-            "data.validation.path, data.validation.group_column: the embedded conversations are held "
+            f"data.validation.path, data.validation.group_column: the embedded {what} are held "
             "out by function; these keys are for data.path=…"
         )
-    if data.source == "chat" and not data.path and not data.mixture:
-        yield (
-            "data.path: give the conversations to read, as in data.path=chats.jsonl, or choose "
-            "data=stdlib_chat"
-        )
+    if data.source != embedded and not data.path and not data.mixture:
+        choice = f", or choose data={embedded}" if embedded else ""
+        yield f"data.path: give the {what} to read, as in data.path={what.split()[0]}.jsonl{choice}"
 
 
 def _lora(lora: LoraConfig) -> Iterator[str]:
-    yield from _at_least("lora.rank", lora.rank, 0)
-    yield from _above("lora.alpha", lora.alpha, 0)
+    yield from at_least("lora.rank", lora.rank, 0)
+    yield from above("lora.alpha", lora.alpha, 0)
     if not 0 <= lora.dropout < 1:
         yield f"lora.dropout={lora.dropout}: must be at least 0 and below 1"
     if not lora.targets:
@@ -183,48 +200,48 @@ def _attention(key: str, attention: str, cluster: ClusterConfig) -> Iterator[str
 
 
 def _rows(data: RowsConfig) -> Iterator[str]:
-    yield from _safe_name("data.name", data.name)
-    yield from _at_least("data.sequence_length", data.sequence_length, 2)
-    yield from _at_least("data.row_group_rows", data.row_group_rows, 1)
-    yield from _at_least("data.window_row_groups", data.window_row_groups, 1)
-    yield from _at_least("data.unit_bytes", data.unit_bytes, 1024)
-    yield from _fraction("data.max_bad_fraction", data.max_bad_fraction)
+    yield from safe_name("data.name", data.name)
+    yield from at_least("data.sequence_length", data.sequence_length, 2)
+    yield from at_least("data.row_group_rows", data.row_group_rows, 1)
+    yield from at_least("data.window_row_groups", data.window_row_groups, 1)
+    yield from at_least("data.unit_bytes", data.unit_bytes, 1024)
+    yield from fraction("data.max_bad_fraction", data.max_bad_fraction)
     if data.validation.path is None and not 0 < data.validation.fraction < 1:
         yield (
             f"data.validation.fraction={data.validation.fraction}: must be between 0 and 1 "
             "(or give data.validation.path)"
         )
     for folder, weight in data.mixture.items():
-        yield from _above(f"data.mixture[{folder}]", weight, 0)
+        yield from above(f"data.mixture[{folder}]", weight, 0)
 
 
 def _tokenizer(tokenizer: TokenizerConfig) -> Iterator[str]:
-    yield from _safe_name("tokenizer.name", tokenizer.name)
+    yield from safe_name("tokenizer.name", tokenizer.name)
     if tokenizer.path is None and tokenizer.vocab_size < 257:
         yield (
             f"tokenizer.vocab_size={tokenizer.vocab_size}: must be at least 257 "
             "(256 bytes and the end of text)"
         )
-    yield from _at_least("tokenizer.train_bytes", tokenizer.train_bytes, 1024)
+    yield from at_least("tokenizer.train_bytes", tokenizer.train_bytes, 1024)
 
 
 def _cluster(cluster: ClusterConfig) -> Iterator[str]:
-    yield from _at_least("cluster.cpus_per_worker", cluster.cpus_per_worker, 0)
+    yield from at_least("cluster.cpus_per_worker", cluster.cpus_per_worker, 0)
     for key in ("device_memory_gib", "host_memory_gib", "peak_tflops"):
-        yield from _above(f"cluster.{key}", getattr(cluster, key), 0)
+        yield from above(f"cluster.{key}", getattr(cluster, key), 0)
 
 
 def _tracking(tracking: TrackingConfig) -> Iterator[str]:
-    yield from _safe_name("tracking.registered_model", tracking.registered_model)
-    yield from _safe_name("tracking.alias", tracking.alias)
+    yield from safe_name("tracking.registered_model", tracking.registered_model)
+    yield from safe_name("tracking.alias", tracking.alias)
     if re.fullmatch(r"v\d+|latest", tracking.alias):
         yield f"tracking.alias={tracking.alias}: the registry keeps v<number> and latest for itself"
-    yield from _at_least("tracking.flush_timeout_s", tracking.flush_timeout_s, 0)
+    yield from at_least("tracking.flush_timeout_s", tracking.flush_timeout_s, 0)
 
 
 def _arch(arch: ArchConfig) -> Iterator[str]:
     for key in ("hidden_size", "layers", "heads", "kv_heads", "intermediate_size", "max_positions"):
-        yield from _at_least(f"arch.{key}", getattr(arch, key), 1)
+        yield from at_least(f"arch.{key}", getattr(arch, key), 1)
     if min(arch.hidden_size, arch.heads, arch.kv_heads) < 1:
         return
     if arch.head_dim is None and arch.hidden_size % arch.heads:
@@ -242,11 +259,11 @@ def _arch(arch: ArchConfig) -> Iterator[str]:
 
 def _batch(job: TrainJob) -> Iterator[str]:
     train, workers = job.train, job.run.workers
-    yield from _at_least("train.global_batch", train.global_batch, 1)
-    yield from _at_least("train.micro_batch", train.micro_batch, 1)
-    yield from _at_least("run.workers", workers, 1)
-    yield from _at_least("train.steps", train.steps, 1)
-    yield from _at_least("train.threads", train.threads, 1)
+    yield from at_least("train.global_batch", train.global_batch, 1)
+    yield from at_least("train.micro_batch", train.micro_batch, 1)
+    yield from at_least("run.workers", workers, 1)
+    yield from at_least("train.steps", train.steps, 1)
+    yield from at_least("train.threads", train.threads, 1)
     if (train.steps is None) == (train.tokens is None):
         yield (
             f"train.steps={train.steps}, train.tokens={train.tokens}: give exactly one of them "
@@ -254,17 +271,19 @@ def _batch(job: TrainJob) -> Iterator[str]:
         )
     if min(train.global_batch, train.micro_batch, workers) < 1:
         return
-    if train.global_batch % (workers * train.micro_batch):
-        per_worker = train.global_batch // workers
-        divisors = [n for n in range(1, per_worker + 1) if train.global_batch % (workers * n) == 0]
+    rows = update_rows(job)
+    if rows % (workers * train.micro_batch):
+        per_worker = rows // workers
+        divisors = [n for n in range(1, per_worker + 1) if rows % (workers * n) == 0]
         advice = (
             f"micro-batches that fit {workers} workers: {', '.join(map(str, divisors[-5:]))}"
             if divisors
             else f"no micro-batch fits {workers} workers; change run.workers or train.global_batch"
         )
+        answers = "" if rows == train.global_batch else f" ({rows} answers an update)"
         yield (
-            f"train.global_batch={train.global_batch}: isn't workers x micro-batch x accumulation "
-            f"({workers} x {train.micro_batch} x a whole number); {advice}"
+            f"train.global_batch={train.global_batch}{answers}: isn't workers x micro-batch x "
+            f"accumulation ({workers} x {train.micro_batch} x a whole number); {advice}"
         )
     if train.tokens is not None and train.tokens < train.global_batch * job.data.sequence_length:
         yield (
@@ -292,16 +311,16 @@ def _fresh_model(job: PretrainJob) -> Iterator[str]:
 
 def _optimizer(job: TrainJob) -> Iterator[str]:
     optim, schedule = job.optim, job.schedule
-    yield from _above("optim.learning_rate", optim.learning_rate, 0)
-    yield from _above("optim.eps", optim.eps, 0)
-    yield from _at_least("optim.weight_decay", optim.weight_decay, 0)
-    yield from _at_least("optim.grad_clip", optim.grad_clip, 0)
+    yield from above("optim.learning_rate", optim.learning_rate, 0)
+    yield from above("optim.eps", optim.eps, 0)
+    yield from at_least("optim.weight_decay", optim.weight_decay, 0)
+    yield from at_least("optim.grad_clip", optim.grad_clip, 0)
     for key in ("beta1", "beta2"):
         if not 0 <= getattr(optim, key) < 1:
             yield f"optim.{key}={getattr(optim, key)}: must be at least 0 and below 1"
-    yield from _at_least("schedule.warmup_steps", schedule.warmup_steps, 0)
-    yield from _fraction("schedule.decay_fraction", schedule.decay_fraction)
-    yield from _fraction("schedule.final_fraction", schedule.final_fraction)
+    yield from at_least("schedule.warmup_steps", schedule.warmup_steps, 0)
+    yield from fraction("schedule.decay_fraction", schedule.decay_fraction)
+    yield from fraction("schedule.final_fraction", schedule.final_fraction)
     if job.train.steps is not None and schedule.warmup_steps >= job.train.steps > 0:
         yield (
             f"schedule.warmup_steps={schedule.warmup_steps}: must be below "
@@ -311,7 +330,7 @@ def _optimizer(job: TrainJob) -> Iterator[str]:
 
 def _zero(job: TrainJob) -> Iterator[str]:
     zero, cluster = job.zero, job.cluster
-    yield from _at_least("zero.bucket_elements", zero.bucket_elements, 1)
+    yield from at_least("zero.bucket_elements", zero.bucket_elements, 1)
     if zero.offload_optimizer != "none" and zero.stage == 0:
         yield f"zero.offload_optimizer={zero.offload_optimizer}: needs zero.stage of 1 to 3"
     if zero.offload_params != "none" and zero.stage != 3:
@@ -328,24 +347,24 @@ def _zero(job: TrainJob) -> Iterator[str]:
 
 
 def _cadence(job: TrainJob) -> Iterator[str]:
-    yield from _at_least("evaluation.every", job.evaluation.every, 0)
-    yield from _at_least("evaluation.rows", job.evaluation.rows, 1)
-    yield from _at_least("evaluation.batch", job.evaluation.batch, 1)
-    yield from _at_least("checkpoint.every", job.checkpoint.every, 1)
-    yield from _at_least("checkpoint.keep_last", job.checkpoint.keep_last, 1)
-    yield from _at_least("checkpoint.keep_every", job.checkpoint.keep_every, 0)
+    yield from at_least("evaluation.every", job.evaluation.every, 0)
+    yield from at_least("evaluation.rows", job.evaluation.rows, 1)
+    yield from at_least("evaluation.batch", job.evaluation.batch, 1)
+    yield from at_least("checkpoint.every", job.checkpoint.every, 1)
+    yield from at_least("checkpoint.keep_last", job.checkpoint.keep_last, 1)
+    yield from at_least("checkpoint.keep_every", job.checkpoint.keep_every, 0)
 
 
 def _sampling(evaluation: TextEvaluation) -> Iterator[str]:
-    yield from _at_least("evaluation.sample_every", evaluation.sample_every, 0)
-    yield from _at_least("evaluation.sample_tokens", evaluation.sample_tokens, 1)
-    yield from _at_least("evaluation.temperature", evaluation.temperature, 0)
-    yield from _fraction("evaluation.top_p", evaluation.top_p, positive=True)
+    yield from at_least("evaluation.sample_every", evaluation.sample_every, 0)
+    yield from at_least("evaluation.sample_tokens", evaluation.sample_tokens, 1)
+    yield from at_least("evaluation.temperature", evaluation.temperature, 0)
+    yield from fraction("evaluation.top_p", evaluation.top_p, positive=True)
 
 
 def _run(job: TrainJob) -> Iterator[str]:
-    yield from _safe_name("run.name", job.run.name)
-    yield from _at_least("run.max_failures", job.run.max_failures, 0)
+    yield from safe_name("run.name", job.run.name)
+    yield from at_least("run.max_failures", job.run.max_failures, 0)
     if job.run.from_ is not None:
         name, _, step = job.run.from_.partition("@")
         if not SAFE_NAME.fullmatch(name) or not step.isdecimal():
@@ -354,39 +373,3 @@ def _run(job: TrainJob) -> Iterator[str]:
 
 def _fits(job: PretrainJob) -> list[str]:
     return memory_problems(job, job.arch, job.arch.vocab_size or job.tokenizer.vocab_size)
-
-
-def memory_problems(job: TrainJob, arch: ArchConfig, vocab_size: int) -> list[str]:
-    """Whether one worker's plan fits the memory that is known; nothing, if it does."""
-    return list(_memory_problems(job, arch, vocab_size))
-
-
-def _memory_problems(job: TrainJob, arch: ArchConfig, vocab_size: int) -> Iterator[str]:
-    from raymill.plan.memory import worker_memory
-
-    memory = worker_memory(
-        arch,
-        vocab_size,
-        stage=job.zero.stage,
-        workers=job.run.workers,
-        precision=job.train.precision,
-        micro_batch=job.train.micro_batch,
-        sequence_length=job.data.sequence_length,
-        recompute=job.train.activation_checkpointing,
-        offload_optimizer=job.zero.offload_optimizer,
-        offload_params=job.zero.offload_params,
-    )
-    device, host = job.cluster.device_memory_gib, job.cluster.host_memory_gib
-    if device is not None and memory.device > device * GIB:
-        yield (
-            f"cluster.device_memory_gib={device:g}: one worker needs about "
-            f"{memory.device / GIB:.1f} GiB (state {memory.state / GIB:.1f}, activations "
-            f"{memory.activations / GIB:.1f}, logits {memory.logits / GIB:.1f}); lower "
-            "train.micro_batch, raise zero.stage or run.workers, or set "
-            "train.activation_checkpointing=true"
-        )
-    if host is not None and memory.host > host * GIB:
-        yield (
-            f"cluster.host_memory_gib={host:g}: offloading needs about {memory.host / GIB:.1f} GiB "
-            "of host memory for each worker of a node"
-        )

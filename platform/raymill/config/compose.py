@@ -22,13 +22,19 @@ from raymill.config.checks import check
 from raymill.config.identity import is_changeable
 from raymill.config.schema import (
     ChatPreparation,
+    DpoJob,
     GenerateJob,
     PipelineJob,
+    PreferencePreparation,
     PretrainJob,
+    PromptsPreparation,
+    RankJob,
+    RewardJob,
+    RlhfJob,
     SftJob,
     TrainJob,
 )
-from raymill.config.stages import stage_overrides
+from raymill.config.stages import PREFIXED, deal
 from raymill.config.tree import digest
 from raymill.errors import ConfigError
 
@@ -36,14 +42,31 @@ CONF = Path(__file__).resolve().parents[3] / "conf"
 JOBS: dict[str, type] = {
     "prepare": PretrainJob,  # of which it uses a part
     "prepare_chat": ChatPreparation,
+    "prepare_preference": PreferencePreparation,
+    "prepare_prompts": PromptsPreparation,
     "pretrain": PretrainJob,
     "sft": SftJob,
+    "reward": RewardJob,
+    "dpo": DpoJob,
+    "rlhf": RlhfJob,
+    "rank": RankJob,
     "generate": GenerateJob,
 }
-KINDS = {"text": "prepare", "chat": "prepare_chat"}  # jobs/prepare.py kind=…
+KINDS = {  # jobs/prepare.py kind=…
+    "text": "prepare",
+    "chat": "prepare_chat",
+    "preference": "prepare_preference",
+    "prompts": "prepare_prompts",
+}
+# What data.path= alone means, by the job.
+_OWN_DATA = ((SftJob, "chat"), (RlhfJob, "prompts"), (RankJob, "prompts"))
 ALLOWED_ENVIRONMENT = ("HOME", "USER", "TMPDIR", "RAYMILL_STORAGE", "MLFLOW_TRACKING_URI")
 # Taken exactly as typed, `${…}` included.
 VERBATIM = ("prompt", "system")
+
+PREFERENCES = (
+    "preferences.parquet"  # what judgements are exported as, in the folder of their ranking
+)
 
 _UNREADABLE = object()
 _INTERPOLATION = re.compile(r"\$\{\s*([^}]*)")
@@ -62,10 +85,18 @@ def groups() -> dict[str, list[str]]:
 
 
 def choices(group: str, job: str) -> list[str]:
-    """The choices of a group that `job` can use: text for pretraining, conversations for SFT."""
+    """The choices of a group that `job` can use: text for pretraining, conversations for SFT.
+
+    An experiment's file is called `<job>_<name>`, pretraining's just `<name>`.
+    """
     available, cls = groups()[group], JOBS[job]
     if group == "experiment":
-        return [name for name in available if name.startswith("sft_") == issubclass(cls, SftJob)]
+        prefix = next((f"{name}_" for name in PREFIXED if issubclass(cls, JOBS[name])), "")
+        return [
+            name
+            for name in available
+            if (name.startswith(prefix) if prefix else name.partition("_")[0] not in PREFIXED)
+        ]
     if group != "data" or "data" not in field_types(cls):
         return available
     sources = get_args(field_types(field_types(cls)["data"])["source"])
@@ -111,23 +142,25 @@ def of_kind(
 
 def _load_pipeline(overrides: Sequence[str], problems: list[str]) -> PipelineJob | None:
     """Every stage as its own job would load it."""
-    experiments = groups()["experiment"]
-    split = stage_overrides(overrides, experiments)
-    chosen = convert(field_types(PipelineJob)["stages"], split.stages, "stages", problems)
-    pretrain = _load("pretrain", split.pretrain, problems)
-    of_sft: list[str] = []
-    named = () if pretrain is None else (f"run.name={pretrain.run.name}-sft",)
-    sft = _load("sft", [*named, *split.sft], of_sft)
-    # What both stages were given is wrong once.
-    problems += [f"sft: {text}" for text in of_sft if text not in problems]
+    dealt = deal(overrides, groups()["experiment"])
+    chosen = convert(field_types(PipelineJob)["stages"], dealt.stages, "stages", problems)
+    pretrain = _load("pretrain", dealt.pretrain, problems)
+    stages: dict[str, Any] = {}
+    for stage, own in dealt.others.items():
+        found: list[str] = []
+        named = []
+        if pretrain is not None:
+            key = "run.name" if issubclass(JOBS[stage], TrainJob) else "name"
+            named = [f"{key}={pretrain.run.name}-{stage}"]
+            if stage == "reward":
+                compared = Path(pretrain.storage.root) / "rankings" / f"{pretrain.run.name}-rank"
+                named.append(f"data.path={compared / PREFERENCES}")
+        stages[stage] = _load(stage, [*named, *own], found)
+        # What several stages were given is wrong once.
+        problems += [f"{stage}: {text}" for text in found if text not in problems]
     if problems:
         return None
-    return PipelineJob(
-        stages=chosen,
-        pretrain=cast(PretrainJob, pretrain),
-        sft=cast(SftJob, sft),
-        ask=split.ask,
-    )
+    return PipelineJob(stages=chosen, pretrain=cast(PretrainJob, pretrain), ask=dealt.ask, **stages)
 
 
 def _load(job: str, overrides: Sequence[str], all_problems: list[str]) -> Any:
@@ -139,7 +172,7 @@ def _load(job: str, overrides: Sequence[str], all_problems: list[str]) -> Any:
     verbatim = {key: value for key, value in values if key in VERBATIM}
     for key, value in values:
         if key not in VERBATIM:
-            _set(tree, key, value, problems)
+            _set(tree, _path(key, _mapping_of(key, dict(known_keys(cls)))), value, problems)
     tree = _resolve(tree, problems)
     tree.update(verbatim)
     bound = bind(cls, tree, problems)
@@ -156,7 +189,10 @@ def _named(job: Any) -> Any:
     """Give a run without a name one that its configuration, and its parent, determine."""
     if not isinstance(job, TrainJob) or job.run.name is not None:
         return job
-    kind = job.arch.name if isinstance(job, PretrainJob) else "sft"
+    if isinstance(job, PretrainJob):
+        kind = job.arch.name
+    else:
+        kind = next(name for name in PREFIXED if isinstance(job, JOBS[name]))
     identity = digest(job, ignore=lambda key: key != "parent" and is_changeable(key))
     return replace(job, run=replace(job.run, name=f"{kind}-{identity[:8]}"))
 
@@ -177,14 +213,16 @@ def _read_overrides(
     """Split overrides into group choices (for Hydra) and values (for us)."""
     available = {group: choices(group, job) for group in groups()}
     types = dict(known_keys(JOBS[job]))
-    if issubclass(JOBS[job], SftJob) and _names_own_data(overrides):
-        overrides = ["data=chat", *overrides]
+    if _names_own_data(overrides):
+        of = next((name for cls, name in _OWN_DATA if issubclass(JOBS[job], cls)), None)
+        overrides = [*([f"data={of}"] if of else []), *overrides]
     sections = {key.split(".")[0] for key in types if "." in key}
     chosen: list[str] = []
     values: list[tuple[str, Any]] = []
     for text in overrides:
         key, equals, raw = text.partition("=")
-        refusal = _refusal(key, equals, text)
+        mapping = _mapping_of(key, types)
+        refusal = _refusal(mapping or key, equals, text)
         if refusal:
             problems.append(refusal)
         elif key in available and (key in sections or key == "experiment"):
@@ -195,17 +233,18 @@ def _read_overrides(
                     f"{key}={raw}: {key} is one of {', '.join(available[key])}"
                     f"{nearest(raw, available[key])}"
                 )
-        elif key not in types and not _inside_mapping(key, types):
+        elif mapping is None and key not in types:
             problems.append(f"{key}: there is no such key{nearest_key(key, [*types, *available])}")
         else:
-            value = _read_value(key, raw, types.get(key), problems)
+            hint = types.get(key) if mapping is None else get_args(types[mapping])[1]
+            value = _read_value(key, raw, hint, problems)
             if value is not _UNREADABLE:
                 values.append((key, value))
     return chosen, values
 
 
 def _names_own_data(overrides: Sequence[str]) -> bool:
-    """Whether conversations are given by their place alone: that means data=chat."""
+    """Whether data is given by its place alone: that means data=chat, and the like."""
     keys = {text.partition("=")[0] for text in overrides}
     return "data.path" in keys and "data" not in keys
 
@@ -229,9 +268,12 @@ def _refusal(key: str, equals: str, text: str) -> str | None:
     return None
 
 
-def _inside_mapping(key: str, types: Mapping[str, Any]) -> bool:
-    parent = key.rpartition(".")[0]
-    return parent in types and get_origin(types[parent]) is dict
+def _mapping_of(key: str, types: Mapping[str, Any]) -> str | None:
+    """The mapping that a key names an entry of: all that follows is the entry's name, dots included."""
+    for name, hint in types.items():
+        if get_origin(hint) is dict and key.startswith(f"{name}."):
+            return name
+    return None
 
 
 def _read_value(key: str, raw: str, hint: Any, problems: list[str]) -> Any:
@@ -260,7 +302,7 @@ def _parse(key: str, raw: str, problems: list[str]) -> Any:
     from hydra.errors import HydraException
 
     try:
-        value = OverridesParser.create().parse_override(f"{key}={raw}").value()
+        value = OverridesParser.create().parse_override(f"value={raw}").value()
     except HydraException:
         problems.append(f"{key}={raw}: the value can't be read; quote it, as in '{key}=[a, b]'")
         return _UNREADABLE
@@ -292,13 +334,20 @@ def _compose(job: str, chosen: Sequence[str]) -> dict[str, Any]:
     return tree
 
 
-def _set(tree: dict[str, Any], key: str, value: Any, problems: list[str]) -> None:
-    *parents, leaf = key.split(".")
+def _path(key: str, mapping: str | None) -> list[str]:
+    """A key's parts; an entry's name in a mapping is one."""
+    if mapping is None:
+        return key.split(".")
+    return [*mapping.split("."), key.removeprefix(f"{mapping}.")]
+
+
+def _set(tree: dict[str, Any], path: Sequence[str], value: Any, problems: list[str]) -> None:
+    *parents, leaf = path
     node: Any = tree
     for name in parents:
         node = node.setdefault(name, {})
         if not isinstance(node, dict):
-            problems.append(f"{key}: {name} isn't a group of keys")
+            problems.append(f"{'.'.join(path)}: {name} isn't a group of keys")
             return
     node[leaf] = value
 

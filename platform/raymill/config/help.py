@@ -60,9 +60,28 @@ _CHAT_KEYS = (
     ("data.validation.fraction", "share of the conversations held out"),
     ("data.max_bad_fraction", "unusable conversations tolerated"),
 )
+_TUNE_GROUPS = ("data", "optim", "schedule", "zero", "run", "cluster", "tracking", "experiment")
+_PARENT = ("parent", "models:/name@alias, models:/name/3 or a Hugging Face folder")
+_LORA = ("lora.rank", "0: all weights; above it: adapters of this rank")
+_PAIR_KEYS = (
+    ("data.path", "files and folders of compared answers"),
+    ("data.format", "pairs, hh or rankings; auto: told by their columns"),
+    ("data.template", "auto: the parent's, or else chatml; or a Jinja file"),
+    ("data.sequence_length", "predictions of one answer with its prompt"),
+    ("data.validation.fraction", "share of the prompts held out"),
+    ("data.max_bad_fraction", "unusable records tolerated"),
+)
+_PROMPT_KEYS = (
+    ("data.path", "files and folders of prompts"),
+    ("data.verifier", "reward function of prompts that name none themselves"),
+    ("data.template", "auto: the parent's, or else chatml; or a Jinja file"),
+    ("data.sequence_length", "tokens of a prompt"),
+    ("data.validation.fraction", "share of the prompts held out"),
+)
 TOPICS = {
     "prepare": Topic(
-        "Text → a tokenizer and tokenized, checksummed Parquet shards. Conversations: kind=chat.",
+        "Text → a tokenizer and tokenized, checksummed Parquet shards. Messages: kind=chat, preference, "
+        "prompts.",
         ("data", "tokenizer", "cluster", "experiment"),
         _DATA_KEYS,
         (
@@ -110,9 +129,9 @@ TOPICS = {
     ),
     "sft": Topic(
         "Conversations and a parent model → a registered assistant. Prepares the data if need be.",
-        ("data", "optim", "schedule", "zero", "run", "cluster", "tracking", "experiment"),
+        _TUNE_GROUPS,
         (
-            ("parent", "models:/name@alias, models:/name/3 or a Hugging Face folder"),
+            _PARENT,
             *_CHAT_KEYS,
             ("lora.rank", "0: all weights; above it: adapters of this rank"),
             ("freeze", "patterns of parameters that aren't trained"),
@@ -128,13 +147,135 @@ TOPICS = {
         ),
         "storage.root/runs/<run.name>/, storage.root/data/, storage.root/mlflow.db",
     ),
+    "prepare_preference": Topic(
+        "Compared answers → checked, tokenized Parquet shards of pairs for a parent model.",
+        ("data", "cluster", "tracking", "experiment"),
+        (
+            ("parent", "whose tokenizer and chat template are used"),
+            *_PAIR_KEYS,
+            ("preview", "pairs shown as the model will see them"),
+            ("run.seed", "of the held-out split"),
+            ("storage.root", "where everything is written"),
+        ),
+        (
+            ("kind=preference data.path=pairs.jsonl preview=3", "prompt, chosen and rejected"),
+            ("kind=preference data.path=hh.jsonl.gz data.format=hh", "dialogues as text"),
+            (
+                "kind=preference data.path=storage/rankings/rankings/preferences.parquet",
+                "what people ranked",
+            ),
+        ),
+        "storage.root/data/<name>-<digest>/, quarantine.jsonl in it",
+    ),
+    "prepare_prompts": Topic(
+        "Prompts, with what a verifier needs → checked, tokenized Parquet shards for a parent model.",
+        ("data", "cluster", "tracking", "experiment"),
+        (
+            ("parent", "whose tokenizer and chat template are used"),
+            *_PROMPT_KEYS,
+            ("preview", "prompts shown as the model will see them"),
+            ("run.seed", "of the held-out split"),
+            ("storage.root", "where everything is written"),
+        ),
+        (
+            ("kind=prompts", "the embedded questions"),
+            ("kind=prompts data.path=sums.jsonl data.verifier=exact", "your own"),
+            ("kind=prompts data.path=p.parquet preview=5", "five of them shown"),
+        ),
+        "storage.root/data/<name>-<digest>/, quarantine.jsonl in it",
+    ),
+    "reward": Topic(
+        "Compared answers and a parent model → a registered reward model (Bradley–Terry).",
+        _TUNE_GROUPS,
+        (
+            _PARENT,
+            *_PAIR_KEYS,
+            ("centring", "pulls rewards towards a mean of 0"),
+            ("margin_scale", "of the margins that the data states"),
+            _LORA,
+            *_TRAIN_KEYS,
+        ),
+        (
+            ("data.path=pairs.jsonl", "on models:/assistant@sft"),
+            ("data.path=storage/rankings/rankings/preferences.parquet", "what people ranked"),
+            ("data.path=pairs.jsonl lora.rank=16 optim.learning_rate=1e-4", "adapters and a head"),
+        ),
+        "storage.root/runs/<run.name>/, storage.root/data/, storage.root/mlflow.db",
+    ),
+    "dpo": Topic(
+        "Compared answers and a parent model → a registered, aligned assistant (DPO and its kin).",
+        _TUNE_GROUPS,
+        (
+            _PARENT,
+            *_PAIR_KEYS,
+            ("loss.name", "dpo, ipo, simpo or orpo"),
+            ("loss.beta", "how dear it is to leave the reference"),
+            ("loss.label_smoothing", "share of the pairs that are the wrong way round (cDPO)"),
+            ("loss.reference", "cached: computed once; live: in every step"),
+            _LORA,
+            *_TRAIN_KEYS,
+        ),
+        (
+            ("data.path=pairs.jsonl", "on models:/assistant@sft"),
+            ("data.path=pairs.jsonl lora.rank=16 optim.learning_rate=1e-5", "adapters alone"),
+            ("data.path=pairs.jsonl loss.name=simpo loss.beta=2", "without a reference"),
+        ),
+        "storage.root/runs/<run.name>/, storage.root/references/, storage.root/mlflow.db",
+    ),
+    "rlhf": Topic(
+        "Prompts, rewards and a parent model → a registered, aligned assistant (PPO, GRPO and their kin).",
+        ("algorithm", *_TUNE_GROUPS),
+        (
+            _PARENT,
+            *_PROMPT_KEYS,
+            ("reward.functions", "name: weight; auto is the prompt's own verifier"),
+            ("reward.model", "a reward model, as in models:/assistant@reward"),
+            ("rollout.group", "answers a prompt"),
+            ("rollout.max_new_tokens", "tokens of an answer"),
+            ("rollout.actors", "processes that sample; 0: inside the first worker"),
+            ("algorithm.kl_coefficient", "how dear it is to leave the reference"),
+            _LORA,
+            *_TRAIN_KEYS,
+        ),
+        (
+            ("reward.model=models:/assistant@reward 'reward.functions={}'", "what people prefer"),
+            ("data.path=sums.jsonl 'reward.functions={exact: 1.0}'", "what can be verified"),
+            ("algorithm=ppo reward.model=models:/assistant@reward", "with a critic"),
+        ),
+        "storage.root/runs/<run.name>/, storage.root/data/, storage.root/mlflow.db",
+    ),
+    "rank": Topic(
+        "A page on which people compare a model's answers, or write answers of their own.",
+        ("data", "tracking", "experiment"),
+        (
+            ("model", "whose answers are compared; or several"),
+            ("data.path", "prompts to answer"),
+            ("mode", "rank answers, or write them and review each other's"),
+            ("answers", "how many are compared at once"),
+            ("prompts", "at most so many"),
+            ("annotators_per_item", "judgements an item gets"),
+            ("instructions", "a text file that is shown to the annotators"),
+            ("judge", "a synthetic judge instead of people: answer_f1, length"),
+            ("port", "of the page; 0: any that is free"),
+            ("name", "judgements are kept in storage.root/rankings/<name>/"),
+            ("export_only", "write the judgements as preference data, and exit"),
+        ),
+        (
+            ("model=models:/assistant@sft data.path=prompts.jsonl", "two answers to each"),
+            ("answers=4 annotators_per_item=2", "drag four into order; everything twice"),
+            ("mode=write data.path=prompts.jsonl", "how first conversations come to be"),
+            ("judge=answer_f1 judge_noise=0.1", "a stand-in that says so"),
+        ),
+        "storage.root/rankings/<name>/",
+    ),
     "pipeline": Topic(
         "Every stage of a model's life in one Ray session, skipping what is finished.",
         _TRAIN_GROUPS,
         (
-            ("stages", "which stages, in order [prepare, pretrain, sft]"),
+            ("stages", "which stages, in order [prepare, pretrain, sft, rank, reward, rlhf]"),
             *_TRAIN_KEYS[:9],
             ("sft.<key>", "any key or group of jobs/sft.py, as in sft.train.steps=200"),
+            ("rank.<key>", "of jobs/rank.py; reward.<key>, rlhf.<key> likewise"),
             ("ask", "a question for the assistant in the end; may be given again"),
         ),
         (
@@ -175,7 +316,7 @@ TOPICS = {
 }
 
 
-_UNRESOLVED = {"run.name": None, "storage.root": "storage"}
+_UNRESOLVED = {"run.name": None, "storage.root": "storage", "data.path": None}
 
 
 def help_text(job: str, overrides: Sequence[str] = ()) -> str:
@@ -192,7 +333,7 @@ def help_text(job: str, overrides: Sequence[str] = ()) -> str:
     for key, text in topic.keys:
         shown = "" if key not in defaults else f" [{_spell(defaults[key])}]"
         lines.append(f"  {key:<{width}}{text}{shown}")
-    if job != "generate":
+    if job not in ("generate", "rank"):
         lines.append(f"  {'dry_run=true':<{width}}print what would be done, and exit")
     lines += ["", "Examples:"]
     for example, text in topic.examples:
@@ -204,8 +345,15 @@ def help_text(job: str, overrides: Sequence[str] = ()) -> str:
 
 def _defaults(kind: str) -> dict[str, Any]:
     """Key → default, as the files spell them and not as they were resolved for this folder."""
-    job, _, chat = kind.partition("_")
-    defaults: dict[str, Any] = flatten(load(job, ["kind=chat"] if chat else []))
+    job, _, of = kind.partition("_")
+    overrides = [f"kind={of}"] if of else []
+    if kind in (
+        "prepare_preference",
+        "reward",
+        "dpo",
+    ):  # there is no data that they'd take by default
+        overrides.append("data.path=.")
+    defaults: dict[str, Any] = flatten(load(job, overrides))
     if kind == "pipeline":
         own = "pretrain."
         defaults = {k.removeprefix(own): v for k, v in defaults.items() if k.startswith(own)}

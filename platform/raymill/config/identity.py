@@ -27,6 +27,13 @@ CHANGEABLE_ON_RESUME = (
     "run.max_failures",
     "run.from",
     "dry_run",
+    "rollout.actors",
+    "rollout.cpus_per_actor",
+    "rollout.gpus_per_actor",
+    "rollout.timeout_s",
+    "rollout.dump",
+    "reward.workers",
+    "reward.model_actors",
     "parent",  # compared by the version it means, not by its spelling
 )
 # A fork keeps weights, moments and data position; how it goes on from there is free.

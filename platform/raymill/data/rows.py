@@ -27,6 +27,7 @@ ROW_COLUMNS: dict[str, dict[str, str]] = {
     "preference": {"record": "int64", "margin": "float32"},
     "prompts": {"record": "int64"},
 }
+SOURCE_SHIFT = 48  # bits of a record's number below that of its source, where there are several
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,12 @@ class Rows:
         if self.weight is None:
             return self
         return replace(self, weight=(self.weight > 0).astype(np.float32))
+
+    def of_source(self, source: int) -> Rows:
+        """The same rows, their records told apart from those of other sources."""
+        if self.record is None or not source:
+            return self
+        return replace(self, record=self.record + (source << SOURCE_SHIFT))
 
     def take(self, index: Any) -> Rows:
         """The rows that a slice, mask or array of numbers chooses."""

@@ -194,6 +194,7 @@ def read_rows(folders: tuple[Path, ...], located: Located) -> Rows:
     ):
         mine = by_group[start:stop]
         rows = _row_groups.get(folders[source], shard, group).take(located.row[mine])
+        rows = rows.of_source(source)
         for name, column in rows.columns().items():
             found[name][mine] = column
     return Rows.of(found)

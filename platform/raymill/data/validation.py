@@ -1,4 +1,4 @@
-"""The held-out rows, in the order they lie in, shared out over the ranks."""
+"""All rows of a split, in the order they lie in, shared out over the ranks: held-out rows above all."""
 
 from __future__ import annotations
 
@@ -10,23 +10,36 @@ import numpy as np
 from raymill.data.manifest import load_prepared
 from raymill.data.rows import Rows
 from raymill.data.shards import read_row_group
+from raymill.data.split import VALIDATION
 
 
 class ValidationSet:
-    """Rank r of n evaluates rows r, r + n, … of the first `rows` held-out rows.
+    """Rank r of n evaluates rows r, r + n, … of the first `rows` rows of a split.
+
+    `source` is the folder's number among several: records are numbered apart by it.
 
     Every rank yields equally many batches, the last of them perhaps empty, because a forward pass may
     be collective. Memory is one row group and one batch.
     """
 
     def __init__(
-        self, folder: Path, *, rank: int, world_size: int, batch_rows: int, rows: int | None = None
+        self,
+        folder: Path,
+        *,
+        rank: int,
+        world_size: int,
+        batch_rows: int,
+        rows: int | None = None,
+        split: str = VALIDATION,
+        source: int = 0,
     ) -> None:
         self.prepared = load_prepared(folder)
         self.rank = rank
         self.world_size = world_size
         self.batch_rows = batch_rows
-        available = self.prepared.manifest.splits["validation"].rows
+        self.split = split
+        self.source = source
+        available = self.prepared.manifest.splits[split].rows
         self.rows = available if rows is None else min(rows, available)
 
     def __len__(self) -> int:
@@ -38,7 +51,7 @@ class ValidationSet:
         """Batches of batch_rows rows, less at the end, maybe none.
 
         Raises:
-            DataError: a held-out shard is missing or damaged.
+            DataError: a shard is missing or damaged.
         """
         held: list[Rows] = []
         yielded = 0
@@ -59,12 +72,13 @@ class ValidationSet:
     def _my_rows(self) -> Iterator[Rows]:
         before = 0
         manifest = self.prepared.manifest
-        for shard in manifest.splits["validation"].shards:
+        for shard in manifest.splits[self.split].shards:
             path = self.prepared.shard_path(shard)
             for group in range(shard.row_groups):
                 if before >= self.rows:
                     return
                 rows = read_row_group(path, shard, group, manifest.dtype, manifest.kind)
+                rows = rows.of_source(self.source)
                 number = before + np.arange(len(rows))
                 mine = (number % self.world_size == self.rank) & (number < self.rows)
                 before += len(rows)

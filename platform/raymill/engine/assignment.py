@@ -26,6 +26,10 @@ class Assignment:
     model_folder: Path | None = None  # what `model=` or `parent=` resolved to
     parent: str | None = None  # and its name, pinned to a version
     parent_digest: str | None = None  # and of its weights
+    reward_folder: Path | None = None  # what `reward.model=` resolved to
+    reward: str | None = None
+    reward_digest: str | None = None
+    critic_folder: Path | None = None  # what a critic starts from
     forgetting: Path | None = None  # prepared text that tells what fine-tuning forgets
 
     @property

@@ -3,62 +3,64 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
 from raymill.config.schema import SftJob
-from raymill.data.chat.tokenizer import has_template, new_token_ids
-from raymill.data.manifest import Prepared
+from raymill.data.chat.tokenizer import has_template
 from raymill.data.rows import Rows
 from raymill.data.validation import ValidationSet
 from raymill.engine.answers import AnsweredQuestions
-from raymill.engine.assignment import Assignment
 from raymill.engine.evaluation import Evaluator, HeldOutLoss, evaluating
+from raymill.engine.experience import Experience
 from raymill.engine.group import WorkerGroup
 from raymill.engine.journal import Journal
-from raymill.engine.setup import source_names
+from raymill.engine.learner import Learner
+from raymill.engine.parents import flops_per_token, policy_model
+from raymill.engine.recipe import Recipe
+from raymill.engine.source_names import source_names
 from raymill.errors import ConfigError
 from raymill.objective.assistant_tokens import AssistantTokens
 from raymill.objective.language_modelling import LanguageModelling
 
 
 @dataclass(frozen=True)
-class FineTuning:
+class FineTuning(Recipe):
     """See `Recipe`."""
 
-    assignment: Assignment
-    job: SftJob
-    prepared: list[Prepared]
+    @property
+    def job(self) -> SftJob:
+        assert isinstance(self.assignment.job, SftJob)
+        return self.assignment.job
 
     def build_model(self, fresh: bool) -> torch.nn.Module:
         """Whether or not a checkpoint follows: it holds only what is trained."""
-        from raymill.model.parent import add_embedding_noise, freeze, load_parent, with_adapters
+        from raymill.model.parent import add_embedding_noise, freeze
 
-        job, seed = self.job, self.job.run.seed
-        assert self.assignment.model_folder is not None  # `parent` was resolved
-        vocab_size = self.prepared[0].manifest.tokenizer.vocab_size
-        model: Any = load_parent(
-            self.assignment.model_folder, vocab_size, self._new_ids, job.attention, seed
-        )
-        if job.lora.rank:
-            model = with_adapters(model, job.lora, self._new_ids, seed)
+        job = self.job
+        model = policy_model(self.assignment, job, self.prepared[0])
         if job.freeze:
             freeze(model, job.freeze)
         if job.neftune_alpha:
             add_embedding_noise(model, job.neftune_alpha)
         return model  # type: ignore[no-any-return]
 
-    def objective(self, model: Any) -> AssistantTokens:
+    def objective(self, model: Any, group: WorkerGroup) -> AssistantTokens:
         return AssistantTokens(model.get_output_embeddings())
 
     def evaluators(
-        self, model: Any, group: WorkerGroup, journal: Journal | None
+        self,
+        learners: list[Learner],
+        experience: Experience,
+        group: WorkerGroup,
+        journal: Journal | None,
     ) -> list[Evaluator]:
+        model = learners[0].model
         job, settings = self.job, self.job.evaluation
-        objective = self.objective(model)
+        objective = learners[0].objective
+        assert isinstance(objective, AssistantTokens)
         if job.data.packing:
             several = max(job.train.micro_batch, settings.batch) > 1
             refuse_leaks(model, objective, group, 2 if several else 1, job.train.precision)
@@ -98,31 +100,10 @@ class FineTuning:
         return evaluators
 
     def flops_per_token(self, model: torch.nn.Module) -> float:
-        """As `plan.flops`: 6 for each trained parameter in a matrix product, 4 for a frozen one, which
-        passes gradients on but has none. The output matrix counts by the share of tokens learned from,
-        since logits are computed only there."""
-        hub: Any = model
-        config = hub.config
-        tables = {id(hub.get_input_embeddings().weight), id(hub.get_output_embeddings().weight)}
-        blocks = sum(
-            _numel(parameter) * (6 if parameter.requires_grad else 4)
-            for parameter in model.parameters()
-            if id(parameter) not in tables
-        )
-        head = hub.get_output_embeddings().weight
         chat = self.prepared[0].manifest.chat
         assert chat is not None
         share = chat.learned_tokens / max(1, chat.statistics["train"]["tokens"])
-        output = _numel(head) * (6 if head.requires_grad else 4) * share
-        heads = config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // heads
-        length = self.job.data.sequence_length
-        return float(blocks + output + 12 * config.num_hidden_layers * heads * width * length)
-
-    @cached_property
-    def _new_ids(self) -> list[int]:
-        assert self.assignment.model_folder is not None
-        return new_token_ids(self.assignment.model_folder, self.prepared[0].tokenizer_folder)
+        return flops_per_token(model, self.job.data.sequence_length, share)
 
 
 def refuse_leaks(
@@ -155,7 +136,3 @@ def refuse_leaks(
                 "data.packing=false, or another attention="
             ]
         )
-
-
-def _numel(parameter: torch.nn.Parameter) -> int:
-    return int(getattr(parameter, "ds_numel", parameter.numel()))  # ZeRO-3 leaves an empty tensor

@@ -4,51 +4,40 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from raymill.checkpoint.commit import commit
 from raymill.checkpoint.manifest import Manifest
 from raymill.checkpoint.retention import apply_retention, registered_checkpoints
 from raymill.data.manifest import Prepared
-from raymill.data.rows import Rows
 from raymill.data.stream import RankStream, StepBatch
 from raymill.engine.assignment import Assignment
 from raymill.engine.evaluation import Evaluator, Occasion
+from raymill.engine.experience import Experience, Floats
 from raymill.engine.group import WorkerGroup
 from raymill.engine.journal import Journal
+from raymill.engine.learner import Learner, Phases, Update
 from raymill.engine.schedule import learning_rate_factor
-from raymill.engine.setup import Start, source_names
-from raymill.engine.trainer import Trainer
+from raymill.engine.setup import Start
 from raymill.errors import DataError, NonFiniteError
-from raymill.objective.objective import Objective, predicted_tokens
-
-Floats = npt.NDArray[np.float64]
-
-
-@dataclass
-class Phases:
-    """Seconds of one step by what they were spent on."""
-
-    data: float = 0.0
-    forward: float = 0.0
-    backward: float = 0.0
-    optimizer: float = 0.0
 
 
 @dataclass
 class Loop:
-    """A run in progress on one rank. `step`, `samples` and `tokens` are the whole of its position."""
+    """A run in progress on one rank. `step`, `samples` and `tokens`, with the experience's state, are the
+    whole of its position."""
 
     assignment: Assignment
     prepared: list[Prepared]
     start: Start
-    trainer: Trainer
-    objective: Objective
+    learners: list[Learner]  # the first is what the job is about
+    experience: Experience
     evaluators: list[Evaluator]
     stream: RankStream
     group: WorkerGroup
@@ -58,6 +47,7 @@ class Loop:
     step: int = field(init=False)
     samples: int = field(init=False)
     tokens: int = field(init=False)
+    _ahead: StepBatch | None = field(default=None, init=False)  # drawn already, for the next step
 
     def __post_init__(self) -> None:
         self.step = self.start.step
@@ -66,6 +56,12 @@ class Loop:
 
     def run(self) -> str:
         """Train to the end or until asked to stop; returns "finished" or "stopped"."""
+        try:
+            return self._run()
+        finally:
+            self.experience.close()
+
+    def _run(self) -> str:
         job, total = self.assignment.job, self.assignment.total_steps
         if self.step == 0:
             self._evaluate(Occasion(0, first=True, last=False))
@@ -81,97 +77,61 @@ class Loop:
         return "finished"
 
     def _train_step(self, batches: Iterator[StepBatch]) -> bool:
-        """One optimizer step; returns whether a stop was asked for."""
+        """One step, of one optimizer update or several; returns whether a stop was asked for."""
         job = self.assignment.job
         began = time.perf_counter()
         phases = Phases()
-        batch, refusal = self._next_batch(batches)
+        batch, upcoming, refusal = self._next_batch(batches)
         phases.data = time.perf_counter() - began
         asked = self.group.rank == 0 and self.assignment.stop_request.exists()
-        weight, learned, tokens, refusals, stop = self.group.sum(
-            self.objective.weight(batch.rows) if batch else 0.0,
-            self.objective.weight(batch.rows.unweighted()) if batch else 0.0,
-            predicted_tokens(batch.rows) if batch else 0,
-            refusal is not None,
-            asked,
-        )
+        refusals, stop = self.group.sum(refusal is not None, asked)
         if refusals:
             raise next(error for error in self.group.gather(refusal) if error is not None)
         assert batch is not None
+        began_gathering = time.perf_counter()
+        gathered = self.experience.gather(batch, self.step + 1, upcoming)
+        phases.gather = time.perf_counter() - began_gathering
         # Dropout's randomness depends on the position alone, so there is no generator to save.
         torch.manual_seed(step_seed(job.run.seed, self.step + 1, self.group.rank))
-        nats_B = self._accumulate(batch.rows, weight, phases)
-        loss = self._checked_loss(float(nats_B.sum()), weight, batch)
-        rate = job.optim.learning_rate * learning_rate_factor(
-            job.schedule, self.step + 1, self.assignment.total_steps
-        )
-        began_update = time.perf_counter()
-        norm = self.trainer.update(rate)
-        phases.optimizer = time.perf_counter() - began_update
-        if not np.isfinite(norm):
-            raise self._non_finite("the gradient norm", batch)
+        factor = learning_rate_factor(job.schedule, self.step + 1, self.assignment.total_steps)
+
+        def refuse(what: str, mine: bool) -> NonFiniteError:
+            return self._non_finite(what, batch, mine)
+
+        figures: dict[str, float] = {}
+        losses: list[Floats] = []
+        for learner in self.learners:
+            done = [
+                learner.update(rows, learner.peak_rate * factor, phases, refuse)
+                for rows in gathered.updates
+            ]
+            figures |= _figures(done, learner.prefix)
+            losses = losses or [update.losses for update in done]
         self.step += 1
         self.samples += job.train.global_batch
-        self.tokens += int(tokens)
-        figures = {
-            "train/loss": loss,
-            **self._loss_by_source(nats_B, batch),
-            "train/learning_rate": rate,
-            "train/grad_norm": norm,
-            "perf/learned_share": learned / tokens,
+        self.tokens += gathered.tokens
+        figures |= {
+            **self.experience.learned(losses, batch),
+            "train/learning_rate": self.learners[0].peak_rate * factor,
+            **gathered.figures,
         }
-        self._log_step(figures, batch, int(tokens), time.perf_counter() - began, phases)
+        self._log_step(figures, batch, gathered.tokens, time.perf_counter() - began, phases)
         return stop > 0
 
     def _next_batch(
         self, batches: Iterator[StepBatch]
-    ) -> tuple[StepBatch | None, DataError | None]:
-        """The next batch, or why there is none; the other ranks must hear of it before anyone raises."""
+    ) -> tuple[StepBatch | None, StepBatch | None, DataError | None]:
+        """The next batch and, where it is wanted, the one after it; or why there is none. The other ranks
+        must hear of that before anyone raises."""
         try:
-            return next(batches), None
+            batch, self._ahead = self._ahead or next(batches), None
+            if self.experience.lookahead and self.step + 1 < self.assignment.total_steps:
+                self._ahead = next(batches)
+            return batch, self._ahead, None
         except DataError as error:
-            return None, error
+            return None, None, error
 
-    def _accumulate(self, rows: Rows, weight: float, phases: Phases) -> Floats:
-        """Forward and backward over the micro-batches; returns this rank's losses by row, in nats."""
-        size = self.assignment.job.train.micro_batch
-        losses = []
-        for first in range(0, len(rows), size):
-            began = time.perf_counter()
-            self.trainer.begin_micro_batch(last=first + size >= len(rows))
-            losses_B = self.objective.losses(
-                self.trainer.engine, rows.part(first, first + size), self.group.device
-            )
-            losses.append(losses_B.detach())
-            forwarded = time.perf_counter()
-            self.trainer.backward(losses_B.sum(), weight)
-            phases.forward += forwarded - began
-            phases.backward += time.perf_counter() - forwarded
-        return torch.cat(losses).double().cpu().numpy()
-
-    def _loss_by_source(self, nats_B: Floats, batch: StepBatch) -> dict[str, float]:
-        """Each data source's own loss in this step, where there are several."""
-        names = source_names(self.prepared)
-        if len(names) == 1:
-            return {}
-        sums = []
-        for source in range(len(names)):
-            mine = batch.source == source
-            sums += [float(nats_B[mine].sum()), self.objective.weight(batch.rows.take(mine))]
-        sums = self.group.sum(*sums)
-        return {
-            f"train/{name}/loss": sums[2 * source] / sums[2 * source + 1]
-            for source, name in enumerate(names)
-            if sums[2 * source + 1] > 0
-        }
-
-    def _checked_loss(self, nats: float, weight: float, batch: StepBatch) -> float:
-        total, bad = self.group.sum(nats if np.isfinite(nats) else 0.0, not np.isfinite(nats))
-        if bad:
-            raise self._non_finite("the loss", batch, mine=not np.isfinite(nats))
-        return total / weight
-
-    def _non_finite(self, what: str, batch: StepBatch, mine: bool = True) -> NonFiniteError:
+    def _non_finite(self, what: str, batch: StepBatch, mine: bool) -> NonFiniteError:
         """The same error for all ranks, naming the samples of those whose value was not finite."""
         ids = self.group.gather(batch.sample_id.tolist() if mine else [])
         ranks = [rank for rank, found in enumerate(ids) if found]
@@ -205,6 +165,7 @@ class Loop:
                 "perf/mfu": per_second * self.flops_per_token / self.peak_flops,
                 "perf/step_s": seconds,
                 "perf/data_wait_s": phases.data,
+                "perf/gather_s": phases.gather,
                 "perf/forward_s": phases.forward,
                 "perf/backward_s": phases.backward,
                 "perf/optimizer_s": phases.optimizer,
@@ -214,7 +175,7 @@ class Loop:
     def _evaluate(self, now: Occasion) -> None:
         figures: dict[str, float] = {}
         for evaluator in self.evaluators:
-            figures |= evaluator.measure(self.trainer.model, self.group, now)
+            figures |= evaluator.measure(self.learners[0].model, self.group, now)
         if figures and self.journal is not None:
             self.journal.write("evaluation", self.step, tokens=self.tokens, **figures)
 
@@ -234,13 +195,16 @@ class Loop:
             code_commit=assignment.code_commit,
             parent=assignment.parent,
             parent_digest=assignment.parent_digest,
+            updates={learner.prefix: learner.trainer.updates for learner in self.learners},
+            state=self.experience.state(),
             files={},
         )
+        trainers = [learner.trainer for learner in self.learners]
         directory = commit(
             assignment.checkpoints,
             manifest,
-            self.trainer.shapes,
-            self.trainer.fragments(),
+            {name: shape for trainer in trainers for name, shape in trainer.shapes.items()},
+            chain.from_iterable(trainer.fragments() for trainer in trainers),
             self.group,
         )
         if self.journal is not None:
@@ -257,6 +221,24 @@ class Loop:
                 path=str(directory.relative_to(assignment.run_dir)),
                 seconds=time.perf_counter() - began,
             )
+
+
+def _figures(done: list[Update], prefix: str) -> dict[str, float]:
+    """Means over a step's updates, those that had nothing to learn left out."""
+    learned = [update for update in done if update.weight]
+    found: dict[str, list[float]] = defaultdict(list)
+    for update in learned:
+        for name, value in update.figures.items():
+            found[name].append(value)
+    means = {name: sum(values) / len(values) for name, values in found.items()}
+    named = prefix or "train/"
+    count = max(1, len(learned))
+    return {
+        f"{named}loss": sum(update.loss for update in learned) / count,
+        f"{named}grad_norm": sum(update.norm for update in learned) / count,
+        **({} if len(learned) == len(done) else {f"{named}skipped": len(done) - len(learned)}),
+        **means,
+    }
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -8,24 +8,26 @@ from typing import Any
 import torch
 
 from raymill.config.schema import PretrainJob
-from raymill.data.manifest import Prepared
 from raymill.data.validation import ValidationSet
-from raymill.engine.assignment import Assignment
 from raymill.engine.evaluation import Evaluator, HeldOutLoss
+from raymill.engine.experience import Experience
 from raymill.engine.group import WorkerGroup
 from raymill.engine.journal import Journal
+from raymill.engine.learner import Learner
+from raymill.engine.recipe import Recipe
 from raymill.engine.samples import SampledText
 from raymill.objective.language_modelling import LanguageModelling
 from raymill.plan.flops import flops_per_token
 
 
 @dataclass(frozen=True)
-class Pretraining:
+class Pretraining(Recipe):
     """See `Recipe`."""
 
-    assignment: Assignment
-    job: PretrainJob
-    prepared: list[Prepared]
+    @property
+    def job(self) -> PretrainJob:
+        assert isinstance(self.assignment.job, PretrainJob)
+        return self.assignment.job
 
     def build_model(self, fresh: bool) -> torch.nn.Module:
         from raymill.model.build import build_model, load_pretrained
@@ -40,12 +42,16 @@ class Pretraining:
             model = build_model(arch, self._vocab_size, end, self.job.run.seed)
         return model
 
-    def objective(self, model: Any) -> LanguageModelling:
+    def objective(self, model: Any, group: WorkerGroup) -> LanguageModelling:
         end_of_text_id = self.prepared[0].manifest.tokenizer.end_of_text_id
         return LanguageModelling(end_of_text_id, self.job.data.document_mask)
 
     def evaluators(
-        self, model: Any, group: WorkerGroup, journal: Journal | None
+        self,
+        learners: list[Learner],
+        experience: Experience,
+        group: WorkerGroup,
+        journal: Journal | None,
     ) -> list[Evaluator]:
         job = self.job
         held_out = ValidationSet(
@@ -56,7 +62,7 @@ class Pretraining:
             rows=job.evaluation.rows,
         )
         evaluators: list[Evaluator] = [
-            HeldOutLoss(self.objective(model), (("", held_out),), job.evaluation.every)
+            HeldOutLoss(learners[0].objective, (("", held_out),), job.evaluation.every)
         ]
         if job.evaluation.prompts:
             run_dir, seed = self.assignment.run_dir, job.run.seed

@@ -3,50 +3,92 @@ measured. The loop asks a recipe for these and knows nothing else of the job."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from raymill.config.schema import PretrainJob, SftJob
+from raymill.config.schema import DpoJob, PretrainJob, RewardJob, RlhfJob, SftJob
 from raymill.data.manifest import Prepared
 from raymill.engine.assignment import Assignment
 from raymill.engine.evaluation import Evaluator
+from raymill.engine.experience import Experience, GivenRows
 from raymill.engine.group import WorkerGroup
 from raymill.engine.journal import Journal
+from raymill.engine.learner import Learner
 from raymill.objective.objective import Objective
 
 
-class Recipe(Protocol):
+@dataclass(frozen=True)
+class Recipe(ABC):
     """One kind of training."""
 
+    assignment: Assignment
+    prepared: list[Prepared]
+
+    @abstractmethod
     def build_model(self, fresh: bool) -> torch.nn.Module:
         """The model in fp32 on the host, the same on every rank. Where it isn't `fresh`, a checkpoint's
         trainable parameters are put into it next."""
-        ...
 
-    def objective(self, model: Any) -> Objective:
+    @abstractmethod
+    def objective(self, model: Any, group: WorkerGroup) -> Objective:
         """What is learned."""
-        ...
 
+    @abstractmethod
     def evaluators(
-        self, model: Any, group: WorkerGroup, journal: Journal | None
+        self,
+        learners: list[Learner],
+        experience: Experience,
+        group: WorkerGroup,
+        journal: Journal | None,
     ) -> list[Evaluator]:
         """What is measured, in this order. `journal` is rank 0's."""
-        ...
 
+    @abstractmethod
     def flops_per_token(self, model: torch.nn.Module) -> float:
         """Forward and backward FLOPs of one token, as MFU counts them."""
-        ...
+
+    def build_critic(self) -> torch.nn.Module | None:
+        """A second model that learns beside the first, where the job has one."""
+        return None
+
+    def critic_objective(self, model: Any, group: WorkerGroup) -> Objective:
+        """What the critic learns."""
+        raise NotImplementedError
+
+    def critic_learning_rate(self) -> float:
+        """Its peak learning rate."""
+        raise NotImplementedError
+
+    def parent_work(self) -> Callable[[Any, WorkerGroup], None] | None:
+        """What must be computed with the parent's own weights before training: it is given a model that
+        has them. Collective."""
+        return None
+
+    def experience(
+        self, learners: list[Learner], group: WorkerGroup, journal: Journal | None
+    ) -> Experience:
+        """What is learned from in a step: the rows that were drawn, unless the job makes others of
+        them."""
+        return GivenRows(learners[0].objective, group, self.prepared)
 
 
 def recipe_of(assignment: Assignment, prepared: list[Prepared]) -> Recipe:
     """The recipe of an assignment's job."""
     from raymill.engine.fine_tuning import FineTuning
+    from raymill.engine.preference_tuning import PreferenceTuning
     from raymill.engine.pretraining import Pretraining
+    from raymill.engine.reinforcement import Reinforcement
+    from raymill.engine.reward_modelling import RewardModelling
 
-    job = assignment.job
-    if isinstance(job, PretrainJob):
-        return Pretraining(assignment, job, prepared)
-    if isinstance(job, SftJob):
-        return FineTuning(assignment, job, prepared)
-    raise TypeError(f"no recipe for {type(job).__name__}")
+    recipes: dict[type, type[Recipe]] = {
+        PretrainJob: Pretraining,
+        SftJob: FineTuning,
+        RewardJob: RewardModelling,
+        DpoJob: PreferenceTuning,
+        RlhfJob: Reinforcement,
+    }
+    return recipes[type(assignment.job)](assignment, prepared)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from raymill.config.schema import Offload, TrainJob
-from raymill.plan.batch import accumulation_steps
+from raymill.plan.batch import accumulation_steps, update_rows
 
 
 def clips_gradients_itself(job: TrainJob) -> bool:
@@ -32,7 +32,7 @@ def deepspeed_config(job: TrainJob, world_size: int) -> dict[str, Any]:
         zero["offload_param"] = _offload(job.zero.offload_params, job)
     bf16 = job.train.precision == "bf16"
     config: dict[str, Any] = {
-        "train_batch_size": job.train.global_batch,
+        "train_batch_size": update_rows(job),
         "train_micro_batch_size_per_gpu": job.train.micro_batch,
         "gradient_accumulation_steps": accumulation_steps(job, world_size),
         "gradient_clipping": job.optim.grad_clip if clips_gradients_itself(job) else 0.0,

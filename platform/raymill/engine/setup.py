@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -18,45 +19,13 @@ from raymill.checkpoint.resume import (
 from raymill.config.identity import CHANGEABLE_ON_FORK, CHANGEABLE_ON_RESUME
 from raymill.data.manifest import Prepared, load_prepared
 from raymill.data.order import Order, SourceShape
+from raymill.engine.agreement import on_all_ranks
 from raymill.engine.assignment import Assignment
 from raymill.engine.group import WorkerGroup
+from raymill.engine.learner import Learner
 from raymill.engine.recipe import Recipe
-from raymill.engine.trainer import Trainer, load_weights
-from raymill.errors import ConfigError, RaymillError
-
-T = TypeVar("T")
-
-
-def on_all_ranks(group: WorkerGroup, work: Callable[[], T]) -> T:
-    """Do `work` on every rank; if it fails on any, all raise the same error and none is left waiting.
-
-    Raises:
-        RaymillError: the first failing rank's own error.
-    """
-    result: T | None = None
-    error: RaymillError | None = None
-    try:
-        result = work()
-    except RaymillError as raised:
-        error = raised
-    for failed in group.gather(error):
-        if failed is not None:
-            raise failed
-    return result  # type: ignore[return-value]
-
-
-def on_rank_zero(group: WorkerGroup, work: Callable[[], T]) -> T:
-    """Do `work` on rank 0 and give its result, or its error, to all."""
-    outcome: tuple[T | None, RaymillError | None] = (None, None)
-    if group.rank == 0:
-        try:
-            outcome = (work(), None)
-        except RaymillError as raised:
-            outcome = (None, raised)
-    result, error = group.broadcast(outcome)
-    if error is not None:
-        raise error
-    return result  # type: ignore[return-value]
+from raymill.engine.trainer import CRITIC, Trainer, load_weights
+from raymill.errors import ConfigError
 
 
 def open_data(assignment: Assignment) -> tuple[list[Prepared], Order]:
@@ -86,6 +55,15 @@ class Start:
     @property
     def step(self) -> int:
         return self.found.manifest.step if self.found else 0
+
+    def updates(self, prefix: str) -> int:
+        """Optimizer updates made so far by the learner of this prefix: what Adam counts."""
+        return self.found.manifest.updates.get(prefix, self.step) if self.found else 0
+
+    @property
+    def state(self) -> Mapping[str, Any]:
+        """What the experience keeps."""
+        return self.found.manifest.state if self.found else {}
 
     @property
     def samples(self) -> int:
@@ -147,32 +125,48 @@ def _short(digests: tuple[str, ...]) -> str:
     return ", ".join(digest[:12] for digest in digests)
 
 
-def source_names(prepared: Sequence[Prepared]) -> list[str]:
-    """A name for each data source, for figures of its own; two of one name are told apart."""
-    names: list[str] = []
-    for data in prepared:
-        same = sum(name.partition("~")[0] == data.manifest.name for name in names)
-        names.append(data.manifest.name if not same else f"{data.manifest.name}~{same + 1}")
-    return names
-
-
-def build_trainer(
+def build_learners(
     recipe: Recipe, assignment: Assignment, start: Start, group: WorkerGroup
-) -> Trainer:
-    """The model with the weights it starts from, under DeepSpeed; collective.
+) -> list[Learner]:
+    """The models with the weights they start from, under DeepSpeed; collective.
 
-    DeepSpeed communicates while it starts, so every rank must have its model by then.
+    DeepSpeed communicates while it starts, so every rank must have its models by then.
     """
+    work = recipe.parent_work()
+    if work is not None:
+        parents = _build(recipe, assignment, Start(None, False), group)
+        work(parents[0].model, group)
+        if start.found is None:
+            return parents
+        for learner in parents:
+            learner.trainer.engine.destroy()
+    return _build(recipe, assignment, start, group)
+
+
+def _build(
+    recipe: Recipe, assignment: Assignment, start: Start, group: WorkerGroup
+) -> list[Learner]:
+    job = assignment.job
     reader = start.found.reader() if start.found else None
 
-    def build() -> torch.nn.Module:
-        built = recipe.build_model(fresh=reader is None)
-        if reader is not None:
-            load_weights(built, reader)
+    def build(critic: bool) -> torch.nn.Module | None:
+        built = recipe.build_critic() if critic else recipe.build_model(fresh=reader is None)
+        if built is not None and reader is not None:
+            load_weights(built, reader, CRITIC if critic else "")
         return built
 
-    model = on_all_ranks(group, build)
-    trainer = Trainer(assignment.job, model.to(group.device), group)
-    if reader is not None:
-        trainer.load_state(reader, start.step)
-    return trainer
+    learners: list[Learner] = []
+    for critic in (False, True):
+        model = on_all_ranks(group, partial(build, critic))
+        if model is None:
+            continue
+        prefix = CRITIC if critic else ""
+        rate = recipe.critic_learning_rate() if critic else job.optim.learning_rate
+        trainer = Trainer(job, model.to(group.device), group, prefix)
+        if reader is not None:
+            trainer.load_state(reader, start.updates(prefix))
+        of = recipe.critic_objective if critic else recipe.objective
+        learners.append(
+            Learner(trainer, of(trainer.model, group), group, job.train.micro_batch, rate, prefix)
+        )
+    return learners

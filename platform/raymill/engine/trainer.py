@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,14 +39,19 @@ def build_optimizer(model: torch.nn.Module, optim: OptimConfig) -> torch.optim.A
     )
 
 
-def load_weights(model: torch.nn.Module, reader: FragmentReader) -> None:
-    """Fill a freshly built model's trainable parameters with a checkpoint's fp32 weights.
+CRITIC = "critic/"  # before the names of a critic's parameters in a checkpoint
+
+
+def load_weights(model: torch.nn.Module, reader: FragmentReader, prefix: str = "") -> None:
+    """Fill a freshly built model's trainable parameters with a checkpoint's fp32 weights, those whose
+    names have the prefix.
 
     Raises:
         CheckpointError: the checkpoint's parameters aren't the model's; names the first that differ.
     """
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    missing = sorted(set(parameters) ^ set(reader.index))
+    parameters = {f"{prefix}{name}": p for name, p in model.named_parameters() if p.requires_grad}
+    saved = {name for name in reader.index if name.startswith(CRITIC) == (prefix == CRITIC)}
+    missing = sorted(set(parameters) ^ saved)
     if missing:
         raise CheckpointError(
             f"{reader.directory} and the model differ in {len(missing)} parameters, "
@@ -59,12 +65,17 @@ def load_weights(model: torch.nn.Module, reader: FragmentReader) -> None:
 class Trainer:
     """A model under DeepSpeed. Collective throughout: every rank calls every method in step."""
 
-    def __init__(self, job: TrainJob, model: torch.nn.Module, group: WorkerGroup) -> None:
+    def __init__(
+        self, job: TrainJob, model: torch.nn.Module, group: WorkerGroup, prefix: str = ""
+    ) -> None:
         import deepspeed
 
         self.group = group
+        self.updates = 0  # applied so far
         self.shapes = {
-            name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad
+            f"{prefix}{name}": tuple(p.shape)
+            for name, p in model.named_parameters()
+            if p.requires_grad
         }
         self._own_norm = not clips_gradients_itself(job)
         self._grad_clip = job.optim.grad_clip or math.inf
@@ -85,7 +96,7 @@ class Trainer:
             self.engine.compile()
         self.model = self.engine.module
         self._names = {
-            parameter: name
+            parameter: f"{prefix}{name}"
             for name, parameter in self.model.named_parameters()
             if parameter.requires_grad
         }
@@ -124,10 +135,12 @@ class Trainer:
             norm = float(torch.nn.utils.clip_grad_norm_(self._names, self._grad_clip))
             if math.isfinite(norm):
                 self.engine.step()
+                self.updates += 1
             return norm
         self.engine.step()
         if not self.engine.was_step_applied():
             return float("nan")
+        self.updates += 1
         return float(self.engine.get_global_grad_norm())
 
     def fragments(self) -> Iterator[tuple[str, int, Mapping[str, FloatArray]]]:
@@ -137,13 +150,14 @@ class Trainer:
         ):
             yield owned.name, owned.start, owned.arrays(self.optimizer)
 
-    def load_state(self, reader: FragmentReader, step: int) -> None:
-        """Put a checkpoint's fp32 weights and moments into this rank's part.
+    def load_state(self, reader: FragmentReader, updates: int) -> None:
+        """Put a checkpoint's fp32 weights and moments, after so many updates, into this rank's part.
 
         The model was built with the same weights (`load_weights`), so that its low-precision copy is
         the rounding of these already.
         """
         # Unpartitioned state (stage 0) is written in shares, but every rank needs all of it.
+        self.updates = updates
         shares = self.group.world_size if self.engine.zero_optimization_stage() > 0 else 1
         rank = self.group.rank if shares > 1 else 0
         with torch.no_grad():
@@ -154,4 +168,35 @@ class Trainer:
                 for kind in MOMENTS:
                     values = reader.read(kind, owned.name, owned.start, owned.numel)
                     owned.moment(self.optimizer, kind).copy_(torch.from_numpy(values))
-                optimizer_state(self.optimizer, owned.key)["step"].fill_(float(step))
+                optimizer_state(self.optimizer, owned.key)["step"].fill_(float(updates))
+
+
+def frozen(job: TrainJob, model: torch.nn.Module, group: WorkerGroup) -> torch.nn.Module:
+    """A model for forward passes alone, on this worker's device; under ZeRO-3 its weights are shared out
+    over the workers, as the trained model's are. Collective."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    model.eval()
+    dtype = torch.bfloat16 if job.train.precision == "bf16" else torch.float32
+    if job.zero.stage < 3:
+        return model.to(group.device, dtype)
+    import deepspeed
+
+    config = deepspeed_config(job, group.world_size)
+    engine, *_ = deepspeed.initialize(
+        model=model.to(group.device), config=config, dist_init_required=False
+    )
+    shared: torch.nn.Module = engine.module
+    return shared
+
+
+@contextmanager
+def gathered(parameters: Sequence[torch.nn.Parameter]) -> Iterator[None]:
+    """Within the block the parameters are whole on every rank, under ZeRO-3 too. Collective."""
+    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(parameters)):
+        yield

@@ -72,15 +72,10 @@ def build_loop(assignment: Assignment, group: WorkerGroup, journal: Journal | No
     """Everything between the assignment and the first step; collective."""
 
     from raymill.checkpoint.retention import remove_leftovers
+    from raymill.engine.agreement import on_all_ranks, on_rank_zero
     from raymill.engine.loop import Loop
     from raymill.engine.recipe import recipe_of
-    from raymill.engine.setup import (
-        build_trainer,
-        decide_start,
-        on_all_ranks,
-        on_rank_zero,
-        open_data,
-    )
+    from raymill.engine.setup import build_learners, decide_start, open_data
 
     prepared, order = on_all_ranks(group, lambda: open_data(assignment))
     digests = tuple(data.manifest.digest for data in prepared)
@@ -89,19 +84,21 @@ def build_loop(assignment: Assignment, group: WorkerGroup, journal: Journal | No
     start = on_rank_zero(group, lambda: decide_start(assignment, digests))
     _announce(assignment, start, journal, group.world_size)
     recipe = recipe_of(assignment, prepared)
-    trainer = build_trainer(recipe, assignment, start, group)
+    learners = build_learners(recipe, assignment, start, group)
+    experience = recipe.experience(learners, group, journal)
+    experience.restore(start.state)
     return Loop(
         assignment=assignment,
         prepared=prepared,
         start=start,
-        trainer=trainer,
-        objective=recipe.objective(trainer.model),
-        evaluators=recipe.evaluators(trainer.model, group, journal),
+        learners=learners,
+        experience=experience,
+        evaluators=recipe.evaluators(learners, experience, group, journal),
         stream=open_stream(assignment, order, start, group),
         group=group,
         journal=journal,
         peak_flops=_peak_of_all(assignment, group),
-        flops_per_token=recipe.flops_per_token(trainer.model),
+        flops_per_token=recipe.flops_per_token(learners[0].model),
     )
 
 
@@ -127,7 +124,7 @@ def open_stream(
 ) -> RankStream:
     """Rank 0 builds the Ray Data pipelines from the run's position on and deals out their branches."""
     from raymill.data.stream import RankStream, StreamSpec, build_iterators
-    from raymill.engine.setup import on_rank_zero
+    from raymill.engine.agreement import on_rank_zero
 
     job = assignment.job
     spec = StreamSpec(

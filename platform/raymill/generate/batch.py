@@ -13,15 +13,19 @@ from typing import Any, Literal
 
 import torch
 
-from raymill.generate.sampling import nucleus
+from raymill.generate.sampling import draw
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model wrote after a prompt: with the stop token, if it drew one."""
+    """What a model wrote after a prompt: with the stop token, if it drew one.
+
+    `log_probs`, where asked for: of every token, under the distribution that it was drawn from.
+    """
 
     ids: tuple[int, ...]
     finish: Literal["stop", "length"]
+    log_probs: tuple[float, ...] = ()
 
 
 def complete(
@@ -36,6 +40,7 @@ def complete(
     batch_size: int,
     pad_id: int = 0,
     lockstep: bool = False,
+    log_probs: bool = False,
 ) -> list[Completion]:
     """Complete every prompt until one of `stop_ids` or `max_new_tokens`; in the order of `prompts`.
 
@@ -46,6 +51,9 @@ def complete(
 
     With `lockstep`, each batch takes exactly `max_new_tokens` forward passes whatever is drawn, as
     ranks must that gather weights together (ZeRO-3); give all of them as many prompts.
+
+    With `log_probs`, completions carry their tokens' log-probabilities after temperature and top_p,
+    renormalised; at temperature 0, where nothing is left to chance, these are 0.
 
     Raises:
         ValueError: an empty prompt, not one seed a prompt, or no position left for a prompt.
@@ -58,6 +66,7 @@ def complete(
     # into memory fails at once.
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     completions: dict[int, Completion] = {}
+    device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     try:
@@ -65,16 +74,17 @@ def complete(
             chosen = order[start : start + batch_size]
             batch = _Batch(
                 [list(prompts[index])[-room:] for index in chosen],
-                [torch.Generator().manual_seed(seeds[index]) for index in chosen],
                 frozenset(stop_ids),
                 pad_id,
-                next(model.parameters()).device,
+                device,
+                log_probs,
             )
+            uniform_TB = _uniform([seeds[index] for index in chosen], max_new_tokens).to(device)
             with torch.no_grad():
-                for _ in range(max_new_tokens):
+                for uniform_B in uniform_TB:
                     if not batch.running and not lockstep:
                         break
-                    batch.step(model, temperature, top_p)
+                    batch.step(model, temperature, top_p, uniform_B)
             completions |= zip(chosen, batch.completions(), strict=True)
     finally:
         model.train(was_training)
@@ -104,16 +114,23 @@ def _check(
         raise ValueError(f"prompts {empty[:8]} are empty: a model continues at least one token")
 
 
+def _uniform(seeds: Sequence[int], count: int) -> torch.Tensor:
+    """[count, rows] numbers in [0, 1), each row's from a generator of its own, as drawn one by one."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    drawn = [torch.rand(count, generator=one, dtype=torch.float64) for one in generators]
+    return torch.stack(drawn, dim=1)
+
+
 class _Batch:
     """Prompts that grow together. Rows that have ended leave the tensors, and the cache, at once."""
 
     def __init__(
         self,
         prompts: Sequence[list[int]],
-        generators: Sequence[torch.Generator],
         stop_ids: frozenset[int],
         pad_id: int,
         device: torch.device,
+        log_probs: bool,
     ) -> None:
         longest = max(map(len, prompts))
         padded = [[pad_id] * (longest - len(prompt)) + prompt for prompt in prompts]
@@ -123,14 +140,16 @@ class _Batch:
         # Position 0 is the first real token; what padding gets is masked anyway.
         self._positions_BT = (self._mask_BT.cumsum(dim=1) - 1).clamp(min=0)
         self._cache: Any = None
-        self._generators = generators
         self._stop_ids = stop_ids
+        self._log_probs = log_probs
         self._drawn: list[list[int]] = [[] for _ in prompts]
+        self._drawn_log_probs: list[list[float]] = [[] for _ in prompts]
         self._stopped = [False] * len(prompts)
         self._rows = list(range(len(prompts)))  # those that the tensors hold
+        self._rows_B = torch.arange(len(prompts), device=device)
         self.running = True
 
-    def step(self, model: Any, temperature: float, top_p: float) -> None:
+    def step(self, model: Any, temperature: float, top_p: float, uniform_B: torch.Tensor) -> None:
         """One forward pass and a token for every row; when none runs, the pass is made for show."""
         output = model(
             input_ids=self._fresh_BT,
@@ -141,19 +160,21 @@ class _Batch:
             logits_to_keep=1,
         )
         self._cache = output.cache
-        generators = [self._generators[row] for row in self._rows]
-        tokens = _draw(output.logits[:, -1].float(), temperature, top_p, generators)
-        device = self._fresh_BT.device
-        self._fresh_BT = torch.tensor(tokens, device=device)[:, None]
+        token_B, log_probs_B = _next(
+            output.logits[:, -1].float(), temperature, top_p, uniform_B[self._rows_B]
+        )
+        self._fresh_BT = token_B[:, None]
         self._positions_BT = self._positions_BT[:, -1:] + 1
         self._mask_BT = torch.cat([self._mask_BT, torch.ones_like(self._fresh_BT)], dim=1)
         if self.running:
-            self._take(tokens)
+            self._take(token_B.tolist(), log_probs_B.tolist() if self._log_probs else None)
 
-    def _take(self, tokens: Sequence[int]) -> None:
+    def _take(self, tokens: Sequence[int], log_probs: Sequence[float] | None) -> None:
         for row, token in zip(self._rows, tokens, strict=True):
             self._drawn[row].append(token)
             self._stopped[row] = token in self._stop_ids
+        for row, log_prob in zip(self._rows, log_probs or (), strict=False):
+            self._drawn_log_probs[row].append(log_prob)
         kept = [place for place, row in enumerate(self._rows) if not self._stopped[row]]
         self.running = bool(kept)
         kept = kept or [0]  # in lockstep, passes need a row
@@ -164,23 +185,21 @@ class _Batch:
             self._positions_BT = self._positions_BT[kept_B]
             self._cache.batch_select_indices(kept_B)
             self._rows = [self._rows[place] for place in kept]
+            self._rows_B = self._rows_B[kept_B]
 
     def completions(self) -> list[Completion]:
         return [
-            Completion(tuple(ids), "stop" if stopped else "length")
-            for ids, stopped in zip(self._drawn, self._stopped, strict=True)
+            Completion(tuple(ids), "stop" if stopped else "length", tuple(log_probs))
+            for ids, stopped, log_probs in zip(
+                self._drawn, self._stopped, self._drawn_log_probs, strict=True
+            )
         ]
 
 
-def _draw(
-    logits_BV: torch.Tensor, temperature: float, top_p: float, generators: Sequence[torch.Generator]
-) -> list[int]:
-    """`sampling.next_token` with a generator a row."""
+def _next(
+    logits_BV: torch.Tensor, temperature: float, top_p: float, uniform_B: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`sampling.next_token` with a number a row, and the tokens' log-probabilities."""
     if temperature == 0:
-        return logits_BV.argmax(dim=-1).tolist()
-    probabilities_BV = torch.softmax(logits_BV.double() / temperature, dim=-1)
-    nucleus_BV = nucleus(probabilities_BV, top_p).cpu()
-    return [
-        int(torch.multinomial(row_V, 1, generator=generator))
-        for row_V, generator in zip(nucleus_BV, generators, strict=True)
-    ]
+        return logits_BV.argmax(dim=-1), torch.zeros_like(uniform_B)
+    return draw(logits_BV, temperature, top_p, uniform_B)

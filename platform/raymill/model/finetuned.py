@@ -39,11 +39,13 @@ def save_finetuned(
     stop_ids: Sequence[int],
     pad_id: int,
     probe_ids: Sequence[Sequence[int]],
+    scalar: bool = False,
 ) -> Saved:
     """Write `target`, replacing it whole, so that `AutoModelForCausalLM.from_pretrained(target)` loads it,
     and compare it with `model` by logits. Adapters are merged into it, and lie in `target`/../adapter too.
 
-    `stop_ids`: where generation stops, the end of turn first.
+    `stop_ids`: where generation stops, the end of turn first. `scalar`: the model gives one number, and
+    `AutoModelForSequenceClassification` loads it.
 
     Raises:
         CheckpointError: the saved model doesn't compute what `model` does.
@@ -58,7 +60,19 @@ def save_finetuned(
             _copy_tokenizer(tokenizer_folder, temporary)
             (temporary / "README.md").unlink(missing_ok=True)  # peft's unfilled template
             model = model.merge_and_unload()
-        return _save_whole(model, tokenizer_folder, target, precision, stop_ids, pad_id, probe)
+        if not scalar:
+            _say_where_to_stop(model, stop_ids, pad_id)
+        return _save_whole(model, tokenizer_folder, target, precision, scalar, probe)
+
+
+def _say_where_to_stop(model: Any, stop_ids: Sequence[int], pad_id: int) -> None:
+    from transformers import GenerationConfig
+
+    model.config.eos_token_id = stop_ids[0]
+    model.config.pad_token_id = pad_id
+    model.generation_config = GenerationConfig(
+        eos_token_id=list(stop_ids), pad_token_id=pad_id, bos_token_id=model.config.bos_token_id
+    )
 
 
 def _save_whole(
@@ -66,24 +80,19 @@ def _save_whole(
     tokenizer_folder: Path,
     target: Path,
     precision: str,
-    stop_ids: Sequence[int],
-    pad_id: int,
+    scalar: bool,
     probe: Probe,
 ) -> Saved:
     """Write, load again, compare; only then does the folder take its place."""
     import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    loader = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    merged.config.eos_token_id = stop_ids[0]
-    merged.config.pad_token_id = pad_id
-    merged.generation_config = GenerationConfig(
-        eos_token_id=list(stop_ids), pad_token_id=pad_id, bos_token_id=merged.config.bos_token_id
-    )
     with replaced_whole(target) as temporary:
         merged.to(dtype).save_pretrained(temporary)
         _copy_tokenizer(tokenizer_folder, temporary)
-        again = AutoModelForCausalLM.from_pretrained(
+        again = loader.from_pretrained(
             temporary, local_files_only=True, trust_remote_code=False, dtype=torch.float32
         ).eval()
         saved = _compared(
@@ -91,7 +100,7 @@ def _save_whole(
         )
         if saved.logit_difference > MERGE_TOLERANCE[precision]:
             raise CheckpointError(
-                f"the saved model's logits differ from the trained one's by "
+                f"the saved model's outputs differ from the trained one's by "
                 f"{saved.logit_difference:.2g} of their size, more than "
                 f"{MERGE_TOLERANCE[precision]:g} ({saved.same_choice:.1%} of the likeliest tokens "
                 "agree); nothing was exported"
@@ -111,7 +120,8 @@ def _logits(model: Any, ids: Sequence[int]) -> Any:
     import torch
 
     with torch.no_grad():
-        return model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0].float()
+        logits = model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits
+    return logits.float().reshape(-1, logits.shape[-1])  # a scalar head gives one row of one number
 
 
 def _compared(before: Sequence[Any], after: Sequence[Any]) -> Saved:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymill.config.schema import LoraConfig
 from raymill.errors import ConfigError
+from raymill.model.shape import read_config
 
 if TYPE_CHECKING:
     import torch
@@ -29,22 +30,75 @@ def load_parent(
     Raises:
         ConfigError: transformers can't load it.
     """
-    import torch
     from transformers import AutoModelForCausalLM
 
+    model: PreTrainedModel = _loaded(AutoModelForCausalLM, folder, attention)
+    extend_vocabulary(model, vocab_size, new_ids, seed)
+    return model
+
+
+def load_scalar(
+    folder: Path,
+    vocab_size: int,
+    new_ids: Sequence[int],
+    attention: str,
+    seed: int,
+    pad_id: int,
+) -> tuple[PreTrainedModel, bool]:
+    """The parent with a head that gives one number (transformers' sequence classifier), and whether it had
+    that head already. A new head is drawn from `seed`.
+
+    Raises:
+        ConfigError: transformers can't load it so.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    torch.manual_seed(seed)
+    names = read_config(folder).get("architectures") or [""]
+    has_head = str(names[0]).endswith("ForSequenceClassification")
+    model: Any = _loaded(AutoModelForSequenceClassification, folder, attention, num_labels=1)
+    extend_vocabulary(model, vocab_size, new_ids, seed)
+    model.config.pad_token_id = pad_id
+    model.config.problem_type = "regression"
+    return model, has_head
+
+
+def scalar_head(model: Any) -> torch.nn.Module:
+    """The module that makes the number, also inside adapters' wrappers.
+
+    Raises:
+        ConfigError: the family calls it by a name that isn't known.
+    """
+    found = [
+        module
+        for name, module in model.named_modules()
+        if name.rpartition(".")[2] in ("score", "classifier")
+    ]
+    # With adapters the head is wrapped, and the copy that is trained lies inside.
+    if not found:
+        raise ConfigError(
+            [f"parent: {type(model).__name__} has no head called score or classifier"]
+        )
+    head: torch.nn.Module = found[0]
+    return head
+
+
+def _loaded(cls: Any, folder: Path, attention: str, **settings: Any) -> Any:
+    import torch
+
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        return cls.from_pretrained(
             folder,
             local_files_only=True,
             trust_remote_code=False,  # a model's own code is never run, nor asked about
             dtype=torch.float32,
             attn_implementation=attention,
+            **settings,
         )
     except (OSError, ValueError, ImportError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError([f"parent: transformers can't load {folder}: {reason}"]) from error
-    extend_vocabulary(model, vocab_size, new_ids, seed)
-    return model
 
 
 def extend_vocabulary(model: Any, vocab_size: int, new_ids: Sequence[int], seed: int) -> None:
@@ -76,10 +130,13 @@ def extend_vocabulary(model: Any, vocab_size: int, new_ids: Sequence[int], seed:
                 matrix_VH[index] = mean_H + NEW_TOKEN_NOISE * spread_H * noise_H
 
 
-def with_adapters(model: Any, lora: LoraConfig, new_ids: Sequence[int], seed: int) -> Any:
+def with_adapters(
+    model: Any, lora: LoraConfig, new_ids: Sequence[int], seed: int, task: str = "CAUSAL_LM"
+) -> Any:
     """The model with LoRA adapters (peft), which alone are trained, and the new tokens' embeddings.
 
-    Without the latter, a token that ends a turn could never be learned.
+    Without the latter, a token that ends a turn could never be learned. With task SEQ_CLS the scalar head
+    is trained as well.
 
     Raises:
         ConfigError: `lora.targets` names no module of this model.
@@ -97,7 +154,7 @@ def with_adapters(model: Any, lora: LoraConfig, new_ids: Sequence[int], seed: in
         lora_dropout=lora.dropout,
         target_modules=targets,
         trainable_token_indices=_token_tables(model, new_ids) or None,
-        task_type="CAUSAL_LM",
+        task_type=task,
     )
     torch.manual_seed(seed)
     try:
@@ -109,7 +166,7 @@ def with_adapters(model: Any, lora: LoraConfig, new_ids: Sequence[int], seed: in
 def _token_tables(model: Any, new_ids: Sequence[int]) -> dict[str, list[int]]:
     """New tokens by the module that holds their rows: the input's, and the output's unless it is tied."""
     tables = {id(model.get_input_embeddings())}
-    if not model.config.tie_word_embeddings:
+    if model.get_output_embeddings() is not None and not model.config.tie_word_embeddings:
         tables.add(id(model.get_output_embeddings()))
     names = [name for name, module in model.named_modules() if id(module) in tables]
     return {name.rpartition(".")[2]: list(new_ids) for name in names} if new_ids else {}

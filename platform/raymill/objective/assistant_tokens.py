@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from raymill.data.rows import Rows
 from raymill.objective.language_modelling import restarting_positions
-from raymill.objective.objective import Forward
+from raymill.objective.objective import Forward, Tally
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class AssistantTokens:
     """
 
     head: torch.nn.Module
+    tally: Tally = field(default_factory=Tally)
 
     def weight(self, rows: Rows) -> float:
         """The summed weights of all tokens with a loss."""
@@ -52,7 +53,7 @@ class AssistantTokens:
         if not len(row_N):  # the head takes part all the same
             row_N, column_N = torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long)
         flat_N = (row_N * (width - 1) + column_N).to(device)
-        with _only_at(self.head, flat_N):
+        with only_at(self.head, flat_N):
             logits_NV = forward(
                 input_ids=tokens_BT1[:, :-1].contiguous().to(device),
                 position_ids=restarting_positions(opens_BT).to(device),
@@ -67,7 +68,7 @@ class AssistantTokens:
 
 
 @contextmanager
-def _only_at(head: torch.nn.Module, flat_N: torch.Tensor) -> Iterator[None]:
+def only_at(head: torch.nn.Module, flat_N: torch.Tensor) -> Iterator[None]:
     """Within the block, `head` sees just these of the flattened places, and gives [N, V]."""
     handle = head.register_forward_pre_hook(
         lambda _module, inputs: (inputs[0].flatten(0, 1)[flat_N], *inputs[1:])

@@ -5,14 +5,14 @@ Shapes: B rows of a micro-batch, T predictions a row (a row holds T + 1 tokens),
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from raymill.data.rows import Rows
-from raymill.objective.objective import IGNORE, Forward, predicted_tokens
+from raymill.objective.objective import IGNORE, Forward, Tally, predicted_tokens
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class LanguageModelling:
 
     end_of_text_id: int
     document_mask: bool = False
+    tally: Tally = field(default_factory=Tally)
 
     def weight(self, rows: Rows) -> float:
         """How many tokens of `rows` have a loss."""

@@ -4,6 +4,7 @@ so that no result depends on micro-batch, accumulation or world size."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -14,14 +15,41 @@ IGNORE = -100
 Forward = Callable[..., Any]  # a model, or an engine around one: its result has `.logits`
 
 
+@dataclass(frozen=True)
+class Tally:
+    """Figures that an objective comes by while it computes losses: sums, and what they are divided by.
+
+    Every rank and micro-batch adds the same names, so that the sums can be added up over all of them.
+    """
+
+    sums: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, name: str, total: torch.Tensor | float, weight: float) -> None:
+        """Count `total` into the numerator of a mean, and `weight` into its denominator."""
+        found = self.sums.setdefault(name, [0.0, 0.0])
+        found[0] += float(total)
+        found[1] += weight
+
+    def drain(self) -> dict[str, list[float]]:
+        """What was counted since the last time."""
+        found = dict(self.sums)
+        self.sums.clear()
+        return found
+
+
 class Objective(Protocol):
     """Rows → losses, for rows of one kind."""
 
-    def weight(self, rows: Rows) -> float:
+    @property
+    def tally(self) -> Tally:
+        """Where it counts other figures."""
+        ...
+
+    def weight(self, rows: Any) -> float:
         """What the summed loss of `rows` is divided by: their predicted tokens, weighted."""
         ...
 
-    def losses(self, forward: Forward, rows: Rows, device: torch.device) -> torch.Tensor:
+    def losses(self, forward: Forward, rows: Any, device: torch.device) -> torch.Tensor:
         """[B] Summed, weighted negative log-likelihood of each row in nats, fp32.
 
         No rows make a forward pass all the same, of one row that predicts nothing, and give one loss

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raymill.config.schema import TrainJob
+from raymill.config.schema import RlhfJob, TrainJob
 
 
 def total_steps(job: TrainJob) -> int:
@@ -13,6 +13,14 @@ def total_steps(job: TrainJob) -> int:
     return -(-job.train.tokens // (job.train.global_batch * job.data.sequence_length))
 
 
+def update_rows(job: TrainJob) -> int:
+    """Rows of one optimizer update, over all workers: a step's, but where answers are sampled for its
+    prompts and learned from in minibatches."""
+    if not isinstance(job, RlhfJob):
+        return job.train.global_batch
+    return job.train.global_batch * job.rollout.group // max(1, job.algorithm.minibatches)
+
+
 def accumulation_steps(job: TrainJob, world_size: int) -> int:
-    """Micro-batches a rank and step: global batch / (world size x micro-batch), exact by validation."""
-    return job.train.global_batch // (world_size * job.train.micro_batch)
+    """Micro-batches a rank and update: rows / (world size x micro-batch), exact by validation."""
+    return update_rows(job) // (world_size * job.train.micro_batch)

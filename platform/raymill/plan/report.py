@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from raymill.config.schema import ArchConfig, PretrainJob, SftJob, TrainJob
+from raymill.config.schema import ArchConfig, ParentJob, PretrainJob, TrainJob
 from raymill.data.location import prepared_folder
 from raymill.data.manifest import MANIFEST_NAME
 from raymill.plan.batch import accumulation_steps, total_steps
@@ -32,7 +32,7 @@ def pretraining_plan(job: PretrainJob) -> list[tuple[str, str]]:
 
 
 def fine_tuning_plan(
-    job: SftJob, parent: str, arch: ArchConfig | None, vocab_size: int, data: str
+    job: ParentJob, parent: str, arch: ArchConfig | None, vocab_size: int, data: str
 ) -> list[tuple[str, str]]:
     """(topic, text) lines; `arch` is the parent's where its shape is known, `vocab_size` with the tokens
     that the chat template adds. Adapters are planned as if all weights were trained: an upper bound."""

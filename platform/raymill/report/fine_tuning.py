@@ -68,7 +68,7 @@ def fine_tuning_card(
         tiles.append(Tile(f"{after - before:+.3f}", "bits per byte forgotten"))
     return Card(
         tuple(headlines), tuple(tiles), COLUMNS, (_answers(run_dir),), _data(prepared),
-        "python jobs/generate.py",
+        "python jobs/generate.py model={model}",
     )  # fmt: skip
 
 

@@ -59,6 +59,15 @@ class Column:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """What is drawn over tokens: a figure of the steps, one of the evaluations, and what both are."""
+
+    train: str = "train/loss"
+    held_out: str = "eval/loss"
+    label: str = "loss (nats a token)"
+
+
+@dataclass(frozen=True)
 class Card:
     """What there is to say of one kind of job."""
 
@@ -67,7 +76,8 @@ class Card:
     columns: tuple[Column, ...]
     sections: tuple[str, ...]  # HTML, after the evaluations
     lineage: tuple[tuple[str, str], ...]
-    ask: str  # the command that talks to the model
+    ask: str  # the command that uses the model, which is {model} there
+    curve: Curve = Curve()
 
 
 def write_report(
@@ -77,7 +87,8 @@ def write_report(
     steps = last_of_each_step(events, "step")
     evaluations = last_of_each_step(events, "evaluation")
     curve, path = run_dir / "loss.png", run_dir / "report.html"
-    draw_curve(steps, [event for event in evaluations if "eval/loss" in event], curve)
+    shown = card.curve
+    draw_curve(steps, evaluations, shown.train, shown.held_out, shown.label, curve)
     figures = summary["figures"]
     picture = base64.b64encode(curve.read_bytes()).decode("ascii")
     sections = [
@@ -85,8 +96,9 @@ def write_report(
         f"<p class=sub>{figures['steps']:,} steps, {figures['tokens']:,} tokens, "
         f"{figures['perf/tokens_per_s']:,.0f} tokens/s</p>",
         "<div class=cards>" + "".join(map(_tile, card.tiles)) + "</div>",
-        "<h2>Loss</h2>",
-        f'<img alt="training and held-out loss over tokens" src="data:image/png;base64,{picture}">',
+        f"<h2>{escape(shown.label.partition(' (')[0].capitalize())}</h2>",
+        f'<img alt="training and held-out {escape(shown.label)} over tokens" '
+        f'src="data:image/png;base64,{picture}">',
         _evaluations(evaluations, card.columns),
         *card.sections,
         "<h2>Where it comes from</h2>",
@@ -154,7 +166,7 @@ def _origin(summary: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _commands(summary: dict[str, Any], ask: str) -> str:
     return (
-        f"# talk to it\n{ask} model={summary['export']}\n\n"
+        f"# use it\n{ask.replace('{model}', summary['export'])}\n\n"
         f"# go on (the same command with more steps resumes)\n{summary['command']} "
         "train.steps=…\n"
     )

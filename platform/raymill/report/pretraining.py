@@ -41,7 +41,7 @@ def pretraining_card(
         ]
     return Card(
         tuple(headlines), tuple(tiles), COLUMNS, (_samples(run_dir),), _data(prepared),
-        "python jobs/generate.py",
+        "python jobs/generate.py model={model}",
     )  # fmt: skip
 
 

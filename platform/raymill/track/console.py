@@ -80,6 +80,17 @@ class RunConsole:
                 + ("" if ended is None else f", {ended:.0%} ended")
             )
 
+        if "pairs/loss" in event:
+            self.say(
+                f"step {event['step']:>6}  held-out pairs: loss {event['pairs/loss']:.4f}, "
+                f"{event['pairs/reward/accuracy']:.1%} ranked right"
+            )
+        if "prompts/reward" in event:
+            self.say(
+                f"step {event['step']:>6}  held-out prompts: reward {event['prompts/reward']:+.4f}, "
+                f"KL {event['prompts/kl']:.3f}, {event['prompts/length']:.0f} tokens an answer"
+            )
+
     def _progress(self, event: dict[str, Any]) -> None:
         self._recent.append(event["perf/step_s"])
         self._progress_line.show(self._line(event))
@@ -89,6 +100,8 @@ class RunConsole:
         known = len(self._recent) >= 4
         left = (self._total - event["step"]) * statistics.median(self._recent)
         bits = "" if self._bits is None else f"  {self._bits:.3f} bits/byte"
+        if "rollout/reward" in event:
+            bits = f"  reward {event['rollout/reward']:+.3f}"
         return (
             f"step {event['step']:>6}/{self._total}  loss {event['train/loss']:.4f}{bits}  "
             f"{event['perf/tokens_per_s']:,.0f} tokens/s  {event['perf/mfu']:.0%} "

@@ -22,7 +22,16 @@ if TYPE_CHECKING:
     from raymill.track.forwarder import Forwarder
 
 # Figures that a version's tags repeat, so that versions can be compared at a glance.
-TOLD = ("eval/bits_per_byte", "answers/f1", "answers/ended", "answers/refusal_f1")
+TOLD = (
+    "eval/bits_per_byte",
+    "answers/f1",
+    "answers/ended",
+    "answers/refusal_f1",
+    "pairs/reward/accuracy",
+    "pairs/calibration_error",
+    "prompts/reward",
+    "prompts/kl",
+)
 FURTHEST = "auto"
 STAGES = ("pretrained", "sft", "aligned", "champion")  # aliases, from first to last
 MARKER_NAME = "raymill.json"  # in an exported folder: what it was exported from
@@ -121,6 +130,8 @@ def _lineage_tags(forwarder: Forwarder, found: Found, figures: dict[str, Any]) -
         "raymill.code_commit": manifest.code_commit or "",
         "raymill.parent": manifest.parent or "",
         "raymill.parent_digest": manifest.parent_digest or "",
+        "raymill.reward": assignment.reward or "",
+        "raymill.reward_digest": assignment.reward_digest or "",
         **{
             f"raymill.{name.rpartition('/')[2]}": str(figures[name])
             for name in TOLD

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,8 @@ from raymill.data.chat.problems import CAUSES, Problem, Refused
 from raymill.errors import DataError
 
 __all__ = [
-    "CAUSES", "FORMATS", "ROLES", "Conversation", "Problem", "detect_format", "read_conversation",
+    "CAUSES", "FORMATS", "ROLES", "Conversation", "Problem", "check_json", "check_text",
+    "checked_messages", "checked_tools", "detect_format", "read_conversation",
 ]  # fmt: skip
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -84,13 +85,39 @@ def read_conversation(record: Any, format: str | None = None) -> Conversation | 
         if found is None:
             columns = ", ".join(sorted(map(str, record))[:8]) or "none"
             raise Refused("format", f"none of the formats {', '.join(FORMATS)} (has {columns})")
-        raw = raw_messages(record, found)
-        messages = tuple(_message(item, f"message {n}") for n, item in enumerate(raw, 1))
-        _check_order([message["role"] for message in messages])
-        tools, weight = _tools(record.get("tools")), _weight(record.get("weight"))
+        messages = checked_messages(raw_messages(record, found))
+        tools, weight = checked_tools(record.get("tools")), _weight(record.get("weight"))
         return Conversation(messages, tools, weight, given_messages(record, found))
     except Refused as refused:
         return refused.problem
+
+
+def checked_messages(
+    raw: Sequence[Mapping[str, Any]], last: Sequence[str] = ("assistant",)
+) -> tuple[dict[str, Any], ...]:
+    """Messages as a `Conversation` holds them. `last`: who may speak last, the assistant or others.
+
+    Raises:
+        Refused: what is wrong with which of them.
+    """
+    messages = tuple(_message(item, f"message {n}") for n, item in enumerate(raw, 1))
+    _check_order([message["role"] for message in messages], last)
+    return messages
+
+
+def checked_tools(value: object) -> tuple[dict[str, Any], ...] | None:
+    """A list of objects, also as JSON text, which columns of one type force on many data sets.
+
+    Raises:
+        Refused: it is something else.
+    """
+    value = _parsed(value, "tools")
+    if value is None or value == []:
+        return None
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        raise Refused("type", f"tools is {kind_of(value)}, expected a list of objects")
+    check_json(value, "tools")
+    return tuple(value)
 
 
 def _message(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -101,7 +128,7 @@ def _message(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
     calls = raw.get("tool_calls")
     tool_calls = [] if calls is None else _tool_calls(calls, role, where)
     content = _content(raw.get("content"), where, optional=bool(tool_calls))
-    _check_text(content, f"{where}: content")
+    check_text(content, f"{where}: content")
     if not content.strip() and not tool_calls:
         raise Refused("empty", f"{where}: the {role}'s content is empty")
     message["content"] = content
@@ -115,7 +142,7 @@ def _message(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
             continue
         if not isinstance(value, str):
             raise Refused("type", f"{where}: {key} is {kind_of(value)}, expected text")
-        _check_text(value, f"{where}: {key}")
+        check_text(value, f"{where}: {key}")
         message[key] = value
     return message
 
@@ -170,19 +197,8 @@ def _tool_call(call: object, where: str) -> dict[str, Any]:
     if isinstance(call.get("id"), str):
         checked["id"] = call["id"]
     checked["function"] = {"name": name, "arguments": arguments}
-    _check_json(checked, where)
+    check_json(checked, where)
     return checked
-
-
-def _tools(value: object) -> tuple[dict[str, Any], ...] | None:
-    """A list of objects, also as JSON text, which columns of one type force on many data sets."""
-    value = _parsed(value, "tools")
-    if value is None or value == []:
-        return None
-    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
-        raise Refused("type", f"tools is {kind_of(value)}, expected a list of objects")
-    _check_json(value, "tools")
-    return tuple(value)
 
 
 def _weight(value: object) -> float:
@@ -207,10 +223,10 @@ def _parsed(value: object, where: str) -> object:
         raise Refused("type", f"{where} is text that isn't JSON ({error})") from error
 
 
-def _check_order(roles: list[str]) -> None:
+def _check_order(roles: list[str], last: Sequence[str]) -> None:
     if not roles:
         raise Refused("empty", "there are no messages")
-    if "assistant" not in roles:
+    if "assistant" in last and "assistant" not in roles:
         raise Refused("no_assistant", f"no assistant among {len(roles)} messages: nothing to learn")
     before = None
     for number, role in enumerate(roles, 1):
@@ -223,30 +239,47 @@ def _check_order(roles: list[str]) -> None:
                 "order", f"message {number}: {role} {after}, expected {' or '.join(allowed)}"
             )
         before = role
-    if before != "assistant":
+    if before in last:
+        return
+    if "assistant" in last:
         what = "a user turn" if before == "user" else "a tool's result"
         raise Refused("order", f"message {len(roles)}: ends with {what} that nobody answers")
+    raise Refused(
+        "order", f"message {len(roles)}: ends with the {roles[-1]}, expected {' or '.join(last)}"
+    )
 
 
-def _check_json(value: object, where: str, level: int = 0) -> None:
+def check_json(value: object, where: str, level: int = 0) -> None:
+    """Refuse what JSON doesn't have, or text that `check_text` refuses.
+
+    Raises:
+        Refused: names `where` it stands.
+    """
     if level > NESTING:
         raise Refused("type", f"{where}: nested deeper than {NESTING} levels")
     if isinstance(value, str):
-        _check_text(value, where)
+        check_text(value, where)
     elif isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
                 raise Refused("type", f"{where}: a key is {kind_of(key)}, expected text")
-            _check_text(key, where)
-            _check_json(item, where, level + 1)
+            check_text(key, where)
+            check_json(item, where, level + 1)
     elif isinstance(value, list):
         for item in value:
-            _check_json(item, where, level + 1)
+            check_json(item, where, level + 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise Refused("type", f"{where}: holds {value}, which isn't JSON")
     elif value is not None and not isinstance(value, bool | int | float):
         raise Refused("type", f"{where}: holds {kind_of(value)}, which isn't JSON")
 
 
-def _check_text(text: str, where: str) -> None:
+def check_text(text: str, where: str) -> None:
+    """Refuse halves of surrogate pairs, and the noncharacters that Raymill marks text with.
+
+    Raises:
+        Refused: names `where` it stands.
+    """
     found = _UNUSABLE.search(text)
     if found is None:
         return

@@ -7,39 +7,30 @@ conversations are in memory together (`data.unit_bytes` bounds them), since pack
 from __future__ import annotations
 
 import hashlib
-import os
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from raymill.data.chat.conversation import Conversation, Problem
-from raymill.data.chat.encode import ChatEncoder, EncodedChat
-from raymill.data.chat.folder import load_chat_encoder
+from raymill.data.chat.encode import EncodedChat
 from raymill.data.chat.pack import pack
 from raymill.data.chat.questions import Question, lowest, question_of, write_questions
 from raymill.data.chat.records import ChatReading, ChatRecord
 from raymill.data.chat.rows import Weighed, row_groups
 from raymill.data.chat.statistics import Statistics
-from raymill.data.manifest import TOKENIZER_FOLDER, InputDigest, Shard, TokenizerIdentity
+from raymill.data.manifest import Shard, TokenizerIdentity
+from raymill.data.messages_unit import BATCH, Intake, unit_encoder
 from raymill.data.order import hash_key
 from raymill.data.pack import dtype_for
 from raymill.data.records import Bad
 from raymill.data.shards import ShardWriter
 from raymill.data.sources import Unit
 from raymill.data.split import TRAIN
-from raymill.data.unit import EXAMPLES, UNITS_FOLDER, UnitResult
-from raymill.durable import canonical_json, write_atomic
-from raymill.errors import DataError
-
-BATCH = 512  # conversations encoded at once
-QUARANTINED = 10_000  # records a unit keeps; the others are counted only
-RECORD_CHARACTERS = 100_000  # of a quarantined record
+from raymill.data.unit import UNITS_FOLDER, UnitResult
 
 
 @dataclass(frozen=True)
@@ -74,11 +65,6 @@ class ChatSettings:
         return _ChatWork(index, unit, self).run()
 
 
-def quarantine_path(folder: Path, index: int) -> Path:
-    """Where a unit's unusable records are kept."""
-    return folder / UNITS_FOLDER / f"{index:05d}.quarantine.jsonl"
-
-
 def unit_questions_path(folder: Path, index: int) -> Path:
     """Where a unit's questions are kept."""
     return folder / UNITS_FOLDER / f"{index:05d}.questions.jsonl"
@@ -88,21 +74,16 @@ class _ChatWork:
     """The counters and conversations of a running unit."""
 
     def __init__(self, index: int, unit: Unit, settings: ChatSettings) -> None:
-        self._index, self._unit, self._settings = index, unit, settings
-        # Ray gives a unit one core; the library's own threads would fight the others for theirs.
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        self._encoder = _encoder(settings.folder, settings.template_sha256)
+        self._index, self._settings = index, settings
+        self._encoder = unit_encoder(settings.folder, settings.template_sha256)
+        self._intake = Intake(index, unit, settings.reading)
         self._chats: dict[str, list[Weighed]] = {}
         self._questions: list[Question] = []
         self._statistics = {"train": Statistics(), "validation": Statistics()}
-        self._causes: Counter[str] = Counter()
-        self._quarantine: list[dict[str, Any]] = []
         self._digests: list[str] = []
-        self._inputs: list[InputDigest] = []
-        self._records = 0
 
     def run(self) -> UnitResult:
-        records = self._usable()
+        records = self._intake.usable()
         while batch := list(islice(records, BATCH)):
             self._encode(batch)
         folder = Path(self._settings.folder)
@@ -110,54 +91,11 @@ class _ChatWork:
         kept = lowest(self._questions, self._settings.questions)
         (folder / UNITS_FOLDER).mkdir(exist_ok=True)
         write_questions(unit_questions_path(folder, self._index), kept)
-        lines = "".join(canonical_json(entry) + "\n" for entry in self._quarantine)
-        write_atomic(quarantine_path(folder, self._index), lines)
-        statistics = {split: found.to_json() for split, found in self._statistics.items()}
-        return UnitResult(
-            index=self._index,
-            shards=shards,
-            inputs=tuple(self._inputs),
-            documents=sum(map(len, self._chats.values())),
-            records=self._records,
-            bad=self._causes.total(),
-            bad_examples=tuple(f"{e['where']}: {e['why']}" for e in self._quarantine[:EXAMPLES]),
-            bytes_read=sum(piece.length for piece in self._unit),
-            facts={
-                "causes": dict(sorted(self._causes.items())),
-                "statistics": statistics,
-                "digests": self._digests,
-            },
-        )
-
-    def _usable(self) -> Iterator[ChatRecord]:
-        for piece in self._unit:
-            digest = hashlib.sha256()
-            for record in self._settings.reading.read(piece, digest):
-                self._records += record.count if isinstance(record, Bad) else 1
-                if isinstance(record, Bad):
-                    self._refuse(record)
-                else:
-                    yield record
-            self._inputs.append(
-                InputDigest(piece.name, piece.offset, piece.length, digest.hexdigest())
-            )
-
-    def _refuse(self, bad: Bad) -> None:
-        self._causes[bad.cause] += bad.count
-        if len(self._quarantine) < QUARANTINED:
-            why = bad.why.encode(
-                "utf-8", "backslashreplace"
-            ).decode()  # it may name half a surrogate
-            entry: dict[str, Any] = {"where": bad.where, "cause": bad.cause, "why": why}
-            if bad.record is not None:
-                try:
-                    text = canonical_json(bad.record)
-                    text.encode("utf-8")
-                    if len(text) <= RECORD_CHARACTERS:
-                        entry["record"] = bad.record
-                except (TypeError, ValueError, RecursionError):
-                    pass  # what JSON can't hold is named by its place alone
-            self._quarantine.append(entry)
+        facts = {
+            "statistics": {split: found.to_json() for split, found in self._statistics.items()},
+            "digests": self._digests,
+        }
+        return self._intake.finish(folder, shards, sum(map(len, self._chats.values())), facts)
 
     def _encode(self, records: Sequence[ChatRecord]) -> None:
         conversations = [record.conversation for record in records]
@@ -174,7 +112,7 @@ class _ChatWork:
             cut = True
         if isinstance(chat, Problem):
             raw = {"messages": list(record.conversation.messages)}
-            self._refuse(Bad(record.where, chat.why, cause=chat.cause, record=raw))
+            self._intake.refuse(Bad(record.where, chat.why, cause=chat.cause, record=raw))
             return
         self._chats.setdefault(record.split, []).append(Weighed.of(chat, conversation.weight))
         learned = int(chat.learned.sum())
@@ -234,11 +172,3 @@ class _ChatWork:
             for group in groups:
                 writer.write(group)
             return writer.finish()
-
-
-@lru_cache(maxsize=2)
-def _encoder(folder: str, template_sha256: str) -> ChatEncoder:
-    encoder = load_chat_encoder(Path(folder) / TOKENIZER_FOLDER)
-    if encoder is None:
-        raise DataError(f"{folder}/{TOKENIZER_FOLDER} holds no chat template.")
-    return encoder

@@ -1,17 +1,21 @@
-"""`jobs/sft.py` on the driver: resolve parent and conversations, prepare them if need be, train."""
+"""Jobs that start from a parent model, on the driver: resolve parent and data, prepare it if need be, train.
+
+`jobs/sft.py`, `jobs/reward.py`, `jobs/dpo.py` and `jobs/rlhf.py` all run through here.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from raymill.cluster.preparation import prepared_chat
+from raymill.cluster.judges import actor_cpus, judges_of
+from raymill.cluster.preparation import kind_of, prepared_messages
 from raymill.cluster.session import connect
 from raymill.cluster.training import complete, last_checkpoint, train
 from raymill.config import digest, flatten
-from raymill.config.checks import memory_problems
 from raymill.config.identity import is_changeable
-from raymill.config.schema import SftJob
-from raymill.data.chat.prepare import chat_folder
+from raymill.config.memory_check import memory_problems
+from raymill.config.schema import DpoJob, ParentJob, RewardJob, RlhfJob, SftJob
 from raymill.data.chat.tokenizer import ChatTokenizer, chat_tokenizer
 from raymill.data.location import mixture_folders
 from raymill.data.manifest import MANIFEST_NAME, Prepared, load_prepared, tokenizer_fingerprint
@@ -21,9 +25,11 @@ from raymill.plan.batch import total_steps
 from raymill.track.lineage import code_commit
 from raymill.track.registry import ResolvedModel, resolve_model, weights_digest
 
+Tuning = SftJob | RewardJob | DpoJob | RlhfJob
 
-def run(job: SftJob) -> int:
-    """Fine-tune as `job` says; returns the process's exit code.
+
+def run(job: Tuning) -> int:
+    """Train as `job` says; returns the process's exit code.
 
     Raises:
         RaymillError: with a message for the user; what was committed stays.
@@ -32,41 +38,42 @@ def run(job: SftJob) -> int:
     parent = resolve_model(job.parent, job.tracking, root, key="parent")
     tokenizer = chat_tokenizer(parent.folder, job.data.template, job.data.special_tokens)
     _check_parent(job, parent, tokenizer)
+    others = judges_of(job, parent, tokenizer) if isinstance(job, RlhfJob) else {}
     if job.dry_run:
         return _print_plan(job, parent, tokenizer)
     prepared = _prepared(job, tokenizer)
-    assignment = resolve(job, parent, prepared)
+    assignment = replace(resolve(job, parent, prepared), **others)
     last = last_checkpoint(assignment)
     if last is not None:
         return complete(assignment, last)
-    with connect(job.cluster, job.run.workers):
+    with connect(job.cluster, job.run.workers, actor_cpus(job)):
         return train(assignment)
 
 
-def _print_plan(job: SftJob, parent: ResolvedModel, tokenizer: ChatTokenizer) -> int:
-    from raymill.data.chat.prepare import describe
+def _print_plan(job: Tuning, parent: ResolvedModel, tokenizer: ChatTokenizer) -> int:
     from raymill.model.shape import shape_of
     from raymill.plan.report import fine_tuning_plan, print_plan
 
-    data = "" if job.data.mixture else describe(job.preparation(), tokenizer)
+    preparation = job.preparation()
+    data = "" if job.data.mixture else kind_of(job.data).describe(preparation, tokenizer)
     vocab_size = tokenizer.identity.vocab_size
     arch = shape_of(parent.folder)
     print_plan(fine_tuning_plan(job, f"{parent.name} ({parent.folder})", arch, vocab_size, data))
     return 0
 
 
-def _prepared(job: SftJob, tokenizer: ChatTokenizer) -> dict[Path, float]:
-    """Prepared folder → weight: this configuration's own conversations, or the mixture's."""
+def _prepared(job: Tuning, tokenizer: ChatTokenizer) -> dict[Path, float]:
+    """Prepared folder → weight: this configuration's own data, or the mixture's."""
     root = Path(job.storage.root)
     if job.data.mixture:
         return mixture_folders(job.data, root)
-    folder = chat_folder(job.data, tokenizer, job.run.seed, root)
+    folder = kind_of(job.data).folder(job.data, tokenizer, job.run.seed, root)
     if not (folder / MANIFEST_NAME).exists():
-        prepared_chat(job.preparation(), tokenizer)
+        prepared_messages(job.preparation(), tokenizer)
     return {folder: 1.0}  # what was prepared is trained on, wherever its inputs are by now
 
 
-def resolve(job: SftJob, parent: ResolvedModel, folders: dict[Path, float]) -> Assignment:
+def resolve(job: ParentJob, parent: ResolvedModel, folders: dict[Path, float]) -> Assignment:
     """Cross-check everything the run needs, before workers start.
 
     Raises:
@@ -90,11 +97,11 @@ def resolve(job: SftJob, parent: ResolvedModel, folders: dict[Path, float]) -> A
         model_folder=parent.folder,
         parent=parent.name,
         parent_digest=weights_digest(parent.folder),
-        forgetting=_forgetting(job, parent),
+        forgetting=_forgetting(job, parent) if isinstance(job, SftJob) else None,
     )
 
 
-def _check_parent(job: SftJob, parent: ResolvedModel, tokenizer: ChatTokenizer) -> None:
+def _check_parent(job: ParentJob, parent: ResolvedModel, tokenizer: ChatTokenizer) -> None:
     from raymill.model.shape import positions_of, shape_of
 
     arch = shape_of(parent.folder)
@@ -112,8 +119,11 @@ def _check_parent(job: SftJob, parent: ResolvedModel, tokenizer: ChatTokenizer) 
     if positions is None:
         return
     asked = {"data.sequence_length": job.data.sequence_length}
-    if job.evaluation.questions:
+    if isinstance(job, SftJob) and job.evaluation.questions:
         asked["evaluation.answer_tokens"] = job.evaluation.answer_tokens + 1  # and a question
+    if isinstance(job, RlhfJob):
+        both = job.data.sequence_length + job.rollout.max_new_tokens
+        asked["data.sequence_length + rollout.max_new_tokens"] = both
     problems = [
         f"{key}={value}: longer than the {positions} positions of {parent.name}"
         for key, value in asked.items()
@@ -123,29 +133,29 @@ def _check_parent(job: SftJob, parent: ResolvedModel, tokenizer: ChatTokenizer) 
         raise ConfigError(problems)
 
 
-def _check_together(prepared: list[Prepared], job: SftJob) -> None:
-    first = prepared[0].manifest
+def _check_together(prepared: list[Prepared], job: ParentJob) -> None:
+    kind, first = kind_of(job.data), prepared[0].manifest
     problems = []
     for data in prepared:
         manifest = data.manifest
-        if manifest.kind != "chat" or manifest.chat is None or first.chat is None:
+        if manifest.kind != kind.name or manifest.messages is None or first.messages is None:
             problems.append(
-                f"data.mixture: {data.folder} holds {manifest.kind}, not conversations; prepare "
-                "them with jobs/prepare.py kind=chat"
+                f"data.mixture: {data.folder} holds {manifest.kind}, not {kind.what}; prepare "
+                f"them with jobs/prepare.py kind={kind.name}"
             )
             continue
-        if (manifest.tokenizer, manifest.chat.template_sha256) != (
+        if (manifest.tokenizer, manifest.messages.template_sha256) != (
             first.tokenizer,
-            first.chat.template_sha256,
+            first.messages.template_sha256,
         ):
             problems.append(
                 f"data.mixture: {data.folder} was prepared with another tokenizer or chat template "
                 f"than {prepared[0].folder}; prepare both for the same parent"
             )
-        if manifest.sequence_length != job.data.sequence_length:
+        if manifest.sequence_length != job.data.row_predictions:
             problems.append(
-                f"data.sequence_length={job.data.sequence_length}: {data.folder} was prepared with "
-                f"{manifest.sequence_length}"
+                f"data.sequence_length={job.data.sequence_length}: {data.folder} was prepared for "
+                f"rows of {manifest.sequence_length}, not {job.data.row_predictions}"
             )
     if problems:
         raise ConfigError(problems)

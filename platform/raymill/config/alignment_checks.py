@@ -1,0 +1,144 @@
+"""What can't go together in the jobs that align: preferences, rewards, rollouts. Pure, as `checks.py` is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from raymill.config.ranges import above, at_least, fraction, safe_name
+from raymill.config.schema import (
+    AlgorithmConfig,
+    DpoJob,
+    RankJob,
+    RewardConfig,
+    RewardJob,
+    RlhfJob,
+    RolloutConfig,
+)
+
+
+def reward_modelling(job: RewardJob) -> list[str]:
+    """Of jobs/reward.py, beside what all jobs have that start from a parent."""
+    return [
+        *at_least("margin_scale", job.margin_scale, 0),
+        *at_least("centring", job.centring, 0),
+    ]
+
+
+def preference_tuning(job: DpoJob) -> list[str]:
+    """Of jobs/dpo.py, likewise."""
+    loss = job.loss
+    return [
+        *above("loss.beta", loss.beta, 0),
+        *at_least("loss.gamma", loss.gamma, 0),
+        *(
+            []
+            if 0 <= loss.label_smoothing < 0.5
+            else [
+                f"loss.label_smoothing={loss.label_smoothing}: must be at least 0 and below 0.5, "
+                "where pairs say nothing"
+            ]
+        ),
+    ]
+
+
+def reinforcement(job: RlhfJob) -> list[str]:
+    """Of jobs/rlhf.py, likewise."""
+    return [
+        *_algorithm(job.algorithm, job.rollout),
+        *_rollout(job),
+        *_reward(job.reward),
+        *above("critic.learning_rate", job.critic.learning_rate, 0),
+        *at_least("evaluation.answers_shown", job.evaluation.answers_shown, 0),
+        *at_least("evaluation.table_every", job.evaluation.table_every, 0),
+    ]
+
+
+def ranking(job: RankJob) -> list[str]:
+    """Of jobs/rank.py, beside its data and tracking."""
+    return [
+        *safe_name("name", job.name),
+        *at_least("answers", job.answers, 2),
+        *at_least("prompts", job.prompts, 1),
+        *at_least("annotators_per_item", job.annotators_per_item, 1),
+        *at_least("max_new_tokens", job.max_new_tokens, 1),
+        *above("temperature", job.temperature, 0),
+        *fraction("top_p", job.top_p, positive=True),
+        *([] if job.model else ["model: name at least one whose answers are compared"]),
+        *([] if 0 <= job.port < 65536 else [f"port={job.port}: must be from 0 to 65535"]),
+        *(
+            []
+            if 0 <= job.judge_noise < 0.5
+            else [f"judge_noise={job.judge_noise}: must be at least 0 and below 0.5"]
+        ),
+        *(
+            ["judge: a synthetic judge ranks answers; it can't write (mode=write)"]
+            if job.judge is not None and job.mode == "write"
+            else []
+        ),
+    ]
+
+
+def _algorithm(algorithm: AlgorithmConfig, rollout: RolloutConfig) -> Iterator[str]:
+    for key in ("clip_low", "clip_high"):
+        yield from above(f"algorithm.{key}", getattr(algorithm, key), 0)
+    yield from above("algorithm.dual_clip", algorithm.dual_clip, 1)
+    yield from above("algorithm.kl_target", algorithm.kl_target, 0)
+    yield from at_least("algorithm.kl_horizon", algorithm.kl_horizon, 1)
+    yield from at_least("algorithm.kl_coefficient", algorithm.kl_coefficient, 0)
+    yield from at_least("algorithm.entropy_coefficient", algorithm.entropy_coefficient, 0)
+    yield from above("algorithm.value_clip", algorithm.value_clip, 0)
+    yield from above("algorithm.importance_cap", algorithm.importance_cap, 0)
+    yield from at_least("algorithm.epochs", algorithm.epochs, 1)
+    yield from at_least("algorithm.minibatches", algorithm.minibatches, 1)
+    for key in ("gamma", "lam"):
+        yield from fraction(f"algorithm.{key}", getattr(algorithm, key))
+    needs_group = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline")
+    if algorithm.advantage in needs_group and rollout.group < 2:
+        yield (
+            f"rollout.group={rollout.group}: algorithm.advantage={algorithm.advantage} compares "
+            "answers to one prompt; ask for at least 2"
+        )
+    if algorithm.kl == "loss" and algorithm.kl_estimator == "k1":
+        yield (
+            "algorithm.kl_estimator=k1: as a loss its expected gradient is zero; use k2, or "
+            "algorithm.kl=reward"
+        )
+    if algorithm.kl != "none" and algorithm.kl_coefficient == 0 and algorithm.kl_target is None:
+        yield f"algorithm.kl={algorithm.kl}: needs algorithm.kl_coefficient above 0"
+    if algorithm.kl_target is not None and algorithm.kl_coefficient == 0:
+        yield "algorithm.kl_target: an adaptive coefficient starts at algorithm.kl_coefficient above 0"
+
+
+def _rollout(job: RlhfJob) -> Iterator[str]:
+    rollout, train = job.rollout, job.train
+    for key in ("group", "batch", "max_new_tokens", "threads"):
+        yield from at_least(f"rollout.{key}", getattr(rollout, key), 1)
+    for key in ("actors", "cpus_per_actor", "gpus_per_actor"):
+        yield from at_least(f"rollout.{key}", getattr(rollout, key), 0)
+    yield from above("rollout.temperature", rollout.temperature, 0)
+    yield from above("rollout.timeout_s", rollout.timeout_s, 0)
+    yield from fraction("rollout.top_p", rollout.top_p, positive=True)
+    workers, minibatches = job.run.workers, job.algorithm.minibatches
+    if min(train.global_batch, workers, minibatches) >= 1 and train.global_batch % (
+        workers * minibatches
+    ):
+        yield (
+            f"train.global_batch={train.global_batch}: {workers} workers and "
+            f"{minibatches} minibatches must divide the prompts of a step"
+        )
+    if rollout.staleness and rollout.actors == 0 and rollout.replay is None:
+        yield "rollout.staleness=1: needs rollout.actors of at least 1, to sample while training"
+    if rollout.engine == "vllm":
+        yield "rollout.engine=vllm: isn't there yet; use transformers"
+
+
+def _reward(reward: RewardConfig) -> Iterator[str]:
+    yield from at_least("reward.workers", reward.workers, 1)
+    yield from at_least("reward.model_actors", reward.model_actors, 0)
+    yield from above("reward.timeout_s", reward.timeout_s, 0)
+    yield from at_least("reward.length_penalty", reward.length_penalty, 0)
+    if not reward.functions and reward.model is None:
+        yield (
+            "reward.functions, reward.model: there is no reward; give one, as in "
+            "reward.functions={exact: 1.0} or reward.model=models:/assistant@reward"
+        )

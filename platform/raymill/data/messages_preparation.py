@@ -1,0 +1,194 @@
+"""What preparing messages has in common, whatever is made of them: the parent's tokenizer with a chat
+template, a folder named by what shapes it, units in parallel, and the manifest that vouches for them.
+
+As with text, the manifest comes last, and whatever stands without one is a start for the next try.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from raymill.config.schema import ChatConfig, MessagesConfig
+from raymill.data.chat.tokenizer import ChatTokenizer
+from raymill.data.inputs_check import refuse_changed_inputs
+from raymill.data.location import NOT_SHAPING
+from raymill.data.manifest import (
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    TOKENIZER_FOLDER,
+    Manifest,
+    Prepared,
+    Split,
+    load_prepared,
+    write_manifest,
+)
+from raymill.data.messages_report import QUARANTINE_NAME
+from raymill.data.messages_unit import quarantine_path
+from raymill.data.pack import dtype_for
+from raymill.data.prepare_report import announce, announce_existing, planned
+from raymill.data.prepare_steps import judged_bad_inputs, only_writer, remove_leftovers, run_units
+from raymill.data.sources import BY_RECORD, Format, Piece, Unit, plan_units
+from raymill.data.unit import UnitResult, UnitSettings
+from raymill.durable import canonical_json, sha256_text, write_atomic
+from raymill.errors import DataError
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What one kind of messages brings to a preparation.
+
+    `settings` names the folder and does the units' work; `plan` finds the inputs; `manifest` judges the
+    units' results as a whole; `summarise` prints what came of them in how many seconds.
+    """
+
+    tokenizer: ChatTokenizer
+    settings: UnitSettings
+    plan: Callable[[], list[Unit]]
+    manifest: Callable[[Sequence[UnitResult]], Manifest]
+    summarise: Callable[[Prepared, Sequence[UnitResult], float], None]
+
+    @property
+    def folder(self) -> Path:
+        """Where the prepared data lies, or will."""
+        return Path(self.settings.folder)
+
+    def run(self, tasks: int | None) -> Prepared:
+        """Prepare, or find it prepared already, on a Ray that is initialised.
+
+        Raises:
+            DataError: the input is missing or too bad, or the folder holds something else than it
+            should.
+        """
+        units, folder = self.plan(), self.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        started = time.monotonic()
+        with only_writer(folder):
+            if self._finished:
+                return self._existing(units)
+            announce(folder, units)
+            self.tokenizer.save(folder / TOKENIZER_FOLDER)
+            results = run_units(units, self.settings, tasks)
+            manifest = self.manifest(results)
+            remove_leftovers(folder, manifest, len(units))
+            write_manifest(folder, manifest)
+        prepared = load_prepared(folder)
+        self.summarise(prepared, results, time.monotonic() - started)
+        return prepared
+
+    def describe(self) -> str:
+        """What `run` would read and write, for a dry run."""
+        state = "finished" if self._finished else "not finished"
+        return f"{planned(self.plan())} → {self.folder} ({state})"
+
+    def find(self) -> Prepared | None:
+        """The finished folder, verified, if there is one and its inputs are still what they were."""
+        return self._existing(self.plan()) if self._finished else None
+
+    @property
+    def _finished(self) -> bool:
+        return (self.folder / MANIFEST_NAME).exists()
+
+    def _existing(self, units: Sequence[Unit]) -> Prepared:
+        prepared = load_prepared(self.folder)
+        refuse_changed_inputs(prepared, units, self.settings)
+        announce_existing(prepared)
+        return prepared
+
+
+def shaping_messages(
+    data: MessagesConfig, tokenizer: ChatTokenizer, seed: int, **versions: object
+) -> dict[str, Any]:
+    """What prepared bytes depend on, as the manifest carries it; `versions`: of embedded data."""
+    left_out = (*NOT_SHAPING, "template", "special_tokens")
+    tree = {key: value for key, value in asdict(data).items() if key not in left_out}
+    return {
+        "data": {**tree, **versions},
+        "tokenizer": tokenizer.identity.fingerprint,
+        "template": tokenizer.template_sha256,
+        "seed": seed,
+    }
+
+
+def messages_folder(
+    data: MessagesConfig, shaping: Mapping[str, Any], storage_root: str | Path
+) -> Path:
+    """`<storage root>/data/<data.name>-<digest8>`, named by what shapes it, as for text."""
+    digest = sha256_text(canonical_json({"format_version": FORMAT_VERSION, **shaping}))[:8]
+    return (Path(storage_root) / "data" / f"{data.name}-{digest}").absolute()
+
+
+def plan_message_units(data: MessagesConfig, what: str) -> list[Unit]:
+    """Find the inputs and cut them into units; `what` they are read as, in the plural.
+
+    Raises:
+        DataError: a path matches nothing, or is plain text.
+    """
+    units = plan_units(cast(ChatConfig, data), seed=0)  # the plan asks for nothing of chats alone
+    for unit in units:
+        for piece in unit:
+            if piece.format in ("txt", "md"):
+                raise DataError(
+                    f"{piece.path} is plain text; {what} are read from .jsonl, .jsonl.gz, "
+                    ".jsonl.zst, .parquet and folders of datasets.save_to_disk."
+                )
+    return units
+
+
+def embedded_unit(name: Format) -> list[Unit]:
+    """The one unit of messages that are made, not read."""
+    return [(Piece(name, "", name, BY_RECORD, 0, 1, 1, 0),)]
+
+
+def judged_manifest(
+    data: MessagesConfig,
+    tokenizer: ChatTokenizer,
+    settings: UnitSettings,
+    results: Sequence[UnitResult],
+    shaping: Mapping[str, Any],
+    *,
+    kind: str,
+    what: str,
+) -> Manifest:
+    """The manifest without its kind's own facts, once the results are judged good enough.
+
+    `what` the data is made of, in the singular.
+
+    Raises:
+        DataError: too many records are bad, or a split has nothing.
+    """
+    folder = Path(settings.folder)
+    quarantine = folder / QUARANTINE_NAME
+    kept = [quarantine_path(folder, result.index) for result in results]
+    write_atomic(quarantine, "".join(path.read_text(encoding="utf-8") for path in kept))
+    bad = judged_bad_inputs(data, results, quarantine)
+    documents = sum(result.documents for result in results)
+    splits = {
+        name: Split.of(tuple(r.shards[name] for r in results if name in r.shards))
+        for name in ("train", "validation")
+    }
+    for name, missing in (("train", "to train on"), ("validation", "held out")):
+        if not splits[name].rows:
+            raise DataError(
+                f"No {what} is {missing}: of {documents} usable ones all fell on the other side. "
+                f"Give more {what}s, change data.validation.fraction, or give "
+                "data.validation.path."
+            )
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        name=data.name,
+        sequence_length=data.row_predictions,
+        row_group_rows=data.row_group_rows,
+        dtype=dtype_for(tokenizer.identity.vocab_size),
+        tokenizer=tokenizer.identity,
+        splits=splits,
+        inputs=tuple(entry for result in results for entry in result.inputs),
+        documents=documents,
+        bad_inputs=bad,
+        contamination=None,
+        config=dict(shaping),
+        kind=kind,
+    )

@@ -1,0 +1,119 @@
+"""What units of messages have in common: records read and counted, bad ones kept in quarantine, and one
+encoder for each process."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from raymill.data.chat.encode import ChatEncoder
+from raymill.data.chat.folder import load_chat_encoder
+from raymill.data.manifest import TOKENIZER_FOLDER, InputDigest, Shard
+from raymill.data.records import Bad
+from raymill.data.sources import Piece, Unit
+from raymill.data.unit import EXAMPLES, UNITS_FOLDER, UnitResult
+from raymill.durable import canonical_json, write_atomic
+from raymill.errors import DataError
+
+BATCH = 512  # records encoded at once
+QUARANTINED = 10_000  # records a unit keeps; the others are counted only
+RECORD_CHARACTERS = 100_000  # of a quarantined record
+
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+
+class RecordReading(Protocol[R_co]):
+    """How a piece's records are read."""
+
+    def read(self, piece: Piece, digest: hashlib._Hash) -> Iterator[R_co | Bad]:
+        """The piece's records in order; `digest` has seen its bytes at the end."""
+        ...
+
+
+class Intake(Generic[R]):
+    """A unit's records as they come in; what can't be used is counted by cause and kept, with its
+    place."""
+
+    def __init__(self, index: int, unit: Unit, reading: RecordReading[R]) -> None:
+        self._index, self._unit, self._reading = index, unit, reading
+        self._causes: Counter[str] = Counter()
+        self._quarantine: list[dict[str, Any]] = []
+        self._inputs: list[InputDigest] = []
+        self._records = 0
+
+    def usable(self) -> Iterator[R]:
+        """The records in order, without those that the reading refuses."""
+        for piece in self._unit:
+            digest = hashlib.sha256()
+            for record in self._reading.read(piece, digest):
+                self._records += record.count if isinstance(record, Bad) else 1
+                if isinstance(record, Bad):
+                    self.refuse(record)
+                else:
+                    yield record
+            self._inputs.append(
+                InputDigest(piece.name, piece.offset, piece.length, digest.hexdigest())
+            )
+
+    def refuse(self, bad: Bad) -> None:
+        """Count a record as bad, also one that `usable` gave out."""
+        self._causes[bad.cause] += bad.count
+        if len(self._quarantine) < QUARANTINED:
+            why = bad.why.encode(
+                "utf-8", "backslashreplace"
+            ).decode()  # it may name half a surrogate
+            entry: dict[str, Any] = {"where": bad.where, "cause": bad.cause, "why": why}
+            if bad.record is not None:
+                try:
+                    text = canonical_json(bad.record)
+                    text.encode("utf-8")
+                    if len(text) <= RECORD_CHARACTERS:
+                        entry["record"] = bad.record
+                except (TypeError, ValueError, RecursionError):
+                    pass  # what JSON can't hold is named by its place alone
+            self._quarantine.append(entry)
+
+    def finish(
+        self, folder: Path, shards: dict[str, Shard], documents: int, facts: Mapping[str, Any]
+    ) -> UnitResult:
+        """Write the unit's quarantine file and put its result together; `facts` get the causes."""
+        (folder / UNITS_FOLDER).mkdir(exist_ok=True)
+        lines = "".join(canonical_json(entry) + "\n" for entry in self._quarantine)
+        write_atomic(quarantine_path(folder, self._index), lines)
+        return UnitResult(
+            index=self._index,
+            shards=shards,
+            inputs=tuple(self._inputs),
+            documents=documents,
+            records=self._records,
+            bad=self._causes.total(),
+            bad_examples=tuple(f"{e['where']}: {e['why']}" for e in self._quarantine[:EXAMPLES]),
+            bytes_read=sum(piece.length for piece in self._unit),
+            facts={"causes": dict(sorted(self._causes.items())), **facts},
+        )
+
+
+def quarantine_path(folder: Path, index: int) -> Path:
+    """Where a unit's unusable records are kept."""
+    return folder / UNITS_FOLDER / f"{index:05d}.quarantine.jsonl"
+
+
+@lru_cache(maxsize=2)
+def unit_encoder(folder: str, template_sha256: str) -> ChatEncoder:
+    """The encoder of a prepared folder's tokenizer; `template_sha256` tells changed ones apart.
+
+    Raises:
+        DataError: the folder's tokenizer has no chat template.
+    """
+    # Ray gives a unit one core; the library's own threads would fight the others for theirs.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    encoder = load_chat_encoder(Path(folder) / TOKENIZER_FOLDER)
+    if encoder is None:
+        raise DataError(f"{folder}/{TOKENIZER_FOLDER} holds no chat template.")
+    return encoder

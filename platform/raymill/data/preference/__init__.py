@@ -1,0 +1,1 @@
+"""Human preferences: read in their formats, checked, and stored as pairs of answers to one prompt."""

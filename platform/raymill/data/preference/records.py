@@ -1,0 +1,73 @@
+"""Records of a planned piece as comparisons, each on its side of the held-out split."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from raymill.data.chat.problems import Problem
+from raymill.data.messages_records import known_columns, message_side, plain_record
+from raymill.data.preference.comparison import Comparison, read_comparison
+from raymill.data.preference.formats import COLUMNS
+from raymill.data.records import Bad, place_of, read_records
+from raymill.data.sources import Piece
+
+_OTHER_COLUMNS = ("prompt", "messages", "tools", "weight", "margin", "tie", "annotator")
+
+
+@dataclass(frozen=True)
+class PreferenceRecord:
+    """A usable comparison, its split, the record that it was, and where that stands."""
+
+    split: str
+    comparison: Comparison
+    record: dict[str, Any]
+    piece: Piece
+    number: int
+
+    @property
+    def where(self) -> str:
+        """file:line or row, for a message; looked up only then."""
+        return place_of(self.piece, self.number)
+
+
+@dataclass(frozen=True)
+class PreferenceReading:
+    """Records read as comparisons; what of the configuration decides how."""
+
+    format: str | None  # None: told by each record's columns
+    group_column: str | None  # None: the prompt's first question decides the side
+    fraction: float
+    seed: int
+
+    def of_text(self, text: str, piece: Piece) -> Bad:
+        """Plain text compares nothing."""
+        return Bad(piece.name, "plain text isn't a comparison", cause="format")
+
+    def of_record(
+        self, record: Mapping[str, Any], piece: Piece, number: int
+    ) -> PreferenceRecord | Bad:
+        """A comparison, or what is wrong with the record."""
+        plain = plain_record(record, piece)
+        found = read_comparison(plain, self.format)
+        if isinstance(found, Problem):
+            return Bad("", found.why, cause=found.cause, record=plain)
+        side = message_side(
+            piece, plain, found.first_user, self.group_column, self.fraction, self.seed
+        )
+        if isinstance(side, Bad):
+            return side
+        return PreferenceRecord(side, found, plain, piece, number)
+
+    def columns(self, stored: pa.Schema, piece: Piece) -> list[str] | Bad:
+        """Every column that some format knows; others aren't read."""
+        formats = {self.format: COLUMNS[self.format]} if self.format else COLUMNS
+        return known_columns(stored, formats, (*_OTHER_COLUMNS, self.group_column or ""))
+
+    def read(self, piece: Piece, digest: hashlib._Hash) -> Iterator[PreferenceRecord | Bad]:
+        """The piece's comparisons in order; `digest` has seen its bytes at the end."""
+        return read_records(piece, self, digest)

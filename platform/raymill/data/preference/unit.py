@@ -1,0 +1,172 @@
+"""One unit of comparisons: read, check, encode, and write at most one shard of pairs a split.
+
+A prompt counts once, however many pairs were made of its answers: their weights are shared out over them.
+That is done within a unit and side, since units are independent of one another: data whose pairs of one prompt
+lie far apart is best sorted by prompt, so that they fall into one unit.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+from raymill.data.chat.conversation import Conversation
+from raymill.data.chat.encode import EncodedChat
+from raymill.data.chat.problems import Problem
+from raymill.data.manifest import Shard, TokenizerIdentity
+from raymill.data.messages_unit import BATCH, Intake, unit_encoder
+from raymill.data.order import hash_key, shuffled
+from raymill.data.pack import dtype_for
+from raymill.data.preference.judgements import hash64, judgement, to_text
+from raymill.data.preference.records import PreferenceReading, PreferenceRecord
+from raymill.data.preference.rows import Side, SidePair, row_groups
+from raymill.data.preference.statistics import Statistics
+from raymill.data.records import Bad
+from raymill.data.shards import ShardWriter
+from raymill.data.sources import Unit
+from raymill.data.split import TRAIN, VALIDATION
+from raymill.data.unit import UnitResult
+
+UNIT_BITS = 32  # of a row's number: above them the unit's, below them the pair's within it
+
+
+@dataclass(frozen=True)
+class PreferenceSettings:
+    """What every unit of comparisons shares."""
+
+    folder: str
+    reading: PreferenceReading
+    tokenizer: TokenizerIdentity
+    template_sha256: str
+    sequence_length: int  # predictions of one side
+    row_predictions: int  # of both
+    row_group_rows: int
+    seed: int
+
+    @property
+    def dtype(self) -> str:
+        """Storage type of the token ids."""
+        return dtype_for(self.tokenizer.vocab_size)
+
+    @property
+    def capacity(self) -> int:
+        """Tokens a side may have."""
+        return self.sequence_length + 1
+
+    def work(self, index: int, unit: Unit) -> UnitResult:
+        """Read, encode and write."""
+        return _PreferenceWork(index, unit, self).run()
+
+
+class _PreferenceWork:
+    """The counters and pairs of a running unit."""
+
+    def __init__(self, index: int, unit: Unit, settings: PreferenceSettings) -> None:
+        self._index, self._settings = index, settings
+        self._encoder = unit_encoder(settings.folder, settings.template_sha256)
+        self._intake = Intake(index, unit, settings.reading)
+        self._pairs: dict[str, list[tuple[int, SidePair]]] = {}  # split → (prompt's hash, pair)
+        self._statistics = {split: Statistics() for split in (TRAIN, VALIDATION)}
+        self._judged: dict[str, list[tuple[int, int, int, int]]] = {TRAIN: [], VALIDATION: []}
+        self._numbered = 0
+
+    def run(self) -> UnitResult:
+        records = self._intake.usable()
+        while batch := list(islice(records, BATCH)):
+            self._encode(batch)
+        shards = {split: self._write(split) for split in sorted(self._pairs)}
+        facts = {
+            "statistics": {split: found.to_json() for split, found in self._statistics.items()},
+            "judgements": {split: to_text(judged) for split, judged in self._judged.items()},
+        }
+        pairs = sum(map(len, self._pairs.values()))
+        return self._intake.finish(Path(self._settings.folder), shards, pairs, facts)
+
+    def _encode(self, records: Sequence[PreferenceRecord]) -> None:
+        answers = [answer for record in records for answer in record.comparison.answers]
+        encoded = iter(self._encoded(answers))
+        for record in records:
+            self._take(record, list(islice(encoded, len(record.comparison.answers))))
+
+    def _encoded(self, answers: Sequence[Conversation]) -> list[EncodedChat | Problem]:
+        """Where the answer is one turn, it is the last: earlier ones needn't be told apart, which templates
+        that rewrite them don't allow."""
+        single = [number for number, answer in enumerate(answers) if _turns(answer) == 1]
+        several = [number for number, answer in enumerate(answers) if _turns(answer) != 1]
+        last = self._encoder.encode([answers[number] for number in single], "last")
+        every = self._encoder.encode([answers[number] for number in several], "all")
+        found = dict(zip((*single, *several), (*last, *every), strict=True))
+        return [found[number] for number in range(len(answers))]
+
+    def _take(self, record: PreferenceRecord, chats: Sequence[EncodedChat | Problem]) -> None:
+        comparison, settings = record.comparison, self._settings
+        sides = []
+        for chat, name in zip(chats, comparison.names, strict=True):
+            if not isinstance(chat, Problem) and len(chat.ids) > settings.capacity:
+                why = f"{len(chat.ids)} tokens with its prompt, more than the {settings.capacity} of a side"
+                chat = Problem("over_long", why)
+            if isinstance(chat, Problem):
+                self._refuse(record, Problem(chat.cause, f"{name}: {chat.why}"))
+                return
+            sides.append(Side.of(chat))
+        for pair in comparison.pairs:
+            if sides[pair.better].digest == sides[pair.worse].digest:
+                names = f"{comparison.names[pair.better]} and {comparison.names[pair.worse]}"
+                self._refuse(record, Problem("same", f"{names} are the same answer"))
+                return
+        self._add(record, sides)
+
+    def _refuse(self, record: PreferenceRecord, problem: Problem) -> None:
+        self._intake.refuse(
+            Bad(record.where, problem.why, cause=problem.cause, record=record.record)
+        )
+
+    def _add(self, record: PreferenceRecord, sides: Sequence[Side]) -> None:
+        comparison, split = record.comparison, record.split
+        statistics, prompt = self._statistics[split], hash64(comparison.prompt_key.encode())
+        statistics.comparisons += 1
+        statistics.ties += len(comparison.ties)
+        statistics.weighted += comparison.weight != 1.0
+        judged = [(pair.better, pair.worse, False) for pair in comparison.pairs]
+        judged += [(one, other, True) for one, other in comparison.ties]
+        self._judged[split] += [
+            judgement(sides[one].digest, sides[other].digest, tie, prompt, comparison.annotator)
+            for one, other, tie in judged
+            if sides[one].digest != sides[other].digest
+        ]
+        for pair in comparison.pairs:
+            chosen, rejected = sides[pair.better], sides[pair.worse]
+            statistics.add(chosen.size, rejected.size, pair.margin)
+            number = (self._index << UNIT_BITS) | self._numbered
+            self._numbered += 1
+            one = SidePair(chosen, rejected, number, comparison.weight, pair.margin)
+            self._pairs.setdefault(split, []).append((prompt, one))
+
+    def _write(self, split: str) -> Shard:
+        settings, pairs = self._settings, self._pairs[split]
+        of_prompt = Counter(prompt for prompt, _ in pairs)
+        weighed = [replace(pair, weight=pair.weight / of_prompt[prompt]) for prompt, pair in pairs]
+        # Pairs of one prompt would otherwise lie side by side, and in one row group.
+        order = shuffled(len(pairs), hash_key(settings.seed, 3, self._index, split == TRAIN))
+        with ShardWriter(
+            Path(settings.folder),
+            f"{split}/{self._index:05d}.parquet",
+            dtype=settings.dtype,
+            sequence_length=settings.row_predictions,
+            kind="preference",
+        ) as writer:
+            for group in row_groups(
+                [weighed[place] for place in order],
+                group_rows=settings.row_group_rows,
+                dtype=settings.dtype,
+            ):
+                writer.write(group)
+            return writer.finish()
+
+
+def _turns(answer: Conversation) -> int:
+    """How many turns the assistant has after the prompt."""
+    return sum(message["role"] == "assistant" for message in answer.messages[answer.given :])

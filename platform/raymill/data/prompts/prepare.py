@@ -1,0 +1,142 @@
+"""Prompts become a prepared folder: the parent's tokenizer with a chat template, shards of prompts, the book
+that says what each is judged by, a quarantine file, and the manifest that vouches for them.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from raymill.config.schema import PromptsConfig, PromptsPrepareJob
+from raymill.data.chat.prepare import CONVERSATIONS_VERSION
+from raymill.data.chat.tokenizer import ChatTokenizer
+from raymill.data.manifest import Manifest, Prepared, PromptsFacts
+from raymill.data.messages_preparation import (
+    Preparation,
+    embedded_unit,
+    judged_manifest,
+    messages_folder,
+    plan_message_units,
+    shaping_messages,
+)
+from raymill.data.prompts.book import BOOK_NAME, merge_books
+from raymill.data.prompts.records import PromptsReading
+from raymill.data.prompts.report import summarise
+from raymill.data.prompts.statistics import Statistics
+from raymill.data.prompts.unit import PromptsSettings, unit_book_path
+from raymill.data.sources import Unit
+from raymill.data.unit import UnitResult
+
+
+def prompts_folder(
+    data: PromptsConfig, tokenizer: ChatTokenizer, seed: int, storage_root: str | Path
+) -> Path:
+    """`<storage root>/data/<data.name>-<digest8>`, named by what shapes it, as for text."""
+    return messages_folder(data, _shaping(data, tokenizer, seed), storage_root)
+
+
+def prepare(
+    job: PromptsPrepareJob, tokenizer: ChatTokenizer, *, tasks: int | None = None
+) -> Prepared:
+    """Prepare a job's prompts, or find them prepared already, on a Ray that is initialised.
+
+    Raises:
+        DataError: the input is missing or too bad, or the folder holds something else than it
+        should.
+    """
+    return _preparation(job, tokenizer).run(tasks)
+
+
+def describe(job: PromptsPrepareJob, tokenizer: ChatTokenizer) -> str:
+    """What `prepare` would read and write, for a dry run."""
+    return _preparation(job, tokenizer).describe()
+
+
+def find_prepared(job: PromptsPrepareJob, tokenizer: ChatTokenizer) -> Prepared | None:
+    """The finished folder, verified, if there is one and its inputs are still what they were."""
+    return _preparation(job, tokenizer).find()
+
+
+def plan_prompt_units(data: PromptsConfig) -> list[Unit]:
+    """Find the inputs and cut them into units.
+
+    Raises:
+        DataError: a path matches nothing, or is plain text.
+    """
+    if data.source == "stdlib_prompts":  # asked in the embedded conversations
+        return embedded_unit("stdlib_chat")
+    return plan_message_units(data, "prompts")
+
+
+def _preparation(job: PromptsPrepareJob, tokenizer: ChatTokenizer) -> Preparation:
+    data, validation = job.data, job.data.validation
+    settings = PromptsSettings(
+        folder=str(prompts_folder(data, tokenizer, job.seed, job.storage.root)),
+        reading=PromptsReading(
+            data.verifier, validation.group_column, validation.fraction, job.seed
+        ),
+        tokenizer=tokenizer.identity,
+        template_sha256=tokenizer.template_sha256,
+        sequence_length=data.sequence_length,
+        row_group_rows=data.row_group_rows,
+        seed=job.seed,
+    )
+    return Preparation(
+        tokenizer=tokenizer,
+        settings=settings,
+        plan=partial(plan_prompt_units, data),
+        manifest=partial(_manifest, job, tokenizer, settings),
+        summarise=summarise,
+    )
+
+
+def _shaping(data: PromptsConfig, tokenizer: ChatTokenizer, seed: int) -> dict[str, Any]:
+    versions: dict[str, object] = {}
+    if data.source == "stdlib_prompts":  # another Python has other functions
+        versions = {"python": platform.python_version(), "conversations": CONVERSATIONS_VERSION}
+    return shaping_messages(data, tokenizer, seed, **versions)
+
+
+def _manifest(
+    job: PromptsPrepareJob,
+    tokenizer: ChatTokenizer,
+    settings: PromptsSettings,
+    results: Sequence[UnitResult],
+) -> Manifest:
+    """Judge the results as a whole and put them together."""
+    shaping = _shaping(job.data, tokenizer, job.seed)
+    base = judged_manifest(
+        job.data, tokenizer, settings, results, shaping, kind="prompts", what="prompt"
+    )
+    folder = Path(settings.folder)
+    parts = [
+        (unit_book_path(folder, result.index), result.facts["book_sha256"]) for result in results
+    ]
+    statistics = {
+        split: Statistics.total(result.facts["statistics"][split] for result in results)
+        for split in base.splits
+    }
+    digests = Counter(digest for result in results for digest in result.facts["digests"])
+    return replace(
+        base,
+        prompts=PromptsFacts(
+            template_sha256=tokenizer.template_sha256,
+            end_of_turn_id=tokenizer.end_of_turn_id,
+            prompts=statistics["train"].prompts,
+            book=BOOK_NAME,
+            book_sha256=merge_books(parts, folder / BOOK_NAME),
+            statistics={
+                **{split: found.to_json() for split, found in statistics.items()},
+                "duplicates": digests.total() - len(digests),
+                # The same prompt on both sides would make held-out figures flatter.
+                "leaked": sum(
+                    f"v{digest[1:]}" in digests for digest in digests if digest[0] == "t"
+                ),
+            },
+        ),
+    )

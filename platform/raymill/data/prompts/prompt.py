@@ -1,0 +1,179 @@
+"""One prompt, read from any known form and checked: what a model is asked, and what its answer is judged by.
+
+A record has what is asked in the first of these columns that it has:
+
+- `messages`: OpenAI's list; where it ends with the assistant's turn, that turn is the reference answer;
+- `prompt`: text, or a list of messages;
+- `question`: text.
+
+Beside it may stand `answer` (the reference, text or a number; it counts before a last turn), `verifier` (a
+reward function's name), `system`, `tools` and `id`. Everything else is kept as `extra`, for reward functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from raymill.data.chat import problems
+from raymill.data.chat.conversation import (
+    check_json,
+    check_text,
+    checked_messages,
+    checked_tools,
+)
+from raymill.data.chat.formats import kind_of
+from raymill.data.chat.problems import Problem, Refused
+from raymill.durable import canonical_json
+
+__all__ = ["CAUSES", "COLUMNS", "Problem", "Prompt", "read_prompt"]
+
+CAUSES = (
+    *problems.CAUSES,
+    "extra",  # the other columns hold too much to be kept beside every prompt
+    "encoding",  # the chat template refuses the prompt, or the tokenizer can't encode it
+)
+COLUMNS = ("messages", "prompt", "question")  # of which the first that a record has is asked
+OTHER_COLUMNS = ("answer", "verifier", "system", "tools", "id")
+EXTRA_BYTES = 64 * 2**10  # of `extra` as JSON: every process that rewards answers holds all of them
+LARGEST = 1e300  # number that an answer may be
+
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Checked messages that end with a user's turn or a tool's result, and what belongs to them.
+
+    `answer`: the reference; `verifier`: a reward function's name, "none" where none is wanted, None where
+    nothing is said; `tools`: what the assistant may call, as JSON schemas; `extra`: JSON.
+    """
+
+    messages: tuple[dict[str, Any], ...]
+    answer: str | None = None
+    verifier: str | None = None
+    tools: tuple[dict[str, Any], ...] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+    id: str | None = None
+
+    @property
+    def first_user(self) -> str:
+        """The first user message's text: groups what must not be split."""
+        return next(str(one["content"]) for one in self.messages if one["role"] == "user")
+
+
+def read_prompt(record: Any) -> Prompt | Problem:
+    """A record as a prompt, or what is wrong with it."""
+    try:
+        if not isinstance(record, Mapping):
+            raise Refused("type", f"expected an object, found {kind_of(record)}")
+        column = next((name for name in COLUMNS if record.get(name) is not None), None)
+        if column is None:
+            known = ", ".join(sorted(map(str, record))[:8]) or "none"
+            raise Refused("format", f"expected a column {' or '.join(COLUMNS)} (has {known})")
+        answer = _answer(record.get("answer"))
+        asked = _with_system(record.get("system"), _asked(record[column], column))
+        if column == "messages" and asked and asked[-1].get("role") == "assistant":
+            messages, answer = _parted(asked, answer)
+        else:
+            messages = checked_messages(asked, last=("user", "tool"))
+        return Prompt(
+            messages,
+            answer,
+            _name(record.get("verifier"), "verifier"),
+            checked_tools(record.get("tools")),
+            _extra(record, column),
+            _id(record.get("id")),
+        )
+    except Refused as refused:
+        return refused.problem
+
+
+def _asked(value: object, column: str) -> list[Message]:
+    """What the column holds, as messages that aren't checked yet."""
+    if isinstance(value, str) and column != "messages":
+        return [{"role": "user", "content": value}]
+    if not isinstance(value, list) or column == "question":
+        expected = {"messages": "a list of messages", "question": "text"}
+        wanted = expected.get(column, "text or a list of messages")
+        raise Refused("type", f"column {column!r} holds {kind_of(value)}, expected {wanted}")
+    for number, item in enumerate(value, 1):
+        if not isinstance(item, Mapping):
+            raise Refused(
+                "type", f"{column}: message {number} is {kind_of(item)}, expected an object"
+            )
+    return value
+
+
+def _with_system(value: object, asked: list[Message]) -> list[Message]:
+    """With the column's text as the first message; many data sets write "" where there is none."""
+    text = _name(value, "system")
+    if text is None:
+        return asked
+    if asked and asked[0].get("role") == "system":
+        raise Refused("order", "column 'system' and message 1 are both the system's, expected one")
+    return [{"role": "system", "content": text}, *asked]
+
+
+def _parted(
+    asked: list[Message], answer: str | None
+) -> tuple[tuple[dict[str, Any], ...], str | None]:
+    """The messages before the assistant's last turn, and the reference answer."""
+    *before, last = checked_messages(asked)
+    if answer is None and last.get("tool_calls"):
+        raise Refused(
+            "order",
+            f"message {len(asked)}: ends with a call of tools, which is no reference answer; "
+            "leave that turn out, or give a column 'answer'",
+        )
+    return tuple(before), last["content"] if answer is None else answer
+
+
+def _answer(value: object) -> str | None:
+    """Text, or a number as text: 72.0, as tables often have it, is 72."""
+    if value is None:
+        return None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if not -LARGEST <= value <= LARGEST:
+            raise Refused("type", f"answer is beyond {LARGEST:g}, or no number at all")
+        return repr(value).removesuffix(".0")
+    if not isinstance(value, str):
+        raise Refused("type", f"answer is {kind_of(value)}, expected text or a number")
+    check_text(value, "answer")
+    if not value.strip():
+        raise Refused("empty", "the answer is empty; leave it out where there is none")
+    return value
+
+
+def _name(value: object, column: str) -> str | None:
+    """Text; None where it is missing or blank."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise Refused("type", f"{column} is {kind_of(value)}, expected text")
+    check_text(value, column)
+    return value if value.strip() else None
+
+
+def _id(value: object) -> str | None:
+    number = isinstance(value, int) and not isinstance(value, bool)
+    return _name(str(value) if number else value, "id")
+
+
+def _extra(record: Mapping[str, Any], column: str) -> dict[str, Any]:
+    """All other columns; a null counts as missing, as in a table."""
+    known = (column, *OTHER_COLUMNS)
+    extra = {
+        name: value for name, value in record.items() if name not in known and value is not None
+    }
+    for name, value in extra.items():
+        check_json({name: value}, f"column {name!r}")
+    size = len(canonical_json(extra).encode())
+    if size > EXTRA_BYTES:
+        raise Refused(
+            "extra",
+            f"the other columns hold {size:,} bytes, more than {EXTRA_BYTES:,}: "
+            f"{', '.join(sorted(extra)[:8])}",
+        )
+    return extra

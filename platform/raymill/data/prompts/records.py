@@ -1,0 +1,108 @@
+"""Records of a planned piece as prompts, each on its side of the held-out split."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from raymill.data.messages_records import known_columns, message_side, plain_record
+from raymill.data.prompts.prompt import COLUMNS, OTHER_COLUMNS, Problem, Prompt, read_prompt
+from raymill.data.records import Bad, place_of, read_records
+from raymill.data.sources import Piece
+from raymill.data.split import TRAIN, VALIDATION
+from raymill.durable import canonical_json
+
+NO_VERIFIER = "none"
+EMBEDDED_VERIFIER = "answer_f1"  # of the embedded prompts, where data.verifier is none
+
+
+@dataclass(frozen=True)
+class PlacedPrompt:
+    """A usable prompt, its split, the record that it was, and where that stands.
+
+    The prompt's verifier is the one that judges: the record's own, or else data.verifier; None: none.
+    """
+
+    split: str
+    prompt: Prompt
+    record: dict[str, Any]
+    piece: Piece
+    number: int
+
+    @property
+    def where(self) -> str:
+        """file:line or row, for a message; looked up only then."""
+        if self.piece.format == "stdlib_chat":
+            return f"{self.piece.name}, conversation {self.number}"
+        return place_of(self.piece, self.number)
+
+
+@dataclass(frozen=True)
+class PromptsReading:
+    """Records read as prompts; what of the configuration decides how."""
+
+    verifier: str  # of prompts that name none themselves
+    group_column: str | None  # None: the first question decides the side
+    fraction: float
+    seed: int
+
+    def of_text(self, text: str, piece: Piece) -> Bad:
+        """Plain text has no turns."""
+        return Bad(piece.name, "plain text isn't a prompt", cause="format")
+
+    def of_record(self, record: Mapping[str, Any], piece: Piece, number: int) -> PlacedPrompt | Bad:
+        """A prompt, or what is wrong with the record."""
+        plain = plain_record(record, piece)
+        found = read_prompt(plain)
+        if isinstance(found, Problem):
+            return Bad("", found.why, cause=found.cause, record=plain)
+        side = message_side(
+            piece, plain, found.first_user, self.group_column, self.fraction, self.seed
+        )
+        if isinstance(side, Bad):
+            return side
+        name = found.verifier or self.verifier
+        found = replace(found, verifier=None if name == NO_VERIFIER else name)
+        return PlacedPrompt(side, found, plain, piece, number)
+
+    def columns(self, stored: pa.Schema, piece: Piece) -> list[str] | Bad:
+        """All that JSON can hold (others aren't read), if what is asked is among them."""
+        others = [name for name in stored.names if _is_json(stored.field(name).type)]
+        formats = {name: ((name,),) for name in COLUMNS}
+        return known_columns(stored, formats, (*OTHER_COLUMNS, self.group_column or "", *others))
+
+    def read(self, piece: Piece, digest: hashlib._Hash) -> Iterator[PlacedPrompt | Bad]:
+        """The piece's prompts in order; `digest` has seen its bytes at the end."""
+        if piece.format != "stdlib_chat":
+            yield from read_records(piece, self, digest)
+            return
+        from raymill.data.chat.stdlib import conversations
+
+        verifier = EMBEDDED_VERIFIER if self.verifier == NO_VERIFIER else self.verifier
+        for number, entry in enumerate(conversations(self.fraction, self.seed)):
+            digest.update(canonical_json(entry.record).encode())
+            record = {
+                **entry.record, "verifier": verifier, "about": entry.name, "kind": entry.kind,
+            }  # fmt: skip
+            found = read_prompt(record)
+            assert isinstance(found, Prompt)  # the embedded corpus is well-formed
+            side = VALIDATION if entry.held_out else TRAIN
+            yield PlacedPrompt(side, found, record, piece, number)
+
+
+def _is_json(stored: pa.DataType) -> bool:
+    """Whether values of a table's column are JSON: no times, bytes, decimals or maps."""
+    if isinstance(stored, pa.DictionaryType):
+        return _is_json(stored.value_type)
+    if isinstance(stored, pa.StructType):
+        return all(_is_json(stored.field(index).type) for index in range(stored.num_fields))
+    if isinstance(stored, pa.ListType | pa.LargeListType | pa.FixedSizeListType):
+        return _is_json(stored.value_type)
+    kinds = pa.types
+    text = kinds.is_string(stored) or kinds.is_large_string(stored) or kinds.is_string_view(stored)
+    number = kinds.is_integer(stored) or kinds.is_floating(stored)
+    return bool(text or number or kinds.is_boolean(stored) or kinds.is_null(stored))

@@ -1,0 +1,136 @@
+"""The first rank's desk: samplers and judges as the configuration asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from raymill.config.schema import RlhfJob
+from raymill.data.manifest import Prepared
+from raymill.data.prompts.book import PromptRecord, read_book
+from raymill.data.rows import SOURCE_SHIFT
+from raymill.engine.answer_source import Desk
+from raymill.engine.assignment import Assignment
+from raymill.errors import ConfigError
+from raymill.reward.combine import Combination
+from raymill.reward.functions import AUTO
+from raymill.reward.judge import MODEL, Judge
+from raymill.reward.model import LocalRewardModel, RewardModelSpec, SequenceJudge
+from raymill.reward.names import check_verifiers
+from raymill.reward.scoring import Scorer
+from raymill.rollout.generation import Pool
+from raymill.rollout.local import LocalPool
+from raymill.rollout.transformers_engine import ModelSpec
+
+
+def open_desk(assignment: Assignment, job: RlhfJob, prepared: Sequence[Prepared]) -> Desk:
+    """Start them.
+
+    Raises:
+        RaymillError: prompts name verifiers that aren't there, or processes can't be had.
+    """
+    book = _book(prepared)
+    if AUTO in job.reward.functions:
+        problems = check_verifiers(record.verifier for record in book.values())
+        if all(record.verifier is None for record in book.values()):
+            problems.append(
+                "reward.functions: auto asks the prompts' own verifiers, and no prompt names one; set "
+                "data.verifier, or name a function"
+            )
+        if problems:
+            raise ConfigError(problems)
+    return Desk(
+        pool=_pool(assignment, job, prepared[0]),
+        judge=_judge(assignment, job),
+        book=book,
+        decode=_decoder(prepared[0]),
+        dump=_below(job, job.rollout.dump),
+        replay=_below(job, job.rollout.replay),
+    )
+
+
+def _book(prepared: Sequence[Prepared]) -> dict[int, PromptRecord]:
+    book: dict[int, PromptRecord] = {}
+    for source, data in enumerate(prepared):
+        facts = data.manifest.prompts
+        assert facts is not None
+        found = read_book(data.folder / facts.book)
+        book |= {number + (source << SOURCE_SHIFT): entry for number, entry in found.items()}
+    return book
+
+
+def _pool(assignment: Assignment, job: RlhfJob, prepared: Prepared) -> Pool:
+    rollout = job.rollout
+    assert assignment.model_folder is not None
+    spec = ModelSpec(
+        folder=str(assignment.model_folder),
+        vocab_size=prepared.manifest.tokenizer.vocab_size,
+        attention=job.attention,
+        dtype="bf16" if job.train.precision == "bf16" else "fp32",
+        threads=_threads(job),
+        gpu=rollout.gpus_per_actor > 0 or (rollout.actors == 0 and job.cluster.gpu),
+    )
+    if rollout.actors == 0:
+        return LocalPool(spec)
+    from raymill.rollout.pool import RolloutPool
+
+    return RolloutPool(
+        spec,
+        actors=rollout.actors,
+        cpus_per_actor=rollout.cpus_per_actor,
+        gpus_per_actor=rollout.gpus_per_actor,
+        timeout_s=rollout.timeout_s,
+    )
+
+
+def _judge(assignment: Assignment, job: RlhfJob) -> Judge:
+    reward, rollout = job.reward, job.rollout
+    weights = dict(reward.functions)
+    model: SequenceJudge | None = None
+    if assignment.reward_folder is not None:
+        weights[MODEL] = reward.model_weight
+        spec = RewardModelSpec(
+            str(assignment.reward_folder),
+            "bf16" if job.train.precision == "bf16" else "fp32",
+            _threads(job),
+            rollout.gpus_per_actor > 0,
+        )
+        if reward.model_actors == 0:
+            model = LocalRewardModel(spec)
+        else:
+            from raymill.reward.model_pool import RewardModelPool
+
+            model = RewardModelPool(
+                spec,
+                actors=reward.model_actors,
+                cpus_per_actor=rollout.cpus_per_actor,
+                gpus_per_actor=rollout.gpus_per_actor,
+                timeout_s=rollout.timeout_s,
+            )
+    scorer = Scorer(list(reward.functions), workers=reward.workers, timeout_s=reward.timeout_s)
+    combination = Combination(weights, rollout.max_new_tokens, reward.length_penalty)
+    return Judge(scorer, combination, model)
+
+
+def _threads(job: RlhfJob) -> int:
+    """Results depend on them in the last bits, so they are the configuration's and not the machine's."""
+    return job.rollout.threads or max(1, int(job.rollout.cpus_per_actor))
+
+
+def _below(job: RlhfJob, folder: str | None) -> Path | None:
+    return None if folder is None else Path(job.storage.root) / folder
+
+
+def _decoder(prepared: Prepared) -> Any:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(prepared.tokenizer_folder / "tokenizer.json"))
+
+    def decode(ids: Sequence[Sequence[int]]) -> list[str]:
+        found: list[str] = tokenizer.decode_batch(
+            [list(one) for one in ids], skip_special_tokens=False
+        )
+        return found
+
+    return decode

@@ -1,0 +1,68 @@
+"""Held-out pairs: how often a model prefers the answer that people preferred, and how sure it is of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from raymill.data.validation import ValidationSet
+from raymill.engine.evaluation import Occasion, evaluating
+from raymill.engine.group import WorkerGroup
+from raymill.engine.learner import means
+from raymill.evaluate.calibration import Bins
+from raymill.objective.objective import Tally
+from raymill.objective.pairs import PairObjective
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class HeldOutPairs:
+    """Loss, accuracy and calibration over fixed sets of pairs, each shared out over the ranks.
+
+    `sets` are (name, rows); with several, the figures of all together carry no name.
+    """
+
+    objective: PairObjective
+    sets: tuple[tuple[str, ValidationSet], ...]
+    every: int  # steps; also before the first and after the last
+
+    def measure(self, model: Any, group: WorkerGroup, occasion: Occasion) -> dict[str, float]:
+        """See `Evaluator`."""
+        if not (occasion.first or occasion.due(self.every)):
+            return {}
+        figures: dict[str, float] = {}
+        together, all_bins = Tally(), Bins()
+        for name, rows in self.sets:
+            tally, bins = self._measured(model, rows, group)
+            sums = tally.drain()
+            for key, (total, weight) in sums.items():
+                together.add(key, total, weight)
+            all_bins = all_bins + bins
+            if len(self.sets) > 1:
+                named = {f"pairs/{name}/{key}": value for key, value in sums.items()}
+                figures |= means(named, group)
+        figures |= means({f"pairs/{key}": value for key, value in together.drain().items()}, group)
+        summed = Bins.of_sums(group.sum(*all_bins.sums()))
+        return {**figures, "pairs/calibration_error": summed.error}
+
+    def _measured(self, model: Any, rows_: ValidationSet, group: WorkerGroup) -> tuple[Tally, Bins]:
+        tally, bins = Tally(), Bins()
+        with evaluating(model):
+            for rows in rows_:
+                found = self.objective.compared(model, rows, group.device)
+                found.count(tally)
+                weight = float(found.weight.sum())
+                tally.add("loss", (found.loss * found.weight).sum(), weight)
+                # What the model says is the probability that the better answer wins (Bradley–Terry).
+                chance_P = torch.sigmoid(found.better - found.worse)
+                bins = bins + Bins.of(_array(chance_P), _array(found.weight))
+        return tally, bins
+
+
+def _array(values: torch.Tensor) -> Floats:
+    return values.double().cpu().numpy()

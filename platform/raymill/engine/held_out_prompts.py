@@ -1,0 +1,139 @@
+"""Held-out prompts answered by the policy: what the answers are worth, and how far it has moved."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from raymill.config.schema import RlhfJob
+from raymill.data.manifest import Prepared
+from raymill.data.validation import ValidationSet
+from raymill.durable import write_atomic
+from raymill.engine.answer_source import AnswerSource, Judged, Prompt
+from raymill.engine.evaluation import Occasion, evaluating
+from raymill.engine.group import WorkerGroup
+from raymill.engine.journal import Journal
+from raymill.engine.reference import FrozenModel
+from raymill.objective.rollouts import Rollouts, token_log_probs
+
+PARENT_NAME = "samples/parent-prompts.json"
+
+
+@dataclass(frozen=True)
+class HeldOutPrompts:
+    """Answers are drawn as in training, one a prompt, with the same seeds each time.
+
+    The distance to the reference is E[log π − log π_ref] over these answers, in nats an answer.
+    """
+
+    job: RlhfJob
+    prepared: list[Prepared]
+    source: AnswerSource
+    reference: FrozenModel
+    run_dir: Path
+    journal: Journal | None
+
+    def measure(self, model: Any, group: WorkerGroup, occasion: Occasion) -> dict[str, float]:
+        """See `Evaluator`."""
+        if not (occasion.first or occasion.due(self.job.evaluation.every)) or not self._prompts:
+            return {}
+        self.source.settle()
+        self.source.sync(occasion.step)
+        judged = self.source.sample(-1, self._prompts, 1)
+        if self.journal is not None:
+            self._write(self.journal, judged, occasion)
+        return self._figures(judged) | {"prompts/kl": self._distance(model, judged, group)}
+
+    def _figures(self, judged: Judged) -> dict[str, float]:
+        lengths = [len(ids) for ids in judged.rollout.answers]
+        figures = {
+            "prompts/length": float(np.mean(lengths)),
+            "prompts/truncated": float(1 - judged.rollout.stopped.mean()),
+            "prompts/dropped": float(np.isnan(judged.rewards).sum()),
+        }
+        named = {"": judged.rewards, **{f"/{n}": v for n, v in judged.components.items()}}
+        for name, values in named.items():
+            known = values[~np.isnan(values)]
+            if len(known):
+                figures[f"prompts/reward{name}"] = float(known.mean())
+        return figures
+
+    def _distance(self, model: Any, judged: Judged, group: WorkerGroup) -> float:
+        """Each rank an equal share of the answers; the last ones twice where they don't divide."""
+        rollout, temperature = judged.rollout, self.job.rollout.temperature
+        count = -(-len(rollout) // group.world_size)
+        numbers = np.arange(group.rank * count, (group.rank + 1) * count)
+        counted = numbers < len(rollout)
+        places = numbers.clip(max=len(rollout) - 1).tolist()
+        rollouts = Rollouts.of(
+            [rollout.prompts[place].tolist() for place in places],
+            [rollout.answers[place].tolist() for place in places],
+            [rollout.log_probs[place].tolist() for place in places],
+        )
+        size, device = self.job.evaluation.batch, group.device
+        total = 0.0
+        for first in range(0, count, size):
+            part = rollouts.part(first, first + size)
+            with evaluating(model):
+                head = model.get_output_embeddings()
+                policy_BT, _ = token_log_probs(model, head, part, temperature, device)
+            with self.reference.active() as frozen:
+                head = frozen.get_output_embeddings()
+                reference_BT, _ = token_log_probs(frozen, head, part, temperature, device)
+            distance_B = (policy_BT - reference_BT).double().sum(dim=1).cpu()
+            total += float(distance_B[torch.from_numpy(counted[first : first + size])].sum())
+        return group.sum(total)[0] / len(rollout)
+
+    def _write(self, journal: Journal, judged: Judged, occasion: Occasion) -> None:
+        """A table of the answers beside the parent's."""
+        assert self.source.desk is not None
+        shown = self.job.evaluation.answers_shown
+        decode = self.source.desk.decode
+        answers = [text.strip() for text in decode([a.tolist() for a in judged.rollout.answers])]
+        asked = [text.strip() for text in decode([p.tolist() for p in judged.rollout.prompts])]
+        pairs = [
+            (text, None if np.isnan(reward) else round(float(reward), 4))
+            for text, reward in zip(answers, judged.rewards, strict=True)
+        ]
+        path = self.run_dir / PARENT_NAME
+        path.parent.mkdir(exist_ok=True)
+        if occasion.first:
+            write_atomic(path, json.dumps(pairs, ensure_ascii=False))
+        parent: Sequence[Any] = [("", None)] * len(pairs)
+        if path.exists():
+            parent = json.loads(path.read_text(encoding="utf-8"))
+        table = {
+            "columns": ["prompt", "parent's answer", "reward before", "answer", "reward"],
+            "data": [
+                [prompt, *before, *after]
+                for prompt, before, after in zip(asked, parent, pairs, strict=False)
+            ][:shown],
+        }
+        name = f"samples/prompts-{occasion.step:08d}.json"
+        write_atomic(self.run_dir / name, json.dumps(table, ensure_ascii=False, indent=1))
+        journal.write("answers", occasion.step, answers_path=name)
+
+    @cached_property
+    def _prompts(self) -> list[Prompt]:
+        """Held-out prompts of all sources, numbered on their own."""
+        found: list[Prompt] = []
+        for source, data in enumerate(self.prepared):
+            rows_ = ValidationSet(
+                data.folder,
+                rank=0,
+                world_size=1,
+                batch_rows=256,
+                rows=self.job.evaluation.rows,
+                source=source,
+            )
+            for rows in rows_:
+                numbers = np.arange(len(found), len(found) + len(rows), dtype=np.int64)
+                found += Prompt.of(numbers, rows)
+        return found

@@ -1,0 +1,107 @@
+"""Models that start from a parent, as every rank and every restart builds them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from raymill.config.schema import EvaluationConfig, ParentJob
+from raymill.data.chat.tokenizer import new_token_ids
+from raymill.data.manifest import Prepared
+from raymill.data.validation import ValidationSet
+from raymill.engine.agreement import on_all_ranks
+from raymill.engine.assignment import Assignment
+from raymill.engine.group import WorkerGroup
+from raymill.engine.reference import FrozenModel
+from raymill.engine.source_names import source_names
+from raymill.engine.trainer import frozen
+
+
+def new_ids(assignment: Assignment, prepared: Prepared) -> list[int]:
+    """Tokens that the prepared data has and the parent doesn't know."""
+    assert assignment.model_folder is not None  # `parent` was resolved
+    return new_token_ids(assignment.model_folder, prepared.tokenizer_folder)
+
+
+def policy_model(assignment: Assignment, job: ParentJob, prepared: Prepared) -> Any:
+    """The parent as a language model, with adapters where the job has them."""
+    from raymill.model.parent import load_parent, with_adapters
+
+    added, seed = new_ids(assignment, prepared), job.run.seed
+    assert assignment.model_folder is not None
+    vocab_size = prepared.manifest.tokenizer.vocab_size
+    model: Any = load_parent(assignment.model_folder, vocab_size, added, job.attention, seed)
+    return with_adapters(model, job.lora, added, seed) if job.lora.rank else model
+
+
+def scalar_model(
+    assignment: Assignment, job: ParentJob, prepared: Prepared, folder: Path
+) -> tuple[Any, bool]:
+    """The model in `folder` with a head that gives one number, and whether it had that head."""
+    from raymill.model.parent import load_scalar, with_adapters
+
+    seed, tokenizer = job.run.seed, prepared.manifest.tokenizer
+    added = new_token_ids(folder, prepared.tokenizer_folder)
+    model, has_head = load_scalar(
+        folder, tokenizer.vocab_size, added, job.attention, seed, tokenizer.end_of_text_id
+    )
+    if job.lora.rank:
+        model = with_adapters(model, job.lora, added, seed, "SEQ_CLS")
+    return model, has_head
+
+
+def frozen_reference(
+    assignment: Assignment, job: ParentJob, prepared: Prepared, model: Any, group: WorkerGroup
+) -> FrozenModel:
+    """The parent as the policy's reference: the policy with its adapters switched off, or else a model of
+    its own. Collective."""
+    if job.lora.rank:
+        return FrozenModel(model, adapters_off=True)
+    parent = on_all_ranks(group, lambda: policy_model(assignment, job, prepared))
+    return FrozenModel(frozen(job, parent, group), adapters_off=False)
+
+
+def held_out_sets(
+    prepared: Sequence[Prepared], settings: EvaluationConfig, group: WorkerGroup
+) -> tuple[tuple[str, ValidationSet], ...]:
+    """(name, this rank's held-out rows) of every data source."""
+    sets = [
+        ValidationSet(
+            data.folder,
+            rank=group.rank,
+            world_size=group.world_size,
+            batch_rows=settings.batch,
+            rows=settings.rows,
+            source=source,
+        )
+        for source, data in enumerate(prepared)
+    ]
+    return tuple(zip(source_names(prepared), sets, strict=True))
+
+
+def flops_per_token(model: Any, sequence_length: int, output_share: float) -> float:
+    """As `plan.flops`: 6 for each trained parameter in a matrix product, 4 for a frozen one, which passes
+    gradients on but has none. The output matrix counts by the share of places where logits are computed."""
+    config = model.config
+    head = model.get_output_embeddings()
+    tables = {id(model.get_input_embeddings().weight)}
+    if head is not None:
+        tables.add(id(head.weight))
+    blocks = sum(
+        _numel(parameter) * (6 if parameter.requires_grad else 4)
+        for parameter in model.parameters()
+        if id(parameter) not in tables
+    )
+    output = 0.0
+    if head is not None:
+        output = _numel(head.weight) * (6 if head.weight.requires_grad else 4) * output_share
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return float(blocks + output + 12 * config.num_hidden_layers * heads * width * sequence_length)
+
+
+def _numel(parameter: torch.nn.Parameter) -> int:
+    return int(getattr(parameter, "ds_numel", parameter.numel()))  # ZeRO-3 leaves an empty tensor

@@ -1,0 +1,128 @@
+"""Reinforcement learning: a parent model learns from answers of its own, by what they are worth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from raymill.config.schema import RlhfJob
+from raymill.engine.agreement import on_rank_zero
+from raymill.engine.answer_source import AnswerSource, Desk
+from raymill.engine.desk import open_desk
+from raymill.engine.evaluation import Evaluator
+from raymill.engine.experience import Experience
+from raymill.engine.group import WorkerGroup
+from raymill.engine.held_out_prompts import HeldOutPrompts
+from raymill.engine.journal import Journal
+from raymill.engine.learner import Learner
+from raymill.engine.parents import flops_per_token, frozen_reference, policy_model, scalar_model
+from raymill.engine.recipe import Recipe
+from raymill.engine.sampled_answers import SampledAnswers
+from raymill.objective.policy import Critic, PolicyGradient
+from raymill.rollout.engine import Sampling
+
+
+@dataclass(frozen=True)
+class Reinforcement(Recipe):
+    """See `Recipe`."""
+
+    @property
+    def job(self) -> RlhfJob:
+        assert isinstance(self.assignment.job, RlhfJob)
+        return self.assignment.job
+
+    def build_model(self, fresh: bool) -> torch.nn.Module:
+        model: torch.nn.Module = policy_model(self.assignment, self.job, self.prepared[0])
+        return model
+
+    def objective(self, model: Any, group: WorkerGroup) -> PolicyGradient:
+        return PolicyGradient(
+            model.get_output_embeddings(),
+            self.job.algorithm,
+            self.job.rollout.temperature,
+            self.job.rollout.max_new_tokens,
+        )
+
+    def build_critic(self) -> torch.nn.Module | None:
+        folder = self.assignment.critic_folder
+        if folder is None:
+            return None
+        model, had_head = scalar_model(self.assignment, self.job, self.prepared[0], folder)
+        if not had_head:  # what nothing is known of is worth nothing, and not something at random
+            from raymill.model.parent import scalar_head
+
+            with torch.no_grad():
+                for parameter in scalar_head(model).parameters():
+                    parameter.zero_()
+        critic: torch.nn.Module = model
+        return critic
+
+    def critic_objective(self, model: Any, group: WorkerGroup) -> Critic:
+        from raymill.model.parent import scalar_head
+
+        return Critic(scalar_head(model), self.job.algorithm.value_clip)
+
+    def critic_learning_rate(self) -> float:
+        return self.job.critic.learning_rate
+
+    def experience(
+        self, learners: list[Learner], group: WorkerGroup, journal: Journal | None
+    ) -> Experience:
+        job = self.job
+        policy, prepared = learners[0].model, self.prepared[0]
+        facts = prepared.manifest
+        assert facts.messages is not None
+        rollout = job.rollout
+        source = AnswerSource(
+            model=policy,
+            group=group,
+            sampling=Sampling(
+                rollout.max_new_tokens,
+                rollout.temperature,
+                rollout.top_p,
+                tuple(sorted({facts.messages.end_of_turn_id, facts.tokenizer.end_of_text_id})),
+                facts.tokenizer.end_of_text_id,
+            ),
+            batch=rollout.batch,
+            seed=job.run.seed,
+            desk=self._desk(group),
+        )
+        return SampledAnswers(
+            assignment=self.assignment,
+            job=job,
+            source=source,
+            learners=learners,
+            reference=frozen_reference(self.assignment, job, prepared, policy, group),
+            group=group,
+            journal=journal,
+        )
+
+    def _desk(self, group: WorkerGroup) -> Desk | None:
+        """Samplers and judges, which the first rank starts; the others hear whether it could."""
+        made: list[Desk] = []
+
+        def start() -> None:
+            made.append(open_desk(self.assignment, self.job, self.prepared))
+
+        on_rank_zero(group, start)
+        return made[0] if made else None
+
+    def evaluators(
+        self,
+        learners: list[Learner],
+        experience: Experience,
+        group: WorkerGroup,
+        journal: Journal | None,
+    ) -> list[Evaluator]:
+        assert isinstance(experience, SampledAnswers)
+        source, reference = experience.source, experience.reference
+        run_dir = self.assignment.run_dir
+        return [HeldOutPrompts(self.job, self.prepared, source, reference, run_dir, journal)]
+
+    def flops_per_token(self, model: torch.nn.Module) -> float:
+        job = self.job
+        share = job.rollout.max_new_tokens / (job.data.sequence_length + job.rollout.max_new_tokens)
+        length = job.data.sequence_length + job.rollout.max_new_tokens
+        return flops_per_token(model, length, share)

@@ -1,0 +1,57 @@
+"""Reward modelling: a parent model with a scalar head learns which of two answers people prefer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from raymill.config.schema import RewardJob
+from raymill.engine.evaluation import Evaluator
+from raymill.engine.experience import Experience
+from raymill.engine.group import WorkerGroup
+from raymill.engine.held_out_pairs import HeldOutPairs
+from raymill.engine.journal import Journal
+from raymill.engine.learner import Learner
+from raymill.engine.parents import flops_per_token, held_out_sets, scalar_model
+from raymill.engine.recipe import Recipe
+from raymill.objective.pairs import RewardPairs
+
+
+@dataclass(frozen=True)
+class RewardModelling(Recipe):
+    """See `Recipe`."""
+
+    @property
+    def job(self) -> RewardJob:
+        assert isinstance(self.assignment.job, RewardJob)
+        return self.assignment.job
+
+    def build_model(self, fresh: bool) -> torch.nn.Module:
+        assert self.assignment.model_folder is not None
+        model: torch.nn.Module
+        model, _ = scalar_model(
+            self.assignment, self.job, self.prepared[0], self.assignment.model_folder
+        )
+        return model
+
+    def objective(self, model: Any, group: WorkerGroup) -> RewardPairs:
+        from raymill.model.parent import scalar_head
+
+        return RewardPairs(scalar_head(model), self.job.margin_scale, self.job.centring)
+
+    def evaluators(
+        self,
+        learners: list[Learner],
+        experience: Experience,
+        group: WorkerGroup,
+        journal: Journal | None,
+    ) -> list[Evaluator]:
+        sets = held_out_sets(self.prepared, self.job.evaluation, group)
+        objective = learners[0].objective
+        assert isinstance(objective, RewardPairs)
+        return [HeldOutPairs(objective, sets, self.job.evaluation.every)]
+
+    def flops_per_token(self, model: torch.nn.Module) -> float:
+        return flops_per_token(model, self.job.data.sequence_length, 0.0)

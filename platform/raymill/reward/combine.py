@@ -1,0 +1,98 @@
+"""From what several functions say of an answer to its one reward. Pure: nothing is called here.
+
+    reward = Σ weight · score − length_penalty · tokens / max_tokens
+
+An answer of which one component has no finite value has no reward: it is dropped, and counted by cause.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from raymill.reward.task import Score
+
+
+@dataclass(frozen=True)
+class Combined:
+    """Rewards in the samples' order, None where dropped, and what they are made of.
+
+    `components`: each function's own values, before weights. `causes`: how many samples each
+    `function: cause` spoiled; one sample may have several causes.
+    """
+
+    rewards: tuple[float | None, ...]
+    components: dict[str, tuple[float | None, ...]]
+    causes: dict[str, int]
+
+    @property
+    def dropped(self) -> int:
+        """Samples without a reward."""
+        return sum(reward is None for reward in self.rewards)
+
+    def metrics(self, prefix: str) -> dict[str, float]:
+        """Means over the values there are, and counts: `{prefix}/exact`, `{prefix}/dropped`, …"""
+        columns = {"mean": self.rewards, **self.components}
+        found = {name: [v for v in values if v is not None] for name, values in columns.items()}
+        return {
+            **{f"{prefix}/{_key(name)}": math.fsum(v) / len(v) for name, v in found.items() if v},
+            f"{prefix}/dropped": float(self.dropped),
+        }
+
+
+@dataclass(frozen=True)
+class Combination:
+    """Weights by name. `length_penalty` is what an answer of `max_tokens` loses."""
+
+    weights: Mapping[str, float]
+    max_tokens: int
+    length_penalty: float = 0.0
+
+    def combine(self, scores: Mapping[str, Sequence[Score]], tokens: Sequence[int]) -> Combined:
+        """Combine the scores of each weighted name; `tokens` are the answers' lengths.
+
+        Raises:
+            ValueError: scores aren't those of the weights, or not one for each sample.
+        """
+        if set(scores) != set(self.weights):
+            raise ValueError(f"expected scores of {sorted(self.weights)}, got {sorted(scores)}")
+        lengths = {name: len(column) for name, column in scores.items()}
+        if any(length != len(tokens) for length in lengths.values()):
+            raise ValueError(f"expected {len(tokens)} scores each, got {lengths}")
+        causes: Counter[str] = Counter()
+        components = {
+            name: tuple(_value(name, score, causes) for score in column)
+            for name, column in scores.items()
+        }
+        rewards = []
+        for place, length in enumerate(tokens):
+            row = [(weight, components[name][place]) for name, weight in self.weights.items()]
+            rewards.append(self._reward(row, length, causes))
+        return Combined(tuple(rewards), components, dict(causes))
+
+    def _reward(
+        self, row: Sequence[tuple[float, float | None]], length: int, causes: Counter[str]
+    ) -> float | None:
+        parts = [weight * value for weight, value in row if value is not None]
+        if len(parts) < len(row):
+            return None
+        total = sum(parts) - self.length_penalty * length / self.max_tokens
+        if math.isfinite(total):
+            return total
+        causes["sum: not finite"] += 1
+        return None
+
+
+def _key(name: str) -> str:
+    """A function's name, or an address, as what a metric may be called."""
+    return re.sub(r"[^\w.-]+", "_", name)
+
+
+def _value(name: str, score: Score, causes: Counter[str]) -> float | None:
+    if score.value is not None and score.error is None and math.isfinite(score.value):
+        return score.value
+    causes[f"{name}: {score.cause or 'not finite'}"] += 1
+    return None

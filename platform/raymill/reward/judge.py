@@ -1,0 +1,40 @@
+"""What answers are worth, all judges together: functions, services and a reward model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from raymill.reward.combine import Combination, Combined
+from raymill.reward.model import SequenceJudge
+from raymill.reward.scoring import Scorer
+from raymill.reward.task import Sample
+
+MODEL = "model"  # the reward model's name among the components
+
+
+@dataclass(frozen=True)
+class Judge:
+    """`model` is None where there is no reward model."""
+
+    scorer: Scorer
+    combination: Combination
+    model: SequenceJudge | None = None
+
+    def judge(self, samples: Sequence[Sample], sequences: Sequence[Sequence[int]]) -> Combined:
+        """Rewards of answers; `sequences` are their tokens with their prompts'.
+
+        Raises:
+            RewardError: functions can't be called on this machine.
+            RolloutError: the reward model's actors can't be had.
+        """
+        scores = self.scorer.score(samples)
+        if self.model is not None:
+            scores[MODEL] = self.model.score(sequences)
+        return self.combination.combine(scores, [len(one.answer_ids) for one in samples])
+
+    def close(self) -> None:
+        """End whatever was started."""
+        self.scorer.close()
+        if self.model is not None:
+            self.model.close()

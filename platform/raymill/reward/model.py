@@ -1,0 +1,140 @@
+"""A reward model as a judge: what it says of whole conversations, token by token as they were sampled.
+
+It runs in actors, as samplers do, or in this process. What shares a batch is decided by the answers alone,
+so scores don't depend on the number of actors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+
+from raymill.objective.scores import last_scores
+from raymill.reward.task import Score, failed
+from raymill.rollout.engine import Sampling
+from raymill.rollout.units import Unit
+from raymill.rollout.weights import DTYPES, Bucket, Digest
+
+NO_SAMPLING = Sampling(0, 0.0, 1.0, ())
+SCORES_A_BATCH = 32
+
+
+class SequenceJudge(Protocol):
+    """Scores sequences of tokens."""
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[Score]:
+        """A score each, in order.
+
+        Raises:
+            RaymillError: they can't be had.
+        """
+        ...
+
+    def close(self) -> None:
+        """End whatever was started."""
+        ...
+
+
+@dataclass(frozen=True)
+class RewardModelSpec:
+    """How to load a reward model, in whichever process; see `EngineSpec`."""
+
+    folder: str
+    dtype: Literal["fp32", "bf16"]
+    threads: int
+    gpu: bool = False
+
+    def build(self) -> RewardModelEngine:
+        """The model, with its weights."""
+        from transformers import AutoModelForSequenceClassification
+
+        from raymill.model.quiet import quieten
+
+        quieten()
+        model = AutoModelForSequenceClassification.from_pretrained(
+            self.folder, local_files_only=True, trust_remote_code=False, dtype=DTYPES[self.dtype]
+        )
+        return RewardModelEngine(model.to("cuda" if self.gpu else "cpu").eval(), self.threads)
+
+
+class RewardModelEngine:
+    """Does units of work as a sampling engine does, but gives numbers. Its weights never change."""
+
+    def __init__(self, model: Any, threads: int) -> None:
+        from raymill.model.parent import scalar_head
+
+        self._model, self._threads = model, threads
+        self._head = scalar_head(model)
+
+    def load(self, buckets: Iterable[Bucket]) -> None:
+        """There are none to take over."""
+        list(buckets)
+
+    def digest(self) -> str:
+        """Of no weights."""
+        return Digest().hexdigest()
+
+    def generate(
+        self, sequences: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]
+    ) -> list[float]:
+        """What the model says at each sequence's last token."""
+        torch.set_num_threads(self._threads)
+        length_S = torch.tensor([len(one) for one in sequences])
+        width = int(length_S.max())
+        tokens_SL = torch.tensor([[*one, *[0] * (width - len(one))] for one in sequences])
+        attention_SL = (torch.arange(width) < length_S[:, None]).long()
+        device = next(self._model.parameters()).device
+        with torch.no_grad():
+            scores_S = last_scores(
+                self._model, self._head, tokens_SL, attention_SL, length_S - 1, device
+            )
+        found: list[float] = scores_S.cpu().tolist()
+        return found
+
+
+def score_units(sequences: Sequence[Sequence[int]]) -> list[Unit]:
+    """Sequences by length, so many a batch; a unit's answers are (place among the sequences, 0)."""
+    order = sorted(range(len(sequences)), key=lambda place: (-len(sequences[place]), place))
+    parts = (order[n : n + SCORES_A_BATCH] for n in range(0, len(order), SCORES_A_BATCH))
+    return [
+        Unit(
+            tuple((place, 0) for place in part),
+            tuple(tuple(sequences[place]) for place in part),
+            (0,) * len(part),
+        )
+        for part in parts
+    ]
+
+
+def scores_of(units: Sequence[Unit], values: Sequence[Sequence[float]]) -> list[Score]:
+    """The units' numbers in the order of the sequences."""
+    found: dict[int, Score] = {}
+    for unit, numbers in zip(units, values, strict=True):
+        for (place, _), number in zip(unit.answers, numbers, strict=True):
+            finite = math.isfinite(number)
+            found[place] = Score(number, None, 0.0) if finite else failed(f"not finite: {number}")
+    return [found[place] for place in range(len(found))]
+
+
+class LocalRewardModel:
+    """See `SequenceJudge`; in this process."""
+
+    def __init__(self, spec: RewardModelSpec) -> None:
+        self._engine = spec.build()
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[Score]:
+        """See `SequenceJudge`."""
+        before = torch.get_num_threads()
+        units = score_units(sequences)
+        try:
+            values = [self._engine.generate(u.prompts, NO_SAMPLING, u.seeds) for u in units]
+        finally:
+            torch.set_num_threads(before)
+        return scores_of(units, values)
+
+    def close(self) -> None:
+        """Nothing was started."""

@@ -1,0 +1,54 @@
+"""Reward models in Ray actors: the samplers' crew with another engine, so that one that dies or hangs is
+named, replaced, and its work given out again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import ray
+
+from raymill.reward.model import NO_SAMPLING, RewardModelSpec, score_units, scores_of
+from raymill.reward.task import Score
+from raymill.rollout.actor import SamplingActor
+from raymill.rollout.crew import Crew, Weights
+from raymill.rollout.weights import Digest
+
+START_TIMEOUT_S = 300.0
+
+
+class RewardModelPool:
+    """See `SequenceJudge`. Actors end with the process that made the pool."""
+
+    def __init__(
+        self,
+        spec: RewardModelSpec,
+        *,
+        actors: int,
+        cpus_per_actor: float,
+        gpus_per_actor: float,
+        timeout_s: float,
+    ) -> None:
+        remote = ray.remote(SamplingActor).options(
+            num_cpus=cpus_per_actor, num_gpus=gpus_per_actor, max_restarts=0, max_task_retries=0
+        )
+        engine: Any = spec  # it builds an engine that gives numbers
+        self._crew = Crew(
+            lambda: remote.remote(engine, timeout_s),
+            actors,
+            timeout_s=timeout_s,
+            start_timeout_s=START_TIMEOUT_S,
+        )
+        self._crew.start()
+        self._crew.bring(Weights((), 0, Digest().hexdigest()))
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[Score]:
+        """See `SequenceJudge`."""
+        units = score_units(sequences)
+        results, _ = self._crew.work(units, NO_SAMPLING)
+        values = [cast(tuple[float, ...], result.completions) for result in results]
+        return scores_of(units, values)
+
+    def close(self) -> None:
+        """End the actors."""
+        self._crew.disband()

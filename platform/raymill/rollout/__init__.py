@@ -1,0 +1,1 @@
+"""Sampling answers in RL: engines behind one protocol, the actors that hold them, and what they return."""

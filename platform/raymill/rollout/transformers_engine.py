@@ -1,0 +1,128 @@
+"""Sampling with transformers itself: on any machine, from any model that it knows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from raymill.errors import ConfigError
+from raymill.generate.batch import Completion, complete
+from raymill.rollout.engine import Sampling
+from raymill.rollout.failure import RolloutError
+from raymill.rollout.weights import DTYPES, Bucket, fill, held_weights, weights_digest
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What an empty model is made of; see `EngineSpec`. `folder` holds its config.json."""
+
+    folder: str
+    vocab_size: int  # the policy's, where that was extended; never makes it smaller
+    attention: str
+    dtype: Literal["fp32", "bf16"]
+    threads: int  # results depend on them, in the last bits
+    gpu: bool = False
+
+    def build(self) -> TransformersEngine:
+        """See `EngineSpec`.
+
+        Raises:
+            ConfigError: transformers knows no such model.
+        """
+        return TransformersEngine(_empty_model(self), self.threads)
+
+
+def _empty_model(spec: ModelSpec) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    from raymill.model.quiet import quieten
+
+    quieten()
+    try:
+        config = AutoConfig.from_pretrained(
+            spec.folder, local_files_only=True, trust_remote_code=False
+        )
+        config.vocab_size = max(config.vocab_size, spec.vocab_size)
+        # On its device, not on "meta": what a model computes at its birth and never stores (the
+        # frequencies of rotary positions) comes with no weights.
+        with no_init_weights(), torch.device("cuda" if spec.gpu else "cpu"):
+            model = AutoModelForCausalLM.from_config(
+                config,
+                dtype=DTYPES[spec.dtype],
+                attn_implementation=spec.attention,
+                trust_remote_code=False,
+            )
+    except (OSError, ValueError, ImportError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(
+            [f"parent: transformers can't build the model of {spec.folder}: {reason}"]
+        ) from error
+    model.tie_weights()
+    return model.eval()
+
+
+class TransformersEngine:
+    """See `RolloutEngine`."""
+
+    def __init__(self, model: Any, threads: int) -> None:
+        self.model = model
+        self._threads = threads
+        self._loaded = False
+
+    def load(self, buckets: Iterable[Bucket]) -> None:
+        """See `RolloutEngine`."""
+        self._loaded = False  # until all of them are there
+        fill(held_weights(self.model), buckets)
+        self._loaded = True
+
+    def digest(self) -> str:
+        """See `RolloutEngine`."""
+        return weights_digest(held_weights(self.model).items())
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]
+    ) -> list[Completion]:
+        """See `RolloutEngine`."""
+        if not self._loaded:
+            raise RolloutError("the sampling model has no weights yet; bring them first")
+        self._check_room(prompts, sampling.max_new_tokens)
+        with _threads(self._threads):
+            return complete(
+                self.model,
+                prompts,
+                max_new_tokens=sampling.max_new_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                seeds=seeds,
+                stop_ids=sampling.stop_ids,
+                batch_size=len(prompts),
+                pad_id=sampling.pad_id,
+                log_probs=True,
+            )
+
+    def _check_room(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+        """`complete` would cut a prompt's beginning off, and the policy learn from the whole of it."""
+        positions = getattr(self.model.config, "max_position_embeddings", None)
+        longest = max(map(len, prompts), default=0)
+        if positions is not None and longest + max_new_tokens > positions:
+            raise RolloutError(
+                f"a prompt of {longest} tokens and max_new_tokens={max_new_tokens} need "
+                f"{longest + max_new_tokens} positions, the model has {positions}; ask for shorter "
+                "answers, or prepare the prompts with a lower limit"
+            )
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """The process may be a trainer's, which has its own number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,91 @@
+"""The embedded questions: the embedded conversations', each on its conversation's side."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from data.prepared_factory import _write_tokenizer
+from data.prompts.prompts_factory import job, one_after_the_other, stored_rows
+from raymill.data import messages_preparation
+from raymill.data.chat import stdlib
+from raymill.data.chat.conversation import Conversation
+from raymill.data.chat.records import ChatReading
+from raymill.data.chat.tokenizer import chat_tokenizer
+from raymill.data.messages_preparation import embedded_unit
+from raymill.data.prompts.book import read_book
+from raymill.data.prompts.prepare import describe, find_prepared, prepare
+from raymill.data.prompts.records import PlacedPrompt, PromptsReading
+from raymill.data.records import Bad
+
+FRACTION, SEED = 0.04, 1234
+
+
+def test_every_conversation_asks_its_last_question() -> None:
+    [(piece,)] = embedded_unit("stdlib_chat")
+    digests = hashlib.sha256(), hashlib.sha256()
+    chats = list(ChatReading(None, None, FRACTION, SEED).read(piece, digests[0]))
+    prompts = list(PromptsReading("none", None, FRACTION, SEED).read(piece, digests[1]))
+    assert digests[0].digest() == digests[1].digest()
+    assert len(chats) == len(prompts) > 8_000
+    for chat, placed in zip(chats, prompts, strict=True):
+        assert not isinstance(chat, Bad) and isinstance(placed, PlacedPrompt)
+        assert isinstance(chat.conversation, Conversation)
+        *asked, answer = chat.conversation.messages
+        assert placed.prompt.messages == tuple(asked)
+        assert placed.prompt.answer == answer["content"]
+        assert placed.split == chat.split
+        assert placed.prompt.verifier == "answer_f1"
+        assert placed.where == chat.where
+    kinds = {placed.prompt.extra["kind"] for placed in prompts if isinstance(placed, PlacedPrompt)}
+    assert {"what", "unknown", "turns"} <= kinds
+    sides: dict[str, set[str]] = {}
+    for placed in prompts:
+        assert isinstance(placed, PlacedPrompt)
+        sides.setdefault(placed.prompt.extra["about"], set()).add(placed.split)
+    assert all(len(side) == 1 for side in sides.values()), "one function, one side"
+
+
+def test_they_are_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    some = stdlib.conversations(FRACTION, SEED)[::40]
+    monkeypatch.setattr(stdlib, "conversations", lambda fraction, seed: list(some))
+    monkeypatch.setattr(messages_preparation, "run_units", one_after_the_other)
+    _write_tokenizer(tmp_path / "parent", 257)
+    tokenizer = chat_tokenizer(tmp_path / "parent", "auto", ())
+    made = job(
+        tmp_path, tmp_path / "parent", "data=stdlib_prompts", "data.sequence_length=511",
+        f"data.validation.fraction={FRACTION}", f"run.seed={SEED}",
+    )  # fmt: skip
+    assert "about this Python's functions" in describe(made, tokenizer)
+    prepared = prepare(made, tokenizer)
+    facts = prepared.manifest.prompts
+    assert facts is not None
+    book = read_book(prepared.folder / facts.book)
+    expected = {
+        json.dumps(one.record["messages"][:-1]): (
+            one.record["messages"][-1]["content"],
+            "validation" if one.held_out else "train",
+        )
+        for one in some
+    }
+    found = {json.dumps(list(one.messages)): (one.answer, one.split) for one in book.values()}
+    assert found == expected and len(book) == len(some) > 300
+    assert {split for _, split in expected.values()} == {"train", "validation"}
+    splits = [split for split, _ in stored_rows(prepared)]
+    assert facts.prompts == splits.count("train") == len(some) - splits.count("validation")
+    assert facts.statistics["train"]["answered"] == {"answer_f1": facts.prompts}
+    assert (facts.statistics["duplicates"], facts.statistics["leaked"]) == (0, 0)
+    assert prepared.manifest.config["data"]["python"]
+    again = find_prepared(made, tokenizer)
+    assert again is not None and again.manifest == prepared.manifest
+
+    other = job(tmp_path, tmp_path / "parent", "data=stdlib_prompts", "data.verifier=contains",
+                "data.sequence_length=511")  # fmt: skip
+    prepared = prepare(other, tokenizer)
+    assert prepared.folder != again.folder
+    assert {
+        prompt.verifier for prompt in read_book(prepared.folder / "prompts.jsonl").values()
+    } == {"contains"}

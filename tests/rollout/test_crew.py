@@ -1,0 +1,153 @@
+"""Whatever becomes of actors is noticed in time, named, and mended as often as makes sense."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from raymill.errors import ClusterError, ConfigError
+from raymill.rollout.failure import RolloutError
+from raymill.rollout.local import LocalPool
+from raymill.rollout.pool import RolloutPool
+from rollout.faults import ToySpec, order
+from rollout.tiny import SAMPLING, sampled, units
+
+TIMEOUT_S = 3.0
+WEIGHTS = {"a": torch.arange(5.0), "b": torch.ones(2, 2)}
+
+
+@pytest.fixture
+def hire(ray_session: None, tmp_path: Path) -> Iterator[Callable[..., RolloutPool]]:
+    """Pools of engines that follow the orders in the test's folder."""
+    pools: list[RolloutPool] = []
+
+    def hired(actors: int, **changes: Any) -> RolloutPool:
+        settings = {"cpus_per_actor": 1, "timeout_s": TIMEOUT_S, **changes}
+        pools.append(RolloutPool(ToySpec(tmp_path), actors=actors, **settings))
+        return pools[-1]
+
+    yield hired
+    for pool in pools:
+        pool.close()
+
+
+def answers(folder: Path, step: int = 0, weights: dict[str, torch.Tensor] = WEIGHTS) -> Any:
+    """What engines with these weights give."""
+    local = LocalPool(ToySpec(folder))
+    local.sync(weights.items(), 0)
+    return sampled(local.generate(units(step), SAMPLING))
+
+
+@pytest.mark.chaos
+def test_an_actor_that_hangs_is_named_and_replaced(
+    hire: Callable[..., RolloutPool], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = hire(2)  # as many as there is room for
+    pool.sync(WEIGHTS.items(), 7)
+    hung = units()[1]
+    order(tmp_path, hung, "SIGSTOP")
+    with caplog.at_level(logging.WARNING):
+        found = pool.generate(units(), SAMPLING)
+    assert sampled(found) == answers(tmp_path)
+    assert {result.version for result in found.results} == {7}
+    (incident,) = found.incidents
+    assert incident.reason == "no answer within 3 s"
+    assert incident.work == f"sampling unit 1, a {hung}"
+    number, actor_id = incident.actor.split()
+    assert number in ("0", "1")
+    assert len(actor_id.strip("()")) == 32
+    assert "(node " in incident.place
+    assert str(incident) in caplog.text
+
+    pool.sync(WEIGHTS.items(), 8)  # by both, so its place was found empty
+    pid = int(incident.place.split("pid ")[1].rstrip(")"))
+    assert not os.path.exists(f"/proc/{pid}"), "though it had only stopped"
+    found = pool.generate(units(1), SAMPLING)
+    assert sampled(found) == answers(tmp_path, 1)
+    assert not found.incidents
+
+
+@pytest.mark.chaos
+def test_a_successor_has_the_weights_of_its_predecessor_and_a_deadly_unit_ends_the_run(
+    hire: Callable[..., RolloutPool], tmp_path: Path
+) -> None:
+    pool = hire(1)
+    policy = {name: tensor.clone() for name, tensor in WEIGHTS.items()}
+    pool.sync(policy.items(), 1)
+    order(tmp_path, units()[0], "SIGKILL")
+    pool.start_generate(units(), SAMPLING)
+    policy["a"].zero_()
+    found = pool.collect()
+    assert sampled(found) == answers(tmp_path)
+    assert len(found.incidents) == 1
+    order(tmp_path, units()[2], "SIGKILL always")
+    with pytest.raises(
+        RolloutError, match=r"lost 3 times. The last: rollout actor 0 .*unit 2, a unit of"
+    ):
+        pool.generate(units(), SAMPLING)
+    with pytest.raises(RolloutError, match="has been closed, or ended by an error"):
+        pool.generate(units(), SAMPLING)
+
+
+def test_an_engines_own_error_is_not_tried_again(
+    hire: Callable[..., RolloutPool], tmp_path: Path
+) -> None:
+    pool = hire(1)
+    pool.sync(WEIGHTS.items(), 1)
+    order(tmp_path, units()[3], "break")
+    message = (
+        r"^rollout actor 0 \(\w+\) on .* failed sampling unit 3, .*ZeroDivisionError: in the engine"
+    )
+    with pytest.raises(RolloutError, match=message):
+        pool.generate(units(), SAMPLING)
+
+
+def test_other_weights_than_the_policys_are_refused(
+    hire: Callable[..., RolloutPool], tmp_path: Path
+) -> None:
+    pool = hire(1)
+    before = pool.sync(WEIGHTS.items(), 1)
+    other = WEIGHTS | {"a": torch.zeros(5)}
+    assert pool.sync(other.items(), 1).digest != before.digest
+    assert sampled(pool.generate(units(), SAMPLING)) == answers(tmp_path, weights=other), (
+        "the same number doesn't make them the same weights"
+    )
+    (tmp_path / "corrupt").touch()
+    with pytest.raises(
+        RolloutError, match=r"rollout actor . \(\w+\) on .* holds weights with digest"
+    ):
+        pool.sync(WEIGHTS.items(), 2)
+    with pytest.raises(RolloutError, match="call sync first"):
+        pool.generate(units(), SAMPLING)
+
+
+def test_a_pool_closes_while_it_works(hire: Callable[..., RolloutPool], tmp_path: Path) -> None:
+    pool = hire(1)
+    pool.sync(WEIGHTS.items(), 1)
+    order(tmp_path, units()[0], "SIGSTOP")
+    pool.start_generate(units(), SAMPLING)
+    pool.close()
+    with pytest.raises(RolloutError, match="has been closed"):
+        pool.collect()
+
+
+def test_what_cannot_start_is_told_at_once(
+    hire: Callable[..., RolloutPool], tmp_path: Path
+) -> None:
+    with pytest.raises(ClusterError, match=r"rollout\.actors=5 need 5 CPUs, the cluster has 2"):
+        hire(5)
+    with pytest.raises(ClusterError, match="need 1 GPUs, the cluster has 0"):
+        hire(1, gpus_per_actor=1)
+    with pytest.raises(
+        RolloutError, match=r"starting: no answer within 0.01 s.*Free in the cluster"
+    ):
+        hire(1, start_timeout_s=0.01)
+    (tmp_path / "build").touch()
+    with pytest.raises(ConfigError, match="no such model"):
+        hire(1)
