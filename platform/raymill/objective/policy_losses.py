@@ -1,7 +1,7 @@
 """Pure parts of policy-gradient losses. Everything is a value a token; how tokens are averaged comes last.
 
-Shapes: B answers, T response tokens. All of the mathematics is that of PPO (Schulman et al. 2017) and its
-kin; masks say which tokens count.
+Shapes: B answers, T response tokens, V vocabulary. All of the mathematics is that of PPO (Schulman et al.
+2017) and its kin; masks say which tokens count.
 """
 
 from __future__ import annotations
@@ -10,13 +10,17 @@ from dataclasses import dataclass, replace
 
 import torch
 
+MOST_LOG_RATIO = 80.0  # e^80 still is an fp32 number; infinity would make 0 · inf = NaN of an advantage
+
 
 def kl(estimator: str, log_prob: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """An estimate of KL(π ‖ π_ref) a token drawn from π, with d = log π − log π_ref.
 
     k1 = d, k2 = d²/2, k3 = e^(−d) − 1 + d (Schulman 2020, "Approximating KL Divergence"). As values, k1 and
-    k3 are unbiased. As a loss on tokens drawn from π, k2's expected gradient is that of the KL, k1's is
-    zero, and k3's is that of the reverse KL(π_ref ‖ π).
+    k3 are unbiased. As a loss on tokens drawn from π, k2's expected gradient E[d ∇log π] is that of the KL;
+    k1's, E[∇log π], is zero; k3's, E[(1 − e^(−d)) ∇log π] = −E_ref[∇log π], is that of the reverse
+    KL(π_ref ‖ π). All this holds token by token, given what stands before: what a token does to the
+    distance of later ones only reaches it in the reward, where k1 belongs.
     """
     d = log_prob - reference
     if estimator == "k1":
@@ -24,7 +28,7 @@ def kl(estimator: str, log_prob: torch.Tensor, reference: torch.Tensor) -> torch
     if estimator == "k2":
         return d**2 / 2
     if estimator == "k3":
-        return torch.exp(-d) - 1 + d
+        return torch.expm1(-d) + d
     raise ValueError(f"{estimator!r} isn't an estimator of KL: k1, k2 or k3")
 
 
@@ -41,7 +45,7 @@ def clipped_surrogate(
     `dual`: for A < 0 the surrogate is at least dual · A, dual > 1 (Ye et al. 2020, equation 5), so that a
     ratio that explodes can't drive the update.
     """
-    ratio = torch.exp(log_prob - old)
+    ratio = torch.exp((log_prob - old).clamp(max=MOST_LOG_RATIO))
     surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
     if dual is not None:
         bounded = torch.maximum(surrogate, dual * advantage)
@@ -58,6 +62,12 @@ def value_loss(
         near = old + (value - old).clamp(-clip, clip)
         squared = torch.maximum(squared, (near - returns) ** 2)
     return squared / 2
+
+
+def entropy(log_probs_BV: torch.Tensor) -> torch.Tensor:
+    """[B] −Σ p log p in nats, of normalised log-probabilities; what can't be drawn (-inf) adds nothing."""
+    # 0 · -inf isn't 0, and neither is its gradient.
+    return -(log_probs_BV.exp() * log_probs_BV.clamp(min=-1e30)).sum(dim=-1)
 
 
 def truncated_importance_weight(
@@ -88,7 +98,9 @@ def aggregation_denominator(name: str, mask_BT: torch.Tensor, max_tokens: int) -
     """A part's share of what the summed losses are divided by; see `aggregation_weights`."""
     if name == "token_mean":
         return float(mask_BT.sum())
-    return float((mask_BT.sum(dim=1) > 0).sum())
+    if name in ("sequence_mean", "constant_length"):
+        return float((mask_BT.sum(dim=1) > 0).sum())
+    raise ValueError(f"{name!r} is no way to aggregate losses")
 
 
 @dataclass(frozen=True)

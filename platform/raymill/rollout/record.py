@@ -138,7 +138,8 @@ def read_rollout(path: Path) -> Rollout:
     """
     try:
         refuse_extension_types(path, read_footer(path))
-        table = pq.read_table(path, page_checksum_verification=True)
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read()
         about = json.loads((table.schema.metadata or {})[KEY])
         if about["format"] != FORMAT:
             raise DataError(

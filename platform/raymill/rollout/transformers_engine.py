@@ -25,7 +25,7 @@ class ModelSpec:
     attention: str
     dtype: Literal["fp32", "bf16"]
     threads: int  # results depend on them, in the last bits
-    gpu: bool = False
+    gpu: bool = False  # a pool's actors then need gpus_per_actor
 
     def build(self) -> TransformersEngine:
         """See `EngineSpec`.

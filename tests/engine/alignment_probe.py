@@ -1,0 +1,158 @@
+"""Runs whole alignment jobs without Ray: real recipes, learners, samplers and judges, in processes of
+their own; only the stream of rows is read here instead of by Ray Data."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from data.prepared_factory import _write_tokenizer
+from data.prompts.prompts_factory import one_after_the_other
+from engine.probe import free_port
+from raymill.config import load
+from raymill.data import messages_preparation
+from raymill.data.chat.tokenizer import chat_tokenizer
+from raymill.engine.assignment import Assignment
+
+VOCAB = 257  # bytes and the end of text; the chat template adds two tokens
+ADDED = 2
+
+
+def write_parent(folder: Path, *, layers: int = 2, hidden: int = 64, seed: int = 1) -> Path:
+    """An untrained model with a tokenizer of bytes."""
+    from raymill.model.build import build_model
+    from raymill.model.quiet import quieten
+
+    quieten()
+    arch = load("pretrain", ["experiment=tiny"]).arch
+    arch = replace(
+        arch, layers=layers, hidden_size=hidden, heads=4, kv_heads=2, head_dim=None,
+        intermediate_size=2 * hidden, max_positions=128,
+    )  # fmt: skip
+    build_model(arch, VOCAB, 0, seed).save_pretrained(folder)
+    _write_tokenizer(folder, VOCAB)
+    return folder
+
+
+def write_prompts(path: Path, records: Sequence[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def assigned(kind: str, parent: Path, root: Path, *overrides: str) -> Assignment:
+    """A job as the driver hands it to its workers; its data is prepared here."""
+    from raymill.cluster.judges import judges_of
+    from raymill.cluster.preparation import kind_of
+    from raymill.cluster.tuning import resolve
+    from raymill.track.registry import ResolvedModel
+
+    job = load(
+        kind,
+        [f"parent={parent}", f"storage.root={root}", "tracking=none", "schedule=constant",
+         "schedule.warmup_steps=0", *overrides],
+    )  # fmt: skip
+    resolved = ResolvedModel(parent, str(parent))
+    tokenizer = chat_tokenizer(parent, job.data.template, job.data.special_tokens)
+    with patch.object(messages_preparation, "run_units", one_after_the_other):
+        prepared = kind_of(job.data).prepare(job.preparation(), tokenizer)
+    assignment = resolve(job, resolved, {prepared.folder: 1.0})
+    others = judges_of(job, resolved, tokenizer) if kind == "rlhf" else {}
+    assignment.run_dir.mkdir(parents=True, exist_ok=True)
+    return replace(assignment, **others)
+
+
+@dataclass(frozen=True)
+class DirectStream:
+    """A rank's rows in the same order as through Ray Data."""
+
+    spec: Any
+    rank: int
+
+    def __iter__(self) -> Iterator[Any]:
+        from raymill.data.rows import Rows
+        from raymill.data.stream import StepBatch, read_rows
+
+        for step in range(self.spec.steps):
+            sample, located = self.spec.rank_samples(step, 1, self.rank)
+            rows: Rows = read_rows(self.spec.folders, located)
+            yield StepBatch(sample, located.source, rows)
+
+
+def run(assignments: Sequence[Assignment], world: int = 1) -> list[list[dict[str, Any]]]:
+    """Run each on `world` processes, one after the other in the same ones; their journals' events."""
+    import torch.multiprocessing as mp
+
+    folder = assignments[0].run_dir
+    (folder / "assignments.pickle").write_bytes(pickle.dumps(list(assignments)))
+    mp.spawn(_work, (world, free_port(), folder), nprocs=world)
+    return [events(one) for one in assignments]
+
+
+def events(assignment: Assignment) -> list[dict[str, Any]]:
+    lines = assignment.journal.read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def steps(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [event for event in found if event["kind"] == "step"]
+
+
+def _work(rank: int, world: int, port: int, folder: Path) -> None:
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world),
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+    )  # fmt: skip
+    import numpy as np
+    import torch
+    import torch.distributed as dist
+
+    from raymill.data.stream import StreamSpec
+    from raymill.engine import worker
+    from raymill.engine.device import join_deepspeed
+    from raymill.engine.group import WorkerGroup
+    from raymill.engine.journal import Journal
+    from raymill.engine.worker_log import send_output_to
+
+    send_output_to(folder / f"rank-{rank}.log")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    join_deepspeed(gpu=False)
+    group = WorkerGroup(torch.device("cpu"))
+
+    def stream(assignment: Assignment, order: Any, start: Any, group: WorkerGroup) -> Any:
+        batch = assignment.job.train.global_batch
+        spec = StreamSpec(
+            assignment.folders, order, batch, group.world_size, start.samples,
+            assignment.total_steps * batch,
+        )  # fmt: skip
+        return DirectStream(spec, group.rank)
+
+    worker.open_stream = stream  # type: ignore[assignment]
+    worker._peak_of_all = lambda assignment, group: 1e12
+    for assignment in pickle.loads((folder / "assignments.pickle").read_bytes()):
+        journal = Journal(assignment.journal) if rank == 0 else None
+        loop = worker.build_loop(assignment, group, journal)
+        trainers = [learner.trainer for learner in loop.learners]
+
+        def weights(trainers: list[Any] = trainers) -> dict[str, Any]:
+            return {n: a["fp32"].copy() for t in trainers for n, _, a in t.fragments()}
+
+        before = weights()
+        loop.run()
+        after = weights()
+        still = [name for name in before if np.array_equal(before[name], after[name])]
+        if journal is not None:
+            journal.write("weights", loop.step, still=still, trained=sorted(before))
+            journal.close()
+        for trainer in trainers:
+            trainer.engine.destroy()
+    dist.barrier()
+    sys.stdout.flush()
+    os._exit(0)  # Gloo's threads may still be ending
