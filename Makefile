@@ -5,13 +5,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LOG := $(VENV)/setup.log
 
-.PHONY: help demo test test-all check bench lock clean
+.PHONY: help demo test test-all learn check bench lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile | expand -t 20
 
-demo: $(READY) ## text → tokenizer → shards → pretrained → fine-tuned, registered assistant → answers
+demo: $(READY) ## text → tokenizer → pretrained → fine-tuned → compared answers → reward model → aligned assistant
 	@$(BIN)/python jobs/pipeline.py experiment=demo 'ask=What does gzip.open do?' \
 	  'ask=What are the arguments of json.dumps?' 'ask=What does json.sqrt do?'
 	@echo
@@ -19,10 +19,13 @@ demo: $(READY) ## text → tokenizer → shards → pretrained → fine-tuned, r
 	@echo "open MLflow:   $(BIN)/mlflow ui --backend-store-uri sqlite:///storage/mlflow.db"
 
 test: $(READY) ## the tests, without the slow ones
-	@$(BIN)/python -m pytest -q -m "not slow and not chaos and not gpu"
+	@$(BIN)/python -m pytest -q -m "not slow and not chaos and not gpu and not learn and not vllm"
 
 test-all: $(READY) ## all tests
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -m "not vllm"
+
+learn: $(READY) ## that alignment learns, from three seeds each
+	@$(BIN)/python -m pytest -q -s tests/learn | grep -v "^  \|Prepar\|prepared"
 
 check: $(READY) ## formatting, lint, types
 	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet .

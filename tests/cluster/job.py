@@ -54,12 +54,17 @@ def events(run_dir: Path, kind: str | None = None) -> list[dict[str, Any]]:
 
 def interrupt_after(process: Any, run_dir: Path, step: int, number: signal.Signals) -> None:
     """Send a signal as soon as a step is in the journal."""
+    wait_for_step(process, run_dir, step)
+    process.send_signal(number)
+
+
+def wait_for_step(process: Any, run_dir: Path, step: int) -> None:
+    """Until a step is in the journal; the job must be running till then."""
     deadline = time.monotonic() + TIMEOUT_S
     while not any(event["step"] >= step for event in events(run_dir, "step")):
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    process.send_signal(number)
 
 
 def write_corpus(folder: Path) -> None:

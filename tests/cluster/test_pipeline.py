@@ -26,6 +26,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         root / "chats.jsonl",
         [{"prompt": f"Which mill is {n}?", "completion": f"Mill {n % 9}."} for n in range(300)],
     )
+    write_jsonl(
+        root / "prompts.jsonl",
+        [{"prompt": f"Which mill is {n}?", "verifier": "length"} for n in range(60)],
+    )
     code, output = job.run("pipeline", *overrides(root), cwd=root)
     assert code == 0, output
     return root, output
@@ -36,6 +40,8 @@ def overrides(root: Path) -> tuple[str, ...]:
         "experiment=tiny", "data=files", f"data.path={root / 'texts'}", "tokenizer.vocab_size=300",
         "data.sequence_length=64", "data.row_group_rows=8", "data.validation.fraction=0.2",
         "run.name=whole", f"sft.data.path={root / 'chats.jsonl'}", "sft.data.row_group_rows=8",
+        f"rank.data.path={root / 'prompts.jsonl'}", f"rlhf.data.path={root / 'prompts.jsonl'}",
+        "rlhf.data.row_group_rows=4", "rlhf.data.sequence_length=40", "reward.data.sequence_length=63",
         "ask=Which mill?",
     )  # fmt: skip
 
@@ -50,7 +56,10 @@ def test_what_it_prints(finished: tuple[Path, str]) -> None:
         assert noise not in output
     for text in ("held-out loss", "bits per byte before training", "byte trigram", "gzip -9",
                  "registered models:/assistant/1 as assistant@pretrained",
-                 "registered models:/assistant/2 as assistant@sft"):  # fmt: skip
+                 "registered models:/assistant/2 as assistant@sft",
+                 "judged by the rule length, not by people",
+                 "registered models:/assistant/3 as assistant@reward",
+                 "registered models:/assistant/4 as assistant@aligned"):  # fmt: skip
         assert text in output
 
 

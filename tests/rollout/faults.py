@@ -22,9 +22,11 @@ from raymill.rollout.weights import Bucket, weights_digest
 PASSES = 3  # forward passes of a unit before its actor fails
 
 
-def order(orders: Path, unit: Unit, what: str) -> None:
+def order(orders: Path, unit: Unit, what: str) -> Path:
     """`what`: a signal that the actor sends itself, or "break"."""
-    (orders / str(unit.seeds[0])).write_text(what)
+    path = orders / str(unit.seeds[0])
+    path.write_text(what)
+    return path
 
 
 def ordered(orders: Path, seeds: Sequence[int]) -> str | None:

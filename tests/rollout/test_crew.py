@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from raymill.errors import ClusterError, ConfigError
+from raymill.rollout import crew
 from raymill.rollout.failure import RolloutError
 from raymill.rollout.local import LocalPool
 from raymill.rollout.pool import RolloutPool
@@ -75,8 +76,9 @@ def test_an_actor_that_hangs_is_named_and_replaced(
 
 @pytest.mark.chaos
 def test_a_successor_has_the_weights_of_its_predecessor_and_a_deadly_unit_ends_the_run(
-    hire: Callable[..., RolloutPool], tmp_path: Path
+    hire: Callable[..., RolloutPool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(crew, "TRIES", 2)
     pool = hire(1)
     policy = {name: tensor.clone() for name, tensor in WEIGHTS.items()}
     pool.sync(policy.items(), 1)
@@ -88,7 +90,7 @@ def test_a_successor_has_the_weights_of_its_predecessor_and_a_deadly_unit_ends_t
     assert len(found.incidents) == 1
     order(tmp_path, units()[2], "SIGKILL always")
     with pytest.raises(
-        RolloutError, match=r"lost 3 times. The last: rollout actor 0 .*unit 2, a unit of"
+        RolloutError, match=r"lost 2 times. The last: rollout actor 0 .*unit 2, a unit of"
     ):
         pool.generate(units(), SAMPLING)
     with pytest.raises(RolloutError, match="has been closed, or ended by an error"):
@@ -125,16 +127,6 @@ def test_other_weights_than_the_policys_are_refused(
         pool.sync(WEIGHTS.items(), 2)
     with pytest.raises(RolloutError, match="call sync first"):
         pool.generate(units(), SAMPLING)
-
-
-def test_a_pool_closes_while_it_works(hire: Callable[..., RolloutPool], tmp_path: Path) -> None:
-    pool = hire(1)
-    pool.sync(WEIGHTS.items(), 1)
-    order(tmp_path, units()[0], "SIGSTOP")
-    pool.start_generate(units(), SAMPLING)
-    pool.close()
-    with pytest.raises(RolloutError, match="has been closed"):
-        pool.collect()
 
 
 def test_what_cannot_start_is_told_at_once(

@@ -67,6 +67,7 @@ def bring(pool: RolloutPool, seed: int) -> None:
     report = pool.sync(weights_of(model), version=seed)
     assert (report.version, report.digest) == (seed, weights_digest(weights_of(model)))
     assert report.bytes == sum(tensor.nbytes for _, tensor in weights_of(model))
+    assert not report.incidents
 
 
 def test_two_actors_sample_what_none_does(pool: RolloutPool, crewed: Crewed) -> None:
@@ -116,10 +117,22 @@ def test_an_actor_killed_in_the_midst_of_a_unit_changes_no_answer(
     assert incident.work == f"sampling unit 1, a {lost}"
     bring(pool, NEW)  # to the one that took its place as well
     assert sampled(pool.generate(units(), SAMPLING)) == crewed.expected[NEW, 0]
+
+
+@pytest.mark.chaos
+def test_a_pool_closes_while_it_works(pool: RolloutPool, crewed: Crewed) -> None:
+    bring(pool, OLD)
+    path = order(crewed.orders, units()[0], "SIGSTOP")
+    pool.start_generate(units(), SAMPLING)
     pool.close()
+    path.unlink(missing_ok=True)  # where it closed before the order was read
+    with pytest.raises(RolloutError, match="has been closed"):
+        pool.collect()
 
 
 def test_one_actor_samples_the_same(ray_session: None, crewed: Crewed) -> None:
     with RolloutPool(crewed.spec, actors=1, cpus_per_actor=1, timeout_s=TIMEOUT_S) as alone:
         bring(alone, OLD)
-        assert sampled(alone.generate(units(), SAMPLING)) == crewed.expected[OLD, 0]
+        found = alone.generate(units(), SAMPLING)
+        assert sampled(found) == crewed.expected[OLD, 0]
+        assert not found.incidents

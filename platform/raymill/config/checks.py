@@ -7,7 +7,12 @@ from collections.abc import Iterator
 from functools import singledispatch
 from typing import Any
 
-from raymill.config import alignment_checks
+from raymill.config.alignment_checks import (
+    preference_tuning,
+    ranking,
+    reinforcement,
+    reward_modelling,
+)
 from raymill.config.memory_check import memory_problems
 from raymill.config.ranges import SAFE_NAME, above, at_least, fraction, safe_name
 from raymill.config.schema import (
@@ -118,22 +123,22 @@ def _(job: SftJob) -> list[str]:
 
 @check.register
 def _(job: RewardJob) -> list[str]:
-    return [*_from_parent(job), *alignment_checks.reward_modelling(job)]
+    return [*_from_parent(job), *reward_modelling(job)]
 
 
 @check.register
 def _(job: DpoJob) -> list[str]:
-    return [*_from_parent(job), *alignment_checks.preference_tuning(job)]
+    return [*_from_parent(job), *preference_tuning(job)]
 
 
 @check.register
 def _(job: RlhfJob) -> list[str]:
-    return [*_from_parent(job), *alignment_checks.reinforcement(job)]
+    return [*_from_parent(job), *reinforcement(job)]
 
 
 @check.register
 def _(job: RankJob) -> list[str]:
-    return [*_messages(job.data), *_tracking(job.tracking), *alignment_checks.ranking(job)]
+    return [*_messages(job.data), *_tracking(job.tracking), *ranking(job)]
 
 
 def _from_parent(job: ParentJob) -> Iterator[str]:

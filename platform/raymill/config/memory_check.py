@@ -15,6 +15,7 @@ def memory_problems(job: TrainJob, arch: ArchConfig, vocab_size: int) -> list[st
 
 
 def _memory_problems(job: TrainJob, arch: ArchConfig, vocab_size: int) -> Iterator[str]:
+    from raymill.plan.batch import passed_length, passed_rows
     from raymill.plan.memory import worker_memory
 
     memory = worker_memory(
@@ -23,8 +24,8 @@ def _memory_problems(job: TrainJob, arch: ArchConfig, vocab_size: int) -> Iterat
         stage=job.zero.stage,
         workers=job.run.workers,
         precision=job.train.precision,
-        micro_batch=job.train.micro_batch,
-        sequence_length=job.data.sequence_length,
+        micro_batch=passed_rows(job, job.train.micro_batch),
+        sequence_length=passed_length(job),
         recompute=job.train.activation_checkpointing,
         offload_optimizer=job.zero.offload_optimizer,
         offload_params=job.zero.offload_params,

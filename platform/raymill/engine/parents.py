@@ -86,18 +86,24 @@ def flops_per_token(model: Any, sequence_length: int, output_share: float) -> fl
     """As `plan.flops`: 6 for each trained parameter in a matrix product, 4 for a frozen one, which passes
     gradients on but has none. The output matrix counts by the share of places where logits are computed."""
     config = model.config
-    head = model.get_output_embeddings()
-    tables = {id(model.get_input_embeddings().weight)}
-    if head is not None:
-        tables.add(id(head.weight))
+    # Told by their names: adapters' wrappers compute a weight whenever it is looked at, which parts of it
+    # under ZeRO-3 don't allow.
+    named = list(model.named_parameters())
+    tables = {
+        id(parameter)
+        for name, parameter in named
+        for module in ("embed_tokens", "wte", "wpe", "lm_head")
+        if module in name.split(".")
+    }
     blocks = sum(
         _numel(parameter) * (6 if parameter.requires_grad else 4)
-        for parameter in model.parameters()
+        for _, parameter in named
         if id(parameter) not in tables
     )
     output = 0.0
-    if head is not None:
-        output = _numel(head.weight) * (6 if head.weight.requires_grad else 4) * output_share
+    if model.get_output_embeddings() is not None:
+        trained = not hasattr(model, "peft_config")
+        output = config.vocab_size * config.hidden_size * (6 if trained else 4) * output_share
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     return float(blocks + output + 12 * config.num_hidden_layers * heads * width * sequence_length)

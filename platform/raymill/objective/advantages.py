@@ -52,8 +52,9 @@ def place_reward(reward_B: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
     places_T = torch.arange(1, mask_BT.shape[1] + 1, device=mask_BT.device)
     last_B = (mask_BT * places_T).argmax(dim=1)
     placed_BT = torch.zeros(mask_BT.shape, dtype=reward_B.dtype, device=mask_BT.device)
-    any_B = (mask_BT.sum(dim=1) > 0).to(reward_B.dtype)
-    return placed_BT.scatter(1, last_B[:, None], (reward_B * any_B)[:, None])
+    counts_B = mask_BT.sum(dim=1) > 0
+    given_B = torch.where(counts_B, reward_B, torch.zeros_like(reward_B))
+    return placed_BT.scatter(1, last_B[:, None], given_B[:, None])
 
 
 def gae(
@@ -62,15 +63,17 @@ def gae(
     mask_BT: torch.Tensor,
     gamma: float,
     lam: float,
+    beyond_B: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """([B, T], [B, T]) Advantages and returns (Schulman et al. 2016, equation 16).
 
     δ_t = r_t + γV_{t+1} − V_t, A_t = δ_t + γλA_{t+1}, R = A + V, where t + 1 is the next token that
-    counts; after the last there is nothing more.
+    counts. After the last there is nothing more, unless `beyond_B` has the critic's value of what would
+    have followed: an answer that was cut off hasn't ended (0 for those that have).
     """
     advantage_BT = torch.zeros_like(values_BT)
     ahead_B = torch.zeros_like(values_BT[:, 0])  # A of the next token that counts
-    value_B = torch.zeros_like(ahead_B)  # and its V
+    value_B = torch.zeros_like(ahead_B) if beyond_B is None else beyond_B  # and its V
     for t in reversed(range(values_BT.shape[1])):
         counts_B = mask_BT[:, t] > 0
         delta_B = rewards_BT[:, t] + gamma * value_B - values_BT[:, t]
@@ -78,7 +81,8 @@ def gae(
         advantage_BT[:, t] = torch.where(counts_B, found_B, torch.zeros_like(found_B))
         ahead_B = torch.where(counts_B, found_B, ahead_B)
         value_B = torch.where(counts_B, values_BT[:, t], value_B)
-    return advantage_BT, (advantage_BT + values_BT) * (mask_BT > 0)
+    returns_BT = torch.where(mask_BT > 0, advantage_BT + values_BT, torch.zeros_like(values_BT))
+    return advantage_BT, returns_BT
 
 
 def discounted(rewards_BT: torch.Tensor, mask_BT: torch.Tensor, gamma: float) -> torch.Tensor:
@@ -90,13 +94,16 @@ def discounted(rewards_BT: torch.Tensor, mask_BT: torch.Tensor, gamma: float) ->
 def whitened(
     values_BT: torch.Tensor, mask_BT: torch.Tensor, all_reduce: AllReduce = lambda sums: sums
 ) -> torch.Tensor:
-    """[B, T] (A − mean) / √(variance + ε) over the tokens that count on all ranks; 0 elsewhere."""
-    counted = values_BT.double() * mask_BT
-    count, total = all_reduce(torch.stack([mask_BT.double().sum(), counted.sum()])).tolist()
+    """[B, T] (A − mean) / √(variance + ε) over the tokens that count on all ranks; 0 elsewhere.
+
+    The variance is that of the tokens themselves (ddof 0). Collective where `all_reduce` is.
+    """
+    counted_BT = torch.where(mask_BT > 0, values_BT.double(), 0.0)
+    count, total = all_reduce(torch.stack([mask_BT.double().sum(), counted_BT.sum()])).tolist()
     if not count:
         return torch.zeros_like(values_BT)
     mean = total / count
-    centred_BT = (values_BT.double() - mean) * mask_BT
+    centred_BT = (counted_BT - mean) * mask_BT
     [squares] = all_reduce((centred_BT**2).sum().reshape(1)).tolist()
     white_BT: torch.Tensor = centred_BT / float(squares / count + EPSILON) ** 0.5
     return white_BT.to(values_BT.dtype)

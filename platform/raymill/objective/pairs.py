@@ -187,18 +187,22 @@ class PreferredAnswers:
 
     def compared(self, forward: Forward, rows: Rows, device: torch.device) -> Compared:
         """See `PairObjective`. The implicit reward is that of Rafailov et al. 2023, section 4; without a
-        reference, the log-probability of a token."""
+        reference, that of Meng et al. 2024, equation 4: β times the mean log-probability of a token."""
         sides = Sides.of(rows)
         policy = answer_log_probs(forward, self.head, sides, device)
         reference = torch.zeros_like(policy[0]), torch.zeros_like(policy[1])
-        if self.reference is not None and len(rows):
-            better_P, worse_P = self.reference(rows)
-            reference = better_P.to(device), worse_P.to(device)
-        length_w_P, length_l_P = sides.answer.sum(dim=1).clamp(min=1).to(device).chunk(2)
+        if self.reference is not None:
+            found = self.reference(rows)  # without rows too: a forward pass may be collective
+            if len(rows):
+                reference = found[0].to(device), found[1].to(device)
+        length_w_P, length_l_P = sides.answer[:, 1:].sum(dim=1).clamp(min=1).to(device).chunk(2)
         pairs = PairLogProbs(*policy, *reference, length_w_P, length_l_P)
         loss_P = LOSSES[self.loss](pairs, self.beta, self.label_smoothing, self.gamma)
         if self.reference is None:
-            rewards = policy[0] / length_w_P, policy[1] / length_l_P
+            rewards = (
+                self.beta * policy[0] / length_w_P,
+                self.beta * policy[1] / length_l_P,
+            )
         else:
             rewards = (
                 self.beta * (policy[0] - reference[0]),

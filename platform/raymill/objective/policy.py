@@ -87,7 +87,9 @@ class PolicyGradient:
     ) -> None:
         """Means over the tokens learned from; the invariants of a sound run are among them."""
         tokens = float(mask_BT.sum())
-        log_ratio_BT = (log_prob_BT - old_BT) * mask_BT
+        log_ratio_BT = (
+            log_prob_BT - old_BT
+        ) * mask_BT  # old is known also where nothing is learned
         ratio_BT = log_ratio_BT.exp()
         low, high = 1 - self.algorithm.clip_low, 1 + self.algorithm.clip_high
         clipped_BT = ((ratio_BT < low) | (ratio_BT > high)).float()
@@ -96,7 +98,7 @@ class PolicyGradient:
             "policy/entropy": entropy_BT,
             "policy/ratio": ratio_BT,
             "policy/clip_fraction": clipped_BT,
-            "policy/kl_old": kl("k3", old_BT, log_prob_BT),
+            "policy/kl_old": kl("k3", -log_ratio_BT, torch.zeros_like(log_ratio_BT)),
             "sampler/ratio": lag_BT,
         }
         if rows.reference is not None:

@@ -1,16 +1,21 @@
 """Pure parts of policy-gradient losses. Everything is a value a token; how tokens are averaged comes last.
 
-Shapes: B answers, T response tokens, V vocabulary. All of the mathematics is that of PPO (Schulman et al.
-2017) and its kin; masks say which tokens count.
+Shapes: B answers, T response tokens, N places, V vocabulary. All of the mathematics is that of PPO
+(Schulman et al. 2017) and its kin; masks say which tokens count.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
 
-MOST_LOG_RATIO = 80.0  # e^80 still is an fp32 number; infinity would make 0 · inf = NaN of an advantage
+from raymill.errors import NonFiniteError
+
+MOST_LOG_RATIO = (
+    80.0  # e^80 still is an fp32 number; infinity would make 0 · inf = NaN of an advantage
+)
 
 
 def kl(estimator: str, log_prob: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
@@ -64,10 +69,9 @@ def value_loss(
     return squared / 2
 
 
-def entropy(log_probs_BV: torch.Tensor) -> torch.Tensor:
-    """[B] −Σ p log p in nats, of normalised log-probabilities; what can't be drawn (-inf) adds nothing."""
-    # 0 · -inf isn't 0, and neither is its gradient.
-    return -(log_probs_BV.exp() * log_probs_BV.clamp(min=-1e30)).sum(dim=-1)
+def entropy(log_probs_NV: torch.Tensor) -> torch.Tensor:
+    """[N] −Σ p log p in nats; a token that can't be drawn (log-probability -inf) adds nothing."""
+    return -(log_probs_NV.exp() * log_probs_NV.clamp(min=-1e30)).sum(dim=1)  # 0 · -inf isn't 0
 
 
 def truncated_importance_weight(
@@ -112,8 +116,18 @@ class AdaptiveKl:
     horizon: int
 
     def updated(self, found: float, samples: int) -> AdaptiveKl:
-        """β(1 + clip(KL/target − 1, ±0.2) · samples/horizon)."""
+        """β(1 + clip(KL/target − 1, ±0.2) · samples/horizon).
+
+        Raises NonFiniteError if the KL is NaN: the coefficient is kept in checkpoints, and none would be
+        good for anything again.
+        """
         if self.target is None:
             return self
+        if math.isnan(found):
+            raise NonFiniteError(
+                "the KL to the reference is NaN, where a number was expected to adapt the KL coefficient "
+                f"by (now {self.beta}); look for log-probabilities of the policy, the sampler or the "
+                "reference that aren't finite, or leave algorithm.kl_target out"
+            )
         error = min(max(found / self.target - 1, -0.2), 0.2)
         return replace(self, beta=self.beta * (1 + error * samples / self.horizon))

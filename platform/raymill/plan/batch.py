@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raymill.config.schema import RlhfJob, TrainJob
+from raymill.config.schema import DpoJob, RewardJob, RlhfJob, TrainJob
 
 
 def total_steps(job: TrainJob) -> int:
@@ -19,6 +19,18 @@ def update_rows(job: TrainJob) -> int:
     if not isinstance(job, RlhfJob):
         return job.train.global_batch
     return job.train.global_batch * job.rollout.group // max(1, job.algorithm.minibatches)
+
+
+def passed_length(job: TrainJob) -> int:
+    """Predictions of one row that a forward pass sees: an answer comes after its prompt."""
+    if isinstance(job, RlhfJob):
+        return job.data.sequence_length + job.rollout.max_new_tokens
+    return job.data.sequence_length
+
+
+def passed_rows(job: TrainJob, rows: int) -> int:
+    """Sequences that so many samples (or a micro-batch of rows) become: two of a pair."""
+    return rows * (2 if isinstance(job, RewardJob | DpoJob) else 1)
 
 
 def accumulation_steps(job: TrainJob, world_size: int) -> int:

@@ -6,10 +6,24 @@ from pathlib import Path
 
 from rich.console import Console
 
-from raymill.config.schema import ArchConfig, ParentJob, PretrainJob, TrainJob
+from raymill.config.schema import (
+    ArchConfig,
+    DpoJob,
+    ParentJob,
+    PretrainJob,
+    RewardJob,
+    RlhfJob,
+    TrainJob,
+)
 from raymill.data.location import prepared_folder
 from raymill.data.manifest import MANIFEST_NAME
-from raymill.plan.batch import accumulation_steps, total_steps
+from raymill.plan.batch import (
+    accumulation_steps,
+    passed_length,
+    passed_rows,
+    total_steps,
+    update_rows,
+)
 from raymill.plan.flops import flops_per_token
 from raymill.plan.memory import Memory, worker_memory
 from raymill.plan.parameters import count_parameters
@@ -38,7 +52,10 @@ def fine_tuning_plan(
     that the chat template adds. Adapters are planned as if all weights were trained: an upper bound."""
     lines = [("parent", parent)]
     if arch is not None:
-        lines += _computation(job, arch, max(vocab_size, arch.vocab_size or 0))
+        vocabulary = max(vocab_size, arch.vocab_size or 0)
+        lines += _computation(job, arch, vocabulary)
+        if isinstance(job, RlhfJob):
+            lines += _roles(job, arch, vocabulary)
     if job.lora.rank:
         bound = f"rank {job.lora.rank} on {', '.join(job.lora.targets)}"
         lines.append(("adapters", f"{bound}; memory and checkpoints above are upper bounds"))
@@ -47,10 +64,12 @@ def fine_tuning_plan(
 
 def _computation(job: TrainJob, arch: ArchConfig, vocabulary: int) -> list[tuple[str, str]]:
     count = count_parameters(arch, vocabulary)
-    train, workers = job.train, job.run.workers
-    step_tokens = train.global_batch * job.data.sequence_length
+    train, workers, length = job.train, job.run.workers, passed_length(job)
+    answers = job.rollout.group if isinstance(job, RlhfJob) else 1
+    rows = passed_rows(job, train.global_batch * answers)
+    step_tokens = rows * length
     steps = total_steps(job)
-    per_token = flops_per_token(arch, vocabulary, job.data.sequence_length)
+    per_token = flops_per_token(arch, vocabulary, length)
     total_flops = per_token * steps * step_tokens
     accumulation = accumulation_steps(job, workers)
     memory = worker_memory(
@@ -59,8 +78,8 @@ def _computation(job: TrainJob, arch: ArchConfig, vocabulary: int) -> list[tuple
         stage=job.zero.stage,
         workers=workers,
         precision=train.precision,
-        micro_batch=train.micro_batch,
-        sequence_length=job.data.sequence_length,
+        micro_batch=passed_rows(job, train.micro_batch),
+        sequence_length=length,
         recompute=train.activation_checkpointing,
         offload_optimizer=job.zero.offload_optimizer,
         offload_params=job.zero.offload_params,
@@ -73,13 +92,14 @@ def _computation(job: TrainJob, arch: ArchConfig, vocabulary: int) -> list[tuple
         ),
         (
             "tokens",
-            f"{steps * step_tokens:,} = {steps:,} steps x {train.global_batch:,} rows x "
-            f"{job.data.sequence_length:,}; {steps * step_tokens / count.total:.1f} a parameter",
+            f"{steps * step_tokens:,} = {steps:,} steps x {rows:,} rows x {length:,}"
+            f"{' at most' if rows != train.global_batch else ''}; "
+            f"{steps * step_tokens / count.total:.1f} a parameter",
         ),
         (
             "batch",
-            f"{train.global_batch:,} rows = {workers} workers x {train.micro_batch} micro-batch x "
-            f"{accumulation} accumulation",
+            f"{update_rows(job):,} {_samples(job)} = {workers} workers x {train.micro_batch} "
+            f"micro-batch x {accumulation} accumulation",
         ),
         (
             "compute",
@@ -88,6 +108,42 @@ def _computation(job: TrainJob, arch: ArchConfig, vocabulary: int) -> list[tuple
         ("memory", _memory(job, memory)),
         ("checkpoint", f"{12 * count.total / GIB:.2f} GiB each (fp32 weights and two moments)"),
     ]
+
+
+def _samples(job: TrainJob) -> str:
+    if isinstance(job, RlhfJob):
+        return f"answers an update, to {job.train.global_batch:,} prompts a step"
+    return "pairs" if isinstance(job, RewardJob | DpoJob) else "rows"
+
+
+def _roles(job: RlhfJob, arch: ArchConfig, vocabulary: int) -> list[tuple[str, str]]:
+    """Who sits where in reinforcement learning, with how much memory, beside the policy in the workers."""
+    weights = count_parameters(arch, vocabulary).total * (4 if job.train.precision == "fp32" else 2)
+    gib, rollout, reward = weights / GIB, job.rollout, job.reward
+    whole = "shared out over the workers" if job.zero.stage == 3 else "on every worker"
+    reference = (
+        "the policy with its adapters switched off"
+        if job.lora.rank
+        else f"{gib:.2f} GiB of weights {whole}, forward only"
+    )
+    lines = [("reference", reference)]
+    if job.algorithm.advantage == "gae":
+        lines.append(("critic", "in the workers, with memory and checkpoints like the policy's"))
+    each = f"{rollout.cpus_per_actor:g} CPUs, {rollout.gpus_per_actor:g} GPUs"
+    samplers = (
+        f"{rollout.actors} actors of {each}, {gib:.2f} GiB of weights each and a cache of "
+        f"{rollout.batch} answers"
+        if rollout.actors
+        else f"inside the first worker, {gib:.2f} GiB of weights"
+    )
+    judges = [f"{len(reward.functions)} functions in {reward.workers} processes"]
+    if reward.model is not None:
+        judges.append(
+            f"{reward.model} in {reward.model_actors} actors of {each}"
+            if reward.model_actors
+            else f"{reward.model} inside the first worker"
+        )
+    return [*lines, ("samplers", f"{rollout.engine}, {samplers}"), ("judges", "; ".join(judges))]
 
 
 def _duration(job: TrainJob, flops: float) -> str:

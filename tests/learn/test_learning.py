@@ -1,0 +1,167 @@
+"""That alignment learns, from fixed seeds: one seed here, all three by `make learn`.
+
+Bars are far from what the untrained policy reaches; with shuffled rewards nothing may be learned.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.chat_factory import write_jsonl
+from engine.alignment_probe import assigned, run, steps, write_parent, write_prompts
+from learn.warm import warm_up
+
+SEEDS = (1, pytest.param(2, marks=pytest.mark.learn), pytest.param(3, marks=pytest.mark.learn))
+LETTERS = list(range(97, 123))  # token ids of a byte-level vocabulary: an arbitrary tenth of it
+COMMON = (
+    "data.sequence_length=48", "data.validation.fraction=0.2", "rollout.actors=0",
+    "evaluation.every=0", "checkpoint.every=1000", "evaluation.batch=64",
+)  # fmt: skip
+
+
+def held_out(found: list[dict[str, Any]], key: str = "prompts/reward") -> tuple[float, float]:
+    """Before training and after it."""
+    values = [event[key] for event in found if event["kind"] == "evaluation"]
+    return values[0], values[-1]
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("share")
+    write_parent(root / "parent", hidden=32)
+    records = [{"prompt": f"say {number}", "tokens": LETTERS} for number in range(100)]
+    write_prompts(root / "prompts.jsonl", records)
+    return root
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo", "rloo", "reinforce_pp"])
+def test_a_programmatic_reward_rises(untrained: Path, algorithm: str, seed: int) -> None:
+    """The share of tokens in a set: 0.10 for the untrained policy; 0.40 is the bar."""
+    made = assigned(
+        "rlhf", untrained / "parent", untrained / f"storage-{algorithm}-{seed}",
+        f"data.path={untrained / 'prompts.jsonl'}", *COMMON, "reward.functions={token_share: 1.0}",
+        "rollout.max_new_tokens=10", "rollout.group=8", "rollout.batch=64", "train.global_batch=8",
+        "train.micro_batch=32", "train.steps=36", "evaluation.rows=20", f"algorithm={algorithm}",
+        "optim.learning_rate=5e-3", "critic.learning_rate=5e-3", f"run.seed={seed}",
+        *(["algorithm.kl_coefficient=0.001"] if algorithm != "grpo" else []),
+    )  # fmt: skip
+    [found] = run([made])
+    before, after = held_out(found)
+    distance = held_out(found, "prompts/kl")[1]
+    print(f"\n{algorithm} seed {seed}: {before:.3f} → {after:.3f}, KL {distance:.2f}")
+    assert before < 0.2
+    assert after > 0.4
+
+
+@pytest.fixture(scope="module", params=SEEDS)
+def adder(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, int]:
+    """A nano model whose teaching of sums ended early: it gives the right answer about every third time."""
+    seed: int = request.param
+    root = tmp_path_factory.mktemp(f"sums-{seed}")
+    parent = write_parent(root / "parent", hidden=64, seed=seed)
+    drawn = random.Random(seed)
+
+    def conversation() -> tuple[str, str]:
+        a, b = drawn.randrange(10), drawn.randrange(10)
+        return f"{a}+{b}", str(a + b)
+
+    warm_up(parent, conversation, steps=110, seed=seed)
+    write_prompts(
+        root / "prompts.jsonl",
+        [{"prompt": f"{a}+{b}", "answer": str(a + b)} for a in range(10) for b in range(10)],
+    )
+    return root, seed
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+def test_sums_are_learned_from_a_verifier(adder: tuple[Path, int], algorithm: str) -> None:
+    """Held-out prompts, answers sampled as in training: at least 20 points more are right."""
+    root, seed = adder
+    made = assigned(
+        "rlhf", root / "parent", root / f"storage-{algorithm}", f"data.path={root / 'prompts.jsonl'}",
+        *COMMON, "reward.functions={exact: 1.0}", "rollout.max_new_tokens=4", "rollout.group=8",
+        "rollout.batch=128", "train.global_batch=16", "train.micro_batch=64", "train.steps=24",
+        f"algorithm={algorithm}", "optim.learning_rate=1e-3", "critic.learning_rate=2e-3",
+        *(["algorithm.kl_coefficient=0.001"] if algorithm == "ppo" else []), f"run.seed={seed}",
+    )  # fmt: skip
+    [found] = run([made])
+    training = [event["rollout/reward"] for event in steps(found)]
+    before, after = held_out(found)
+    print(
+        f"\n{algorithm} seed {seed}: held out {before:.2f} → {after:.2f}, training "
+        f"{sum(training[:3]) / 3:.2f} → {sum(training[-3:]) / 3:.2f}"
+    )
+    assert after > before, "the worst seed is above its start too"
+    assert after >= before + 0.2
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_nothing_is_learned_from_shuffled_rewards(untrained: Path, seed: int) -> None:
+    """A reward that has nothing to do with the answer; the real one is only reported."""
+    made = assigned(
+        "rlhf", untrained / "parent", untrained / f"storage-shuffled-{seed}",
+        f"data.path={untrained / 'prompts.jsonl'}", *COMMON,
+        "reward.functions={}", "reward.functions.token_share=0",
+        "reward.functions.learn.noise:noise=1", "rollout.max_new_tokens=10", "rollout.group=8",
+        "rollout.batch=64", "train.global_batch=8", "train.micro_batch=32", "train.steps=24",
+        "evaluation.rows=20", "optim.learning_rate=5e-3", f"run.seed={seed}",
+    )  # fmt: skip
+    [found] = run([made])
+    before, after = held_out(found, "prompts/reward/token_share")
+    print(f"\nshuffled, seed {seed}: {before:.3f} → {after:.3f}")
+    assert abs(after - before) < 0.15
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_preferences_are_learned(tmp_path: Path, seed: int) -> None:
+    """Pairs by a rule (more letters of a set): DPO raises the held-out accuracy of log π alone, and its own
+    answers are better by the rule; a reward model learns the rule, and what is learned from it too."""
+    root = tmp_path
+    parent = write_parent(root / "parent", hidden=32, seed=seed)
+    drawn = random.Random(seed)
+
+    def answer() -> str:
+        return "".join(drawn.choice("abcdefgh12345678") for _ in range(8))
+
+    def worth(text: str) -> int:
+        return sum(letter.isalpha() for letter in text)
+
+    def conversation() -> tuple[str, str]:
+        return f"say {drawn.randrange(100)}", answer()
+
+    warm_up(parent, conversation, steps=60, seed=seed)
+    pairs = []
+    for number in range(300):
+        one, two = sorted((answer(), answer()), key=worth)
+        if worth(one) < worth(two):
+            pairs.append({"prompt": f"say {number}", "chosen": two, "rejected": one})
+    write_jsonl(root / "pairs.jsonl", pairs)
+    shared = (
+        f"data.path={root / 'pairs.jsonl'}", "data.sequence_length=64", "data.row_group_rows=8",
+        "data.validation.fraction=0.2", "train.global_batch=16", "train.micro_batch=16",
+        "train.steps=40", "evaluation.every=0", "checkpoint.every=1000", f"run.seed={seed}",
+    )  # fmt: skip
+    dpo, reward = run(
+        [
+            assigned("dpo", parent, root / "storage", *shared, "optim.learning_rate=1e-3"),
+            assigned("reward", parent, root / "storage", *shared, "optim.learning_rate=3e-3"),
+        ]
+    )
+    first = steps(dpo)[0]
+    assert first["train/loss"] == pytest.approx(0.693147, abs=1e-4), "policy is reference: ln 2"
+    before, after = held_out(dpo, "pairs/policy/log_prob_accuracy")
+    ranked = held_out(reward, "pairs/reward/accuracy")
+    print(
+        f"\nDPO seed {seed}: {before:.2f} → {after:.2f}; reward model {ranked[0]:.2f} → "
+        f"{ranked[1]:.2f}, calibration error {held_out(reward, 'pairs/calibration_error')[1]:.3f}"
+    )
+    assert after > before + 0.1
+    assert after > 0.7
+    assert ranked[1] > 0.8
