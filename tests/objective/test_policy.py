@@ -22,7 +22,6 @@ from rollout.tiny import VOCAB_SIZE, tiny_model
 CPU = torch.device("cpu")
 FAMILIES = ("llama", "qwen3", "gpt2")
 TEMPERATURE, MOST = 0.7, 8  # the longest answer there may be
-AGGREGATIONS = ("token_mean", "sequence_mean", "constant_length")
 PLAIN = AlgorithmConfig("grpo", "grpo")
 
 
@@ -182,7 +181,8 @@ def test_trl_sees_the_same_tokens() -> None:
         head = model.get_output_embeddings()
         ours_BT, our_entropy_BT = token_log_probs(model, head, rollouts, TEMPERATURE, CPU)
         add_fused_lm_head(model, temperature=TEMPERATURE, outputs=("log_probs", "entropy"))
-        itself = SimpleNamespace(accelerator=SimpleNamespace(autocast=nullcontext))
+        accelerator = SimpleNamespace(autocast=nullcontext, is_main_process=False)
+        itself = SimpleNamespace(accelerator=accelerator)
         theirs_BA, their_entropy_BA, _ = trainer.GRPOTrainer._get_per_token_logps_and_entropies(
             itself, model, ids, attention, right, compute_entropy=True
         )
@@ -196,12 +196,14 @@ def test_trl_sees_the_same_tokens() -> None:
 
 # --- The policy's loss -------------------------------------------------------------------------------
 
-VARIANTS = [
-    PLAIN,
-    replace(PLAIN, aggregation="sequence_mean", kl="loss", kl_estimator="k2", clip_high=0.28),
-    replace(PLAIN, aggregation="constant_length", kl="loss", kl_estimator="k3", dual_clip=1.5),
-    replace(PLAIN, entropy_coefficient=0.2, importance_cap=1.1, kl="reward"),
-]
+VARIANTS = {
+    "plain": PLAIN,
+    "k2": replace(PLAIN, aggregation="sequence_mean", kl="loss", kl_estimator="k2", clip_high=0.28),
+    "k3": replace(
+        PLAIN, aggregation="constant_length", kl="loss", kl_estimator="k3", dual_clip=1.5
+    ),
+    "cap": replace(PLAIN, entropy_coefficient=0.2, importance_cap=1.1, kl="reward"),
+}
 
 
 def written_out(model: Any, rollouts: Rollouts, algorithm: AlgorithmConfig) -> torch.Tensor:
@@ -216,8 +218,9 @@ def written_out(model: Any, rollouts: Rollouts, algorithm: AlgorithmConfig) -> t
             old, mu = float(rollouts.old[row, t]), float(rollouts.sampler[row, t])
             gain = float(rollouts.advantage[row, t])
             ratio = (log_prob - old).exp()
-            bounded = min(max(float(ratio), 1 - algorithm.clip_low), 1 + algorithm.clip_high)
-            surrogate = ratio * gain if float(ratio) * gain <= bounded * gain else bounded * gain
+            now = ratio.item()
+            bounded = min(max(now, 1 - algorithm.clip_low), 1 + algorithm.clip_high)
+            surrogate = ratio * gain if now * gain <= bounded * gain else bounded * gain
             if (
                 algorithm.dual_clip is not None
                 and gain < 0
@@ -243,7 +246,7 @@ def written_out(model: Any, rollouts: Rollouts, algorithm: AlgorithmConfig) -> t
     return flat.sum() / (len(learned) * MOST)
 
 
-@pytest.mark.parametrize("algorithm", VARIANTS, ids=lambda a: a.aggregation)
+@pytest.mark.parametrize("algorithm", VARIANTS.values(), ids=VARIANTS)
 def test_the_loss_and_its_gradient_are_their_definition(algorithm: AlgorithmConfig) -> None:
     model = tiny_model()
     rollouts = with_columns(sampled(), model)
@@ -254,7 +257,7 @@ def test_the_loss_and_its_gradient_are_their_definition(algorithm: AlgorithmConf
     assert difference(gradient(model, found), gradient(model, expected)) < 1e-4
 
 
-@pytest.mark.parametrize("algorithm", VARIANTS, ids=lambda a: a.aggregation)
+@pytest.mark.parametrize("algorithm", VARIANTS.values(), ids=VARIANTS)
 def test_micro_batches_order_and_padding_change_nothing(algorithm: AlgorithmConfig) -> None:
     model = tiny_model()
     rollouts = with_columns(sampled(7), model)
@@ -274,7 +277,7 @@ def test_micro_batches_order_and_padding_change_nothing(algorithm: AlgorithmConf
     assert sum(objective.weight(mixed.part(n, n + 1)) for n in range(7)) == weight
 
 
-@pytest.mark.parametrize("algorithm", VARIANTS, ids=lambda a: a.aggregation)
+@pytest.mark.parametrize("algorithm", VARIANTS.values(), ids=VARIANTS)
 def test_without_old_the_policy_itself_is_old(algorithm: AlgorithmConfig) -> None:
     model = tiny_model()
     rollouts = with_columns(sampled(), model)
@@ -307,7 +310,7 @@ def test_answers_without_a_token_take_part_and_change_nothing() -> None:
     model = tiny_model()
     rollouts = with_columns(sampled(), model)
     nothing = replace(rollouts, mask=torch.zeros_like(rollouts.mask))
-    objective = learning(model, VARIANTS[1])
+    objective = learning(model, VARIANTS["k2"])
     losses_B = objective.losses(model, nothing, CPU)
     assert losses_B.tolist() == [0.0] * 6 and objective.weight(nothing) == 0.0
     losses_B.sum().backward()
@@ -381,7 +384,7 @@ def test_answers_that_were_dropped_spoil_no_figure() -> None:
     """What the old policy, the reference and the sampler say of them is known, however strange."""
     model = tiny_model()
     rollouts = with_columns(sampled(), model)
-    objective = learning(model, VARIANTS[1])
+    objective = learning(model, VARIANTS["k2"])
     kept = rollouts.take(torch.arange(3))
     loss = objective.losses(model, kept, CPU).sum().item()
     figures = told(objective)
@@ -425,7 +428,7 @@ def test_the_critic(family: str, clip: float | None) -> None:
         ].double()
         own = torch.zeros((), dtype=torch.float64)
         for t in places(rollouts, row):
-            assert float(values_BT[row, t]) == pytest.approx(float(exact_L[t]), rel=1e-4, abs=1e-5)
+            assert values_BT[row, t].item() == pytest.approx(exact_L[t].item(), rel=1e-4, abs=1e-5)
             old, target = float(rollouts.value[row, t]), float(rollouts.returns[row, t])
             error = (exact_L[t] - target) ** 2
             if clip is not None:

@@ -6,11 +6,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from raymill.cluster.session import NOTHING, Beside
 from raymill.config.schema import RlhfJob, TrainJob
 from raymill.data.chat.tokenizer import ChatTokenizer
 from raymill.data.manifest import tokenizer_fingerprint
 from raymill.errors import ConfigError
-from raymill.model.shape import positions_of, read_config
+from raymill.model.shape import gives_a_number, positions_of
 from raymill.reward.names import check_names
 from raymill.track.registry import ResolvedModel, resolve_model, weights_digest
 
@@ -45,22 +46,22 @@ def judges_of(job: RlhfJob, parent: ResolvedModel, tokenizer: ChatTokenizer) -> 
     return found
 
 
-def actor_cpus(job: TrainJob) -> float:
-    """Cores that a job's samplers and judges take."""
+def actors_of(job: TrainJob) -> Beside:
+    """What a job's samplers and judges take."""
     if not isinstance(job, RlhfJob):
-        return 0.0
+        return NOTHING
     models = job.reward.model_actors if job.reward.model is not None else 0
-    return (job.rollout.actors + models) * job.rollout.cpus_per_actor
+    actors = job.rollout.actors + models
+    return Beside(actors * job.rollout.cpus_per_actor, actors * job.rollout.gpus_per_actor)
 
 
 def _problems(job: RlhfJob, key: str, model: ResolvedModel, tokenizer: ChatTokenizer) -> list[str]:
     """What keeps a reward model from judging this policy's answers token by token."""
     problems = []
-    names = read_config(model.folder).get("architectures") or [""]
-    if not str(names[0]).endswith("ForSequenceClassification"):
+    if not gives_a_number(model.folder):
         problems.append(
-            f"{key}={job.reward.model}: {model.folder} is a {names[0] or 'model'} and gives no "
-            "reward; train one with jobs/reward.py"
+            f"{key}={job.reward.model}: {model.folder} is a language model and gives no reward; "
+            "train one with jobs/reward.py"
         )
     theirs = tokenizer_fingerprint(model.folder / "tokenizer.json")
     if theirs != tokenizer.identity.fingerprint:

@@ -10,8 +10,8 @@ from typing import TypeVar
 
 from raymill.cluster import pretrain, tuning
 from raymill.cluster.finish import SUMMARY_NAME
-from raymill.cluster.judges import actor_cpus
-from raymill.cluster.session import connect
+from raymill.cluster.judges import actors_of
+from raymill.cluster.session import NOTHING, connect
 from raymill.config.schema import (
     GenerateJob,
     ParentJob,
@@ -32,7 +32,7 @@ def run(job: PipelineJob) -> int:
     if job.pretrain.dry_run:
         return pretrain.run(job.pretrain)  # what the other stages start from doesn't exist yet
     most = max(job.pretrain.run.workers, job.sft.run.workers, job.rlhf.run.workers)
-    beside = actor_cpus(job.rlhf) if "rlhf" in job.stages else 0.0
+    beside = actors_of(job.rlhf) if "rlhf" in job.stages else NOTHING
     with connect(job.pretrain.cluster, most, beside):
         for stage in job.stages:
             code = _STAGES[stage](job)

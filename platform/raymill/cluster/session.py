@@ -8,6 +8,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,22 @@ READING = 0.5  # of a core, for data to be read while workers and actors hold th
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What actors take, besides the workers."""
+
+    cpus: float = 0.0
+    gpus: float = 0.0
+
+
+NOTHING = Beside()
+
+
 @contextmanager
-def connect(cluster: ClusterConfig, workers: int, beside: float = 0.0) -> Iterator[None]:
+def connect(cluster: ClusterConfig, workers: int, beside: Beside = NOTHING) -> Iterator[None]:
     """Connect to Ray for the length of a `with` block; a session that exists already is used as it is.
 
-    `beside`: cores that a job's actors take, besides its workers'.
+    `beside`: what a job's actors take, besides its workers.
 
     Raises:
         ClusterError: no Ray answers at `cluster.address`, or it can't hold `workers`.
@@ -66,12 +78,12 @@ def _guard() -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
-def _start_local(cluster: ClusterConfig, workers: int, beside: float) -> None:
+def _start_local(cluster: ClusterConfig, workers: int, beside: Beside) -> None:
     import ray
 
     cores = len(os.sched_getaffinity(0))
     # One slot more than the workers take, so that reading never waits for training to end.
-    slots = max(cores, math.ceil(workers * cluster.cpus_per_worker + beside) + 1)
+    slots = max(cores, math.ceil(workers * cluster.cpus_per_worker + beside.cpus) + 1)
     ray.init(
         address="local",
         num_cpus=slots,
@@ -104,18 +116,18 @@ def _python_path() -> str:
     return os.pathsep.join(part for part in (ours, inherited) if part)
 
 
-def _check_capacity(cluster: ClusterConfig, workers: int, beside: float) -> None:
+def _check_capacity(cluster: ClusterConfig, workers: int, beside: Beside) -> None:
     import ray
 
     total = ray.cluster_resources()
     needed = {
-        "CPU": workers * cluster.cpus_per_worker + beside + (READING if beside else 0.0),
-        "GPU": float(workers) if cluster.gpu else 0.0,
+        "CPU": workers * cluster.cpus_per_worker + beside.cpus + (READING if beside.cpus else 0.0),
+        "GPU": (float(workers) if cluster.gpu else 0.0) + beside.gpus,
     }
     for name, amount in needed.items():
         if total.get(name, 0.0) < amount:
             raise ClusterError(
-                f"run.workers={workers}{' with its actors' if beside else ''} needs {amount:g} "
+                f"run.workers={workers}{' with its actors' if beside != NOTHING else ''} needs {amount:g} "
                 f"{name}s, the cluster has {total.get(name, 0.0):g}; ask for fewer workers or actors, "
                 "or a larger cluster"
             )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from raymill.cluster.judges import actor_cpus, judges_of
+from raymill.cluster.judges import actors_of, judges_of
 from raymill.cluster.preparation import kind_of, prepared_messages
 from raymill.cluster.session import connect
 from raymill.cluster.training import complete, last_checkpoint, train
@@ -46,7 +46,7 @@ def run(job: Tuning) -> int:
     last = last_checkpoint(assignment)
     if last is not None:
         return complete(assignment, last)
-    with connect(job.cluster, job.run.workers, actor_cpus(job)):
+    with connect(job.cluster, job.run.workers, actors_of(job)):
         return train(assignment)
 
 
@@ -102,8 +102,12 @@ def resolve(job: ParentJob, parent: ResolvedModel, folders: dict[Path, float]) -
 
 
 def _check_parent(job: ParentJob, parent: ResolvedModel, tokenizer: ChatTokenizer) -> None:
-    from raymill.model.shape import positions_of, shape_of
+    from raymill.model.shape import gives_a_number, positions_of, shape_of
 
+    if gives_a_number(parent.folder) and not isinstance(job, RewardJob):
+        raise ConfigError(
+            [f"parent={job.parent}: {parent.name} is a reward model, which has no words to learn"]
+        )
     arch = shape_of(parent.folder)
     if (
         arch is not None

@@ -78,7 +78,9 @@ class SampledAnswers:
         algorithm = self.job.algorithm
         size = len(mine) // algorithm.minibatches
         parts = [credit.part(first, first + size) for first in range(0, len(mine), size)]
-        tokens = int(sum(len(ids) for ids in judged.rollout.answers))
+        # All that a training pass goes through, so that MFU is of what was computed.
+        rollout = judged.rollout
+        tokens = sum(len(ids) for ids in (*rollout.prompts, *rollout.answers))
         return Gathered(parts * algorithm.epochs, tokens, figures)
 
     def learned(self, losses: Sequence[Floats], batch: StepBatch) -> dict[str, float]:

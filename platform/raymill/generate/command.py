@@ -23,10 +23,13 @@ def run(job: GenerateJob) -> int:
         RaymillError: the model or the prompt file can't be had, or the model has no chat template
         and one is needed.
     """
+    from raymill.model.shape import gives_a_number
     from raymill.track.registry import resolve_model
 
     prompt = _given_prompt(job)
     found = resolve_model(job.model, job.tracking, Path(job.storage.root))
+    if gives_a_number(found.folder):
+        raise ConfigError([f"model={job.model}: {found.name} is a reward model and writes nothing"])
     encoder = _chat_encoder(job, found.folder)
     print(f"{found.name}", file=sys.stderr)
     model, tokenizer, end_of_text_id = load(found.folder)

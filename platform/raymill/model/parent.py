@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymill.config.schema import LoraConfig
 from raymill.errors import ConfigError
-from raymill.model.shape import read_config
+from raymill.model.shape import gives_a_number
 
 if TYPE_CHECKING:
     import torch
@@ -55,8 +55,7 @@ def load_scalar(
     from transformers import AutoModelForSequenceClassification
 
     torch.manual_seed(seed)
-    names = read_config(folder).get("architectures") or [""]
-    has_head = str(names[0]).endswith("ForSequenceClassification")
+    has_head = gives_a_number(folder)
     model: Any = _loaded(AutoModelForSequenceClassification, folder, attention, num_labels=1)
     extend_vocabulary(model, vocab_size, new_ids, seed)
     model.config.pad_token_id = pad_id

@@ -34,6 +34,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def gives_a_number(folder: Path) -> bool:
+    """Whether the folder holds a reward model: transformers' sequence classifier."""
+    names = read_config(folder).get("architectures") or [""]
+    return str(names[0]).endswith("ForSequenceClassification")
+
+
 def positions_of(folder: Path) -> int | None:
     """How many positions the model has, if it says so."""
     found = _first(read_config(folder), SHAPE_KEYS["max_positions"])
