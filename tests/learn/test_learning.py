@@ -37,40 +37,73 @@ def held_out(found: list[dict[str, Any]], key: str = "prompts/reward") -> tuple[
     return values[0], values[-1]
 
 
-@pytest.fixture(scope="module")
-def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("share")
+ALGORITHMS = ("ppo", "grpo", "rloo", "reinforce_pp")
+SHUFFLED = "shuffled"
+
+
+@pytest.fixture(scope="module", params=SEEDS)
+def risen(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[int, dict[str, list[dict[str, Any]]]]:
+    """An untrained policy learns to say tokens of a set, by each algorithm; and, by GRPO, from rewards that
+    have nothing to do with its answers, the real ones being just reported."""
+    seed: int = request.param
+    root = tmp_path_factory.mktemp(f"share-{seed}")
     write_parent(root / "parent", hidden=32)
     records = [{"prompt": f"say {number}", "tokens": LETTERS} for number in range(100)]
     write_prompts(root / "prompts.jsonl", records)
-    return root
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("algorithm", ["ppo", "grpo", "rloo", "reinforce_pp"])
-def test_a_programmatic_reward_rises(untrained: Path, algorithm: str, seed: int) -> None:
-    """The share of tokens in a set: 0.10 for the untrained policy; 0.40 is the bar."""
-    made = assigned(
-        "rlhf", untrained / "parent", untrained / f"storage-{algorithm}-{seed}",
-        f"data.path={untrained / 'prompts.jsonl'}", *COMMON, "reward.functions={token_share: 1.0}",
-        "rollout.max_new_tokens=10", "rollout.group=8", "rollout.batch=64", "train.global_batch=8",
-        "train.micro_batch=32", "train.steps=36", "evaluation.rows=20", f"algorithm={algorithm}",
-        "optim.learning_rate=5e-3", "critic.learning_rate=5e-3", f"run.seed={seed}",
-        *(["algorithm.kl_coefficient=0.001"] if algorithm != "grpo" else []),
+    shared = (
+        f"data.path={root / 'prompts.jsonl'}", *COMMON, "rollout.max_new_tokens=10",
+        "rollout.group=8", "rollout.batch=64", "train.global_batch=8", "train.micro_batch=32",
+        "train.steps=36", "evaluation.rows=20", "optim.learning_rate=5e-3",
+        "critic.learning_rate=5e-3", f"run.seed={seed}",
     )  # fmt: skip
-    [found] = run([made])
-    before, after = held_out(found)
-    distance = held_out(found, "prompts/kl")[1]
+    own = {
+        name: (
+            f"algorithm={name}", "reward.functions={token_share: 1.0}",
+            *(["algorithm.kl_coefficient=0.001"] if name != "grpo" else []),
+        )
+        for name in ALGORITHMS
+    } | {
+        SHUFFLED: (
+            "reward.functions={}", "reward.functions.token_share=0",
+            "reward.functions.learn.noise:noise=1", "train.steps=24",
+        )
+    }  # fmt: skip
+    cases = [
+        assigned("rlhf", root / "parent", root / "storage", *shared, *more, f"run.name={name}")
+        for name, more in own.items()
+    ]
+    return seed, dict(zip(own, run(cases), strict=True))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_programmatic_reward_rises(
+    risen: tuple[int, dict[str, list[dict[str, Any]]]], algorithm: str
+) -> None:
+    """The share of tokens in a set: about 0.1 for the untrained policy; 0.4 is the bar."""
+    seed, found = risen
+    before, after = held_out(found[algorithm])
+    distance = held_out(found[algorithm], "prompts/kl")[1]
     print(f"\n{algorithm} seed {seed}: {before:.3f} → {after:.3f}, KL {distance:.2f}")
     assert before < 0.2
     assert after > 0.4
+
+
+def test_nothing_is_learned_from_shuffled_rewards(
+    risen: tuple[int, dict[str, list[dict[str, Any]]]],
+) -> None:
+    seed, found = risen
+    before, after = held_out(found[SHUFFLED], "prompts/reward/token_share")
+    print(f"\nshuffled seed {seed}: {before:.3f} → {after:.3f}")
+    assert abs(after - before) < 0.15
 
 
 @pytest.fixture(scope="module", params=SEEDS)
 def adder(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, int]:
-    """A nano model whose teaching of sums ended early: it gives the right answer about every third time."""
+    """A nano model that was taught sums by a teacher who is off by one half of the time."""
     seed: int = request.param
     root = tmp_path_factory.mktemp(f"sums-{seed}")
     parent = write_parent(root / "parent", hidden=64, seed=seed)
@@ -78,9 +111,9 @@ def adder(
 
     def conversation() -> tuple[str, str]:
         a, b = drawn.randrange(10), drawn.randrange(10)
-        return f"{a}+{b}", str(a + b)
+        return f"{a}+{b}", str(a + b + drawn.randrange(2))
 
-    warm_up(parent, conversation, steps=110, seed=seed)
+    warm_up(parent, conversation, steps=250, seed=seed)
     write_prompts(
         root / "prompts.jsonl",
         [{"prompt": f"{a}+{b}", "answer": str(a + b)} for a in range(10) for b in range(10)],
@@ -88,43 +121,32 @@ def adder(
     return root, seed
 
 
-@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
-def test_sums_are_learned_from_a_verifier(adder: tuple[Path, int], algorithm: str) -> None:
+def test_sums_are_learned_from_a_verifier(adder: tuple[Path, int]) -> None:
     """Held-out prompts, answers sampled as in training: at least 20 points more are right."""
     root, seed = adder
-    made = assigned(
-        "rlhf", root / "parent", root / f"storage-{algorithm}", f"data.path={root / 'prompts.jsonl'}",
-        *COMMON, "reward.functions={exact: 1.0}", "rollout.max_new_tokens=4", "rollout.group=8",
-        "rollout.batch=128", "train.global_batch=16", "train.micro_batch=64", "train.steps=24",
-        f"algorithm={algorithm}", "optim.learning_rate=1e-3", "critic.learning_rate=2e-3",
-        *(["algorithm.kl_coefficient=0.001"] if algorithm == "ppo" else []), f"run.seed={seed}",
-    )  # fmt: skip
-    [found] = run([made])
-    training = [event["rollout/reward"] for event in steps(found)]
-    before, after = held_out(found)
-    print(
-        f"\n{algorithm} seed {seed}: held out {before:.2f} → {after:.2f}, training "
-        f"{sum(training[:3]) / 3:.2f} → {sum(training[-3:]) / 3:.2f}"
-    )
-    assert after > before, "the worst seed is above its start too"
-    assert after >= before + 0.2
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_nothing_is_learned_from_shuffled_rewards(untrained: Path, seed: int) -> None:
-    """A reward that has nothing to do with the answer; the real one is only reported."""
-    made = assigned(
-        "rlhf", untrained / "parent", untrained / f"storage-shuffled-{seed}",
-        f"data.path={untrained / 'prompts.jsonl'}", *COMMON,
-        "reward.functions={}", "reward.functions.token_share=0",
-        "reward.functions.learn.noise:noise=1", "rollout.max_new_tokens=10", "rollout.group=8",
-        "rollout.batch=64", "train.global_batch=8", "train.micro_batch=32", "train.steps=24",
-        "evaluation.rows=20", "optim.learning_rate=5e-3", f"run.seed={seed}",
-    )  # fmt: skip
-    [found] = run([made])
-    before, after = held_out(found, "prompts/reward/token_share")
-    print(f"\nshuffled, seed {seed}: {before:.3f} → {after:.3f}")
-    assert abs(after - before) < 0.15
+    own = {"grpo": (), "ppo": ("algorithm.kl_coefficient=0.001",)}
+    cases = [
+        assigned(
+            "rlhf", root / "parent", root / "storage", f"data.path={root / 'prompts.jsonl'}",
+            *COMMON, "reward.functions={exact: 1.0}", "rollout.max_new_tokens=4",
+            "rollout.group=8", "rollout.batch=128", "train.global_batch=16",
+            "train.micro_batch=128", "train.steps=24", f"algorithm={name}",
+            "data.validation.fraction=0.35", "optim.learning_rate=5e-4",
+            "critic.learning_rate=2e-3", f"run.seed={seed}", *more,
+            f"run.name={name}",
+        )
+        for name, more in own.items()
+    ]  # fmt: skip
+    gained = {}
+    for name, found in zip(own, run(cases), strict=True):
+        training = [event["rollout/reward"] for event in steps(found)]
+        before, after = held_out(found)
+        gained[name] = after - before
+        print(
+            f"\nsums, {name} seed {seed}: held out {before:.2f} → {after:.2f}, training "
+            f"{sum(training[:3]) / 3:.2f} → {sum(training[-3:]) / 3:.2f}"
+        )
+    assert min(gained.values()) >= 0.2, gained
 
 
 SAID = "abcdefgh12345678"

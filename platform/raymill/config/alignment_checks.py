@@ -31,6 +31,11 @@ def preference_tuning(job: DpoJob) -> list[str]:
         *above("loss.beta", loss.beta, 0),
         *at_least("loss.gamma", loss.gamma, 0),
         *(
+            [f"loss.label_smoothing={loss.label_smoothing}: is for loss.name=dpo, not {loss.name}"]
+            if loss.label_smoothing and loss.name != "dpo"
+            else []
+        ),
+        *(
             []
             if 0 <= loss.label_smoothing < 0.5
             else [
@@ -98,6 +103,11 @@ def _algorithm(algorithm: AlgorithmConfig, rollout: RolloutConfig) -> Iterator[s
             f"rollout.group={rollout.group}: algorithm.advantage={algorithm.advantage} compares "
             "answers to one prompt; ask for at least 2"
         )
+    if algorithm.kl == "reward" and algorithm.kl_estimator != "k1":
+        yield (
+            f"algorithm.kl_estimator={algorithm.kl_estimator}: in the reward only k1 has the KL's "
+            "gradient; use k1, or algorithm.kl=loss"
+        )
     if algorithm.kl == "loss" and algorithm.kl_estimator == "k1":
         yield (
             "algorithm.kl_estimator=k1: as a loss its expected gradient is zero; use k2, or "
@@ -129,7 +139,17 @@ def _rollout(job: RlhfJob) -> Iterator[str]:
     if rollout.staleness and rollout.actors == 0 and rollout.replay is None:
         yield "rollout.staleness=1: needs rollout.actors of at least 1, to sample while training"
     if rollout.engine == "vllm":
-        yield "rollout.engine=vllm: isn't there yet; use transformers"
+        yield from _vllm(rollout)
+
+
+def _vllm(rollout: RolloutConfig) -> Iterator[str]:
+    if rollout.actors == 0:
+        yield (
+            "rollout.actors=0: vLLM sets threads and process groups of its whole process, and can't "
+            "be in a worker's; ask for at least 1"
+        )
+    if 0 < rollout.temperature < 0.01:
+        yield f"rollout.temperature={rollout.temperature}: vLLM would sample at 0.01; ask for at least that"
 
 
 def _reward(reward: RewardConfig) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from raymill.config.schema import RlhfJob
 from raymill.data.manifest import Prepared
@@ -19,9 +19,11 @@ from raymill.reward.judge import MODEL, Judge
 from raymill.reward.model import LocalRewardModel, RewardModelSpec, SequenceJudge
 from raymill.reward.names import check_verifiers
 from raymill.reward.scoring import Scorer
+from raymill.rollout.engine import EngineSpec
 from raymill.rollout.generation import Pool
 from raymill.rollout.local import LocalPool
 from raymill.rollout.transformers_engine import ModelSpec
+from raymill.rollout.vllm_engine import VllmSpec
 
 
 def open_desk(assignment: Assignment, job: RlhfJob, prepared: Sequence[Prepared]) -> Desk:
@@ -61,16 +63,7 @@ def _book(prepared: Sequence[Prepared]) -> dict[int, PromptRecord]:
 
 
 def _pool(assignment: Assignment, job: RlhfJob, prepared: Prepared) -> Pool:
-    rollout = job.rollout
-    assert assignment.model_folder is not None
-    spec = ModelSpec(
-        folder=str(assignment.model_folder),
-        vocab_size=prepared.manifest.tokenizer.vocab_size,
-        attention=job.attention,
-        dtype="bf16" if job.train.precision == "bf16" else "fp32",
-        threads=_threads(job),
-        gpu=rollout.gpus_per_actor > 0 or (rollout.actors == 0 and job.cluster.gpu),
-    )
+    rollout, spec = job.rollout, _engine(assignment, job, prepared)
     if rollout.actors == 0:
         return LocalPool(spec)
     from raymill.rollout.pool import RolloutPool
@@ -81,6 +74,31 @@ def _pool(assignment: Assignment, job: RlhfJob, prepared: Prepared) -> Pool:
         cpus_per_actor=rollout.cpus_per_actor,
         gpus_per_actor=rollout.gpus_per_actor,
         timeout_s=rollout.timeout_s,
+    )
+
+
+def _engine(assignment: Assignment, job: RlhfJob, prepared: Prepared) -> EngineSpec:
+    rollout, facts = job.rollout, prepared.manifest
+    assert assignment.model_folder is not None
+    folder, vocab_size = str(assignment.model_folder), facts.tokenizer.vocab_size
+    dtype: Literal["fp32", "bf16"] = "bf16" if job.train.precision == "bf16" else "fp32"
+    if rollout.engine == "vllm":
+        return VllmSpec(
+            folder=folder,
+            vocab_size=vocab_size,
+            dtype=dtype,
+            threads=_threads(job),
+            batch=rollout.batch,
+            max_tokens=facts.sequence_length + 1 + rollout.max_new_tokens,  # a row holds one more
+            gpu=rollout.gpus_per_actor > 0,
+        )
+    return ModelSpec(
+        folder=folder,
+        vocab_size=vocab_size,
+        attention=job.attention,
+        dtype=dtype,
+        threads=_threads(job),
+        gpu=rollout.gpus_per_actor > 0 or (rollout.actors == 0 and job.cluster.gpu),
     )
 
 

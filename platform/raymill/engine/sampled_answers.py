@@ -166,20 +166,27 @@ class SampledAnswers:
         if len(self.learners) > 1:
             critic = self.learners[1].objective
             assert isinstance(critic, Critic)
-            columns["value"] = self._by_parts(
+            value_BL = self._by_parts(
                 self.learners[1].model,
                 rollouts,
-                lambda model, part: critic.values(model, part, device),
+                lambda model, part: critic.values_and_beyond(model, part, device),
+                rollouts.tokens.shape[1],
             )
+            columns["value"] = value_BL[:, :-1]
+            columns["beyond"] = value_BL[torch.arange(len(value_BL)), rollouts.length - 1]
         return replace(rollouts, kl_coefficient=self.kl.beta, **columns)
 
     def _by_parts(
-        self, model: Any, rollouts: Rollouts, work: Callable[[Any, Rollouts], torch.Tensor]
+        self,
+        model: Any,
+        rollouts: Rollouts,
+        work: Callable[[Any, Rollouts], torch.Tensor],
+        width: int | None = None,
     ) -> torch.Tensor:
-        """[B, T] What `work` gives, micro-batch by micro-batch as in training: so shapes, and the last bits
-        with them, are the same as there."""
+        """[B, T, or `width`] What `work` gives, micro-batch by micro-batch as in training: so shapes, and
+        the last bits with them, are the same as there."""
         size = self.job.train.micro_batch
-        found = torch.zeros(rollouts.mask.shape)
+        found = torch.zeros(len(rollouts), width or rollouts.mask.shape[1])
         with evaluating(model):
             for first in range(0, len(rollouts), size):
                 part = rollouts.part(first, first + size)

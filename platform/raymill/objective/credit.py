@@ -57,9 +57,16 @@ def credited(
             reward_B = _by_group(reward_B, known_B, group, algorithm.advantage)
         tokens_BT = place_reward(reward_B, mask_BT) - penalty_BT * learned_B[:, None]
         if algorithm.advantage == "gae":
-            assert rollouts.value is not None
+            assert rollouts.value is not None and rollouts.beyond is not None
+            # An answer that was cut off would have gone on: the critic says how.
+            beyond_B = torch.where(stopped_B, torch.zeros_like(rollouts.beyond), rollouts.beyond)
             advantage_BT, returns_BT = gae(
-                tokens_BT, rollouts.value.double(), mask_BT, algorithm.gamma, algorithm.lam
+                tokens_BT,
+                rollouts.value.double(),
+                mask_BT,
+                algorithm.gamma,
+                algorithm.lam,
+                beyond_B.double(),
             )
         else:
             advantage_BT = discounted(tokens_BT, mask_BT, algorithm.gamma)
