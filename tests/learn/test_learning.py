@@ -130,7 +130,7 @@ def test_sums_are_learned_from_a_verifier(adder: tuple[Path, int]) -> None:
             "rlhf", root / "parent", root / "storage", f"data.path={root / 'prompts.jsonl'}",
             *COMMON, "reward.functions={exact: 1.0}", "rollout.max_new_tokens=4",
             "rollout.group=8", "rollout.batch=128", "train.global_batch=16",
-            "train.micro_batch=128", "train.steps=24", f"algorithm={name}",
+            "train.micro_batch=64", "train.steps=40", f"algorithm={name}",
             "data.validation.fraction=0.35", "optim.learning_rate=5e-4",
             "critic.learning_rate=2e-3", f"run.seed={seed}", *more,
             f"run.name={name}",

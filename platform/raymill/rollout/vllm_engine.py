@@ -150,6 +150,15 @@ def _cache_bytes(config: Any, dtype: torch.dtype, batch: int, max_tokens: int) -
     return int(blocks * BLOCK_TOKENS * a_token)
 
 
+def _repack_head(model: Any) -> None:
+    """On a CPU, vLLM multiplies with a packed copy, and leaves a tied output layer's as it was."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for layer in model.modules():
+        if isinstance(layer, ParallelLMHead):
+            layer.quant_method.process_weights_after_loading(layer)
+
+
 class VllmEngine:
     """See `RolloutEngine`. `weights`: what the policy sends, as tensors without memory."""
 
@@ -164,6 +173,7 @@ class VllmEngine:
         self._digest = None  # until all of them are there
         delivery = _Delivery(self._weights, buckets)
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": delivery.tensors()})
+        self.llm.apply_model(_repack_head)
         self._digest = delivery.finish()
 
     def digest(self) -> str:
