@@ -17,7 +17,7 @@ from engine.alignment_probe import write_parent, write_prompts
 from raymill.data.chat.tokenizer import chat_tokenizer
 
 pytestmark = pytest.mark.integration
-STEPS = 60
+STEPS = 24
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def overrides(root: Path, name: str, *more: str) -> tuple[str, ...]:
         "data.sequence_length=48", "data.row_group_rows=4", "data.validation.fraction=0.2",
         "reward.functions={token_share: 1.0}", "rollout.max_new_tokens=10", "rollout.group=4",
         "rollout.batch=8", "train.global_batch=8", "train.micro_batch=16", f"train.steps={STEPS}",
-        "schedule.warmup_steps=0", "evaluation.rows=8", "evaluation.every=0", "checkpoint.every=10",
+        "schedule.warmup_steps=0", "evaluation.rows=8", "evaluation.every=0", "checkpoint.every=5",
         "optim.learning_rate=3e-3", f"run.name={name}", *more,
     )  # fmt: skip
 
@@ -95,10 +95,10 @@ def test_killed_samplers_are_replaced_and_a_killed_driver_resumes(
     settings = overrides(place, "killed", "rollout.actors=2")
     began = time.time()
     process = job.start("rlhf", *settings, cwd=place)
-    job.wait_for_step(process, run_dir, 4)
+    job.wait_for_step(process, run_dir, 3)
     [victim, *_] = actors("SamplingActor", began)
     victim.send_signal(signal.SIGKILL)
-    job.interrupt_after(process, run_dir, 24, signal.SIGKILL)
+    job.interrupt_after(process, run_dir, 12, signal.SIGKILL)
     process.communicate(timeout=job.TIMEOUT_S)
     wait_for_no_orphans(run_dir)
     code, output = job.run("rlhf", *settings, cwd=place)

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from raymill.rollout.vllm_engine import VllmEngine
+from raymill.rollout.vllm_engine import VllmEngine, VllmSpec
 from rollout.vllm.models import bring, small_model, spec_of
+
+
+@pytest.fixture(scope="session")
+def build() -> Iterator[Callable[[VllmSpec], VllmEngine]]:
+    """Engines stay until the end: one that goes takes the process groups of the others with it."""
+    built: list[VllmEngine] = []
+
+    def build(spec: VllmSpec) -> VllmEngine:
+        built.append(spec.build())
+        return built[-1]
+
+    yield build
+    built.clear()
 
 
 @pytest.fixture(scope="session")
@@ -17,12 +30,16 @@ def model() -> Any:
 
 
 @pytest.fixture(scope="session")
-def started(model: Any, tmp_path_factory: pytest.TempPathFactory) -> VllmEngine:
-    return spec_of(model, tmp_path_factory.mktemp("model")).build()
+def started(
+    model: Any,
+    build: Callable[[VllmSpec], VllmEngine],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> VllmEngine:
+    return build(spec_of(model, tmp_path_factory.mktemp("model")))
 
 
 @pytest.fixture
-def engine(started: VllmEngine, model: Any) -> Iterator[VllmEngine]:
+def engine(started: VllmEngine, model: Any) -> VllmEngine:
     """It has `model`'s weights."""
     bring(started, model)
     return started

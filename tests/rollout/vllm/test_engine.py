@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from raymill.rollout.failure import RolloutError
-from raymill.rollout.vllm_engine import VllmEngine
+from raymill.rollout.vllm_engine import VllmEngine, VllmSpec
 from raymill.rollout.weights import buckets, converted, weights_digest
 from rollout.tiny import POSITIONS, SAMPLING, VOCAB_SIZE, prompts, units, weights_of
 from rollout.vllm.models import (
@@ -26,6 +27,7 @@ from rollout.vllm.models import (
 )
 
 pytestmark = pytest.mark.vllm
+Build = Callable[[VllmSpec], VllmEngine]
 
 
 def worst(engine: VllmEngine, model: Any) -> float:
@@ -44,10 +46,10 @@ def worst(engine: VllmEngine, model: Any) -> float:
     ("family", "tied"), [("llama", False), ("llama", True), ("qwen3", False), ("gpt2", True)]
 )
 def test_log_probs_are_those_of_a_full_forward_pass(
-    tmp_path: Path, family: str, tied: bool
+    tmp_path: Path, build: Build, family: str, tied: bool
 ) -> None:
     model = small_model(family, tied)
-    engine = spec_of(model, tmp_path).build()
+    engine = build(spec_of(model, tmp_path))
     bring(engine, model)
     assert engine.digest() == weights_digest(weights_of(model))
     assert worst(engine, model) < 1e-4
@@ -58,12 +60,12 @@ def test_log_probs_are_those_of_a_full_forward_pass(
     assert worst(engine, model) > 1
 
 
-def test_bf16_is_as_exact_as_transformers_in_bf16(tmp_path: Path, model: Any) -> None:
+def test_bf16_is_as_exact_as_transformers_in_bf16(tmp_path: Path, build: Build, model: Any) -> None:
     rounded = small_model()
     rounded.load_state_dict(dict(converted(weights_of(model), "bf16")))
     half = small_model().bfloat16()
     half.load_state_dict(rounded.state_dict())
-    engine = spec_of(model, tmp_path, dtype="bf16").build()
+    engine = build(spec_of(model, tmp_path, dtype="bf16"))
     with pytest.raises(RolloutError, match=r"as torch.float32 .* has torch.bfloat16"):
         bring(engine, model)
     bring(engine, model, "bf16")
@@ -122,7 +124,7 @@ def test_an_answer_ends_with_a_stop_token_or_at_its_limit(engine: VllmEngine) ->
 
 
 def test_nothing_in_the_models_folder_decides_how_is_sampled(
-    tmp_path: Path, engine: VllmEngine, model: Any
+    tmp_path: Path, build: Build, engine: VllmEngine, model: Any
 ) -> None:
     unit = units()[0]
     expected = engine.generate(unit.prompts, SAMPLING, unit.seeds)
@@ -132,7 +134,7 @@ def test_nothing_in_the_models_folder_decides_how_is_sampled(
     (tmp_path / "generation_config.json").write_text(json.dumps(generation))
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"eos_token_id": common}))
-    strange = spec.build()
+    strange = build(spec)
     bring(strange, model)
     assert strange.generate(unit.prompts, SAMPLING, unit.seeds) == expected
 
@@ -152,11 +154,11 @@ def test_answers_depend_on_prompt_and_seed_alone(engine: VllmEngine) -> None:
     assert engine.generate([], SAMPLING, []) == []
 
 
-def test_a_shared_prompt_may_be_computed_once(tmp_path: Path) -> None:
+def test_a_shared_prompt_may_be_computed_once(tmp_path: Path, build: Build) -> None:
     """Of more than one block, so that it is found in the cache; in the end, nothing shows of it."""
     model = small_model()
     model.config.max_position_embeddings = 400
-    engine = spec_of(model, tmp_path, max_tokens=320, batch=8).build()
+    engine = build(spec_of(model, tmp_path, max_tokens=320, batch=8))
     bring(engine, model)
     prompt = np.random.default_rng(1).integers(1, VOCAB_SIZE, 300).tolist()
     seeds = list(range(16))  # twice the batch
@@ -234,15 +236,14 @@ def test_an_error_of_what_brings_the_weights_is_the_callers(engine: VllmEngine, 
     assert worst(engine, model) < 1e-4
 
 
-def test_an_extended_vocabulary(tmp_path: Path) -> None:
+def test_an_extended_vocabulary(tmp_path: Path, build: Build) -> None:
     model = small_model()
     folder = folder_of(model, tmp_path)
     model.resize_token_embeddings(VOCAB_SIZE + 8, mean_resizing=False)
     with torch.no_grad():  # the new ones are likely
         model.lm_head.weight[VOCAB_SIZE:] = model.lm_head.weight[:8] * 1.5
-    engine = replace(
-        spec_of(small_model(), tmp_path), folder=folder, vocab_size=VOCAB_SIZE + 8
-    ).build()
+    spec = replace(spec_of(small_model(), tmp_path), folder=folder, vocab_size=VOCAB_SIZE + 8)
+    engine = build(spec)
     bring(engine, model)
     assert worst(engine, model) < 1e-4
     unit = units()[0]
@@ -258,8 +259,8 @@ def test_a_prompt_is_never_cut(engine: VllmEngine) -> None:
         engine.generate([[1] * (fits + 1)], SAMPLING, [1])
 
 
-def test_more_answers_than_there_is_room_for_wait(tmp_path: Path, model: Any) -> None:
-    narrow = spec_of(model, tmp_path, batch=2).build()
+def test_more_answers_than_there_is_room_for_wait(tmp_path: Path, build: Build, model: Any) -> None:
+    narrow = build(spec_of(model, tmp_path, batch=2))
     bring(narrow, model)
     asked = list(prompts().values()) * 3
     found = narrow.generate(asked, SAMPLING, range(len(asked)))

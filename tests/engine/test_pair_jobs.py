@@ -1,0 +1,152 @@
+"""Whole runs on pairs, without Ray: reward models and DPO under every way to share the work, with adapters,
+with a reference that is kept or asked; exact resume; exports that say what was trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from data.chat_factory import write_jsonl
+from engine.alignment_probe import assigned, events, run, steps, write_parent
+from engine.test_reinforcement import comparable
+from raymill.checkpoint.resume import newest_verified
+from raymill.cluster.exports import export_checkpoint
+from raymill.data.manifest import load_prepared
+from raymill.data.validation import ValidationSet
+from raymill.engine.assignment import Assignment
+from raymill.objective.pairs import Sides
+
+LN2 = 0.69314718
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("pairs")
+    write_parent(root / "parent", hidden=32)
+    drawn = np.random.default_rng(5)
+    records = [
+        {
+            "prompt": f"mill {number % 24}",
+            "chosen": "grinds " + "x" * int(drawn.integers(1, 9)),
+            "rejected": "rests " + "y" * int(drawn.integers(1, 9)),
+            "margin": float(drawn.integers(0, 3)),
+        }
+        for number in range(60)
+    ]
+    write_jsonl(root / "pairs.jsonl", records)
+    return root
+
+
+def made(root: Path, kind: str, name: str, *overrides: str) -> Assignment:
+    return assigned(
+        kind, root / "parent", root / "storage", f"data.path={root / 'pairs.jsonl'}",
+        "data.sequence_length=48", "data.row_group_rows=4", "data.validation.fraction=0.2",
+        "train.global_batch=8", "train.micro_batch=2", "train.steps=3", "evaluation.every=0",
+        "evaluation.batch=3", "optim.learning_rate=1e-3", f"run.name={name}", *overrides,
+    )  # fmt: skip
+
+
+DPO = {
+    "cached": (),
+    "cached zero3": ("zero=stage3",),
+    "live": ("loss.reference=live",),
+    "live zero3": ("loss.reference=live", "zero=stage3"),
+    "one pass": ("train.micro_batch=4",),
+}
+ADAPTERS = {
+    "lora": ("lora.rank=4",),
+    "lora live": ("lora.rank=4", "loss.reference=live"),
+    "lora zero3 live": ("lora.rank=4", "loss.reference=live", "zero=stage3"),
+}
+REWARD = {
+    "reward": (),
+    "reward zero3": ("zero=stage3",),
+    "reward lora": ("lora.rank=4", "zero=stage3"),
+}
+
+
+@pytest.fixture(scope="module")
+def trained(place: Path) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for world in (1, 2):
+        cases = {
+            name: made(
+                place, "reward" if "reward" in name else "dpo", f"{name}-{world}".replace(" ", "-"),
+                f"run.workers={world}", *more,
+            )
+            for name, more in (DPO | ADAPTERS | REWARD).items()
+            if world == 2 or name in ("cached", "lora", "reward")
+        }  # fmt: skip
+        results = run(list(cases.values()), world)
+        found |= {f"{world} {name}": one for name, one in zip(cases, results, strict=True)}
+    return found
+
+
+def test_the_first_loss_is_ln_2(trained: dict[str, list[dict[str, Any]]]) -> None:
+    """Policy is reference, in every way to have one."""
+    for name, found in trained.items():
+        if "reward" not in name:
+            assert steps(found)[0]["train/loss"] == pytest.approx(LN2, abs=1e-4), name
+            assert steps(found)[-1]["train/loss"] < LN2, name
+
+
+def test_how_the_work_is_shared_changes_nothing(
+    trained: dict[str, list[dict[str, Any]]],
+) -> None:
+    for group in (DPO, ADAPTERS, {"reward": (), "reward zero3": ()}):
+        runs = {name: steps(f) for name, f in trained.items() if name.split(" ", 1)[1] in group}
+        [(_, reference), *others] = runs.items()
+        for name, found in others:
+            for ours, theirs in zip(found, reference, strict=True):
+                for key in ("train/loss", "train/grad_norm", "reward/margin"):
+                    assert ours[key] == pytest.approx(theirs[key], rel=2e-4, abs=2e-6), (name, key)
+
+
+def test_every_trainable_parameter_learns(trained: dict[str, list[dict[str, Any]]]) -> None:
+    for name, found in trained.items():
+        weights = next(event for event in found if event["kind"] == "weights")
+        assert weights["still"] == [], name
+        if "lora" in name:
+            assert all("lora" in n or "score" in n or "tokens" in n for n in weights["trained"])
+
+
+@pytest.mark.parametrize("kind", ["dpo", "reward"])
+def test_resume_is_bit_exact(place: Path, kind: str) -> None:
+    [whole] = run([made(place, kind, f"{kind}-whole", "train.steps=4")])
+    half = made(place, kind, f"{kind}-halves", "train.steps=2")
+    run([half])
+    run([made(place, kind, f"{kind}-halves", "train.steps=4")])
+    resumed = steps(events(half))
+    assert [event["attempt"] for event in resumed] == [1, 1, 2, 2]
+    for ours, theirs in zip(resumed, steps(whole), strict=True):
+        assert comparable(ours) == comparable(theirs)
+
+
+def test_transformers_alone_confirms_the_reward_model(place: Path) -> None:
+    """The export, loaded as any tool would, ranks the held-out pairs as the run said."""
+    assignment = made(place, "reward", "exported", "train.steps=6", "optim.learning_rate=3e-3")
+    [found] = run([assignment])
+    newest = newest_verified(assignment.checkpoints)
+    assert newest is not None
+    folder = export_checkpoint(assignment, newest).folder
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    assert model.config.num_labels == 1
+    right = weight = 0.0
+    prepared = load_prepared(assignment.folders[0])
+    for rows in ValidationSet(prepared.folder, rank=0, world_size=1, batch_rows=4):
+        sides = Sides.of(rows)
+        for pair in range(len(rows)):
+            scores = []
+            for side in (pair, len(rows) + pair):
+                ids = sides.tokens[side, : sides.length[side]][None]
+                with torch.no_grad():
+                    scores.append(model(input_ids=ids).logits.item())
+            right += float(sides.weight[pair]) * (scores[0] > scores[1])
+            weight += float(sides.weight[pair])
+    told = [event for event in found if event["kind"] == "evaluation"][-1]
+    assert told["pairs/reward/accuracy"] == pytest.approx(right / weight, abs=1e-6)
