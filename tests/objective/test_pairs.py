@@ -308,6 +308,9 @@ def test_no_rows_are_a_forward_pass_with_zero_loss(loss: str, family: str) -> No
     losses_P.sum().backward()
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
     assert asked == ([0] if loss in NEEDS_REFERENCE else [])
+    if loss != "reward":  # as a reference's
+        pair = answer_log_probs(model, model.get_output_embeddings(), Sides.of(none), CPU)
+        assert [one.tolist() for one in pair] == [[0.0], [0.0]]
     assert all(sums == [0.0, 0.0] for sums in objective.tally.drain().values())
 
 

@@ -54,7 +54,7 @@ def with_columns(rollouts: Rollouts, model: Any, seed: int = 1) -> Rollouts:
     return replace(
         rollouts, sampler=near(0.5), old=near(0.4), reference=near(0.5),
         advantage=advantage_B * rollouts.mask, value=near(0.5), returns=near(1.0),
-        kl_coefficient=0.3,
+        beyond=torch.randn(len(rollouts), generator=generator), kl_coefficient=0.3,
     )  # fmt: skip
 
 
@@ -311,6 +311,9 @@ def test_answers_without_a_token_take_part_and_change_nothing() -> None:
     rollouts = with_columns(sampled(), model)
     nothing = replace(rollouts, mask=torch.zeros_like(rollouts.mask))
     objective = learning(model, VARIANTS["k2"])
+    with torch.no_grad():
+        known = token_log_probs(model, model.get_output_embeddings(), nothing, TEMPERATURE, CPU)
+    assert not any(one.any() for one in known)
     losses_B = objective.losses(model, nothing, CPU)
     assert losses_B.tolist() == [0.0] * 6 and objective.weight(nothing) == 0.0
     losses_B.sum().backward()
@@ -420,12 +423,16 @@ def test_the_critic(family: str, clip: float | None) -> None:
     assert rollouts.value is not None and rollouts.returns is not None
     values_BT = critic.values(model, rollouts, CPU)
     assert values_BT.shape == rollouts.mask.shape and values_BT.dtype == torch.float32
+    both_BL = critic.values_and_beyond(model, rollouts, CPU)
+    assert torch.equal(both_BL[:, :-1], values_BT)
     terms = []
     for row in range(len(rollouts)):
         ids = rollouts.tokens[row, : rollouts.length[row]]
         exact_L = model.score(model.base_model(input_ids=ids[None]).last_hidden_state)[
             0, :, 0
         ].double()
+        last = int(rollouts.length[row]) - 1
+        assert both_BL[row, last].item() == pytest.approx(exact_L[last].item(), rel=1e-4, abs=1e-5)
         own = torch.zeros((), dtype=torch.float64)
         for t in places(rollouts, row):
             assert values_BT[row, t].item() == pytest.approx(exact_L[t].item(), rel=1e-4, abs=1e-5)

@@ -55,7 +55,7 @@ def credited(
     if algorithm.advantage in ("gae", "reinforce_pp", "reinforce_pp_baseline"):
         if algorithm.advantage == "reinforce_pp_baseline":
             reward_B = _by_group(reward_B, known_B, group, algorithm.advantage)
-        tokens_BT = place_reward(reward_B, mask_BT) - penalty_BT * learned_B[:, None]
+        tokens_BT = place_reward(reward_B, mask_BT) - penalty_BT
         if algorithm.advantage == "gae":
             assert rollouts.value is not None and rollouts.beyond is not None
             # An answer that was cut off would have gone on: the critic says how.

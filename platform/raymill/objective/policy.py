@@ -87,9 +87,8 @@ class PolicyGradient:
     ) -> None:
         """Means over the tokens learned from; the invariants of a sound run are among them."""
         tokens = float(mask_BT.sum())
-        log_ratio_BT = (
-            log_prob_BT - old_BT
-        ) * mask_BT  # old is known also where nothing is learned
+        # What isn't learned from has an old log-probability all the same, and its ratio may be anything.
+        log_ratio_BT = (log_prob_BT - old_BT) * mask_BT
         ratio_BT = log_ratio_BT.exp()
         low, high = 1 - self.algorithm.clip_low, 1 + self.algorithm.clip_high
         clipped_BT = ((ratio_BT < low) | (ratio_BT > high)).float()

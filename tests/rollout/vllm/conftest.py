@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ from rollout.vllm.models import bring, small_model, spec_of
 
 
 @pytest.fixture(scope="session")
-def build() -> Iterator[Callable[[VllmSpec], VllmEngine]]:
+def build() -> Callable[[VllmSpec], VllmEngine]:
     """Engines stay until the end: one that goes takes the process groups of the others with it."""
     built: list[VllmEngine] = []
 
@@ -20,8 +20,7 @@ def build() -> Iterator[Callable[[VllmSpec], VllmEngine]]:
         built.append(spec.build())
         return built[-1]
 
-    yield build
-    built.clear()
+    return build
 
 
 @pytest.fixture(scope="session")

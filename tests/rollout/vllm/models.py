@@ -30,6 +30,8 @@ def small_model(family: str = "llama", tied: bool = False, seed: int = 1) -> Any
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(3)
+        if not tied:
+            model.get_output_embeddings().weight.mul_(5)
     return model
 
 

@@ -70,7 +70,7 @@ def sampled(engine: Any, sampling: Sampling, seed: int) -> Counter[tuple[int, ..
     )
 
 
-@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (1.7, 0.8)])
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (1.4, 0.7)])
 def test_answers_are_as_frequent_as_they_should_be(
     tmp_path: Path, engine: VllmEngine, model: Any, temperature: float, top_p: float
 ) -> None:
@@ -91,8 +91,8 @@ def test_answers_are_as_frequent_as_they_should_be(
     assert stats.chisquare(theirs, expected).pvalue > SURE
     assert stats.chi2_contingency([ours, theirs]).pvalue > SURE
 
-    # That the test would notice: of a temperature that is 5 % off.
-    off = exact(model, replace(sampling, temperature=temperature * 1.05))
+    # That the test would notice: of a temperature that is 10 % off.
+    off = exact(model, replace(sampling, temperature=temperature * 1.1))
     wrong = np.array([off.get(answer, 0.0) for answer in named])
     wrong = np.append(wrong, 1 - wrong.sum()) * ANSWERS
     assert stats.chisquare(ours, wrong).pvalue < SURE
