@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -14,11 +16,22 @@ import torch
 from raymill.data.rows import Rows
 from raymill.objective.pairs import PreferredAnswers, RewardPairs, Sides, answer_log_probs
 from raymill.objective.preferences import LOSSES, NEEDS_REFERENCE
-from rollout.tiny import VOCAB_SIZE, tiny_model
+from rollout import tiny
+from rollout.tiny import VOCAB_SIZE
 
 CPU = torch.device("cpu")
 FAMILIES = ("llama", "qwen3", "gpt2")
 PAD = 0  # what rows are padded with; some conversations below hold it as a token
+
+
+@cache
+def built(family: str) -> Any:
+    return tiny.tiny_model(family)
+
+
+def tiny_model(family: str = "llama") -> Any:
+    """One of its own for every test."""
+    return copy.deepcopy(built(family))
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,12 @@ answer alone, and the losses written out in float64."""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import fields, replace
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,12 +19,23 @@ import torch
 from raymill.config.schema import AlgorithmConfig
 from raymill.objective.policy import Critic, PolicyGradient
 from raymill.objective.rollouts import Rollouts, token_log_probs
-from rollout.tiny import VOCAB_SIZE, tiny_model
+from rollout import tiny
+from rollout.tiny import VOCAB_SIZE
 
 CPU = torch.device("cpu")
 FAMILIES = ("llama", "qwen3", "gpt2")
 TEMPERATURE, MOST = 0.7, 8  # the longest answer there may be
 PLAIN = AlgorithmConfig("grpo", "grpo")
+
+
+@cache
+def built(family: str) -> Any:
+    return tiny.tiny_model(family)
+
+
+def tiny_model(family: str = "llama") -> Any:
+    """One of its own for every test."""
+    return copy.deepcopy(built(family))
 
 
 def sampled(count: int = 6, seed: int = 0) -> Rollouts:

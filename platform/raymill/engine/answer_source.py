@@ -95,6 +95,7 @@ class AnswerSource:
     version: int | None = field(default=None, init=False)  # of the weights that the samplers have
     sync_s: float = field(default=0.0, init=False)
     sync_bytes: int = field(default=0, init=False)
+    incidents: list[str] = field(default_factory=list, init=False)  # not told yet
     _begun: tuple[int, list[Prompt]] | None = field(default=None, init=False)
     _settled: Judged | None = field(default=None, init=False)
 
@@ -110,19 +111,20 @@ class AnswerSource:
         self.settle()
         weights = merged_weights(self.model, gathered)
 
-        def send() -> tuple[float, int]:
+        def send() -> tuple[float, int, tuple[str, ...]]:
             assert self.desk is not None
             try:
                 report = self.desk.pool.sync(weights, version)
             finally:
                 for _ in weights:  # the other ranks go through all of them
                     pass
-            return report.seconds, report.bytes
+            return report.seconds, report.bytes, tuple(map(str, report.incidents))
 
         if self.group.rank > 0:
             for _ in weights:
                 pass
-        self.sync_s, self.sync_bytes = on_rank_zero(self.group, send)
+        self.sync_s, self.sync_bytes, lost = on_rank_zero(self.group, send)
+        self.incidents += lost
         self.version = version
 
     def begin(self, step: int, prompts: Sequence[Prompt], group_size: int) -> None:
@@ -158,6 +160,7 @@ class AnswerSource:
         self.settle()
         judged, self._settled, self._begun = self._settled, None, None
         assert judged is not None  # something was begun
+        self.incidents += judged.incidents
         return judged
 
     def _collected(self, step: int, prompts: Sequence[Prompt]) -> Judged:

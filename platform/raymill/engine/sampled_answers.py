@@ -70,11 +70,12 @@ class SampledAnswers:
         figures = self._figures(judged, credit, groups)
         self._adapt(credit, len(judged.rewards))
         if self.journal is not None:
-            for incident in judged.incidents:
+            for incident in self.source.incidents:
                 self.journal.write("message", step - 1, text=incident)
             every = self.job.evaluation.table_every
             if every and step % every == 0:
                 self._table(judged, step)
+        self.source.incidents.clear()
         algorithm = self.job.algorithm
         size = len(mine) // algorithm.minibatches
         parts = [credit.part(first, first + size) for first in range(0, len(mine), size)]

@@ -57,6 +57,8 @@ class RunConsole:
                     f"resumed at step {event['step']} from {Path(event['resumed_from']).name} "
                     f"(attempt {event['attempt']})"
                 )
+        elif kind == "message":
+            self.say(f"warning: {event['text']}")
         elif kind == "evaluation":
             self._evaluation(event)
         elif kind == "checkpoint":
