@@ -147,10 +147,9 @@ def by_loops(step: Step, algorithm: AlgorithmConfig) -> tuple[Any, Any, Any]:
             if name in GROUPED:
                 advantages[row][t] = worth[row]
             elif name == "gae":
-                assert rollouts.value is not None and rollouts.beyond is not None
+                assert rollouts.value is not None
                 v = rollouts.value[row].tolist()
-                beyond = 0.0 if stopped[row] else float(rollouts.beyond[row])
-                after = dict(zip(later, [*(v[u] for u in later[1:]), beyond], strict=True))
+                after = dict(zip(later, [*(v[u] for u in later[1:]), 0.0], strict=True))
                 advantages[row][t] = math.fsum(
                     (algorithm.gamma * algorithm.lam) ** steps
                     * (gain[u] + algorithm.gamma * after[u] - v[u])

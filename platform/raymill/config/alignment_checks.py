@@ -127,7 +127,17 @@ def _rollout(job: RlhfJob) -> Iterator[str]:
         yield from at_least(f"rollout.{key}", getattr(rollout, key), 0)
     yield from above("rollout.temperature", rollout.temperature, 0)
     yield from above("rollout.timeout_s", rollout.timeout_s, 0)
-    yield from fraction("rollout.top_p", rollout.top_p, positive=True)
+    if rollout.top_p != 1:
+        yield (
+            f"rollout.top_p={rollout.top_p}: answers would be drawn from another distribution than the "
+            "one that is trained; use 1"
+        )
+    answers = train.global_batch * rollout.group
+    if job.algorithm.kl_target is not None and job.algorithm.kl_horizon < answers:
+        yield (
+            f"algorithm.kl_horizon={job.algorithm.kl_horizon}: must be at least the {answers} answers "
+            "of a step, or the coefficient could swing to below 0"
+        )
     workers, minibatches = job.run.workers, job.algorithm.minibatches
     if min(train.global_batch, workers, minibatches) >= 1 and train.global_batch % (
         workers * minibatches

@@ -29,8 +29,6 @@ from raymill.objective.policy import Critic, PolicyGradient
 from raymill.objective.policy_losses import AdaptiveKl, kl
 from raymill.objective.rollouts import Rollouts, token_log_probs
 
-MAX_LAG = 1.05  # mean exp|log μ − log π_old| beyond which sampler and policy differ too much
-
 
 @dataclass
 class SampledAnswers:
@@ -167,27 +165,20 @@ class SampledAnswers:
         if len(self.learners) > 1:
             critic = self.learners[1].objective
             assert isinstance(critic, Critic)
-            value_BL = self._by_parts(
+            columns["value"] = self._by_parts(
                 self.learners[1].model,
                 rollouts,
-                lambda model, part: critic.values_and_beyond(model, part, device),
-                rollouts.tokens.shape[1],
+                lambda model, part: critic.values(model, part, device),
             )
-            columns["value"] = value_BL[:, :-1]
-            columns["beyond"] = value_BL[torch.arange(len(value_BL)), rollouts.length - 1]
         return replace(rollouts, kl_coefficient=self.kl.beta, **columns)
 
     def _by_parts(
-        self,
-        model: Any,
-        rollouts: Rollouts,
-        work: Callable[[Any, Rollouts], torch.Tensor],
-        width: int | None = None,
+        self, model: Any, rollouts: Rollouts, work: Callable[[Any, Rollouts], torch.Tensor]
     ) -> torch.Tensor:
-        """[B, T, or `width`] What `work` gives, micro-batch by micro-batch as in training: so shapes, and
-        the last bits with them, are the same as there."""
+        """[B, T] What `work` gives, micro-batch by micro-batch as in training: so shapes, and the last bits
+        with them, are the same as there."""
         size = self.job.train.micro_batch
-        found = torch.zeros(len(rollouts), width or rollouts.mask.shape[1])
+        found = torch.zeros(rollouts.mask.shape)
         with evaluating(model):
             for first in range(0, len(rollouts), size):
                 part = rollouts.part(first, first + size)

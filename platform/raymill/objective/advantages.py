@@ -63,17 +63,16 @@ def gae(
     mask_BT: torch.Tensor,
     gamma: float,
     lam: float,
-    beyond_B: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """([B, T], [B, T]) Advantages and returns (Schulman et al. 2016, equation 16).
 
     δ_t = r_t + γV_{t+1} − V_t, A_t = δ_t + γλA_{t+1}, R = A + V, where t + 1 is the next token that
-    counts. After the last there is nothing more, unless `beyond_B` has the critic's value of what would
-    have followed: an answer that was cut off hasn't ended (0 for those that have).
+    counts. After the last there is nothing more, also for an answer that was cut off: its reward judges it
+    as it stands, and a future besides would count it twice.
     """
     advantage_BT = torch.zeros_like(values_BT)
     ahead_B = torch.zeros_like(values_BT[:, 0])  # A of the next token that counts
-    value_B = torch.zeros_like(ahead_B) if beyond_B is None else beyond_B  # and its V
+    value_B = torch.zeros_like(ahead_B)  # and its V
     for t in reversed(range(values_BT.shape[1])):
         counts_B = mask_BT[:, t] > 0
         delta_B = rewards_BT[:, t] + gamma * value_B - values_BT[:, t]

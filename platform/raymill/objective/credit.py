@@ -57,16 +57,11 @@ def credited(
             reward_B = _by_group(reward_B, known_B, group, algorithm.advantage)
         tokens_BT = place_reward(reward_B, mask_BT) - penalty_BT
         if algorithm.advantage == "gae":
-            assert rollouts.value is not None and rollouts.beyond is not None
-            # An answer that was cut off would have gone on: the critic says how.
-            beyond_B = torch.where(stopped_B, torch.zeros_like(rollouts.beyond), rollouts.beyond)
+            assert rollouts.value is not None
+            # An answer that was cut off was judged as it stands: nothing more is to come. To add what the
+            # critic expects of its rest would count the reward twice, and the critic would run away.
             advantage_BT, returns_BT = gae(
-                tokens_BT,
-                rollouts.value.double(),
-                mask_BT,
-                algorithm.gamma,
-                algorithm.lam,
-                beyond_B.double(),
+                tokens_BT, rollouts.value.double(), mask_BT, algorithm.gamma, algorithm.lam
             )
         else:
             advantage_BT = discounted(tokens_BT, mask_BT, algorithm.gamma)

@@ -130,10 +130,4 @@ class Critic:
 
     def values(self, forward: Forward, rows: Rollouts, device: torch.device) -> torch.Tensor:
         """[B, T] What is still to come, seen from before each token is drawn."""
-        return self.values_and_beyond(forward, rows, device)[:, :-1]
-
-    def values_and_beyond(
-        self, forward: Forward, rows: Rollouts, device: torch.device
-    ) -> torch.Tensor:
-        """[B, L] And, at an answer's last token, what would have come after it."""
-        return all_scores(forward, self.head, rows.tokens, rows.attention, device)
+        return all_scores(forward, self.head, rows.tokens, rows.attention, device)[:, :-1]

@@ -31,7 +31,6 @@ class Rollouts:
     reference: torch.Tensor | None = None  # [B, T] log π_ref
     advantage: torch.Tensor | None = None  # [B, T]
     value: torch.Tensor | None = None  # [B, T] the critic's at the start of the step
-    beyond: torch.Tensor | None = None  # [B] and of what would come after the last token
     returns: torch.Tensor | None = None  # [B, T] what it should have said
     kl_coefficient: float = 0.0  # β as it is in this step
 

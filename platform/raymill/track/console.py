@@ -11,6 +11,7 @@ from typing import Any, Self
 from raymill.progress_line import ProgressLine
 
 PLAIN_EVERY_S = 10.0
+MAX_LAG = 1.05  # mean exp|log μ − log π_old| beyond which samplers don't sample from the policy
 
 
 class RunConsole:
@@ -47,6 +48,11 @@ class RunConsole:
         """React to one event of the journal."""
         kind = event["kind"]
         if kind == "step":
+            if event.get("sampler/ratio", 1.0) > MAX_LAG:
+                self.say(
+                    f"warning: step {event['step']}: the samplers' probabilities differ from the policy's "
+                    f"by a factor of {event['sampler/ratio']:.3f} on average"
+                )
             self._progress(event)
         elif kind == "attempt":
             self._total = event["total_steps"]
