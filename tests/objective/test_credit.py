@@ -71,7 +71,6 @@ def a_step(seed: int, groups: int = 3, group: int = 4, beta: float = 0.3) -> Ste
     rollouts = Rollouts.of(prompts, answers, drawn)
     reference_BT = rollouts.sampler + torch.from_numpy(random.normal(0, 0.5, rollouts.mask.shape))
     value_BT = torch.from_numpy(random.normal(0, 1, rollouts.mask.shape)).float()
-    beyond_B = torch.from_numpy(random.normal(0, 1, count)).float()
     rewards = random.choice([0.0, 0.1, 1.0, 0.7, NAN], count, p=[0.25, 0.25, 0.25, 0.15, 0.1])
     if random.random() < 0.3:
         rewards[:group] = NAN
@@ -79,7 +78,6 @@ def a_step(seed: int, groups: int = 3, group: int = 4, beta: float = 0.3) -> Ste
         rollouts,
         reference=reference_BT.float(),
         value=value_BT,
-        beyond=beyond_B,
         kl_coefficient=beta,
     )
     return Step(
