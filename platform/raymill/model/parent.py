@@ -110,8 +110,12 @@ def extend_vocabulary(model: Any, vocab_size: int, new_ids: Sequence[int], seed:
     """
     import torch
 
-    if vocab_size > model.config.vocab_size:
+    before = model.config.vocab_size
+    if vocab_size > before:
         model.resize_token_embeddings(vocab_size, mean_resizing=False)
+    # Rows that were just made are new whether or not the parent's tokenizer knows their tokens already:
+    # transformers draws them at random, and every rank and restart must have the same.
+    new_ids = sorted({*new_ids, *range(before, vocab_size)})
     if not new_ids:
         return
     generator = torch.Generator().manual_seed(seed)
