@@ -72,7 +72,7 @@ $(READY): pyproject.toml constraints.txt
 # vLLM asks for older versions of three packages. With transformers it is tested in ours, which is put
 # in place afterwards; torchvision and its like come built for GPUs, and transformers fails on them.
 $(VLLM_READY): pyproject.toml constraints.txt
-	@echo "setting up $(VLLM_VENV): about 5 minutes, once …"
+	@echo "setting up $(VLLM_VENV): about 6 minutes, once …"
 	@$(PYTHON) -m venv $(VLLM_VENV) && echo '*' > $(VLLM_VENV)/.gitignore
 	@grep -v '^transformers=\|^fastapi=\|^numpy=' constraints.txt > $(VLLM_VENV)/constraints.txt
 	@set -e; { $(VLLM_BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); r = [*p["project"]["dependencies"], *p["project"]["optional-dependencies"]["dev"], *p["dependency-groups"]["$(VLLM)"]]; print("\n".join(x for x in r if not x.startswith("transformers")))' > $(VLLM_VENV)/requirements.txt && \

@@ -1,4 +1,4 @@
-"""Sampling with vLLM inside the actor's own process: several times the speed of transformers.
+"""Sampling with vLLM inside the actor's own process: paged memory, and kernels made for many answers.
 
 vLLM keeps its weights in another layout (query, key and value are one matrix, others are packed for the
 processor), so what it holds can't be hashed as the policy's is. What it is sent is held against the
@@ -62,9 +62,12 @@ class VllmSpec:
             max_tokens = _positions(model.config, self.max_tokens)
             engine = VllmEngine(_start(self, model, max_tokens), held_weights(model), max_tokens)
         except (OSError, ValueError, RuntimeError, ImportError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = " ".join(str(error).split())[:400] or type(error).__name__
             raise ConfigError(
-                [f"rollout.engine=vllm: vLLM can't run the model of {self.folder}: {reason}"]
+                [
+                    f"rollout.engine=vllm: vLLM can't run the model of {self.folder} with memory for "
+                    f"rollout.batch={self.batch} answers of {self.max_tokens} tokens: {reason}"
+                ]
             ) from error
         return engine
 
@@ -129,6 +132,8 @@ def _start(spec: VllmSpec, model: Any, max_tokens: int) -> Any:
             model.config, DTYPES[spec.dtype], spec.batch, max_tokens
         ),
         enforce_eager=True,
+        # A prompt in parts makes it wind the row's generator back, which a CPU's can't.
+        enable_chunked_prefill=False,
         logprobs_mode="processed_logprobs",  # of the distribution that is drawn from
         generation_config="vllm",  # nothing in the folder decides how is sampled
         disable_log_stats=True,

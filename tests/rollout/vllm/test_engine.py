@@ -156,19 +156,26 @@ def test_answers_depend_on_prompt_and_seed_alone(engine: VllmEngine) -> None:
     assert engine.generate([], SAMPLING, []) == []
 
 
-def test_a_shared_prompt_may_be_computed_once(tmp_path: Path, build: Build) -> None:
-    """Of more than one block, so that it is found in the cache; in the end, nothing shows of it."""
+def test_long_prompts_shared_or_not(tmp_path: Path, build: Build) -> None:
+    """Of more than one block, so that a shared one is found in the cache; more than fit into a pass."""
     model = small_model()
     model.config.max_position_embeddings = 400
-    engine = build(spec_of(model, tmp_path, max_tokens=320, batch=8))
+    engine = build(spec_of(model, tmp_path, max_tokens=320, batch=48))
     bring(engine, model)
-    prompt = np.random.default_rng(1).integers(1, VOCAB_SIZE, 300).tolist()
-    seeds = list(range(16))  # twice the batch
-    found = engine.generate([prompt] * 16, SAMPLING, seeds)
-    assert engine.generate([prompt] * 16, SAMPLING, seeds) == found
-    for completion in found:
+    drawn = np.random.default_rng(1).integers(1, VOCAB_SIZE, (48, 300)).tolist()
+    asked, seeds = [*drawn[:40], *drawn[40:42] * 8], list(range(56))
+    found = engine.generate(asked, SAMPLING, seeds)
+    assert engine.generate(asked, SAMPLING, seeds) == found
+    for prompt, completion in list(zip(asked, found, strict=True))[::4]:
         expected = log_probs_of(model, prompt, completion.ids, SAMPLING.temperature)
         np.testing.assert_allclose(completion.log_probs, expected, atol=1e-4)
+    for prompt, seed, completion in list(zip(asked, seeds, found, strict=True))[-3:]:
+        assert engine.generate([prompt], SAMPLING, [seed])[0].ids == completion.ids
+    other = small_model(seed=2)
+    bring(engine, other)
+    (completion,) = engine.generate(asked[-1:], SAMPLING, [1])
+    expected = log_probs_of(other, asked[-1], completion.ids, SAMPLING.temperature)
+    np.testing.assert_allclose(completion.log_probs, expected, atol=1e-4)
 
 
 def test_log_probs_are_of_the_truncated_distribution(engine: VllmEngine, model: Any) -> None:

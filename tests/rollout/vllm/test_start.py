@@ -48,5 +48,10 @@ def test_a_model_that_it_cannot_run_is_refused_before_weights_are_sent(tmp_path:
     model.config.head_dim = 8
     with pytest.raises(ConfigError, match="head_dim=8"):
         spec_of(model, tmp_path).build()
+    model.config.head_dim = 32
+    model.config.max_position_embeddings = 400_000
+    asked = r"rollout.batch=2000 answers of 400000 tokens: .*memory"
+    with pytest.raises(ConfigError, match=asked):
+        spec_of(model, tmp_path, batch=2000, max_tokens=400_000).build()
     with pytest.raises(ConfigError, match="a build for CPUs; install vllm as"):
         spec_of(model, tmp_path, gpu=True).build()
