@@ -24,7 +24,6 @@ DOORS = {
         "rollout/actor.py",
         "rollout/crew.py",
         "rollout/pool.py",
-        "reward/model_pool.py",
     ),
     "deepspeed": ("engine/device.py", "engine/trainer.py"),
     "mlflow": ("track",),

@@ -1,13 +1,19 @@
-"""Writing small files so that they are either wholly there or not there at all, also after a power cut."""
+"""Writing files so that they are either wholly there or not there at all, also after a power cut; and one
+writer at a time."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from raymill.errors import DataError
 
 _CHUNK_BYTES = 8 * 2**20
 
@@ -21,13 +27,39 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A temporary sibling to write, which is flushed and takes `path`'s place when the block ends; an error
+    leaves what was there."""
+    temporary = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex[:8]}")
+    try:
+        yield temporary
+        fsync_path(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_path(path.parent)
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Write `text` to a temporary sibling, flush it, and rename it over `path`."""
-    temporary = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex[:8]}")
-    temporary.write_text(text, encoding="utf-8")
-    fsync_path(temporary)
-    temporary.replace(path)
-    fsync_path(path.parent)
+    with replaced(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def only_one(folder: Path, refusal: str) -> Iterator[None]:
+    """Hold the folder's lock; the kernel frees it when the process dies, however it dies.
+
+    Raises:
+        DataError: another process holds it; says `refusal`.
+    """
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(refusal) from None
+        yield
 
 
 def sha256_file(path: Path) -> str:

@@ -122,12 +122,13 @@ def test_the_model_talks_and_its_prompt_is_verbatim(finished: tuple[Path, str]) 
     assert output.startswith(f"models:/assistant/1\n{prompt}")
     code, output = job.run("generate", "model=models:/assistant@nothing", "prompt=x", cwd=root)
     assert code == 2
-    assert "there is: models:/assistant@pretrained" in output
+    assert "there is: models:/assistant@aligned, models:/assistant@pretrained, " in output
 
 
 def test_pretraining_continues_from_a_registered_version(finished: tuple[Path, str]) -> None:
     root, _ = finished
-    own = [text for text in overrides(root) if not text.startswith(("sft.", "ask="))]
+    others = ("sft.", "rank.", "reward.", "rlhf.", "ask=")
+    own = [text for text in overrides(root) if not text.startswith(others)]
     code, output = job.run(
         "pretrain", *own, "run.name=continued", "model=models:/assistant@pretrained",
         "train.steps=2", "schedule.warmup_steps=0", cwd=root,

@@ -14,8 +14,9 @@ from typing import Any
 from unittest.mock import patch
 
 from data.prepared_factory import _write_tokenizer
+from data.preparing import prepare
 from data.prompts.prompts_factory import one_after_the_other
-from engine.probe import free_port
+from engine.probe import free_port, join
 from raymill.config import load
 from raymill.data import messages_preparation
 from raymill.data.chat.tokenizer import chat_tokenizer
@@ -49,7 +50,6 @@ def write_prompts(path: Path, records: Sequence[dict[str, Any]]) -> Path:
 def assigned(kind: str, parent: Path, root: Path, *overrides: str) -> Assignment:
     """A job as the driver hands it to its workers; its data is prepared here."""
     from raymill.cluster.judges import judges_of
-    from raymill.cluster.preparation import kind_of
     from raymill.cluster.tuning import resolve
     from raymill.track.registry import ResolvedModel
 
@@ -61,7 +61,7 @@ def assigned(kind: str, parent: Path, root: Path, *overrides: str) -> Assignment
     resolved = ResolvedModel(parent, str(parent))
     tokenizer = chat_tokenizer(parent, job.data.template, job.data.special_tokens)
     with patch.object(messages_preparation, "run_units", one_after_the_other):
-        prepared = kind_of(job.data).prepare(job.preparation(), tokenizer)
+        prepared = prepare(job.preparation(), tokenizer)
     assignment = resolve(job, resolved, {prepared.folder: 1.0})
     others = judges_of(job, resolved, tokenizer) if kind == "rlhf" else {}
     assignment.run_dir.mkdir(parents=True, exist_ok=True)
@@ -105,26 +105,14 @@ def steps(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _work(rank: int, world: int, port: int, folder: Path) -> None:
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world),
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-    )  # fmt: skip
+    group = join(rank, world, port, folder)
     import numpy as np
-    import torch
     import torch.distributed as dist
 
     from raymill.data.stream import StreamSpec
     from raymill.engine import worker
-    from raymill.engine.device import join_deepspeed
     from raymill.engine.group import WorkerGroup
     from raymill.engine.journal import Journal
-    from raymill.engine.worker_log import send_output_to
-
-    send_output_to(folder / f"rank-{rank}.log")
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    join_deepspeed(gpu=False)
-    group = WorkerGroup(torch.device("cpu"))
 
     def stream(assignment: Assignment, order: Any, start: Any, group: WorkerGroup) -> Any:
         batch = assignment.job.train.global_batch

@@ -8,7 +8,7 @@ import pickle
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from engine.probe import free_port
+from engine.probe import free_port, join
 from raymill.config import load
 from raymill.config.schema import LoraConfig, SftJob
 from raymill.data.rows import Rows
@@ -54,10 +54,7 @@ class Case:
 
 def run_cases(rank: int, world: int, port: int, cases: list[Case], folder: Path) -> None:
     """Train every case in one process group; rank 0 writes `<name>.json`."""
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world),
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-    )  # fmt: skip
+    group = join(rank, world, port, folder)
     import numpy as np
     import torch
     import torch.distributed as dist
@@ -65,19 +62,11 @@ def run_cases(rank: int, world: int, port: int, cases: list[Case], folder: Path)
     from raymill.checkpoint.commit import commit
     from raymill.checkpoint.manifest import Manifest
     from raymill.checkpoint.resume import newest_verified
-    from raymill.engine.device import join_deepspeed
-    from raymill.engine.group import WorkerGroup
     from raymill.engine.loop import step_seed
     from raymill.engine.trainer import Trainer, load_weights
-    from raymill.engine.worker_log import send_output_to
     from raymill.model.parent import add_embedding_noise, freeze, load_parent, with_adapters
     from raymill.objective.assistant_tokens import AssistantTokens
 
-    send_output_to(folder / f"rank-{rank}.log")
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    join_deepspeed(gpu=False)
-    group = WorkerGroup(torch.device("cpu"))
     steps: list[Rows] = pickle.loads((folder / "rows.pickle").read_bytes())
     for case in cases:
         job = case.job(len(steps[0]))

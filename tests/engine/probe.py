@@ -7,6 +7,7 @@ import os
 import socket
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,6 +27,9 @@ from raymill.config.schema import (
     TrainConfig,
     ZeroConfig,
 )
+
+if TYPE_CHECKING:
+    from raymill.engine.group import WorkerGroup
 
 VOCAB, LENGTH, BATCH, SEED = 257, 32, 8, 7
 ARCH = ArchConfig(
@@ -102,8 +106,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def run_cases(rank: int, world: int, port: int, cases: list[Case], folder: Path) -> None:
-    """Train every case in one process group; rank 0 writes `<name>.json` with losses and norms."""
+def join(rank: int, world: int, port: int, folder: Path) -> WorkerGroup:
+    """Make this process one of a group on the CPU; what it prints goes to a file in `folder`."""
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world),
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
@@ -111,23 +115,31 @@ def run_cases(rank: int, world: int, port: int, cases: list[Case], folder: Path)
     import torch
     import torch.distributed as dist
 
-    from raymill.checkpoint.commit import commit
-    from raymill.checkpoint.manifest import Manifest
-    from raymill.checkpoint.resume import newest_verified
-    from raymill.data.rows import Rows
     from raymill.engine.device import join_deepspeed
     from raymill.engine.group import WorkerGroup
-    from raymill.engine.schedule import learning_rate_factor
-    from raymill.engine.trainer import Trainer, load_weights
     from raymill.engine.worker_log import send_output_to
-    from raymill.model.build import build_model
-    from raymill.objective.language_modelling import LanguageModelling
 
     send_output_to(folder / f"rank-{rank}.log")
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     join_deepspeed(gpu=False)
-    group = WorkerGroup(torch.device("cpu"))
+    return WorkerGroup(torch.device("cpu"))
+
+
+def run_cases(rank: int, world: int, port: int, cases: list[Case], folder: Path) -> None:
+    """Train every case in one process group; rank 0 writes `<name>.json` with losses and norms."""
+    group = join(rank, world, port, folder)
+    import torch.distributed as dist
+
+    from raymill.checkpoint.commit import commit
+    from raymill.checkpoint.manifest import Manifest
+    from raymill.checkpoint.resume import newest_verified
+    from raymill.data.rows import Rows
+    from raymill.engine.schedule import learning_rate_factor
+    from raymill.engine.trainer import Trainer, load_weights
+    from raymill.model.build import build_model
+    from raymill.objective.language_modelling import LanguageModelling
+
     objective = LanguageModelling(end_of_text_id=0)
     for case in cases:
         job = job_of(case)

@@ -70,6 +70,15 @@ def bring(pool: RolloutPool, seed: int) -> None:
     assert not report.incidents
 
 
+def test_one_actor_samples_the_same(ray_session: None, crewed: Crewed) -> None:
+    """First, for the pool of the tests that follow fills the cluster."""
+    with RolloutPool(crewed.spec, actors=1, cpus_per_actor=1, timeout_s=TIMEOUT_S) as alone:
+        bring(alone, OLD)
+        found = alone.generate(units(), SAMPLING)
+        assert sampled(found) == crewed.expected[OLD, 0]
+        assert not found.incidents
+
+
 def test_two_actors_sample_what_none_does(pool: RolloutPool, crewed: Crewed) -> None:
     with pytest.raises(RolloutError, match="call sync first"):
         pool.generate(units(), SAMPLING)
@@ -128,11 +137,3 @@ def test_a_pool_closes_while_it_works(pool: RolloutPool, crewed: Crewed) -> None
     path.unlink(missing_ok=True)  # where it closed before the order was read
     with pytest.raises(RolloutError, match="has been closed"):
         pool.collect()
-
-
-def test_one_actor_samples_the_same(ray_session: None, crewed: Crewed) -> None:
-    with RolloutPool(crewed.spec, actors=1, cpus_per_actor=1, timeout_s=TIMEOUT_S) as alone:
-        bring(alone, OLD)
-        found = alone.generate(units(), SAMPLING)
-        assert sampled(found) == crewed.expected[OLD, 0]
-        assert not found.incidents

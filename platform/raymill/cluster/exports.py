@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from raymill.checkpoint.resume import Found
 from raymill.config.schema import PretrainJob, RewardJob
 from raymill.data.chat.questions import read_questions
@@ -108,11 +106,8 @@ def _probes(prepared: Prepared) -> list[list[int]]:
         ]
         return found or [[chat.end_of_turn_id]]
     rows_ = ValidationSet(prepared.folder, rank=0, world_size=1, batch_rows=PROBES, rows=PROBES)
-    probes: list[list[int]] = []
-    for rows in rows_:
-        length = rows.length
-        if rows.segment is not None:
-            places = np.arange(rows.tokens.shape[1])
-            length = ((rows.segment == 0) & (places < length[:, None])).sum(axis=1)
-        probes += [rows.tokens[row, : length[row]].tolist() for row in range(len(rows))]
-    return probes
+    return [
+        tokens[:length].tolist()
+        for rows in rows_
+        for tokens, length in zip(rows.tokens, rows.first_length, strict=True)
+    ]

@@ -12,6 +12,7 @@ from raymill.data.chat.tokenizer import ChatTokenizer
 from raymill.data.manifest import tokenizer_fingerprint
 from raymill.errors import ConfigError
 from raymill.model.shape import gives_a_number, positions_of
+from raymill.plan.batch import passed_length
 from raymill.reward.names import check_names
 from raymill.track.registry import ResolvedModel, resolve_model, weights_digest
 
@@ -71,7 +72,7 @@ def _problems(job: RlhfJob, key: str, model: ResolvedModel, tokenizer: ChatToken
             "reward model on the same parent"
         )
     positions = positions_of(model.folder)
-    longest = job.data.sequence_length + job.rollout.max_new_tokens
+    longest = passed_length(job)
     if positions is not None and longest > positions:
         problems.append(
             f"{key}={job.reward.model}: has {positions} positions; data.sequence_length + "

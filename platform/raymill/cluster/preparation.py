@@ -21,6 +21,7 @@ from raymill.data.chat import prepare as chat
 from raymill.data.chat.report import preview as preview_chat
 from raymill.data.chat.tokenizer import ChatTokenizer, chat_tokenizer
 from raymill.data.manifest import Prepared
+from raymill.data.messages_preparation import Preparation
 from raymill.data.preference import prepare as preference
 from raymill.data.preference.report import preview as preview_preference
 from raymill.data.prompts import prepare as prompts
@@ -34,41 +35,16 @@ class Kind:
 
     name: str  # as in `prepare kind=` and in a manifest
     what: str
-    folder: Callable[[Any, ChatTokenizer, int, Path], Path]
-    find: Callable[[Any, ChatTokenizer], Prepared | None]
-    prepare: Callable[[Any, ChatTokenizer], Prepared]
-    describe: Callable[[Any, ChatTokenizer], str]
+    preparation: Callable[[Any, ChatTokenizer], Preparation]
     preview: Callable[[Prepared, int], None]
 
 
 _KINDS: dict[type[MessagesConfig], Kind] = {
-    ChatConfig: Kind(
-        "chat",
-        "conversations",
-        chat.chat_folder,
-        chat.find_prepared,
-        chat.prepare,
-        chat.describe,
-        preview_chat,
-    ),
+    ChatConfig: Kind("chat", "conversations", chat.preparation, preview_chat),
     PreferenceConfig: Kind(
-        "preference",
-        "compared answers",
-        preference.preference_folder,
-        preference.find_prepared,
-        preference.prepare,
-        preference.describe,
-        preview_preference,
+        "preference", "compared answers", preference.preparation, preview_preference
     ),
-    PromptsConfig: Kind(
-        "prompts",
-        "prompts",
-        prompts.prompts_folder,
-        prompts.find_prepared,
-        prompts.prepare,
-        prompts.describe,
-        preview_prompts,
-    ),
+    PromptsConfig: Kind("prompts", "prompts", prompts.preparation, preview_prompts),
 }
 
 
@@ -96,7 +72,7 @@ def _run_messages(job: MessagesPrepareJob) -> int:
     parent = resolve_model(job.parent, job.tracking, Path(job.storage.root), key="parent").folder
     tokenizer = chat_tokenizer(parent, job.data.template, job.data.special_tokens)
     if job.dry_run:
-        print(kind_of(job.data).describe(job, tokenizer))
+        print(kind_of(job.data).preparation(job, tokenizer).describe())
         return 0
     prepared = prepared_messages(job, tokenizer)
     if job.preview:
@@ -106,9 +82,9 @@ def _run_messages(job: MessagesPrepareJob) -> int:
 
 def prepared_messages(job: MessagesPrepareJob, tokenizer: ChatTokenizer) -> Prepared:
     """The prepared folder: found, or made now on a Ray that is started for it or is there already."""
-    kind = kind_of(job.data)
-    found = kind.find(job, tokenizer)
+    preparation = kind_of(job.data).preparation(job, tokenizer)
+    found = preparation.find()
     if found is not None:
         return found
     with connect(job.cluster, workers=0):
-        return kind.prepare(job, tokenizer)
+        return preparation.run()

@@ -6,16 +6,12 @@ import sys
 from pathlib import Path
 
 from raymill.cluster.session import connect
-from raymill.cluster.training import complete, last_checkpoint, train
-from raymill.config import digest, flatten
-from raymill.config.identity import is_changeable
+from raymill.cluster.training import assignment_of, complete, last_checkpoint, train
 from raymill.config.schema import PretrainJob
 from raymill.data.location import mixture_folders, prepared_folder
 from raymill.data.manifest import MANIFEST_NAME, Prepared, load_prepared
 from raymill.engine.assignment import Assignment
 from raymill.errors import ConfigError, DataError
-from raymill.plan.batch import total_steps
-from raymill.track.lineage import code_commit
 
 
 def run(job: PretrainJob) -> int:
@@ -55,21 +51,12 @@ def resolve(job: PretrainJob) -> Assignment:
     folders = prepared_folders(job)
     prepared = [_open_prepared(folder, job) for folder in folders]
     _check_together(prepared, job)
-    root = Path(job.storage.root)
-    assert job.run.name is not None  # `load` names every run
     model_folder, parent = _resolve_model(job)
     if job.run.from_ is not None:
         parent = f"run:{job.run.from_}"
-    return Assignment(
-        job=job,
-        run_dir=root / "runs" / job.run.name,
-        runs=root / "runs",
-        folders=tuple(folders),
-        weights=tuple(folders.values()),
-        total_steps=total_steps(job),
-        config=flatten(job),
-        config_digest=digest(job, ignore=is_changeable),
-        code_commit=code_commit(),
+    return assignment_of(
+        job,
+        folders,
         model_folder=model_folder,
         parent=parent,
     )

@@ -2,21 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import yaml
 
 from raymill.checkpoint.resume import Found, newest_verified
 from raymill.cluster.finish import finish, same_command
 from raymill.cluster.interrupt import on_interrupt
-from raymill.config import to_tree
+from raymill.config import digest, flatten, to_tree
+from raymill.config.identity import is_changeable
+from raymill.config.schema import TrainJob
 from raymill.data.manifest import load_prepared
 from raymill.durable import write_atomic
 from raymill.engine.assignment import Assignment
 from raymill.errors import CheckpointError, ClusterError, ConfigError, RaymillError
+from raymill.plan.batch import total_steps
 from raymill.track.console import RunConsole
 from raymill.track.follow import Follower
+from raymill.track.lineage import code_commit
 
 POLL_S = 0.2
 STARTING = "starting workers …"
+
+
+def assignment_of(job: TrainJob, folders: Mapping[Path, float], **resolved: Any) -> Assignment:
+    """What the workers are handed: `folders` are prepared data with their weights, `resolved` whatever else
+    the job's kind has found out."""
+    root = Path(job.storage.root)
+    assert job.run.name is not None  # `load` names every run
+    return Assignment(
+        job=job,
+        run_dir=root / "runs" / job.run.name,
+        runs=root / "runs",
+        folders=tuple(folders),
+        weights=tuple(folders.values()),
+        total_steps=total_steps(job),
+        config=flatten(job),
+        config_digest=digest(job, ignore=is_changeable),
+        code_commit=code_commit(),
+        **resolved,
+    )
 
 
 def last_checkpoint(assignment: Assignment) -> Found | None:

@@ -11,9 +11,7 @@ from pathlib import Path
 from raymill.cluster.judges import actors_of, judges_of
 from raymill.cluster.preparation import kind_of, prepared_messages
 from raymill.cluster.session import connect
-from raymill.cluster.training import complete, last_checkpoint, train
-from raymill.config import digest, flatten
-from raymill.config.identity import is_changeable
+from raymill.cluster.training import assignment_of, complete, last_checkpoint, train
 from raymill.config.memory_check import memory_problems
 from raymill.config.schema import DpoJob, ParentJob, RewardJob, RlhfJob, SftJob
 from raymill.data.chat.tokenizer import ChatTokenizer, chat_tokenizer
@@ -21,8 +19,7 @@ from raymill.data.location import mixture_folders
 from raymill.data.manifest import MANIFEST_NAME, Prepared, load_prepared, tokenizer_fingerprint
 from raymill.engine.assignment import Assignment
 from raymill.errors import ConfigError, DataError
-from raymill.plan.batch import total_steps
-from raymill.track.lineage import code_commit
+from raymill.plan.batch import passed_length
 from raymill.track.registry import ResolvedModel, resolve_model, weights_digest
 
 Tuning = SftJob | RewardJob | DpoJob | RlhfJob
@@ -55,7 +52,9 @@ def _print_plan(job: Tuning, parent: ResolvedModel, tokenizer: ChatTokenizer) ->
     from raymill.plan.report import fine_tuning_plan, print_plan
 
     preparation = job.preparation()
-    data = "" if job.data.mixture else kind_of(job.data).describe(preparation, tokenizer)
+    data = (
+        "" if job.data.mixture else kind_of(job.data).preparation(preparation, tokenizer).describe()
+    )
     vocab_size = tokenizer.identity.vocab_size
     arch = shape_of(parent.folder)
     print_plan(fine_tuning_plan(job, f"{parent.name} ({parent.folder})", arch, vocab_size, data))
@@ -67,9 +66,10 @@ def _prepared(job: Tuning, tokenizer: ChatTokenizer) -> dict[Path, float]:
     root = Path(job.storage.root)
     if job.data.mixture:
         return mixture_folders(job.data, root)
-    folder = kind_of(job.data).folder(job.data, tokenizer, job.run.seed, root)
+    preparation = job.preparation()
+    folder = kind_of(job.data).preparation(preparation, tokenizer).folder
     if not (folder / MANIFEST_NAME).exists():
-        prepared_messages(job.preparation(), tokenizer)
+        prepared_messages(preparation, tokenizer)
     return {folder: 1.0}  # what was prepared is trained on, wherever its inputs are by now
 
 
@@ -82,18 +82,9 @@ def resolve(job: ParentJob, parent: ResolvedModel, folders: dict[Path, float]) -
     """
     prepared = [load_prepared(folder) for folder in folders]
     _check_together(prepared, job)
-    root = Path(job.storage.root)
-    assert job.run.name is not None  # `load` names every run
-    return Assignment(
-        job=job,
-        run_dir=root / "runs" / job.run.name,
-        runs=root / "runs",
-        folders=tuple(folders),
-        weights=tuple(folders.values()),
-        total_steps=total_steps(job),
-        config=flatten(job),
-        config_digest=digest(job, ignore=is_changeable),
-        code_commit=code_commit(),
+    return assignment_of(
+        job,
+        folders,
         model_folder=parent.folder,
         parent=parent.name,
         parent_digest=weights_digest(parent.folder),
@@ -126,8 +117,7 @@ def _check_parent(job: ParentJob, parent: ResolvedModel, tokenizer: ChatTokenize
     if isinstance(job, SftJob) and job.evaluation.questions:
         asked["evaluation.answer_tokens"] = job.evaluation.answer_tokens + 1  # and a question
     if isinstance(job, RlhfJob):
-        both = job.data.sequence_length + job.rollout.max_new_tokens
-        asked["data.sequence_length + rollout.max_new_tokens"] = both
+        asked["data.sequence_length + rollout.max_new_tokens"] = passed_length(job)
     problems = [
         f"{key}={value}: longer than the {positions} positions of {parent.name}"
         for key, value in asked.items()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from raymill.data import stdlib_corpus
 from raymill.data.manifest import Prepared
-from raymill.data.sources import Piece, Unit
+from raymill.data.sources import EMBEDDED, Piece, Unit
 from raymill.data.unit import UNITS_FOLDER, UnitSettings, unit_digest
 from raymill.errors import DataError
 
@@ -41,7 +41,7 @@ def refuse_changed_inputs(
             piece.name
             for piece in unit
             # Embedded conversations are made, not read: the folder's name tells by which versions.
-            if piece.format != "stdlib_chat"
+            if piece.format != EMBEDDED
             and recorded[piece.name, piece.offset, piece.length] != piece_sha256(piece)
         }
     differences = {"changed": changed & before, "added": now - before, "removed": before - now}

@@ -6,13 +6,15 @@ As with text, the manifest comes last, and whatever stands without one is a star
 
 from __future__ import annotations
 
+import platform
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from raymill.config.schema import ChatConfig, MessagesConfig
+from raymill.config.schema import MessagesConfig
 from raymill.data.chat.tokenizer import ChatTokenizer
 from raymill.data.inputs_check import refuse_changed_inputs
 from raymill.data.location import NOT_SHAPING
@@ -31,10 +33,12 @@ from raymill.data.messages_unit import quarantine_path
 from raymill.data.pack import dtype_for
 from raymill.data.prepare_report import announce, announce_existing, planned
 from raymill.data.prepare_steps import judged_bad_inputs, only_writer, remove_leftovers, run_units
-from raymill.data.sources import BY_RECORD, Format, Piece, Unit, plan_units
+from raymill.data.sources import BY_RECORD, EMBEDDED, Piece, Unit, plan_units
 from raymill.data.unit import UnitResult, UnitSettings
 from raymill.durable import canonical_json, sha256_text, write_atomic
 from raymill.errors import DataError
+
+CONVERSATIONS_VERSION = 1  # of the embedded ones: raise it when their wording changes
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Preparation:
         """Where the prepared data lies, or will."""
         return Path(self.settings.folder)
 
-    def run(self, tasks: int | None) -> Prepared:
+    def run(self, tasks: int | None = None) -> Prepared:
         """Prepare, or find it prepared already, on a Ray that is initialised.
 
         Raises:
@@ -100,9 +104,12 @@ class Preparation:
 
 
 def shaping_messages(
-    data: MessagesConfig, tokenizer: ChatTokenizer, seed: int, **versions: object
+    data: MessagesConfig, tokenizer: ChatTokenizer, seed: int, *, embedded: bool = False
 ) -> dict[str, Any]:
-    """What prepared bytes depend on, as the manifest carries it; `versions`: of embedded data."""
+    """What prepared bytes depend on, as the manifest carries it; `embedded`: the data is made, not read."""
+    versions: dict[str, object] = {}
+    if embedded:  # another Python has other functions
+        versions = {"python": platform.python_version(), "conversations": CONVERSATIONS_VERSION}
     left_out = (*NOT_SHAPING, "template", "special_tokens")
     tree = {key: value for key, value in asdict(data).items() if key not in left_out}
     return {
@@ -127,7 +134,7 @@ def plan_message_units(data: MessagesConfig, what: str) -> list[Unit]:
     Raises:
         DataError: a path matches nothing, or is plain text.
     """
-    units = plan_units(cast(ChatConfig, data), seed=0)  # the plan asks for nothing of chats alone
+    units = plan_units(data, seed=0)
     for unit in units:
         for piece in unit:
             if piece.format in ("txt", "md"):
@@ -138,9 +145,19 @@ def plan_message_units(data: MessagesConfig, what: str) -> list[Unit]:
     return units
 
 
-def embedded_unit(name: Format) -> list[Unit]:
-    """The one unit of messages that are made, not read."""
-    return [(Piece(name, "", name, BY_RECORD, 0, 1, 1, 0),)]
+def embedded_unit() -> list[Unit]:
+    """The one unit of the embedded conversations."""
+    return [(Piece(EMBEDDED, "", EMBEDDED, BY_RECORD, 0, 1, 1, 0),)]
+
+
+def repeated(results: Sequence[UnitResult]) -> dict[str, int]:
+    """How many texts are there more than once, by the units' `text_digest`s, and how many on both sides:
+    those would make held-out figures flatter."""
+    digests = Counter(digest for result in results for digest in result.facts["digests"])
+    return {
+        "duplicates": digests.total() - len(digests),
+        "leaked": sum(f"v{digest[1:]}" in digests for digest in digests if digest[0] == "t"),
+    }
 
 
 def judged_manifest(

@@ -7,8 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from raymill.data.records import Bad, side_of
-from raymill.data.sources import BY_RECORD, Piece
+from raymill.data.records import Bad, place_of, side_of
+from raymill.data.sources import BY_RECORD, EMBEDDED, Piece
 from raymill.data.split import TRAIN, VALIDATION, is_held_out
 
 
@@ -35,6 +35,13 @@ def message_side(
         return VALIDATION if is_held_out(first_user, fraction, seed) else TRAIN
     side = side_of(piece, record, group_column, fraction, seed)
     return Bad("", side.why, cause="group", record=dict(record)) if isinstance(side, Bad) else side
+
+
+def place_of_record(piece: Piece, number: int) -> str:
+    """file:line or row, for a message; of embedded conversations, their number."""
+    if piece.format == EMBEDDED:
+        return f"{piece.name}, conversation {number}"
+    return place_of(piece, number)
 
 
 def known_columns(

@@ -6,21 +6,30 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from raymill.data.chat.encode import ChatEncoder
 from raymill.data.chat.folder import load_chat_encoder
-from raymill.data.manifest import TOKENIZER_FOLDER, InputDigest, Shard
+from raymill.data.manifest import TOKENIZER_FOLDER, InputDigest, Shard, TokenizerIdentity
+from raymill.data.order import hash_key
+from raymill.data.pack import RowGroup, dtype_for
 from raymill.data.records import Bad
+from raymill.data.shards import ShardWriter
 from raymill.data.sources import Piece, Unit
+from raymill.data.split import TRAIN
 from raymill.data.unit import EXAMPLES, UNITS_FOLDER, UnitResult
 from raymill.durable import canonical_json, write_atomic
 from raymill.errors import DataError
 
 BATCH = 512  # records encoded at once
+UNIT_BITS = 32  # of a row's number
 QUARANTINED = 10_000  # records a unit keeps; the others are counted only
 RECORD_CHARACTERS = 100_000  # of a quarantined record
 
@@ -34,6 +43,52 @@ class RecordReading(Protocol[R_co]):
     def read(self, piece: Piece, digest: hashlib._Hash) -> Iterator[R_co | Bad]:
         """The piece's records in order; `digest` has seen its bytes at the end."""
         ...
+
+
+@dataclass(frozen=True)
+class MessagesSettings:
+    """What units of messages of any kind share."""
+
+    folder: str
+    tokenizer: TokenizerIdentity
+    template_sha256: str
+    sequence_length: int
+    row_group_rows: int
+    seed: int
+
+    @property
+    def dtype(self) -> str:
+        """Storage type of the token ids."""
+        return dtype_for(self.tokenizer.vocab_size)
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that a text may have."""
+        return self.sequence_length + 1
+
+    def key(self, index: int, split: str) -> np.uint64:
+        """What shuffles a unit's part of a split."""
+        return hash_key(self.seed, 3, index, split == TRAIN)
+
+    def write_shard(
+        self,
+        index: int,
+        split: str,
+        kind: str,
+        groups: Iterable[RowGroup],
+        row_predictions: int | None = None,
+    ) -> Shard:
+        """A unit's shard of a split; its rows have `row_predictions`, or else `sequence_length`."""
+        with ShardWriter(
+            Path(self.folder),
+            f"{split}/{index:05d}.parquet",
+            dtype=self.dtype,
+            sequence_length=row_predictions or self.sequence_length,
+            kind=kind,
+        ) as writer:
+            for group in groups:
+                writer.write(group)
+            return writer.finish()
 
 
 class Intake(Generic[R]):
@@ -102,6 +157,16 @@ class Intake(Generic[R]):
 def quarantine_path(folder: Path, index: int) -> Path:
     """Where a unit's unusable records are kept."""
     return folder / UNITS_FOLDER / f"{index:05d}.quarantine.jsonl"
+
+
+def record_number(unit: int, place: int) -> int:
+    """A row's number, its own in the folder: the unit's above UNIT_BITS, its place in the unit below."""
+    return (unit << UNIT_BITS) | place
+
+
+def text_digest(split: str, ids: NDArray[np.uint32]) -> str:
+    """What tells equal token ids, with the side they are on as its first letter; see `repeated`."""
+    return f"{split[0]}{hashlib.blake2b(ids.tobytes(), digest_size=8).hexdigest()}"
 
 
 @lru_cache(maxsize=2)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from raymill.data.manifest import Prepared
-from raymill.data.sources import Unit
+from raymill.data.sources import EMBEDDED, Unit
 from raymill.data.unit import UnitResult
 from raymill.progress_line import ProgressLine
 
@@ -72,7 +72,7 @@ class Progress:
 def planned(units: Sequence[Unit]) -> str:
     """How much there is to read, in words."""
     pieces = [piece for unit in units for piece in unit]
-    if all(piece.format == "stdlib_chat" for piece in pieces):
+    if all(piece.format == EMBEDDED for piece in pieces):
         return "conversations about this Python's functions"
     megabytes = sum(piece.length for piece in pieces) / 1e6
     names = len({piece.name for piece in pieces})

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from raymill.config.schema import RowsConfig
@@ -14,22 +13,18 @@ from raymill.data.prepare_report import Progress
 from raymill.data.sources import Unit
 from raymill.data.tasks import do_unit, parallel
 from raymill.data.unit import UNITS_FOLDER, UnitResult, UnitSettings
+from raymill.durable import only_one
 from raymill.errors import DataError
 
 NAMED_BAD = 20  # bad records named in the manifest and in the refusal
 
 
-@contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; the kernel frees it when the process dies, however it dies."""
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(
-                f"Another preparation is writing {folder} right now; wait for it or end it first."
-            ) from None
-        yield
+def only_writer(folder: Path) -> AbstractContextManager[None]:
+    """Hold a prepared folder's lock; see `only_one`."""
+    return only_one(
+        folder,
+        f"Another preparation is writing {folder} right now; wait for it or end it first.",
+    )
 
 
 def run_units(units: Sequence[Unit], settings: UnitSettings, tasks: int | None) -> list[UnitResult]:

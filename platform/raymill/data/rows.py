@@ -71,6 +71,15 @@ class Rows:
         """Name → array of every column there is."""
         return {name: value for name in _NAMES if (value := getattr(self, name)) is not None}
 
+    @property
+    def first_length(self) -> npt.NDArray[np.int64]:
+        """[B] Tokens of each row's first segment; of the whole row, where rows have one."""
+        if self.segment is None:
+            return self.length.astype(np.int64)
+        counts = np.arange(self.tokens.shape[1]) < self.length[:, None]
+        first: npt.NDArray[np.int64] = ((self.segment == 0) & counts).sum(axis=1)
+        return first
+
     def unweighted(self) -> Rows:
         """The same rows, every token that is learned from counting 1."""
         if self.weight is None:

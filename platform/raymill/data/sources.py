@@ -17,7 +17,7 @@ from typing import Literal, get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raymill.config.schema import ChatConfig, DataConfig
+from raymill.config.schema import DataConfig, RowsConfig
 from raymill.data import stdlib_corpus
 from raymill.data.shards import read_footer, refuse_extension_types
 from raymill.data.split import TRAIN, VALIDATION, held_out_groups
@@ -29,6 +29,7 @@ Format = Literal[
 FORMATS: tuple[str, ...] = get_args(Format)[:-2]
 SPLITTABLE = ("txt", "md", "jsonl")
 LINE_BYTES = 64 * 2**20  # a longer line is a bad record: it would have to be held in memory whole
+EMBEDDED: Format = "stdlib_chat"  # of the embedded conversations, which are made and not read
 BY_RECORD = "by record"  # the side is decided record by record, by data.validation.group_column
 
 
@@ -57,7 +58,7 @@ class Piece:
 Unit = tuple[Piece, ...]
 
 
-def plan_units(data: DataConfig | ChatConfig, seed: int) -> list[Unit]:
+def plan_units(data: RowsConfig, seed: int) -> list[Unit]:
     """Find the inputs and cut them into units of about `data.unit_bytes`, in the order of their
     names.
 
@@ -65,7 +66,7 @@ def plan_units(data: DataConfig | ChatConfig, seed: int) -> list[Unit]:
         DataError: a path matches nothing, a file can't be read, or nothing would be held out.
     """
     own_validation = data.validation.path
-    if data.source == "stdlib":
+    if isinstance(data, DataConfig) and data.source == "stdlib":
         files = _stdlib_files(data, seed, split=own_validation is None)
     else:
         files = find_files(data.path or (), "data.path")
@@ -214,7 +215,7 @@ def _unused(label: str, taken: Iterable[str]) -> str:
     return candidate
 
 
-def _stdlib_files(data: DataConfig | ChatConfig, seed: int, *, split: bool) -> list[Piece]:
+def _stdlib_files(data: RowsConfig, seed: int, *, split: bool) -> list[Piece]:
     corpus = stdlib_corpus.entries()
     fraction = data.validation.fraction if split else 0.0
     held_out = stdlib_corpus.held_out_families(corpus, fraction, seed)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from raymill.engine.group import WorkerGroup
 from raymill.engine.trainer import gathered
 from raymill.errors import DataError
 from raymill.model.merged import merged_weights
+from raymill.objective.rollouts import Rollouts
 from raymill.reward.judge import Judge
 from raymill.reward.task import Sample
 from raymill.rollout.engine import Sampling
@@ -29,7 +30,6 @@ from raymill.rollout.generation import Generation, Pool
 from raymill.rollout.record import Rollout, read_rollout, rollout_path, write_rollout
 from raymill.rollout.units import plan_units
 
-T = TypeVar("T")
 TOTAL = "total"  # the combined reward's name among the components of a record
 
 
@@ -64,6 +64,30 @@ class Judged:
     seconds: dict[str, float]  # by phase
     incidents: tuple[str, ...] = ()
 
+    def figures(self, prefix: str) -> dict[str, float]:
+        """What the answers are like, as it is logged: `{prefix}/reward`, `{prefix}/length`, …"""
+        lengths = [len(ids) for ids in self.rollout.answers]
+        figures = {
+            f"{prefix}/length": float(np.mean(lengths)),
+            f"{prefix}/truncated": float(1 - self.rollout.stopped.mean()),
+            f"{prefix}/dropped": float(np.isnan(self.rewards).sum()),
+        }
+        named = {"": self.rewards, **{f"/{n}": v for n, v in self.components.items()}}
+        for name, values in named.items():
+            known = values[~np.isnan(values)]
+            if len(known):
+                figures[f"{prefix}/reward{name}"] = float(known.mean())
+        return figures
+
+    def taken(self, places: npt.NDArray[np.int64]) -> Rollouts:
+        """The answers at these places, to learn from."""
+        rollout, chosen = self.rollout, places.tolist()
+        return Rollouts.of(
+            [rollout.prompts[place].tolist() for place in chosen],
+            [rollout.answers[place].tolist() for place in chosen],
+            [rollout.log_probs[place].tolist() for place in chosen],
+        )
+
 
 @dataclass
 class Desk:
@@ -94,7 +118,6 @@ class AnswerSource:
     desk: Desk | None
     version: int | None = field(default=None, init=False)  # of the weights that the samplers have
     sync_s: float = field(default=0.0, init=False)
-    sync_bytes: int = field(default=0, init=False)
     incidents: list[str] = field(default_factory=list, init=False)  # not told yet
     _begun: tuple[int, list[Prompt]] | None = field(default=None, init=False)
     _settled: Judged | None = field(default=None, init=False)
@@ -111,19 +134,19 @@ class AnswerSource:
         self.settle()
         weights = merged_weights(self.model, gathered)
 
-        def send() -> tuple[float, int, tuple[str, ...]]:
+        def send() -> tuple[float, tuple[str, ...]]:
             assert self.desk is not None
             try:
                 report = self.desk.pool.sync(weights, version)
             finally:
                 for _ in weights:  # the other ranks go through all of them
                     pass
-            return report.seconds, report.bytes, tuple(map(str, report.incidents))
+            return report.seconds, tuple(map(str, report.incidents))
 
         if self.group.rank > 0:
             for _ in weights:
                 pass
-        self.sync_s, self.sync_bytes, lost = on_rank_zero(self.group, send)
+        self.sync_s, lost = on_rank_zero(self.group, send)
         self.incidents += lost
         self.version = version
 

@@ -1,49 +1,34 @@
-"""Prompts, answers and rewards as a table: a file that MLflow shows as one."""
+"""Questions and answers as tables: files that MLflow shows as such."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from raymill.durable import write_atomic
-from raymill.engine.answer_source import Judged
-
-Decode = Callable[[Sequence[Sequence[int]]], list[str]]
+from raymill.engine.journal import Journal
 
 
 def write_table(
-    run_dir: Path, name: str, judged: Judged, decode: Decode, prompts: int, group: int | None = None
-) -> str:
-    """The first prompts' answers with their rewards; returns the path below the run's folder."""
-    rollout = judged.rollout
-    chosen = np.flatnonzero(np.isin(rollout.sample_id, np.unique(rollout.sample_id)[:prompts]))
-    places = chosen.tolist()
-    asked = decode([rollout.prompts[place].tolist() for place in places])
-    answered = decode([rollout.answers[place].tolist() for place in places])
-    names = list(judged.components)
-    table = {
-        "columns": ["prompt", "answer", "reward", *names, "tokens", "ended"],
-        "data": [
-            [
-                prompt.strip(),
-                answer.strip(),
-                _number(judged.rewards[place]),
-                *(_number(judged.components[component][place]) for component in names),
-                len(rollout.answers[place]),
-                bool(rollout.stopped[place]),
-            ]
-            for place, prompt, answer in zip(places, asked, answered, strict=True)
-        ],
-    }
-    path = f"samples/{name}.json"
+    run_dir: Path,
+    journal: Journal,
+    name: str,
+    step: int,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+) -> None:
+    """Write `samples/<name>-<step>.json`, and say so in the journal."""
+    path = f"samples/{name}-{step:08d}.json"
     (run_dir / "samples").mkdir(exist_ok=True)
+    table = {"columns": list(columns), "data": [list(row) for row in rows]}
     write_atomic(run_dir / path, json.dumps(table, ensure_ascii=False, indent=1))
-    return path
+    journal.write("answers", step, answers_path=path)
 
 
-def _number(value: Any) -> float | None:
-    return None if np.isnan(value) else round(float(value), 4)
+def rounded(reward: Any) -> float | None:
+    """A reward as a table shows it; one that is NaN was not given."""
+    return None if np.isnan(reward) else round(float(reward), 4)

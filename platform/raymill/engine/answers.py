@@ -20,6 +20,7 @@ from raymill.data.manifest import Prepared
 from raymill.data.rows import Rows
 from raymill.data.split import VALIDATION
 from raymill.durable import write_atomic
+from raymill.engine.answer_table import write_table
 from raymill.engine.evaluation import Occasion, evaluating
 from raymill.engine.group import WorkerGroup
 from raymill.engine.journal import Journal
@@ -130,16 +131,11 @@ class AnsweredQuestions:
         # A run that was resumed with other settings may ask what the parent was never asked.
         known = parent_path.exists()
         parents = json.loads(parent_path.read_text(encoding="utf-8")) if known else {}
-        table = {
-            "columns": list(COLUMNS),
-            "data": [
-                [answer.question, answer.reference, parents.get(answer.question, ""), answer.text]
-                for answer in answers
-            ],
-        }
-        path = f"samples/answers-{occasion.step:08d}.json"
-        write_atomic(self.run_dir / path, json.dumps(table, ensure_ascii=False, indent=1))
-        journal.write("answers", occasion.step, answers_path=path)
+        rows = [
+            [answer.question, answer.reference, parents.get(answer.question, ""), answer.text]
+            for answer in answers
+        ]
+        write_table(self.run_dir, journal, "answers", occasion.step, COLUMNS, rows)
 
     @cached_property
     def _asked(self) -> list[Question]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from raymill.config.schema import RlhfJob
 from raymill.data.manifest import Prepared
@@ -81,12 +81,11 @@ def _engine(assignment: Assignment, job: RlhfJob, prepared: Prepared) -> EngineS
     rollout, facts = job.rollout, prepared.manifest
     assert assignment.model_folder is not None
     folder, vocab_size = str(assignment.model_folder), facts.tokenizer.vocab_size
-    dtype: Literal["fp32", "bf16"] = "bf16" if job.train.precision == "bf16" else "fp32"
     if rollout.engine == "vllm":
         return VllmSpec(
             folder=folder,
             vocab_size=vocab_size,
-            dtype=dtype,
+            dtype=job.train.precision,
             threads=_threads(job),
             batch=rollout.batch,
             max_tokens=facts.sequence_length + 1 + rollout.max_new_tokens,  # a row holds one more
@@ -96,7 +95,7 @@ def _engine(assignment: Assignment, job: RlhfJob, prepared: Prepared) -> EngineS
         folder=folder,
         vocab_size=vocab_size,
         attention=job.attention,
-        dtype=dtype,
+        dtype=job.train.precision,
         threads=_threads(job),
         gpu=rollout.gpus_per_actor > 0 or (rollout.actors == 0 and job.cluster.gpu),
     )
@@ -110,7 +109,7 @@ def _judge(assignment: Assignment, job: RlhfJob) -> Judge:
         weights[MODEL] = reward.model_weight
         spec = RewardModelSpec(
             str(assignment.reward_folder),
-            "bf16" if job.train.precision == "bf16" else "fp32",
+            job.train.precision,
             _threads(job),
             rollout.gpus_per_actor > 0,
         )

@@ -10,30 +10,24 @@ import torch
 
 from raymill.config.schema import SftJob
 from raymill.data.chat.tokenizer import has_template
+from raymill.data.manifest import load_prepared
 from raymill.data.rows import Rows
-from raymill.data.validation import ValidationSet
 from raymill.engine.answers import AnsweredQuestions
 from raymill.engine.evaluation import Evaluator, HeldOutLoss, evaluating
 from raymill.engine.experience import Experience
 from raymill.engine.group import WorkerGroup
 from raymill.engine.journal import Journal
 from raymill.engine.learner import Learner
-from raymill.engine.parents import flops_per_token, policy_model
+from raymill.engine.parents import flops_per_token, held_out_sets, policy_model
 from raymill.engine.recipe import Recipe
-from raymill.engine.source_names import source_names
 from raymill.errors import ConfigError
 from raymill.objective.assistant_tokens import AssistantTokens
 from raymill.objective.language_modelling import LanguageModelling
 
 
 @dataclass(frozen=True)
-class FineTuning(Recipe):
+class FineTuning(Recipe[SftJob]):
     """See `Recipe`."""
-
-    @property
-    def job(self) -> SftJob:
-        assert isinstance(self.assignment.job, SftJob)
-        return self.assignment.job
 
     def build_model(self, fresh: bool) -> torch.nn.Module:
         """Whether or not a checkpoint follows: it holds only what is trained."""
@@ -65,17 +59,7 @@ class FineTuning(Recipe):
             several = max(job.train.micro_batch, settings.batch) > 1
             refuse_leaks(model, objective, group, 2 if several else 1, job.train.precision)
 
-        def rows_of(folder: Any) -> ValidationSet:
-            return ValidationSet(
-                folder,
-                rank=group.rank,
-                world_size=group.world_size,
-                batch_rows=settings.batch,
-                rows=settings.rows,
-            )
-
-        sets = [rows_of(data.folder) for data in self.prepared]
-        named = tuple(zip(source_names(self.prepared), sets, strict=True))
+        named = held_out_sets(self.prepared, settings, group)
         evaluators: list[Evaluator] = [HeldOutLoss(objective, named, settings.every)]
         if settings.questions:
             assert self.assignment.model_folder is not None
@@ -92,11 +76,10 @@ class FineTuning(Recipe):
                 )
             )
         if self.assignment.forgetting is not None:
-            watched = rows_of(self.assignment.forgetting)
-            text = LanguageModelling(watched.prepared.manifest.tokenizer.end_of_text_id)
-            evaluators.append(
-                HeldOutLoss(text, (("", watched),), settings.answer_every, prefix="forgetting")
-            )
+            watched = load_prepared(self.assignment.forgetting)
+            text = LanguageModelling(watched.manifest.tokenizer.end_of_text_id)
+            rows = held_out_sets([watched], settings, group)
+            evaluators.append(HeldOutLoss(text, rows, settings.answer_every, prefix="forgetting"))
         return evaluators
 
     def flops_per_token(self, model: torch.nn.Module) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from raymill.config.schema import EvaluationConfig
+from raymill.data.manifest import Prepared
 from raymill.data.validation import ValidationSet
 from raymill.engine.evaluation import Occasion, evaluating
 from raymill.engine.group import WorkerGroup
-from raymill.engine.learner import means
+from raymill.engine.learner import Learner, means
+from raymill.engine.parents import held_out_sets
 from raymill.evaluate.calibration import Bins
 from raymill.objective.objective import Tally
 from raymill.objective.pairs import PairObjective
@@ -30,6 +34,19 @@ class HeldOutPairs:
     objective: PairObjective
     sets: tuple[tuple[str, ValidationSet], ...]
     every: int  # steps; also before the first and after the last
+
+    @classmethod
+    def of(
+        cls,
+        learner: Learner,
+        prepared: Sequence[Prepared],
+        settings: EvaluationConfig,
+        group: WorkerGroup,
+    ) -> HeldOutPairs:
+        """What a learner of pairs makes of the held-out ones of all sources."""
+        objective = learner.objective
+        assert isinstance(objective, PairObjective)
+        return cls(objective, held_out_sets(prepared, settings, group), settings.every)
 
     def measure(self, model: Any, group: WorkerGroup, occasion: Occasion) -> dict[str, float]:
         """See `Evaluator`."""

@@ -17,11 +17,12 @@ from raymill.data.manifest import Prepared
 from raymill.data.validation import ValidationSet
 from raymill.durable import write_atomic
 from raymill.engine.answer_source import AnswerSource, Judged, Prompt
+from raymill.engine.answer_table import rounded, write_table
 from raymill.engine.evaluation import Occasion, evaluating
 from raymill.engine.group import WorkerGroup
 from raymill.engine.journal import Journal
 from raymill.engine.reference import FrozenModel
-from raymill.objective.rollouts import Rollouts, token_log_probs
+from raymill.objective.rollouts import token_log_probs
 
 PARENT_NAME = "samples/parent-prompts.json"
 
@@ -44,26 +45,11 @@ class HeldOutPrompts:
         """See `Evaluator`."""
         if not (occasion.first or occasion.due(self.job.evaluation.every)) or not self._prompts:
             return {}
-        self.source.settle()
         self.source.sync(occasion.step)
         judged = self.source.sample(-1, self._prompts, 1)
         if self.journal is not None:
             self._write(self.journal, judged, occasion)
-        return self._figures(judged) | {"prompts/kl": self._distance(model, judged, group)}
-
-    def _figures(self, judged: Judged) -> dict[str, float]:
-        lengths = [len(ids) for ids in judged.rollout.answers]
-        figures = {
-            "prompts/length": float(np.mean(lengths)),
-            "prompts/truncated": float(1 - judged.rollout.stopped.mean()),
-            "prompts/dropped": float(np.isnan(judged.rewards).sum()),
-        }
-        named = {"": judged.rewards, **{f"/{n}": v for n, v in judged.components.items()}}
-        for name, values in named.items():
-            known = values[~np.isnan(values)]
-            if len(known):
-                figures[f"prompts/reward{name}"] = float(known.mean())
-        return figures
+        return judged.figures("prompts") | {"prompts/kl": self._distance(model, judged, group)}
 
     def _distance(self, model: Any, judged: Judged, group: WorkerGroup) -> float:
         """Each rank an equal share of the answers; the last ones twice where they don't divide."""
@@ -71,12 +57,7 @@ class HeldOutPrompts:
         count = -(-len(rollout) // group.world_size)
         numbers = np.arange(group.rank * count, (group.rank + 1) * count)
         counted = numbers < len(rollout)
-        places = numbers.clip(max=len(rollout) - 1).tolist()
-        rollouts = Rollouts.of(
-            [rollout.prompts[place].tolist() for place in places],
-            [rollout.answers[place].tolist() for place in places],
-            [rollout.log_probs[place].tolist() for place in places],
-        )
+        rollouts = judged.taken(numbers.clip(max=len(rollout) - 1))
         size, device = self.job.evaluation.batch, group.device
         total = 0.0
         for first in range(0, count, size):
@@ -99,8 +80,7 @@ class HeldOutPrompts:
         answers = [text.strip() for text in decode([a.tolist() for a in judged.rollout.answers])]
         asked = [text.strip() for text in decode([p.tolist() for p in judged.rollout.prompts])]
         pairs = [
-            (text, None if np.isnan(reward) else round(float(reward), 4))
-            for text, reward in zip(answers, judged.rewards, strict=True)
+            (text, rounded(reward)) for text, reward in zip(answers, judged.rewards, strict=True)
         ]
         path = self.run_dir / PARENT_NAME
         path.parent.mkdir(exist_ok=True)
@@ -109,16 +89,12 @@ class HeldOutPrompts:
         parent: Sequence[Any] = [("", None)] * len(pairs)
         if path.exists():
             parent = json.loads(path.read_text(encoding="utf-8"))
-        table = {
-            "columns": ["prompt", "parent's answer", "reward before", "answer", "reward"],
-            "data": [
-                [prompt, *before, *after]
-                for prompt, before, after in zip(asked, parent, pairs, strict=False)
-            ][:shown],
-        }
-        name = f"samples/prompts-{occasion.step:08d}.json"
-        write_atomic(self.run_dir / name, json.dumps(table, ensure_ascii=False, indent=1))
-        journal.write("answers", occasion.step, answers_path=name)
+        rows = [
+            [prompt, *before, *after]
+            for prompt, before, after in zip(asked, parent, pairs, strict=False)
+        ]
+        columns = ("prompt", "parent's answer", "reward before", "answer", "reward")
+        write_table(self.run_dir, journal, "prompts", occasion.step, columns, rows[:shown])
 
     @cached_property
     def _prompts(self) -> list[Prompt]:

@@ -19,7 +19,6 @@ from raymill.engine.learner import Learner
 from raymill.engine.parents import (
     flops_per_token,
     frozen_reference,
-    held_out_sets,
     policy_model,
 )
 from raymill.engine.recipe import Recipe
@@ -29,13 +28,8 @@ from raymill.objective.preferences import NEEDS_REFERENCE
 
 
 @dataclass(frozen=True)
-class PreferenceTuning(Recipe):
+class PreferenceTuning(Recipe[DpoJob]):
     """See `Recipe`."""
-
-    @property
-    def job(self) -> DpoJob:
-        assert isinstance(self.assignment.job, DpoJob)
-        return self.assignment.job
 
     def build_model(self, fresh: bool) -> torch.nn.Module:
         model: torch.nn.Module = policy_model(self.assignment, self.job, self.prepared[0])
@@ -76,10 +70,7 @@ class PreferenceTuning(Recipe):
         group: WorkerGroup,
         journal: Journal | None,
     ) -> list[Evaluator]:
-        sets = held_out_sets(self.prepared, self.job.evaluation, group)
-        objective = learners[0].objective
-        assert isinstance(objective, PreferredAnswers)
-        return [HeldOutPairs(objective, sets, self.job.evaluation.every)]
+        return [HeldOutPairs.of(learners[0], self.prepared, self.job.evaluation, group)]
 
     def flops_per_token(self, model: torch.nn.Module) -> float:
         return flops_per_token(model, self.job.data.sequence_length, 1.0)

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from raymill.config.schema import PretrainJob
-from raymill.data.validation import ValidationSet
 from raymill.engine.evaluation import Evaluator, HeldOutLoss
 from raymill.engine.experience import Experience
 from raymill.engine.group import WorkerGroup
 from raymill.engine.journal import Journal
 from raymill.engine.learner import Learner
+from raymill.engine.parents import held_out_sets
 from raymill.engine.recipe import Recipe
 from raymill.engine.samples import SampledText
 from raymill.objective.language_modelling import LanguageModelling
@@ -21,13 +21,8 @@ from raymill.plan.flops import flops_per_token
 
 
 @dataclass(frozen=True)
-class Pretraining(Recipe):
+class Pretraining(Recipe[PretrainJob]):
     """See `Recipe`."""
-
-    @property
-    def job(self) -> PretrainJob:
-        assert isinstance(self.assignment.job, PretrainJob)
-        return self.assignment.job
 
     def build_model(self, fresh: bool) -> torch.nn.Module:
         from raymill.model.build import build_model, load_pretrained
@@ -54,15 +49,9 @@ class Pretraining(Recipe):
         journal: Journal | None,
     ) -> list[Evaluator]:
         job = self.job
-        held_out = ValidationSet(
-            self.assignment.folders[0],
-            rank=group.rank,
-            world_size=group.world_size,
-            batch_rows=job.evaluation.batch,
-            rows=job.evaluation.rows,
-        )
+        held_out = held_out_sets(self.prepared[:1], job.evaluation, group)
         evaluators: list[Evaluator] = [
-            HeldOutLoss(learners[0].objective, (("", held_out),), job.evaluation.every)
+            HeldOutLoss(learners[0].objective, held_out, job.evaluation.every)
         ]
         if job.evaluation.prompts:
             run_dir, seed = self.assignment.run_dir, job.run.seed

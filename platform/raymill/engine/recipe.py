@@ -6,11 +6,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 
-from raymill.config.schema import DpoJob, PretrainJob, RewardJob, RlhfJob, SftJob
+from raymill.config.schema import DpoJob, PretrainJob, RewardJob, RlhfJob, SftJob, TrainJob
 from raymill.data.manifest import Prepared
 from raymill.engine.assignment import Assignment
 from raymill.engine.evaluation import Evaluator
@@ -20,12 +20,15 @@ from raymill.engine.journal import Journal
 from raymill.engine.learner import Learner
 from raymill.objective.objective import Objective
 
+J = TypeVar("J", bound=TrainJob)
+
 
 @dataclass(frozen=True)
-class Recipe(ABC):
-    """One kind of training."""
+class Recipe(ABC, Generic[J]):
+    """One kind of training; `job` is the assignment's."""
 
     assignment: Assignment
+    job: J
     prepared: list[Prepared]
 
     @abstractmethod
@@ -76,7 +79,7 @@ class Recipe(ABC):
         return GivenRows(learners[0].objective, group, self.prepared)
 
 
-def recipe_of(assignment: Assignment, prepared: list[Prepared]) -> Recipe:
+def recipe_of(assignment: Assignment, prepared: list[Prepared]) -> Recipe[Any]:
     """The recipe of an assignment's job."""
     from raymill.engine.fine_tuning import FineTuning
     from raymill.engine.preference_tuning import PreferenceTuning
@@ -84,11 +87,11 @@ def recipe_of(assignment: Assignment, prepared: list[Prepared]) -> Recipe:
     from raymill.engine.reinforcement import Reinforcement
     from raymill.engine.reward_modelling import RewardModelling
 
-    recipes: dict[type, type[Recipe]] = {
+    recipes: dict[type[TrainJob], type[Recipe[Any]]] = {
         PretrainJob: Pretraining,
         SftJob: FineTuning,
         RewardJob: RewardModelling,
         DpoJob: PreferenceTuning,
         RlhfJob: Reinforcement,
     }
-    return recipes[type(assignment.job)](assignment, prepared)
+    return recipes[type(assignment.job)](assignment, assignment.job, prepared)

@@ -6,6 +6,7 @@ the parent's weights again, whose digest the checkpoint carries.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ import torch
 from raymill.data.rows import Rows
 from raymill.data.split import TRAIN, VALIDATION
 from raymill.data.validation import ValidationSet
-from raymill.durable import sha256_json
+from raymill.durable import replaced, sha256_json
 from raymill.engine.assignment import Assignment
 from raymill.engine.evaluation import evaluating
 from raymill.engine.group import WorkerGroup
@@ -154,12 +155,9 @@ class CachedReference:
 
     def _save(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f"{self.path.name}.tmp.npz")
         digest = np.array(self._digest())
-        np.savez(temporary, record=self.record, values=self.values, digest=digest)
-        temporary.replace(self.path)
+        with replaced(self.path) as temporary, temporary.open("wb") as file:
+            np.savez(file, record=self.record, values=self.values, digest=digest)
 
     def _digest(self) -> str:
-        import hashlib
-
         return hashlib.sha256(self.record.tobytes() + self.values.tobytes()).hexdigest()

@@ -21,17 +21,13 @@ from raymill.engine.parents import flops_per_token, frozen_reference, policy_mod
 from raymill.engine.recipe import Recipe
 from raymill.engine.sampled_answers import SampledAnswers
 from raymill.objective.policy import Critic, PolicyGradient
+from raymill.plan.batch import passed_length
 from raymill.rollout.engine import Sampling
 
 
 @dataclass(frozen=True)
-class Reinforcement(Recipe):
+class Reinforcement(Recipe[RlhfJob]):
     """See `Recipe`."""
-
-    @property
-    def job(self) -> RlhfJob:
-        assert isinstance(self.assignment.job, RlhfJob)
-        return self.assignment.job
 
     def build_model(self, fresh: bool) -> torch.nn.Module:
         model: torch.nn.Module = policy_model(self.assignment, self.job, self.prepared[0])
@@ -122,7 +118,5 @@ class Reinforcement(Recipe):
         return [HeldOutPrompts(self.job, self.prepared, source, reference, run_dir, journal)]
 
     def flops_per_token(self, model: torch.nn.Module) -> float:
-        job = self.job
-        share = job.rollout.max_new_tokens / (job.data.sequence_length + job.rollout.max_new_tokens)
-        length = job.data.sequence_length + job.rollout.max_new_tokens
-        return flops_per_token(model, length, share)
+        length = passed_length(self.job)
+        return flops_per_token(model, length, self.job.rollout.max_new_tokens / length)

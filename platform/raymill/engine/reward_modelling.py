@@ -14,19 +14,14 @@ from raymill.engine.group import WorkerGroup
 from raymill.engine.held_out_pairs import HeldOutPairs
 from raymill.engine.journal import Journal
 from raymill.engine.learner import Learner
-from raymill.engine.parents import flops_per_token, held_out_sets, scalar_model
+from raymill.engine.parents import flops_per_token, scalar_model
 from raymill.engine.recipe import Recipe
 from raymill.objective.pairs import RewardPairs
 
 
 @dataclass(frozen=True)
-class RewardModelling(Recipe):
+class RewardModelling(Recipe[RewardJob]):
     """See `Recipe`."""
-
-    @property
-    def job(self) -> RewardJob:
-        assert isinstance(self.assignment.job, RewardJob)
-        return self.assignment.job
 
     def build_model(self, fresh: bool) -> torch.nn.Module:
         assert self.assignment.model_folder is not None
@@ -48,10 +43,7 @@ class RewardModelling(Recipe):
         group: WorkerGroup,
         journal: Journal | None,
     ) -> list[Evaluator]:
-        sets = held_out_sets(self.prepared, self.job.evaluation, group)
-        objective = learners[0].objective
-        assert isinstance(objective, RewardPairs)
-        return [HeldOutPairs(objective, sets, self.job.evaluation.every)]
+        return [HeldOutPairs.of(learners[0], self.prepared, self.job.evaluation, group)]
 
     def flops_per_token(self, model: torch.nn.Module) -> float:
         return flops_per_token(model, self.job.data.sequence_length, 0.0)

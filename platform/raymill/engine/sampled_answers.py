@@ -11,12 +11,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from raymill.config.schema import RlhfJob
 from raymill.data.stream import StepBatch
 from raymill.engine.answer_source import AnswerSource, Judged, Prompt
-from raymill.engine.answer_table import write_table
+from raymill.engine.answer_table import rounded, write_table
 from raymill.engine.assignment import Assignment
 from raymill.engine.evaluation import evaluating
 from raymill.engine.experience import Floats, Gathered
@@ -45,16 +46,15 @@ class SampledAnswers:
     lookahead: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        algorithm = self.job.algorithm
-        self.kl = AdaptiveKl(algorithm.kl_coefficient, algorithm.kl_target, algorithm.kl_horizon)
+        self.restore({})
         self.lookahead = self.job.rollout.staleness > 0
 
     def gather(self, batch: StepBatch, step: int, upcoming: StepBatch | None = None) -> Gathered:
         """Sample, judge, and work out what each answer's tokens should gain; see `Experience`."""
         prompts = self._drawn(batch)
         judged = self._answers(step, prompts, upcoming)
-        mine, groups = self._share(judged, prompts)
-        rollouts = self._known(self._rollouts(judged, mine))
+        mine = self._share(len(prompts))
+        rollouts = self._known(judged.taken(mine))
         rewards = torch.from_numpy(judged.rewards[mine])
         stopped = torch.from_numpy(judged.rollout.stopped[mine])
         credit = credited(
@@ -65,7 +65,7 @@ class SampledAnswers:
             self.job.algorithm,
             self._sum,
         )
-        figures = self._figures(judged, credit, groups)
+        figures = self._figures(judged, credit)
         self._adapt(credit, len(judged.rewards))
         if self.journal is not None:
             for incident in self.source.incidents:
@@ -115,27 +115,14 @@ class SampledAnswers:
             self.source.begin(step + 1, self._drawn(upcoming), size)
         return judged
 
-    def _share(self, judged: Judged, prompts: list[Prompt]) -> tuple[np.ndarray[Any, Any], int]:
-        """This rank's answers, minibatch by minibatch; and how many groups there are in all."""
+    def _share(self, prompts: int) -> npt.NDArray[np.int64]:
+        """The places of this rank's answers, minibatch by minibatch."""
         world, size = self.group.world_size, self.job.rollout.group
         minibatches = self.job.algorithm.minibatches
-        count = len(prompts) // (minibatches * world)
-        chosen = [
-            np.arange(count) + (minibatch * world + self.group.rank) * count
-            for minibatch in range(minibatches)
-        ]
-        groups = np.concatenate(chosen)
-        answers = (groups[:, None] * size + np.arange(size)).reshape(-1)
-        return answers, len(prompts)
-
-    def _rollouts(self, judged: Judged, mine: np.ndarray[Any, Any]) -> Rollouts:
-        rollout = judged.rollout
-        places = mine.tolist()
-        return Rollouts.of(
-            [rollout.prompts[place].tolist() for place in places],
-            [rollout.answers[place].tolist() for place in places],
-            [rollout.log_probs[place].tolist() for place in places],
-        )
+        count = prompts // (minibatches * world)
+        first = (np.arange(minibatches) * world + self.group.rank) * count
+        groups = (first[:, None] + np.arange(count)).reshape(-1)
+        return (groups[:, None] * size + np.arange(size)).reshape(-1)
 
     def _known(self, rollouts: Rollouts) -> Rollouts:
         """With what the policy, the reference and the critic say of the answers before any update."""
@@ -191,14 +178,11 @@ class SampledAnswers:
         summed = self.group.sum(*values.double().reshape(-1).tolist())
         return torch.tensor(summed, dtype=torch.float64).reshape(values.shape)
 
-    def _figures(self, judged: Judged, credit: Rollouts, groups: int) -> dict[str, float]:
+    def _figures(self, judged: Judged, credit: Rollouts) -> dict[str, float]:
         """What the step's answers are like; every rank knows all of them."""
         rewards = judged.rewards[~np.isnan(judged.rewards)]
-        lengths = np.array([len(ids) for ids in judged.rollout.answers])
         figures = {
-            "rollout/length": float(lengths.mean()),
-            "rollout/truncated": float(1 - judged.rollout.stopped.mean()),
-            "rollout/dropped": float(np.isnan(judged.rewards).sum()),
+            **judged.figures("rollout"),
             "rollout/kl_coefficient": self.kl.beta,
             "perf/sync_s": self.source.sync_s,
             **{f"perf/{name}_s": seconds for name, seconds in judged.seconds.items()},
@@ -206,17 +190,12 @@ class SampledAnswers:
         if len(rewards):
             low, middle, high = np.quantile(rewards, (0.1, 0.5, 0.9)).tolist()
             figures |= {
-                "rollout/reward": float(rewards.mean()),
                 "rollout/reward_std": float(rewards.std()),
                 "rollout/reward_p10": low,
                 "rollout/reward_p50": middle,
                 "rollout/reward_p90": high,
             }
-        for name, values in judged.components.items():
-            known = values[~np.isnan(values)]
-            if len(known):
-                figures[f"rollout/reward/{name}"] = float(known.mean())
-        by_group = judged.rewards.reshape(groups, -1)
+        by_group = judged.rewards.reshape(-1, self.job.rollout.group)
         equal = np.nanmax(by_group, axis=1, initial=-np.inf) == np.nanmin(
             by_group, axis=1, initial=np.inf
         )
@@ -249,9 +228,25 @@ class SampledAnswers:
             self.kl = self.kl.updated(total / count, answers)
 
     def _table(self, judged: Judged, step: int) -> None:
+        """The first prompts' answers, with what they are worth."""
         assert self.journal is not None and self.source.desk is not None
-        shown = self.job.evaluation.answers_shown
-        path = write_table(
-            self.assignment.run_dir, f"rollouts-{step:08d}", judged, self.source.desk.decode, shown
+        rollout, decode = judged.rollout, self.source.desk.decode
+        places = range(
+            min(len(rollout), self.job.evaluation.answers_shown * self.job.rollout.group)
         )
-        self.journal.write("answers", step, answers_path=path)
+        asked = decode([rollout.prompts[place].tolist() for place in places])
+        answered = decode([rollout.answers[place].tolist() for place in places])
+        names = list(judged.components)
+        rows = [
+            [
+                prompt.strip(),
+                answer.strip(),
+                rounded(judged.rewards[place]),
+                *(rounded(judged.components[name][place]) for name in names),
+                len(rollout.answers[place]),
+                bool(rollout.stopped[place]),
+            ]
+            for place, prompt, answer in zip(places, asked, answered, strict=True)
+        ]
+        columns = ("prompt", "answer", "reward", *names, "tokens", "ended")
+        write_table(self.assignment.run_dir, self.journal, "rollouts", step, columns, rows)

@@ -126,7 +126,7 @@ def _short(digests: tuple[str, ...]) -> str:
 
 
 def build_learners(
-    recipe: Recipe, assignment: Assignment, start: Start, group: WorkerGroup
+    recipe: Recipe[Any], assignment: Assignment, start: Start, group: WorkerGroup
 ) -> list[Learner]:
     """The models with the weights they start from, under DeepSpeed; collective.
 
@@ -144,7 +144,7 @@ def build_learners(
 
 
 def _build(
-    recipe: Recipe, assignment: Assignment, start: Start, group: WorkerGroup
+    recipe: Recipe[Any], assignment: Assignment, start: Start, group: WorkerGroup
 ) -> list[Learner]:
     job = assignment.job
     reader = start.found.reader() if start.found else None

@@ -80,7 +80,7 @@ def _converse(
         max_new_tokens=job.max_new_tokens,
         temperature=job.temperature,
         top_p=job.top_p,
-        stop_ids=_ids(model.generation_config.eos_token_id),
+        stop_ids=named_ids(model.generation_config.eos_token_id),
     )
     if prompt is None:
         converse(conversation, job.seed)
@@ -129,11 +129,11 @@ def load(folder: Path) -> tuple[Any, Any, int | None]:
         folder, local_files_only=True, trust_remote_code=False
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    ends = _ids(model.config.eos_token_id)
+    ends = named_ids(model.config.eos_token_id)
     return model.to(device).eval(), tokenizer, ends[0] if ends else None
 
 
-def _ids(value: int | list[int] | None) -> list[int]:
+def named_ids(value: int | list[int] | None) -> list[int]:
     """transformers' settings name no token, one, or several."""
     return [] if value is None else [value] if isinstance(value, int) else list(value)
 

@@ -9,17 +9,18 @@ right, which causal attention never looks at. So no kernel has to keep the two a
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
 from raymill.data.rows import Rows
-from raymill.objective.assistant_tokens import only_at
 from raymill.objective.log_probs import response_log_probs
-from raymill.objective.objective import Forward, Objective, Tally
+from raymill.objective.objective import Forward, Tally
+from raymill.objective.places import attention_mask, logits_at
 from raymill.objective.preferences import LOSSES, PairLogProbs, bradley_terry_loss
 from raymill.objective.scores import last_scores
 
@@ -45,8 +46,7 @@ class Sides:
             zero = torch.zeros(1)
             return cls(two, torch.full((2,), 2), two == 1, zero, zero)
         assert rows.weight is not None and rows.segment is not None and rows.margin is not None
-        count, places = len(rows), np.arange(rows.tokens.shape[1])
-        first = ((rows.segment == 0) & (places < rows.length[:, None])).sum(axis=1)
+        count, first = len(rows), rows.first_length
         length = np.concatenate([first, rows.length - first]).astype(np.int64)
         width = int(length.max())
         tokens = np.zeros((2 * count, width), dtype=np.int64)
@@ -67,7 +67,7 @@ class Sides:
     @property
     def attention(self) -> torch.Tensor:
         """[S, L] 1 where a token is."""
-        return (torch.arange(self.tokens.shape[1]) < self.length[:, None]).long()
+        return attention_mask(self.length, self.tokens.shape[1])
 
 
 def pair_weights(rows: Rows) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -111,25 +111,15 @@ def ahead(better_P: torch.Tensor, worse_P: torch.Tensor) -> torch.Tensor:
     return (better_P > worse_P).float() + 0.5 * (better_P == worse_P).float()
 
 
-class PairObjective(Objective, Protocol):
-    """An objective on pairs, which says more of them than their loss."""
+@dataclass(frozen=True, kw_only=True)
+class PairObjective(ABC):
+    """An objective on pairs (see `Objective`), which says more of them than their loss."""
 
+    tally: Tally = field(default_factory=Tally)
+
+    @abstractmethod
     def compared(self, forward: Forward, rows: Rows, device: torch.device) -> Compared:
         """What the model makes of each pair."""
-        ...
-
-
-@dataclass(frozen=True)
-class RewardPairs:
-    """Bradley–Terry: the better answer's score should be higher (see `bradley_terry_loss`).
-
-    `head` is the module that makes a score of a hidden state; an answer's score is its last token's.
-    """
-
-    head: torch.nn.Module
-    margin_scale: float = 0.0
-    centring: float = 0.0
-    tally: Tally = field(default_factory=Tally)
 
     def weight(self, rows: Rows) -> float:
         """The summed weights of the pairs."""
@@ -140,6 +130,18 @@ class RewardPairs:
         found = self.compared(forward, rows, device)
         found.count(self.tally)
         return found.loss * found.weight
+
+
+@dataclass(frozen=True)
+class RewardPairs(PairObjective):
+    """Bradley–Terry: the better answer's score should be higher (see `bradley_terry_loss`).
+
+    `head` is the module that makes a score of a hidden state; an answer's score is its last token's.
+    """
+
+    head: torch.nn.Module
+    margin_scale: float = 0.0
+    centring: float = 0.0
 
     def compared(self, forward: Forward, rows: Rows, device: torch.device) -> Compared:
         """See `PairObjective`."""
@@ -161,7 +163,7 @@ class RewardPairs:
 
 
 @dataclass(frozen=True)
-class PreferredAnswers:
+class PreferredAnswers(PairObjective):
     """DPO and its kin (`preferences.LOSSES`): the better answer should gain probability over the worse.
 
     `head` is the model's output matrix. `reference` is None where the loss needs none.
@@ -173,17 +175,6 @@ class PreferredAnswers:
     label_smoothing: float
     gamma: float
     reference: Reference | None = None
-    tally: Tally = field(default_factory=Tally)
-
-    def weight(self, rows: Rows) -> float:
-        """The summed weights of the pairs."""
-        return float(pair_weights(rows).sum(dtype=np.float64))
-
-    def losses(self, forward: Forward, rows: Rows, device: torch.device) -> torch.Tensor:
-        """[P] Weighted losses; see `Objective.losses`."""
-        found = self.compared(forward, rows, device)
-        found.count(self.tally)
-        return found.loss * found.weight
 
     def compared(self, forward: Forward, rows: Rows, device: torch.device) -> Compared:
         """See `PairObjective`. The implicit reward is that of Rafailov et al. 2023, section 4; without a
@@ -218,20 +209,15 @@ def answer_log_probs(
 
     Logits are computed at the answers' places alone.
     """
-    tokens_SL = sides.tokens
-    learned_ST = sides.answer[:, 1:]
-    row_N, column_N = torch.nonzero(learned_ST, as_tuple=True)
-    if not len(row_N):  # the head takes part all the same
-        row_N, column_N = torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long)
-    flat_N = (row_N * learned_ST.shape[1] + column_N).to(device)
-    with only_at(head, flat_N):
-        logits_NV = forward(
-            input_ids=tokens_SL[:, :-1].contiguous().to(device),
-            attention_mask=sides.attention[:, :-1].contiguous().to(device),
-            use_cache=False,
-        ).logits
-    log_prob_N, _ = response_log_probs(logits_NV, tokens_SL[row_N, column_N + 1].to(device), 1.0)
-    counts_N = learned_ST[row_N, column_N].to(device, torch.float32)
-    zero_S = torch.zeros(len(tokens_SL), dtype=torch.float32, device=device)
-    better_P, worse_P = zero_S.index_add(0, row_N.to(device), log_prob_N * counts_N).chunk(2)
+    places = logits_at(
+        forward,
+        head,
+        sides.tokens,
+        sides.answer[:, 1:],
+        device,
+        attention_mask=sides.attention[:, :-1].contiguous(),
+    )
+    log_prob_N, _ = response_log_probs(places.logits, places.target, 1.0)
+    zero_S = torch.zeros(len(sides.tokens), dtype=torch.float32, device=device)
+    better_P, worse_P = zero_S.index_add(0, places.row, log_prob_N * places.counts).chunk(2)
     return better_P, worse_P

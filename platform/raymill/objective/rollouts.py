@@ -11,9 +11,9 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from raymill.objective.assistant_tokens import only_at
 from raymill.objective.log_probs import response_log_probs
 from raymill.objective.objective import Forward
+from raymill.objective.places import attention_mask, logits_at
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Rollouts:
     @property
     def attention(self) -> torch.Tensor:
         """[B, L] 1 where a token is."""
-        return (torch.arange(self.tokens.shape[1]) < self.length[:, None]).long()
+        return attention_mask(self.length, self.tokens.shape[1])
 
     def part(self, start: int, stop: int) -> Rollouts:
         """Answers [start, stop), as wide as the longest of them."""
@@ -94,24 +94,18 @@ def token_log_probs(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """([B, T], [B, T]) Log-probabilities of the answers' tokens and the distributions' entropies, in nats,
     fp32, at this temperature; 0 where the mask is. Logits are computed at the answers' places alone."""
-    mask_BT = rollouts.mask
-    row_N, column_N = torch.nonzero(mask_BT, as_tuple=True)
-    idle = not len(row_N)
-    if idle:  # the head takes part all the same
-        row_N, column_N = torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long)
-    flat_N = (row_N * mask_BT.shape[1] + column_N).to(device)
-    with only_at(head, flat_N):
-        logits_NV = forward(
-            input_ids=rollouts.tokens[:, :-1].contiguous().to(device),
-            attention_mask=rollouts.attention[:, :-1].contiguous().to(device),
-            use_cache=False,
-        ).logits
-    targets_N = rollouts.tokens[row_N, column_N + 1].to(device)
-    log_prob_N, entropy_N = response_log_probs(logits_NV, targets_N, temperature)
-    counts = 0.0 if idle else 1.0
-    zero_BT = torch.zeros(mask_BT.shape, dtype=torch.float32, device=device)
-    place = (row_N.to(device), column_N.to(device))
+    places = logits_at(
+        forward,
+        head,
+        rollouts.tokens,
+        rollouts.mask,
+        device,
+        attention_mask=rollouts.attention[:, :-1].contiguous(),
+    )
+    log_prob_N, entropy_N = response_log_probs(places.logits, places.target, temperature)
+    zero_BT = torch.zeros(rollouts.mask.shape, dtype=torch.float32, device=device)
+    at = (places.row, places.column)
     return (
-        zero_BT.index_put(place, log_prob_N * counts),
-        zero_BT.index_put(place, entropy_N * counts),
+        zero_BT.index_put(at, log_prob_N * places.counts),
+        zero_BT.index_put(at, entropy_N * places.counts),
     )

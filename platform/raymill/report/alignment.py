@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from raymill.data.manifest import Prepared
-from raymill.report.page import Card, Column, Curve, Tile
+from raymill.report.page import Card, Column, Curve, Tile, sheet
 
 PAIR_COLUMNS = (
     Column("held-out loss", "pairs/loss", ".4f"),
@@ -131,12 +130,7 @@ def _tables(run_dir: Path) -> str:
     if not files:
         return ""
     table = json.loads(files[-1].read_text(encoding="utf-8"))
-    heads = "".join(f"<th>{escape(str(name))}</th>" for name in table["columns"])
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>"
-        for row in table["data"]
-    )
     return (
         "<h2>Held-out prompts</h2><p class=sub>sampled with the same seeds before and after</p>"
-        f"<table class=even><tr>{heads}</tr>{rows}</table>"
+        f"{sheet(table)}"
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from raymill.data.manifest import Prepared
 from raymill.data.split import TRAIN
 from raymill.evaluate.answers import refuses
 from raymill.evaluate.spelling import spelling_refusal_f1
-from raymill.report.page import Card, Column, Tile
+from raymill.report.page import Card, Column, Tile, sheet
 
 SHOWN = 12  # answers on the page
 SPELLING = "yardstick/spelling_refusal_f1"
@@ -114,16 +113,10 @@ def _answers(run_dir: Path) -> str:
     if not files:
         return ""
     table = json.loads(files[-1].read_text(encoding="utf-8"))
-    heads = "".join(f"<th>{escape(name)}</th>" for name in table["columns"])
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>"
-        for row in table["data"][:SHOWN]
-    )
     step = int(files[-1].stem.removeprefix("answers-"))
     return (
         f"<h2>Held-out questions</h2><p class=sub>after step {step:,}, answered greedily; "
-        f"the parent was asked before the first step</p><table class=even><tr>{heads}</tr>"
-        f"{rows}</table>"
+        f"the parent was asked before the first step</p>{sheet(table, SHOWN)}"
     )
 
 

@@ -6,7 +6,7 @@ What is shown of a kind of job is its card's business; this is the page around i
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -123,6 +123,16 @@ def table(rows: Sequence[tuple[str, str]]) -> str:
     """Topics and texts."""
     body = "".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in rows)
     return f"<table>{body}</table>"
+
+
+def sheet(stored: Mapping[str, Any], rows: int | None = None) -> str:
+    """A table of questions and answers as a run keeps it, or its first rows."""
+    heads = "".join(f"<th>{escape(str(name))}</th>" for name in stored["columns"])
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>"
+        for row in stored["data"][:rows]
+    )
+    return f"<table class=even><tr>{heads}</tr>{body}</table>"
 
 
 def _tile(tile: Tile) -> str:

@@ -6,15 +6,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-import ray
-
 from raymill.reward.model import NO_SAMPLING, RewardModelSpec, score_units, scores_of
 from raymill.reward.task import Score
-from raymill.rollout.actor import SamplingActor
 from raymill.rollout.crew import Crew, Weights
 from raymill.rollout.weights import Digest
-
-START_TIMEOUT_S = 300.0
 
 
 class RewardModelPool:
@@ -29,15 +24,13 @@ class RewardModelPool:
         gpus_per_actor: float,
         timeout_s: float,
     ) -> None:
-        remote = ray.remote(SamplingActor).options(
-            num_cpus=cpus_per_actor, num_gpus=gpus_per_actor, max_restarts=0, max_task_retries=0
-        )
         engine: Any = spec  # it builds an engine that gives numbers
-        self._crew = Crew(
-            lambda: remote.remote(engine, timeout_s),
+        self._crew = Crew.of(
+            engine,
             actors,
+            cpus_per_actor=cpus_per_actor,
+            gpus_per_actor=gpus_per_actor,
             timeout_s=timeout_s,
-            start_timeout_s=START_TIMEOUT_S,
         )
         self._crew.start()
         self._crew.bring(Weights((), 0, Digest().hexdigest()))

@@ -17,14 +17,15 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from raymill.errors import RaymillError
-from raymill.rollout.actor import Place
-from raymill.rollout.engine import Sampling
+from raymill.rollout.actor import Place, SamplingActor
+from raymill.rollout.engine import EngineSpec, Sampling
 from raymill.rollout.failure import Incident, RolloutError, require_digest
 from raymill.rollout.generation import UnitResult
 from raymill.rollout.units import Unit
 
 TRIES = 3  # of a unit; and as many actors may be lost in a call as there are, this many times
 POLL_S = 0.5  # so that a crew which is disbanded meanwhile notices
+START_TIMEOUT_S = 300.0  # for a place in the cluster, and for importing libraries there
 FETCH_S = 60.0  # for a result that is ready
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,33 @@ class Crew:
         self._disbanded = False
         self._incidents: list[Incident] = []
         self._begin((), None)
+
+    @classmethod
+    def of(
+        cls,
+        spec: EngineSpec,
+        size: int,
+        *,
+        cpus_per_actor: float,
+        gpus_per_actor: float,
+        timeout_s: float,
+        start_timeout_s: float = START_TIMEOUT_S,
+        placement: Any = "DEFAULT",
+    ) -> Crew:
+        """A crew of engines, wherever Ray has room for them."""
+        remote = ray.remote(SamplingActor).options(
+            num_cpus=cpus_per_actor,
+            num_gpus=gpus_per_actor,
+            max_restarts=0,  # it would come back without weights
+            max_task_retries=0,
+            scheduling_strategy=placement,
+        )
+        return cls(
+            lambda: remote.remote(spec, timeout_s),
+            size,
+            timeout_s=timeout_s,
+            start_timeout_s=start_timeout_s,
+        )
 
     def start(self) -> None:
         """Wait until all actors have started; here nothing is tried twice."""

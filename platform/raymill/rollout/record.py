@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
@@ -22,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raymill.data.shards import read_footer, refuse_extension_types
-from raymill.durable import canonical_json, fsync_path
+from raymill.durable import canonical_json, replaced
 from raymill.errors import DataError
 from raymill.rollout.engine import Sampling
 from raymill.rollout.generation import UnitResult
@@ -119,15 +117,8 @@ def write_rollout(path: Path, rollout: Rollout) -> None:
     }
     table = _to_table(rollout).replace_schema_metadata({KEY: canonical_json(about)})
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex[:8]}")
-    try:
+    with replaced(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync_path(path.parent)
 
 
 def read_rollout(path: Path) -> Rollout:

@@ -5,15 +5,13 @@ What they decide lies in `<storage root>/rankings/<name>/`, as data sets once it
 
 from __future__ import annotations
 
-import fcntl
 import secrets
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from raymill.config.schema import RankJob
+from raymill.durable import only_one
 from raymill.errors import ConfigError, DataError
 from raymill.progress_line import ProgressLine
 from raymill.serve.app import PAGE, Site, create_app
@@ -45,7 +43,11 @@ def run(job: RankJob) -> int:
     judge = None if job.judge is None else judge_named(job.judge, job.judge_noise, job.seed)
     instructions = _instructions(job)
     folder.mkdir(parents=True, exist_ok=True)
-    with _only_one(folder), Database(folder / DATABASE_NAME) as database:
+    refusal = (
+        f"Another process asks for judgements in {folder} right now; end it first, or choose another "
+        "name=."
+    )
+    with only_one(folder, refusal), Database(folder / DATABASE_NAME) as database:
         drawing = _drawing(job)
         _ask(job, database, drawing)
         if judge is None:
@@ -220,17 +222,3 @@ def _instructions(job: RankJob) -> str:
         return path.expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError([f"instructions={path}: can't be read: {error}"]) from error
-
-
-@contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; the kernel frees it when the process dies, however it dies."""
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(
-                f"Another process asks for judgements in {folder} right now; end it first, or choose "
-                "another name=."
-            ) from None
-        yield

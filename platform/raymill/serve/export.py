@@ -7,7 +7,6 @@ lineage: whose answers they were, who judged, and what was left out.
 from __future__ import annotations
 
 import json
-import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from raymill import __version__
 from raymill.config.compose import PREFERENCES
 from raymill.durable import (
     canonical_json,
-    fsync_path,
+    replaced,
     sha256_file,
     sha256_json,
     sha256_text,
@@ -208,11 +207,8 @@ def _write(rows: list[dict[str, Any]], schema: pa.Schema, path: Path, database: 
             f"{database.path} holds nothing to export yet: nobody has decided anything."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex[:8]}")
-    pq.write_table(pa.Table.from_pylist(rows, schema), temporary, compression="zstd")
-    fsync_path(temporary)
-    temporary.replace(path)
-    fsync_path(path.parent)
+    with replaced(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, schema), temporary, compression="zstd")
     return path
 
 

@@ -97,9 +97,9 @@ class ModelSampler:
         return self._loaded
 
     def _stop_ids(self, model: Any) -> frozenset[int]:
-        ends = model.generation_config.eos_token_id
-        known = [] if ends is None else [ends] if isinstance(ends, int) else ends
-        return self._encoder.stop_ids | frozenset(known)
+        from raymill.generate.command import named_ids
+
+        return self._encoder.stop_ids | frozenset(named_ids(model.generation_config.eos_token_id))
 
     def _prompt_ids(self, messages: Messages, model: Any) -> list[int] | Problem:
         try:

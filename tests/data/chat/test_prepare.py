@@ -17,9 +17,9 @@ from rich.console import Console
 from tokenizers import Tokenizer
 
 from data.chat_factory import write_jsonl, write_parent
+from data.preparing import find_prepared, prepare
 from raymill.config import load
 from raymill.config.schema import ChatPrepareJob
-from raymill.data.chat.prepare import find_prepared, prepare
 from raymill.data.chat.questions import read_questions
 from raymill.data.chat.report import preview
 from raymill.data.chat.tokenizer import ChatTokenizer, chat_tokenizer

@@ -22,7 +22,7 @@ from raymill.config.schema import (
 )
 from raymill.data.chat.tokenizer import ChatTokenizer
 from raymill.data.manifest import TOKENIZER_FOLDER, Prepared, load_prepared, write_manifest
-from raymill.data.preference.prepare import _preparation
+from raymill.data.preference.prepare import preparation
 from raymill.data.shards import read_row_group
 from raymill.data.unit import UnitResult, run_unit
 
@@ -57,13 +57,13 @@ def prepared_here(
     made: PreferencePrepareJob, tokenizer: ChatTokenizer
 ) -> tuple[Prepared, list[UnitResult]]:
     """What `prepare` does, one unit after the other."""
-    preparation = _preparation(made, tokenizer)
-    folder = preparation.folder
+    planned = preparation(made, tokenizer)
+    folder = planned.folder
     folder.mkdir(parents=True)
     tokenizer.save(folder / TOKENIZER_FOLDER)
-    units = enumerate(preparation.plan())
-    results = [run_unit(index, unit, preparation.settings) for index, unit in units]
-    write_manifest(folder, preparation.manifest(results))
+    units = enumerate(planned.plan())
+    results = [run_unit(index, unit, planned.settings) for index, unit in units]
+    write_manifest(folder, planned.manifest(results))
     return load_prepared(folder), results
 
 

@@ -16,13 +16,9 @@ from data.preference.preference_factory import (
     stored,
     write_tokenizer,
 )
+from data.preparing import describe, find_prepared, prepare
 from raymill.data.chat.tokenizer import chat_tokenizer
-from raymill.data.preference.prepare import (
-    describe,
-    find_prepared,
-    preference_folder,
-    prepare,
-)
+from raymill.data.preference.prepare import preference_folder
 from raymill.data.preference.report import preview
 from raymill.errors import DataError
 

@@ -19,13 +19,14 @@ from rich.console import Console
 
 from data.chat_factory import write_jsonl
 from data.prepared_factory import _write_tokenizer
+from data.preparing import describe, find_prepared, prepare
 from data.prompts.prompts_factory import job, one_after_the_other, stored_rows
 from raymill.data import messages_preparation
 from raymill.data.chat.folder import load_chat_encoder
 from raymill.data.chat.tokenizer import ChatTokenizer, chat_tokenizer
 from raymill.data.manifest import Prepared, PromptsFacts, load_prepared
 from raymill.data.prompts.book import PromptRecord, read_book
-from raymill.data.prompts.prepare import describe, find_prepared, prepare, prompts_folder
+from raymill.data.prompts.prepare import prompts_folder
 from raymill.data.prompts.report import preview
 from raymill.data.split import is_held_out
 from raymill.data.validation import ValidationSet

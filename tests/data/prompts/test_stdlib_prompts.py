@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from data.prepared_factory import _write_tokenizer
+from data.preparing import describe, find_prepared, prepare
 from data.prompts.prompts_factory import job, one_after_the_other, stored_rows
 from raymill.data import messages_preparation
 from raymill.data.chat import stdlib
@@ -17,7 +18,6 @@ from raymill.data.chat.records import ChatReading
 from raymill.data.chat.tokenizer import chat_tokenizer
 from raymill.data.messages_preparation import embedded_unit
 from raymill.data.prompts.book import read_book
-from raymill.data.prompts.prepare import describe, find_prepared, prepare
 from raymill.data.prompts.records import PlacedPrompt, PromptsReading
 from raymill.data.records import Bad
 
@@ -25,7 +25,7 @@ FRACTION, SEED = 0.04, 1234
 
 
 def test_every_conversation_asks_its_last_question() -> None:
-    [(piece,)] = embedded_unit("stdlib_chat")
+    [(piece,)] = embedded_unit()
     digests = hashlib.sha256(), hashlib.sha256()
     chats = list(ChatReading(None, None, FRACTION, SEED).read(piece, digests[0]))
     prompts = list(PromptsReading("none", None, FRACTION, SEED).read(piece, digests[1]))

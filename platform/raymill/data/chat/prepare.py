@@ -6,8 +6,6 @@ As with text, the manifest comes last, and whatever stands without one is a star
 
 from __future__ import annotations
 
-import platform
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,20 +20,19 @@ from raymill.data.chat.report import summarise
 from raymill.data.chat.statistics import Statistics
 from raymill.data.chat.tokenizer import ChatTokenizer
 from raymill.data.chat.unit import ChatSettings, unit_questions_path
-from raymill.data.manifest import ChatFacts, Manifest, Prepared
+from raymill.data.manifest import ChatFacts, Manifest
 from raymill.data.messages_preparation import (
     Preparation,
     embedded_unit,
     judged_manifest,
     messages_folder,
     plan_message_units,
+    repeated,
     shaping_messages,
 )
 from raymill.data.sources import Unit
 from raymill.data.unit import UnitResult
 from raymill.durable import sha256_file
-
-CONVERSATIONS_VERSION = 1  # of the embedded ones: raise it when their wording changes
 
 
 def chat_folder(
@@ -45,26 +42,6 @@ def chat_folder(
     return messages_folder(data, _shaping(data, tokenizer, seed), storage_root)
 
 
-def prepare(job: ChatPrepareJob, tokenizer: ChatTokenizer, *, tasks: int | None = None) -> Prepared:
-    """Prepare a job's conversations, or find them prepared already, on a Ray that is initialised.
-
-    Raises:
-        DataError: the input is missing or too bad, or the folder holds something else than it
-        should.
-    """
-    return _preparation(job, tokenizer).run(tasks)
-
-
-def describe(job: ChatPrepareJob, tokenizer: ChatTokenizer) -> str:
-    """What `prepare` would read and write, for a dry run."""
-    return _preparation(job, tokenizer).describe()
-
-
-def find_prepared(job: ChatPrepareJob, tokenizer: ChatTokenizer) -> Prepared | None:
-    """The finished folder, verified, if there is one and its inputs are still what they were."""
-    return _preparation(job, tokenizer).find()
-
-
 def plan_chat_units(data: ChatConfig) -> list[Unit]:
     """Find the inputs and cut them into units.
 
@@ -72,11 +49,12 @@ def plan_chat_units(data: ChatConfig) -> list[Unit]:
         DataError: a path matches nothing, or is plain text.
     """
     if data.source == "stdlib_chat":
-        return embedded_unit("stdlib_chat")
+        return embedded_unit()
     return plan_message_units(data, "conversations")
 
 
-def _preparation(job: ChatPrepareJob, tokenizer: ChatTokenizer) -> Preparation:
+def preparation(job: ChatPrepareJob, tokenizer: ChatTokenizer) -> Preparation:
+    """How a job's conversations are prepared."""
     folder = chat_folder(job.data, tokenizer, job.seed, job.storage.root)
     settings = _settings(job, tokenizer, folder)
     return Preparation(
@@ -89,10 +67,7 @@ def _preparation(job: ChatPrepareJob, tokenizer: ChatTokenizer) -> Preparation:
 
 
 def _shaping(data: ChatConfig, tokenizer: ChatTokenizer, seed: int) -> dict[str, Any]:
-    versions: dict[str, object] = {}
-    if data.source == "stdlib_chat":  # another Python has other functions
-        versions = {"python": platform.python_version(), "conversations": CONVERSATIONS_VERSION}
-    return shaping_messages(data, tokenizer, seed, **versions)
+    return shaping_messages(data, tokenizer, seed, embedded=data.source == "stdlib_chat")
 
 
 def _settings(job: ChatPrepareJob, tokenizer: ChatTokenizer, folder: Path) -> ChatSettings:
@@ -139,7 +114,6 @@ def _manifest(
     write_questions(folder / QUESTIONS_NAME, lowest(questions, job.data.questions))
     train = Statistics.total(result.facts["statistics"]["train"] for result in results)
     held_out = Statistics.total(result.facts["statistics"]["validation"] for result in results)
-    digests = Counter(digest for result in results for digest in result.facts["digests"])
     rows = base.splits["train"].rows
     return replace(
         base,
@@ -154,11 +128,7 @@ def _manifest(
             statistics={
                 "train": train.to_json(),
                 "validation": held_out.to_json(),
-                "duplicates": digests.total() - len(digests),
-                # The same conversation on both sides would make held-out figures flatter.
-                "leaked": sum(
-                    f"v{digest[1:]}" in digests for digest in digests if digest[0] == "t"
-                ),
+                **repeated(results),
             },
         ),
     )

@@ -11,9 +11,15 @@ import pyarrow as pa
 
 from raymill.data.chat.conversation import Conversation, Problem, read_conversation
 from raymill.data.chat.formats import COLUMNS
-from raymill.data.records import Bad, place_of, read_records, side_of
-from raymill.data.sources import BY_RECORD, Piece
-from raymill.data.split import TRAIN, VALIDATION, is_held_out
+from raymill.data.messages_records import (
+    known_columns,
+    message_side,
+    place_of_record,
+    plain_record,
+)
+from raymill.data.records import Bad, read_records
+from raymill.data.sources import EMBEDDED, Piece
+from raymill.data.split import TRAIN, VALIDATION
 from raymill.durable import canonical_json
 
 _OTHER_COLUMNS = ("system", "input", "tools", "weight")
@@ -31,9 +37,7 @@ class ChatRecord:
     @property
     def where(self) -> str:
         """file:line or row, for a message; looked up only then."""
-        if self.piece.format == "stdlib_chat":
-            return f"{self.piece.name}, conversation {self.number}"
-        return place_of(self.piece, self.number)
+        return place_of_record(self.piece, self.number)
 
 
 @dataclass(frozen=True)
@@ -51,37 +55,24 @@ class ChatReading:
 
     def of_record(self, record: Mapping[str, Any], piece: Piece, number: int) -> ChatRecord | Bad:
         """A conversation, or what is wrong with the record."""
-        if piece.format in ("parquet", "arrow"):  # columns fill in what a record doesn't have
-            record = _without_nulls(record)
-        found = read_conversation(record, self.format)
+        plain = plain_record(record, piece)
+        found = read_conversation(plain, self.format)
         if isinstance(found, Problem):
-            return Bad("", found.why, cause=found.cause, record=dict(record))
-        if piece.split == BY_RECORD and self.group_column is None:
-            held_out = is_held_out(found.first_user, self.fraction, self.seed)
-            return ChatRecord(VALIDATION if held_out else TRAIN, found, piece, number)
-        side = side_of(piece, record, self.group_column, self.fraction, self.seed)
-        if isinstance(side, Bad):
-            return Bad("", side.why, cause="group", record=dict(record))
-        return ChatRecord(side, found, piece, number)
+            return Bad("", found.why, cause=found.cause, record=plain)
+        side = message_side(
+            piece, plain, found.first_user, self.group_column, self.fraction, self.seed
+        )
+        return side if isinstance(side, Bad) else ChatRecord(side, found, piece, number)
 
     def columns(self, stored: pa.Schema, piece: Piece) -> list[str] | Bad:
         """Every column that some format knows; others aren't read."""
-        formats = [self.format] if self.format else list(COLUMNS)
-        wanted = [column for name in formats for column in COLUMNS[name]]
-        present = [
-            name
-            for name in dict.fromkeys((*wanted, *_OTHER_COLUMNS, self.group_column or ""))
-            if name in stored.names
-        ]
-        if any(set(COLUMNS[name]) <= set(present) for name in formats):
-            return present
-        needed = "; ".join(f"{name}: {', '.join(COLUMNS[name])}" for name in formats)
-        known = ", ".join(stored.names[:8])
-        return Bad("", f"no format's columns (expected {needed}; has {known})", cause="format")
+        names = [self.format] if self.format else list(COLUMNS)
+        formats = {name: (COLUMNS[name],) for name in names}
+        return known_columns(stored, formats, (*_OTHER_COLUMNS, self.group_column or ""))
 
     def read(self, piece: Piece, digest: hashlib._Hash) -> Iterator[ChatRecord | Bad]:
         """The piece's conversations in order; `digest` has seen its bytes at the end."""
-        if piece.format != "stdlib_chat":
+        if piece.format != EMBEDDED:
             yield from read_records(piece, self, digest)
             return
         from raymill.data.chat.stdlib import conversations
@@ -91,11 +82,3 @@ class ChatReading:
             found = read_conversation(entry.record, "messages")
             assert isinstance(found, Conversation)  # the embedded corpus is well-formed
             yield ChatRecord(VALIDATION if entry.held_out else TRAIN, found, piece, number)
-
-
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
-    return value

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from raymill.data.chat.conversation import Conversation
-
-Counts = dict[str, Any]
+from raymill.data.sums import Sums, histogram, length_class
 
 
 @dataclass
-class Statistics:
+class Statistics(Sums):
     """Sums over conversations; histograms are by the power of two that is at least the length."""
 
     conversations: int = 0
@@ -33,28 +30,9 @@ class Statistics:
             self.characters[message["role"]] += len(message["content"])
         self.tokens += tokens
         self.learned += learned
-        self.lengths[str(1 << max(0, tokens - 1).bit_length())] += 1
+        self.lengths[length_class(tokens)] += 1
         self.cut += cut
         self.weighted += conversation.weight != 1.0
-
-    def to_json(self) -> Counts:
-        """As a unit hands it on."""
-        return {
-            name: dict(sorted(value.items())) if isinstance(value, Counter) else value
-            for name, value in vars(self).items()
-        }
-
-    @classmethod
-    def total(cls, parts: Iterable[Mapping[str, Any]]) -> Statistics:
-        """The sum of several units' counts."""
-        total = cls()
-        for part in parts:
-            for name, value in part.items():
-                if isinstance(value, Mapping):
-                    getattr(total, name).update(value)
-                else:
-                    setattr(total, name, getattr(total, name) + value)
-        return total
 
     def lines(self, duplicates: int) -> list[tuple[str, str]]:
         """(topic, text), with what can be compared at a glance."""
@@ -64,15 +42,14 @@ class Statistics:
             f"{role} {turns:,} ({self.characters[role] / characters:.0%} of the text)"
             for role, turns in sorted(self.turns.items())
         )
-        histogram = ", ".join(
-            f"≤{bound}: {self.lengths[bound] / count:.0%}"
-            for bound in sorted(self.lengths, key=int)
-        )
         learned = self.learned / max(1, self.tokens)
         return [
             ("turns", f"{sum(self.turns.values()) / count:.1f} a conversation; {roles}"),
             ("tokens", f"{self.tokens:,}, of which learned {self.learned:,} ({learned:.0%})"),
-            ("lengths", f"{self.tokens / count:.0f} tokens on average; {histogram}"),
+            (
+                "lengths",
+                f"{self.tokens / count:.0f} tokens on average; {histogram(self.lengths, count)}",
+            ),
             ("cut", f"{self.cut:,} conversations ({self.cut / count:.2%}) lost turns at the end"),
             ("duplicates", f"{duplicates:,} ({duplicates / count:.2%})"),
         ]

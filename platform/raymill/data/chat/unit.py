@@ -6,7 +6,6 @@ conversations are in memory together (`data.unit_bytes` bounds them), since pack
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -22,43 +21,30 @@ from raymill.data.chat.questions import Question, lowest, question_of, write_que
 from raymill.data.chat.records import ChatReading, ChatRecord
 from raymill.data.chat.rows import Weighed, row_groups
 from raymill.data.chat.statistics import Statistics
-from raymill.data.manifest import Shard, TokenizerIdentity
-from raymill.data.messages_unit import BATCH, Intake, unit_encoder
-from raymill.data.order import hash_key
-from raymill.data.pack import dtype_for
+from raymill.data.manifest import Shard
+from raymill.data.messages_unit import (
+    BATCH,
+    Intake,
+    MessagesSettings,
+    text_digest,
+    unit_encoder,
+)
 from raymill.data.records import Bad
-from raymill.data.shards import ShardWriter
 from raymill.data.sources import Unit
 from raymill.data.split import TRAIN
 from raymill.data.unit import UNITS_FOLDER, UnitResult
 
 
-@dataclass(frozen=True)
-class ChatSettings:
+@dataclass(frozen=True, kw_only=True)
+class ChatSettings(MessagesSettings):
     """What every unit of conversations shares."""
 
-    folder: str
     reading: ChatReading
-    tokenizer: TokenizerIdentity
-    template_sha256: str
-    sequence_length: int
-    row_group_rows: int
     train_on: Literal["all", "last"]
     overlong: Literal["cut", "refuse"]
     packing: bool
     pack_window: int
     questions: int
-    seed: int
-
-    @property
-    def dtype(self) -> str:
-        """Storage type of the token ids."""
-        return dtype_for(self.tokenizer.vocab_size)
-
-    @property
-    def capacity(self) -> int:
-        """Tokens a row holds."""
-        return self.sequence_length + 1
 
     def work(self, index: int, unit: Unit) -> UnitResult:
         """Read, encode, pack and write."""
@@ -117,8 +103,7 @@ class _ChatWork:
         self._chats.setdefault(record.split, []).append(Weighed.of(chat, conversation.weight))
         learned = int(chat.learned.sum())
         self._statistics[record.split].add(conversation, len(chat.ids), learned, cut)
-        digest = hashlib.blake2b(chat.ids.tobytes(), digest_size=8).hexdigest()
-        self._digests.append(f"{record.split[0]}{digest}")
+        self._digests.append(text_digest(record.split, chat.ids))
         settings = self._settings
         question = question_of(
             conversation, chat, self._encoder.end_of_turn_id, record.split, settings.seed
@@ -156,19 +141,8 @@ class _ChatWork:
             np.array([len(chat.ids) for chat in chats]),
             settings.capacity,
             settings.pack_window,
-            hash_key(settings.seed, 3, self._index, split == TRAIN),
+            settings.key(self._index, split),
             settings.packing,
         )
-        with ShardWriter(
-            Path(settings.folder),
-            f"{split}/{self._index:05d}.parquet",
-            dtype=settings.dtype,
-            sequence_length=settings.sequence_length,
-            kind="chat",
-        ) as writer:
-            groups = row_groups(
-                chats, rows, group_rows=settings.row_group_rows, dtype=settings.dtype
-            )
-            for group in groups:
-                writer.write(group)
-            return writer.finish()
+        groups = row_groups(chats, rows, group_rows=settings.row_group_rows, dtype=settings.dtype)
+        return settings.write_shard(self._index, split, "chat", groups)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from raymill.config.schema import PreferenceConfig, PreferencePrepareJob
 from raymill.data.chat.tokenizer import ChatTokenizer
-from raymill.data.manifest import Manifest, PreferenceFacts, Prepared
+from raymill.data.manifest import Manifest, PreferenceFacts
 from raymill.data.messages_preparation import (
     Preparation,
     judged_manifest,
@@ -39,29 +39,8 @@ def preference_folder(
     return messages_folder(data, shaping_messages(data, tokenizer, seed), storage_root)
 
 
-def prepare(
-    job: PreferencePrepareJob, tokenizer: ChatTokenizer, *, tasks: int | None = None
-) -> Prepared:
-    """Prepare a job's comparisons, or find them prepared already, on a Ray that is initialised.
-
-    Raises:
-        DataError: the input is missing or too bad, or the folder holds something else than it
-        should.
-    """
-    return _preparation(job, tokenizer).run(tasks)
-
-
-def describe(job: PreferencePrepareJob, tokenizer: ChatTokenizer) -> str:
-    """What `prepare` would read and write, for a dry run."""
-    return _preparation(job, tokenizer).describe()
-
-
-def find_prepared(job: PreferencePrepareJob, tokenizer: ChatTokenizer) -> Prepared | None:
-    """The finished folder, verified, if there is one and its inputs are still what they were."""
-    return _preparation(job, tokenizer).find()
-
-
-def _preparation(job: PreferencePrepareJob, tokenizer: ChatTokenizer) -> Preparation:
+def preparation(job: PreferencePrepareJob, tokenizer: ChatTokenizer) -> Preparation:
+    """How a job's compared answers are prepared."""
     data, validation = job.data, job.data.validation
     settings = PreferenceSettings(
         folder=str(preference_folder(data, tokenizer, job.seed, job.storage.root)),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from raymill.data.sums import Sums, histogram, length_class
+
 
 @dataclass
-class Statistics:
+class Statistics(Sums):
     """Sums over pairs; histograms are by the power of two that is at least the length."""
 
     comparisons: int = 0  # records
@@ -30,30 +32,11 @@ class Statistics:
         for tokens, learned in (chosen, rejected):
             self.tokens += tokens
             self.learned += learned
-            self.lengths[str(1 << max(0, tokens - 1).bit_length())] += 1
+            self.lengths[length_class(tokens)] += 1
         self.chosen_longer += chosen[1] > rejected[1]
         self.rejected_longer += rejected[1] > chosen[1]
         self.longer_by += chosen[1] - rejected[1]
         self.margins += margin > 0
-
-    def to_json(self) -> dict[str, Any]:
-        """As a unit hands it on."""
-        return {
-            name: dict(sorted(value.items())) if isinstance(value, Counter) else value
-            for name, value in vars(self).items()
-        }
-
-    @classmethod
-    def total(cls, parts: Iterable[Mapping[str, Any]]) -> Statistics:
-        """The sum of several units' counts."""
-        total = cls()
-        for part in parts:
-            for name, value in part.items():
-                if isinstance(value, Mapping):
-                    getattr(total, name).update(value)
-                else:
-                    setattr(total, name, getattr(total, name) + value)
-        return total
 
     def summary(self, counts: Mapping[str, int]) -> dict[str, Any]:
         """As the manifest keeps it, with `counts` of the whole folder.
@@ -76,10 +59,7 @@ def summary_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     pairs = max(1, summary["pairs"])
     tokens, bias = summary["tokens"], summary["length_bias"]
     learned = summary["learned"] / max(1, tokens)
-    histogram = ", ".join(
-        f"≤{bound}: {summary['lengths'][bound] / (2 * pairs):.0%}"
-        for bound in sorted(summary["lengths"], key=int)
-    )
+    sizes = histogram(summary["lengths"], 2 * pairs)
     margins = f", {summary['margins']:,} with a margin" if summary["margins"] else ""
     return [
         ("a prompt", f"{pairs / max(1, summary['prompts']):.1f} pairs on average{margins}"),
@@ -87,7 +67,7 @@ def summary_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("duplicates", f"{summary['duplicates']:,} ({summary['duplicates'] / pairs:.2%})"),
         ("contradicted", f"{summary['contradictions']:,} pairs were judged either way"),
         ("tokens", f"{tokens:,}, of which learned {summary['learned']:,} ({learned:.0%})"),
-        ("lengths", f"{tokens / (2 * pairs):.0f} tokens a side on average; {histogram}"),
+        ("lengths", f"{tokens / (2 * pairs):.0f} tokens a side on average; {sizes}"),
         (
             "length bias",
             f"the better answer is longer in {bias['longer']:.0%} of the pairs and shorter in "

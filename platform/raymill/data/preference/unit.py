@@ -16,45 +16,31 @@ from pathlib import Path
 from raymill.data.chat.conversation import Conversation
 from raymill.data.chat.encode import EncodedChat
 from raymill.data.chat.problems import Problem
-from raymill.data.manifest import Shard, TokenizerIdentity
-from raymill.data.messages_unit import BATCH, Intake, unit_encoder
-from raymill.data.order import hash_key, shuffled
-from raymill.data.pack import dtype_for
+from raymill.data.manifest import Shard
+from raymill.data.messages_unit import (
+    BATCH,
+    Intake,
+    MessagesSettings,
+    record_number,
+    unit_encoder,
+)
+from raymill.data.order import shuffled
 from raymill.data.preference.judgements import hash64, judgement, to_text
 from raymill.data.preference.records import PreferenceReading, PreferenceRecord
 from raymill.data.preference.rows import Side, SidePair, row_groups
 from raymill.data.preference.statistics import Statistics
 from raymill.data.records import Bad
-from raymill.data.shards import ShardWriter
 from raymill.data.sources import Unit
 from raymill.data.split import TRAIN, VALIDATION
 from raymill.data.unit import UnitResult
 
-UNIT_BITS = 32  # of a row's number: above them the unit's, below them the pair's within it
 
-
-@dataclass(frozen=True)
-class PreferenceSettings:
+@dataclass(frozen=True, kw_only=True)
+class PreferenceSettings(MessagesSettings):
     """What every unit of comparisons shares."""
 
-    folder: str
     reading: PreferenceReading
-    tokenizer: TokenizerIdentity
-    template_sha256: str
-    sequence_length: int  # predictions of one side
-    row_predictions: int  # of both
-    row_group_rows: int
-    seed: int
-
-    @property
-    def dtype(self) -> str:
-        """Storage type of the token ids."""
-        return dtype_for(self.tokenizer.vocab_size)
-
-    @property
-    def capacity(self) -> int:
-        """Tokens a side may have."""
-        return self.sequence_length + 1
+    row_predictions: int  # of both sides; sequence_length is of one
 
     def work(self, index: int, unit: Unit) -> UnitResult:
         """Read, encode and write."""
@@ -140,7 +126,7 @@ class _PreferenceWork:
         for pair in comparison.pairs:
             chosen, rejected = sides[pair.better], sides[pair.worse]
             statistics.add(chosen.size, rejected.size, pair.margin)
-            number = (self._index << UNIT_BITS) | self._numbered
+            number = record_number(self._index, self._numbered)
             self._numbered += 1
             one = SidePair(chosen, rejected, number, comparison.weight, pair.margin)
             self._pairs.setdefault(split, []).append((prompt, one))
@@ -150,21 +136,15 @@ class _PreferenceWork:
         of_prompt = Counter(prompt for prompt, _ in pairs)
         weighed = [replace(pair, weight=pair.weight / of_prompt[prompt]) for prompt, pair in pairs]
         # Pairs of one prompt would otherwise lie side by side, and in one row group.
-        order = shuffled(len(pairs), hash_key(settings.seed, 3, self._index, split == TRAIN))
-        with ShardWriter(
-            Path(settings.folder),
-            f"{split}/{self._index:05d}.parquet",
+        order = shuffled(len(pairs), settings.key(self._index, split))
+        groups = row_groups(
+            [weighed[place] for place in order],
+            group_rows=settings.row_group_rows,
             dtype=settings.dtype,
-            sequence_length=settings.row_predictions,
-            kind="preference",
-        ) as writer:
-            for group in row_groups(
-                [weighed[place] for place in order],
-                group_rows=settings.row_group_rows,
-                dtype=settings.dtype,
-            ):
-                writer.write(group)
-            return writer.finish()
+        )
+        return settings.write_shard(
+            self._index, split, "preference", groups, settings.row_predictions
+        )
 
 
 def _turns(answer: Conversation) -> int:

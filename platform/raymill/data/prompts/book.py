@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from raymill.data.manifest import AGAIN
-from raymill.durable import fsync_path, write_atomic
+from raymill.durable import replaced, write_atomic
 from raymill.errors import DataError
 
 BOOK_NAME = "prompts.jsonl"
@@ -52,26 +50,18 @@ def merge_books(parts: Iterable[tuple[Path, str]], target: Path) -> str:
         DataError: one of them is missing or isn't what was written.
     """
     whole = hashlib.sha256()
-    temporary = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex[:8]}")
-    try:
-        with temporary.open("wb") as merged:
-            for path, sha256 in parts:
-                digest = hashlib.sha256()
-                for line in _binary_lines(path):
-                    digest.update(line)
-                    whole.update(line)
-                    merged.write(line)
-                if digest.hexdigest() != sha256:
-                    raise DataError(
-                        f"{path}: expected sha256 {sha256[:12]}, found {digest.hexdigest()[:12]}; "
-                        f"delete the folder {path.parent} and {AGAIN}."
-                    )
-            merged.flush()
-            os.fsync(merged.fileno())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync_path(target.parent)
+    with replaced(target) as temporary, temporary.open("wb") as merged:
+        for path, sha256 in parts:
+            digest = hashlib.sha256()
+            for line in _binary_lines(path):
+                digest.update(line)
+                whole.update(line)
+                merged.write(line)
+            if digest.hexdigest() != sha256:
+                raise DataError(
+                    f"{path}: expected sha256 {sha256[:12]}, found {digest.hexdigest()[:12]}; "
+                    f"delete the folder {path.parent} and {AGAIN}."
+                )
     return whole.hexdigest()
 
 

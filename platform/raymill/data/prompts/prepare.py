@@ -4,8 +4,6 @@ that says what each is judged by, a quarantine file, and the manifest that vouch
 
 from __future__ import annotations
 
-import platform
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from raymill.config.schema import PromptsConfig, PromptsPrepareJob
-from raymill.data.chat.prepare import CONVERSATIONS_VERSION
 from raymill.data.chat.tokenizer import ChatTokenizer
-from raymill.data.manifest import Manifest, Prepared, PromptsFacts
+from raymill.data.manifest import Manifest, PromptsFacts
 from raymill.data.messages_preparation import (
     Preparation,
     embedded_unit,
     judged_manifest,
     messages_folder,
     plan_message_units,
+    repeated,
     shaping_messages,
 )
 from raymill.data.prompts.book import BOOK_NAME, merge_books
@@ -40,28 +38,6 @@ def prompts_folder(
     return messages_folder(data, _shaping(data, tokenizer, seed), storage_root)
 
 
-def prepare(
-    job: PromptsPrepareJob, tokenizer: ChatTokenizer, *, tasks: int | None = None
-) -> Prepared:
-    """Prepare a job's prompts, or find them prepared already, on a Ray that is initialised.
-
-    Raises:
-        DataError: the input is missing or too bad, or the folder holds something else than it
-        should.
-    """
-    return _preparation(job, tokenizer).run(tasks)
-
-
-def describe(job: PromptsPrepareJob, tokenizer: ChatTokenizer) -> str:
-    """What `prepare` would read and write, for a dry run."""
-    return _preparation(job, tokenizer).describe()
-
-
-def find_prepared(job: PromptsPrepareJob, tokenizer: ChatTokenizer) -> Prepared | None:
-    """The finished folder, verified, if there is one and its inputs are still what they were."""
-    return _preparation(job, tokenizer).find()
-
-
 def plan_prompt_units(data: PromptsConfig) -> list[Unit]:
     """Find the inputs and cut them into units.
 
@@ -69,11 +45,12 @@ def plan_prompt_units(data: PromptsConfig) -> list[Unit]:
         DataError: a path matches nothing, or is plain text.
     """
     if data.source == "stdlib_prompts":  # asked in the embedded conversations
-        return embedded_unit("stdlib_chat")
+        return embedded_unit()
     return plan_message_units(data, "prompts")
 
 
-def _preparation(job: PromptsPrepareJob, tokenizer: ChatTokenizer) -> Preparation:
+def preparation(job: PromptsPrepareJob, tokenizer: ChatTokenizer) -> Preparation:
+    """How a job's prompts are prepared."""
     data, validation = job.data, job.data.validation
     settings = PromptsSettings(
         folder=str(prompts_folder(data, tokenizer, job.seed, job.storage.root)),
@@ -96,10 +73,7 @@ def _preparation(job: PromptsPrepareJob, tokenizer: ChatTokenizer) -> Preparatio
 
 
 def _shaping(data: PromptsConfig, tokenizer: ChatTokenizer, seed: int) -> dict[str, Any]:
-    versions: dict[str, object] = {}
-    if data.source == "stdlib_prompts":  # another Python has other functions
-        versions = {"python": platform.python_version(), "conversations": CONVERSATIONS_VERSION}
-    return shaping_messages(data, tokenizer, seed, **versions)
+    return shaping_messages(data, tokenizer, seed, embedded=data.source == "stdlib_prompts")
 
 
 def _manifest(
@@ -121,7 +95,6 @@ def _manifest(
         split: Statistics.total(result.facts["statistics"][split] for result in results)
         for split in base.splits
     }
-    digests = Counter(digest for result in results for digest in result.facts["digests"])
     return replace(
         base,
         prompts=PromptsFacts(
@@ -132,11 +105,7 @@ def _manifest(
             book_sha256=merge_books(parts, folder / BOOK_NAME),
             statistics={
                 **{split: found.to_json() for split, found in statistics.items()},
-                "duplicates": digests.total() - len(digests),
-                # The same prompt on both sides would make held-out figures flatter.
-                "leaked": sum(
-                    f"v{digest[1:]}" in digests for digest in digests if digest[0] == "t"
-                ),
+                **repeated(results),
             },
         ),
     )

@@ -9,10 +9,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from raymill.data.messages_records import known_columns, message_side, plain_record
+from raymill.data.messages_records import (
+    known_columns,
+    message_side,
+    place_of_record,
+    plain_record,
+)
 from raymill.data.prompts.prompt import COLUMNS, OTHER_COLUMNS, Problem, Prompt, read_prompt
-from raymill.data.records import Bad, place_of, read_records
-from raymill.data.sources import Piece
+from raymill.data.records import Bad, read_records
+from raymill.data.sources import EMBEDDED, Piece
 from raymill.data.split import TRAIN, VALIDATION
 from raymill.durable import canonical_json
 
@@ -36,9 +41,7 @@ class PlacedPrompt:
     @property
     def where(self) -> str:
         """file:line or row, for a message; looked up only then."""
-        if self.piece.format == "stdlib_chat":
-            return f"{self.piece.name}, conversation {self.number}"
-        return place_of(self.piece, self.number)
+        return place_of_record(self.piece, self.number)
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class PromptsReading:
 
     def read(self, piece: Piece, digest: hashlib._Hash) -> Iterator[PlacedPrompt | Bad]:
         """The piece's prompts in order; `digest` has seen its bytes at the end."""
-        if piece.format != "stdlib_chat":
+        if piece.format != EMBEDDED:
             yield from read_records(piece, self, digest)
             return
         from raymill.data.chat.stdlib import conversations

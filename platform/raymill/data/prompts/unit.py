@@ -5,7 +5,6 @@ What can't be used goes to a quarantine file beside the sidecar, with its place 
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,46 +12,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymill.data.chat.problems import Problem
-from raymill.data.manifest import Shard, TokenizerIdentity
-from raymill.data.messages_unit import Intake, unit_encoder
-from raymill.data.order import hash_key, shuffled
-from raymill.data.pack import dtype_for
+from raymill.data.manifest import Shard
+from raymill.data.messages_unit import (
+    Intake,
+    MessagesSettings,
+    record_number,
+    text_digest,
+    unit_encoder,
+)
+from raymill.data.order import shuffled
 from raymill.data.prompts.book import PromptRecord, write_book
 from raymill.data.prompts.prompt import Prompt
 from raymill.data.prompts.records import PlacedPrompt, PromptsReading
 from raymill.data.prompts.rows import EncodedPrompt, row_groups
 from raymill.data.prompts.statistics import Statistics
 from raymill.data.records import Bad
-from raymill.data.shards import ShardWriter
 from raymill.data.sources import Unit
 from raymill.data.split import TRAIN, VALIDATION
 from raymill.data.unit import UNITS_FOLDER, UnitResult
 from raymill.errors import DataError
 
-UNIT_BITS = 32  # of a row's number: above them the unit's, below them the prompt's within it
 
-
-@dataclass(frozen=True)
-class PromptsSettings:
+@dataclass(frozen=True, kw_only=True)
+class PromptsSettings(MessagesSettings):
     """What every unit of prompts shares."""
 
-    folder: str
     reading: PromptsReading
-    tokenizer: TokenizerIdentity
-    template_sha256: str
-    sequence_length: int
-    row_group_rows: int
-    seed: int
-
-    @property
-    def dtype(self) -> str:
-        """Storage type of the token ids."""
-        return dtype_for(self.tokenizer.vocab_size)
-
-    @property
-    def capacity(self) -> int:
-        """Tokens a row holds."""
-        return self.sequence_length + 1
 
     def work(self, index: int, unit: Unit) -> UnitResult:
         """Read, encode and write."""
@@ -109,7 +94,7 @@ class _PromptsWork:
 
     def _add(self, placed: PlacedPrompt, ids: NDArray[np.uint32]) -> None:
         prompt, split = placed.prompt, placed.split
-        number = (self._index << UNIT_BITS) | len(self._book)
+        number = record_number(self._index, len(self._book))
         said = sum(len(message["content"].encode()) for message in prompt.messages)
         self._rows.setdefault(split, []).append(EncodedPrompt(ids, said, number))
         self._book.append(
@@ -125,24 +110,15 @@ class _PromptsWork:
             )
         )
         self._statistics[split].add(prompt, len(ids))
-        digest = hashlib.blake2b(ids.tobytes(), digest_size=8).hexdigest()
-        self._digests.append(f"{split[0]}{digest}")
+        self._digests.append(text_digest(split, ids))
 
     def _write(self, split: str) -> Shard:
         settings, rows = self._settings, self._rows[split]
         # Prompts on one topic would otherwise lie side by side, and the first held-out rows be of few.
-        order = shuffled(len(rows), hash_key(settings.seed, 3, self._index, split == TRAIN))
-        with ShardWriter(
-            Path(settings.folder),
-            f"{split}/{self._index:05d}.parquet",
+        order = shuffled(len(rows), settings.key(self._index, split))
+        groups = row_groups(
+            [rows[place] for place in order],
+            group_rows=settings.row_group_rows,
             dtype=settings.dtype,
-            sequence_length=settings.sequence_length,
-            kind="prompts",
-        ) as writer:
-            for group in row_groups(
-                [rows[place] for place in order],
-                group_rows=settings.row_group_rows,
-                dtype=settings.dtype,
-            ):
-                writer.write(group)
-            return writer.finish()
+        )
+        return settings.write_shard(self._index, split, "prompts", groups)
