@@ -13,7 +13,7 @@ import pytest
 
 from cluster import job
 from cluster.test_resume import wait_for_no_orphans
-from engine.alignment_probe import write_parent, write_prompts
+from engine.alignment_probe import write_judge, write_parent, write_prompts
 from raymill.data.chat.tokenizer import chat_tokenizer
 
 pytestmark = pytest.mark.integration
@@ -25,6 +25,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("aligned")
     parent = write_parent(root / "parent", hidden=32)
     chat_tokenizer(parent, "auto", ()).save(parent)
+    write_judge(parent, root / "judge")
     records = [{"prompt": f"say {n}", "tokens": list(range(97, 123))} for n in range(80)]
     write_prompts(root / "prompts.jsonl", records)
     return root
@@ -34,7 +35,8 @@ def overrides(root: Path, name: str, *more: str) -> tuple[str, ...]:
     return (
         f"parent={root / 'parent'}", f"data.path={root / 'prompts.jsonl'}", "tracking=none",
         "data.sequence_length=48", "data.row_group_rows=4", "data.validation.fraction=0.2",
-        "reward.functions={token_share: 1.0}", "rollout.max_new_tokens=10", "rollout.group=4",
+        "reward.functions={token_share: 1.0}", f"reward.model={root / 'judge'}",
+        "reward.model_weight=0.1", "rollout.max_new_tokens=10", "rollout.group=4",
         "rollout.batch=8", "train.global_batch=8", "train.micro_batch=16", f"train.steps={STEPS}",
         "schedule.warmup_steps=0", "evaluation.rows=8", "evaluation.every=0", "checkpoint.every=5",
         "optim.learning_rate=3e-3", f"run.name={name}", *more,
@@ -52,7 +54,14 @@ def test_what_it_says_and_leaves(undisturbed: tuple[Path, str]) -> None:
     run_dir, output = undisturbed
     for noise in ("Traceback", "Warning", "INFO", "ray::", "DeepSpeed", "Loading weights"):
         assert noise not in output
-    for text in ("prompts       ", "held-out prompts: reward", "KL to the reference", "exported"):
+    for text in (
+        "samplers      transformers, 1 actors of 1 CPUs",
+        "judges        1 functions in 1",
+        "prompts       ",
+        "held-out prompts: reward",
+        "KL to the reference",
+        "exported",
+    ):
         assert text in output, output
     steps = job.events(run_dir, "step")
     assert [event["step"] for event in steps] == list(range(1, STEPS + 1))
@@ -79,33 +88,49 @@ def assert_equal_steps(run_dir: Path, other: Path) -> None:
     assert found == expected
 
 
-def actors(name: str, since: float) -> list[psutil.Process]:
-    return [
+def kill(name: str, since: float) -> None:
+    """One process of Ray's that is called so, and was started since."""
+    [victim, *_] = [
         process for process in psutil.process_iter(["cmdline", "create_time"])
         if process.info["create_time"] >= since
         and (process.info["cmdline"] or [""])[0].startswith(f"ray::{name}")
     ]  # fmt: skip
+    victim.send_signal(signal.SIGKILL)
 
 
-def test_killed_samplers_are_replaced_and_a_killed_driver_resumes(
+def test_whatever_is_killed_the_run_is_the_one_that_never_was(
     place: Path, undisturbed: tuple[Path, str]
 ) -> None:
-    """Two samplers instead of one besides: the number of them decides nothing."""
+    """A sampler and a judge are replaced, a train worker is started again, and after the driver's end the
+    same command goes on. Two samplers instead of one besides: the number of them decides nothing."""
     run_dir = place / "storage" / "runs" / "killed"
     settings = overrides(place, "killed", "rollout.actors=2")
     began = time.time()
     process = job.start("rlhf", *settings, cwd=place)
-    job.wait_for_step(process, run_dir, 3)
-    [victim, *_] = actors("SamplingActor", began)
-    victim.send_signal(signal.SIGKILL)
-    job.interrupt_after(process, run_dir, 12, signal.SIGKILL)
+    for step, victim in ((2, "SamplingActor"), (4, "JudgingActor"), (7, "RayTrainWorker")):
+        job.wait_for_step(process, run_dir, step)
+        kill(victim, began)
+    job.interrupt_after(process, run_dir, 14, signal.SIGKILL)
     process.communicate(timeout=job.TIMEOUT_S)
     wait_for_no_orphans(run_dir)
     code, output = job.run("rlhf", *settings, cwd=place)
     assert code == 0, output
     told = [event["text"] for event in job.events(run_dir, "message")]
-    assert len(told) == 1
-    assert "rollout actor" in told[0]
-    assert "was lost" in told[0]
-    assert {event["attempt"] for event in job.events(run_dir, "step")} == {1, 2}
+    assert [text.split(" actor")[0] for text in told] == ["rollout", "reward"]
+    assert all("was lost" in text for text in told)
+    assert {event["attempt"] for event in job.events(run_dir, "step")} == {1, 2, 3}
     assert_equal_steps(run_dir, undisturbed[0])
+
+
+def test_the_next_answers_are_sampled_while_these_are_learned_from(place: Path) -> None:
+    settings = overrides(place, "overlapped", "rollout.staleness=1", "train.steps=8")
+    code, output = job.run("rlhf", *settings, cwd=place)
+    assert code == 0, output
+    steps = job.events(place / "storage" / "runs" / "overlapped", "step")
+    assert [event["step"] for event in steps] == list(range(1, 9))
+    lag = [event["sampler/ratio"] for event in steps]
+    assert lag[0] < 1 + 1e-5 < min(lag[1:]), "the sampler is one update behind"
+    waited, sampled = (
+        sum(event[f"perf/{what}_s"] for event in steps[1:]) for what in ("wait", "generate")
+    )
+    assert waited < sampled

@@ -3,13 +3,16 @@ ZeRO stage, on two ranks, with adapters; exact resume; dumped rollouts replayed.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from engine.alignment_probe import assigned, events, run, steps, write_parent, write_prompts
+from raymill.config.schema import RlhfJob
 from raymill.engine.assignment import Assignment
+from raymill.rollout.record import Rollout, read_rollout, rollout_path
 
 WORDS = [f"{word} {number}" for word in ("say", "tell", "ask me about") for number in range(16)]
 
@@ -149,3 +152,54 @@ def test_dumped_rollouts_are_replayed(place: Path) -> None:
     [replayed] = run([grpo(place, "replayed", "rollout.replay=dumps/a")])
     for ours, theirs in zip(steps(replayed), steps(dumped), strict=True):
         assert comparable(ours) == comparable(theirs)
+
+
+def lagging(assignment: Assignment) -> Assignment:
+    """With staleness 1; on one process the next answers are sampled before, not while, these are learned
+    from, so that nothing depends on chance."""
+    job = assignment.job
+    assert isinstance(job, RlhfJob)
+    return replace(assignment, job=replace(job, rollout=replace(job.rollout, staleness=1)))
+
+
+def test_a_lagging_sampler_is_one_update_behind_and_corrected_for(place: Path) -> None:
+    [prompt] = run([grpo(place, "prompt", "rollout.dump=dumps/prompt")])
+    [late] = run([lagging(grpo(place, "late", "rollout.dump=dumps/late"))])
+    run([grpo(place, "still", "optim.learning_rate=1e-30", "rollout.dump=dumps/still")])
+    found = {
+        name: [dumped(place, name, step) for step in (1, 2, 3)]
+        for name in ("prompt", "late", "still")
+    }
+    versions = {name: [int(one.version[0]) for one in rollouts] for name, rollouts in found.items()}
+    assert versions == {"prompt": [0, 1, 2], "late": [0, 0, 1], "still": [0, 1, 2]}
+    for one in (found["prompt"][0], found["late"][0]):
+        assert same_answers(one, found["still"][0])
+    # The second step's answers are the unchanged policy's, though the policy has learned by then.
+    assert same_answers(found["late"][1], found["still"][1])
+    assert not same_answers(found["prompt"][1], found["still"][1])
+    assert [event["sample_ids_sha256"] for event in steps(late)] == [
+        event["sample_ids_sha256"] for event in steps(prompt)
+    ]
+    lags = [event["sampler/ratio"] for event in steps(late)]
+    assert lags[0] < 1 + 1e-5 < min(lags[1:])
+    assert all(event["sampler/ratio"] < 1 + 1e-5 for event in steps(prompt))
+
+
+def dumped(root: Path, name: str, step: int) -> Rollout:
+    return read_rollout(rollout_path(root / "storage" / "dumps" / name, step))
+
+
+def same_answers(one: Rollout, other: Rollout) -> bool:
+    return all(
+        ours.tolist() == theirs.tolist()
+        for column in ("answers", "log_probs")
+        for ours, theirs in zip(getattr(one, column), getattr(other, column), strict=True)
+    )
+
+
+def test_answers_without_a_reward_are_dropped_and_their_cause_is_told_once(place: Path) -> None:
+    [found] = run([grpo(place, "dropped", "reward.functions={engine.even_judge\\:judge: 1.0}")])
+    told = [event["text"] for event in found if event["kind"] == "message"]
+    assert len(told) == 1
+    assert "ValueError" in told[0]
+    assert all(0 < event["rollout/dropped"] < 16 for event in steps(found))

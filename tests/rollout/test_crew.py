@@ -60,7 +60,8 @@ def test_an_actor_that_hangs_is_named_and_replaced(
     (incident,) = found.incidents
     assert incident.reason == "no answer within 4 s"
     assert incident.work == f"sampling unit 1, a {hung}"
-    number, actor_id = incident.actor.split()
+    *role, number, actor_id = incident.actor.split()
+    assert role == ["rollout", "actor"]
     assert number in ("0", "1")
     assert len(actor_id.strip("()")) == 32
     assert "(node " in incident.place

@@ -48,12 +48,13 @@ def judges_of(job: RlhfJob, parent: ResolvedModel, tokenizer: ChatTokenizer) -> 
 
 
 def actors_of(job: TrainJob) -> Beside:
-    """What a job's samplers and judges take."""
+    """What a job's samplers take, and after them its reward models."""
     if not isinstance(job, RlhfJob):
         return NOTHING
     models = job.reward.model_actors if job.reward.model is not None else 0
-    actors = job.rollout.actors + models
-    return Beside(actors * job.rollout.cpus_per_actor, actors * job.rollout.gpus_per_actor)
+    return Beside(
+        job.rollout.actors + models, job.rollout.cpus_per_actor, job.rollout.gpus_per_actor
+    )
 
 
 def _problems(job: RlhfJob, key: str, model: ResolvedModel, tokenizer: ChatTokenizer) -> list[str]:

@@ -31,7 +31,8 @@ def run(job: PipelineJob) -> int:
     """Run the stages in order; each skips what is finished already. Returns the exit code."""
     if job.pretrain.dry_run:
         return pretrain.run(job.pretrain)  # what the other stages start from doesn't exist yet
-    most = max(job.pretrain.run.workers, job.sft.run.workers, job.rlhf.run.workers)
+    trained = (job.pretrain, job.sft, job.reward, job.rlhf)
+    most = max(stage.run.workers for stage in trained)
     beside = actors_of(job.rlhf) if "rlhf" in job.stages else NOTHING
     with connect(job.pretrain.cluster, most, beside):
         for stage in job.stages:

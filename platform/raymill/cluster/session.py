@@ -21,10 +21,19 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Beside:
-    """What actors take, besides the workers."""
+    """Actors besides the workers, all of one size."""
 
-    cpus: float = 0.0
-    gpus: float = 0.0
+    actors: int = 0
+    cpus_each: float = 0.0
+    gpus_each: float = 0.0
+
+    @property
+    def cpus(self) -> float:
+        return self.actors * self.cpus_each
+
+    @property
+    def gpus(self) -> float:
+        return self.actors * self.gpus_each
 
 
 NOTHING = Beside()

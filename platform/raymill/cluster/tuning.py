@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from raymill.cluster.judges import actors_of, judges_of
+from raymill.cluster.placement import Room, reserved
 from raymill.cluster.preparation import kind_of, prepared_messages
 from raymill.cluster.session import connect
 from raymill.cluster.training import assignment_of, complete, last_checkpoint, train
@@ -43,8 +44,11 @@ def run(job: Tuning) -> int:
     last = last_checkpoint(assignment)
     if last is not None:
         return complete(assignment, last)
-    with connect(job.cluster, job.run.workers, actors_of(job)):
-        return train(assignment)
+    beside = actors_of(job)
+    with connect(job.cluster, job.run.workers, beside), reserved(beside) as room:
+        if isinstance(job, RlhfJob):
+            _print_roles(job, parent, tokenizer, room)
+        return train(replace(assignment, places=room.places))
 
 
 def _print_plan(job: Tuning, parent: ResolvedModel, tokenizer: ChatTokenizer) -> int:
@@ -59,6 +63,16 @@ def _print_plan(job: Tuning, parent: ResolvedModel, tokenizer: ChatTokenizer) ->
     arch = shape_of(parent.folder)
     print_plan(fine_tuning_plan(job, f"{parent.name} ({parent.folder})", arch, vocab_size, data))
     return 0
+
+
+def _print_roles(job: RlhfJob, parent: ResolvedModel, tokenizer: ChatTokenizer, room: Room) -> None:
+    """Who sits where, before anything starts."""
+    from raymill.model.shape import shape_of
+    from raymill.plan.report import print_plan, roles_plan
+
+    samplers = job.rollout.actors
+    hosts = room.spelled(0, samplers), room.spelled(samplers, len(room.hosts) - samplers)
+    print_plan(roles_plan(job, shape_of(parent.folder), tokenizer.identity.vocab_size, hosts))
 
 
 def _prepared(job: Tuning, tokenizer: ChatTokenizer) -> dict[Path, float]:

@@ -23,10 +23,11 @@ from raymill.engine.trainer import gathered
 from raymill.errors import DataError
 from raymill.model.merged import merged_weights
 from raymill.objective.rollouts import Rollouts
+from raymill.reward.combine import Combined
 from raymill.reward.judge import Judge
 from raymill.reward.task import Sample
 from raymill.rollout.engine import Sampling
-from raymill.rollout.generation import Generation, Pool
+from raymill.rollout.generation import Pool
 from raymill.rollout.record import Rollout, read_rollout, rollout_path, write_rollout
 from raymill.rollout.units import plan_units
 
@@ -218,22 +219,24 @@ def _finished(desk: Desk, step: int, prompts: Sequence[Prompt], sampling: Sampli
     rollout = Rollout.of(step, sampling, generation.results)
     waited = time.perf_counter() - began
     began = time.perf_counter()
-    judged = _judged(desk, rollout, prompts, sampling)
+    combined = _judged(desk, rollout, prompts, sampling)
     seconds = {
         "generate": generation.seconds,
         "wait": waited,
         "judge": time.perf_counter() - began,
     }
-    rewards, components, causes = judged
+    rewards = _array(combined.rewards)
+    components = {name: _array(values) for name, values in combined.components.items()}
     if desk.dump is not None and step >= 0:
         named = {**components, TOTAL: rewards}
         write_rollout(rollout_path(desk.dump, step), rollout.with_rewards(named))  # type: ignore[arg-type]
-    return Judged(rollout, rewards, components, causes, seconds, _incidents(generation))
+    incidents = (*map(str, generation.incidents), *combined.incidents)
+    return Judged(rollout, rewards, components, combined.causes, seconds, incidents)
 
 
 def _judged(
     desk: Desk, rollout: Rollout, prompts: Sequence[Prompt], sampling: Sampling
-) -> tuple[npt.NDArray[np.float64], dict[str, npt.NDArray[np.float64]], dict[str, int]]:
+) -> Combined:
     record = {prompt.sample_id: prompt.record for prompt in prompts}
     stops = set(sampling.stop_ids)
     answers = [tuple(ids.tolist()) for ids in rollout.answers]
@@ -257,9 +260,7 @@ def _judged(
     sequences = [
         [*prompt.tolist(), *ids] for prompt, ids in zip(rollout.prompts, answers, strict=True)
     ]
-    combined = desk.judge.judge(samples, sequences)
-    components = {name: _array(values) for name, values in combined.components.items()}
-    return _array(combined.rewards), components, combined.causes
+    return desk.judge.judge(samples, sequences)
 
 
 def _replayed(folder: Path, step: int, prompts: Sequence[Prompt], began: float) -> Judged:
@@ -281,7 +282,3 @@ def _replayed(folder: Path, step: int, prompts: Sequence[Prompt], began: float) 
 
 def _array(values: Sequence[float | None]) -> npt.NDArray[np.float64]:
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
-
-
-def _incidents(generation: Generation) -> tuple[str, ...]:
-    return tuple(str(incident) for incident in generation.incidents)

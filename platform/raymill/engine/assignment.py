@@ -30,6 +30,7 @@ class Assignment:
     reward: str | None = None
     reward_digest: str | None = None
     critic_folder: Path | None = None  # what a critic starts from
+    places: tuple[Any, ...] = ()  # where Ray is to put samplers, then reward models
     forgetting: Path | None = None  # prepared text that tells what fine-tuning forgets
 
     @property

@@ -74,6 +74,7 @@ def _pool(assignment: Assignment, job: RlhfJob, prepared: Prepared) -> Pool:
         cpus_per_actor=rollout.cpus_per_actor,
         gpus_per_actor=rollout.gpus_per_actor,
         timeout_s=rollout.timeout_s,
+        places=assignment.places[: rollout.actors],
     )
 
 
@@ -124,6 +125,7 @@ def _judge(assignment: Assignment, job: RlhfJob) -> Judge:
                 cpus_per_actor=rollout.cpus_per_actor,
                 gpus_per_actor=rollout.gpus_per_actor,
                 timeout_s=rollout.timeout_s,
+                places=assignment.places[rollout.actors :],
             )
     scorer = Scorer(list(reward.functions), workers=reward.workers, timeout_s=reward.timeout_s)
     combination = Combination(weights, rollout.max_new_tokens, reward.length_penalty)

@@ -44,6 +44,7 @@ class SampledAnswers:
     journal: Journal | None
     kl: AdaptiveKl = field(init=False)
     lookahead: bool = field(init=False)
+    _causes: set[str] = field(default_factory=set, init=False)  # of dropped answers, told already
 
     def __post_init__(self) -> None:
         self.restore({})
@@ -68,8 +69,8 @@ class SampledAnswers:
         figures = self._figures(judged, credit)
         self._adapt(credit, len(judged.rewards))
         if self.journal is not None:
-            for incident in self.source.incidents:
-                self.journal.write("message", step - 1, text=incident)
+            for text in (*self.source.incidents, *self._new_causes(judged)):
+                self.journal.write("message", step - 1, text=text)
             every = self.job.evaluation.table_every
             if every and step % every == 0:
                 self._table(judged, step)
@@ -226,6 +227,16 @@ class SampledAnswers:
         total, count = self.group.sum(float(distance), float((credit.mask.sum(dim=1) > 0).sum()))
         if count:
             self.kl = self.kl.updated(total / count, answers)
+
+    def _new_causes(self, judged: Judged) -> list[str]:
+        """Why answers were dropped, each cause once."""
+        new = {cause: n for cause, n in judged.causes.items() if cause not in self._causes}
+        self._causes |= set(new)
+        return [
+            f"answers without a reward are dropped ({count} of this step's {len(judged.rewards)}): "
+            f"{cause}; rollout/dropped counts what follows"
+            for cause, count in new.items()
+        ]
 
     def _table(self, judged: Judged, step: int) -> None:
         """The first prompts' answers, with what they are worth."""

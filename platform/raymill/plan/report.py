@@ -54,8 +54,8 @@ def fine_tuning_plan(
     if arch is not None:
         vocabulary = max(vocab_size, arch.vocab_size or 0)
         lines += _computation(job, arch, vocabulary)
-        if isinstance(job, RlhfJob):
-            lines += _roles(job, arch, vocabulary)
+    if isinstance(job, RlhfJob):
+        lines += roles_plan(job, arch, vocab_size)
     if job.lora.rank:
         bound = f"rank {job.lora.rank} on {', '.join(job.lora.targets)}"
         lines.append(("adapters", f"{bound}; memory and checkpoints above are upper bounds"))
@@ -116,30 +116,38 @@ def _samples(job: TrainJob) -> str:
     return "pairs" if isinstance(job, RewardJob | DpoJob) else "rows"
 
 
-def _roles(job: RlhfJob, arch: ArchConfig, vocabulary: int) -> list[tuple[str, str]]:
-    """Who sits where in reinforcement learning, with how much memory, beside the policy in the workers."""
-    weights = count_parameters(arch, vocabulary).total * (4 if job.train.precision == "fp32" else 2)
-    gib, rollout, reward = weights / GIB, job.rollout, job.reward
+def roles_plan(
+    job: RlhfJob, arch: ArchConfig | None, vocab_size: int, hosts: tuple[str, str] = ("", "")
+) -> list[tuple[str, str]]:
+    """(topic, text) lines: who sits where in reinforcement learning, with how much memory, beside the policy
+    in the workers. `hosts`: of the samplers and of the reward models, once they are known."""
+    rollout, reward = job.rollout, job.reward
+    weights = "its weights"
+    if arch is not None:
+        count = count_parameters(arch, max(vocab_size, arch.vocab_size or 0)).total
+        gib = count * (4 if job.train.precision == "fp32" else 2) / GIB
+        weights = f"{gib:.2f} GiB of weights"
+    on_samplers, on_judges = (f" on {host}" if host else "" for host in hosts)
     whole = "shared out over the workers" if job.zero.stage == 3 else "on every worker"
     reference = (
         "the policy with its adapters switched off"
         if job.lora.rank
-        else f"{gib:.2f} GiB of weights {whole}, forward only"
+        else f"{weights} {whole}, forward only"
     )
     lines = [("reference", reference)]
     if job.algorithm.advantage == "gae":
         lines.append(("critic", "in the workers, with memory and checkpoints like the policy's"))
     each = f"{rollout.cpus_per_actor:g} CPUs, {rollout.gpus_per_actor:g} GPUs"
     samplers = (
-        f"{rollout.actors} actors of {each}, {gib:.2f} GiB of weights each and a cache of "
+        f"{rollout.actors} actors of {each}{on_samplers}, {weights} each and a cache of "
         f"{rollout.batch} answers"
         if rollout.actors
-        else f"inside the first worker, {gib:.2f} GiB of weights"
+        else f"inside the first worker, {weights}"
     )
     judges = [f"{len(reward.functions)} functions in {reward.workers} processes"]
     if reward.model is not None:
         judges.append(
-            f"{reward.model} in {reward.model_actors} actors of {each}"
+            f"{reward.model} in {reward.model_actors} actors of {each}{on_judges}"
             if reward.model_actors
             else f"{reward.model} inside the first worker"
         )

@@ -21,12 +21,14 @@ class Combined:
     """Rewards in the samples' order, None where dropped, and what they are made of.
 
     `components`: each function's own values, before weights. `causes`: how many samples each
-    `function: cause` spoiled; one sample may have several causes.
+    `function: cause` spoiled; one sample may have several causes. `incidents`: whoever was lost while
+    judging, and replaced.
     """
 
     rewards: tuple[float | None, ...]
     components: dict[str, tuple[float | None, ...]]
     causes: dict[str, int]
+    incidents: tuple[str, ...] = ()
 
     @property
     def dropped(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raymill.reward.combine import Combination, Combined
 from raymill.reward.model import SequenceJudge
@@ -29,9 +29,11 @@ class Judge:
             RolloutError: the reward model's actors can't be had.
         """
         scores = self.scorer.score(samples)
+        incidents: tuple[str, ...] = ()
         if self.model is not None:
-            scores[MODEL] = self.model.score(sequences)
-        return self.combination.combine(scores, [len(one.answer_ids) for one in samples])
+            scores[MODEL], incidents = self.model.score(sequences)
+        combined = self.combination.combine(scores, [len(one.answer_ids) for one in samples])
+        return replace(combined, incidents=incidents)
 
     def close(self) -> None:
         """End whatever was started."""

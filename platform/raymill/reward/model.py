@@ -27,8 +27,8 @@ SCORES_A_BATCH = 32
 class SequenceJudge(Protocol):
     """Scores sequences of tokens."""
 
-    def score(self, sequences: Sequence[Sequence[int]]) -> list[Score]:
-        """A score each, in order.
+    def score(self, sequences: Sequence[Sequence[int]]) -> tuple[list[Score], tuple[str, ...]]:
+        """A score each, in order; and whoever was lost on the way and replaced.
 
         Raises:
             RaymillError: they can't be had.
@@ -127,7 +127,7 @@ class LocalRewardModel:
     def __init__(self, spec: RewardModelSpec) -> None:
         self._engine = spec.build()
 
-    def score(self, sequences: Sequence[Sequence[int]]) -> list[Score]:
+    def score(self, sequences: Sequence[Sequence[int]]) -> tuple[list[Score], tuple[str, ...]]:
         """See `SequenceJudge`."""
         before = torch.get_num_threads()
         units = score_units(sequences)
@@ -135,7 +135,7 @@ class LocalRewardModel:
             values = [self._engine.generate(u.prompts, NO_SAMPLING, u.seeds) for u in units]
         finally:
             torch.set_num_threads(before)
-        return scores_of(units, values)
+        return scores_of(units, values), ()
 
     def close(self) -> None:
         """Nothing was started."""

@@ -13,7 +13,7 @@ from raymill.rollout.weights import Digest
 
 
 class RewardModelPool:
-    """See `SequenceJudge`. Actors end with the process that made the pool."""
+    """See `SequenceJudge`. Actors end with the process that made the pool; `places`: see `Crew.of`."""
 
     def __init__(
         self,
@@ -23,24 +23,27 @@ class RewardModelPool:
         cpus_per_actor: float,
         gpus_per_actor: float,
         timeout_s: float,
+        places: Sequence[Any] = (),
     ) -> None:
         engine: Any = spec  # it builds an engine that gives numbers
         self._crew = Crew.of(
+            "reward",
             engine,
             actors,
             cpus_per_actor=cpus_per_actor,
             gpus_per_actor=gpus_per_actor,
             timeout_s=timeout_s,
+            places=places,
         )
         self._crew.start()
         self._crew.bring(Weights((), 0, Digest().hexdigest()))
 
-    def score(self, sequences: Sequence[Sequence[int]]) -> list[Score]:
+    def score(self, sequences: Sequence[Sequence[int]]) -> tuple[list[Score], tuple[str, ...]]:
         """See `SequenceJudge`."""
         units = score_units(sequences)
-        results, _ = self._crew.work(units, NO_SAMPLING)
+        results, incidents = self._crew.work(units, NO_SAMPLING)
         values = [cast(tuple[float, ...], result.completions) for result in results]
-        return scores_of(units, values)
+        return scores_of(units, values), tuple(map(str, incidents))
 
     def close(self) -> None:
         """End the actors."""

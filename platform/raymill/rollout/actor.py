@@ -1,4 +1,4 @@
-"""What runs in a sampling actor's process: an engine, and the version of its weights."""
+"""What runs in an actor's process: an engine, and the version of its weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Place:
         return f"{self.host} (node {self.node_id[:12]}, pid {self.pid})"
 
 
-class SamplingActor:
+class EngineActor:
     """Nothing is built before `start`, whose errors then arrive as they are."""
 
     def __init__(self, spec: EngineSpec, timeout_s: float) -> None:
@@ -67,3 +67,11 @@ class SamplingActor:
         if self._engine is None:
             raise RolloutError("the actor hasn't been started")
         return self._engine
+
+
+class SamplingActor(EngineActor):
+    """By this name Ray's tools show it."""
+
+
+class JudgingActor(EngineActor):
+    """A reward model's."""

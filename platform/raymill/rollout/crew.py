@@ -11,13 +11,13 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from raymill.errors import RaymillError
-from raymill.rollout.actor import Place, SamplingActor
+from raymill.rollout.actor import JudgingActor, Place, SamplingActor
 from raymill.rollout.engine import EngineSpec, Sampling
 from raymill.rollout.failure import Incident, RolloutError, require_digest
 from raymill.rollout.generation import UnitResult
@@ -27,6 +27,10 @@ TRIES = 3  # of a unit; and as many actors may be lost in a call as there are, t
 POLL_S = 0.5  # so that a crew which is disbanded meanwhile notices
 START_TIMEOUT_S = 300.0  # for a place in the cluster, and for importing libraries there
 FETCH_S = 60.0  # for a result that is ready
+
+Role = Literal["rollout", "reward"]
+_ACTORS = {"rollout": SamplingActor, "reward": JudgingActor}
+_WORK = {"rollout": "sampling", "reward": "judging"}
 
 logger = logging.getLogger(__name__)
 
@@ -65,14 +69,20 @@ class _Member:
 
 
 class Crew:
-    """`hire` makes an actor. Used by one thread at a time, but for `disband`."""
+    """`hire` makes the actor of a number. Used by one thread at a time, but for `disband`."""
 
     def __init__(
-        self, hire: Callable[[], Any], size: int, *, timeout_s: float, start_timeout_s: float
+        self,
+        role: Role,
+        hire: Callable[[int], Any],
+        size: int,
+        *,
+        timeout_s: float,
+        start_timeout_s: float,
     ) -> None:
-        self._hire = hire
+        self._role, self._hire = role, hire
         self._timeout_s, self._start_timeout_s = timeout_s, start_timeout_s
-        self._members = [_Member(number, hire()) for number in range(size)]
+        self._members = [_Member(number, hire(number)) for number in range(size)]
         self._weights: Weights | None = None
         self._disbanded = False
         self._incidents: list[Incident] = []
@@ -81,6 +91,7 @@ class Crew:
     @classmethod
     def of(
         cls,
+        role: Role,
         spec: EngineSpec,
         size: int,
         *,
@@ -88,18 +99,24 @@ class Crew:
         gpus_per_actor: float,
         timeout_s: float,
         start_timeout_s: float = START_TIMEOUT_S,
-        placement: Any = "DEFAULT",
+        places: Sequence[Any] = (),
     ) -> Crew:
-        """A crew of engines, wherever Ray has room for them."""
-        remote = ray.remote(SamplingActor).options(
+        """A crew of engines. `places`: Ray's scheduling strategy for each, so that one which takes
+        another's place takes its resources too; none: wherever Ray has room."""
+        remote = ray.remote(_ACTORS[role]).options(
             num_cpus=cpus_per_actor,
             num_gpus=gpus_per_actor,
             max_restarts=0,  # it would come back without weights
             max_task_retries=0,
-            scheduling_strategy=placement,
         )
+
+        def hire(number: int) -> Any:
+            place = places[number] if places else "DEFAULT"
+            return remote.options(scheduling_strategy=place).remote(spec, timeout_s)
+
         return cls(
-            lambda: remote.remote(spec, timeout_s),
+            role,
+            hire,
             size,
             timeout_s=timeout_s,
             start_timeout_s=start_timeout_s,
@@ -206,9 +223,7 @@ class Crew:
                 self._units[call.unit], value, call.weights.version
             )
         elif call.weights is not None:
-            require_digest(
-                value, call.weights.digest, f"rollout actor {member.name} on {member.place}"
-            )
+            require_digest(value, call.weights.digest, f"{self._named(member)} on {member.place}")
             member.weights = call.weights
         else:
             member.place = value
@@ -217,7 +232,7 @@ class Crew:
         if isinstance(cause, RaymillError):
             return cause
         return RolloutError(
-            f"rollout actor {member.name} on {member.place} failed {self._work_of(call)}: "
+            f"{self._named(member)} on {member.place} failed {self._work_of(call)}: "
             f"{type(cause).__name__}: {_first_line(cause)}"
         )
 
@@ -226,7 +241,7 @@ class Crew:
         call = member.call
         assert call is not None
         place = str(member.place or "no node yet")
-        incident = Incident(member.name, place, self._work_of(call), reason)
+        incident = Incident(self._named(member), place, self._work_of(call), reason)
         self._incidents.append(incident)
         logger.warning("%s", incident)
         ray.kill(member.handle, no_restart=True)
@@ -238,11 +253,15 @@ class Crew:
         if not self._losses_left:
             raise RolloutError(f"{incident}. {_resources()}")
         self._losses_left -= 1
-        member.handle, member.place, member.weights, member.call = self._hire(), None, None, None
+        member.handle, member.place = self._hire(member.number), None
+        member.weights = member.call = None
+
+    def _named(self, member: _Member) -> str:
+        return f"{self._role} actor {member.name}"
 
     def _work_of(self, call: _Call) -> str:
         if call.unit is not None:
-            return f"sampling unit {call.unit}, a {self._units[call.unit]}"
+            return f"{_WORK[self._role]} unit {call.unit}, a {self._units[call.unit]}"
         return "starting" if call.weights is None else "taking over weights"
 
 

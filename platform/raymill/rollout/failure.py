@@ -19,13 +19,13 @@ class RolloutError(RaymillError):
 class Incident:
     """An actor that was lost and replaced; its work is given out again."""
 
-    actor: str  # its number in the pool, and its id
+    actor: str  # its role, its number among those, and its id
     place: str  # host, node and process
     work: str
     reason: str
 
     def __str__(self) -> str:
-        return f"rollout actor {self.actor} on {self.place} was lost {self.work}: {self.reason}"
+        return f"{self.actor} on {self.place} was lost {self.work}: {self.reason}"
 
 
 def require_digest(found: str, expected: str, where: str) -> None:

@@ -28,8 +28,7 @@ JOIN_S = 10.0  # it notices within half a second that the actors are gone
 class RolloutPool(Pool):
     """See `Pool`. Actors end with the process that made the pool.
 
-    `timeout_s`: for a unit, and for bringing weights to an actor; `placement`: a scheduling strategy of
-    Ray's, as in "SPREAD" or a PlacementGroupSchedulingStrategy.
+    `timeout_s`: for a unit, and for bringing weights to an actor; `places`: see `Crew.of`.
 
     Raises:
         ClusterError: the cluster hasn't what the actors need.
@@ -45,7 +44,7 @@ class RolloutPool(Pool):
         cpus_per_actor: float,
         gpus_per_actor: float = 0.0,
         timeout_s: float,
-        placement: Any = "DEFAULT",
+        places: Sequence[Any] = (),
         start_timeout_s: float = START_TIMEOUT_S,
         bucket_bytes: int = BUCKET_BYTES,
     ) -> None:
@@ -54,13 +53,14 @@ class RolloutPool(Pool):
         self._bucket_bytes = bucket_bytes
         self._thread: threading.Thread | None = None
         self._crew = Crew.of(
+            "rollout",
             spec,
             actors,
             cpus_per_actor=cpus_per_actor,
             gpus_per_actor=gpus_per_actor,
             timeout_s=timeout_s,
             start_timeout_s=start_timeout_s,
-            placement=placement,
+            places=places,
         )
         self._crew.start()
 

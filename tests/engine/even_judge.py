@@ -1,0 +1,11 @@
+"""A reward function that can't judge every other answer."""
+
+from __future__ import annotations
+
+from raymill.reward.task import Sample
+
+
+def judge(sample: Sample) -> float:
+    if sum(sample.answer_ids) % 2:
+        raise ValueError("an odd answer")
+    return float(len(sample.answer_ids))
