@@ -103,16 +103,17 @@ class Crew:
     ) -> Crew:
         """A crew of engines. `places`: Ray's scheduling strategy for each, so that one which takes
         another's place takes its resources too; none: wherever Ray has room."""
-        remote = ray.remote(_ACTORS[role]).options(
-            num_cpus=cpus_per_actor,
-            num_gpus=gpus_per_actor,
-            max_restarts=0,  # it would come back without weights
-            max_task_retries=0,
-        )
+        remote = ray.remote(_ACTORS[role])
 
         def hire(number: int) -> Any:
-            place = places[number] if places else "DEFAULT"
-            return remote.options(scheduling_strategy=place).remote(spec, timeout_s)
+            options = remote.options(
+                num_cpus=cpus_per_actor,
+                num_gpus=gpus_per_actor,
+                max_restarts=0,  # it would come back without weights
+                max_task_retries=0,
+                scheduling_strategy=places[number] if places else "DEFAULT",
+            )
+            return options.remote(spec, timeout_s)
 
         return cls(
             role,
