@@ -3,6 +3,7 @@ an undisturbed run leaves."""
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from pathlib import Path
@@ -68,6 +69,9 @@ def test_what_it_says_and_leaves(undisturbed: tuple[Path, str]) -> None:
     assert steps[-1]["rollout/reward"] > steps[0]["rollout/reward"]
     tables = {path.name for path in (run_dir / "samples").iterdir()}
     assert {"rollouts-00000010.json", f"prompts-{STEPS:08d}.json"} <= tables
+    table = json.loads((run_dir / "samples" / "rollouts-00000010.json").read_text())
+    advantages = [row[table["columns"].index("advantage")] for row in table["data"][:4]]
+    assert sum(advantages) == pytest.approx(0, abs=1e-3), "those of a prompt's answers"
     page = (run_dir / "report.html").read_text()
     assert "Held-out prompts" in page
 

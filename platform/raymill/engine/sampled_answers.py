@@ -71,9 +71,11 @@ class SampledAnswers:
         if self.journal is not None:
             for text in (*self.source.incidents, *self._new_causes(judged)):
                 self.journal.write("message", step - 1, text=text)
-            every = self.job.evaluation.table_every
-            if every and step % every == 0:
-                self._table(judged, step)
+        every = self.job.evaluation.table_every
+        if every and step % every == 0:
+            advantages = self._of_all(mine, credit)
+            if self.journal is not None:
+                self._table(judged, advantages, step)
         self.source.incidents.clear()
         algorithm = self.job.algorithm
         size = len(mine) // algorithm.minibatches
@@ -238,7 +240,18 @@ class SampledAnswers:
             for cause, count in new.items()
         ]
 
-    def _table(self, judged: Judged, step: int) -> None:
+    def _of_all(self, mine: npt.NDArray[np.int64], credit: Rollouts) -> npt.NDArray[np.float64]:
+        """[N] The mean advantage of each answer's tokens, of all ranks' answers; NaN: not learned from."""
+        assert credit.advantage is not None
+        mask_BT = credit.mask.double()
+        mean_B = (credit.advantage.double() * mask_BT).sum(dim=1) / mask_BT.sum(dim=1)  # 0/0: NaN
+        parts = self.group.gather((mine, mean_B.numpy()))
+        found = np.full(sum(len(places) for places, _ in parts), np.nan)
+        for places, means in parts:
+            found[places] = means
+        return found
+
+    def _table(self, judged: Judged, advantages: npt.NDArray[np.float64], step: int) -> None:
         """The first prompts' answers, with what they are worth."""
         assert self.journal is not None and self.source.desk is not None
         rollout, decode = judged.rollout, self.source.desk.decode
@@ -254,10 +267,11 @@ class SampledAnswers:
                 answer.strip(),
                 rounded(judged.rewards[place]),
                 *(rounded(judged.components[name][place]) for name in names),
+                rounded(advantages[place]),
                 len(rollout.answers[place]),
                 bool(rollout.stopped[place]),
             ]
             for place, prompt, answer in zip(places, asked, answered, strict=True)
         ]
-        columns = ("prompt", "answer", "reward", *names, "tokens", "ended")
+        columns = ("prompt", "answer", "reward", *names, "advantage", "tokens", "ended")
         write_table(self.assignment.run_dir, self.journal, "rollouts", step, columns, rows)
