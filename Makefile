@@ -69,14 +69,16 @@ $(READY): pyproject.toml constraints.txt
 	  $(BIN)/pip install -c constraints.txt -r $(VENV)/requirements.txt; } > $(LOG) 2>&1 || { tail -n 20 $(LOG); echo "the setup failed; all of its output is in $(LOG), and the same command tries again"; exit 1; }
 	@touch $(READY)
 
-# vLLM asks for older versions of three packages. With transformers it is tested in ours, which is put
-# in place afterwards; torchvision and its like come built for GPUs, and transformers fails on them.
-$(VLLM_READY): pyproject.toml constraints.txt
-	@echo "setting up $(VLLM_VENV): about 6 minutes, once …"
-	@$(PYTHON) -m venv $(VLLM_VENV) && echo '*' > $(VLLM_VENV)/.gitignore
+# Beside the packages of .venv, which it sees, only what vLLM needs is installed. vLLM asks for older
+# versions of three packages. With our transformers it is tested, so that one is left to .venv's;
+# torchvision and its like come built for GPUs, and transformers fails on them.
+$(VLLM_READY): $(READY)
+	@echo "setting up $(VLLM_VENV): about 3 minutes, once …"
+	@rm -rf $(VLLM_VENV) && $(PYTHON) -m venv $(VLLM_VENV) && echo '*' > $(VLLM_VENV)/.gitignore
+	@site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	  $(BIN)/python -c "$$site" > $$($(VLLM_BIN)/python -c "$$site")/raymill.pth
 	@grep -v '^transformers=\|^fastapi=\|^numpy=' constraints.txt > $(VLLM_VENV)/constraints.txt
-	@set -e; { $(VLLM_BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); r = [*p["project"]["dependencies"], *p["project"]["optional-dependencies"]["dev"], *p["dependency-groups"]["$(VLLM)"]]; print("\n".join(x for x in r if not x.startswith("transformers")))' > $(VLLM_VENV)/requirements.txt && \
+	@set -e; { $(VLLM_BIN)/python -c 'import tomllib; print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["$(VLLM)"]))' > $(VLLM_VENV)/requirements.txt && \
 	  $(VLLM_BIN)/pip install -c $(VLLM_VENV)/constraints.txt -r $(VLLM_VENV)/requirements.txt && \
-	  $(VLLM_BIN)/pip install --no-deps -c constraints.txt transformers && \
-	  $(VLLM_BIN)/pip uninstall -y torchvision torchaudio torchcodec; } > $(VLLM_LOG) 2>&1 || { tail -n 20 $(VLLM_LOG); echo "the setup failed; all of its output is in $(VLLM_LOG), and the same command tries again"; exit 1; }
+	  $(VLLM_BIN)/pip uninstall -y transformers torchvision torchaudio torchcodec; } > $(VLLM_LOG) 2>&1 || { tail -n 20 $(VLLM_LOG); echo "the setup failed; all of its output is in $(VLLM_LOG), and the same command tries again"; exit 1; }
 	@touch $(VLLM_READY)

@@ -20,7 +20,7 @@ from raymill.errors import ConfigError
 from raymill.generate.batch import Completion
 from raymill.rollout.engine import Sampling
 from raymill.rollout.failure import RolloutError
-from raymill.rollout.weights import DTYPES, Bucket, Digest, held_weights
+from raymill.rollout.weights import DTYPES, Bucket, Digest, held_weights, unpacked
 
 LEAST_TEMPERATURE = 0.01  # vLLM takes what lies between 0 and this for this
 BLOCK_TOKENS = 128  # the largest unit in which vLLM gives out its cache: a CPU's
@@ -252,26 +252,21 @@ def _completion(answer: Any, sampling: Sampling) -> Completion:
 
 
 class _Delivery:
-    """Weights on their way into vLLM, held against what the model is made of.
+    """Weights on their way into vLLM.
 
     A load that is broken off leaves vLLM's layers waiting for the rest, which they would take from the
     next one. So what is wrong ends the delivery early, and is raised when vLLM has put it away.
     """
 
     def __init__(self, due: Mapping[str, torch.Tensor], buckets: Iterable[Bucket]) -> None:
-        self._due = dict(due)
-        self._buckets = buckets
+        self._unpacked = unpacked(buckets, due)
         self._digest = Digest()
         self._wrong: Exception | None = None
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """As far as they are the model's."""
         try:
-            for bucket in self._buckets:
-                for name, tensor in bucket.tensors():
-                    self._check(name, tensor)
-                    self._digest.add(name, tensor)
-                    yield name, tensor
+            yield from self._digest.passing(self._unpacked)
         except Exception as error:  # noqa: BLE001
             self._wrong = error
 
@@ -283,22 +278,6 @@ class _Delivery:
         """
         if self._wrong is not None:
             raise self._wrong
-        if self._due:
-            raise RolloutError(
-                f"the policy left out {len(self._due)} weights; the first is {next(iter(self._due))}"
-            )
+        for name, _ in self._unpacked:
+            raise RolloutError(f"vLLM didn't take {name}, and what comes after it")
         return self._digest.hexdigest()
-
-    def _check(self, name: str, tensor: torch.Tensor) -> None:
-        due = self._due.pop(name, None)
-        if due is None:
-            raise RolloutError(
-                f"the policy sent {name}, which the sampling model hasn't or was given already; "
-                "adapters are merged before they are sent"
-            )
-        if (due.shape, due.dtype) != (tensor.shape, tensor.dtype):
-            raise RolloutError(
-                f"the policy sent {name} as {tensor.dtype} {list(tensor.shape)}, the sampling model "
-                f"has {due.dtype} {list(due.shape)}; build both from one configuration, and gather "
-                "partitioned weights before they are sent"
-            )

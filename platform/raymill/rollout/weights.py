@@ -135,16 +135,30 @@ def fill(targets: Mapping[str, torch.Tensor], received: Iterable[Bucket]) -> Non
     """Copy buckets into the tensors of a model.
 
     Raises:
-        RolloutError: a tensor is missing, unknown, or of another shape or dtype.
+        RolloutError: see `unpacked`.
     """
-    missing = dict.fromkeys(targets)
+    with torch.no_grad():
+        for name, tensor in unpacked(received, targets):
+            targets[name].copy_(tensor)
+
+
+def unpacked(
+    received: Iterable[Bucket], targets: Mapping[str, torch.Tensor]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The buckets' tensors, each held against the one that it is for.
+
+    Raises:
+        RolloutError: a tensor is unknown, comes twice, or is of another shape or dtype; at the end: some
+            are missing.
+    """
+    due = dict(targets)
     for bucket in received:
         for name, tensor in bucket.tensors():
-            target = targets.get(name)
+            target = due.pop(name, None)
             if target is None:
                 raise RolloutError(
-                    f"the policy sent {name}, which the sampling model hasn't: its weights are "
-                    f"called {next(iter(targets))}, …; adapters are merged before they are sent"
+                    f"the policy sent {name}, which the sampling model hasn't or was given already: its "
+                    f"weights are called {next(iter(targets))}, …; adapters are merged before they are sent"
                 )
             if (target.shape, target.dtype) != (tensor.shape, tensor.dtype):
                 raise RolloutError(
@@ -152,11 +166,9 @@ def fill(targets: Mapping[str, torch.Tensor], received: Iterable[Bucket]) -> Non
                     f"sampling model has {_spelled(target.dtype)} {list(target.shape)}; build both "
                     "from one configuration, and gather partitioned weights before they are sent"
                 )
-            with torch.no_grad():
-                target.copy_(tensor)
-            missing.pop(name, None)
-    if missing:
+            yield name, tensor
+    if due:
         raise RolloutError(
-            f"the policy sent {len(targets) - len(missing)} of {len(targets)} weights; the first "
-            f"that is missing is {next(iter(missing))}"
+            f"the policy sent {len(targets) - len(due)} of {len(targets)} weights; the first "
+            f"that is missing is {next(iter(due))}"
         )

@@ -209,7 +209,7 @@ def test_temperature_zero_takes_the_likeliest(engine: VllmEngine, model: Any) ->
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"lm_head.weight": None}, "left out 1 weights; the first is lm_head.weight"),
+        ({"lm_head.weight": None}, "the first that is missing is lm_head.weight"),
         ({"base_model.x": torch.zeros(2)}, "sent base_model.x, which the sampling model hasn't"),
         ({"model.norm.weight": torch.zeros(0)}, r"as torch.float32 \[0\], .* \[64\]; build both"),
         ({"model.layers.0.self_attn.k_proj.weight": torch.zeros(32, 64).half()}, "as torch.float16"),
