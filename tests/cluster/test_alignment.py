@@ -15,7 +15,6 @@ import pytest
 from cluster import job
 from cluster.test_resume import wait_for_no_orphans
 from engine.alignment_probe import write_judge, write_parent, write_prompts
-from raymill.data.chat.tokenizer import chat_tokenizer
 
 pytestmark = pytest.mark.integration
 STEPS = 24
@@ -25,7 +24,6 @@ STEPS = 24
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("aligned")
     parent = write_parent(root / "parent", hidden=32)
-    chat_tokenizer(parent, "auto", ()).save(parent)
     write_judge(parent, root / "judge")
     records = [{"prompt": f"say {n}", "tokens": list(range(97, 123))} for n in range(80)]
     write_prompts(root / "prompts.jsonl", records)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -44,12 +43,11 @@ def write_parent(folder: Path, *, layers: int = 2, hidden: int = 64, seed: int =
 
 
 def write_judge(parent: Path, folder: Path) -> Path:
-    """A reward model that has learned nothing, for a parent with a chat tokenizer of its own."""
+    """A reward model that has learned nothing."""
     from raymill.model.parent import load_scalar
 
     load_scalar(parent, VOCAB + ADDED, [], "sdpa", 5, pad_id=0)[0].save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(parent / name, folder / name)
+    chat_tokenizer(parent, "auto", ()).save(folder)
     return folder
 
 

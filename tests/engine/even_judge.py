@@ -5,6 +5,10 @@ from __future__ import annotations
 from raymill.reward.task import Sample
 
 
+def refuse(sample: Sample) -> float:
+    raise ValueError("whatever the answer")
+
+
 def judge(sample: Sample) -> float:
     if sum(sample.answer_ids) % 2:
         raise ValueError("an odd answer")

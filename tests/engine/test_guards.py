@@ -58,11 +58,13 @@ def test_a_nan_on_one_rank_is_the_same_error_on_both() -> None:
     messages = []
     for loop, nats, ids in ((guilty, float("nan"), (12, 13, 20)), (innocent, 5.0, (1, 2))):
         with pytest.raises(NonFiniteError) as caught:
-            global_loss(nats, 10.0, loop.group, partial(loop._non_finite, "the loss", batch(*ids)))
+            global_loss(
+                nats, 10.0, loop.group, partial(loop._non_finite, np.array(ids), "the loss")
+            )
         messages.append(str(caught.value))
     assert messages[0] == messages[1]
     assert "the loss of step 7 is not finite (rank 1; global samples 12-13, 20)" in messages[0]
-    assert "nothing was updated" in messages[0]
+    assert "that update wasn't made" in messages[0]
 
 
 def test_a_finite_loss_is_the_mean_over_all_ranks() -> None:

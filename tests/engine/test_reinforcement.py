@@ -8,10 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.multiprocessing import ProcessRaisedException
 
-from engine.alignment_probe import assigned, events, run, steps, write_parent, write_prompts
+from engine.alignment_probe import (
+    assigned,
+    events,
+    run,
+    steps,
+    write_judge,
+    write_parent,
+    write_prompts,
+)
+from raymill.cluster.finish import _refuse_unchanged
 from raymill.config.schema import RlhfJob
+from raymill.data.manifest import load_prepared
 from raymill.engine.assignment import Assignment
+from raymill.engine.setup import decide_start
+from raymill.errors import ConfigError, RaymillError
 from raymill.rollout.record import Rollout, read_rollout, rollout_path
 
 WORDS = [f"{word} {number}" for word in ("say", "tell", "ask me about") for number in range(16)]
@@ -203,3 +216,46 @@ def test_answers_without_a_reward_are_dropped_and_their_cause_is_told_once(place
     assert len(told) == 1
     assert "ValueError" in told[0]
     assert all(0 < event["rollout/dropped"] < 16 for event in steps(found))
+
+
+def test_steps_without_any_reward_change_nothing_and_go_on(place: Path) -> None:
+    """Also with a critic, whose figures have nothing to be of."""
+    function = "reward.functions={engine.even_judge\\:refuse: 1.0}"
+    [found] = run([grpo(place, "refused", function, "algorithm=ppo", "algorithm.minibatches=2")])
+    assert [event["rollout/dropped"] for event in steps(found)] == [16.0] * 3
+    assert [event["train/skipped"] for event in steps(found)] == [2] * 3
+    weights = next(event for event in found if event["kind"] == "weights")
+    assert weights["still"] == weights["trained"]
+    with pytest.raises(RaymillError, match="nothing was learned in 3 steps"):
+        _refuse_unchanged(found)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["rollout.group=2"], "asks for: 16, to prompts of samples .* not 8"),
+        (["train.global_batch=2", "train.steps=6"], "asks for: 16, .* not 8, to samples"),
+        (["rollout.temperature=0.5"], "was sampled with .* replay with these settings"),
+    ],
+)
+def test_other_rollouts_than_the_step_asks_for_are_not_replayed(
+    place: Path, change: list[str], message: str
+) -> None:
+    folder = place / "storage" / "dumps" / "dumped"
+    if not folder.exists():
+        run([grpo(place, "dumping", "rollout.dump=dumps/dumped")])
+    settings = ["rollout.replay=dumps/dumped", "train.micro_batch=2", *change]
+    with pytest.raises(ProcessRaisedException, match=message):
+        run([grpo(place, f"replayed{len(message)}", *settings)])
+
+
+def test_another_reward_model_under_the_same_name_is_refused_at_resume(place: Path) -> None:
+    """As a registry's alias that has moved since would be."""
+    judge = write_judge(place / "parent", place / "judge")
+    settings = (f"reward.model={judge}", "reward.model_actors=0", "train.steps=1")
+    first = grpo(place, "judged", *settings)
+    assert set(first.model_digests) == {"reward.model"}
+    run([first])
+    again = replace(first, total_steps=2, model_digests={"reward.model": "f" * 64})
+    with pytest.raises(ConfigError, match="its weights are others now"):
+        decide_start(again, tuple(load_prepared(one).manifest.digest for one in again.folders))

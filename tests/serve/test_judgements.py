@@ -282,6 +282,9 @@ def test_writing_is_reviewed_by_somebody_else(tmp_path: Path) -> None:
     review = next_task(database, "write", "Bob", 1)
     assert isinstance(review, Task) and review.text == "It is so."
     edited = {"about": review.about, "text": "It is so, because."}
+    # What Bob has said of the first one has been built on.
+    with pytest.raises(RefusalError, match="written anew since"):
+        undo(database, "Bob", "too late", 60)
     record(database, Submission("Bob-second", name, "Bob", "review", "edit", 9.0, **edited))
     found = progress(database, "write", "Ada", 1)
     assert (found.done, found.total, found.reviews, found.mine) == (1, 1, 0, 2)

@@ -52,6 +52,7 @@ class Manifest:
     )  # what the weights started from: a registered version, a folder, a forked run
     files: Mapping[str, FileRecord]
     parent_digest: str | None = None  # of the parent's weights
+    model_digests: Mapping[str, str] = field(default_factory=dict)  # of other models, by their key
     updates: Mapping[str, int] = field(default_factory=dict)  # optimizer updates, where not `step`
     state: Mapping[str, Any] = field(default_factory=dict)  # what else the job goes on from
     format_version: int = FORMAT_VERSION

@@ -14,7 +14,7 @@ from raymill.config.schema import DpoJob, PretrainJob, RewardJob, RlhfJob, SftJo
 from raymill.data.manifest import load_prepared
 from raymill.durable import write_atomic
 from raymill.engine.assignment import Assignment
-from raymill.errors import TrackingError
+from raymill.errors import RaymillError, TrackingError
 from raymill.track.console import RunConsole
 from raymill.track.follow import Follower, last_of_each_step
 from raymill.track.forwarder import metrics_of
@@ -49,10 +49,12 @@ def finish(assignment: Assignment, found: Found, tracker: Tracker, console: RunC
         RlhfJob: reward_card,
     }
 
+    events = Follower(assignment.journal).read()
+    if isinstance(assignment.job, RlhfJob):
+        _refuse_unchanged(events)
     prepared = load_prepared(assignment.folders[0])
     export = export_checkpoint(assignment, found)
     console.say(f"exported {export.folder}")
-    events = Follower(assignment.journal).read()
     figures = run_figures(events)
     if isinstance(assignment.job, SftJob):
         figures |= yardsticks(prepared, assignment.job)
@@ -76,6 +78,17 @@ def finish(assignment: Assignment, found: Found, tracker: Tracker, console: RunC
     console.say(f"report   {report}")
     console.say(f"summary  {assignment.run_dir / SUMMARY_NAME}")
     return 0
+
+
+def _refuse_unchanged(events: list[dict[str, Any]]) -> None:
+    """A policy that no answer has ever taught is its parent still, and mustn't pass for an aligned one."""
+    steps = last_of_each_step(events, "step")
+    if not any("policy/ratio" in event for event in steps):
+        raise RaymillError(
+            f"nothing was learned in {len(steps)} steps: no answer had a reward, or none could be learned "
+            "from (rollout/dropped, rollout/truncated, and the messages above tell why); the policy is its "
+            "parent still, so nothing is exported or registered"
+        )
 
 
 def run_figures(events: list[dict[str, Any]]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from raymill.data.chat.tokenizer import ChatTokenizer
 from raymill.data.manifest import tokenizer_fingerprint
 from raymill.errors import ConfigError
 from raymill.model.shape import gives_a_number, positions_of
-from raymill.plan.batch import passed_length
+from raymill.plan.batch import longest_tokens
 from raymill.reward.names import check_names
 from raymill.track.registry import ResolvedModel, resolve_model, weights_digest
 
@@ -26,25 +26,25 @@ def judges_of(job: RlhfJob, parent: ResolvedModel, tokenizer: ChatTokenizer) -> 
     problems = [f"reward.functions: {text}" for text in check_names(job.reward.functions)]
     root = Path(job.storage.root)
     found: dict[str, Any] = {}
-    folder: Path | None = None
+    digests: dict[str, str] = {}
+    reward: ResolvedModel | None = None
     if job.reward.model is not None:
         reward = resolve_model(job.reward.model, job.tracking, root, key="reward.model")
-        folder = reward.folder
         problems += _problems(job, "reward.model", reward, tokenizer)
-        found = {
-            "reward_folder": folder,
-            "reward": reward.name,
-            "reward_digest": weights_digest(folder),
-        }
+        found = {"reward_folder": reward.folder, "reward": reward.name}
+        digests["reward.model"] = weights_digest(reward.folder)
     if job.algorithm.advantage == "gae":
+        critic = parent
         if job.critic.parent is not None:
-            folder = resolve_model(
-                job.critic.parent, job.tracking, root, key="critic.parent"
-            ).folder
-        found["critic_folder"] = folder or parent.folder
+            critic = resolve_model(job.critic.parent, job.tracking, root, key="critic.parent")
+            problems += _too_short(job, f"critic.parent={job.critic.parent}", critic)
+        elif reward is not None:
+            critic = reward
+        found["critic_folder"] = critic.folder
+        digests["critic.parent"] = weights_digest(critic.folder)
     if problems:
         raise ConfigError(problems)
-    return found
+    return found | {"model_digests": digests}
 
 
 def actors_of(job: TrainJob) -> Beside:
@@ -72,11 +72,14 @@ def _problems(job: RlhfJob, key: str, model: ResolvedModel, tokenizer: ChatToken
             f"({tokenizer.identity.fingerprint[:12]}); answers are never encoded again, so train the "
             "reward model on the same parent"
         )
-    positions = positions_of(model.folder)
-    longest = passed_length(job)
-    if positions is not None and longest > positions:
-        problems.append(
-            f"{key}={job.reward.model}: has {positions} positions; data.sequence_length + "
-            f"rollout.max_new_tokens are {longest}"
-        )
-    return problems
+    return [*problems, *_too_short(job, f"{key}={job.reward.model}", model)]
+
+
+def _too_short(job: RlhfJob, what: str, model: ResolvedModel) -> list[str]:
+    positions, longest = positions_of(model.folder), longest_tokens(job)
+    if positions is None or longest <= positions:
+        return []
+    return [
+        f"{what}: has {positions} positions; data.sequence_length + 1 + rollout.max_new_tokens "
+        f"are {longest}"
+    ]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import threading
 import uuid
 from pathlib import Path
 
+from raymill.config.schema import RlhfJob, TrainJob
 from raymill.engine.assignment import Assignment
+
+WAIT_S = 1800  # Ray Train's own
 
 
 class WorkerRun:
@@ -39,6 +43,21 @@ class WorkerRun:
             shutil.rmtree(self._scratch.parent, ignore_errors=True)
 
 
+def patience_s(job: TrainJob) -> int:
+    """How long ranks wait for each other: for the first one, which samples and has answers judged, as long
+    as that may take, so that what is late is named by its own limit and not by theirs."""
+    if not isinstance(job, RlhfJob):
+        return WAIT_S
+    from raymill.rollout.crew import TRIES
+
+    rollout, reward = job.rollout, job.reward
+    answers = job.train.global_batch * rollout.group
+    units = math.ceil(answers / rollout.batch)
+    sampling = (math.ceil(units / max(1, rollout.actors)) + TRIES) * rollout.timeout_s
+    judging = answers * len(reward.functions) * reward.timeout_s / reward.workers
+    return WAIT_S + math.ceil(sampling + judging)
+
+
 def _fit(assignment: Assignment, scratch: Path) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -57,7 +76,9 @@ def _fit(assignment: Assignment, scratch: Path) -> None:
             use_gpu=job.cluster.gpu,
             resources_per_worker=resources,
         ),
-        torch_config=TorchConfig(backend="nccl" if job.cluster.gpu else "gloo"),
+        torch_config=TorchConfig(
+            backend="nccl" if job.cluster.gpu else "gloo", timeout_s=patience_s(job)
+        ),
         run_config=RunConfig(
             name=scratch.name,
             storage_path=str(scratch.parent),

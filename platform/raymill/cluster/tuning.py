@@ -20,7 +20,7 @@ from raymill.data.location import mixture_folders
 from raymill.data.manifest import MANIFEST_NAME, Prepared, load_prepared, tokenizer_fingerprint
 from raymill.engine.assignment import Assignment
 from raymill.errors import ConfigError, DataError
-from raymill.plan.batch import passed_length
+from raymill.plan.batch import longest_tokens
 from raymill.track.registry import ResolvedModel, resolve_model, weights_digest
 
 Tuning = SftJob | RewardJob | DpoJob | RlhfJob
@@ -131,7 +131,7 @@ def _check_parent(job: ParentJob, parent: ResolvedModel, tokenizer: ChatTokenize
     if isinstance(job, SftJob) and job.evaluation.questions:
         asked["evaluation.answer_tokens"] = job.evaluation.answer_tokens + 1  # and a question
     if isinstance(job, RlhfJob):
-        asked["data.sequence_length + rollout.max_new_tokens"] = passed_length(job)
+        asked["data.sequence_length + 1 + rollout.max_new_tokens"] = longest_tokens(job)
     problems = [
         f"{key}={value}: longer than the {positions} positions of {parent.name}"
         for key, value in asked.items()

@@ -23,7 +23,7 @@ from raymill.engine.trainer import gathered
 from raymill.errors import DataError
 from raymill.model.merged import merged_weights
 from raymill.objective.rollouts import Rollouts
-from raymill.reward.combine import Combined
+from raymill.reward.combine import Combined, metric_name
 from raymill.reward.judge import Judge
 from raymill.reward.task import Sample
 from raymill.rollout.engine import Sampling
@@ -73,7 +73,8 @@ class Judged:
             f"{prefix}/truncated": float(1 - self.rollout.stopped.mean()),
             f"{prefix}/dropped": float(np.isnan(self.rewards).sum()),
         }
-        named = {"": self.rewards, **{f"/{n}": v for n, v in self.components.items()}}
+        parts = {f"/{metric_name(name)}": v for name, v in self.components.items()}
+        named = {"": self.rewards, **parts}
         for name, values in named.items():
             known = values[~np.isnan(values)]
             if len(known):
@@ -120,7 +121,7 @@ class AnswerSource:
     version: int | None = field(default=None, init=False)  # of the weights that the samplers have
     sync_s: float = field(default=0.0, init=False)
     incidents: list[str] = field(default_factory=list, init=False)  # not told yet
-    _begun: tuple[int, list[Prompt]] | None = field(default=None, init=False)
+    _begun: tuple[int, list[Prompt], int] | None = field(default=None, init=False)
     _settled: Judged | None = field(default=None, init=False)
 
     def sync(self, version: int) -> None:
@@ -167,7 +168,7 @@ class AnswerSource:
                 self.desk.pool.start_generate(units, self.sampling)
 
         on_rank_zero(self.group, start)
-        self._begun = (step, list(prompts))
+        self._begun = (step, list(prompts), group_size)
 
     @property
     def begun(self) -> int | None:
@@ -187,10 +188,10 @@ class AnswerSource:
         self.incidents += judged.incidents
         return judged
 
-    def _collected(self, step: int, prompts: Sequence[Prompt]) -> Judged:
+    def _collected(self, step: int, prompts: Sequence[Prompt], group_size: int) -> Judged:
         def finish() -> Judged:
             assert self.desk is not None
-            return _finished(self.desk, step, prompts, self.sampling)
+            return _finished(self.desk, step, prompts, group_size, self.sampling)
 
         return on_rank_zero(self.group, finish)
 
@@ -211,10 +212,12 @@ class AnswerSource:
             self.desk.close()
 
 
-def _finished(desk: Desk, step: int, prompts: Sequence[Prompt], sampling: Sampling) -> Judged:
+def _finished(
+    desk: Desk, step: int, prompts: Sequence[Prompt], group_size: int, sampling: Sampling
+) -> Judged:
     began = time.perf_counter()
     if desk.replay is not None and step >= 0:
-        return _replayed(desk.replay, step, prompts, began)
+        return _replayed(desk.replay, step, prompts, group_size, sampling, began)
     generation = desk.pool.collect()
     rollout = Rollout.of(step, sampling, generation.results)
     waited = time.perf_counter() - began
@@ -263,16 +266,38 @@ def _judged(
     return desk.judge.judge(samples, sequences)
 
 
-def _replayed(folder: Path, step: int, prompts: Sequence[Prompt], began: float) -> Judged:
+def _replayed(
+    folder: Path,
+    step: int,
+    prompts: Sequence[Prompt],
+    group_size: int,
+    sampling: Sampling,
+    began: float,
+) -> Judged:
     path = rollout_path(folder, step)
     rollout = read_rollout(path)
-    known = {prompt.sample_id: prompt.ids for prompt in prompts}
-    for sample_id, ids in zip(rollout.sample_id.tolist(), rollout.prompts, strict=True):
-        if known.get(sample_id) != tuple(ids.tolist()):
-            raise DataError(
-                f"{path} holds answers to other prompts than step {step} draws (sample {sample_id}); "
-                "replay with the data, seed and batch that they were dumped with"
-            )
+    expected = [
+        (prompt.sample_id, number, prompt.ids)
+        for prompt in sorted(prompts, key=lambda prompt: prompt.sample_id)
+        for number in range(group_size)
+    ]
+    found = [
+        (sample_id, number, tuple(ids.tolist()))
+        for sample_id, number, ids in zip(
+            rollout.sample_id.tolist(), rollout.number.tolist(), rollout.prompts, strict=True
+        )
+    ]
+    if found != expected:
+        raise DataError(
+            f"{path} holds other answers than step {step} asks for: {len(found)}, to prompts of samples "
+            f"{sorted({one[0] for one in found})[:4]} …, not {len(expected)}, to samples "
+            f"{sorted({one[0] for one in expected})[:4]} …; replay with the data, seed, batch and group "
+            "that they were dumped with"
+        )
+    if rollout.sampling != sampling:
+        raise DataError(
+            f"{path} was sampled with {rollout.sampling}, not {sampling}; replay with these settings"
+        )
     if TOTAL not in rollout.rewards:
         raise DataError(f"{path} holds no rewards; dump it again with rollout.dump")
     components = {name: v for name, v in rollout.rewards.items() if name != TOTAL}

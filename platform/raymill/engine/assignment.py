@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ class Assignment:
     parent_digest: str | None = None  # and of its weights
     reward_folder: Path | None = None  # what `reward.model=` resolved to
     reward: str | None = None
-    reward_digest: str | None = None
+    # Key → digest of the weights of what else the run stands on: the reward model, the critic's start.
+    model_digests: Mapping[str, str] = field(default_factory=dict)
     critic_folder: Path | None = None  # what a critic starts from
     places: tuple[Any, ...] = ()  # where Ray is to put samplers, then reward models
     forgetting: Path | None = None  # prepared text that tells what fine-tuning forgets

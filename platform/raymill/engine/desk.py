@@ -112,7 +112,7 @@ def _judge(assignment: Assignment, job: RlhfJob) -> Judge:
             str(assignment.reward_folder),
             job.train.precision,
             _threads(job),
-            rollout.gpus_per_actor > 0,
+            rollout.gpus_per_actor > 0 if reward.model_actors else job.cluster.gpu,
         )
         if reward.model_actors == 0:
             model = LocalRewardModel(spec)

@@ -28,6 +28,7 @@ class Gathered:
     """
 
     updates: Sequence[Any]
+    samples: Sequence[npt.NDArray[np.int64]]  # whose rows each update has, on this rank
     tokens: int
     figures: Mapping[str, float] = field(default_factory=dict)
 
@@ -77,7 +78,8 @@ class GivenRows:
         learned, tokens = self.group.sum(
             self.objective.weight(batch.rows.unweighted()), predicted_tokens(batch.rows)
         )
-        return Gathered([batch.rows], int(tokens), {"perf/learned_share": learned / tokens})
+        figures = {"perf/learned_share": learned / tokens}
+        return Gathered([batch.rows], [batch.sample_id], int(tokens), figures)
 
     def learned(self, losses: Sequence[Floats], batch: StepBatch) -> dict[str, float]:
         """Each data source's own loss, where there are several."""

@@ -7,9 +7,11 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from raymill.checkpoint.commit import commit
@@ -95,15 +97,14 @@ class Loop:
         torch.manual_seed(step_seed(job.run.seed, self.step + 1, self.group.rank))
         factor = learning_rate_factor(job.schedule, self.step + 1, self.assignment.total_steps)
 
-        def refuse(what: str, mine: bool) -> NonFiniteError:
-            return self._non_finite(what, batch, mine)
-
         figures: dict[str, float] = {}
         losses: list[Floats] = []
         for learner in self.learners:
             done = [
-                learner.update(rows, learner.peak_rate * factor, phases, refuse)
-                for rows in gathered.updates
+                learner.update(
+                    rows, learner.peak_rate * factor, phases, partial(self._non_finite, samples)
+                )
+                for rows, samples in zip(gathered.updates, gathered.samples, strict=True)
             ]
             figures |= _figures(done, learner.prefix)
             losses = losses or [update.losses for update in done]
@@ -131,14 +132,14 @@ class Loop:
         except DataError as error:
             return None, None, error
 
-    def _non_finite(self, what: str, batch: StepBatch, mine: bool) -> NonFiniteError:
+    def _non_finite(self, own: npt.NDArray[np.int64], what: str, mine: bool) -> NonFiniteError:
         """The same error for all ranks, naming the samples of those whose value was not finite."""
-        ids = self.group.gather(batch.sample_id.tolist() if mine else [])
+        ids = self.group.gather(own.tolist() if mine else [])
         ranks = [rank for rank, found in enumerate(ids) if found]
         samples = sorted(sample for found in ids for sample in found)
         return NonFiniteError(
             f"{what} of step {self.step + 1} is not finite (rank {', '.join(map(str, ranks))}; "
-            f"global samples {_ranges(samples)}); nothing was updated, the last checkpoint stands"
+            f"global samples {_ranges(samples)}); that update wasn't made, and the last checkpoint stands"
         )
 
     def _log_step(
@@ -195,6 +196,7 @@ class Loop:
             code_commit=assignment.code_commit,
             parent=assignment.parent,
             parent_digest=assignment.parent_digest,
+            model_digests=assignment.model_digests,
             updates={learner.prefix: learner.trainer.updates for learner in self.learners},
             state=self.experience.state(),
             files={},

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -148,7 +149,7 @@ class CachedReference:
             with np.load(self.path, allow_pickle=False) as stored:
                 self.record, self.values = stored["record"], stored["values"]
                 digest = str(stored["digest"])
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
             raise DataError(f"{self.path} can't be read ({error}); delete it") from error
         if digest != self._digest():
             raise DataError(f"{self.path} isn't what was written: it is damaged; delete it")

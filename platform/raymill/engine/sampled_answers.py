@@ -44,7 +44,9 @@ class SampledAnswers:
     journal: Journal | None
     kl: AdaptiveKl = field(init=False)
     lookahead: bool = field(init=False)
-    _causes: set[str] = field(default_factory=set, init=False)  # of dropped answers, told already
+    _causes: set[str] = field(
+        default_factory=set, init=False
+    )  # of answers that couldn't be judged, told already
 
     def __post_init__(self) -> None:
         self.restore({})
@@ -79,11 +81,16 @@ class SampledAnswers:
         self.source.incidents.clear()
         algorithm = self.job.algorithm
         size = len(mine) // algorithm.minibatches
-        parts = [credit.part(first, first + size) for first in range(0, len(mine), size)]
+        starts = range(0, len(mine), size)
+        parts = [credit.part(first, first + size) for first in starts]
+        samples = [
+            np.unique(judged.rollout.sample_id[mine[first : first + size]]) for first in starts
+        ]
         # All that a training pass goes through, so that MFU is of what was computed.
         rollout = judged.rollout
         tokens = sum(len(ids) for ids in (*rollout.prompts, *rollout.answers))
-        return Gathered(parts * algorithm.epochs, tokens, figures)
+        epochs = algorithm.epochs
+        return Gathered(parts * epochs, samples * epochs, tokens, figures)
 
     def learned(self, losses: Sequence[Floats], batch: StepBatch) -> dict[str, float]:
         """Nothing follows from the losses alone."""
@@ -216,6 +223,8 @@ class SampledAnswers:
             *(float((v * mask).sum()) for v in (error, error**2, returns, returns**2)),
         )
         count, e1, e2, r1, r2 = sums
+        if not count:  # nothing of this step is learned from
+            return {}
         variance = r2 / count - (r1 / count) ** 2
         residual = e2 / count - (e1 / count) ** 2
         return {"critic/explained_variance": 1 - residual / variance if variance > 0 else 0.0}
@@ -231,12 +240,12 @@ class SampledAnswers:
             self.kl = self.kl.updated(total / count, answers)
 
     def _new_causes(self, judged: Judged) -> list[str]:
-        """Why answers were dropped, each cause once."""
+        """Why answers couldn't be judged, each cause once."""
         new = {cause: n for cause, n in judged.causes.items() if cause not in self._causes}
         self._causes |= set(new)
         return [
-            f"answers without a reward are dropped ({count} of this step's {len(judged.rewards)}): "
-            f"{cause}; rollout/dropped counts what follows"
+            f"{count} of this step's {len(judged.rewards)} answers couldn't be judged: {cause}; from now on "
+            "rollout/dropped counts those without a reward"
             for cause, count in new.items()
         ]
 

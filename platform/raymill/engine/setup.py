@@ -112,6 +112,13 @@ def _refuse_contradictions(
             f"parent={assignment.config['parent']} is {assignment.parent} now, the run started from "
             f"{manifest.parent}: give that one to go on with the run, or choose another run.name"
         )
+    for key, digest in manifest.model_digests.items():
+        now = assignment.model_digests.get(key)
+        if now is not None and now != digest:
+            problems.append(
+                f"{key}={assignment.config.get(key)}: its weights are others now ({now[:12]}) than those the "
+                f"run began with ({digest[:12]}); name the version it began with, or choose another run.name"
+            )
     if not problems and manifest.data_digests != data_digests:
         problems = [
             "the prepared data isn't what the checkpoint was trained on (manifest digests "

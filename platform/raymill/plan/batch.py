@@ -28,6 +28,11 @@ def passed_length(job: TrainJob) -> int:
     return job.data.sequence_length
 
 
+def longest_tokens(job: RlhfJob) -> int:
+    """Of a prompt, whose row holds one token more than it has predictions, with its answer."""
+    return job.data.sequence_length + 1 + job.rollout.max_new_tokens
+
+
 def passed_rows(job: TrainJob, rows: int) -> int:
     """Sequences that so many samples (or a micro-batch of rows) become: two of a pair."""
     return rows * (2 if isinstance(job, RewardJob | DpoJob) else 1)

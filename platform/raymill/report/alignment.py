@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,15 @@ def reward_card(
     run_dir: Path, prepared: Prepared, events: Sequence[dict[str, Any]], summary: dict[str, Any]
 ) -> Card:
     """What a run of reinforcement learning has to say."""
-    found = summary["figures"]
-    reward, before = found["prompts/reward"], found["prompts/reward/before"]
+    evaluations = [event for event in events if "prompts/length" in event]
+    # An evaluation whose answers couldn't be judged has no reward, and an older one doesn't stand for it.
+    found = summary["figures"] | {
+        f"{name}{when}": evaluation.get(name, math.nan)
+        for name in (name for event in evaluations for name in event if "/reward" in name)
+        for when, evaluation in (("/before", evaluations[0]), ("", evaluations[-1]))
+    }
+    reward = found.get("prompts/reward", math.nan)
+    before = found.get("prompts/reward/before", math.nan)
     headlines = [
         f"held out  reward {before:+.4f} before, {reward:+.4f} after; KL to the reference "
         f"{found['prompts/kl']:.3f} nats an answer",

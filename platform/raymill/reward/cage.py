@@ -4,9 +4,9 @@ It is alone: nothing but the standard library can be imported here, and only thi
 the kernel has taken the rules, nothing in the process can loosen them; answers may do what they like.
 
 Standard input is a file: a JSON object of as many bytes as the first argument says (limits, filter, the
-answer), then another (tests, token), which is read only when the answer's own code has run. The token
-on standard output says that the tests came to their end, which an exit status alone doesn't: an
-answer could simply exit with 0.
+answer), then another (tests, token), which this program reads only when the answer's own code has run.
+The token on standard output says that the tests came to their end, which an exit status alone doesn't:
+an answer could simply exit with 0. An answer that looks for the token among its process's files finds it.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
     reward = Σ weight · score − length_penalty · tokens / max_tokens
 
 An answer of which one component has no finite value has no reward: it is dropped, and counted by cause.
+A component of weight 0 is only looked at, and may be missing.
 """
 
 from __future__ import annotations
@@ -29,20 +30,6 @@ class Combined:
     components: dict[str, tuple[float | None, ...]]
     causes: dict[str, int]
     incidents: tuple[str, ...] = ()
-
-    @property
-    def dropped(self) -> int:
-        """Samples without a reward."""
-        return sum(reward is None for reward in self.rewards)
-
-    def metrics(self, prefix: str) -> dict[str, float]:
-        """Means over the values there are, and counts: `{prefix}/exact`, `{prefix}/dropped`, …"""
-        columns = {"mean": self.rewards, **self.components}
-        found = {name: [v for v in values if v is not None] for name, values in columns.items()}
-        return {
-            **{f"{prefix}/{_key(name)}": math.fsum(v) / len(v) for name, v in found.items() if v},
-            f"{prefix}/dropped": float(self.dropped),
-        }
 
 
 @dataclass(frozen=True)
@@ -71,7 +58,9 @@ class Combination:
         }
         rewards = []
         for place, length in enumerate(tokens):
-            row = [(weight, components[name][place]) for name, weight in self.weights.items()]
+            row = [
+                (weight, components[name][place]) for name, weight in self.weights.items() if weight
+            ]
             rewards.append(self._reward(row, length, causes))
         return Combined(tuple(rewards), components, dict(causes))
 
@@ -88,7 +77,7 @@ class Combination:
         return None
 
 
-def _key(name: str) -> str:
+def metric_name(name: str) -> str:
     """A function's name, or an address, as what a metric may be called."""
     return re.sub(r"[^\w.-]+", "_", name)
 

@@ -1,9 +1,12 @@
-"""Running code that a model wrote, with tests, so that it can hurt neither the machine nor its own score.
+"""Running code that a model wrote, with tests, so that it can't hurt the machine.
 
 Each run is a process of its own (cage.py) that can read the standard library and write a scratch folder
 that is deleted; it has no environment, network, capabilities or further processes, can't signal
 others, and its CPU time, memory, files and their sizes are limited. The means are the kernel's, and
 need no privileges: landlock(7), seccomp(2), setrlimit(2). Where it lacks one, no code is run.
+
+Its score is only half as safe. Leaving early, or replacing what the tests build on by accident, doesn't
+pass; but answer and tests share an interpreter, and code that sets out to find them there will.
 """
 
 from __future__ import annotations

@@ -132,6 +132,8 @@ class Crew:
     def drop_weights(self) -> None:
         """Let the object store forget the current version, before it is given another."""
         self._weights = None
+        for member in self._members:
+            member.weights = None
 
     def bring(self, weights: Weights) -> list[Incident]:
         """Wait until all actors have taken over these weights."""

@@ -232,6 +232,15 @@ def undo(database: Database, annotator: str, request_id: str, lease_s: float) ->
             raise RefusalError(
                 "Your last answer has been reviewed: it can't be taken back any more."
             )
+        if connection.execute(
+            "SELECT 1 FROM standing AS later JOIN standing AS rejected ON rejected.number = ? "
+            "WHERE later.item_id = ? AND later.annotator = rejected.annotator "
+            "AND later.about IS NULL AND later.number > ?",
+            (last["about"], last["item_id"], last["number"]),
+        ).fetchone():
+            raise RefusalError(
+                "Its author has written anew since: your review can't be taken back any more."
+            )
         connection.execute(
             "UPDATE judgements SET undone = ?, undone_by = ? WHERE number = ?",
             (_now(), request_id, last["number"]),

@@ -131,7 +131,7 @@ def _lineage_tags(forwarder: Forwarder, found: Found, figures: dict[str, Any]) -
         "raymill.parent": manifest.parent or "",
         "raymill.parent_digest": manifest.parent_digest or "",
         "raymill.reward": assignment.reward or "",
-        "raymill.reward_digest": assignment.reward_digest or "",
+        "raymill.reward_digest": manifest.model_digests.get("reward.model", ""),
         **{
             f"raymill.{name.rpartition('/')[2]}": str(figures[name])
             for name in TOLD
