@@ -15,6 +15,7 @@ from typing import Any
 from raymill.config.schema import ClusterConfig
 from raymill.errors import ClusterError
 
+STARTS = 3  # of a local Ray, whose processes have 15 s to find each other
 READING = 0.5  # of a core, for data to be read while workers and actors hold theirs
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -93,15 +94,28 @@ def _start_local(cluster: ClusterConfig, workers: int, beside: Beside) -> None:
     cores = len(os.sched_getaffinity(0))
     # One slot more than the workers take, so that reading never waits for training to end.
     slots = max(cores, math.ceil(workers * cluster.cpus_per_worker + beside.cpus) + 1)
-    ray.init(
-        address="local",
-        num_cpus=slots,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _node_ip_address="127.0.0.1",
-        runtime_env={"env_vars": {"PYTHONPATH": _python_path()}},
-    )
+    for left in reversed(range(STARTS)):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=slots,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _node_ip_address="127.0.0.1",
+                runtime_env={"env_vars": {"PYTHONPATH": _python_path()}},
+            )
+        except (
+            Exception
+        ) as error:  # Ray raises it as it is, where a busy machine exceeds a limit of its own
+            ray.shutdown()
+            if not left:
+                raise ClusterError(
+                    f"Ray didn't start on this machine, tried {STARTS} times: {error} Is the machine very "
+                    "busy, or its disk full? Ray's logs are in /tmp/ray/session_latest/logs"
+                ) from error
+        else:
+            return
 
 
 def _join(cluster: ClusterConfig) -> None:
