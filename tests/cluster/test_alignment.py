@@ -3,9 +3,10 @@ an undisturbed run leaves."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
-import time
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -90,14 +91,14 @@ def assert_equal_steps(run_dir: Path, other: Path) -> None:
     assert found == expected
 
 
-def kill(name: str, since: float) -> None:
-    """One process of Ray's that is called so, and was started since."""
-    [victim, *_] = [
-        process for process in psutil.process_iter(["cmdline", "create_time"])
-        if process.info["create_time"] >= since
-        and (process.info["cmdline"] or [""])[0].startswith(f"ray::{name}")
-    ]  # fmt: skip
-    victim.send_signal(signal.SIGKILL)
+def kill(driver: subprocess.Popen[str], name: str) -> None:
+    """One of a job's processes that Ray calls so; other jobs may run beside it."""
+    for process in psutil.Process(driver.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "".join(process.cmdline()[:1]).startswith(f"ray::{name}"):
+                process.send_signal(signal.SIGKILL)
+                return
+    raise AssertionError(f"no process of {name}")
 
 
 def test_whatever_is_killed_the_run_is_the_one_that_never_was(
@@ -107,11 +108,10 @@ def test_whatever_is_killed_the_run_is_the_one_that_never_was(
     same command goes on. Two samplers instead of one besides: the number of them decides nothing."""
     run_dir = place / "storage" / "runs" / "killed"
     settings = overrides(place, "killed", "rollout.actors=2")
-    began = time.time()
     process = job.start("rlhf", *settings, cwd=place)
     for step, victim in ((2, "SamplingActor"), (4, "JudgingActor"), (7, "RayTrainWorker")):
         job.wait_for_step(process, run_dir, step)
-        kill(victim, began)
+        kill(process, victim)
     job.interrupt_after(process, run_dir, 14, signal.SIGKILL)
     process.communicate(timeout=job.TIMEOUT_S)
     wait_for_no_orphans(run_dir)
