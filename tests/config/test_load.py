@@ -83,7 +83,7 @@ def test_all_problems_come_together_with_the_nearest_key() -> None:
         ("arch@other=nano", "groups can't be moved"),
         ("train", "isn't an override"),
         ("--multirun", "isn't an override"),
-        ("run.workers=1,2", "one value is expected"),
+        ("train.steps=1,2", "one value is expected"),
         ("storage.root=${oc.env:AWS_SECRET_ACCESS_KEY}", "are resolved"),
         ("storage.root=${oc.decode:x}", "are resolved"),
         ("storage.root=${nothing.here}", "can't be resolved"),

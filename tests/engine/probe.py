@@ -6,6 +6,7 @@ import json
 import os
 import socket
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -132,9 +133,11 @@ def run_cases(rank: int, world: int, port: int, cases: list[Case], folder: Path)
     import torch.distributed as dist
 
     from raymill.checkpoint.commit import commit
+    from raymill.checkpoint.fence import raise_fence
     from raymill.checkpoint.manifest import Manifest
     from raymill.checkpoint.resume import newest_verified
     from raymill.data.rows import Rows
+    from raymill.engine.agreement import on_rank_zero
     from raymill.engine.schedule import learning_rate_factor
     from raymill.engine.trainer import Trainer, load_weights
     from raymill.model.build import build_model
@@ -179,6 +182,7 @@ def run_cases(rank: int, world: int, port: int, cases: list[Case], folder: Path)
                 manifest = Manifest(
                     step + 1, (step + 1) * BATCH, 0, world, 1, {}, "", (), "", None, None, {}
                 )
+                on_rank_zero(group, partial(raise_fence, checkpoints, 0))
                 commit(checkpoints, manifest, trainer.shapes, trainer.fragments(), group)
         report.update(losses=losses, norms=norms)
         if rank == 0:

@@ -32,7 +32,7 @@ def run(job: PipelineJob) -> int:
     if job.pretrain.dry_run:
         return pretrain.run(job.pretrain)  # what the other stages start from doesn't exist yet
     trained = (job.pretrain, job.sft, job.reward, job.rlhf)
-    most = max(stage.run.workers for stage in trained)
+    most = max((stage.run for stage in trained), key=lambda run: run.most)
     beside = actors_of(job.rlhf) if "rlhf" in job.stages else NOTHING
     with connect(job.pretrain.cluster, most, beside):
         for stage in job.stages:

@@ -41,7 +41,7 @@ from raymill.config.schema import (
     TrackingConfig,
     TrainJob,
 )
-from raymill.plan.batch import update_rows
+from raymill.plan.batch import allowed_workers, update_rows
 
 
 @singledispatch
@@ -263,10 +263,11 @@ def _arch(arch: ArchConfig) -> Iterator[str]:
 
 
 def _batch(job: TrainJob) -> Iterator[str]:
-    train, workers = job.train, job.run.workers
+    train, run = job.train, job.run
     yield from at_least("train.global_batch", train.global_batch, 1)
     yield from at_least("train.micro_batch", train.micro_batch, 1)
-    yield from at_least("run.workers", workers, 1)
+    if not 1 <= run.least <= run.most:
+        yield f"run.workers={run.workers}: expected a number of at least 1, or least..most as in 2..8"
     yield from at_least("train.steps", train.steps, 1)
     yield from at_least("train.threads", train.threads, 1)
     if (train.steps is None) == (train.tokens is None):
@@ -274,10 +275,15 @@ def _batch(job: TrainJob) -> Iterator[str]:
             f"train.steps={train.steps}, train.tokens={train.tokens}: give exactly one of them "
             "(the other null)"
         )
-    if min(train.global_batch, train.micro_batch, workers) < 1:
+    if min(train.global_batch, train.micro_batch, run.least) < 1:
         return
-    rows = update_rows(job)
-    if rows % (workers * train.micro_batch):
+    rows, workers = update_rows(job), run.least
+    if run.least < run.most and not allowed_workers(job):
+        yield (
+            f"run.workers={run.workers}: {rows} rows an update can't be divided among any such number of "
+            f"workers in micro-batches of {train.micro_batch}; change train.micro_batch or train.global_batch"
+        )
+    elif run.least == run.most and rows % (workers * train.micro_batch):
         per_worker = rows // workers
         divisors = [n for n in range(1, per_worker + 1) if rows % (workers * n) == 0]
         advice = (

@@ -39,7 +39,10 @@ _TRAIN_KEYS = (
     ("train.micro_batch", "rows a forward pass; accumulation follows"),
     ("optim.learning_rate", "peak learning rate"),
     ("run.name", "the same name resumes; null: from the configuration"),
-    ("run.workers", "workers, one GPU each with cluster.gpu=true"),
+    (
+        "run.workers",
+        "workers, one GPU each with cluster.gpu=true; 2..8: as many as there is room for",
+    ),
     ("train.precision", "fp32 or bf16"),
     ("checkpoint.every", "steps between checkpoints"),
     ("evaluation.every", "steps between held-out evaluations"),

@@ -22,7 +22,7 @@ def _memory_problems(job: TrainJob, arch: ArchConfig, vocab_size: int) -> Iterat
         arch,
         vocab_size,
         stage=job.zero.stage,
-        workers=job.run.workers,
+        workers=job.run.least,  # which have the most to hold each
         precision=job.train.precision,
         micro_batch=passed_rows(job, job.train.micro_batch),
         sequence_length=passed_length(job),

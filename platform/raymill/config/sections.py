@@ -6,6 +6,7 @@ stands for a key that is a Python keyword (`run.from` is `RunConfig.from_`).
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -169,8 +170,24 @@ class RunConfig:
     name: str | None = None  # None: from the configuration's digest
     seed: int = 1234
     from_: str | None = None  # "<run name>@<step>" forks a run from its checkpoint
-    workers: int = 1
-    max_failures: int = 3  # infrastructure failures retried from the last commit
+    workers: int | str = 1  # or least..most, as in 2..8: as many as there is room for
+    max_failures: int = 3  # in a row, without a new checkpoint, from which the run goes on
+
+    @property
+    def least(self) -> int:
+        """Workers without which the run doesn't start."""
+        return self._range()[0]
+
+    @property
+    def most(self) -> int:
+        """Workers beyond which it doesn't grow."""
+        return self._range()[1]
+
+    def _range(self) -> tuple[int, int]:
+        match = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", str(self.workers))
+        if match is None:
+            return 0, 0  # which is refused
+        return int(match[1]), int(match[2] or match[1])
 
 
 @dataclass(frozen=True)

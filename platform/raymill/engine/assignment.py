@@ -33,6 +33,8 @@ class Assignment:
     critic_folder: Path | None = None  # what a critic starts from
     places: tuple[Any, ...] = ()  # where Ray is to put samplers, then reward models
     forgetting: Path | None = None  # prepared text that tells what fine-tuning forgets
+    memory_plan: str = ""  # a worker's, for who asks why it ran out
+    token: int = 0  # of the lease under which this process writes the run
 
     @property
     def checkpoints(self) -> Path:

@@ -6,15 +6,18 @@ import hashlib
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from raymill.checkpoint.commit import commit
+from raymill.checkpoint.background import BackgroundCommits, Outcome
+from raymill.checkpoint.fence import FencedError
 from raymill.checkpoint.manifest import Manifest
 from raymill.checkpoint.retention import apply_retention, registered_checkpoints
 from raymill.data.manifest import Prepared
@@ -23,11 +26,12 @@ from raymill.engine.assignment import Assignment
 from raymill.engine.evaluation import Evaluator, Occasion
 from raymill.engine.experience import Experience, Floats
 from raymill.engine.group import WorkerGroup
+from raymill.engine.host_copy import HostCopy
 from raymill.engine.journal import Journal
 from raymill.engine.learner import Learner, Phases, Update
 from raymill.engine.schedule import learning_rate_factor
 from raymill.engine.setup import Start
-from raymill.errors import DataError, NonFiniteError
+from raymill.errors import CheckpointError, DataError, NonFiniteError, RaymillError
 
 
 @dataclass
@@ -50,8 +54,16 @@ class Loop:
     samples: int = field(init=False)
     tokens: int = field(init=False)
     _ahead: StepBatch | None = field(default=None, init=False)  # drawn already, for the next step
+    _commits: BackgroundCommits = field(init=False)
+    _host_copy: HostCopy = field(default_factory=HostCopy, init=False)
+    _stall: float = field(
+        default=0.0, init=False
+    )  # seconds that the commit under way cost the loop
 
     def __post_init__(self) -> None:
+        self._commits = BackgroundCommits(
+            self.assignment.checkpoints, self.group.beside(), self._retain
+        )
         self.step = self.start.step
         self.samples = self.start.samples
         self.tokens = self.start.tokens
@@ -73,10 +85,11 @@ class Loop:
             now = Occasion(self.step, first=False, last=self.step == total)
             self._evaluate(now)
             if stop or now.due(job.checkpoint.every):
-                self._commit()
+                self._begin_commit()
             if stop and not now.last:
-                return "stopped"
-        return "finished"
+                break
+        self._settle_commit(wait=True, last=True)
+        return "finished" if self.step == total else "stopped"
 
     def _train_step(self, batches: Iterator[StepBatch]) -> bool:
         """One step, of one optimizer update or several; returns whether a stop was asked for."""
@@ -85,6 +98,7 @@ class Loop:
         phases = Phases()
         batch, upcoming, refusal = self._next_batch(batches)
         phases.data = time.perf_counter() - began
+        refusal = refusal or self._settle_commit()
         asked = self.group.rank == 0 and self.assignment.stop_request.exists()
         refusals, stop = self.group.sum(refusal is not None, asked)
         if refusals:
@@ -121,7 +135,7 @@ class Loop:
 
     def _next_batch(
         self, batches: Iterator[StepBatch]
-    ) -> tuple[StepBatch | None, StepBatch | None, DataError | None]:
+    ) -> tuple[StepBatch | None, StepBatch | None, RaymillError | None]:
         """The next batch and, where it is wanted, the one after it; or why there is none. The other ranks
         must hear of that before anyone raises."""
         try:
@@ -180,8 +194,10 @@ class Loop:
         if figures and self.journal is not None:
             self.journal.write("evaluation", self.step, tokens=self.tokens, **figures)
 
-    def _commit(self) -> None:
+    def _begin_commit(self) -> None:
+        """Copy the state; it is written while training goes on."""
         began = time.perf_counter()
+        self._settle_commit(wait=True)
         assignment = self.assignment
         manifest = Manifest(
             step=self.step,
@@ -198,30 +214,60 @@ class Loop:
             parent_digest=assignment.parent_digest,
             model_digests=assignment.model_digests,
             updates={learner.prefix: learner.trainer.updates for learner in self.learners},
-            state=self.experience.state(),
+            state=deepcopy(self.experience.state()),
+            token=assignment.token,
             files={},
         )
         trainers = [learner.trainer for learner in self.learners]
-        directory = commit(
-            assignment.checkpoints,
+        self._commits.begin(
             manifest,
             {name: shape for trainer in trainers for name, shape in trainer.shapes.items()},
-            chain.from_iterable(trainer.fragments() for trainer in trainers),
-            self.group,
+            self._host_copy.take(trainers),
         )
-        if self.journal is not None:
-            keep = assignment.job.checkpoint
+        self._stall = time.perf_counter() - began
+
+    def _settle_commit(self, wait: bool = False, last: bool = False) -> RaymillError | None:
+        """Tell how the commit under way ended, if it has. One that failed costs an interval and not the run,
+        but for the last, and but for a run that is another's by now: that one is returned, or raised where
+        this rank waited, as all ranks do then."""
+        began = time.perf_counter()
+        outcome = self._commits.take(wait)
+        if outcome is None:
+            return None
+        if wait:
+            self._stall += time.perf_counter() - began
+        self._tell(outcome)
+        error = outcome.error
+        if not isinstance(error, CheckpointError) or not (last or isinstance(error, FencedError)):
+            return None
+        if wait:
+            raise error
+        return error
+
+    def _tell(self, outcome: Outcome) -> None:
+        if self.journal is None:
+            return
+        if outcome.directory is None:
+            self.journal.write("message", self.step, text=str(outcome.error))
+            return
+        self.journal.write(
+            "checkpoint",
+            outcome.step,
+            path=str(outcome.directory.relative_to(self.assignment.run_dir)),
+            seconds=outcome.seconds,
+            stall_s=self._stall,
+            bytes=outcome.size,
+        )
+
+    def _retain(self, _directory: Path) -> None:
+        """On rank 0, behind the training. What can't be deleted is tried again next time."""
+        keep = self.assignment.job.checkpoint
+        with suppress(OSError):
             apply_retention(
-                assignment.checkpoints,
+                self.assignment.checkpoints,
                 keep.keep_last,
                 keep.keep_every,
-                registered_checkpoints(assignment.run_dir),
-            )
-            self.journal.write(
-                "checkpoint",
-                self.step,
-                path=str(directory.relative_to(assignment.run_dir)),
-                seconds=time.perf_counter() - began,
+                registered_checkpoints(self.assignment.run_dir),
             )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from raymill.checkpoint.fence import check_fence, writing_folder
 from raymill.checkpoint.manifest import Manifest
 from raymill.checkpoint.resume import (
     Found,
@@ -16,6 +17,7 @@ from raymill.checkpoint.resume import (
     find_fork,
     newest_verified,
 )
+from raymill.checkpoint.retention import remove_leftovers, set_aside
 from raymill.config.identity import CHANGEABLE_ON_FORK, CHANGEABLE_ON_RESUME
 from raymill.data.manifest import Prepared, load_prepared
 from raymill.data.order import Order, SourceShape
@@ -72,6 +74,24 @@ class Start:
     @property
     def tokens(self) -> int:
         return self.found.manifest.tokens if self.found else 0
+
+
+def begin(assignment: Assignment, data_digests: tuple[str, ...]) -> Start:
+    """`decide_start` by the one that writes the run: what an attempt before left half-written or damaged is out
+    of the way then.
+
+    Raises:
+        FencedError: the run is another process's by now.
+    """
+    check_fence(assignment.checkpoints, assignment.token)
+    remove_leftovers(
+        assignment.checkpoints, writing_folder(assignment.checkpoints, assignment.token)
+    )
+    start = decide_start(assignment, data_digests)
+    if start.resumed and start.found is not None:
+        for directory in start.found.damaged:
+            set_aside(directory)
+    return start
 
 
 def decide_start(assignment: Assignment, data_digests: tuple[str, ...]) -> Start:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from typing import TYPE_CHECKING, Any
 
 from raymill.engine.assignment import Assignment
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from raymill.engine.journal import Journal
     from raymill.engine.loop import Loop
     from raymill.engine.setup import Start
+
+NODE = "RAYMILL_NODE"  # the variable with the id of the Ray node that a worker is on
 
 logger = logging.getLogger(__name__)
 
@@ -71,18 +74,15 @@ def threads_per_worker() -> int:
 def build_loop(assignment: Assignment, group: WorkerGroup, journal: Journal | None) -> Loop:
     """Everything between the assignment and the first step; collective."""
 
-    from raymill.checkpoint.retention import remove_leftovers
     from raymill.engine.agreement import on_all_ranks, on_rank_zero
     from raymill.engine.loop import Loop
     from raymill.engine.recipe import recipe_of
-    from raymill.engine.setup import build_learners, decide_start, open_data
+    from raymill.engine.setup import begin, build_learners, open_data
 
     prepared, order = on_all_ranks(group, lambda: open_data(assignment))
     digests = tuple(data.manifest.digest for data in prepared)
-    if group.rank == 0:
-        remove_leftovers(assignment.checkpoints)
-    start = on_rank_zero(group, lambda: decide_start(assignment, digests))
-    _announce(assignment, start, journal, group.world_size)
+    start = on_rank_zero(group, lambda: begin(assignment, digests))
+    _announce(assignment, start, journal, group)
     recipe = recipe_of(assignment, prepared)
     learners = build_learners(recipe, assignment, start, group)
     experience = recipe.experience(learners, group, journal)
@@ -103,15 +103,18 @@ def build_loop(assignment: Assignment, group: WorkerGroup, journal: Journal | No
 
 
 def _announce(
-    assignment: Assignment, start: Start, journal: Journal | None, world_size: int
+    assignment: Assignment, start: Start, journal: Journal | None, group: WorkerGroup
 ) -> None:
+    here = {"host": socket.gethostname(), "pid": os.getpid(), "node": os.environ.get(NODE, "")}
+    ranks = group.gather(here)
     if journal is None:
         return
     origin = start.found.directory if start.found else assignment.model_folder
     journal.write(
         "attempt",
         start.step,
-        world_size=world_size,
+        world_size=group.world_size,
+        ranks=ranks,
         resumed=start.resumed,
         resumed_from=str(origin) if origin else None,
         total_steps=assignment.total_steps,
