@@ -150,7 +150,8 @@ def test_the_option_surface_is_frozen() -> None:
 
 def surface() -> str:
     lines = []
-    for job in ("pretrain", "sft", "reward", "dpo", "rlhf", "rank", "pipeline", "generate"):
+    jobs = ("pretrain", "sft", "reward", "dpo", "rlhf", "rank", "pipeline", "generate", "audit")
+    for job in jobs:
         given = ["storage.root=/storage"]
         given += ["run.name=x"] if job not in ("generate", "rank") else []
         given += ["data.path=pairs/"] if job in ("reward", "dpo") else []

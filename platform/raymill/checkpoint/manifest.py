@@ -55,6 +55,7 @@ class Manifest:
     model_digests: Mapping[str, str] = field(default_factory=dict)  # of other models, by their key
     updates: Mapping[str, int] = field(default_factory=dict)  # optimizer updates, where not `step`
     state: Mapping[str, Any] = field(default_factory=dict)  # what else the job goes on from
+    guard: Mapping[str, Any] = field(default_factory=dict)  # its memory, with the samples left out
     token: int = 0  # of the lease under which it was written
     format_version: int = FORMAT_VERSION
     digest: str = ""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +13,16 @@ from raymill.checkpoint.lease import Lease
 from raymill.checkpoint.retention import committed_steps
 from raymill.cluster.diagnosis import diagnose
 from raymill.cluster.failure import Cause, Failure, GiveUp, RunState, verdict
-from raymill.cluster.history import History
 from raymill.cluster.launch import WorkerRun
 from raymill.cluster.room import choose, draining_nodes, room_for_workers
 from raymill.cluster.session import NOTHING, Beside
+from raymill.cluster.watchdog import Rank, Watchdog, end
 from raymill.engine.assignment import Assignment
 from raymill.errors import ClusterError, ConfigError, RaymillError
 from raymill.plan.batch import allowed_workers
 from raymill.track.console import RunConsole
 from raymill.track.follow import Follower
+from raymill.track.history import History
 
 POLL_S = 0.2
 LOOK_S = 10.0  # between two looks at the cluster
@@ -61,7 +64,9 @@ class Attempts:
         self._asked: RunState | None = None  # to end, by a person or by whoever runs the machine
         self._resizing = False
         self._workers = 0
-        self._nodes: set[str] = set()  # that the workers of this attempt sit on
+        self._ranks: list[Rank] = []  # of this attempt, once they are there
+        self._watchdog: Watchdog | None = None
+        self._step_s: deque[float] = deque(maxlen=50)
 
     def stop(self) -> None:
         """Commit and stop, as a person asks."""
@@ -93,6 +98,8 @@ class Attempts:
                 return "stopped"
             self._history.enter(RunState.STARTING, workers=self._workers)
             ending = self._attempt()
+            if ending.status == "rewind":
+                continue
             if ending.status in ("finished", "stopped"):
                 if ending.status == "stopped" and self._resizing and self._asked is None:
                     continue
@@ -134,7 +141,8 @@ class Attempts:
         journal = assignment.journal
         follower = Follower(journal, journal.stat().st_size if journal.exists() else 0)
         self._console.waiting(STARTING)
-        self._nodes = set()
+        self._ranks, self._watchdog = [], None
+        self._step_s.clear()
         workers = WorkerRun(assignment, self._workers)
         look = time.monotonic() + LOOK_S
         ending: dict[str, Any] = {}
@@ -145,29 +153,64 @@ class Attempts:
                 self._console.show(event)
                 step = event["step"] if event["kind"] == "step" else step
                 ending = event if event["kind"] == "status" else ending
+                self._note(event)
                 self._enter(event)
             if ended:
                 break
             self._lease.check()
-            if time.monotonic() > look and self._nodes and not self._resizing:
+            self._watch()
+            if time.monotonic() > look and self._ranks and not self._resizing:
                 look = time.monotonic() + LOOK_S
                 self._look_at_the_cluster()
         if ending.get("status") == "failed":
             raise as_raised(ending)
+        if ending.get("status") == "rewind":
+            self._console.say(f"warning: {ending['why']}")
+            self._history.enter(RunState.RECOVERING, cause="rewind", what=ending["why"], step=step)
         return Ending(ending.get("status"), workers.error, step)
+
+    def _watch(self) -> None:
+        """End a rank that stands still; the others end with it, and the run goes on from its last commit."""
+        if self._watchdog is None:
+            return
+        hang = self._watchdog.look(
+            statistics.median(self._step_s) if len(self._step_s) > 2 else None
+        )
+        if hang is None:
+            return
+        self._watchdog = None
+        rank = hang.rank
+        found = end(rank, self._assignment.run_dir / "logs")
+        what = (
+            f"rank {rank.number} (process {rank.pid} on {rank.host}) made no progress for "
+            f"{hang.seconds:.0f} s in step {hang.step}, phase {hang.phase}: {found}"
+        )
+        self._console.say(f"warning: {what}")
+        self._history.enter(RunState.RECOVERING, what=what)
+
+    def _note(self, event: dict[str, Any]) -> None:
+        """What the watching needs of an event."""
+        if event["kind"] == "attempt":
+            self._ranks = [
+                Rank(number, rank["host"], rank["pid"], rank["node"])
+                for number, rank in enumerate(event["ranks"])
+            ]
+            timeout = self._assignment.job.watchdog.timeout_s
+            self._watchdog = Watchdog(self._assignment.pulses, self._ranks, timeout)
+        elif event["kind"] == "step":
+            self._step_s.append(event["perf/step_s"])
 
     def _enter(self, event: dict[str, Any]) -> None:
         if self._asked is not None or self._resizing:
             self._history.enter(self._asked or RunState.COMMITTING)
         elif event["kind"] == "attempt":
-            self._nodes = {rank["node"] for rank in event["ranks"]}
             self._history.enter(RunState.RUNNING, attempt=event["attempt"], step=event["step"])
         elif event["kind"] == "step" and event["step"] == self._assignment.total_steps:
             self._history.enter(RunState.COMMITTING)
 
     def _look_at_the_cluster(self) -> None:
         """Move the run when nodes that it sits on are about to go, or when more workers have room."""
-        leaving = draining_nodes() & self._nodes
+        leaving = draining_nodes() & {rank.node for rank in self._ranks}
         size = choose(
             allowed_workers(self._assignment.job),
             room_for_workers(self._assignment.job.cluster, self._beside),

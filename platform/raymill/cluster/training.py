@@ -15,7 +15,6 @@ from raymill.checkpoint.resume import Found, newest_verified
 from raymill.cluster.attempts import Attempts
 from raymill.cluster.failure import RunState
 from raymill.cluster.finish import finish, same_command
-from raymill.cluster.history import History
 from raymill.cluster.interrupt import on_signals
 from raymill.cluster.session import NOTHING, Beside
 from raymill.config import digest, flatten, to_tree
@@ -28,6 +27,7 @@ from raymill.engine.assignment import Assignment
 from raymill.errors import CheckpointError
 from raymill.plan.batch import total_steps
 from raymill.track.console import RunConsole
+from raymill.track.history import History
 from raymill.track.lineage import code_commit
 
 

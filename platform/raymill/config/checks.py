@@ -17,6 +17,7 @@ from raymill.config.memory_check import memory_problems
 from raymill.config.ranges import SAFE_NAME, above, at_least, fraction, safe_name
 from raymill.config.schema import (
     ArchConfig,
+    AuditJob,
     ChatConfig,
     ChatPrepareJob,
     ClusterConfig,
@@ -65,6 +66,13 @@ def _(job: ChatPrepareJob | PreferencePrepareJob | PromptsPrepareJob) -> list[st
         *_tracking(job.tracking),
         *at_least("preview", job.preview, 0),
     ]
+
+
+@check.register
+def _(job: AuditJob) -> list[str]:
+    if job.run.name is None:
+        return ["run.name: name the run to look at, as in run.name=demo"]
+    return [*safe_name("run.name", job.run.name)]
 
 
 @check.register
@@ -375,6 +383,14 @@ def _sampling(evaluation: TextEvaluation) -> Iterator[str]:
 
 def _run(job: TrainJob) -> Iterator[str]:
     yield from safe_name("run.name", job.run.name)
+    yield from above("guard.spike_z", job.guard.spike_z, 0)
+    yield from at_least("guard.most_in_a_row", job.guard.most_in_a_row, 0)
+    if isinstance(job, RlhfJob) and (job.guard.spike_z is not None or job.guard.policy == "rewind"):
+        yield (
+            "guard.spike_z, guard.policy=rewind: the loss of reinforcement learning has no level to spike "
+            "from, and its prompts come again in other words; use guard.policy=skip"
+        )
+    yield from above("watchdog.timeout_s", job.watchdog.timeout_s, 0)
     yield from at_least("run.max_failures", job.run.max_failures, 0)
     if job.run.from_ is not None:
         name, _, step = job.run.from_.partition("@")

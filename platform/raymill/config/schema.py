@@ -16,6 +16,9 @@ from raymill.config.sections import (
     ArchConfig as ArchConfig,
 )
 from raymill.config.sections import (
+    AuditedRun as AuditedRun,
+)
+from raymill.config.sections import (
     ChatConfig as ChatConfig,
 )
 from raymill.config.sections import (
@@ -35,6 +38,9 @@ from raymill.config.sections import (
 )
 from raymill.config.sections import (
     EvaluationConfig as EvaluationConfig,
+)
+from raymill.config.sections import (
+    GuardConfig as GuardConfig,
 )
 from raymill.config.sections import (
     LoraConfig as LoraConfig,
@@ -94,6 +100,9 @@ from raymill.config.sections import (
     ValidationConfig as ValidationConfig,
 )
 from raymill.config.sections import (
+    WatchdogConfig as WatchdogConfig,
+)
+from raymill.config.sections import (
     ZeroConfig as ZeroConfig,
 )
 
@@ -126,6 +135,8 @@ class TrainJob:
     train: TrainConfig
     evaluation: EvaluationConfig
     checkpoint: CheckpointConfig
+    guard: GuardConfig
+    watchdog: WatchdogConfig
     cluster: ClusterConfig
     tracking: TrackingConfig
     storage: StorageConfig
@@ -352,3 +363,11 @@ class GenerateJob:
     temperature: float = 0.8  # 0: greedy
     top_p: float = 0.95
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class AuditJob:
+    """`jobs/audit.py`: what became of a run."""
+
+    run: AuditedRun
+    storage: StorageConfig

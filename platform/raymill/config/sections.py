@@ -191,6 +191,13 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class AuditedRun:
+    """The run that is looked at."""
+
+    name: str | None = None  # which must be given
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """How much, in what batches, in what precision."""
 
@@ -347,6 +354,26 @@ class CheckpointConfig:
     every: int = 100  # steps; the last step is always committed
     keep_last: int = 2
     keep_every: int = 0  # steps; a multiple of it is kept for ever. 0: none
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    """What follows a loss or gradient that isn't finite, or a spike of the loss."""
+
+    # stop: the run ends before the update. skip: that update isn't made. rewind: back to the last
+    # checkpoint, and past the samples since.
+    policy: Literal["stop", "skip", "rewind"] = "stop"
+    spike_z: float | None = (
+        None  # robust standard deviations above the last losses that count as a spike
+    )
+    most_in_a_row: int = 3  # skips, or rewinds to one checkpoint, beyond which the run ends
+
+
+@dataclass(frozen=True)
+class WatchdogConfig:
+    """When a rank that makes no progress is ended, and the run restarted."""
+
+    timeout_s: float | None = None  # None: 20 median steps, at least 120 s
 
 
 @dataclass(frozen=True)

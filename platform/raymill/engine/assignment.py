@@ -45,6 +45,11 @@ class Assignment:
         return self.run_dir / "metrics.jsonl"
 
     @property
+    def pulses(self) -> Path:
+        """Where each rank leaves its sign of life."""
+        return self.run_dir / "pulse"
+
+    @property
     def stop_request(self) -> Path:
         """A file whose existence asks the workers to commit and stop."""
         return self.run_dir / "stop-requested"

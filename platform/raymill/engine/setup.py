@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from raymill.data.order import Order, SourceShape
 from raymill.engine.agreement import on_all_ranks
 from raymill.engine.assignment import Assignment
 from raymill.engine.group import WorkerGroup
+from raymill.engine.guard import windows_from
 from raymill.engine.learner import Learner
 from raymill.engine.recipe import Recipe
 from raymill.engine.trainer import CRITIC, Trainer, load_weights
@@ -53,6 +54,7 @@ class Start:
     found: Found | None
     resumed: bool
     messages: tuple[str, ...] = ()
+    windows: tuple[tuple[int, int], ...] = ()  # first and last sample left out from here on
 
     @property
     def step(self) -> int:
@@ -68,8 +70,19 @@ class Start:
         return self.found.manifest.state if self.found else {}
 
     @property
-    def samples(self) -> int:
+    def guard(self) -> Mapping[str, Any]:
+        """What the guard keeps."""
+        return self.found.manifest.guard if self.found else {}
+
+    @property
+    def consumed(self) -> int:
+        """Global samples drawn until here."""
         return self.found.manifest.samples if self.found else 0
+
+    @property
+    def samples(self) -> int:
+        """Where the next ones come from: behind what is left out."""
+        return self.windows[-1][1] + 1 if self.windows else self.consumed
 
     @property
     def tokens(self) -> int:
@@ -91,7 +104,7 @@ def begin(assignment: Assignment, data_digests: tuple[str, ...]) -> Start:
     if start.resumed and start.found is not None:
         for directory in start.found.damaged:
             set_aside(directory)
-    return start
+    return replace(start, windows=windows_from(assignment.run_dir, start.consumed))
 
 
 def decide_start(assignment: Assignment, data_digests: tuple[str, ...]) -> Start:

@@ -136,6 +136,8 @@ class Trainer:
             if math.isfinite(norm):
                 self.engine.step()
                 self.updates += 1
+            else:
+                self.engine.zero_grad()
             return norm
         self.engine.step()
         if not self.engine.was_step_applied():

@@ -8,7 +8,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from raymill.engine.assignment import Assignment
-from raymill.errors import RaymillError
+from raymill.errors import RaymillError, RewindError
 
 if TYPE_CHECKING:
     from raymill.data.order import Order
@@ -52,6 +52,11 @@ def train_worker(config: dict[str, Any]) -> None:
         step = loop.step
         status = loop.run()
         step = loop.step
+    except RewindError as error:
+        if journal is not None:
+            journal.write("status", step, status="rewind", why=str(error))
+            journal.close()
+        return
     except RaymillError as error:
         logger.exception("the run failed")
         if journal is not None:
@@ -76,9 +81,13 @@ def build_loop(assignment: Assignment, group: WorkerGroup, journal: Journal | No
 
     from raymill.engine.agreement import on_all_ranks, on_rank_zero
     from raymill.engine.loop import Loop
+    from raymill.engine.pulse import Pulse
     from raymill.engine.recipe import recipe_of
     from raymill.engine.setup import begin, build_learners, open_data
 
+    pulse = Pulse(
+        assignment.pulses, group.rank
+    )  # at once: that of an attempt before says nothing now
     prepared, order = on_all_ranks(group, lambda: open_data(assignment))
     digests = tuple(data.manifest.digest for data in prepared)
     start = on_rank_zero(group, lambda: begin(assignment, digests))
@@ -97,6 +106,7 @@ def build_loop(assignment: Assignment, group: WorkerGroup, journal: Journal | No
         stream=open_stream(assignment, order, start, group),
         group=group,
         journal=journal,
+        pulse=pulse,
         peak_flops=_peak_of_all(assignment, group),
         flops_per_token=recipe.flops_per_token(learners[0].model),
     )
@@ -136,7 +146,8 @@ def open_stream(
         global_batch=job.train.global_batch,
         world_size=group.world_size,
         start_sample=start.samples,
-        total_samples=assignment.total_steps * job.train.global_batch,
+        total_samples=start.samples
+        + (assignment.total_steps - start.step) * job.train.global_batch,
     )
     return RankStream(
         spec,

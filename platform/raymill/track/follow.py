@@ -11,12 +11,14 @@ from typing import Any
 class Follower:
     """Gives a journal's new events at each call; a line not yet complete waits for the next.
 
-    `offset` is the byte behind the last event given, so that following can go on later.
+    `offset` is the byte behind the last event given, so that following can go on later. What an attempt
+    writes after a newer one has begun is left out: it had lost the run.
     """
 
     def __init__(self, path: Path, offset: int = 0) -> None:
         self.path = path
         self.offset = offset
+        self._attempt = 0
 
     def read(self, limit: int | None = None) -> list[dict[str, Any]]:
         """Events since the last call, at most `limit`; none if the journal doesn't exist yet."""
@@ -31,7 +33,10 @@ class Follower:
                 if not line.endswith(b"\n") or (limit is not None and len(events) >= limit):
                     break
                 self.offset += len(line)
-                events.append(json.loads(line))
+                event = json.loads(line)
+                if event["attempt"] >= self._attempt:
+                    self._attempt = event["attempt"]
+                    events.append(event)
         return events
 
 

@@ -7,8 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from raymill.cluster.failure import RunState
-
 HISTORY_NAME = "history.jsonl"
 
 
@@ -18,13 +16,22 @@ class History:
     def __init__(self, run_dir: Path, token: int) -> None:
         self._path = run_dir / HISTORY_NAME
         self._token = token
-        self._state: RunState | None = None
+        self._state: str | None = None
 
-    def enter(self, state: RunState, **facts: Any) -> None:
+    def enter(self, state: str, **facts: Any) -> None:
         """The run is in this state from now on."""
         if state == self._state and not facts:
             return
         self._state = state
-        line = {"time": time.time(), "token": self._token, "state": state.value, **facts}
+        line = {"time": time.time(), "token": self._token, "state": str(state), **facts}
         with self._path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
+
+
+def read_history(run_dir: Path) -> list[dict[str, Any]]:
+    """All lines that were written whole, oldest first; none where there is no history."""
+    path = run_dir / HISTORY_NAME
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
