@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import shutil
-import signal
-import subprocess
-import sys
-import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 
 from cluster import job
+from cluster.head import Head, ray_head, status_of
 from cluster.job import ROOT
 
 pytestmark = pytest.mark.integration
@@ -32,7 +22,7 @@ import raymill
 from raymill.cluster.session import connect
 from raymill.config.schema import ClusterConfig
 
-with connect(ClusterConfig("auto", "auto"), workers=0):
+with connect(ClusterConfig("auto", "auto")):
     import ray
 
     @ray.remote
@@ -44,90 +34,10 @@ with connect(ClusterConfig("auto", "auto"), workers=0):
 """
 
 
-@dataclass(frozen=True)
-class Head:
-    """A Ray head of this test alone."""
-
-    address: str
-    token: str
-    env: dict[str, str]
-
-    def submit(self, working_dir: Path, *entrypoint: str) -> tuple[int, str]:
-        """(exit code, output) of a submitted job."""
-        done = subprocess.run(
-            [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address",
-             self.address, "--working-dir", str(working_dir), "--", *entrypoint],
-            env=self.env, capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
-        return done.returncode, done.stdout + done.stderr
-
-
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    # Short: Ray's sockets lie below it, and their paths are limited to 107 characters.
-    folder = Path(tempfile.mkdtemp(prefix="rm-", dir="/tmp"))
-    older = folder / "older" / "raymill"
-    older.mkdir(parents=True)
-    (older / "__init__.py").write_text('__version__ = "0.0.1"\n')
-    token = secrets.token_hex(32)
-    env = job.environment() | {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": token,
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_JOB_STOP_WAIT_TIME_S": "60",
-        "PYTHONPATH": str(older.parent),
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-    }
-    ports = [job_port() for _ in range(4)]
-    subprocess.run(
-        [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--port", str(ports[0]),
-         "--dashboard-port", str(ports[1]), "--dashboard-agent-listen-port", str(ports[2]),
-         "--ray-client-server-port", str(ports[3]), "--node-ip-address", "127.0.0.1",
-         "--temp-dir", str(folder / "ray"), "--num-cpus", "3", "--disable-usage-stats"],
-        env=env, check=True, capture_output=True, timeout=120,
-    )  # fmt: skip
-    address = f"http://127.0.0.1:{ports[1]}"
-    try:
-        wait_until_up(address, token)
-        yield Head(address, token, env)
-    finally:
-        for process in psutil.process_iter():
-            try:
-                if str(folder) in " ".join(process.cmdline()) or (
-                    process.environ().get("RAY_AUTH_TOKEN") == token
-                ):
-                    process.send_signal(signal.SIGKILL)
-            except psutil.Error:
-                continue
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def job_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def status_of(address: str, token: str | None) -> int:
-    """HTTP status of asking the jobs API."""
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    request = urllib.request.Request(f"{address}/api/jobs/", headers=headers)
-    try:
-        with urllib.request.urlopen(request, timeout=20) as answer:
-            return int(answer.status)
-    except urllib.error.HTTPError as error:
-        return error.code
-    except OSError:
-        return 0
-
-
-def wait_until_up(address: str, token: str) -> None:
-    deadline = time.monotonic() + 120
-    while status_of(address, token) != 200:
-        assert time.monotonic() < deadline, "Ray's dashboard didn't come up"
-        time.sleep(0.5)
+    with ray_head(cpus=3) as started:
+        yield started
 
 
 def test_without_the_token_nothing_gets_in(head: Head) -> None:

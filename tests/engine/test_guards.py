@@ -10,14 +10,13 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 
-from checkpoint.test_commit import Alone
-from raymill.checkpoint.background import BackgroundCommits
 from raymill.config.schema import GuardConfig
 from raymill.data.rows import Rows
 from raymill.engine.agreement import on_all_ranks, on_rank_zero
+from raymill.engine.divergence import Divergence, ranges
 from raymill.engine.guard import Guard, robust_z, windows_from
 from raymill.engine.learner import Update, global_loss
-from raymill.engine.loop import Loop, _ranges, step_seed
+from raymill.engine.loop import step_seed
 from raymill.engine.setup import Start
 from raymill.errors import DataError, NonFiniteError, RewindError
 
@@ -44,18 +43,22 @@ class TwoRanks:
         return [a + b for a, b in zip(values, self.other.pop(0), strict=True)]
 
 
-def loop_with(group: TwoRanks, config: GuardConfig, run_dir: Path = Path("/nowhere")) -> Loop:
-    loop: Loop = object.__new__(Loop)
-    loop.group = group  # type: ignore[assignment]
-    loop.step, loop.samples = 6, 48
-    loop.journal = None
-    loop.guard = Guard(config)
-    loop.start = Start(None, False)
-    loop._committed = 0
-    loop._commits = BackgroundCommits(run_dir, Alone(), lambda path: None)
+def divergence(
+    group: TwoRanks, config: GuardConfig, run_dir: Path = Path("/nowhere"), start: Any = None
+) -> Divergence:
+    """Of a run that has committed 16 samples."""
+
+    class Written:
+        """A journal that isn't one."""
+
+        def write(self, *_: Any, **__: Any) -> None: ...
+
     job = SimpleNamespace(guard=config, train=SimpleNamespace(global_batch=8))
-    loop.assignment = SimpleNamespace(job=job, run_dir=run_dir)  # type: ignore[assignment]
-    return loop
+    checkpoints = SimpleNamespace(committed=16, settle=lambda step, wait: None)
+    return Divergence(
+        Guard(config), SimpleNamespace(job=job, run_dir=run_dir), start or Start(None, False),  # type: ignore[arg-type]
+        checkpoints, group, Written(),  # type: ignore[arg-type]
+    )  # fmt: skip
 
 
 def refused(why: str, mine: bool) -> Update:
@@ -64,12 +67,12 @@ def refused(why: str, mine: bool) -> Update:
 
 def test_a_nan_on_one_rank_is_the_same_error_on_both() -> None:
     why = "the loss is not finite"
-    guilty = loop_with(TwoRanks(1, [([1, 2], False)]), GuardConfig())
-    innocent = loop_with(TwoRanks(0, [([12, 13, 20], True)]), GuardConfig())
+    guilty = divergence(TwoRanks(1, [([1, 2], False)]), GuardConfig())
+    innocent = divergence(TwoRanks(0, [([12, 13, 20], True)]), GuardConfig())
     messages = []
-    for loop, mine, ids in ((guilty, True, (12, 13, 20)), (innocent, False, (1, 2))):
+    for one, mine, ids in ((guilty, True, (12, 13, 20)), (innocent, False, (1, 2))):
         with pytest.raises(NonFiniteError) as caught:
-            loop._refuse(refused(why, mine), np.array(ids))
+            one.follow(refused(why, mine), np.array(ids), 7, 48)
         messages.append(str(caught.value))
     assert messages[0] == messages[1]
     assert f"{why} in step 7 (rank 1; global samples 12-13, 20)" in messages[0]
@@ -77,36 +80,31 @@ def test_a_nan_on_one_rank_is_the_same_error_on_both() -> None:
 
 
 def test_skips_are_remembered_and_bounded() -> None:
-    loop = loop_with(TwoRanks(0, [([1], False)] * 3), GuardConfig("skip", most_in_a_row=2))
-    for _ in range(2):
-        loop._refuse(refused("the loss is not finite", True), np.array([0]))
+    one = divergence(TwoRanks(0, [([1], False)] * 3), GuardConfig("skip", most_in_a_row=2))
+    bad = refused("the loss is not finite", True)
+    for first in (48, 56):
+        one.follow(bad, np.array([0]), 7, first)
     with pytest.raises(NonFiniteError, match="3 updates in a row weren't made"):
-        loop._refuse(refused("the loss is not finite", True), np.array([0]))
-    assert loop.guard.skipped == [(48, 55)] * 3
+        one.follow(bad, np.array([0]), 9, 64)
+    assert one.guard.skipped == [(48, 55), (56, 63), (64, 71)]
 
 
 def test_a_rewind_goes_past_the_samples_since_the_last_checkpoint(tmp_path: Path) -> None:
-    class Written:
-        """A journal that isn't one."""
-
-        def write(self, *_: Any, **__: Any) -> None: ...
-
-    loop = loop_with(TwoRanks(0, [([1], False)] * 9), GuardConfig("rewind"), tmp_path)
-    loop.journal = Written()  # type: ignore[assignment]
-    loop._committed = 16
+    bad, group = refused("the loss is not finite", True), TwoRanks(0, [([1], False)] * 9)
+    one = divergence(group, GuardConfig("rewind"), tmp_path)
     with pytest.raises(RewindError, match="past the samples 16-55 since"):
-        loop._refuse(refused("the loss is not finite", True), np.array([0]))
+        one.follow(bad, np.array([0]), 7, 48)
     assert windows_from(tmp_path, 16) == ((16, 55),)
-    loop.start = SimpleNamespace(consumed=16, windows=((16, 55),))  # type: ignore[assignment]
-    loop.samples = 72
+    again = SimpleNamespace(consumed=16, windows=windows_from(tmp_path, 16))
+    one = divergence(group, GuardConfig("rewind"), tmp_path, again)
     with pytest.raises(RewindError, match="past the samples 56-79 since"):
-        loop._refuse(refused("the loss is not finite", True), np.array([0]))
+        one.follow(bad, np.array([0]), 5, 72)
     assert windows_from(tmp_path, 16) == ((16, 55), (56, 79))
-    assert windows_from(tmp_path, 56) == ((56, 79),)
     assert windows_from(tmp_path, 8) == ()
-    loop.start = SimpleNamespace(consumed=16, windows=((16, 55),) * 3)  # type: ignore[assignment]
+    often = SimpleNamespace(consumed=16, windows=((16, 55),) * 3)
+    one = divergence(group, GuardConfig("rewind"), tmp_path, often)
     with pytest.raises(NonFiniteError, match="gone back to its last checkpoint 3 times"):
-        loop._refuse(refused("the loss is not finite", True), np.array([0]))
+        one.follow(bad, np.array([0]), 5, 72)
 
 
 def test_a_finite_loss_is_the_mean_over_all_ranks() -> None:
@@ -206,7 +204,7 @@ def _infinite_gradient(rank: int, port: int, folder: Path) -> None:
 
 
 def test_names_and_seeds() -> None:
-    assert _ranges([1, 2, 3, 7, 9, 10]) == "1-3, 7, 9-10"
+    assert ranges([1, 2, 3, 7, 9, 10]) == "1-3, 7, 9-10"
     seeds = {step_seed(seed, step, rank) for seed in (1, 2) for step in (1, 2) for rank in (0, 1)}
     assert len(seeds) == 8
     assert max(seeds) < 2**63

@@ -23,7 +23,13 @@ from raymill.checkpoint.fragments import (
     merge_slices,
     write_fragments,
 )
-from raymill.checkpoint.manifest import INDEX_NAME, MANIFEST_NAME, FileRecord, Manifest
+from raymill.checkpoint.manifest import (
+    INDEX_NAME,
+    MANIFEST_NAME,
+    FileRecord,
+    Manifest,
+    read_manifest,
+)
 from raymill.checkpoint.retention import step_directory_name
 from raymill.durable import fsync_path, sha256_file, write_atomic
 from raymill.errors import CheckpointError
@@ -132,7 +138,17 @@ def _commit_rank_zero(
         body: dict[str, Any] = replace(manifest, files=files).to_json()
         write_atomic(temporary / MANIFEST_NAME, json.dumps(body, indent=1))
         fsync_path(temporary)
-        temporary.replace(final)
+        if _is_there(final, body["digest"]):  # a try before this one failed after its rename
+            shutil.rmtree(temporary)
+        else:
+            temporary.replace(final)
         fsync_path(final.parent)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"rank 0: {type(error).__name__}: {error}") from error
+
+
+def _is_there(final: Path, digest: str) -> bool:
+    try:
+        return read_manifest(final).digest == digest
+    except CheckpointError:
+        return False

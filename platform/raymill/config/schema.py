@@ -9,6 +9,21 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from raymill.config.run_sections import (
+    AuditedRun as AuditedRun,
+)
+from raymill.config.run_sections import (
+    CheckpointConfig as CheckpointConfig,
+)
+from raymill.config.run_sections import (
+    GuardConfig as GuardConfig,
+)
+from raymill.config.run_sections import (
+    RunConfig as RunConfig,
+)
+from raymill.config.run_sections import (
+    WatchdogConfig as WatchdogConfig,
+)
 from raymill.config.sections import (
     AlgorithmConfig as AlgorithmConfig,
 )
@@ -16,16 +31,10 @@ from raymill.config.sections import (
     ArchConfig as ArchConfig,
 )
 from raymill.config.sections import (
-    AuditedRun as AuditedRun,
-)
-from raymill.config.sections import (
     ChatConfig as ChatConfig,
 )
 from raymill.config.sections import (
     ChatEvaluation as ChatEvaluation,
-)
-from raymill.config.sections import (
-    CheckpointConfig as CheckpointConfig,
 )
 from raymill.config.sections import (
     ClusterConfig as ClusterConfig,
@@ -38,9 +47,6 @@ from raymill.config.sections import (
 )
 from raymill.config.sections import (
     EvaluationConfig as EvaluationConfig,
-)
-from raymill.config.sections import (
-    GuardConfig as GuardConfig,
 )
 from raymill.config.sections import (
     LoraConfig as LoraConfig,
@@ -76,9 +82,6 @@ from raymill.config.sections import (
     RowsConfig as RowsConfig,
 )
 from raymill.config.sections import (
-    RunConfig as RunConfig,
-)
-from raymill.config.sections import (
     ScheduleConfig as ScheduleConfig,
 )
 from raymill.config.sections import (
@@ -98,9 +101,6 @@ from raymill.config.sections import (
 )
 from raymill.config.sections import (
     ValidationConfig as ValidationConfig,
-)
-from raymill.config.sections import (
-    WatchdogConfig as WatchdogConfig,
 )
 from raymill.config.sections import (
     ZeroConfig as ZeroConfig,

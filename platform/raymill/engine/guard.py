@@ -9,7 +9,7 @@ import json
 import math
 import statistics
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,10 @@ class Guard:
         self.in_a_row += 1
         self.skipped.append((first, last))
         return self.in_a_row <= self.config.most_in_a_row
+
+    def left_out(self, windows: Iterable[tuple[int, int]]) -> None:
+        """Samples that the run goes on past."""
+        self.skipped += [window for window in windows if window not in self.skipped]
 
     def state(self) -> dict[str, Any]:
         """As a checkpoint keeps it, in JSON."""

@@ -106,7 +106,8 @@ def _batch(counted: Sequence[dict[str, Any]]) -> int:
     if not counted:
         return 0
     samples = [event["samples"] for event in counted]
-    return min((b - a for a, b in pairwise(samples)), default=samples[0])
+    steps = [after - before for before, after in pairwise(samples)]
+    return int(min(steps, default=samples[0]))
 
 
 def _verified(checkpoints: Path) -> tuple[list[Manifest], list[str]]:
