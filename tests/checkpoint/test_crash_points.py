@@ -1,4 +1,4 @@
-"""Killed, or out of space, at every write of a commit: the checkpoint before stands, or the new one is whole."""
+"""Killed, or out of space, at every write of a commit: the one before stands, or the new one is whole."""
 
 from __future__ import annotations
 
