@@ -74,7 +74,7 @@ def test_killed_stopped_and_taken_over(
 ) -> None:
     """In one run: a second run of the same name is refused, a worker is killed, another stands still, and
     SIGTERM ends it with a checkpoint; the same command ends what is left."""
-    settings = ("run.workers=2", "watchdog.timeout_s=5")
+    settings = ("run.workers=2", "watchdog.timeout_s=20")
     run_dir = workshop.run_dir("storm")
     process = start(workshop, "storm", *settings)
     job.wait_for_step(process, run_dir, 5)

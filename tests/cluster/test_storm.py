@@ -22,7 +22,7 @@ STEPS, EVERY = 400, 10
 PHASES = ("data", "forward", "backward", "optimizer")
 SETTINGS = (
     "tracking=none", f"train.steps={STEPS}", f"checkpoint.every={EVERY}", "evaluation.every=0",
-    "checkpoint.keep_last=100", "run.workers=2", "watchdog.timeout_s=10", "guard.policy=stop",
+    "checkpoint.keep_last=100", "run.workers=2", "watchdog.timeout_s=20", "guard.policy=stop",
 )  # fmt: skip
 
 

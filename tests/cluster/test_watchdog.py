@@ -74,7 +74,7 @@ def test_slow_is_not_still(tmp_path: Path, pulses: list[Pulse], clock: Clock) ->
         (None, 30.0, "forward", 600.0),
         (None, None, "forward", FIRST_S),
         (5.0, 30.0, "forward", 5.0),
-        (5.0, None, "forward", 5.0),
+        (5.0, None, "forward", FIRST_S),
         (None, 1.0, "evaluate", LONG_S),
         (None, 1.0, "gather", LONG_S),
         (None, 1.0, "commit", LONG_S),

@@ -28,6 +28,7 @@ def test_defaults_load_for_every_job() -> None:
     for topic in TOPICS:
         job, _, kind = topic.partition("_")
         given = ["data.path=pairs/"] if topic in ("prepare_preference", "reward", "dpo") else []
+        given += ["run.name=x"] if topic == "audit" else []
         assert load(job, [*given, *([f"kind={kind}"] if kind else [])]) is not None
 
 

@@ -153,7 +153,8 @@ def test_an_error_on_one_rank_is_raised_on_all() -> None:
 
 
 def test_an_infinite_gradient_is_not_applied(tmp_path: Path) -> None:
-    """Under every stage, through the real engine: weights before and after are the same."""
+    """Under every stage, through the real engine: weights and moments before and after are the same, and the
+    next update is what it would have been."""
     import torch.multiprocessing as mp
 
     from engine.probe import free_port
@@ -186,20 +187,33 @@ def _infinite_gradient(rank: int, port: int, folder: Path) -> None:
     join_deepspeed(gpu=False)
     group = WorkerGroup(torch.device("cpu"))
     rows = Rows(batches(1)[0], np.full(8, 33, dtype=np.int32))
+
+    def step(trainer: Trainer, poison: float) -> float:
+        for first in (0, 4):
+            trainer.begin_micro_batch(last=first == 4)
+            losses = LanguageModelling(0).losses(
+                trainer.engine, rows.part(first, first + 4), group.device
+            )
+            trainer.backward(losses.sum() * (poison if first == 4 else 1.0), 256.0)
+        return trainer.update(0.01)
+
+    def state(trainer: Trainer) -> list[np.ndarray]:
+        return [array.copy() for _, _, arrays in trainer.fragments() for array in arrays.values()]
+
     for precision in ("fp32", "bf16"):
         for stage in range(4):
-            job = job_of(Case(stage, micro_batch=8, precision=precision))
-            trainer = Trainer(job, build_model(job.arch, VOCAB, 0, SEED), group)
-
-            def state(trainer: Trainer = trainer) -> list[np.ndarray]:
-                return [arrays["fp32"].copy() for _, _, arrays in trainer.fragments()]
-
-            before = state()
-            trainer.begin_micro_batch(last=True)
-            loss = LanguageModelling(0).losses(trainer.engine, rows, group.device).sum()
-            trainer.backward(loss * float("inf"), 256.0)
-            assert not np.isfinite(trainer.update(0.1))
-            assert all(np.array_equal(a, b) for a, b in zip(before, state(), strict=True))
+            job = job_of(Case(stage, micro_batch=4, precision=precision))
+            found = []
+            for poisons in ((float("inf"), float("nan")), ()):
+                trainer = Trainer(job, build_model(job.arch, VOCAB, 0, SEED), group)
+                for poison in poisons:
+                    before = state(trainer)
+                    assert not np.isfinite(step(trainer, poison))
+                    assert all(map(np.array_equal, before, state(trainer)))
+                assert np.isfinite(step(trainer, 1.0))
+                found.append(state(trainer))
+                assert trainer.updates == 1
+            assert all(map(np.array_equal, *found)), "nothing of it is left in the next gradient"
             (folder / f"ok-{precision}-{stage}").touch()
 
 

@@ -28,7 +28,7 @@ from raymill.checkpoint.manifest import (
     MANIFEST_NAME,
     FileRecord,
     Manifest,
-    read_manifest,
+    verify,
 )
 from raymill.checkpoint.retention import step_directory_name
 from raymill.durable import fsync_path, sha256_file, write_atomic
@@ -149,6 +149,6 @@ def _commit_rank_zero(
 
 def _is_there(final: Path, digest: str) -> bool:
     try:
-        return read_manifest(final).digest == digest
+        return final.is_dir() and verify(final).digest == digest
     except CheckpointError:
         return False

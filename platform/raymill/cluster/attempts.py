@@ -60,6 +60,7 @@ class Attempts:
         self._history = history
         self._resume = resume
         self._beside = beside
+        self._follower = Follower.at_end(assignment.journal)
         self._failures: list[Failure] = []
         self._asked: RunState | None = None  # to end, by a person or by whoever runs the machine
         self._resizing = False
@@ -138,8 +139,6 @@ class Attempts:
     def _attempt(self) -> Ending:
         """Start workers and show the run's events until they have ended."""
         assignment = self._assignment
-        journal = assignment.journal
-        follower = Follower(journal, journal.stat().st_size if journal.exists() else 0)
         self._console.waiting(STARTING)
         self._ranks, self._watchdog = [], None
         self._step_s.clear()
@@ -149,7 +148,7 @@ class Attempts:
         step = _last_committed(assignment.checkpoints)
         while True:
             ended = workers.wait(POLL_S)
-            for event in follower.read():
+            for event in self._follower.read():
                 self._console.show(event)
                 step = event["step"] if event["kind"] == "step" else step
                 ending = event if event["kind"] == "status" else ending

@@ -127,6 +127,9 @@ def train(assignment: Assignment, lease: Lease, beside: Beside = NOTHING) -> int
             return EXIT_PREEMPTED
         console.say(f"stopped after a checkpoint; to go on, run:\n  {same_command()}")
         return 0
+    except KeyboardInterrupt:
+        ended = RunState.STOPPED
+        raise
     finally:
         history.enter(ended)
         tracker.close(ended.value)

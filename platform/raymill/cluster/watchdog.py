@@ -15,7 +15,7 @@ from raymill.engine.pulse import read_pulse
 
 LEAST_S = 120.0
 STEPS = 20  # median steps that a rank may take for one phase
-FIRST_S = 1200.0  # before there is a median: a first step compiles, and fills caches
+FIRST_S = 1200.0  # before there is a median: first steps open data, compile and fill caches
 # Phases whose length a step's doesn't tell: sampling and judging have limits of their own, an evaluation or
 # a write to slow storage takes what it takes.
 _LONG = ("gather", "evaluate", "commit")
@@ -81,9 +81,11 @@ class Watchdog:
         return record["beat"], since
 
     def _limit(self, phase: str, median_step_s: float | None) -> float:
-        usual = FIRST_S if median_step_s is None else max(LEAST_S, STEPS * median_step_s)
-        limit = self._timeout_s or usual
-        return max(limit, LONG_S) if phase in _LONG else limit
+        if phase in _LONG:
+            return max(LONG_S, self._timeout_s or 0.0)
+        if median_step_s is None:
+            return max(FIRST_S, self._timeout_s or 0.0)
+        return self._timeout_s or max(LEAST_S, STEPS * median_step_s)
 
 
 def end(rank: Rank, logs: Path) -> str:
@@ -114,10 +116,11 @@ def _end_here(pid: int, path: str) -> str:
         state = process.status()
     except psutil.NoSuchProcess:
         return "its process has ended"
+    # Without pausing it: what stands still needn't be, and what is stopped can't be.
     dumper = Path(sys.executable).with_name("py-spy")
     try:
         done = subprocess.run(
-            [str(dumper), "dump", "--pid", str(pid)],
+            [str(dumper), "dump", "--nonblocking", "--pid", str(pid)],
             capture_output=True, text=True, timeout=_STACK_S, check=False,
         )  # fmt: skip
         stack = done.stdout or done.stderr

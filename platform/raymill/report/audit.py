@@ -102,12 +102,10 @@ def audit(run_dir: Path) -> Audit:
 
 
 def _batch(counted: Sequence[dict[str, Any]]) -> int:
-    """Samples a step: the least that two steps in a row differ by."""
-    if not counted:
-        return 0
+    """Samples a step: the least that two steps in a row differ by, if they do."""
     samples = [event["samples"] for event in counted]
-    steps = [after - before for before, after in pairwise(samples)]
-    return int(min(steps, default=samples[0]))
+    steps = [after - before for before, after in pairwise(samples) if after > before]
+    return min(steps, default=sum(samples[:1]))
 
 
 def _verified(checkpoints: Path) -> tuple[list[Manifest], list[str]]:
@@ -187,9 +185,9 @@ def _sessions(
     begins = {
         token: min(line["time"] for line in history if line["token"] == token) for token in tokens
     }
-    for token, following in zip(tokens, [*tokens[1:], None], strict=True):
+    for index, token in enumerate(tokens):
         begin = begins[token]
-        end = float("inf") if following is None else begins[following]
+        end = begins[tokens[index + 1]] if index + 1 < len(tokens) else float("inf")
         times = [line["time"] for line in history if line["token"] == token]
         times += [event["time"] for event in events if begin <= event["time"] < end]
         yield max(times) - begin

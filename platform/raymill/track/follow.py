@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+_LONGEST_LINE = 2**20  # bytes
 
 
 class Follower:
@@ -19,6 +22,17 @@ class Follower:
         self.path = path
         self.offset = offset
         self._attempt = 0
+
+    @classmethod
+    def at_end(cls, path: Path) -> Follower:
+        """One that gives what is written from now on. A line that a killed writer left half-written is no
+        end: it will be cut off."""
+        if not path.exists():
+            return cls(path)
+        with path.open("rb") as stream:
+            begin = max(0, stream.seek(0, os.SEEK_END) - _LONGEST_LINE)
+            stream.seek(begin)
+            return cls(path, begin + stream.read().rfind(b"\n") + 1)
 
     def read(self, limit: int | None = None) -> list[dict[str, Any]]:
         """Events since the last call, at most `limit`; none if the journal doesn't exist yet."""
@@ -34,8 +48,9 @@ class Follower:
                     break
                 self.offset += len(line)
                 event = json.loads(line)
-                if event["attempt"] >= self._attempt:
-                    self._attempt = event["attempt"]
+                attempt = event.get("attempt", self._attempt)
+                if attempt >= self._attempt:
+                    self._attempt = attempt
                     events.append(event)
         return events
 
