@@ -169,6 +169,15 @@ def test_a_killed_worker_takes_its_children_along(tmp_path: Path) -> None:
     assert _until(lambda: not psutil.pid_exists(child) or _is_zombie(child))
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises, also where the tests were started in a shell's background, which ignores it."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_gives_calls_up_and_the_pool_can_be_used_again() -> None:
     with RewardPool(workers=2, timeout_s=60.0) as pool:
         pool.score([("exact", sample("5", "5"))] * 4)
