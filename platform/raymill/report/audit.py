@@ -103,8 +103,8 @@ def audit(run_dir: Path) -> Audit:
 
 def _batch(counted: Sequence[dict[str, Any]]) -> int:
     """Samples a step: the least that two steps in a row differ by, if they do."""
-    samples = [event["samples"] for event in counted]
-    steps = [after - before for before, after in pairwise(samples) if after > before]
+    samples: list[int] = [event["samples"] for event in counted]
+    steps: list[int] = [after - before for before, after in pairwise(samples) if after > before]
     return min(steps, default=sum(samples[:1]))
 
 
