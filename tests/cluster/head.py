@@ -54,6 +54,15 @@ class Head:
         [added] = set(self._raylets()) - before
         return added
 
+    def drain(self, node: str) -> None:
+        """Tell Ray that a node is about to be taken away, as a cloud does before a pre-emption."""
+        subprocess.run(
+            [*RAY, "drain-node", "--address", self.cluster, "--node-id", node, "--reason",
+             "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "pre-empted",
+             "--deadline-remaining-seconds", "120"],
+            env=self.env, check=True, capture_output=True, timeout=60,
+        )  # fmt: skip
+
     def _raylets(self) -> list[psutil.Process]:
         return [p for p in processes_with(self.token) if p.name() == "raylet"]
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import time
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from cluster import job
@@ -13,19 +17,35 @@ from cluster.head import ray_head
 from cluster.test_kills import COMMON, check_attempts, found
 
 pytestmark = [pytest.mark.integration, pytest.mark.chaos]
-STEPS = 600
+STEPS = 1600
 SETTINGS = (
     *COMMON[:1], f"train.steps={STEPS}", "checkpoint.every=20", "evaluation.every=0",
     "checkpoint.keep_last=100",
 )  # fmt: skip
 
 
-def worlds(run_dir: Any) -> list[int]:
+def worlds(run_dir: Path) -> list[int]:
     return [event["world_size"] for event in job.events(run_dir, "attempt")]
 
 
+def wait_for_world(process: Any, run_dir: Path, workers: int) -> None:
+    """Until so many workers have made some steps since they started."""
+    while worlds(run_dir)[-1] != workers:
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.1)
+    job.wait_for_attempt(process, run_dir, len(worlds(run_dir)), steps=30)
+
+
+def kill(raylet: psutil.Process) -> None:
+    """A node that goes without a word, and all that ran on it."""
+    for process in (*raylet.children(recursive=True), raylet):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGKILL)
+
+
 def test_a_node_that_comes_is_used_and_one_that_goes_is_done_without(workshop: Workshop) -> None:
-    """One worker, then two when a node has joined, then one again after it was killed."""
+    """One worker, two when a node has joined, one after it was killed, two with another, one when Ray is told
+    that this one will be taken away."""
     run_dir = workshop.run_dir("elastic")
     common = (*workshop.overrides, *SETTINGS)
     with ray_head(cpus=3) as head:
@@ -36,16 +56,21 @@ def test_a_node_that_comes_is_used_and_one_that_goes_is_done_without(workshop: W
         )  # fmt: skip
         job.wait_for_step(process, run_dir, 5)
         raylet = head.add_node(cpus=2)
-        job.wait_for_attempt(process, run_dir, 2, steps=30)
-        for child in raylet.children(recursive=True):
-            child.send_signal(signal.SIGKILL)
-        raylet.send_signal(signal.SIGKILL)
+        wait_for_world(process, run_dir, 2)
+        kill(raylet)
+        wait_for_world(process, run_dir, 1)
+        head.add_node(cpus=2)
+        wait_for_world(process, run_dir, 2)
+        attempts = job.events(run_dir, "attempt")
+        stayed = attempts[0]["ranks"][0]["node"]
+        [added] = {rank["node"] for rank in attempts[-1]["ranks"]} - {stayed}
+        head.drain(added)
         output, _ = process.communicate(timeout=job.TIMEOUT_S)
     assert process.returncode == 0, output
     assert "there is room for 2 workers: after a checkpoint the run goes on with 2" in output
     assert "Traceback" not in output
-    assert worlds(run_dir)[:2] == [1, 2]
-    assert worlds(run_dir)[-1] == 1
+    assert "nodes it runs on are being drained: after a checkpoint the run goes on with 1" in output
+    assert worlds(run_dir) == [1, 2, 1, 2, 1]
     check_attempts(run_dir)
     code, output = job.run(
         "pretrain", *common, "run.name=still", "train.threads=1", cwd=workshop.root

@@ -62,12 +62,12 @@ def faults_of(storm: Storm, seed: int, count: int) -> tuple[list[dict[str, Any]]
     ranks = 2 if len(storm.worlds) == 1 else 1  # those that are always there
     inside, outside = [], []
     for step in sorted(draw.sample(range(4, storm.steps - 3), count)):
-        what = draw.choice(("kill", "kill", "stop", "sleep", "raise", "error", *["driver"] * 4))
+        what = draw.choice(("kill", "kill", "stop", "sleep", "raise", "full", *["driver"] * 4))
         if what == "driver" and step <= storm.steps - storm.tail:
             number = draw.choice((signal.SIGKILL, signal.SIGTERM))
             outside.append((step, number, draw.random() < 0.5))
-        elif what in ("driver", "error"):
-            inside.append({"what": "error", "rank": 0, "write": draw.randint(1, WRITES)})
+        elif what in ("driver", "full"):
+            inside.append({"what": "full", "rank": 0, "write": draw.randint(1, WRITES)})
         else:
             place = {"rank": draw.randrange(ranks), "step": step, "phase": draw.choice(PHASES)}
             inside.append({"what": what, **place})

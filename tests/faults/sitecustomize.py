@@ -3,11 +3,12 @@ PYTHONPATH, so that every process of a job has it, and the package itself knows 
 
 RAYMILL_FAULTS names a JSON file with a list of faults, each of which happens once:
   {"what": "kill|stop|raise|nan|sleep", "rank": 1, "step": 7, "phase": "forward"}
-  {"what": "kill|error", "rank": 0, "write": 3}     # at a rank's third call that makes a checkpoint durable
+  {"what": "kill|full|denied", "rank": 0, "write": 3}   # at a rank's third call that makes a checkpoint durable
 """
 
 from __future__ import annotations
 
+import errno
 import importlib.abc
 import importlib.util
 import json
@@ -20,6 +21,7 @@ from typing import Any
 _PATH = os.environ.get("RAYMILL_FAULTS", "")
 _nan = False
 _writes = 0
+_ERRORS = {"full": errno.ENOSPC, "denied": errno.EACCES}
 
 
 def _due(**place: Any) -> str | None:
@@ -49,8 +51,9 @@ def _happen(what: str | None, place: str) -> None:
         time.sleep(3600)
     elif what == "raise":
         raise ValueError(f"injected at {place}")
-    elif what == "error":
-        raise OSError(28, f"No space left on device, injected at {place}")
+    elif what in _ERRORS:
+        number = _ERRORS[what]
+        raise OSError(number, f"{os.strerror(number)}, injected at {place}")
     elif what == "nan":
         _nan = True
 
