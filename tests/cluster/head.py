@@ -36,12 +36,15 @@ class Head:
 
     def submit(self, working_dir: Path, *entrypoint: str) -> tuple[int, str]:
         """(exit code, output) of a submitted job."""
-        done = subprocess.run(
-            [*RAY, "job", "submit", "--address", self.address, "--working-dir", str(working_dir),
-             "--", *entrypoint],
+        done = self.ray("submit", "--working-dir", str(working_dir), "--", *entrypoint)
+        return done.returncode, done.stdout + done.stderr
+
+    def ray(self, what: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """`ray job <what>`."""
+        return subprocess.run(
+            [*RAY, "job", what, "--address", self.address, *arguments],
             env=self.env, capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
-        return done.returncode, done.stdout + done.stderr
 
     def add_node(self, cpus: int) -> psutil.Process:
         """Another node; its raylet."""
@@ -92,7 +95,6 @@ def ray_head(cpus: int) -> Iterator[Head]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": token,
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_JOB_STOP_WAIT_TIME_S": "60",
         "PYTHONPATH": str(older.parent),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     }

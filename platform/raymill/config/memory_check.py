@@ -41,6 +41,6 @@ def _memory_problems(job: TrainJob, arch: ArchConfig, vocab_size: int) -> Iterat
         )
     if host is not None and memory.host > host * GIB:
         yield (
-            f"cluster.host_memory_gib={host:g}: offloading needs about {memory.host / GIB:.1f} GiB "
-            "of host memory for each worker of a node"
+            f"cluster.host_memory_gib={host:g}: the copy that checkpoints are written from, with what is "
+            f"offloaded, needs about {memory.host / GIB:.1f} GiB of host memory for each worker of a node"
         )

@@ -179,10 +179,9 @@ def memory_plan(job: TrainJob, arch: ArchConfig, vocabulary: int) -> str:
         f"{memory.gradients / GIB:.2f}, optimizer {memory.optimizer / GIB:.2f}, activations "
         f"{memory.activations / GIB:.2f}, logits {memory.logits / GIB:.2f}"
     )
-    if memory.host:
-        parts += f"; {memory.host / GIB:.2f} GiB of host memory"
     if job.cluster.device_memory_gib is not None:
         parts += f" (of {job.cluster.device_memory_gib:g} GiB)"
+    parts += f"; {memory.host / GIB:.2f} GiB of host memory"
     return f"{parts}; ZeRO {job.zero.stage}, {job.train.precision}"
 
 
