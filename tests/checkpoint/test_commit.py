@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -90,6 +91,35 @@ def test_what_was_committed_is_read_back_bit_by_bit_and_by_ranges(tmp_path: Path
         reader.read("fp32", "nothing")
     with pytest.raises(CheckpointError, match="has 5 elements"):
         reader.read("fp32", "b", 3, 9)
+
+
+def test_reading_holds_a_parameter_at_a_time_and_not_the_checkpoint(tmp_path: Path) -> None:
+    """Of 40 MiB in 13 parameters, the largest of 4 MiB, no more than twice the largest is ever in memory."""
+    largest, numel = 4 * 2**20, 2**20
+    shapes = {"large": (numel,), **{f"small.{n}": (numel // 4,) for n in range(12)}}
+    fragments = [
+        (name, 0, {kind: np.full(shape, 1.0, dtype=np.float32) for kind in KINDS})
+        for name, shape in shapes.items()
+    ]
+    raise_fence(tmp_path, 0)
+    directory = commit(tmp_path, manifest(1), shapes, fragments, Alone())
+    written = sum(path.stat().st_size for path in directory.glob("rank-*"))
+    assert written > 40 * 2**20
+    del fragments
+    tracemalloc.start()
+    try:
+        verify(directory)
+        reader = FragmentReader(directory, read_index(directory / INDEX_NAME))
+        hashed = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        for name in shapes:
+            for kind in KINDS:
+                reader.read(kind, name)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2.1 * largest
+    assert hashed < 3 * 8 * 2**20, "digests are taken of pieces"
 
 
 @pytest.mark.parametrize("victim", ["rank-00000.safetensors", INDEX_NAME, MANIFEST_NAME])
