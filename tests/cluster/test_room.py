@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+from raymill.cluster import attempts
 from raymill.cluster.room import choose, fitting
 from raymill.cluster.session import Beside
+from raymill.config import digest, flatten
 from raymill.config.compose import load
 from raymill.config.schema import ClusterConfig
-from raymill.errors import ConfigError
+from raymill.engine.assignment import Assignment
+from raymill.errors import ClusterError, ConfigError
 from raymill.plan.batch import allowed_workers
 
 
@@ -39,3 +45,36 @@ def test_a_range_of_workers() -> None:
     ):
         with pytest.raises(ConfigError, match=why):
             load("pretrain", [refused, *text])
+
+
+class Quiet:
+    """A lease, a console and a history in one, of a run whose cluster has shrunk."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def check(self) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_without_room_it_waits_and_then_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rooms = iter([1, 1, 5])
+    monkeypatch.setattr(attempts, "room_for_workers", lambda *_: next(rooms, 1))
+    monkeypatch.setattr(attempts, "POLL_S", 0.01)
+    training = load("pretrain", ["run.workers=2..4", "train.global_batch=8", "train.micro_batch=1"])
+    assignment = Assignment(
+        training, tmp_path, tmp_path, (), (), 1, flatten(training), digest(training)
+    )
+    quiet: Any = Quiet()
+    run = attempts.Attempts(assignment, quiet, quiet, quiet, "the same command")
+    assert run._wait_for_room() == 4
+    waiting = "waiting: the cluster has room for 1 workers, the run takes one of 2, 4 …"
+    assert quiet.said == [waiting], "once"
+    monkeypatch.setattr(attempts, "ROOM_S", 0.1)
+    with pytest.raises(ClusterError, match="had room for 1 workers for 0 s, and the run takes one"):
+        run._wait_for_room()

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from raymill.durable import cut_torn_line
+
 
 class Journal:
     """Appends events. A line that a killed attempt left half-written is cut off at the start."""
@@ -15,7 +17,8 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.attempt = 1 + _repair_and_count_attempts(path)
+        cut_torn_line(path)
+        self.attempt = 1 + _attempts(path)
         self._stream = path.open("a", encoding="utf-8")
 
     def write(self, kind: str, step: int, **values: Any) -> None:
@@ -37,18 +40,8 @@ def _is_nonfinite(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
-def _repair_and_count_attempts(path: Path) -> int:
+def _attempts(path: Path) -> int:
     if not path.exists():
         return 0
-    attempts = 0
-    whole = 0
     with path.open("rb") as stream:
-        for line in stream:
-            if not line.endswith(b"\n"):
-                break
-            whole += len(line)
-            attempts += b'"kind": "attempt"' in line
-    if whole < path.stat().st_size:
-        with path.open("r+b") as stream:
-            stream.truncate(whole)
-    return attempts
+        return sum(b'"kind": "attempt"' in line for line in stream)

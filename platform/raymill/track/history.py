@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from raymill.durable import cut_torn_line
 
 HISTORY_NAME = "history.jsonl"
 
 
 class History:
-    """Appends; a state that lasts is written once."""
+    """Appends; a state that lasts is written once. What can't be written, as on a full disk, is left out: the
+    run matters more than its history."""
 
     def __init__(self, run_dir: Path, token: int) -> None:
         self._path = run_dir / HISTORY_NAME
+        cut_torn_line(self._path)
         self._token = token
         self._state: str | None = None
 
@@ -24,7 +29,7 @@ class History:
             return
         self._state = state
         line = {"time": time.time(), "token": self._token, "state": str(state), **facts}
-        with self._path.open("a", encoding="utf-8") as stream:
+        with suppress(OSError), self._path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
 
 
