@@ -20,7 +20,7 @@ pytestmark = pytest.mark.integration
 STEPS = 120
 COMMON = (
     "tracking=none", f"train.steps={STEPS}", "checkpoint.every=20", "evaluation.every=0",
-    "checkpoint.keep_every=20",
+    "checkpoint.keep_last=100",
 )  # fmt: skip
 
 
@@ -113,11 +113,12 @@ def test_killed_stopped_and_taken_over(
 
 
 def check_attempts(run_dir: Path) -> None:
-    """Each attempt's first step follows the checkpoint it resumed from."""
+    """Each attempt's first step follows the checkpoint it resumed from, all of which are kept."""
     attempts = {event["attempt"]: event["step"] for event in job.events(run_dir, "attempt")}
     first: dict[int, int] = {}
     for event in job.events(run_dir, "step"):
         first.setdefault(event["attempt"], event["step"])
     assert {number: step + 1 for number, step in attempts.items() if number in first} == first
-    committed = [0, *(event["step"] for event in job.events(run_dir, "checkpoint"))]
-    assert set(attempts.values()) <= set(committed)
+    # Not by the journal: who is killed after a commit can't tell of it. Damaged ones lie beside, renamed.
+    committed = {int(path.name[5:13]) for path in (run_dir / "checkpoints").glob("step-*")}
+    assert set(attempts.values()) <= {0} | committed

@@ -99,7 +99,7 @@ def weather(storm: Storm, tmp_path: Path, seed: int, count: int) -> tuple[Path, 
     """Run it through the faults, and without; the two run folders, once the audit of the first is clean."""
     inside, outside = faults_of(storm, seed, count)
     environment = with_faults(tmp_path, *inside)
-    run_dir, calm = storm.run_dir(f"storm-{seed}"), storm.run_dir("calm")
+    run_dir, calm = storm.run_dir(f"storm-{seed}"), storm.run_dir(f"calm-{seed}")
     damaged = 0
     for number, (step, how, damage) in enumerate([*outside, (None, None, False)]):
         process = storm.start(run_dir.name, number, environment)
