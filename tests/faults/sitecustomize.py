@@ -8,6 +8,7 @@ RAYMILL_FAULTS names a JSON file with a list of faults, each of which happens on
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import importlib.abc
 import importlib.util
@@ -69,15 +70,30 @@ def _patch_pulse(module: Any) -> None:
     module.Pulse.beat = with_faults
 
 
-def _patch_learner(module: Any) -> None:
-    global_loss = module.global_loss
+class _Spoiled:
+    """An objective whose next losses are no numbers, once a fault says so."""
 
-    def with_faults(nats: float, *rest: Any) -> Any:
+    def __init__(self, objective: Any) -> None:
+        self._objective = objective
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._objective, name)
+
+    def losses(self, *arguments: Any) -> Any:
         global _nan
-        spoiled, _nan = (float("nan") if _nan else nats), False
-        return global_loss(spoiled, *rest)
+        spoiled, _nan = _nan, False
+        found = self._objective.losses(*arguments)
+        return found * float("nan") if spoiled else found
 
-    module.global_loss = with_faults
+
+def _patch_learner(module: Any) -> None:
+    accumulate = module.Learner._accumulate
+
+    def with_faults(self: Any, *arguments: Any) -> Any:
+        spoiled = dataclasses.replace(self, objective=_Spoiled(self.objective))
+        return accumulate(spoiled, *arguments)
+
+    module.Learner._accumulate = with_faults
 
 
 def _patch_writing(module: Any) -> None:

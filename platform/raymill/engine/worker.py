@@ -46,27 +46,17 @@ def train_worker(config: dict[str, Any]) -> None:
     join_deepspeed(job.cluster.gpu)
     group = WorkerGroup(device)
     journal = Journal(assignment.journal) if group.rank == 0 else None
-    step = 0
+    loop: Loop | None = None
     try:
         loop = build_loop(assignment, group, journal)
-        step = loop.step
-        status = loop.run()
-        step = loop.step
+        ending = {"status": loop.run()}
     except RewindError as error:
-        if journal is not None:
-            journal.write("status", step, status="rewind", why=str(error))
-            journal.close()
-        return
+        ending = {"status": "rewind", "why": str(error)}
     except RaymillError as error:
         logger.exception("the run failed")
-        if journal is not None:
-            journal.write(
-                "status", step, status="failed", error=str(error), error_type=type(error).__name__
-            )
-            journal.close()
-        return
+        ending = {"status": "failed", "error": str(error), "error_type": type(error).__name__}
     if journal is not None:
-        journal.write("status", step, status=status)
+        journal.write("status", loop.step if loop else 0, **ending)
         journal.close()
 
 
