@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from raymill.checkpoint import manifest as manifest_module
 from raymill.checkpoint.commit import commit
 from raymill.checkpoint.fence import FencedError, raise_fence, writing_folder
 from raymill.checkpoint.fragments import KINDS, FragmentReader, Slice, merge_slices, read_index
@@ -144,6 +145,24 @@ def test_damage_is_named_and_the_one_before_is_used(
     assert len(heard) == 1
     assert "step-00000002" in heard[0]
     assert found.passed_over == tuple(heard)
+
+
+def test_one_that_cannot_be_read_is_passed_over_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2):
+        save(tmp_path, step)
+
+    def broken(path: Path) -> str:
+        if "step-00000002" in str(path):
+            raise OSError(5, "Input/output error")
+        return sha256_file(path)
+
+    monkeypatch.setattr(manifest_module, "sha256_file", broken)
+    found = newest_verified(tmp_path)
+    assert found is not None
+    assert found.manifest.step == 1
+    assert "can't be read: [Errno 5]" in found.passed_over[0]
 
 
 def test_when_none_verifies_the_run_is_not_silently_started_anew(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from ray.exceptions import ActorDiedError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
@@ -9,6 +11,8 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from raymill.cluster.diagnosis import diagnose
 from raymill.cluster.failure import Cause, Failure, GiveUp, Retry, verdict
+from raymill.cluster.interrupt import end_preempted, on_termination
+from raymill.config.entry import EXIT_PREEMPTED
 
 
 def lost(step: int, committed: int) -> Failure:
@@ -81,3 +85,24 @@ def test_a_lost_worker_is_named_before_the_ranks_that_noticed() -> None:
     assert what.startswith("rank 1: ActorDiedError: ")
     cause, _ = diagnose(ControllerError(ActorDiedError()))
     assert cause is Cause.LOST
+
+
+def test_sigterm_is_heard_once_and_then_ignored() -> None:
+    heard: list[str] = []
+    with on_termination(lambda: heard.append("outer")):
+        with on_termination(lambda: heard.append("inner")):
+            pass
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        with on_termination(lambda: heard.append("later")):
+            signal.raise_signal(signal.SIGTERM)
+    ignored = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    assert heard == ["outer", "later"]
+    assert ignored is signal.SIG_IGN
+
+
+def test_before_there_is_anything_to_commit_sigterm_is_preemption_too() -> None:
+    with pytest.raises(SystemExit) as ended, on_termination(end_preempted):
+        signal.raise_signal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    assert ended.value.code == EXIT_PREEMPTED

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from raymill.durable import cut_torn_line
+from raymill.engine.journal import Journal
+from raymill.track.follow import Follower
 from raymill.track.history import HISTORY_NAME, History, read_history
 
 
@@ -33,3 +37,16 @@ def test_a_disk_that_takes_nothing_ends_no_run(tmp_path: Path) -> None:
     history = History(tmp_path, 1)
     (tmp_path / HISTORY_NAME).mkdir()
     history.enter("running")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_journal_keeps_what_a_full_disk_refuses(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "metrics.jsonl")
+    free = journal._stream
+    with Path("/dev/full").open("ab", buffering=0) as journal._stream:
+        journal.write("step", 1)
+        journal.write("step", 2)
+    journal._stream = free
+    journal.write("step", 3)
+    events = Follower(journal.path).read()
+    assert [event["step"] for event in events] == [1, 2, 3]

@@ -101,8 +101,16 @@ def verify(directory: Path) -> Manifest:
     """Check every byte of a checkpoint against its manifest.
 
     Raises:
-        CheckpointError: names the file that is missing, of another size, or of another digest.
+        CheckpointError: names the file that is missing, of another size, or of another digest, or that
+            can't be read.
     """
+    try:
+        return _verify(directory)
+    except OSError as error:
+        raise CheckpointError(f"{directory} can't be read: {error}") from error
+
+
+def _verify(directory: Path) -> Manifest:
     manifest = read_manifest(directory)
     for name, record in manifest.files.items():
         path = directory / name

@@ -72,7 +72,10 @@ def apply_retention(
 
 def remove_leftovers(checkpoints: Path, writing: Path) -> None:
     """Delete directories that a killed attempt left half-written, in `writing`, or half-deleted."""
-    for path in (*checkpoints.glob("*.deleted"), *writing.glob("*")):
+    for path in writing.glob("*"):
+        # Renamed first: an attempt that still lives somewhere mustn't commit what is half deleted.
+        path.replace(checkpoints / f"{path.name}.deleted")
+    for path in checkpoints.glob("*.deleted"):
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -18,7 +18,7 @@ from raymill.cluster.room import choose, draining_nodes, room_for_workers
 from raymill.cluster.session import NOTHING, Beside
 from raymill.cluster.watchdog import Rank, Watchdog, end
 from raymill.engine.assignment import Assignment
-from raymill.errors import ClusterError, ConfigError, RaymillError
+from raymill.errors import CheckpointError, ClusterError, ConfigError, RaymillError
 from raymill.plan.batch import allowed_workers
 from raymill.track.console import RunConsole
 from raymill.track.follow import Follower
@@ -81,8 +81,14 @@ class Attempts:
     def drained(self) -> bool:
         return self._asked is RunState.DRAINING
 
+    @property
+    def _moving(self) -> bool:
+        """Whether the workers were asked to end only to go on in another number."""
+        return self._resizing and self._asked is None
+
     def _ask(self, how: RunState) -> None:
-        self._asked = how
+        if not self.drained:  # which says how it ends
+            self._asked = how
         self._assignment.stop_request.touch()
 
     def run(self) -> str:
@@ -102,7 +108,7 @@ class Attempts:
             if ending.status == "rewind":
                 continue
             if ending.status in ("finished", "stopped"):
-                if ending.status == "stopped" and self._resizing and self._asked is None:
+                if ending.status == "stopped" and self._moving:
                     continue
                 return ending.status
             if not self._recover(ending):
@@ -151,7 +157,8 @@ class Attempts:
             for event in self._follower.read():
                 self._console.show(event)
                 step = event["step"] if event["kind"] == "step" else step
-                ending = event if event["kind"] == "status" else ending
+                if event["kind"] in ("status", "attempt"):  # of one before there is nothing to hear
+                    ending = event
                 self._note(event)
                 self._enter(event)
             if ended:
@@ -162,7 +169,12 @@ class Attempts:
                 look = time.monotonic() + LOOK_S
                 self._look_at_the_cluster()
         if ending.get("status") == "failed":
-            raise as_raised(ending)
+            error = as_raised(ending)
+            if not self._moving or ending["error_type"] != CheckpointError.__name__:
+                raise error
+            return Ending(
+                "failed", error, step
+            )  # nobody asked it to end: it goes on from the one before
         if ending.get("status") == "rewind":
             self._console.say(f"warning: {ending['why']}")
             self._history.enter(RunState.RECOVERING, cause="rewind", what=ending["why"], step=step)
@@ -177,7 +189,7 @@ class Attempts:
         )
         if hang is None:
             return
-        self._watchdog = None
+        self._watch_from_now()  # again, should that not end it
         rank = hang.rank
         found = end(rank, self._assignment.run_dir / "logs")
         what = (
@@ -194,10 +206,13 @@ class Attempts:
                 Rank(number, rank["host"], rank["pid"], rank["node"])
                 for number, rank in enumerate(event["ranks"])
             ]
-            timeout = self._assignment.job.watchdog.timeout_s
-            self._watchdog = Watchdog(self._assignment.pulses, self._ranks, timeout)
+            self._watch_from_now()
         elif event["kind"] == "step":
             self._step_s.append(event["perf/step_s"])
+
+    def _watch_from_now(self) -> None:
+        timeout = self._assignment.job.watchdog.timeout_s
+        self._watchdog = Watchdog(self._assignment.pulses, self._ranks, timeout)
 
     def _enter(self, event: dict[str, Any]) -> None:
         if self._asked is not None or self._resizing:

@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from raymill.cluster.failure import Cause
 
 # What the others say when one rank has gone: the words of torch's process groups.
-_OF_OTHERS = ("closed by peer", "gloo", "nccl", "connection reset", "socket timeout", "broken pipe")
+_OF_OTHERS = (
+    "closed by peer", "gloo", "nccl", "connection reset", "socket timeout", "broken pipe",
+    "failed to recv", "client socket has timed out",
+)  # fmt: skip
 
 _OF_MEMORY = ("out of memory", "outofmemory", "running low on memory", "memory monitor")
 

@@ -8,25 +8,40 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from raymill.config.entry import EXIT_PREEMPTED
+
 
 @contextmanager
-def on_signals(interrupted: Callable[[], None], terminated: Callable[[], None]) -> Iterator[None]:
-    """Within the block, the first SIGINT calls `interrupted` and the second raises KeyboardInterrupt;
-    SIGTERM calls `terminated`, once: whoever sends it again kills next."""
+def on_interrupt(call: Callable[[], None]) -> Iterator[None]:
+    """Within the block, the first SIGINT calls and the second raises KeyboardInterrupt."""
 
-    def on_interrupt(_signal: int, _frame: FrameType | None) -> None:
+    def handle(_signal: int, _frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        interrupted()
+        call()
 
-    def on_termination(_signal: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        terminated()
-
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGINT, on_interrupt)
-    signal.signal(signal.SIGTERM, on_termination)
+    previous = signal.signal(signal.SIGINT, handle)
     try:
         yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def on_termination(call: Callable[[], None]) -> Iterator[None]:
+    """Within the block, SIGTERM calls, once: it is ignored from then on, whoever sends it again kills next."""
+
+    def handle(_signal: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        call()
+
+    previous = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def end_preempted() -> None:
+    """What SIGTERM does where there is nothing to commit."""
+    raise SystemExit(EXIT_PREEMPTED)

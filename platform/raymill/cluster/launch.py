@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,9 @@ class WorkerRun:
         except BaseException as error:  # reported by the main thread, which waits for this one
             self.error = error
         finally:
-            shutil.rmtree(self._scratch.parent, ignore_errors=True)
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            with suppress(OSError):  # another's is in it
+                self._scratch.parent.rmdir()
 
 
 def patience_s(job: TrainJob) -> int:
@@ -103,6 +106,8 @@ def _fit(assignment: Assignment, workers: int, scratch: Path) -> None:
             name=scratch.name,
             storage_path=str(scratch.parent),
             # What follows a failure is decided by cluster/failure.py, at each of its kinds.
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+            failure_config=FailureConfig(
+                max_failures=0, max_preemption_failures=0, controller_failure_limit=0
+            ),
         ),
     ).fit()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from raymill.cluster.session import NOTHING, Beside
+from raymill.cluster.session import NOTHING, READING, Beside
 from raymill.config.schema import ClusterConfig
 
 
@@ -24,21 +24,29 @@ def room_for_workers(cluster: ClusterConfig, beside: Beside = NOTHING) -> int:
 
 
 def fitting(nodes: Sequence[dict[str, Any]], cluster: ClusterConfig, beside: Beside) -> int:
-    """Workers that fit on nodes of these resources, node by node, once the actors have theirs."""
+    """Workers that fit on nodes of these resources, node by node, once the actors have theirs, with what
+    reading the data takes left over."""
     each = {"CPU": cluster.cpus_per_worker, "GPU": 1.0 if cluster.gpu else 0.0}
-    taken = {"CPU": beside.cpus, "GPU": beside.gpus}
-    count = sum(
-        min(
-            (int(node.get(name, 0.0) / amount) for name, amount in each.items() if amount),
-            default=0,
-        )
-        for node in nodes
-    )
-    for name, amount in each.items():
-        if amount:
-            left = sum(node.get(name, 0.0) for node in nodes) - taken[name]
-            count = min(count, int(left / amount))
+    actor = {"CPU": beside.cpus_each, "GPU": beside.gpus_each}
+    free = [dict(node) for node in nodes]
+    for _ in range(beside.actors):
+        if not _take(free, actor):
+            return 0
+    count = 0
+    while any(each.values()) and _take(free, each):
+        count += 1
+    if sum(node.get("CPU", 0.0) for node in free) < READING:
+        count -= 1
     return max(0, count)
+
+
+def _take(free: list[dict[str, float]], amounts: dict[str, float]) -> bool:
+    """Whether some node had that much, which it has no more."""
+    for node in free:
+        if all(node.get(name, 0.0) >= amount for name, amount in amounts.items()):
+            node.update({name: node.get(name, 0.0) - amount for name, amount in amounts.items()})
+            return True
+    return False
 
 
 def draining_nodes() -> set[str]:

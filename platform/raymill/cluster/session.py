@@ -6,6 +6,8 @@ import logging
 import math
 import os
 import secrets
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,11 +61,14 @@ def connect(
     if ray.is_initialized():
         yield
         return
+    asked = signal.getsignal(signal.SIGTERM)
     try:
         if cluster.address == "local":
             _start_local(cluster, run.most if run else 0, beside)
         else:
             _join(cluster)
+        if callable(asked) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, asked)  # Ray has put its own in its place
         _check_capacity(cluster, run.least if run else 0, beside)
         yield
     finally:
@@ -146,7 +151,7 @@ def _check_capacity(cluster: ClusterConfig, workers: int, beside: Beside) -> Non
 
     total = ray.cluster_resources()
     needed = {
-        "CPU": workers * cluster.cpus_per_worker + beside.cpus + (READING if beside.cpus else 0.0),
+        "CPU": workers * cluster.cpus_per_worker + beside.cpus + READING,
         "GPU": (float(workers) if cluster.gpu else 0.0) + beside.gpus,
     }
     for name, amount in needed.items():

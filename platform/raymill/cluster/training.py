@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from raymill.checkpoint.resume import Found, newest_verified
 from raymill.cluster.attempts import Attempts
 from raymill.cluster.failure import RunState
 from raymill.cluster.finish import finish, same_command
-from raymill.cluster.interrupt import on_signals
+from raymill.cluster.interrupt import end_preempted, on_interrupt, on_termination
 from raymill.cluster.session import NOTHING, Beside
 from raymill.config import digest, flatten, to_tree
 from raymill.config.entry import EXIT_PREEMPTED
@@ -91,11 +91,12 @@ def held(assignment: Assignment) -> Iterator[tuple[Assignment, Lease]]:
     Raises:
         RunHeldError: another process is.
     """
-    lease = acquire(assignment.run_dir, lambda text: print(text, flush=True))
-    try:
-        yield replace(assignment, token=lease.token), lease
-    finally:
-        lease.release()
+    with on_termination(end_preempted):
+        lease = acquire(assignment.run_dir, lambda text: print(text, flush=True))
+        try:
+            yield replace(assignment, token=lease.token), lease
+        finally:
+            lease.release()
 
 
 def train(assignment: Assignment, lease: Lease, beside: Beside = NOTHING) -> int:
@@ -111,31 +112,34 @@ def train(assignment: Assignment, lease: Lease, beside: Beside = NOTHING) -> int
     history = History(assignment.run_dir, lease.token)
     attempts = Attempts(assignment, lease, console, history, same_command(), beside)
     ended = RunState.FAILED
-    try:
-        with console, _signals(attempts, console):
-            status = attempts.run()
-        if status == "finished":
-            found = newest_verified(assignment.checkpoints)
-            if found is None:
-                raise CheckpointError(f"{assignment.checkpoints} holds no checkpoint to export")
-            code = finish(assignment, found, tracker, console)
-            ended = RunState.FINISHED
-            return code
-        ended = RunState.STOPPED
-        if attempts.drained:
-            console.say(f"preempted, resume with the same command:\n  {same_command()}")
-            return EXIT_PREEMPTED
-        console.say(f"stopped after a checkpoint; to go on, run:\n  {same_command()}")
-        return 0
-    except KeyboardInterrupt:
-        ended = RunState.STOPPED
-        raise
-    finally:
-        history.enter(ended)
-        tracker.close(ended.value)
+    with on_termination(lambda: console.say("the run has ended; what follows it is completed")):
+        try:
+            with console, _signals(attempts, console):
+                status = attempts.run()
+            if status == "finished":
+                found = newest_verified(assignment.checkpoints)
+                if found is None:
+                    raise CheckpointError(f"{assignment.checkpoints} holds no checkpoint to export")
+                code = finish(assignment, found, tracker, console)
+                ended = RunState.FINISHED
+                return code
+            ended = RunState.STOPPED
+            if attempts.drained:
+                console.say(f"preempted, resume with the same command:\n  {same_command()}")
+                return EXIT_PREEMPTED
+            console.say(f"stopped after a checkpoint; to go on, run:\n  {same_command()}")
+            return 0
+        except KeyboardInterrupt:
+            ended = RunState.STOPPED
+            raise
+        finally:
+            history.enter(ended)
+            tracker.close(ended.value)
 
 
-def _signals(attempts: Attempts, console: RunConsole) -> AbstractContextManager[None]:
+@contextmanager
+def _signals(attempts: Attempts, console: RunConsole) -> Iterator[None]:
+    """Ctrl-C, and SIGTERM, have the workers commit and end."""
     under_way = "stopping: the step under way is finished and a checkpoint committed"
 
     def interrupted() -> None:
@@ -146,10 +150,12 @@ def _signals(attempts: Attempts, console: RunConsole) -> AbstractContextManager[
         attempts.drain()
         console.say(under_way)
 
-    return on_signals(interrupted, terminated)
+    with on_interrupt(interrupted), on_termination(terminated):
+        yield
 
 
 def _prepare_run_dir(assignment: Assignment) -> None:
-    assignment.stop_request.unlink(missing_ok=True)
+    for path in assignment.run_dir.glob("stop-requested*"):
+        path.unlink(missing_ok=True)
     text = yaml.safe_dump(to_tree(assignment.job), sort_keys=False)
     write_atomic(assignment.run_dir / "config.yaml", text)

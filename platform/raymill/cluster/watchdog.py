@@ -126,6 +126,9 @@ def _end_here(pid: int, path: str) -> str:
         stack = done.stdout or done.stderr
     except (OSError, subprocess.TimeoutExpired) as error:
         stack = f"no stack: {error}"
-    Path(path).write_text(stack, encoding="utf-8")
-    process.kill()
+    process.kill()  # first: a storage that hangs may be why it stands still
+    try:
+        Path(path).write_text(stack, encoding="utf-8")
+    except OSError as error:
+        return f"its process was {state}; its stack can't be written: {error}"
     return f"its process was {state}; its stack is in {path}"

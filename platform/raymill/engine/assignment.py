@@ -51,5 +51,5 @@ class Assignment:
 
     @property
     def stop_request(self) -> Path:
-        """A file whose existence asks the workers to commit and stop."""
-        return self.run_dir / "stop-requested"
+        """A file whose existence asks this holder's workers to commit and stop."""
+        return self.run_dir / f"stop-requested-{self.token}"

@@ -28,7 +28,7 @@ class Guard:
 
     def __init__(self, config: GuardConfig) -> None:
         self.config = config
-        self.in_a_row = 0  # steps skipped since the last one that was learned from
+        self.in_a_row = 0  # updates skipped since the last one that was made
         self.skipped: list[
             tuple[int, int]
         ] = []  # first and last global sample of what was left out
@@ -52,7 +52,6 @@ class Guard:
     def learned(self, loss: float) -> None:
         """A step was learned from."""
         self._losses.append(loss)
-        self.in_a_row = 0
 
     def skip(self, first: int, last: int) -> bool:
         """These samples are left out; returns whether so many in a row are still admitted."""
@@ -97,12 +96,17 @@ def leave_out(run_dir: Path, first: int, last: int, why: str) -> None:
 
 def windows_from(run_dir: Path, sample: int) -> tuple[tuple[int, int], ...]:
     """(first, last) of the windows left out that follow a position, one after the other."""
-    ends = {window["first"]: window["last"] for window in _left_out(run_dir)}
+    ends = dict(noted_windows(run_dir))
     found = []
     while sample in ends:
         found.append((sample, ends[sample]))
         sample = ends[sample] + 1
     return tuple(found)
+
+
+def noted_windows(run_dir: Path) -> list[tuple[int, int]]:
+    """(first, last) of all windows that the run was ever told to go on past."""
+    return [(window["first"], window["last"]) for window in _left_out(run_dir)]
 
 
 def _left_out(run_dir: Path) -> list[dict[str, Any]]:

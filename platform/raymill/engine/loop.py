@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,7 +27,7 @@ from raymill.engine.pulse import Pulse
 from raymill.engine.schedule import learning_rate_factor
 from raymill.engine.setup import Start
 from raymill.engine.stragglers import OWN, Stragglers
-from raymill.errors import DataError, RaymillError
+from raymill.errors import CheckpointError, DataError, NonFiniteError, RaymillError
 
 
 @dataclass
@@ -72,6 +73,10 @@ class Loop:
         """Train to the end or until asked to stop; returns "finished" or "stopped"."""
         try:
             return self._run()
+        except (NonFiniteError, DataError):
+            with suppress(CheckpointError):
+                self.checkpoints.settle(self.step, wait=True)  # the one under way isn't given up
+            raise
         finally:
             self.experience.close()
 
@@ -125,6 +130,8 @@ class Loop:
                 )
                 if update.refused is not None:
                     self._divergence.follow(update, samples, self.step + 1, self.samples)
+                elif update.weight:
+                    self.guard.in_a_row = 0
                 done.append(update)
             figures |= _figures(done, learner.prefix)
             losses = losses or [update.losses for update in done]

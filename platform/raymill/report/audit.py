@@ -15,6 +15,7 @@ import numpy as np
 from raymill.checkpoint.manifest import Manifest, verify
 from raymill.checkpoint.retention import committed_steps
 from raymill.config.schema import AuditJob
+from raymill.engine.guard import noted_windows
 from raymill.errors import CheckpointError, ConfigError
 from raymill.track.follow import Follower, last_of_each_step
 from raymill.track.history import read_history
@@ -80,10 +81,12 @@ def audit(run_dir: Path) -> Audit:
     events = Follower(run_dir / "metrics.jsonl").read()
     history = read_history(run_dir)
     steps = [event for event in events if event["kind"] == "step"]
-    counted = last_of_each_step(events, "step")
+    # Steps that an earlier attempt made beyond where the last one is will be made again.
+    reached = steps[-1]["step"] if steps else 0
+    counted = [event for event in last_of_each_step(events, "step") if event["step"] <= reached]
     manifests, damaged = _verified(run_dir / "checkpoints")
-    left_out = _left_out(manifests)
-    batch = _batch(counted)
+    left_out = sorted({*_left_out(manifests), *noted_windows(run_dir)})
+    batch = _batch(counted, manifests)
     return Audit(
         attempts=_attempts(events, history),
         step=counted[-1]["step"] if counted else 0,
@@ -101,8 +104,10 @@ def audit(run_dir: Path) -> Audit:
     )
 
 
-def _batch(counted: Sequence[dict[str, Any]]) -> int:
-    """Samples a step: the least that two steps in a row differ by, if they do."""
+def _batch(counted: Sequence[dict[str, Any]], manifests: Sequence[Manifest]) -> int:
+    """Samples a step, by a checkpoint; without one, the least that two steps in a row differ by."""
+    if manifests and "train.global_batch" in manifests[-1].config:
+        return int(manifests[-1].config["train.global_batch"])
     samples: list[int] = [event["samples"] for event in counted]
     steps: list[int] = [after - before for before, after in pairwise(samples) if after > before]
     return min(steps, default=sum(samples[:1]))
@@ -114,7 +119,8 @@ def _verified(checkpoints: Path) -> tuple[list[Manifest], list[str]]:
         try:
             manifests.append(verify(directory))
         except CheckpointError as error:
-            problems.append(str(error))
+            if directory.exists():  # it isn't where the run goes on meanwhile
+                problems.append(str(error))
     return manifests, problems
 
 
@@ -173,7 +179,8 @@ def _ended(
         return str(told[-1]["what"])
     status = next((event for event in reversed(own) if event["kind"] == "status"), None)
     if status is None:
-        return "its driver ended without a word"
+        last = until == float("inf")
+        return f"{'under way, or ' if last else ''}its driver ended without a word"
     return f"{status['status']}: {status['error']}" if "error" in status else str(status["status"])
 
 

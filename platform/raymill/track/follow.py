@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from raymill.engine.journal import attempts_in
+
 _LONGEST_LINE = 2**20  # bytes
 
 
@@ -26,13 +28,15 @@ class Follower:
     @classmethod
     def at_end(cls, path: Path) -> Follower:
         """One that gives what is written from now on. A line that a killed writer left half-written is no
-        end: it will be cut off."""
+        end: it will be cut off; and what an attempt of before still writes isn't given."""
         if not path.exists():
             return cls(path)
         with path.open("rb") as stream:
             begin = max(0, stream.seek(0, os.SEEK_END) - _LONGEST_LINE)
             stream.seek(begin)
-            return cls(path, begin + stream.read().rfind(b"\n") + 1)
+            follower = cls(path, begin + stream.read().rfind(b"\n") + 1)
+        follower._attempt = 1 + attempts_in(path)
+        return follower
 
     def read(self, limit: int | None = None) -> list[dict[str, Any]]:
         """Events since the last call, at most `limit`; none if the journal doesn't exist yet."""
