@@ -220,6 +220,12 @@ def test_a_writer_fenced_off_between_writing_and_renaming_commits_nothing(tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["writing-1"]
 
 
+def test_a_late_fence_leaves_a_newer_holders_alone(tmp_path: Path) -> None:
+    raise_fence(tmp_path, 7)
+    raise_fence(tmp_path, 6)
+    assert writing_folder(tmp_path, 7).is_dir()
+
+
 def test_the_file_is_what_the_library_writes(tmp_path: Path) -> None:
     arrays = {"a": np.arange(7, dtype=np.float32), "b/é": np.zeros(0, dtype=np.float32)}
     size, sha256 = write_safetensors(tmp_path / "x", arrays)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 from raymill.errors import CheckpointError
@@ -27,11 +28,17 @@ def raise_fence(checkpoints: Path, token: int) -> None:
     """Let the holder of `token` write, and nobody from before; what they left half-written is deleted."""
     checkpoints.mkdir(parents=True, exist_ok=True)
     for folder in checkpoints.glob(f"{_WRITING}*"):
-        grave = folder.with_name(f"fenced-{uuid.uuid4().hex[:8]}")
-        folder.replace(grave)
+        if int(folder.name.removeprefix(_WRITING)) < token:
+            with suppress(FileNotFoundError):  # a newer holder has moved it
+                folder.replace(folder.with_name(f"fenced-{uuid.uuid4().hex[:8]}"))
+    writing_folder(checkpoints, token).mkdir(exist_ok=True)
     for grave in checkpoints.glob("fenced-*"):
         shutil.rmtree(grave, ignore_errors=True)
-    writing_folder(checkpoints, token).mkdir()
+
+
+def lower_fence(checkpoints: Path, token: int) -> None:
+    """The holder of `token` is none any more."""
+    shutil.rmtree(writing_folder(checkpoints, token), ignore_errors=True)
 
 
 def check_fence(checkpoints: Path, token: int) -> None:

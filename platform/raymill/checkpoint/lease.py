@@ -19,13 +19,14 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
 
-from raymill.checkpoint.fence import raise_fence
+from raymill.checkpoint.fence import lower_fence, raise_fence
 from raymill.durable import fsync_path, write_atomic
 from raymill.errors import RaymillError
 
@@ -107,7 +108,8 @@ class Lease:
         self._ended.set()
         self._thread.join()
         if not self.lost:
-            self._write(released=True)
+            with suppress(OSError):  # then it is found dead
+                self._write(released=True)
 
     def _keep(self) -> None:
         while not self._ended.wait(BEAT_S):
@@ -135,6 +137,7 @@ def acquire(run_dir: Path, say: Callable[[str], None]) -> Lease:
 
     Raises:
         RunHeldError: the holder lives; says who it is and since when.
+        LeaseLostError: another process has taken the run over meanwhile.
     """
     folder = run_dir / "lease"
     folder.mkdir(parents=True, exist_ok=True)
@@ -145,11 +148,16 @@ def acquire(run_dir: Path, say: Callable[[str], None]) -> Lease:
             _wait_for_death(folder, token, current, run_dir, say)
         if _claim(folder, token + 1, holder):
             break
-    raise_fence(run_dir / "checkpoints", token + 1)
+    lease = Lease(folder, token + 1, holder)  # it beats from now on, however long the rest takes
+    raise_fence(run_dir / "checkpoints", lease.token)
+    if _newest(folder)[0] != lease.token:  # taken for dead before it began
+        lower_fence(run_dir / "checkpoints", lease.token)
+        lease.lost = True
+        lease.check()
     for path in folder.glob("*.json"):
         if (match := _NAME.fullmatch(path.name)) and int(match[1]) <= token:
             path.unlink(missing_ok=True)
-    return Lease(folder, token + 1, holder)
+    return lease
 
 
 def _wait_for_death(
@@ -205,7 +213,7 @@ def _claim(folder: Path, token: int, holder: Holder) -> bool:
     try:
         os.link(draft, _path(folder, token))
     except FileExistsError:
-        return False
+        return draft.stat().st_nlink == 2  # on NFS it may be our own, made by a request sent twice
     finally:
         draft.unlink()
     fsync_path(folder)
@@ -214,14 +222,17 @@ def _claim(folder: Path, token: int, holder: Holder) -> bool:
 
 def _newest(folder: Path) -> tuple[int, Holder | None]:
     """The highest token given out, 0 for none, and its holder; None for one that can't be read."""
-    tokens = [int(m[1]) for path in folder.iterdir() if (m := _NAME.fullmatch(path.name))]
-    if not tokens:
-        return 0, None
-    token = max(tokens)
-    try:
-        return token, Holder(**json.loads(_path(folder, token).read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
-        return token, None
+    while True:
+        tokens = [int(m[1]) for path in folder.iterdir() if (m := _NAME.fullmatch(path.name))]
+        if not tokens:
+            return 0, None
+        token = max(tokens)
+        try:
+            return token, Holder(**json.loads(_path(folder, token).read_text(encoding="utf-8")))
+        except FileNotFoundError:  # a newer holder has just deleted it
+            continue
+        except (ValueError, TypeError):
+            return token, None
 
 
 def _path(folder: Path, token: int) -> Path:
