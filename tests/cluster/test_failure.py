@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from functools import partial
 
 import pytest
 from ray.exceptions import ActorDiedError
@@ -102,7 +103,7 @@ def test_sigterm_is_heard_once_and_then_ignored() -> None:
 
 
 def test_before_there_is_anything_to_commit_sigterm_is_preemption_too() -> None:
-    with pytest.raises(SystemExit) as ended, on_termination(end_preempted):
+    with pytest.raises(SystemExit) as ended, on_termination(partial(end_preempted, "again")):
         signal.raise_signal(signal.SIGTERM)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     assert ended.value.code == EXIT_PREEMPTED

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def held(assignment: Assignment) -> Iterator[tuple[Assignment, Lease]]:
     Raises:
         RunHeldError: another process is.
     """
-    with on_termination(end_preempted):
+    with on_termination(partial(end_preempted, same_command())):
         lease = acquire(assignment.run_dir, lambda text: print(text, flush=True))
         try:
             yield replace(assignment, token=lease.token), lease
