@@ -14,7 +14,7 @@ VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_READY := $(VLLM_VENV)/.ready
 VLLM_LOG := $(VLLM_VENV)/setup.log
 
-.PHONY: help demo test test-all test-vllm learn check bench vllm lock clean
+.PHONY: help demo test test-all test-vllm learn chaos check bench vllm lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -39,6 +39,9 @@ test-vllm: $(VLLM_READY) ## the tests of sampling with vLLM, in its environment
 learn: $(READY) ## that alignment learns, from three seeds each
 	@$(BIN)/python -m pytest -q -s tests/learn | grep -v "^  \|Prepar\|prepared"
 
+chaos: $(READY) ## kills, stops and faults of all kinds, in one run of hundreds of steps
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s -m chaos
+
 check: $(READY) ## formatting, lint, types
 	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --no-error-summary
@@ -49,6 +52,7 @@ bench: $(READY) ## measurements against bare PyTorch, a DataLoader and TRL; make
 	@$(BIN)/python bench/sft.py 2>/dev/null
 	@$(BIN)/python bench/trainer_alone.py 2>/dev/null
 	@$(BIN)/python bench/overhead.py
+	@$(BIN)/python bench/checkpoint.py
 	@$(BIN)/python bench/grpo.py 2>/dev/null
 
 vllm: $(VLLM_READY) ## an environment that has vLLM as well, in .venv-vllm: for rollout.engine=vllm

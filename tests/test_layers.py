@@ -41,7 +41,7 @@ ROOMS = (
 UPWARD = {
     ("data/prepare.py", "cluster"),
     ("generate/command.py", "track"),
-    ("config/checks.py", "plan"),
+    ("config/run_checks.py", "plan"),
     ("config/memory_check.py", "plan"),
 }
 

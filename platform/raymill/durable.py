@@ -47,6 +47,23 @@ def write_atomic(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def cut_torn_line(path: Path) -> None:
+    """Make a file of lines end with a whole one: what a killed writer left of its last line goes."""
+    if not path.exists():
+        return
+    with path.open("r+b") as stream:
+        end = stream.seek(0, os.SEEK_END)
+        while end:
+            begin = max(0, end - _CHUNK_BYTES)
+            stream.seek(begin)
+            newline = stream.read(end - begin).rfind(b"\n")
+            if newline >= 0:
+                stream.truncate(begin + newline + 1)
+                return
+            end = begin
+        stream.truncate(0)
+
+
 @contextmanager
 def only_one(folder: Path, refusal: str) -> Iterator[None]:
     """Hold the folder's lock; the kernel frees it when the process dies, however it dies.

@@ -38,6 +38,10 @@ class NonFiniteError(RaymillError):
     """A loss or gradient was NaN or infinite; raised on every rank before the update."""
 
 
+class RewindError(RaymillError):
+    """The run is to go on from its last checkpoint, past what came after it."""
+
+
 class TrackingError(RaymillError):
     """The tracking server or model registry did not do what was asked; never raised during training."""
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+from raymill.checkpoint import manifest as manifest_module
 from raymill.checkpoint.commit import commit
+from raymill.checkpoint.fence import FencedError, raise_fence, writing_folder
 from raymill.checkpoint.fragments import KINDS, FragmentReader, Slice, merge_slices, read_index
 from raymill.checkpoint.manifest import INDEX_NAME, MANIFEST_NAME, Manifest, verify
 from raymill.checkpoint.resume import contradictions, find_fork, newest_verified, parse_fork
@@ -18,9 +22,12 @@ from raymill.checkpoint.retention import (
     apply_retention,
     committed_steps,
     remove_leftovers,
+    set_aside,
     steps_to_delete,
 )
+from raymill.checkpoint.safetensors_file import write_safetensors
 from raymill.config.identity import CHANGEABLE_ON_FORK, CHANGEABLE_ON_RESUME
+from raymill.durable import sha256_file
 from raymill.errors import CheckpointError, ConfigError
 
 T = TypeVar("T")
@@ -67,6 +74,7 @@ def state(seed: int) -> dict[str, dict[str, np.ndarray]]:
 def save(folder: Path, step: int, group: Any = None) -> Path:
     values = state(step)
     fragments = [(name, 0, arrays) for name, arrays in values.items()]
+    raise_fence(folder, 0)
     return commit(folder, manifest(step), SHAPES, fragments, group or Alone())
 
 
@@ -84,6 +92,35 @@ def test_what_was_committed_is_read_back_bit_by_bit_and_by_ranges(tmp_path: Path
         reader.read("fp32", "nothing")
     with pytest.raises(CheckpointError, match="has 5 elements"):
         reader.read("fp32", "b", 3, 9)
+
+
+def test_reading_holds_a_parameter_at_a_time_and_not_the_checkpoint(tmp_path: Path) -> None:
+    """Of 40 MiB in 13 parameters, the largest of 4 MiB, no more than twice the largest is ever in memory."""
+    largest, numel = 4 * 2**20, 2**20
+    shapes = {"large": (numel,), **{f"small.{n}": (numel // 4,) for n in range(12)}}
+    fragments = [
+        (name, 0, {kind: np.full(shape, 1.0, dtype=np.float32) for kind in KINDS})
+        for name, shape in shapes.items()
+    ]
+    raise_fence(tmp_path, 0)
+    directory = commit(tmp_path, manifest(1), shapes, fragments, Alone())
+    written = sum(path.stat().st_size for path in directory.glob("rank-*"))
+    assert written > 40 * 2**20
+    del fragments
+    tracemalloc.start()
+    try:
+        verify(directory)
+        reader = FragmentReader(directory, read_index(directory / INDEX_NAME))
+        hashed = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        for name in shapes:
+            for kind in KINDS:
+                reader.read(kind, name)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2.1 * largest
+    assert hashed < 3 * 8 * 2**20, "digests are taken of pieces"
 
 
 @pytest.mark.parametrize("victim", ["rank-00000.safetensors", INDEX_NAME, MANIFEST_NAME])
@@ -110,6 +147,24 @@ def test_damage_is_named_and_the_one_before_is_used(
     assert found.passed_over == tuple(heard)
 
 
+def test_one_that_cannot_be_read_is_passed_over_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2):
+        save(tmp_path, step)
+
+    def broken(path: Path) -> str:
+        if "step-00000002" in str(path):
+            raise OSError(5, "Input/output error")
+        return sha256_file(path)
+
+    monkeypatch.setattr(manifest_module, "sha256_file", broken)
+    found = newest_verified(tmp_path)
+    assert found is not None
+    assert found.manifest.step == 1
+    assert "can't be read: [Errno 5]" in found.passed_over[0]
+
+
 def test_when_none_verifies_the_run_is_not_silently_started_anew(tmp_path: Path) -> None:
     for step in (1, 2):
         (save(tmp_path, step) / MANIFEST_NAME).unlink()
@@ -118,11 +173,17 @@ def test_when_none_verifies_the_run_is_not_silently_started_anew(tmp_path: Path)
     assert newest_verified(tmp_path / "empty") is None
 
 
+def left(folder: Path) -> list[str]:
+    """What lies there, but for the empty folder that is written in."""
+    assert not list(writing_folder(folder, 0).iterdir())
+    return sorted(path.name for path in folder.iterdir() if path != writing_folder(folder, 0))
+
+
 def test_a_rank_that_cannot_write_leaves_nothing(tmp_path: Path) -> None:
     save(tmp_path, 1)
     with pytest.raises(CheckpointError, match="rank 1: OSError: no space left"):
         save(tmp_path, 2, RefusedByRankOne())
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+    assert left(tmp_path) == ["step-00000001"]
 
 
 def test_an_exception_while_gathering_state_is_a_vote_not_a_hang(tmp_path: Path) -> None:
@@ -130,9 +191,48 @@ def test_an_exception_while_gathering_state_is_a_vote_not_a_hang(tmp_path: Path)
         yield "a", 0, state(1)["a"]
         raise MemoryError("host memory")
 
+    raise_fence(tmp_path, 0)
     with pytest.raises(CheckpointError, match="MemoryError: host memory"):
         commit(tmp_path, manifest(1), SHAPES, broken(), Alone())
-    assert list(tmp_path.iterdir()) == []
+    assert left(tmp_path) == []
+
+
+def test_who_lost_the_run_commits_nothing_and_spoils_nothing(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    raise_fence(tmp_path, 1)
+    with pytest.raises(FencedError, match="taken this run over"):
+        commit(tmp_path, manifest(2), SHAPES, [], Alone())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "writing-1"]
+
+
+def test_a_writer_fenced_off_between_writing_and_renaming_commits_nothing(tmp_path: Path) -> None:
+    class TakenOver(Alone):
+        """Between a rank's write and the vote, another process takes the run."""
+
+        def gather(self, value: T) -> list[T]:
+            raise_fence(tmp_path, 1)
+            return [value]
+
+    raise_fence(tmp_path, 0)
+    fragments = [(name, 0, arrays) for name, arrays in state(2).items()]
+    with pytest.raises(FencedError):
+        commit(tmp_path, manifest(2), SHAPES, fragments, TakenOver())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["writing-1"]
+
+
+def test_a_late_fence_leaves_a_newer_holders_alone(tmp_path: Path) -> None:
+    raise_fence(tmp_path, 7)
+    raise_fence(tmp_path, 6)
+    assert writing_folder(tmp_path, 7).is_dir()
+
+
+def test_the_file_is_what_the_library_writes(tmp_path: Path) -> None:
+    arrays = {"a": np.arange(7, dtype=np.float32), "b/é": np.zeros(0, dtype=np.float32)}
+    size, sha256 = write_safetensors(tmp_path / "x", arrays)
+    assert (size, sha256) == ((tmp_path / "x").stat().st_size, sha256_file(tmp_path / "x"))
+    found = load_file(tmp_path / "x")
+    assert found.keys() == arrays.keys()
+    assert all(np.array_equal(found[name], values) for name, values in arrays.items())
 
 
 def test_parameters_must_be_covered_once_and_wholly(tmp_path: Path) -> None:
@@ -142,12 +242,19 @@ def test_parameters_must_be_covered_once_and_wholly(tmp_path: Path) -> None:
         merge_slices({"b": (5,)}, [{"b": Slice("f", 0, 3)}, {"b": Slice("g", 2, 3)}])
 
 
-def test_a_damaged_directory_of_the_same_step_is_kept_aside(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_makes_room_for_the_same_step(tmp_path: Path) -> None:
+    save(tmp_path, 1)
     (save(tmp_path, 2) / INDEX_NAME).unlink()
+    with pytest.raises(CheckpointError, match="not committed"):
+        save(tmp_path, 2)
+    found = newest_verified(tmp_path)
+    assert found is not None
+    (damaged,) = found.damaged
+    set_aside(damaged)
     save(tmp_path, 2)
     assert verify(tmp_path / "step-00000002").step == 2
     assert any(".damaged-" in path.name for path in tmp_path.iterdir())
-    assert [step for step, _ in committed_steps(tmp_path)] == [2]
+    assert [step for step, _ in committed_steps(tmp_path)] == [1, 2]
 
 
 def test_retention() -> None:
@@ -161,10 +268,11 @@ def test_retention() -> None:
 def test_retention_on_disk_spares_protected_and_clears_leftovers(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         save(tmp_path, step)
-    (tmp_path / "step-00000009.tmp-abc").mkdir()
+    writing = writing_folder(tmp_path, 0)
+    (writing / "step-00000009-abc").mkdir()
     apply_retention(tmp_path, 1, 0, [tmp_path / "step-00000001"])
-    remove_leftovers(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000003"]
+    remove_leftovers(tmp_path, writing)
+    assert left(tmp_path) == ["step-00000001", "step-00000003"]
 
 
 def test_contradictions_name_the_key() -> None:

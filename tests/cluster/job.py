@@ -67,6 +67,15 @@ def wait_for_step(process: Any, run_dir: Path, step: int) -> None:
         time.sleep(0.02)
 
 
+def wait_for_attempt(process: Any, run_dir: Path, attempt: int, steps: int) -> None:
+    """Until an attempt has so many steps in the journal; the job must be running till then."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while sum(event["attempt"] == attempt for event in events(run_dir, "step")) < steps:
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def write_corpus(folder: Path) -> None:
     """A few files of text with something to learn in it."""
     folder.mkdir(parents=True, exist_ok=True)

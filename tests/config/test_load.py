@@ -28,6 +28,7 @@ def test_defaults_load_for_every_job() -> None:
     for topic in TOPICS:
         job, _, kind = topic.partition("_")
         given = ["data.path=pairs/"] if topic in ("prepare_preference", "reward", "dpo") else []
+        given += ["run.name=x"] if topic == "audit" else []
         assert load(job, [*given, *([f"kind={kind}"] if kind else [])]) is not None
 
 
@@ -83,7 +84,7 @@ def test_all_problems_come_together_with_the_nearest_key() -> None:
         ("arch@other=nano", "groups can't be moved"),
         ("train", "isn't an override"),
         ("--multirun", "isn't an override"),
-        ("run.workers=1,2", "one value is expected"),
+        ("train.steps=1,2", "one value is expected"),
         ("storage.root=${oc.env:AWS_SECRET_ACCESS_KEY}", "are resolved"),
         ("storage.root=${oc.decode:x}", "are resolved"),
         ("storage.root=${nothing.here}", "can't be resolved"),
@@ -150,7 +151,8 @@ def test_the_option_surface_is_frozen() -> None:
 
 def surface() -> str:
     lines = []
-    for job in ("pretrain", "sft", "reward", "dpo", "rlhf", "rank", "pipeline", "generate"):
+    jobs = ("pretrain", "sft", "reward", "dpo", "rlhf", "rank", "pipeline", "generate", "audit")
+    for job in jobs:
         given = ["storage.root=/storage"]
         given += ["run.name=x"] if job not in ("generate", "rank") else []
         given += ["data.path=pairs/"] if job in ("reward", "dpo") else []

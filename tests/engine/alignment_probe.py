@@ -17,6 +17,7 @@ from data.prepared_factory import _write_tokenizer
 from data.preparing import prepare
 from data.prompts.prompts_factory import one_after_the_other
 from engine.probe import free_port, join
+from raymill.checkpoint.fence import raise_fence
 from raymill.config import load
 from raymill.data import messages_preparation
 from raymill.data.chat.tokenizer import chat_tokenizer
@@ -73,7 +74,7 @@ def assigned(kind: str, parent: Path, root: Path, *overrides: str) -> Assignment
         prepared = prepare(job.preparation(), tokenizer)
     assignment = resolve(job, resolved, {prepared.folder: 1.0})
     others = judges_of(job, resolved, tokenizer) if kind == "rlhf" else {}
-    assignment.run_dir.mkdir(parents=True, exist_ok=True)
+    raise_fence(assignment.checkpoints, assignment.token)
     return replace(assignment, **others)
 
 

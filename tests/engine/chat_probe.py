@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from engine.probe import free_port, join
@@ -60,8 +61,10 @@ def run_cases(rank: int, world: int, port: int, cases: list[Case], folder: Path)
     import torch.distributed as dist
 
     from raymill.checkpoint.commit import commit
+    from raymill.checkpoint.fence import raise_fence
     from raymill.checkpoint.manifest import Manifest
     from raymill.checkpoint.resume import newest_verified
+    from raymill.engine.agreement import on_rank_zero
     from raymill.engine.loop import step_seed
     from raymill.engine.trainer import Trainer, load_weights
     from raymill.model.parent import add_embedding_noise, freeze, load_parent, with_adapters
@@ -111,6 +114,7 @@ def run_cases(rank: int, world: int, port: int, cases: list[Case], folder: Path)
             losses.append(group.sum(nats)[0] / weight)
             if step + 1 == case.save_at:
                 manifest = Manifest(step + 1, 0, 0, world, 1, {}, "", (), "", None, None, {})
+                on_rank_zero(group, partial(raise_fence, checkpoints, 0))
                 commit(checkpoints, manifest, trainer.shapes, trainer.fragments(), group)
         after = {name: a["fp32"] for name, _, a in trainer.fragments()}
         still = [name for name in before if np.array_equal(before[name], after[name])]

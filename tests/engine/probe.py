@@ -6,6 +6,7 @@ import json
 import os
 import socket
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from raymill.config.schema import (
     CheckpointConfig,
     ClusterConfig,
     DataConfig,
+    GuardConfig,
     OptimConfig,
     PretrainJob,
     RunConfig,
@@ -25,6 +27,7 @@ from raymill.config.schema import (
     TokenizerConfig,
     TrackingConfig,
     TrainConfig,
+    WatchdogConfig,
     ZeroConfig,
 )
 
@@ -41,7 +44,7 @@ SCHEDULE = ScheduleConfig("cosine", warmup_steps=5, final_fraction=0.1)
 
 @dataclass(frozen=True)
 class Case:
-    """One configuration of the trainer."""
+    """One configuration of the trainer. `of` are the steps that data and schedule are made for."""
 
     stage: int = 0
     micro_batch: int = 4
@@ -51,6 +54,8 @@ class Case:
     resume: bool = False
     recompute: bool = False
     offload: str = "none"
+    batch: int = BATCH
+    of: int | None = None
 
     @property
     def name(self) -> str:
@@ -73,31 +78,33 @@ def job_of(case: Case) -> PretrainJob:
         run=RunConfig(seed=SEED),
         train=TrainConfig(
             steps=case.steps,
-            global_batch=BATCH,
+            global_batch=case.batch,
             micro_batch=case.micro_batch,
             precision=case.precision,  # type: ignore[arg-type]
             activation_checkpointing=case.recompute,
         ),
         evaluation=TextEvaluation(),
         checkpoint=CheckpointConfig(),
+        guard=GuardConfig(),
+        watchdog=WatchdogConfig(),
         cluster=ClusterConfig("local", "local"),
         tracking=TrackingConfig("none", uri="none"),
         storage=StorageConfig("/nowhere"),
     )
 
 
-def batches(steps: int) -> np.ndarray:
+def batches(steps: int, batch: int = BATCH) -> np.ndarray:
     """[step, row, token]: sequences with enough structure to be learned; some rows are short."""
     rng = np.random.default_rng(3)
-    start = rng.integers(0, VOCAB, (steps, BATCH, 1))
-    stride = rng.integers(1, 4, (steps, BATCH, 1))
+    start = rng.integers(0, VOCAB, (steps, batch, 1))
+    stride = rng.integers(1, 4, (steps, batch, 1))
     return ((start + stride * np.arange(LENGTH + 1)) % VOCAB).astype(np.uint16)
 
 
-def lengths(steps: int) -> np.ndarray:
+def lengths(steps: int, batch: int = BATCH) -> np.ndarray:
     """[step, row]: mostly full, sometimes short, so that token-weighting matters."""
     rng = np.random.default_rng(4)
-    return np.where(rng.random((steps, BATCH)) < 0.2, LENGTH // 2, LENGTH + 1).astype(np.int32)
+    return np.where(rng.random((steps, batch)) < 0.2, LENGTH // 2, LENGTH + 1).astype(np.int32)
 
 
 def free_port() -> int:
@@ -132,9 +139,11 @@ def run_cases(rank: int, world: int, port: int, cases: list[Case], folder: Path)
     import torch.distributed as dist
 
     from raymill.checkpoint.commit import commit
+    from raymill.checkpoint.fence import raise_fence
     from raymill.checkpoint.manifest import Manifest
     from raymill.checkpoint.resume import newest_verified
     from raymill.data.rows import Rows
+    from raymill.engine.agreement import on_rank_zero
     from raymill.engine.schedule import learning_rate_factor
     from raymill.engine.trainer import Trainer, load_weights
     from raymill.model.build import build_model
@@ -158,9 +167,10 @@ def run_cases(rank: int, world: int, port: int, cases: list[Case], folder: Path)
                 for name, start, arrays in trainer.fragments()
                 for kind, values in arrays.items()
             )
-        data, length = batches(case.steps), lengths(case.steps)
+        total = case.of or case.steps
+        data, length = batches(total, case.batch), lengths(total, case.batch)
         losses, norms = [], []
-        share = BATCH // world
+        share = case.batch // world
         mine = slice(rank * share, (rank + 1) * share)
         for step in range(found.manifest.step if found else 0, case.steps):
             rows = Rows(data[step, mine], length[step, mine])
@@ -172,13 +182,14 @@ def run_cases(rank: int, world: int, port: int, cases: list[Case], folder: Path)
                 loss_sum = objective.losses(trainer.engine, part, group.device).sum()
                 nats += float(loss_sum)
                 trainer.backward(loss_sum, tokens)
-            rate = job.optim.learning_rate * learning_rate_factor(SCHEDULE, step + 1, case.steps)
+            rate = job.optim.learning_rate * learning_rate_factor(SCHEDULE, step + 1, total)
             norms.append(trainer.update(rate))
             losses.append(group.sum(nats)[0] / tokens)
             if step + 1 == case.save_at:
                 manifest = Manifest(
-                    step + 1, (step + 1) * BATCH, 0, world, 1, {}, "", (), "", None, None, {}
+                    step + 1, (step + 1) * case.batch, 0, world, 1, {}, "", (), "", None, None, {}
                 )
+                on_rank_zero(group, partial(raise_fence, checkpoints, 0))
                 commit(checkpoints, manifest, trainer.shapes, trainer.fragments(), group)
         report.update(losses=losses, norms=norms)
         if rank == 0:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from functools import partial
+import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 
+from raymill.config.schema import GuardConfig
 from raymill.data.rows import Rows
-from raymill.data.stream import StepBatch
 from raymill.engine.agreement import on_all_ranks, on_rank_zero
-from raymill.engine.learner import global_loss
-from raymill.engine.loop import Loop, _ranges, step_seed
-from raymill.errors import DataError, NonFiniteError
+from raymill.engine.divergence import Divergence, ranges
+from raymill.engine.guard import Guard, robust_z, windows_from
+from raymill.engine.learner import Update, global_loss
+from raymill.engine.loop import step_seed
+from raymill.engine.setup import Start
+from raymill.errors import DataError, NonFiniteError, RewindError
 
 T = TypeVar("T")
 
@@ -39,37 +43,100 @@ class TwoRanks:
         return [a + b for a, b in zip(values, self.other.pop(0), strict=True)]
 
 
-def loop_with(group: TwoRanks) -> Loop:
-    loop: Loop = object.__new__(Loop)
-    loop.group = group  # type: ignore[assignment]
-    loop.step = 6
-    return loop
+def divergence(
+    group: TwoRanks, config: GuardConfig, run_dir: Path = Path("/nowhere"), start: Any = None
+) -> Divergence:
+    """Of a run that has committed 16 samples."""
+
+    class Written:
+        """A journal that isn't one."""
+
+        def write(self, *_: Any, **__: Any) -> None: ...
+
+    job = SimpleNamespace(guard=config, train=SimpleNamespace(global_batch=8))
+    checkpoints = SimpleNamespace(committed=16, settle=lambda step, wait: None)
+    return Divergence(
+        Guard(config), SimpleNamespace(job=job, run_dir=run_dir), start or Start(None, False),  # type: ignore[arg-type]
+        checkpoints, group, Written(),  # type: ignore[arg-type]
+    )  # fmt: skip
 
 
-def batch(*ids: int) -> StepBatch:
-    empty = np.zeros((len(ids), 3), dtype=np.uint16)
-    length = np.full(len(ids), 3, dtype=np.int32)
-    return StepBatch(np.array(ids), np.zeros(len(ids), dtype=np.int64), Rows(empty, length))
+def refused(why: str, mine: bool) -> Update:
+    return Update(np.zeros(1), float("nan"), 8.0, float("nan"), {}, why, mine)
 
 
 def test_a_nan_on_one_rank_is_the_same_error_on_both() -> None:
-    guilty = loop_with(TwoRanks(1, [[5.0, False], []]))
-    innocent = loop_with(TwoRanks(0, [[0.0, True], [12, 13, 20]]))
+    why = "the loss is not finite"
+    guilty = divergence(TwoRanks(1, [([1, 2], False)]), GuardConfig())
+    innocent = divergence(TwoRanks(0, [([12, 13, 20], True)]), GuardConfig())
     messages = []
-    for loop, nats, ids in ((guilty, float("nan"), (12, 13, 20)), (innocent, 5.0, (1, 2))):
+    for one, mine, ids in ((guilty, True, (12, 13, 20)), (innocent, False, (1, 2))):
         with pytest.raises(NonFiniteError) as caught:
-            global_loss(
-                nats, 10.0, loop.group, partial(loop._non_finite, np.array(ids), "the loss")
-            )
+            one.follow(refused(why, mine), np.array(ids), 7, 48)
         messages.append(str(caught.value))
     assert messages[0] == messages[1]
-    assert "the loss of step 7 is not finite (rank 1; global samples 12-13, 20)" in messages[0]
+    assert f"{why} in step 7 (rank 1; global samples 12-13, 20)" in messages[0]
     assert "that update wasn't made" in messages[0]
 
 
+def test_skips_are_remembered_and_bounded() -> None:
+    one = divergence(TwoRanks(0, [([1], False)] * 3), GuardConfig("skip", most_in_a_row=2))
+    bad = refused("the loss is not finite", True)
+    for first in (48, 56):
+        one.follow(bad, np.array([0]), 7, first)
+    with pytest.raises(NonFiniteError, match="3 updates in a row weren't made"):
+        one.follow(bad, np.array([0]), 9, 64)
+    assert one.guard.skipped == [(48, 55), (56, 63), (64, 71)]
+
+
+def test_a_rewind_goes_past_the_samples_since_the_last_checkpoint(tmp_path: Path) -> None:
+    bad, group = refused("the loss is not finite", True), TwoRanks(0, [([1], False)] * 9)
+    one = divergence(group, GuardConfig("rewind"), tmp_path)
+    with pytest.raises(RewindError, match="past the samples 16-55 since"):
+        one.follow(bad, np.array([0]), 7, 48)
+    assert windows_from(tmp_path, 16) == ((16, 55),)
+    again = SimpleNamespace(consumed=16, windows=windows_from(tmp_path, 16))
+    one = divergence(group, GuardConfig("rewind"), tmp_path, again)
+    with pytest.raises(RewindError, match="past the samples 56-79 since"):
+        one.follow(bad, np.array([0]), 5, 72)
+    assert windows_from(tmp_path, 16) == ((16, 55), (56, 79))
+    assert windows_from(tmp_path, 8) == ()
+    often = SimpleNamespace(consumed=16, windows=((16, 55),) * 3)
+    one = divergence(group, GuardConfig("rewind"), tmp_path, often)
+    with pytest.raises(NonFiniteError, match="gone back to its last checkpoint 3 times"):
+        one.follow(bad, np.array([0]), 5, 72)
+
+
 def test_a_finite_loss_is_the_mean_over_all_ranks() -> None:
-    group: Any = TwoRanks(0, [[6.0, 0.0]])
-    assert global_loss(4.0, 5.0, group, lambda mine: AssertionError()) == 2.0
+    group: Any = TwoRanks(0, [[6.0, 0.0], [6.0, 1.0], [0.0, 0.0]])
+    assert global_loss(4.0, 5.0, group) == 2.0
+    assert np.isnan(global_loss(4.0, 5.0, group))
+    assert global_loss(float("nan"), 5.0, TwoRanks(0, [[6.0, -1.0]])) == 1.2  # type: ignore[arg-type]
+
+
+def test_a_spike_is_told_from_noise() -> None:
+    rng = np.random.default_rng(5)
+    guard = Guard(GuardConfig(spike_z=8.0))
+    assert guard.refusal(1e9) is None, "nothing to compare with yet"
+    for loss in 3 + 0.1 * rng.standard_normal(100):
+        assert guard.refusal(loss) is None
+        guard.learned(loss)
+    assert guard.refusal(2.0) is None, "a fall is none"
+    assert guard.refusal(3.5) is None
+    why = guard.refusal(6.0)
+    assert why is not None
+    assert "robust standard deviations above the median of 64 steps" in why
+    assert guard.refusal(float("inf")) == "is not finite"
+    again = Guard(guard.config)
+    again.restore(json.loads(json.dumps(guard.state())))
+    assert again.refusal(6.0) == why
+
+
+def test_the_robust_z_of_a_normal_sample_is_its_z() -> None:
+    values = np.random.default_rng(7).normal(5, 2, 20_001)
+    assert robust_z(9.0, values.tolist()) == pytest.approx(2.0, abs=0.05)
+    assert robust_z(1.0, [1.0] * 9) == 0
+    assert robust_z(1.1, [1.0] * 9) == float("inf")
 
 
 def test_an_error_on_one_rank_is_raised_on_all() -> None:
@@ -86,7 +153,8 @@ def test_an_error_on_one_rank_is_raised_on_all() -> None:
 
 
 def test_an_infinite_gradient_is_not_applied(tmp_path: Path) -> None:
-    """Under every stage, through the real engine: weights before and after are the same."""
+    """Under every stage, through the real engine: weights and moments before and after are the same, and the
+    next update is what it would have been."""
     import torch.multiprocessing as mp
 
     from engine.probe import free_port
@@ -119,25 +187,38 @@ def _infinite_gradient(rank: int, port: int, folder: Path) -> None:
     join_deepspeed(gpu=False)
     group = WorkerGroup(torch.device("cpu"))
     rows = Rows(batches(1)[0], np.full(8, 33, dtype=np.int32))
+
+    def step(trainer: Trainer, poison: float) -> float:
+        for first in (0, 4):
+            trainer.begin_micro_batch(last=first == 4)
+            losses = LanguageModelling(0).losses(
+                trainer.engine, rows.part(first, first + 4), group.device
+            )
+            trainer.backward(losses.sum() * (poison if first == 4 else 1.0), 256.0)
+        return trainer.update(0.01)
+
+    def state(trainer: Trainer) -> list[np.ndarray]:
+        return [array.copy() for _, _, arrays in trainer.fragments() for array in arrays.values()]
+
     for precision in ("fp32", "bf16"):
         for stage in range(4):
-            job = job_of(Case(stage, micro_batch=8, precision=precision))
-            trainer = Trainer(job, build_model(job.arch, VOCAB, 0, SEED), group)
-
-            def state(trainer: Trainer = trainer) -> list[np.ndarray]:
-                return [arrays["fp32"].copy() for _, _, arrays in trainer.fragments()]
-
-            before = state()
-            trainer.begin_micro_batch(last=True)
-            loss = LanguageModelling(0).losses(trainer.engine, rows, group.device).sum()
-            trainer.backward(loss * float("inf"), 256.0)
-            assert not np.isfinite(trainer.update(0.1))
-            assert all(np.array_equal(a, b) for a, b in zip(before, state(), strict=True))
+            job = job_of(Case(stage, micro_batch=4, precision=precision))
+            found = []
+            for poisons in ((float("inf"), float("nan")), ()):
+                trainer = Trainer(job, build_model(job.arch, VOCAB, 0, SEED), group)
+                for poison in poisons:
+                    before = state(trainer)
+                    assert not np.isfinite(step(trainer, poison))
+                    assert all(map(np.array_equal, before, state(trainer)))
+                assert np.isfinite(step(trainer, 1.0))
+                found.append(state(trainer))
+                assert trainer.updates == 1
+            assert all(map(np.array_equal, *found)), "nothing of it is left in the next gradient"
             (folder / f"ok-{precision}-{stage}").touch()
 
 
 def test_names_and_seeds() -> None:
-    assert _ranges([1, 2, 3, 7, 9, 10]) == "1-3, 7, 9-10"
+    assert ranges([1, 2, 3, 7, 9, 10]) == "1-3, 7, 9-10"
     seeds = {step_seed(seed, step, rank) for seed in (1, 2) for step in (1, 2) for rank in (0, 1)}
     assert len(seeds) == 8
     assert max(seeds) < 2**63

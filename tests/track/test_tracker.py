@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -108,7 +110,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def refusing_server() -> Iterator[int]:
+def refusing_server(port: int = 0) -> Iterator[int]:
     """Answers everything with 500."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -120,19 +122,34 @@ def refusing_server() -> Iterator[int]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server.server_address[1]
     server.shutdown()
+    server.server_close()
 
 
 @contextmanager
-def hanging_server() -> Iterator[int]:
+def hanging_server(port: int = 0) -> Iterator[int]:
     """Accepts connections and never answers."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(16)
+    with socket.create_server(("127.0.0.1", port), backlog=16) as listener:
         yield listener.getsockname()[1]
+
+
+@contextmanager
+def mlflow_server(folder: Path, port: int) -> Iterator[None]:
+    """MLflow's own; it takes seconds to answer."""
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1",
+         "--backend-store-uri", f"sqlite:///{folder / 'server.db'}",
+         "--artifacts-destination", str(folder / "artifacts")],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        yield
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
 
 
 @contextmanager
@@ -167,20 +184,9 @@ def test_a_server_that_comes_back_gets_everything_once(tmp_path: Path) -> None:
     tracker = Tracker(assignment)
     tracker.start()
     time.sleep(2)
-    server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1",
-         "--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}",
-         "--artifacts-destination", str(tmp_path / "artifacts")],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    try:
+    with mlflow_server(tmp_path, port):
         tracker.close("finished")
         assert history(assignment, uri) == EXPECTED
-    finally:
-        import os
-        import signal
-
-        os.killpg(server.pid, signal.SIGKILL)
 
 
 def test_registration_is_once_a_checkpoint_and_resolves(tmp_path: Path) -> None:

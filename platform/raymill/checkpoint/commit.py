@@ -1,7 +1,8 @@
 """The two-phase commit: every rank writes and flushes, all vote, rank 0 makes it real with one rename.
 
 Until the rename nothing that looks like a checkpoint exists; after it, everything the manifest names
-is on the disk. A rank that fails votes no, and then no rank believes in the checkpoint.
+is on the disk. A rank that fails votes no, and then no rank believes in the checkpoint. Where the rename
+starts is the fence's: a writer that lost the run can't make it.
 """
 
 from __future__ import annotations
@@ -9,19 +10,26 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from raymill.checkpoint.fence import FencedError, check_fence, writing_folder
 from raymill.checkpoint.fragments import (
-    FloatArray,
+    Fragments,
     Slice,
     index_to_json,
     merge_slices,
     write_fragments,
 )
-from raymill.checkpoint.manifest import INDEX_NAME, MANIFEST_NAME, FileRecord, Manifest
+from raymill.checkpoint.manifest import (
+    INDEX_NAME,
+    MANIFEST_NAME,
+    FileRecord,
+    Manifest,
+    verify,
+)
 from raymill.checkpoint.retention import step_directory_name
 from raymill.durable import fsync_path, sha256_file, write_atomic
 from raymill.errors import CheckpointError
@@ -48,50 +56,61 @@ def commit(
     checkpoints: Path,
     manifest: Manifest,
     shapes: Mapping[str, Sequence[int]],
-    fragments: Iterable[tuple[str, int, Mapping[str, FloatArray]]],
+    fragments: Fragments,
     group: Group,
 ) -> Path:
-    """Write a checkpoint of `manifest.step` with all ranks; collective.
+    """Write a checkpoint of `manifest.step` with all ranks, as the holder of `manifest.token`; collective.
 
     `manifest.files` is filled in here. `fragments` are this rank's alone.
 
     Raises:
+        FencedError: on every rank: the token is another's by now.
         CheckpointError: on every rank, naming the rank that couldn't write and why. What was
             committed before is untouched.
     """
     name = step_directory_name(manifest.step)
-    temporary = checkpoints / group.broadcast(f"{name}.tmp-{uuid.uuid4().hex}")
-    temporary.mkdir(parents=True, exist_ok=True)
+    attempt = group.broadcast(uuid.uuid4().hex)
+    temporary = writing_folder(checkpoints, manifest.token) / f"{name}-{attempt}"
     votes = group.gather(_write_rank(temporary, fragments, group.rank))
     refusals = [f"rank {rank}: {vote}" for rank, vote in enumerate(votes) if isinstance(vote, str)]
-    outcome: str | None = "; ".join(refusals) or None
+    outcome: CheckpointError | None = None
     if group.rank == 0:
-        if outcome is None:
+        try:
+            if refusals:
+                raise CheckpointError("; ".join(refusals))
             written = [vote for vote in votes if not isinstance(vote, str)]
-            outcome = _commit_rank_zero(temporary, checkpoints / name, manifest, shapes, written)
-        if outcome is not None:
+            _commit_rank_zero(temporary, checkpoints / name, manifest, shapes, written)
+        except CheckpointError as error:
+            outcome = _explained(error, checkpoints, manifest)
             shutil.rmtree(temporary, ignore_errors=True)
     outcome = group.broadcast(outcome)
     if outcome is not None:
-        raise CheckpointError(
-            f"the checkpoint of step {manifest.step} was not committed ({outcome}); "
-            "earlier checkpoints are untouched"
-        )
+        raise outcome
     return checkpoints / name
+
+
+def _explained(error: CheckpointError, checkpoints: Path, manifest: Manifest) -> CheckpointError:
+    """What a failed commit means: the run is another's, or this checkpoint just isn't there."""
+    try:
+        check_fence(checkpoints, manifest.token)
+    except FencedError as fenced:
+        return fenced
+    return CheckpointError(
+        f"the checkpoint of step {manifest.step} was not committed ({error}); "
+        "earlier checkpoints are untouched"
+    )
 
 
 _Written = tuple[str, FileRecord, dict[str, Slice]]
 
 
-def _write_rank(
-    directory: Path, fragments: Iterable[tuple[str, int, Mapping[str, FloatArray]]], rank: int
-) -> _Written | str:
+def _write_rank(directory: Path, fragments: Fragments, rank: int) -> _Written | str:
     """Write this rank's file; a failure comes back as text, so that the vote always takes place."""
     file = f"rank-{rank:05d}.safetensors"
     try:
-        slices = write_fragments(directory, file, fragments)
-        path = directory / file
-        return file, FileRecord(path.stat().st_size, sha256_file(path)), slices
+        directory.mkdir(exist_ok=True)  # not its parent: the fence's folder is there, or we lost it
+        slices, size, sha256 = write_fragments(directory, file, fragments)
+        return file, FileRecord(size, sha256), slices
     except (
         Exception
     ) as error:  # the other ranks wait for this vote: whatever it is, it is passed on
@@ -104,8 +123,12 @@ def _commit_rank_zero(
     manifest: Manifest,
     shapes: Mapping[str, Sequence[int]],
     written: Sequence[_Written],
-) -> str | None:
-    """Index, manifest, rename; returns why it failed, or None."""
+) -> None:
+    """Index, manifest, rename.
+
+    Raises:
+        CheckpointError: one of them failed.
+    """
     try:
         files = {file: record for file, record, _ in written}
         index = merge_slices(shapes, [slices for _, _, slices in written])
@@ -115,10 +138,17 @@ def _commit_rank_zero(
         body: dict[str, Any] = replace(manifest, files=files).to_json()
         write_atomic(temporary / MANIFEST_NAME, json.dumps(body, indent=1))
         fsync_path(temporary)
-        if final.exists():  # what resume found damaged stays for inspection, under another name
-            final.replace(final.with_name(f"{final.name}.damaged-{uuid.uuid4().hex[:8]}"))
-        temporary.replace(final)
+        if _is_there(final, body["digest"]):  # a try before this one failed after its rename
+            shutil.rmtree(temporary)
+        else:
+            temporary.replace(final)
         fsync_path(final.parent)
-    except (OSError, CheckpointError, ValueError) as error:
-        return f"rank 0: {type(error).__name__}: {error}"
-    return None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"rank 0: {type(error).__name__}: {error}") from error
+
+
+def _is_there(final: Path, digest: str) -> bool:
+    try:
+        return final.is_dir() and verify(final).digest == digest
+    except CheckpointError:
+        return False

@@ -14,16 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from raymill.durable import fsync_path
+from raymill.checkpoint.safetensors_file import FloatArray as FloatArray
+from raymill.checkpoint.safetensors_file import write_safetensors
 from raymill.errors import CheckpointError
 
 WEIGHT = "fp32"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 KINDS = (WEIGHT, *MOMENTS)
-
-FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -50,23 +48,22 @@ class ParameterEntry:
 Index = Mapping[str, ParameterEntry]
 
 
-def write_fragments(
-    directory: Path,
-    file: str,
-    fragments: Iterable[tuple[str, int, Mapping[str, FloatArray]]],
-) -> dict[str, Slice]:
-    """Write one rank's fragments, (parameter name, start element, kind → flat array), and flush them."""
-    from safetensors.numpy import save_file
+Fragments = Iterable[tuple[str, int, Mapping[str, FloatArray]]]
+"""A rank's state: (parameter name, start element, kind → flat array)."""
 
+
+def write_fragments(
+    directory: Path, file: str, fragments: Fragments
+) -> tuple[dict[str, Slice], int, str]:
+    """Write one rank's fragments and flush them; returns their slices, the file's size and sha256."""
     arrays: dict[str, FloatArray] = {}
     slices: dict[str, Slice] = {}
     for name, start, values in fragments:
         for kind in KINDS:
             arrays[f"{kind}/{name}"] = values[kind]
         slices[name] = Slice(file, start, values[WEIGHT].size)
-    save_file(arrays, directory / file)
-    fsync_path(directory / file)
-    return slices
+    size, sha256 = write_safetensors(directory / file, arrays)
+    return slices, size, sha256
 
 
 def merge_slices(

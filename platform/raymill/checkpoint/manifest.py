@@ -55,6 +55,8 @@ class Manifest:
     model_digests: Mapping[str, str] = field(default_factory=dict)  # of other models, by their key
     updates: Mapping[str, int] = field(default_factory=dict)  # optimizer updates, where not `step`
     state: Mapping[str, Any] = field(default_factory=dict)  # what else the job goes on from
+    guard: Mapping[str, Any] = field(default_factory=dict)  # its memory, with the samples left out
+    token: int = 0  # of the lease under which it was written
     format_version: int = FORMAT_VERSION
     digest: str = ""
 
@@ -99,8 +101,16 @@ def verify(directory: Path) -> Manifest:
     """Check every byte of a checkpoint against its manifest.
 
     Raises:
-        CheckpointError: names the file that is missing, of another size, or of another digest.
+        CheckpointError: names the file that is missing, of another size, or of another digest, or that
+            can't be read.
     """
+    try:
+        return _verify(directory)
+    except OSError as error:
+        raise CheckpointError(f"{directory} can't be read: {error}") from error
+
+
+def _verify(directory: Path) -> Manifest:
     manifest = read_manifest(directory)
     for name, record in manifest.files.items():
         path = directory / name

@@ -19,11 +19,12 @@ _FORK = re.compile(r"(?P<run>[A-Za-z0-9_][A-Za-z0-9._-]*)@(?P<step>\d+)")
 
 @dataclass(frozen=True)
 class Found:
-    """A verified checkpoint, and what was passed over on the way to it."""
+    """A verified checkpoint, and what was passed over on the way to it, with why."""
 
     directory: Path
     manifest: Manifest
     passed_over: tuple[str, ...] = ()
+    damaged: tuple[Path, ...] = ()
 
     def reader(self) -> FragmentReader:
         """Opens the checkpoint's parameters and moments."""
@@ -42,16 +43,18 @@ def newest_verified(
             run away, so that is left to the user.
     """
     passed_over: list[str] = []
+    damaged: list[Path] = []
     steps = committed_steps(checkpoints)
     for _, directory in reversed(steps):
         try:
             manifest = verify(directory)
         except CheckpointError as error:
             passed_over.append(str(error))
+            damaged.append(directory)
             if on_damage is not None:
                 on_damage(str(error))
             continue
-        return Found(directory, manifest, tuple(passed_over))
+        return Found(directory, manifest, tuple(passed_over), tuple(damaged))
     if passed_over:
         details = "\n".join(f"  - {text}" for text in passed_over)
         raise CheckpointError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import uuid
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -69,12 +70,21 @@ def apply_retention(
     return deleted
 
 
-def remove_leftovers(checkpoints: Path) -> None:
-    """Delete directories that a killed attempt left half-written or half-deleted."""
-    if checkpoints.is_dir():
-        for path in checkpoints.iterdir():
-            if ".tmp-" in path.name or path.name.endswith(".deleted"):
-                shutil.rmtree(path, ignore_errors=True)
+def remove_leftovers(checkpoints: Path, writing: Path) -> None:
+    """Delete directories that a killed attempt left half-written, in `writing`, or half-deleted."""
+    for path in writing.glob("*"):
+        # Renamed first: an attempt that still lives somewhere mustn't commit what is half deleted.
+        path.replace(checkpoints / f"{path.name}.deleted")
+    for path in checkpoints.glob("*.deleted"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def set_aside(directory: Path) -> Path:
+    """Take a damaged checkpoint's place away from it, for the run to commit that step again; it stays for
+    inspection. Returns its new path."""
+    aside = directory.with_name(f"{directory.name}.damaged-{uuid.uuid4().hex[:8]}")
+    directory.replace(aside)
+    return aside
 
 
 def registered_checkpoints(run_dir: Path) -> list[Path]:

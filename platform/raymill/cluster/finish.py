@@ -101,7 +101,9 @@ def run_figures(events: list[dict[str, Any]]) -> dict[str, Any]:
         figures |= {
             "samples": ordered[-1]["samples"],
             "tokens": ordered[-1]["tokens"],
-            "train/loss": ordered[-1]["train/loss"],
+            "train/loss": next(
+                (e["train/loss"] for e in reversed(ordered) if e["train/loss"] is not None), None
+            ),
             "perf/tokens_per_s": statistics.median(e["perf/tokens_per_s"] for e in steady),
             "perf/data_wait_share": sum(e["perf/data_wait_s"] for e in steady)
             / sum(e["perf/step_s"] for e in steady),

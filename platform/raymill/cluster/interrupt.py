@@ -1,4 +1,5 @@
-"""Ctrl-C once: commit and stop. Ctrl-C twice: stop now, and lose at most one checkpoint interval."""
+"""Signals that ask a run to end. Ctrl-C once, or SIGTERM: commit and stop. Ctrl-C twice: stop now, and lose at
+most one checkpoint interval."""
 
 from __future__ import annotations
 
@@ -7,18 +8,41 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from raymill.config.entry import EXIT_PREEMPTED
+
 
 @contextmanager
-def on_interrupt(first: Callable[[], None]) -> Iterator[None]:
-    """Within the block, the first SIGINT calls `first`; the second raises KeyboardInterrupt."""
-    previous = signal.getsignal(signal.SIGINT)
+def on_interrupt(call: Callable[[], None]) -> Iterator[None]:
+    """Within the block, the first SIGINT calls and the second raises KeyboardInterrupt."""
 
-    def handler(_signal: int, _frame: FrameType | None) -> None:
+    def handle(_signal: int, _frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        first()
+        call()
 
-    signal.signal(signal.SIGINT, handler)
+    previous = signal.signal(signal.SIGINT, handle)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def on_termination(call: Callable[[], None]) -> Iterator[None]:
+    """Within the block, SIGTERM calls, once: it is ignored from then on, whoever sends it again kills next."""
+
+    def handle(_signal: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        call()
+
+    previous = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def end_preempted(resume: str) -> None:
+    """What SIGTERM does where there is nothing to commit: end with the exit code that says so."""
+    print(f"preempted, resume with the same command:\n  {resume}", flush=True)
+    raise SystemExit(EXIT_PREEMPTED)

@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
+import signal
+import sys
 import threading
 import uuid
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from raymill.config.schema import RlhfJob, TrainJob
 from raymill.engine.assignment import Assignment
 
 WAIT_S = 1800  # Ray Train's own
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 class WorkerRun:
     """A worker group under way. It runs in a thread, so that the main thread keeps the signals."""
 
-    def __init__(self, assignment: Assignment) -> None:
+    def __init__(self, assignment: Assignment, workers: int) -> None:
         self.error: BaseException | None = None
         self._assignment = assignment
+        self._workers = workers
         # Ray's own bookkeeping is never consulted: each start gets a name and folder of its own.
         self._scratch = assignment.run_dir / "ray" / uuid.uuid4().hex[:8]
         self._thread = threading.Thread(target=self._fit, name="raymill-workers", daemon=True)
         self._thread.start()
-
-    @property
-    def running(self) -> bool:
-        return self._thread.is_alive()
 
     def wait(self, timeout_s: float) -> bool:
         """Wait a little; True when the workers have ended."""
@@ -36,11 +39,13 @@ class WorkerRun:
 
     def _fit(self) -> None:
         try:
-            _fit(self._assignment, self._scratch)
+            _fit(self._assignment, self._workers, self._scratch)
         except BaseException as error:  # reported by the main thread, which waits for this one
             self.error = error
         finally:
-            shutil.rmtree(self._scratch.parent, ignore_errors=True)
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            with suppress(OSError):  # another's is in it
+                self._scratch.parent.rmdir()
 
 
 def patience_s(job: TrainJob) -> int:
@@ -58,21 +63,39 @@ def patience_s(job: TrainJob) -> int:
     return WAIT_S + math.ceil(sampling + judging)
 
 
-def _fit(assignment: Assignment, scratch: Path) -> None:
+def end_with_parent() -> None:
+    """Have the kernel kill this process when the node's Ray ends: a stopped one can't see to it itself, and
+    would keep its memory."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _work(config: dict[str, Any]) -> None:
+    """In each worker: tell it where it is, and work."""
+    import ray
+
+    from raymill.engine.worker import NODE, train_worker
+
+    end_with_parent()
+    os.environ[NODE] = ray.get_runtime_context().get_node_id()
+    train_worker(config)
+
+
+def _fit(assignment: Assignment, workers: int, scratch: Path) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
-
-    from raymill.engine.worker import train_worker
 
     job = assignment.job
     resources = {"CPU": job.cluster.cpus_per_worker}
     if job.cluster.gpu:
         resources["GPU"] = 1.0
     TorchTrainer(
-        train_worker,
+        _work,
         train_loop_config={"assignment": assignment},
         scaling_config=ScalingConfig(
-            num_workers=job.run.workers,
+            num_workers=workers,
             use_gpu=job.cluster.gpu,
             resources_per_worker=resources,
         ),
@@ -82,6 +105,9 @@ def _fit(assignment: Assignment, scratch: Path) -> None:
         run_config=RunConfig(
             name=scratch.name,
             storage_path=str(scratch.parent),
-            failure_config=FailureConfig(max_failures=job.run.max_failures),
+            # What follows a failure is decided by cluster/failure.py, at each of its kinds.
+            failure_config=FailureConfig(
+                max_failures=0, max_preemption_failures=0, controller_failure_limit=0
+            ),
         ),
     ).fit()

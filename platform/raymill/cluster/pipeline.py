@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from raymill.cluster import pretrain, tuning
+from raymill.cluster.failure import RunState
 from raymill.cluster.finish import SUMMARY_NAME
 from raymill.cluster.judges import actors_of
 from raymill.cluster.session import NOTHING, connect
@@ -20,6 +21,7 @@ from raymill.config.schema import (
 )
 from raymill.data import prepare
 from raymill.serve import command as serve
+from raymill.track.history import read_history
 
 P = TypeVar("P", bound=ParentJob)
 
@@ -32,15 +34,23 @@ def run(job: PipelineJob) -> int:
     if job.pretrain.dry_run:
         return pretrain.run(job.pretrain)  # what the other stages start from doesn't exist yet
     trained = (job.pretrain, job.sft, job.reward, job.rlhf)
-    most = max(stage.run.workers for stage in trained)
+    most = max((stage.run for stage in trained), key=lambda run: run.most)
     beside = actors_of(job.rlhf) if "rlhf" in job.stages else NOTHING
     with connect(job.pretrain.cluster, most, beside):
         for stage in job.stages:
             code = _STAGES[stage](job)
-            if code:
+            if code or _was_stopped(getattr(job, stage, None)):
                 return code
     _ask(job)
     return 0
+
+
+def _was_stopped(stage: object) -> bool:
+    """Whether a stage ended before its end, at the user's request; the ones after it wait, too."""
+    if not isinstance(stage, TrainJob):
+        return False
+    history = read_history(Path(stage.storage.root) / "runs" / str(stage.run.name))
+    return bool(history) and history[-1]["state"] == RunState.STOPPED
 
 
 def _prepare(job: PipelineJob) -> int:

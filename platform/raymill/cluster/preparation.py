@@ -86,5 +86,5 @@ def prepared_messages(job: MessagesPrepareJob, tokenizer: ChatTokenizer) -> Prep
     found = preparation.find()
     if found is not None:
         return found
-    with connect(job.cluster, workers=0):
+    with connect(job.cluster):
         return preparation.run()

@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 
 from raymill.cluster.session import connect
-from raymill.cluster.training import assignment_of, complete, last_checkpoint, train
+from raymill.cluster.training import assignment_of, complete, held, last_checkpoint, train
 from raymill.config.schema import PretrainJob
 from raymill.data.location import mixture_folders, prepared_folder
 from raymill.data.manifest import MANIFEST_NAME, Prepared, load_prepared
 from raymill.engine.assignment import Assignment
 from raymill.errors import ConfigError, DataError
+from raymill.plan.report import memory_plan
 
 
 def run(job: PretrainJob) -> int:
@@ -25,12 +26,12 @@ def run(job: PretrainJob) -> int:
 
         print_plan(pretraining_plan(job))
         return 0
-    assignment = resolve(job)
-    last = last_checkpoint(assignment)
-    if last is not None:
-        return complete(assignment, last)
-    with connect(job.cluster, job.run.workers):
-        return train(assignment)
+    with held(resolve(job)) as (assignment, lease):
+        last = last_checkpoint(assignment)
+        if last is not None:
+            return complete(assignment, last)
+        with connect(job.cluster, job.run):
+            return train(assignment, lease)
 
 
 def prepared_folders(job: PretrainJob) -> dict[Path, float]:
@@ -59,6 +60,7 @@ def resolve(job: PretrainJob) -> Assignment:
         folders,
         model_folder=model_folder,
         parent=parent,
+        memory_plan=memory_plan(job, job.arch, prepared[0].manifest.tokenizer.vocab_size),
     )
 
 

@@ -6,13 +6,15 @@ import logging
 import math
 import os
 import secrets
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raymill.config.schema import ClusterConfig
+from raymill.config.schema import ClusterConfig, RunConfig
 from raymill.errors import ClusterError
 
 STARTS = 3  # of a local Ray, whose processes have 15 s to find each other
@@ -41,13 +43,15 @@ NOTHING = Beside()
 
 
 @contextmanager
-def connect(cluster: ClusterConfig, workers: int, beside: Beside = NOTHING) -> Iterator[None]:
+def connect(
+    cluster: ClusterConfig, run: RunConfig | None = None, beside: Beside = NOTHING
+) -> Iterator[None]:
     """Connect to Ray for the length of a `with` block; a session that exists already is used as it is.
 
-    `beside`: what a job's actors take, besides its workers.
+    `run`: whose workers it must hold, if there are any; `beside`: what a job's actors take besides them.
 
     Raises:
-        ClusterError: no Ray answers at `cluster.address`, or it can't hold `workers`.
+        ClusterError: no Ray answers at `cluster.address`, or it can't hold the fewest workers that `run` takes.
     """
     _quieten()
     if cluster.address == "local":
@@ -57,12 +61,15 @@ def connect(cluster: ClusterConfig, workers: int, beside: Beside = NOTHING) -> I
     if ray.is_initialized():
         yield
         return
+    asked = signal.getsignal(signal.SIGTERM)
     try:
         if cluster.address == "local":
-            _start_local(cluster, workers, beside)
+            _start_local(cluster, run.most if run else 0, beside)
         else:
             _join(cluster)
-        _check_capacity(cluster, workers, beside)
+        if callable(asked) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, asked)  # Ray has put its own in its place
+        _check_capacity(cluster, run.least if run else 0, beside)
         yield
     finally:
         ray.shutdown()
@@ -144,7 +151,7 @@ def _check_capacity(cluster: ClusterConfig, workers: int, beside: Beside) -> Non
 
     total = ray.cluster_resources()
     needed = {
-        "CPU": workers * cluster.cpus_per_worker + beside.cpus + (READING if beside.cpus else 0.0),
+        "CPU": workers * cluster.cpus_per_worker + beside.cpus + READING,
         "GPU": (float(workers) if cluster.gpu else 0.0) + beside.gpus,
     }
     for name, amount in needed.items():

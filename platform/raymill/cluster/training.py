@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from raymill.checkpoint.lease import Lease, acquire
 from raymill.checkpoint.resume import Found, newest_verified
+from raymill.cluster.attempts import Attempts
+from raymill.cluster.failure import RunState
 from raymill.cluster.finish import finish, same_command
-from raymill.cluster.interrupt import on_interrupt
+from raymill.cluster.interrupt import end_preempted, on_interrupt, on_termination
+from raymill.cluster.session import NOTHING, Beside
 from raymill.config import digest, flatten, to_tree
+from raymill.config.entry import EXIT_PREEMPTED
 from raymill.config.identity import is_changeable
 from raymill.config.schema import TrainJob
 from raymill.data.manifest import load_prepared
 from raymill.durable import write_atomic
 from raymill.engine.assignment import Assignment
-from raymill.errors import CheckpointError, ClusterError, ConfigError, RaymillError
+from raymill.errors import CheckpointError
 from raymill.plan.batch import total_steps
 from raymill.track.console import RunConsole
-from raymill.track.follow import Follower
+from raymill.track.history import History
 from raymill.track.lineage import code_commit
-
-POLL_S = 0.2
-STARTING = "starting workers …"
 
 
 def assignment_of(job: TrainJob, folders: Mapping[Path, float], **resolved: Any) -> Assignment:
@@ -80,8 +85,23 @@ def complete(assignment: Assignment, found: Found) -> int:
         tracker.close("finished")
 
 
-def train(assignment: Assignment) -> int:
-    """Run the workers to the end, a stop or a failure, on a Ray that is connected."""
+@contextmanager
+def held(assignment: Assignment) -> Iterator[tuple[Assignment, Lease]]:
+    """Be the run's one writer within the block.
+
+    Raises:
+        RunHeldError: another process is.
+    """
+    with on_termination(partial(end_preempted, same_command())):
+        lease = acquire(assignment.run_dir, lambda text: print(text, flush=True))
+        try:
+            yield replace(assignment, token=lease.token), lease
+        finally:
+            lease.release()
+
+
+def train(assignment: Assignment, lease: Lease, beside: Beside = NOTHING) -> int:
+    """Run the workers to the end, a stop or a failure, on a Ray that is connected; returns the exit code."""
     from raymill.track.tracker import Tracker
 
     job = assignment.job
@@ -90,77 +110,53 @@ def train(assignment: Assignment) -> int:
     tracker.start()
     console = RunConsole(peak_is_measured=job.cluster.peak_tflops is None)
     console.say(f"run {job.run.name} → {assignment.run_dir}")
-    status = None
-    try:
-        with console, on_interrupt(lambda: _ask_to_stop(assignment, console)):
-            status = _follow(assignment, console)
-        if status == "finished":
-            found = newest_verified(assignment.checkpoints)
-            if found is None:
-                raise CheckpointError(f"{assignment.checkpoints} holds no checkpoint to export")
-            return finish(assignment, found, tracker, console)
-        console.say("stopped after a checkpoint; to go on, run:\n  " + same_command())
-        return 0
-    finally:
-        tracker.close(status or "failed")
+    history = History(assignment.run_dir, lease.token)
+    attempts = Attempts(assignment, lease, console, history, same_command(), beside)
+    ended = RunState.FAILED
+    with on_termination(lambda: console.say("the run has ended; what follows it is completed")):
+        try:
+            with console, _signals(attempts, console):
+                status = attempts.run()
+            if status == "finished":
+                found = newest_verified(assignment.checkpoints)
+                if found is None:
+                    raise CheckpointError(f"{assignment.checkpoints} holds no checkpoint to export")
+                code = finish(assignment, found, tracker, console)
+                ended = RunState.FINISHED
+                return code
+            ended = RunState.STOPPED
+            if attempts.drained:
+                console.say(f"preempted, resume with the same command:\n  {same_command()}")
+                return EXIT_PREEMPTED
+            console.say(f"stopped after a checkpoint; to go on, run:\n  {same_command()}")
+            return 0
+        except KeyboardInterrupt:
+            ended = RunState.STOPPED
+            raise
+        finally:
+            history.enter(ended)
+            tracker.close(ended.value)
+
+
+@contextmanager
+def _signals(attempts: Attempts, console: RunConsole) -> Iterator[None]:
+    """Ctrl-C, and SIGTERM, have the workers commit and end."""
+    under_way = "stopping: the step under way is finished and a checkpoint committed"
+
+    def interrupted() -> None:
+        attempts.stop()
+        console.say(f"{under_way} (Ctrl-C again to stop at once)")
+
+    def terminated() -> None:
+        attempts.drain()
+        console.say(under_way)
+
+    with on_interrupt(interrupted), on_termination(terminated):
+        yield
 
 
 def _prepare_run_dir(assignment: Assignment) -> None:
-    assignment.run_dir.mkdir(parents=True, exist_ok=True)
-    assignment.stop_request.unlink(missing_ok=True)
+    for path in assignment.run_dir.glob("stop-requested*"):
+        path.unlink(missing_ok=True)
     text = yaml.safe_dump(to_tree(assignment.job), sort_keys=False)
     write_atomic(assignment.run_dir / "config.yaml", text)
-
-
-def _ask_to_stop(assignment: Assignment, console: RunConsole) -> None:
-    assignment.stop_request.touch()
-    console.say(
-        "stopping: the step under way is finished and a checkpoint committed "
-        "(Ctrl-C again to stop at once)"
-    )
-
-
-def _follow(assignment: Assignment, console: RunConsole) -> str:
-    """Show the run's events until the workers have ended; returns "finished" or "stopped".
-
-    Raises:
-        RaymillError: the workers failed, in a way that was foreseen or not.
-    """
-    from raymill.cluster.launch import WorkerRun
-
-    journal = assignment.journal
-    follower = Follower(journal, journal.stat().st_size if journal.exists() else 0)
-    console.waiting(STARTING)
-    workers = WorkerRun(assignment)
-    ending: dict[str, str] = {}
-    while True:
-        ended = workers.wait(POLL_S)
-        for event in follower.read():
-            console.show(event)
-            if event["kind"] == "status":
-                ending = event
-        if ended:
-            break
-    if ending.get("status") == "failed":
-        raise _as_raised(ending)
-    if workers.error is not None or "status" not in ending:
-        raise ClusterError(
-            f"the workers ended without finishing: {_reason(workers.error)}\n"
-            f"Their output is in {assignment.run_dir / 'logs'}; what was committed stays, and the "
-            f"same command resumes:\n  {same_command()}"
-        ) from workers.error
-    return ending["status"]
-
-
-def _as_raised(ending: dict[str, str]) -> RaymillError:
-    """The workers' error as the class it was, so that its exit code is the same."""
-    if ending.get("error_type") == "ConfigError":
-        return ConfigError([line.split(". ", 1)[-1] for line in ending["error"].splitlines()[1:]])
-    return RaymillError(ending["error"])
-
-
-def _reason(error: BaseException | None) -> str:
-    if error is None:
-        return "they said nothing"
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__

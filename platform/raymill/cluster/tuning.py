@@ -12,7 +12,7 @@ from raymill.cluster.judges import actors_of, judges_of
 from raymill.cluster.placement import Room, reserved
 from raymill.cluster.preparation import kind_of, prepared_messages
 from raymill.cluster.session import connect
-from raymill.cluster.training import assignment_of, complete, last_checkpoint, train
+from raymill.cluster.training import assignment_of, complete, held, last_checkpoint, train
 from raymill.config.memory_check import memory_problems
 from raymill.config.schema import DpoJob, ParentJob, RewardJob, RlhfJob, SftJob
 from raymill.data.chat.tokenizer import ChatTokenizer, chat_tokenizer
@@ -40,15 +40,15 @@ def run(job: Tuning) -> int:
     if job.dry_run:
         return _print_plan(job, parent, tokenizer)
     prepared = _prepared(job, tokenizer)
-    assignment = replace(resolve(job, parent, prepared), **others)
-    last = last_checkpoint(assignment)
-    if last is not None:
-        return complete(assignment, last)
-    beside = actors_of(job)
-    with connect(job.cluster, job.run.workers, beside), reserved(beside) as room:
-        if isinstance(job, RlhfJob):
-            _print_roles(job, parent, tokenizer, room)
-        return train(replace(assignment, places=room.places))
+    with held(replace(resolve(job, parent, prepared), **others)) as (assignment, lease):
+        last = last_checkpoint(assignment)
+        if last is not None:
+            return complete(assignment, last)
+        beside = actors_of(job)
+        with connect(job.cluster, job.run, beside), reserved(beside) as room:
+            if isinstance(job, RlhfJob):
+                _print_roles(job, parent, tokenizer, room)
+            return train(replace(assignment, places=room.places), lease, beside)
 
 
 def _print_plan(job: Tuning, parent: ResolvedModel, tokenizer: ChatTokenizer) -> int:
@@ -102,8 +102,17 @@ def resolve(job: ParentJob, parent: ResolvedModel, folders: dict[Path, float]) -
         model_folder=parent.folder,
         parent=parent.name,
         parent_digest=weights_digest(parent.folder),
+        memory_plan=_memory_plan(job, parent, prepared[0].manifest.tokenizer.vocab_size),
         forgetting=_forgetting(job, parent) if isinstance(job, SftJob) else None,
     )
+
+
+def _memory_plan(job: ParentJob, parent: ResolvedModel, vocab_size: int) -> str:
+    from raymill.model.shape import shape_of
+    from raymill.plan.report import memory_plan
+
+    arch = shape_of(parent.folder)
+    return "" if arch is None else memory_plan(job, arch, vocab_size)
 
 
 def _check_parent(job: ParentJob, parent: ResolvedModel, tokenizer: ChatTokenizer) -> None:

@@ -138,9 +138,12 @@ def _rollout(job: RlhfJob) -> Iterator[str]:
             f"algorithm.kl_horizon={job.algorithm.kl_horizon}: must be at least the {answers} answers "
             "of a step, or the coefficient could swing to below 0"
         )
-    workers, minibatches = job.run.workers, job.algorithm.minibatches
-    if min(train.global_batch, workers, minibatches) >= 1 and train.global_batch % (
-        workers * minibatches
+    workers, minibatches = job.run.least, job.algorithm.minibatches
+    one_size = job.run.least == job.run.most  # or else those that divide them are taken
+    if (
+        one_size
+        and min(train.global_batch, workers, minibatches) >= 1
+        and train.global_batch % (workers * minibatches)
     ):
         yield (
             f"train.global_batch={train.global_batch}: {workers} workers and "

@@ -14,9 +14,11 @@ from raymill.config.alignment_checks import (
     reward_modelling,
 )
 from raymill.config.memory_check import memory_problems
-from raymill.config.ranges import SAFE_NAME, above, at_least, fraction, safe_name
+from raymill.config.ranges import above, at_least, fraction, safe_name
+from raymill.config.run_checks import run_problems
 from raymill.config.schema import (
     ArchConfig,
+    AuditJob,
     ChatConfig,
     ChatPrepareJob,
     ClusterConfig,
@@ -41,7 +43,6 @@ from raymill.config.schema import (
     TrackingConfig,
     TrainJob,
 )
-from raymill.plan.batch import update_rows
 
 
 @singledispatch
@@ -65,6 +66,13 @@ def _(job: ChatPrepareJob | PreferencePrepareJob | PromptsPrepareJob) -> list[st
         *_tracking(job.tracking),
         *at_least("preview", job.preview, 0),
     ]
+
+
+@check.register
+def _(job: AuditJob) -> list[str]:
+    if job.run.name is None:
+        return ["run.name: name the run to look at, as in run.name=demo"]
+    return [*safe_name("run.name", job.run.name)]
 
 
 @check.register
@@ -153,11 +161,9 @@ def _from_parent(job: ParentJob) -> Iterator[str]:
 def _training(job: TrainJob) -> Iterator[str]:
     yield from _cluster(job.cluster)
     yield from _tracking(job.tracking)
-    yield from _batch(job)
     yield from _optimizer(job)
     yield from _zero(job)
-    yield from _cadence(job)
-    yield from _run(job)
+    yield from run_problems(job)
 
 
 def _text(data: DataConfig) -> Iterator[str]:
@@ -262,41 +268,6 @@ def _arch(arch: ArchConfig) -> Iterator[str]:
         yield f"arch.dropout={arch.dropout}: must be at least 0 and below 1"
 
 
-def _batch(job: TrainJob) -> Iterator[str]:
-    train, workers = job.train, job.run.workers
-    yield from at_least("train.global_batch", train.global_batch, 1)
-    yield from at_least("train.micro_batch", train.micro_batch, 1)
-    yield from at_least("run.workers", workers, 1)
-    yield from at_least("train.steps", train.steps, 1)
-    yield from at_least("train.threads", train.threads, 1)
-    if (train.steps is None) == (train.tokens is None):
-        yield (
-            f"train.steps={train.steps}, train.tokens={train.tokens}: give exactly one of them "
-            "(the other null)"
-        )
-    if min(train.global_batch, train.micro_batch, workers) < 1:
-        return
-    rows = update_rows(job)
-    if rows % (workers * train.micro_batch):
-        per_worker = rows // workers
-        divisors = [n for n in range(1, per_worker + 1) if rows % (workers * n) == 0]
-        advice = (
-            f"micro-batches that fit {workers} workers: {', '.join(map(str, divisors[-5:]))}"
-            if divisors
-            else f"no micro-batch fits {workers} workers; change run.workers or train.global_batch"
-        )
-        answers = "" if rows == train.global_batch else f" ({rows} answers an update)"
-        yield (
-            f"train.global_batch={train.global_batch}{answers}: isn't workers x micro-batch x "
-            f"accumulation ({workers} x {train.micro_batch} x a whole number); {advice}"
-        )
-    if train.tokens is not None and train.tokens < train.global_batch * job.data.sequence_length:
-        yield (
-            f"train.tokens={train.tokens}: less than one global batch of "
-            f"{train.global_batch * job.data.sequence_length} tokens"
-        )
-
-
 def _fresh_model(job: PretrainJob) -> Iterator[str]:
     yield from _attention("arch.attention", job.arch.attention, job.cluster)
     if job.run.from_ is not None and job.model is not None:
@@ -351,29 +322,11 @@ def _zero(job: TrainJob) -> Iterator[str]:
         )
 
 
-def _cadence(job: TrainJob) -> Iterator[str]:
-    yield from at_least("evaluation.every", job.evaluation.every, 0)
-    yield from at_least("evaluation.rows", job.evaluation.rows, 1)
-    yield from at_least("evaluation.batch", job.evaluation.batch, 1)
-    yield from at_least("checkpoint.every", job.checkpoint.every, 1)
-    yield from at_least("checkpoint.keep_last", job.checkpoint.keep_last, 1)
-    yield from at_least("checkpoint.keep_every", job.checkpoint.keep_every, 0)
-
-
 def _sampling(evaluation: TextEvaluation) -> Iterator[str]:
     yield from at_least("evaluation.sample_every", evaluation.sample_every, 0)
     yield from at_least("evaluation.sample_tokens", evaluation.sample_tokens, 1)
     yield from at_least("evaluation.temperature", evaluation.temperature, 0)
     yield from fraction("evaluation.top_p", evaluation.top_p, positive=True)
-
-
-def _run(job: TrainJob) -> Iterator[str]:
-    yield from safe_name("run.name", job.run.name)
-    yield from at_least("run.max_failures", job.run.max_failures, 0)
-    if job.run.from_ is not None:
-        name, _, step = job.run.from_.partition("@")
-        if not SAFE_NAME.fullmatch(name) or not step.isdecimal():
-            yield f"run.from={job.run.from_!r}: expected <run name>@<step>, as in base@1000"
 
 
 def _fits(job: PretrainJob) -> list[str]:

@@ -21,6 +21,7 @@ from raymill.config.bind import bind, convert, field_types, known_keys, nearest,
 from raymill.config.checks import check
 from raymill.config.identity import is_changeable
 from raymill.config.schema import (
+    AuditJob,
     ChatPreparation,
     DpoJob,
     GenerateJob,
@@ -51,6 +52,7 @@ JOBS: dict[str, type] = {
     "rlhf": RlhfJob,
     "rank": RankJob,
     "generate": GenerateJob,
+    "audit": AuditJob,
 }
 KINDS = {  # jobs/prepare.py kind=…
     "text": "prepare",

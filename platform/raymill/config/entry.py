@@ -11,13 +11,15 @@ from raymill.errors import ConfigError, RaymillError
 
 EXIT_FAILED = 1
 EXIT_REFUSED = 2
+EXIT_PREEMPTED = 85  # committed and ended at another's request: the same command goes on
 EXIT_INTERRUPTED = 130
 
 
 def main(job: str, run: Callable[[Any], int], arguments: Sequence[str] | None = None) -> int:
     """Run a job from the command line.
 
-    Exit codes: 0 done, 1 failed with a message, 2 the configuration was refused, 130 interrupted.
+    Exit codes: 0 done, 1 failed with a message, 2 the configuration was refused, 85 pre-empted after a
+    checkpoint, 130 interrupted.
     A bug in Raymill keeps its stack trace.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)

@@ -39,7 +39,10 @@ _TRAIN_KEYS = (
     ("train.micro_batch", "rows a forward pass; accumulation follows"),
     ("optim.learning_rate", "peak learning rate"),
     ("run.name", "the same name resumes; null: from the configuration"),
-    ("run.workers", "workers, one GPU each with cluster.gpu=true"),
+    (
+        "run.workers",
+        "workers, one GPU each with cluster.gpu=true; 2..8: as many as there is room for",
+    ),
     ("train.precision", "fp32 or bf16"),
     ("checkpoint.every", "steps between checkpoints"),
     ("evaluation.every", "steps between held-out evaluations"),
@@ -288,6 +291,21 @@ TOPICS = {
         ),
         "storage.root/data/, storage.root/runs/<run.name>/, storage.root/mlflow.db",
     ),
+    "audit": Topic(
+        "What became of a run: its attempts and what ended them, the samples it learned from, what was\n"
+        "lost, and whether every byte of its checkpoints is what was committed.",
+        (),
+        (
+            ("run.name", "the run to look at"),
+            ("storage.root", "under which its folder lies"),
+        ),
+        (
+            ("run.name=demo", "a run under storage/"),
+            ("run.name=demo storage.root=/shared/raymill", "elsewhere"),
+            ("run.name=demo-sft", "any job's"),
+        ),
+        "nothing; exit code 1 where something is not as it should be",
+    ),
     "generate": Topic(
         "A model continues a prompt, or answers it if it was fine-tuned to: from prompt=, prompt_file=,\n"
         "standard input, or turn after turn at a terminal.",
@@ -325,7 +343,10 @@ def help_text(job: str, overrides: Sequence[str] = ()) -> str:
     topic = TOPICS[kind]
     defaults = _defaults(kind)
     lines = [f"python jobs/{job}.py [group=choice ...] [key=value ...]", "", topic.summary, ""]
-    lines.append("Groups, each a file conf/<group>/<choice>.yaml whose comments explain its keys:")
+    if topic.groups:
+        lines.append(
+            "Groups, each a file conf/<group>/<choice>.yaml whose comments explain its keys:"
+        )
     of = "pretrain" if kind == "pipeline" else kind
     lines += [f"  {name:<11}{', '.join(choices(name, of))}" for name in topic.groups]
     lines += ["", "Keys people change (every key of every group can be set like this):"]
@@ -333,7 +354,7 @@ def help_text(job: str, overrides: Sequence[str] = ()) -> str:
     for key, text in topic.keys:
         shown = "" if key not in defaults else f" [{_spell(defaults[key])}]"
         lines.append(f"  {key:<{width}}{text}{shown}")
-    if job not in ("generate", "rank"):
+    if job not in ("audit", "generate", "rank"):
         lines.append(f"  {'dry_run=true':<{width}}print what would be done, and exit")
     lines += ["", "Examples:"]
     for example, text in topic.examples:
@@ -353,6 +374,8 @@ def _defaults(kind: str) -> dict[str, Any]:
         "dpo",
     ):  # there is no data that they'd take by default
         overrides.append("data.path=.")
+    if kind == "audit":
+        overrides.append("run.name=x")
     defaults: dict[str, Any] = flatten(load(job, overrides))
     if kind == "pipeline":
         own = "pretrain."

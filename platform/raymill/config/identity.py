@@ -18,6 +18,8 @@ CHANGEABLE_ON_RESUME = (
     "train.threads",
     "evaluation.*",
     "checkpoint.*",
+    "guard.*",
+    "watchdog.*",
     "tracking.*",
     "cluster.*",
     "storage.*",

@@ -22,7 +22,7 @@ def _memory_problems(job: TrainJob, arch: ArchConfig, vocab_size: int) -> Iterat
         arch,
         vocab_size,
         stage=job.zero.stage,
-        workers=job.run.workers,
+        workers=job.run.least,  # which have the most to hold each
         precision=job.train.precision,
         micro_batch=passed_rows(job, job.train.micro_batch),
         sequence_length=passed_length(job),
@@ -41,6 +41,6 @@ def _memory_problems(job: TrainJob, arch: ArchConfig, vocab_size: int) -> Iterat
         )
     if host is not None and memory.host > host * GIB:
         yield (
-            f"cluster.host_memory_gib={host:g}: offloading needs about {memory.host / GIB:.1f} GiB "
-            "of host memory for each worker of a node"
+            f"cluster.host_memory_gib={host:g}: the copy that checkpoints are written from, with what is "
+            f"offloaded, needs about {memory.host / GIB:.1f} GiB of host memory for each worker of a node"
         )

@@ -9,6 +9,21 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from raymill.config.run_sections import (
+    AuditedRun as AuditedRun,
+)
+from raymill.config.run_sections import (
+    CheckpointConfig as CheckpointConfig,
+)
+from raymill.config.run_sections import (
+    GuardConfig as GuardConfig,
+)
+from raymill.config.run_sections import (
+    RunConfig as RunConfig,
+)
+from raymill.config.run_sections import (
+    WatchdogConfig as WatchdogConfig,
+)
 from raymill.config.sections import (
     AlgorithmConfig as AlgorithmConfig,
 )
@@ -20,9 +35,6 @@ from raymill.config.sections import (
 )
 from raymill.config.sections import (
     ChatEvaluation as ChatEvaluation,
-)
-from raymill.config.sections import (
-    CheckpointConfig as CheckpointConfig,
 )
 from raymill.config.sections import (
     ClusterConfig as ClusterConfig,
@@ -68,9 +80,6 @@ from raymill.config.sections import (
 )
 from raymill.config.sections import (
     RowsConfig as RowsConfig,
-)
-from raymill.config.sections import (
-    RunConfig as RunConfig,
 )
 from raymill.config.sections import (
     ScheduleConfig as ScheduleConfig,
@@ -126,6 +135,8 @@ class TrainJob:
     train: TrainConfig
     evaluation: EvaluationConfig
     checkpoint: CheckpointConfig
+    guard: GuardConfig
+    watchdog: WatchdogConfig
     cluster: ClusterConfig
     tracking: TrackingConfig
     storage: StorageConfig
@@ -352,3 +363,11 @@ class GenerateJob:
     temperature: float = 0.8  # 0: greedy
     top_p: float = 0.95
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class AuditJob:
+    """`jobs/audit.py`: what became of a run."""
+
+    run: AuditedRun
+    storage: StorageConfig

@@ -163,17 +163,6 @@ class ZeroConfig:
 
 
 @dataclass(frozen=True)
-class RunConfig:
-    """Who this run is. The same name under the same storage root resumes."""
-
-    name: str | None = None  # None: from the configuration's digest
-    seed: int = 1234
-    from_: str | None = None  # "<run name>@<step>" forks a run from its checkpoint
-    workers: int = 1
-    max_failures: int = 3  # infrastructure failures retried from the last commit
-
-
-@dataclass(frozen=True)
 class TrainConfig:
     """How much, in what batches, in what precision."""
 
@@ -321,15 +310,6 @@ class LoraConfig:
     alpha: float = 16.0  # adapters count alpha / rank
     dropout: float = 0.0
     targets: tuple[str, ...] = ("all-linear",)  # or names of modules, as in [q_proj, v_proj]
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """When state is committed, and what is kept."""
-
-    every: int = 100  # steps; the last step is always committed
-    keep_last: int = 2
-    keep_every: int = 0  # steps; a multiple of it is kept for ever. 0: none
 
 
 @dataclass(frozen=True)

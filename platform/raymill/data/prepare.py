@@ -53,7 +53,7 @@ def run(job: PrepareJob) -> Prepared:
     folder = job_folder(job)
     if (folder / MANIFEST_NAME).exists():
         return existing(job, units)
-    with connect(job.cluster, workers=0):
+    with connect(job.cluster):
         return prepare_with_ray(job, units)
 
 

@@ -33,6 +33,8 @@ class Assignment:
     critic_folder: Path | None = None  # what a critic starts from
     places: tuple[Any, ...] = ()  # where Ray is to put samplers, then reward models
     forgetting: Path | None = None  # prepared text that tells what fine-tuning forgets
+    memory_plan: str = ""  # a worker's, for who asks why it ran out
+    token: int = 0  # of the lease under which this process writes the run
 
     @property
     def checkpoints(self) -> Path:
@@ -43,6 +45,11 @@ class Assignment:
         return self.run_dir / "metrics.jsonl"
 
     @property
+    def pulses(self) -> Path:
+        """Where each rank leaves its sign of life."""
+        return self.run_dir / "pulse"
+
+    @property
     def stop_request(self) -> Path:
-        """A file whose existence asks the workers to commit and stop."""
-        return self.run_dir / "stop-requested"
+        """A file whose existence asks this holder's workers to commit and stop."""
+        return self.run_dir / f"stop-requested-{self.token}"

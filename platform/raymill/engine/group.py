@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,7 +13,8 @@ T = TypeVar("T")
 class WorkerGroup:
     """All ranks of a run. Every method that communicates must be called by all of them."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, process_group: Any = None) -> None:
+        self._process_group = process_group
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
         self.device = device
@@ -23,7 +24,7 @@ class WorkerGroup:
         if self.world_size == 1:
             return [value]
         values: list[T | None] = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self._process_group)
         return values  # type: ignore[return-value]
 
     def broadcast(self, value: T) -> T:
@@ -31,7 +32,7 @@ class WorkerGroup:
         if self.world_size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0, group=self._process_group)
         return box[0]
 
     def sum(self, *values: float) -> list[float]:
@@ -39,6 +40,13 @@ class WorkerGroup:
         if self.world_size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=self._process_group)
         result: list[float] = total.tolist()
         return result
+
+    def beside(self) -> WorkerGroup:
+        """The same ranks with messages of their own, through host memory, for a thread that talks while the
+        training does. Collective."""
+        if self.world_size == 1:
+            return WorkerGroup(torch.device("cpu"))
+        return WorkerGroup(torch.device("cpu"), dist.new_group(backend="gloo"))

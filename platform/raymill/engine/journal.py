@@ -5,18 +5,24 @@ from __future__ import annotations
 import json
 import math
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from raymill.durable import cut_torn_line
+
 
 class Journal:
-    """Appends events. A line that a killed attempt left half-written is cut off at the start."""
+    """Appends events. A line that a killed attempt left half-written is cut off at the start. What a full disk
+    doesn't take is kept, and written when it does."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.attempt = 1 + _repair_and_count_attempts(path)
-        self._stream = path.open("a", encoding="utf-8")
+        cut_torn_line(path)
+        self.attempt = 1 + attempts_in(path)
+        self._stream = path.open("ab", buffering=0)
+        self._pending = b""
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Append one event and hand it to the operating system at once.
@@ -25,8 +31,12 @@ class Journal:
         """
         event = {"kind": kind, "step": step, "attempt": self.attempt, "time": time.time(), **values}
         finite = {key: None if _is_nonfinite(value) else value for key, value in event.items()}
-        self._stream.write(json.dumps(finite, allow_nan=False) + "\n")
-        self._stream.flush()
+        self._pending += json.dumps(finite, allow_nan=False).encode() + b"\n"
+        with suppress(
+            OSError
+        ):  # a checkpoint that can't be written doesn't end the run; this doesn't either
+            while self._pending:
+                self._pending = self._pending[self._stream.write(self._pending) :]
 
     def close(self) -> None:
         """No more events come from here."""
@@ -37,18 +47,9 @@ def _is_nonfinite(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
-def _repair_and_count_attempts(path: Path) -> int:
+def attempts_in(path: Path) -> int:
+    """How often workers have begun to write a journal."""
     if not path.exists():
         return 0
-    attempts = 0
-    whole = 0
     with path.open("rb") as stream:
-        for line in stream:
-            if not line.endswith(b"\n"):
-                break
-            whole += len(line)
-            attempts += b'"kind": "attempt"' in line
-    if whole < path.stat().st_size:
-        with path.open("r+b") as stream:
-            stream.truncate(whole)
-    return attempts
+        return sum(b'"kind": "attempt"' in line for line in stream)

@@ -6,28 +6,28 @@ import hashlib
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import chain
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from raymill.checkpoint.commit import commit
-from raymill.checkpoint.manifest import Manifest
-from raymill.checkpoint.retention import apply_retention, registered_checkpoints
 from raymill.data.manifest import Prepared
 from raymill.data.stream import RankStream, StepBatch
 from raymill.engine.assignment import Assignment
+from raymill.engine.checkpoints import Checkpoints, Position
+from raymill.engine.divergence import Divergence
 from raymill.engine.evaluation import Evaluator, Occasion
 from raymill.engine.experience import Experience, Floats
 from raymill.engine.group import WorkerGroup
+from raymill.engine.guard import Guard
 from raymill.engine.journal import Journal
 from raymill.engine.learner import Learner, Phases, Update
+from raymill.engine.pulse import Pulse
 from raymill.engine.schedule import learning_rate_factor
 from raymill.engine.setup import Start
-from raymill.errors import DataError, NonFiniteError
+from raymill.engine.stragglers import OWN, Stragglers
+from raymill.errors import CheckpointError, DataError, NonFiniteError, RaymillError
 
 
 @dataclass
@@ -44,22 +44,39 @@ class Loop:
     stream: RankStream
     group: WorkerGroup
     journal: Journal | None  # rank 0's
+    pulse: Pulse
     peak_flops: float  # of all workers together
     flops_per_token: float
+    guard: Guard = field(init=False)
+    checkpoints: Checkpoints = field(init=False)
     step: int = field(init=False)
     samples: int = field(init=False)
     tokens: int = field(init=False)
     _ahead: StepBatch | None = field(default=None, init=False)  # drawn already, for the next step
+    _divergence: Divergence = field(init=False)
+    _stragglers: Stragglers = field(default_factory=Stragglers, init=False)
 
     def __post_init__(self) -> None:
-        self.step = self.start.step
-        self.samples = self.start.samples
-        self.tokens = self.start.tokens
+        start, group, journal = self.start, self.group, self.journal
+        self.step, self.samples, self.tokens = start.step, start.samples, start.tokens
+        self.guard = Guard(self.assignment.job.guard)
+        self.guard.restore(start.guard)
+        self.guard.left_out(start.windows)
+        self.checkpoints = Checkpoints(
+            self.assignment, self.prepared, self.learners, group, journal, start.consumed
+        )
+        self._divergence = Divergence(
+            self.guard, self.assignment, start, self.checkpoints, group, journal
+        )
 
     def run(self) -> str:
         """Train to the end or until asked to stop; returns "finished" or "stopped"."""
         try:
             return self._run()
+        except (NonFiniteError, DataError):
+            with suppress(CheckpointError):
+                self.checkpoints.settle(self.step, wait=True)  # the one under way isn't given up
+            raise
         finally:
             self.experience.close()
 
@@ -73,26 +90,32 @@ class Loop:
             now = Occasion(self.step, first=False, last=self.step == total)
             self._evaluate(now)
             if stop or now.due(job.checkpoint.every):
-                self._commit()
+                self._beat("commit")
+                at = Position(self.step, self.samples, self.tokens)
+                self.checkpoints.begin(at, self.experience.state(), self.guard.state())
             if stop and not now.last:
-                return "stopped"
-        return "finished"
+                break
+        self._beat("commit")
+        self.checkpoints.settle(self.step, wait=True, last=True)
+        return "finished" if self.step == total else "stopped"
 
     def _train_step(self, batches: Iterator[StepBatch]) -> bool:
         """One step, of one optimizer update or several; returns whether a stop was asked for."""
         job = self.assignment.job
         began = time.perf_counter()
-        phases = Phases()
+        phases = Phases(self._beat)
+        phases.enter("data")
         batch, upcoming, refusal = self._next_batch(batches)
-        phases.data = time.perf_counter() - began
+        phases.enter(None)
+        refusal = refusal or self.checkpoints.settle(self.step)
         asked = self.group.rank == 0 and self.assignment.stop_request.exists()
         refusals, stop = self.group.sum(refusal is not None, asked)
         if refusals:
             raise next(error for error in self.group.gather(refusal) if error is not None)
         assert batch is not None
-        began_gathering = time.perf_counter()
+        phases.enter("gather")
         gathered = self.experience.gather(batch, self.step + 1, upcoming)
-        phases.gather = time.perf_counter() - began_gathering
+        phases.enter(None)
         # Dropout's randomness depends on the position alone, so there is no generator to save.
         torch.manual_seed(step_seed(job.run.seed, self.step + 1, self.group.rank))
         factor = learning_rate_factor(job.schedule, self.step + 1, self.assignment.total_steps)
@@ -100,14 +123,20 @@ class Loop:
         figures: dict[str, float] = {}
         losses: list[Floats] = []
         for learner in self.learners:
-            done = [
-                learner.update(
-                    rows, learner.peak_rate * factor, phases, partial(self._non_finite, samples)
+            done = []
+            for rows, samples in zip(gathered.updates, gathered.samples, strict=True):
+                update = learner.update(
+                    rows, learner.peak_rate * factor, phases, self.guard.refusal
                 )
-                for rows, samples in zip(gathered.updates, gathered.samples, strict=True)
-            ]
+                if update.refused is not None:
+                    self._divergence.follow(update, samples, self.step + 1, self.samples)
+                elif update.weight:
+                    self.guard.in_a_row = 0
+                done.append(update)
             figures |= _figures(done, learner.prefix)
             losses = losses or [update.losses for update in done]
+        if "train/loss" in figures and not figures.get("train/skipped"):
+            self.guard.learned(figures["train/loss"])
         self.step += 1
         self.samples += job.train.global_batch
         self.tokens += gathered.tokens
@@ -121,7 +150,7 @@ class Loop:
 
     def _next_batch(
         self, batches: Iterator[StepBatch]
-    ) -> tuple[StepBatch | None, StepBatch | None, DataError | None]:
+    ) -> tuple[StepBatch | None, StepBatch | None, RaymillError | None]:
         """The next batch and, where it is wanted, the one after it; or why there is none. The other ranks
         must hear of that before anyone raises."""
         try:
@@ -132,16 +161,6 @@ class Loop:
         except DataError as error:
             return None, None, error
 
-    def _non_finite(self, own: npt.NDArray[np.int64], what: str, mine: bool) -> NonFiniteError:
-        """The same error for all ranks, naming the samples of those whose value was not finite."""
-        ids = self.group.gather(own.tolist() if mine else [])
-        ranks = [rank for rank, found in enumerate(ids) if found]
-        samples = sorted(sample for found in ids for sample in found)
-        return NonFiniteError(
-            f"{what} of step {self.step + 1} is not finite (rank {', '.join(map(str, ranks))}; "
-            f"global samples {_ranges(samples)}); that update wasn't made, and the last checkpoint stands"
-        )
-
     def _log_step(
         self,
         figures: dict[str, float],
@@ -150,9 +169,13 @@ class Loop:
         seconds: float,
         phases: Phases,
     ) -> None:
-        ids = np.sort(np.concatenate(self.group.gather(batch.sample_id)))
+        own = {phase: phases.seconds[phase] for phase in OWN}
+        told = self.group.gather((batch.sample_id, own))
         if self.journal is None:
             return
+        ids = np.sort(np.concatenate([samples for samples, _ in told]))
+        for text in self._stragglers.add(self.step, [seconds for _, seconds in told]):
+            self.journal.write("message", self.step, text=text)
         per_second = tokens / seconds
         self.journal.write(
             "step",
@@ -165,79 +188,41 @@ class Loop:
                 "perf/tokens_per_s": per_second,
                 "perf/mfu": per_second * self.flops_per_token / self.peak_flops,
                 "perf/step_s": seconds,
-                "perf/data_wait_s": phases.data,
-                "perf/gather_s": phases.gather,
-                "perf/forward_s": phases.forward,
-                "perf/backward_s": phases.backward,
-                "perf/optimizer_s": phases.optimizer,
+                "perf/data_wait_s": phases.seconds["data"],
+                **{
+                    f"perf/{phase}_s": phases.seconds[phase]
+                    for phase in ("gather", "forward", "backward", "optimizer")
+                },
             },
         )
 
     def _evaluate(self, now: Occasion) -> None:
+        self._beat("evaluate")
         figures: dict[str, float] = {}
         for evaluator in self.evaluators:
             figures |= evaluator.measure(self.learners[0].model, self.group, now)
         if figures and self.journal is not None:
             self.journal.write("evaluation", self.step, tokens=self.tokens, **figures)
 
-    def _commit(self) -> None:
-        began = time.perf_counter()
-        assignment = self.assignment
-        manifest = Manifest(
-            step=self.step,
-            samples=self.samples,
-            tokens=self.tokens,
-            world_size=self.group.world_size,
-            attempt=self.journal.attempt if self.journal else 0,
-            config=assignment.config,
-            config_digest=assignment.config_digest,
-            data_digests=tuple(data.manifest.digest for data in self.prepared),
-            tokenizer_fingerprint=self.prepared[0].manifest.tokenizer.fingerprint,
-            code_commit=assignment.code_commit,
-            parent=assignment.parent,
-            parent_digest=assignment.parent_digest,
-            model_digests=assignment.model_digests,
-            updates={learner.prefix: learner.trainer.updates for learner in self.learners},
-            state=self.experience.state(),
-            files={},
-        )
-        trainers = [learner.trainer for learner in self.learners]
-        directory = commit(
-            assignment.checkpoints,
-            manifest,
-            {name: shape for trainer in trainers for name, shape in trainer.shapes.items()},
-            chain.from_iterable(trainer.fragments() for trainer in trainers),
-            self.group,
-        )
-        if self.journal is not None:
-            keep = assignment.job.checkpoint
-            apply_retention(
-                assignment.checkpoints,
-                keep.keep_last,
-                keep.keep_every,
-                registered_checkpoints(assignment.run_dir),
-            )
-            self.journal.write(
-                "checkpoint",
-                self.step,
-                path=str(directory.relative_to(assignment.run_dir)),
-                seconds=time.perf_counter() - began,
-            )
+    def _beat(self, phase: str) -> None:
+        self.pulse.step = self.step + 1
+        self.pulse.beat(phase)
 
 
 def _figures(done: list[Update], prefix: str) -> dict[str, float]:
     """Means over a step's updates, those that had nothing to learn left out."""
-    learned = [update for update in done if update.weight]
+    learned = [update for update in done if update.weight and update.refused is None]
     found: dict[str, list[float]] = defaultdict(list)
     for update in learned:
         for name, value in update.figures.items():
             found[name].append(value)
     means = {name: sum(values) / len(values) for name, values in found.items()}
     named = prefix or "train/"
-    count = max(1, len(learned))
+    shown = learned or [update for update in done if update.refused is not None]
+    count = max(1, len(shown))
     return {
-        f"{named}loss": sum(update.loss for update in learned) / count,
-        f"{named}grad_norm": sum(update.norm for update in learned) / count,
+        f"{named}loss": sum(update.loss for update in shown) / count,
+        f"{named}grad_norm": sum(update.norm for update in shown) / count,
         **({} if len(learned) == len(done) else {f"{named}skipped": len(done) - len(learned)}),
         **means,
     }
@@ -247,14 +232,3 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     """A 63-bit seed for one rank's randomness in one step."""
     text = f"raymill/{seed}/{step}/{rank}".encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1
-
-
-def _ranges(numbers: list[int]) -> str:
-    """[3, 4, 5, 9] → "3-5, 9"."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and number == parts[-1][1] + 1:
-            parts[-1][1] = number
-        else:
-            parts.append([number, number])
-    return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in parts)

@@ -43,11 +43,13 @@ class Owned:
         view: torch.Tensor = state[kind].detach().view(-1).narrow(0, self.offset, self.numel)
         return view
 
+    def views(self, optimizer: torch.optim.Optimizer) -> Mapping[str, torch.Tensor]:
+        """kind → live view of it, flat."""
+        return {WEIGHT: self.weight()} | {kind: self.moment(optimizer, kind) for kind in MOMENTS}
+
     def arrays(self, optimizer: torch.optim.Optimizer) -> Mapping[str, FloatArray]:
-        """kind → flat fp32 array on the host."""
-        views = {WEIGHT: self.weight()}
-        views.update({kind: self.moment(optimizer, kind) for kind in MOMENTS})
-        return {kind: view.float().cpu().numpy() for kind, view in views.items()}
+        """kind → flat fp32 array on the host; where that is where the state lives, it is the state."""
+        return {kind: view.float().cpu().numpy() for kind, view in self.views(optimizer).items()}
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, key: torch.Tensor) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 
+from raymill.checkpoint.fence import check_fence, writing_folder
 from raymill.checkpoint.manifest import Manifest
 from raymill.checkpoint.resume import (
     Found,
@@ -16,12 +17,14 @@ from raymill.checkpoint.resume import (
     find_fork,
     newest_verified,
 )
+from raymill.checkpoint.retention import remove_leftovers, set_aside
 from raymill.config.identity import CHANGEABLE_ON_FORK, CHANGEABLE_ON_RESUME
 from raymill.data.manifest import Prepared, load_prepared
 from raymill.data.order import Order, SourceShape
 from raymill.engine.agreement import on_all_ranks
 from raymill.engine.assignment import Assignment
 from raymill.engine.group import WorkerGroup
+from raymill.engine.guard import windows_from
 from raymill.engine.learner import Learner
 from raymill.engine.recipe import Recipe
 from raymill.engine.trainer import CRITIC, Trainer, load_weights
@@ -51,6 +54,7 @@ class Start:
     found: Found | None
     resumed: bool
     messages: tuple[str, ...] = ()
+    windows: tuple[tuple[int, int], ...] = ()  # first and last sample left out from here on
 
     @property
     def step(self) -> int:
@@ -66,12 +70,41 @@ class Start:
         return self.found.manifest.state if self.found else {}
 
     @property
-    def samples(self) -> int:
+    def guard(self) -> Mapping[str, Any]:
+        """What the guard keeps."""
+        return self.found.manifest.guard if self.found else {}
+
+    @property
+    def consumed(self) -> int:
+        """Global samples drawn until here."""
         return self.found.manifest.samples if self.found else 0
+
+    @property
+    def samples(self) -> int:
+        """Where the next ones come from: behind what is left out."""
+        return self.windows[-1][1] + 1 if self.windows else self.consumed
 
     @property
     def tokens(self) -> int:
         return self.found.manifest.tokens if self.found else 0
+
+
+def begin(assignment: Assignment, data_digests: tuple[str, ...]) -> Start:
+    """`decide_start` by the one that writes the run: what an attempt before left half-written or damaged is out
+    of the way then.
+
+    Raises:
+        FencedError: the run is another process's by now.
+    """
+    check_fence(assignment.checkpoints, assignment.token)
+    remove_leftovers(
+        assignment.checkpoints, writing_folder(assignment.checkpoints, assignment.token)
+    )
+    start = decide_start(assignment, data_digests)
+    if start.resumed and start.found is not None:
+        for directory in start.found.damaged:
+            set_aside(directory)
+    return replace(start, windows=windows_from(assignment.run_dir, start.consumed))
 
 
 def decide_start(assignment: Assignment, data_digests: tuple[str, ...]) -> Start:

@@ -12,7 +12,7 @@ import torch
 from raymill.checkpoint.fragments import MOMENTS, WEIGHT, FloatArray, FragmentReader
 from raymill.config.schema import OptimConfig, TrainJob
 from raymill.engine.group import WorkerGroup
-from raymill.engine.ownership import optimizer_state, owned_by_this_rank
+from raymill.engine.ownership import Owned, optimizer_state, owned_by_this_rank
 from raymill.engine.settings import clips_gradients_itself, deepspeed_config
 from raymill.errors import CheckpointError
 from raymill.plan.batch import accumulation_steps
@@ -136,6 +136,8 @@ class Trainer:
             if math.isfinite(norm):
                 self.engine.step()
                 self.updates += 1
+            else:
+                self.engine.zero_grad()
             return norm
         self.engine.step()
         if not self.engine.was_step_applied():
@@ -143,11 +145,13 @@ class Trainer:
         self.updates += 1
         return float(self.engine.get_global_grad_norm())
 
+    def owned(self) -> Iterator[Owned]:
+        """This rank's part of the training state; no element is in two ranks' parts."""
+        return owned_by_this_rank(self.engine, self._names, self.group.rank, self.group.world_size)
+
     def fragments(self) -> Iterator[tuple[str, int, Mapping[str, FloatArray]]]:
-        """This rank's part of the training state, for a checkpoint; no element is in two parts."""
-        for owned in owned_by_this_rank(
-            self.engine, self._names, self.group.rank, self.group.world_size
-        ):
+        """That part as a checkpoint has it, as it is now."""
+        for owned in self.owned():
             yield owned.name, owned.start, owned.arrays(self.optimizer)
 
     def load_state(self, reader: FragmentReader, updates: int) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from typing import TYPE_CHECKING, Any
 
 from raymill.engine.assignment import Assignment
-from raymill.errors import RaymillError
+from raymill.errors import RaymillError, RewindError
 
 if TYPE_CHECKING:
     from raymill.data.order import Order
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from raymill.engine.journal import Journal
     from raymill.engine.loop import Loop
     from raymill.engine.setup import Start
+
+NODE = "RAYMILL_NODE"  # the variable with the id of the Ray node that a worker is on
 
 logger = logging.getLogger(__name__)
 
@@ -43,22 +46,17 @@ def train_worker(config: dict[str, Any]) -> None:
     join_deepspeed(job.cluster.gpu)
     group = WorkerGroup(device)
     journal = Journal(assignment.journal) if group.rank == 0 else None
-    step = 0
+    loop: Loop | None = None
     try:
         loop = build_loop(assignment, group, journal)
-        step = loop.step
-        status = loop.run()
-        step = loop.step
+        ending = {"status": loop.run()}
+    except RewindError as error:
+        ending = {"status": "rewind", "why": str(error)}
     except RaymillError as error:
         logger.exception("the run failed")
-        if journal is not None:
-            journal.write(
-                "status", step, status="failed", error=str(error), error_type=type(error).__name__
-            )
-            journal.close()
-        return
+        ending = {"status": "failed", "error": str(error), "error_type": type(error).__name__}
     if journal is not None:
-        journal.write("status", step, status=status)
+        journal.write("status", loop.step if loop else 0, **ending)
         journal.close()
 
 
@@ -71,18 +69,19 @@ def threads_per_worker() -> int:
 def build_loop(assignment: Assignment, group: WorkerGroup, journal: Journal | None) -> Loop:
     """Everything between the assignment and the first step; collective."""
 
-    from raymill.checkpoint.retention import remove_leftovers
     from raymill.engine.agreement import on_all_ranks, on_rank_zero
     from raymill.engine.loop import Loop
+    from raymill.engine.pulse import Pulse
     from raymill.engine.recipe import recipe_of
-    from raymill.engine.setup import build_learners, decide_start, open_data
+    from raymill.engine.setup import begin, build_learners, open_data
 
+    pulse = Pulse(
+        assignment.pulses, group.rank
+    )  # at once: that of an attempt before says nothing now
     prepared, order = on_all_ranks(group, lambda: open_data(assignment))
     digests = tuple(data.manifest.digest for data in prepared)
-    if group.rank == 0:
-        remove_leftovers(assignment.checkpoints)
-    start = on_rank_zero(group, lambda: decide_start(assignment, digests))
-    _announce(assignment, start, journal, group.world_size)
+    start = on_rank_zero(group, lambda: begin(assignment, digests))
+    _announce(assignment, start, journal, group)
     recipe = recipe_of(assignment, prepared)
     learners = build_learners(recipe, assignment, start, group)
     experience = recipe.experience(learners, group, journal)
@@ -97,21 +96,25 @@ def build_loop(assignment: Assignment, group: WorkerGroup, journal: Journal | No
         stream=open_stream(assignment, order, start, group),
         group=group,
         journal=journal,
+        pulse=pulse,
         peak_flops=_peak_of_all(assignment, group),
         flops_per_token=recipe.flops_per_token(learners[0].model),
     )
 
 
 def _announce(
-    assignment: Assignment, start: Start, journal: Journal | None, world_size: int
+    assignment: Assignment, start: Start, journal: Journal | None, group: WorkerGroup
 ) -> None:
+    here = {"host": socket.gethostname(), "pid": os.getpid(), "node": os.environ.get(NODE, "")}
+    ranks = group.gather(here)
     if journal is None:
         return
     origin = start.found.directory if start.found else assignment.model_folder
     journal.write(
         "attempt",
         start.step,
-        world_size=world_size,
+        world_size=group.world_size,
+        ranks=ranks,
         resumed=start.resumed,
         resumed_from=str(origin) if origin else None,
         total_steps=assignment.total_steps,
@@ -133,7 +136,8 @@ def open_stream(
         global_batch=job.train.global_batch,
         world_size=group.world_size,
         start_sample=start.samples,
-        total_samples=assignment.total_steps * job.train.global_batch,
+        total_samples=start.samples
+        + (assignment.total_steps - start.step) * job.train.global_batch,
     )
     return RankStream(
         spec,

@@ -41,3 +41,14 @@ def passed_rows(job: TrainJob, rows: int) -> int:
 def accumulation_steps(job: TrainJob, world_size: int) -> int:
     """Micro-batches a rank and update: rows / (world size x micro-batch), exact by validation."""
     return update_rows(job) // (world_size * job.train.micro_batch)
+
+
+def allowed_workers(job: TrainJob) -> list[int]:
+    """World sizes within `run.workers` that the batch can be divided among, from the least up."""
+    sizes = range(max(1, job.run.least), job.run.most + 1)
+    prompts = job.algorithm.minibatches if isinstance(job, RlhfJob) else 1
+    return [
+        size for size in sizes
+        if update_rows(job) % (size * job.train.micro_batch) == 0
+        and job.train.global_batch % (size * prompts) == 0
+    ]  # fmt: skip

@@ -23,14 +23,15 @@ from raymill.plan.parameters import count_parameters, head_dim
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one worker on its device, and on the host for what is offloaded."""
+    """Bytes of one worker on its device; and on the host, for what is offloaded and for the copy that
+    checkpoints are written from: 12 bytes a parameter, shared out among the workers under every stage."""
 
     weights: float
     gradients: float
     optimizer: float
     activations: float
     logits: float
-    host: float = 0.0
+    host: float
 
     @property
     def state(self) -> float:
@@ -97,7 +98,7 @@ def worker_memory(
     weights, gradients, optimizer = state_bytes(
         parameters, stage, workers, precision, accumulate_fp32=True
     )
-    host = 0.0
+    host = 12 * parameters / workers
     if offload_optimizer == "cpu":
         host += optimizer
     if offload_optimizer != "none":

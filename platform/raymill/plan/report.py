@@ -19,13 +19,14 @@ from raymill.data.location import prepared_folder
 from raymill.data.manifest import MANIFEST_NAME
 from raymill.plan.batch import (
     accumulation_steps,
+    allowed_workers,
     passed_length,
     passed_rows,
     total_steps,
     update_rows,
 )
 from raymill.plan.flops import flops_per_token
-from raymill.plan.memory import Memory, worker_memory
+from raymill.plan.memory import worker_memory
 from raymill.plan.parameters import count_parameters
 
 ASSUMED_MFU = 0.4  # published large runs reach 0.38 to 0.55
@@ -64,7 +65,8 @@ def fine_tuning_plan(
 
 def _computation(job: TrainJob, arch: ArchConfig, vocabulary: int) -> list[tuple[str, str]]:
     count = count_parameters(arch, vocabulary)
-    train, workers, length = job.train, job.run.workers, passed_length(job)
+    train, length = job.train, passed_length(job)
+    workers = allowed_workers(job)[0]  # which have the most to hold each
     answers = job.rollout.group if isinstance(job, RlhfJob) else 1
     rows = passed_rows(job, train.global_batch * answers)
     step_tokens = rows * length
@@ -72,18 +74,6 @@ def _computation(job: TrainJob, arch: ArchConfig, vocabulary: int) -> list[tuple
     per_token = flops_per_token(arch, vocabulary, length)
     total_flops = per_token * steps * step_tokens
     accumulation = accumulation_steps(job, workers)
-    memory = worker_memory(
-        arch,
-        vocabulary,
-        stage=job.zero.stage,
-        workers=workers,
-        precision=train.precision,
-        micro_batch=passed_rows(job, train.micro_batch),
-        sequence_length=length,
-        recompute=train.activation_checkpointing,
-        offload_optimizer=job.zero.offload_optimizer,
-        offload_params=job.zero.offload_params,
-    )
     return [
         (
             "parameters",
@@ -99,13 +89,13 @@ def _computation(job: TrainJob, arch: ArchConfig, vocabulary: int) -> list[tuple
         (
             "batch",
             f"{update_rows(job):,} {_samples(job)} = {workers} workers x {train.micro_batch} "
-            f"micro-batch x {accumulation} accumulation",
+            f"micro-batch x {accumulation} accumulation{_other_sizes(job)}",
         ),
         (
             "compute",
             f"{total_flops:.3g} FLOPs, {per_token:.3g} a token{_duration(job, total_flops)}",
         ),
-        ("memory", _memory(job, memory)),
+        ("memory", memory_plan(job, arch, vocabulary)),
         ("checkpoint", f"{12 * count.total / GIB:.2f} GiB each (fp32 weights and two moments)"),
     ]
 
@@ -154,27 +144,44 @@ def roles_plan(
     return [*lines, ("samplers", f"{rollout.engine}, {samplers}"), ("judges", "; ".join(judges))]
 
 
+def _other_sizes(job: TrainJob) -> str:
+    others = ", ".join(map(str, allowed_workers(job)[1:]))
+    return f"; or {others} workers, as there is room" if others else ""
+
+
 def _duration(job: TrainJob, flops: float) -> str:
     peak = job.cluster.peak_tflops
     if peak is None:
         return "; how long depends on cluster.peak_tflops, which isn't set"
-    hours = flops / (peak * 1e12 * job.run.workers * ASSUMED_MFU) / 3600
+    hours = flops / (peak * 1e12 * job.run.most * ASSUMED_MFU) / 3600
     return (
-        f"; about {hours:,.1f} h at {ASSUMED_MFU:.0%} of {job.run.workers} x {peak:g} TFLOP/s "
-        f"({hours * job.run.workers:,.0f} device hours)"
+        f"; about {hours:,.1f} h at {ASSUMED_MFU:.0%} of {job.run.most} x {peak:g} TFLOP/s "
+        f"({hours * job.run.most:,.0f} device hours)"
     )
 
 
-def _memory(job: TrainJob, memory: Memory) -> str:
+def memory_plan(job: TrainJob, arch: ArchConfig, vocabulary: int) -> str:
+    """What a worker needs, by what it is for."""
+    memory = worker_memory(
+        arch,
+        vocabulary,
+        stage=job.zero.stage,
+        workers=allowed_workers(job)[0],
+        precision=job.train.precision,
+        micro_batch=passed_rows(job, job.train.micro_batch),
+        sequence_length=passed_length(job),
+        recompute=job.train.activation_checkpointing,
+        offload_optimizer=job.zero.offload_optimizer,
+        offload_params=job.zero.offload_params,
+    )
     parts = (
         f"{memory.device / GIB:.2f} GiB a worker: weights {memory.weights / GIB:.2f}, gradients "
         f"{memory.gradients / GIB:.2f}, optimizer {memory.optimizer / GIB:.2f}, activations "
         f"{memory.activations / GIB:.2f}, logits {memory.logits / GIB:.2f}"
     )
-    if memory.host:
-        parts += f"; {memory.host / GIB:.2f} GiB of host memory"
     if job.cluster.device_memory_gib is not None:
         parts += f" (of {job.cluster.device_memory_gib:g} GiB)"
+    parts += f"; {memory.host / GIB:.2f} GiB of host memory"
     return f"{parts}; ZeRO {job.zero.stage}, {job.train.precision}"
 
 

@@ -111,7 +111,7 @@ class RunConsole:
         if "rollout/reward" in event:
             bits = f"  reward {event['rollout/reward']:+.3f}"
         return (
-            f"step {event['step']:>6}/{self._total}  loss {event['train/loss']:.4f}{bits}  "
+            f"step {event['step']:>6}/{self._total}  loss {_number(event['train/loss'])}{bits}  "
             f"{event['perf/tokens_per_s']:,.0f} tokens/s  {event['perf/mfu']:.0%} "
             f"{self._share_name}" + (f"  {_duration(left)} left" if known else "")
         )
@@ -123,3 +123,8 @@ def _duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _number(value: float | None) -> str:
+    """A figure that isn't finite is null in the journal."""
+    return "not finite" if value is None else f"{value:.4f}"

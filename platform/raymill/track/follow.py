@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from raymill.engine.journal import attempts_in
+
+_LONGEST_LINE = 2**20  # bytes
 
 
 class Follower:
     """Gives a journal's new events at each call; a line not yet complete waits for the next.
 
-    `offset` is the byte behind the last event given, so that following can go on later.
+    `offset` is the byte behind the last event given, so that following can go on later. What an attempt
+    writes after a newer one has begun is left out: it had lost the run.
     """
 
     def __init__(self, path: Path, offset: int = 0) -> None:
         self.path = path
         self.offset = offset
+        self._attempt = 0
+
+    @classmethod
+    def at_end(cls, path: Path) -> Follower:
+        """One that gives what is written from now on. A line that a killed writer left half-written is no
+        end: it will be cut off; and what an attempt of before still writes isn't given."""
+        if not path.exists():
+            return cls(path)
+        with path.open("rb") as stream:
+            begin = max(0, stream.seek(0, os.SEEK_END) - _LONGEST_LINE)
+            stream.seek(begin)
+            follower = cls(path, begin + stream.read().rfind(b"\n") + 1)
+        follower._attempt = 1 + attempts_in(path)
+        return follower
 
     def read(self, limit: int | None = None) -> list[dict[str, Any]]:
         """Events since the last call, at most `limit`; none if the journal doesn't exist yet."""
@@ -31,7 +51,11 @@ class Follower:
                 if not line.endswith(b"\n") or (limit is not None and len(events) >= limit):
                     break
                 self.offset += len(line)
-                events.append(json.loads(line))
+                event = json.loads(line)
+                attempt = event.get("attempt", self._attempt)
+                if attempt >= self._attempt:
+                    self._attempt = attempt
+                    events.append(event)
         return events
 
 

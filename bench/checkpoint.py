@@ -1,0 +1,96 @@
+"""What a checkpoint costs: seconds that the loop stands still, against a save that it waits for; the steps
+meanwhile; and bytes/s against what `dd conv=fsync` reaches.
+
+    .venv/bin/python bench/checkpoint.py [--steps 60] [--every 10]
+
+One run of jobs/pretrain.py with a model of about 24 million parameters (290 MB of state). Its last checkpoint
+is one that the loop waits for, as every one of a synchronous save would be. Needs the demo's prepared data
+(make demo).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+MODEL = [
+    "experiment=demo", "arch.hidden_size=512", "arch.layers=6", "arch.heads=8", "arch.kv_heads=8",
+    "arch.intermediate_size=1408", "train.global_batch=4", "train.micro_batch=4",
+    "evaluation.every=0", "evaluation.rows=4", "evaluation.prompts=[]", "evaluation.sample_every=0",
+    "tracking=none",
+]  # fmt: skip
+WARM_UP = 8  # steps not counted
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--every", type=int, default=10)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=ROOT) as folder:
+        events = run(Path(folder), arguments.steps, arguments.every)
+        written = dd(Path(folder), 290)
+    saves = [event for event in events if event["kind"] == "checkpoint"]
+    steps = [event for event in events if event["kind"] == "step" and event["step"] > WARM_UP]
+    waited, behind = saves[-1]["stall_s"], statistics.median(s["stall_s"] for s in saves[:-1])
+    began = {event["step"]: event["time"] for event in steps}
+    during, calm = [], []
+    for event in steps:
+        start = event["time"] - event["perf/step_s"]
+        overlaps = any(
+            save["step"] in began
+            and start < began[save["step"]] + save["stall_s"] + save["seconds"]
+            and event["step"] > save["step"]
+            for save in saves[:-1]
+        )
+        (during if overlaps else calm).append(event["perf/step_s"])
+    usual = statistics.median(calm)
+    speed = saves[0]["bytes"] / statistics.median(s["seconds"] for s in saves[:-1])
+    print(f"state          {saves[0]['bytes'] / 1e6:,.0f} MB")
+    print(
+        f"stall          {behind:.3f} s, {behind / waited:.1%} of a save that is waited for ({waited:.3f} s)"
+    )
+    print(
+        f"steps          {usual:.3f} s; while one is written {statistics.median(during):.3f} s "
+        f"({statistics.median(during) / usual:.2f} times; {len(during)} steps)"
+    )
+    print(
+        f"written at     {speed / 1e6:,.0f} MB/s with its sha256, behind the training; waited for "
+        f"{saves[-1]['bytes'] / saves[-1]['seconds'] / 1e6:,.0f} MB/s; dd conv=fsync {written / 1e6:,.0f} MB/s"
+    )
+
+
+def run(folder: Path, steps: int, every: int) -> list[dict[str, Any]]:
+    """The journal of a run that commits every so many steps."""
+    (folder / "data").symlink_to(ROOT / "storage" / "data")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "jobs" / "pretrain.py"), *MODEL, f"storage.root={folder}",
+         f"train.steps={steps}", f"checkpoint.every={every}", "run.name=saves"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        sys.exit(done.stdout + done.stderr)
+    lines = (folder / "runs" / "saves" / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def dd(folder: Path, megabytes: int) -> float:
+    """Bytes a second that the disk takes."""
+    began = time.perf_counter()
+    subprocess.run(
+        ["dd", "if=/dev/zero", f"of={folder / 'dd'}", "bs=1M", f"count={megabytes}", "conv=fsync"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return megabytes * 2**20 / (time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""A run's checkpoints as the loop sees them: begun at a step, and settled at a later one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raymill.checkpoint.background import BackgroundCommits, Outcome
+from raymill.checkpoint.fence import FencedError
+from raymill.checkpoint.manifest import Manifest
+from raymill.checkpoint.retention import apply_retention, registered_checkpoints
+from raymill.data.manifest import Prepared
+from raymill.engine.assignment import Assignment
+from raymill.engine.group import WorkerGroup
+from raymill.engine.host_copy import HostCopy
+from raymill.engine.journal import Journal
+from raymill.engine.learner import Learner
+from raymill.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run is: optimizer steps made, global samples drawn, tokens predicted."""
+
+    step: int
+    samples: int
+    tokens: int
+
+
+class Checkpoints:
+    """Every rank calls every method in step. `committed` counts the samples drawn at the last checkpoint."""
+
+    def __init__(
+        self,
+        assignment: Assignment,
+        prepared: Sequence[Prepared],
+        learners: Sequence[Learner],
+        group: WorkerGroup,
+        journal: Journal | None,
+        committed: int,
+    ) -> None:
+        self.committed = committed
+        self._assignment = assignment
+        self._prepared = prepared
+        self._learners = learners
+        self._group = group
+        self._journal = journal
+        self._commits = BackgroundCommits(assignment.checkpoints, group.beside(), self._retain)
+        self._copy = HostCopy()
+        self._samples = committed  # at the one under way
+        self._stall = 0.0  # seconds that it cost the loop
+
+    def begin(self, at: Position, state: Mapping[str, Any], guard: Mapping[str, Any]) -> None:
+        """Copy everything as it is; it is written while training goes on. The one before is settled first."""
+        began = time.perf_counter()
+        self.settle(at.step, wait=True)
+        assignment = self._assignment
+        manifest = Manifest(
+            step=at.step,
+            samples=at.samples,
+            tokens=at.tokens,
+            world_size=self._group.world_size,
+            attempt=self._journal.attempt if self._journal else 0,
+            config=assignment.config,
+            config_digest=assignment.config_digest,
+            data_digests=tuple(data.manifest.digest for data in self._prepared),
+            tokenizer_fingerprint=self._prepared[0].manifest.tokenizer.fingerprint,
+            code_commit=assignment.code_commit,
+            parent=assignment.parent,
+            parent_digest=assignment.parent_digest,
+            model_digests=assignment.model_digests,
+            updates={learner.prefix: learner.trainer.updates for learner in self._learners},
+            state=deepcopy(state),
+            guard=guard,
+            token=assignment.token,
+            files={},
+        )
+        trainers = [learner.trainer for learner in self._learners]
+        shapes = {name: shape for trainer in trainers for name, shape in trainer.shapes.items()}
+        self._samples = at.samples
+        self._commits.begin(manifest, shapes, self._copy.take(trainers))
+        self._stall = time.perf_counter() - began
+
+    def settle(self, step: int, wait: bool = False, last: bool = False) -> CheckpointError | None:
+        """Tell how the one under way ended, if it has; `wait` for it. One that failed costs an interval and
+        not the run, but for the last one, and but for a run that is another's by now: that error is
+        returned, or raised where this rank waited, as all ranks do then."""
+        began = time.perf_counter()
+        outcome = self._commits.take(wait)
+        if outcome is None:
+            return None
+        if wait:
+            self._stall += time.perf_counter() - began
+        self._tell(outcome, step)
+        if outcome.directory is not None:
+            self.committed = self._samples
+            return None
+        error = outcome.error
+        assert isinstance(error, CheckpointError)
+        if not (last or isinstance(error, FencedError)):
+            return None
+        if wait:
+            raise error
+        return error
+
+    def _tell(self, outcome: Outcome, step: int) -> None:
+        if self._journal is None:
+            return
+        if outcome.directory is None:
+            self._journal.write("message", step, text=str(outcome.error))
+            return
+        self._journal.write(
+            "checkpoint",
+            outcome.step,
+            path=str(outcome.directory.relative_to(self._assignment.run_dir)),
+            seconds=outcome.seconds,
+            stall_s=self._stall,
+            bytes=outcome.size,
+        )
+
+    def _retain(self, _directory: Path) -> None:
+        """On rank 0, behind the training. What can't be deleted is tried again next time."""
+        keep = self._assignment.job.checkpoint
+        with suppress(OSError):
+            apply_retention(
+                self._assignment.checkpoints,
+                keep.keep_last,
+                keep.keep_every,
+                registered_checkpoints(self._assignment.run_dir),
+            )

@@ -1,0 +1,41 @@
+"""A rank's sign of life: which step it is at, and what it is doing. One small record in a file, overwritten
+in place, for whoever watches from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+_BYTES = 128
+
+
+class Pulse:
+    """Written by the rank's training thread alone. All ranks go through the same phases, so that who counts
+    fewer beats is behind."""
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(_path(folder, rank), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        self._beats = 0
+        self.step = 0
+
+    def beat(self, phase: str) -> None:
+        """The rank is in this phase of its step now."""
+        self._beats += 1
+        record = json.dumps({"beat": self._beats, "step": self.step, "phase": phase})
+        os.pwrite(self._file, record.ljust(_BYTES).encode(), 0)
+
+
+def read_pulse(folder: Path, rank: int) -> dict[str, Any] | None:
+    """What a rank wrote last; None before its first."""
+    try:
+        found: dict[str, Any] = json.loads(_path(folder, rank).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return found
+
+
+def _path(folder: Path, rank: int) -> Path:
+    return folder / f"rank-{rank:05d}.pulse"

@@ -1,0 +1,42 @@
+"""history.jsonl: a line for each state that a run was in, written by the driver that holds its lease."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from raymill.durable import cut_torn_line
+
+HISTORY_NAME = "history.jsonl"
+
+
+class History:
+    """Appends; a state that lasts is written once. What can't be written, as on a full disk, is left out: the
+    run matters more than its history."""
+
+    def __init__(self, run_dir: Path, token: int) -> None:
+        self._path = run_dir / HISTORY_NAME
+        cut_torn_line(self._path)
+        self._token = token
+        self._state: str | None = None
+
+    def enter(self, state: str, **facts: Any) -> None:
+        """The run is in this state from now on."""
+        if state == self._state and not facts:
+            return
+        self._state = state
+        line = {"time": time.time(), "token": self._token, "state": str(state), **facts}
+        with suppress(OSError), self._path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+
+
+def read_history(run_dir: Path) -> list[dict[str, Any]]:
+    """All lines that were written whole, oldest first; none where there is no history."""
+    path = run_dir / HISTORY_NAME
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]

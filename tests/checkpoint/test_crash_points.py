@@ -1,0 +1,77 @@
+"""Killed, or out of space, at every write of a commit: the one before stands, or the new one is whole."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from checkpoint.test_commit import save, state
+from faults.injector import happened, with_faults
+from raymill.checkpoint.fence import raise_fence
+from raymill.checkpoint.resume import newest_verified
+
+TESTS = Path(__file__).resolve().parents[1]
+# A rank's file, the index, the manifest, the folder's entries, and after the rename those of its parent.
+WRITES = 5
+AFTER_THE_RENAME = 5
+SCRIPT = """
+import sys
+from pathlib import Path
+from checkpoint.test_commit import save
+for step in (1, 2):
+    save(Path(sys.argv[1]), step)
+"""
+
+
+def run(folder: Path, fault: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    """Two commits, the second of which meets the fault."""
+    environment = os.environ | with_faults(folder, fault | {"rank": 0})
+    paths = (environment["PYTHONPATH"], str(TESTS), str(TESTS.parent / "platform"))
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(folder / "checkpoints")],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def check(checkpoints: Path, write: int) -> None:
+    """The one before or the new one, with all its values and nothing else; and the run goes on."""
+    found = newest_verified(checkpoints)
+    assert found is not None
+    assert found.passed_over == ()
+    step = 2 if write >= AFTER_THE_RENAME else 1
+    assert found.manifest.step == step
+    for name, arrays in state(step).items():
+        for kind, values in arrays.items():
+            assert np.array_equal(found.reader().read(kind, name), values)
+    raise_fence(checkpoints, 1)
+    left = {path.name for path in checkpoints.iterdir()}
+    assert left == {"writing-1", *(f"step-0000000{n}" for n in range(1, step + 1))}
+    save(checkpoints, 3)
+
+
+@pytest.mark.parametrize("write", range(1, WRITES + 1))
+def test_killed(tmp_path: Path, write: int) -> None:
+    done = run(tmp_path, {"what": "kill", "write": WRITES + write})
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert happened(tmp_path) == 1
+    check(tmp_path / "checkpoints", write)
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [("full", "OSError: [Errno 28] No space left"), ("denied", "PermissionError: [Errno 13]")],
+)
+@pytest.mark.parametrize("write", range(1, WRITES + 1))
+def test_the_disk_is_full_or_closed(tmp_path: Path, write: int, what: str, words: str) -> None:
+    done = run(tmp_path, {"what": what, "write": WRITES + write})
+    assert done.returncode == 1
+    assert f"the checkpoint of step 2 was not committed (rank 0: {words}" in done.stderr
+    check(tmp_path / "checkpoints", write)

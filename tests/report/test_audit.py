@@ -1,0 +1,167 @@
+"""What an audit tells of a run that was written down here line by line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from checkpoint.test_commit import SHAPES, Alone, manifest, state
+from raymill.checkpoint.commit import commit
+from raymill.checkpoint.fence import raise_fence
+from raymill.config.compose import load
+from raymill.errors import ConfigError
+from raymill.report.audit import audit, audit_lines, run
+from raymill.track.follow import Follower
+from raymill.track.history import History, read_history
+
+BATCH = 8
+
+
+class Story:
+    """A run's journal and history, event by event, on a clock of its own."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        run_dir.mkdir(parents=True)
+        self.now = 1000.0
+
+    def event(self, kind: str, step: int, attempt: int, **more: Any) -> None:
+        line = {"kind": kind, "step": step, "attempt": attempt, "time": self.now, **more}
+        with (self.run_dir / "metrics.jsonl").open("a") as stream:
+            stream.write(json.dumps(line) + "\n")
+
+    def step(self, step: int, attempt: int, samples: int | None = None) -> None:
+        samples = step * BATCH if samples is None else samples
+        ids = np.arange(samples - BATCH, samples, dtype="<i8")
+        self.now += 2
+        self.event(
+            "step", step, attempt, samples=samples,
+            sample_ids_sha256=hashlib.sha256(ids.tobytes()).hexdigest(), **{"perf/step_s": 2.0},
+        )  # fmt: skip
+
+    def state(self, token: int, name: str, **more: Any) -> None:
+        line = {"time": self.now, "token": token, "state": name, **more}
+        with (self.run_dir / "history.jsonl").open("a") as stream:
+            stream.write(json.dumps(line) + "\n")
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Path:
+    """Steps 1 to 5 on two workers, of which one is lost; again from step 3, on one, to step 6; then the
+    driver is killed; another one ends it at step 8."""
+    story = Story(tmp_path / "runs" / "one")
+    story.state(1, "starting", workers=2)
+    story.now += 10
+    story.event("attempt", 0, 1, world_size=2)
+    for step in range(1, 6):
+        story.step(step, 1)
+    story.now += 1
+    story.state(1, "recovering", what="rank 1: ActorDiedError: gone", cause="lost")
+    story.now += 9
+    story.event("attempt", 3, 2, world_size=1)
+    for step in range(4, 7):
+        story.step(step, 2)
+    story.now += 500  # nobody runs it
+    story.state(2, "starting", workers=1)
+    story.now += 10
+    story.event("attempt", 6, 3, world_size=1)
+    for step in (7, 8):
+        story.step(step, 3)
+    story.event("status", 8, 3, status="finished")
+    story.state(2, "finished")
+    checkpoints = story.run_dir / "checkpoints"
+    raise_fence(checkpoints, 0)
+    for step in (6, 8):
+        fragments = [(name, 0, arrays) for name, arrays in state(step).items()]
+        commit(checkpoints, manifest(step), SHAPES, fragments, Alone())
+    return story.run_dir
+
+
+def test_attempts_losses_and_time(told: Path) -> None:
+    found = audit(told)
+    assert [(a.number, a.workers, a.first, a.last) for a in found.attempts] == [
+        (1, 2, 1, 5), (2, 1, 4, 6), (3, 1, 7, 8),
+    ]  # fmt: skip
+    assert [a.ended for a in found.attempts] == [
+        "rank 1: ActorDiedError: gone", "its driver ended without a word", "finished",
+    ]  # fmt: skip
+    assert (found.step, found.samples, found.replayed, found.lost_steps) == (8, 64, 16, 2)
+    assert found.useful_s == 16.0
+    assert found.running_s == (10 + 10 + 10 + 6) + (10 + 4)
+    assert found.effective == pytest.approx(16 / 50)
+    assert [step for step, _ in found.verified] == [6, 8]
+    assert found.problems == []
+    text = dict(audit_lines(found))
+    assert text["samples"].startswith("64 drawn by the steps that count; 16 drawn again after")
+    assert text["time"].startswith("32.0% effective")
+
+
+def test_damage_is_named_and_is_the_exit_code(
+    told: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = load("audit", ["run.name=one", f"storage.root={told.parents[1]}"])
+    assert run(job) == 0
+    file = told / "checkpoints" / "step-00000006" / "rank-00000.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(bytes(data))
+    assert run(job) == 1
+    assert "PROBLEM" in capsys.readouterr().out
+    [problem] = audit(told).problems
+    assert "step-00000006" in problem
+    with pytest.raises(ConfigError, match="has no such run; there is: one"):
+        run(replace(job, run=replace(job.run, name="two")))
+
+
+def test_samples_drawn_twice_or_never_are_told(tmp_path: Path) -> None:
+    story = Story(tmp_path / "runs" / "bad")
+    story.event("attempt", 0, 1, world_size=1)
+    for step, samples in ((1, 8), (2, 16), (3, 16), (4, 32)):
+        story.step(step, 1, samples)
+    assert audit(story.run_dir).problems == [
+        "step 3 drew samples from 8 on, 16 were next",
+        "step 4 drew samples from 24 on, 16 were next",
+    ]
+
+
+def test_windows_that_the_guard_left_out_are_no_gap(tmp_path: Path) -> None:
+    story = Story(tmp_path / "runs" / "rewound")
+    story.event("attempt", 0, 1, world_size=1)
+    for step, samples in ((1, 8), (2, 32), (3, 40)):
+        story.step(step, 1, samples)
+    checkpoints = story.run_dir / "checkpoints"
+    raise_fence(checkpoints, 0)
+    told = replace(manifest(3), samples=40, guard={"skipped": [[8, 15], [16, 23]]})
+    fragments = [(name, 0, arrays) for name, arrays in state(3).items()]
+    commit(checkpoints, told, SHAPES, fragments, Alone())
+    found = audit(story.run_dir)
+    assert found.problems == []
+    assert found.left_out == 16
+
+
+def test_a_state_that_lasts_is_written_once(tmp_path: Path) -> None:
+    history = History(tmp_path, 3)
+    history.enter("running", step=1)
+    history.enter("committing")
+    history.enter("committing")
+    history.enter("committing", why="again")
+    with (tmp_path / "history.jsonl").open("a") as stream:
+        stream.write('{"half')
+    assert [line["state"] for line in read_history(tmp_path)] == ["running", *["committing"] * 2]
+    assert {line["token"] for line in read_history(tmp_path)} == {3}
+
+
+def test_a_writer_that_lost_the_run_is_not_read(tmp_path: Path) -> None:
+    story = Story(tmp_path / "run")
+    for step, attempt in ((1, 1), (2, 1), (2, 2), (3, 1), (3, 2)):
+        story.event("step", step, attempt)
+    follower = Follower(tmp_path / "run" / "metrics.jsonl")
+    assert [(e["step"], e["attempt"]) for e in follower.read()] == [
+        (1, 1), (2, 1), (2, 2), (3, 2),
+    ]  # fmt: skip
