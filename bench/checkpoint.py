@@ -11,16 +11,13 @@ is one that the loop waits for, as every one of a synchronous save would be. Nee
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from pretraining import ROOT, journal_of, storage
+
 MODEL = [
     "experiment=demo", "arch.hidden_size=512", "arch.layers=6", "arch.heads=8", "arch.kv_heads=8",
     "arch.intermediate_size=1408", "train.global_batch=4", "train.micro_batch=4",
@@ -35,9 +32,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--every", type=int, default=10)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=ROOT) as folder:
-        events = run(Path(folder), arguments.steps, arguments.every)
-        written = dd(Path(folder), 290)
+    with storage(ROOT) as folder:
+        length = (f"train.steps={arguments.steps}", f"checkpoint.every={arguments.every}")
+        events = journal_of(folder, "saves", *MODEL, *length)
+        written = dd(folder, 290)
     saves = [event for event in events if event["kind"] == "checkpoint"]
     steps = [event for event in events if event["kind"] == "step" and event["step"] > WARM_UP]
     waited, behind = saves[-1]["stall_s"], statistics.median(s["stall_s"] for s in saves[:-1])
@@ -66,20 +64,6 @@ def main() -> None:
         f"written at     {speed / 1e6:,.0f} MB/s with its sha256, behind the training; waited for "
         f"{saves[-1]['bytes'] / saves[-1]['seconds'] / 1e6:,.0f} MB/s; dd conv=fsync {written / 1e6:,.0f} MB/s"
     )
-
-
-def run(folder: Path, steps: int, every: int) -> list[dict[str, Any]]:
-    """The journal of a run that commits every so many steps."""
-    (folder / "data").symlink_to(ROOT / "storage" / "data")
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "jobs" / "pretrain.py"), *MODEL, f"storage.root={folder}",
-         f"train.steps={steps}", f"checkpoint.every={every}", "run.name=saves"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode:
-        sys.exit(done.stdout + done.stderr)
-    lines = (folder / "runs" / "saves" / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
 
 
 def dd(folder: Path, megabytes: int) -> float:

@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from pretraining import ROOT, journal_of, storage
+
 sys.path.insert(0, str(ROOT / "platform"))
 OVERRIDES = [
     "experiment=demo", "train.global_batch=16", "train.micro_batch=16", "evaluation.every=0",
@@ -61,18 +59,12 @@ def bare(steps: int) -> float:
 
 def platform(stage: int, steps: int) -> dict[str, float]:
     """Median seconds of a step of the job, and of its phases."""
-    with tempfile.TemporaryDirectory() as folder:
-        runs = Path(folder)
-        storage = ROOT / "storage"
-        (runs / "data").symlink_to(storage / "data")
-        subprocess.run(
-            [sys.executable, str(ROOT / "jobs/pretrain.py"), *OVERRIDES, f"zero=stage{stage}",
-             f"train.steps={steps}", "schedule.warmup_steps=1", "run.name=bench",
-             f"storage.root={runs}"],
-            check=True, stdout=subprocess.DEVNULL, cwd=ROOT,
+    with storage() as root:
+        events = journal_of(
+            root, "bench", *OVERRIDES, f"zero=stage{stage}", f"train.steps={steps}",
+            "schedule.warmup_steps=1",
         )  # fmt: skip
-        lines = (runs / "runs/bench/metrics.jsonl").read_text().splitlines()
-    events = [e for e in map(json.loads, lines) if e["kind"] == "step"][WARM_UP:]
+    events = [event for event in events if event["kind"] == "step"][WARM_UP:]
     median = {
         phase: statistics.median(event[f"perf/{phase}_s"] for event in events)
         for phase in ("step", *PHASES)

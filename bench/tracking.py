@@ -10,19 +10,16 @@ disturb them shows. Needs the demo's prepared data (make demo).
 from __future__ import annotations
 
 import argparse
-import json
-import socket
 import statistics
-import subprocess
 import sys
-import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from pretraining import ROOT, journal_of, storage
+
+sys.path.insert(0, str(ROOT / "tests"))
+
+from servers import free_port, hanging_server, refusing_server
+
 MODEL = [
     "experiment=demo", "arch.hidden_size=128", "arch.layers=2", "arch.heads=4", "arch.kv_heads=4",
     "arch.intermediate_size=384", "train.global_batch=4", "train.micro_batch=4", "train.threads=1",
@@ -38,10 +35,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     arguments = parser.parse_args()
     ratios: dict[str, list[float]] = {"down": [], "refuses": [], "hangs": []}
-    with tempfile.TemporaryDirectory(dir=ROOT) as name, refusing() as refused, hanging() as hung:
-        folder = Path(name)
-        (folder / "data").symlink_to(ROOT / "storage" / "data")
-        ports = {"down": unused(), "refuses": refused, "hangs": hung}
+    with storage(ROOT) as folder, refusing_server() as refused, hanging_server() as hung:
+        ports = {"down": free_port(), "refuses": refused, "hangs": hung}
         for turn in range(arguments.turns):
             for kind, port in ports.items():
                 without = step_s(folder, f"none-{turn}-{kind}", arguments.steps, "tracking=none")
@@ -57,47 +52,9 @@ def main() -> None:
 
 def step_s(folder: Path, name: str, steps: int, *tracking: str) -> float:
     """Median seconds of a step of one run."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "jobs" / "pretrain.py"), *MODEL, *tracking,
-         f"storage.root={folder}", f"train.steps={steps}", f"run.name={name}"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode:
-        sys.exit(done.stdout + done.stderr)
-    lines = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
-    events = [event for event in map(json.loads, lines) if event["kind"] == "step"]
-    return statistics.median(event["perf/step_s"] for event in events[WARM_UP:])
-
-
-@contextmanager
-def refusing() -> Iterator[int]:
-    """Answers 500 to everything."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_error(500)
-
-        do_POST = do_GET  # noqa: N815 - the name http.server calls
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server.server_address[1]
-    server.shutdown()
-
-
-@contextmanager
-def hanging() -> Iterator[int]:
-    """Accepts connections and never answers."""
-    with socket.create_server(("127.0.0.1", 0), backlog=16) as listener:
-        yield listener.getsockname()[1]
-
-
-def unused() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+    events = journal_of(folder, name, *MODEL, *tracking, f"train.steps={steps}")
+    seconds = [event["perf/step_s"] for event in events if event["kind"] == "step"]
+    return statistics.median(seconds[WARM_UP:])
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "platform"), str(ROOT / "tests")]
 
 import torch
-from engine.probe import free_port
+from servers import free_port
 from raymill.config import load
 from raymill.engine.device import join_deepspeed
 from raymill.engine.group import WorkerGroup

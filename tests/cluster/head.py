@@ -6,7 +6,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from pathlib import Path
 import psutil
 
 from cluster import job
+from servers import free_port
 
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
 
@@ -119,13 +119,6 @@ def ray_head(cpus: int) -> Iterator[Head]:
             except psutil.Error:
                 continue
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def free_port() -> int:
-    """One that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def status_of(address: str, token: str | None) -> int:

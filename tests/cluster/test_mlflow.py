@@ -11,7 +11,7 @@ import pytest
 
 from cluster import job
 from cluster.conftest import Workshop
-from track.test_tracker import free_port, hanging_server, mlflow_server, refusing_server
+from servers import free_port, hanging_server, mlflow_server, refusing_server
 
 pytestmark = [pytest.mark.integration, pytest.mark.chaos]
 STEPS = 1500

@@ -16,12 +16,13 @@ from unittest.mock import patch
 from data.prepared_factory import _write_tokenizer
 from data.preparing import prepare
 from data.prompts.prompts_factory import one_after_the_other
-from engine.probe import free_port, join
+from engine.probe import join
 from raymill.checkpoint.fence import raise_fence
 from raymill.config import load
 from raymill.data import messages_preparation
 from raymill.data.chat.tokenizer import chat_tokenizer
 from raymill.engine.assignment import Assignment
+from servers import free_port
 
 VOCAB = 257  # bytes and the end of text; the chat template adds two tokens
 ADDED = 2

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from engine.probe import free_port, join
+from engine.probe import join
 from raymill.config import load
 from raymill.config.schema import LoraConfig, SftJob
 from raymill.data.rows import Rows
+from servers import free_port
 
 NEW_IDS = (257, 258)
 VOCAB = 259

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +29,7 @@ from raymill.config.schema import (
     WatchdogConfig,
     ZeroConfig,
 )
+from servers import free_port
 
 if TYPE_CHECKING:
     from raymill.engine.group import WorkerGroup
@@ -105,12 +105,6 @@ def lengths(steps: int, batch: int = BATCH) -> np.ndarray:
     """[step, row]: mostly full, sometimes short, so that token-weighting matters."""
     rng = np.random.default_rng(4)
     return np.where(rng.random((steps, batch)) < 0.2, LENGTH // 2, LENGTH + 1).astype(np.int32)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def join(rank: int, world: int, port: int, folder: Path) -> WorkerGroup:

@@ -157,7 +157,7 @@ def test_an_infinite_gradient_is_not_applied(tmp_path: Path) -> None:
     next update is what it would have been."""
     import torch.multiprocessing as mp
 
-    from engine.probe import free_port
+    from servers import free_port
 
     mp.spawn(_infinite_gradient, (free_port(), tmp_path), nprocs=1)
     assert sorted(path.name for path in tmp_path.glob("ok-*")) == [

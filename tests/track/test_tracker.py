@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -31,6 +24,7 @@ from raymill.track.forwarder import metrics_of
 from raymill.track.registry import resolve_model
 from raymill.track.server import shown
 from raymill.track.tracker import Tracker
+from servers import free_port, hanging_server, mlflow_server, refusing_server
 
 STEPS = 30
 
@@ -101,55 +95,6 @@ def test_sqlite_gets_everything_once_however_often_it_is_sent(tmp_path: Path) ->
     state.write_text(json.dumps(json.loads(state.read_text()) | {"offset": 0}))
     track(assignment)
     assert history(assignment, f"sqlite:///{tmp_path / 'mlflow.db'}") == EXPECTED
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextmanager
-def refusing_server(port: int = 0) -> Iterator[int]:
-    """Answers everything with 500."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_error(500)
-
-        do_POST = do_GET  # noqa: N815 - the name http.server calls
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server.server_address[1]
-    server.shutdown()
-    server.server_close()
-
-
-@contextmanager
-def hanging_server(port: int = 0) -> Iterator[int]:
-    """Accepts connections and never answers."""
-    with socket.create_server(("127.0.0.1", port), backlog=16) as listener:
-        yield listener.getsockname()[1]
-
-
-@contextmanager
-def mlflow_server(folder: Path, port: int) -> Iterator[None]:
-    """MLflow's own; it takes seconds to answer."""
-    server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1",
-         "--backend-store-uri", f"sqlite:///{folder / 'server.db'}",
-         "--artifacts-destination", str(folder / "artifacts")],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    try:
-        yield
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
 
 
 @contextmanager
