@@ -13,7 +13,7 @@ PURE = (
     "config", "plan", "checkpoint", "data/order.py", "data/pack.py", "data/rows.py",
     "data/manifest.py", "data/chat/pack.py", "data/chat/template.py", "data/chat/encode.py",
     "objective", "engine/schedule.py", "engine/settings.py", "engine/journal.py",
-    "evaluate", "generate/sampling.py", "report", "errors.py", "durable.py", "progress_line.py",
+    "evaluate", "generate/sampling.py", "report", "errors.py", "durable.py", "lifetime.py", "progress_line.py",
 )  # fmt: skip
 TORCHLESS = ("config", "plan", "checkpoint", "data")
 DOORS = {
@@ -32,7 +32,7 @@ DOORS = {
 }
 # From the ground up; a room may import itself and what stands before it.
 ROOMS = (
-    "errors", "durable", "progress_line", "config", "checkpoint", "data", "plan", "objective",
+    "errors", "durable", "lifetime", "progress_line", "config", "checkpoint", "data", "plan", "objective",
     "model", "generate", "evaluate", "rollout", "reward", "engine", "track", "report", "serve",
     "cluster",
 )  # fmt: skip

@@ -172,9 +172,8 @@ class Attempts:
             error = as_raised(ending)
             if not self._moving or ending["error_type"] != CheckpointError.__name__:
                 raise error
-            return Ending(
-                "failed", error, step
-            )  # nobody asked it to end: it goes on from the one before
+            # Nobody asked it to end: it goes on from the checkpoint before.
+            return Ending("failed", error, step)
         if ending.get("status") == "rewind":
             self._console.say(f"warning: {ending['why']}")
             self._history.enter(RunState.RECOVERING, cause="rewind", what=ending["why"], step=step)

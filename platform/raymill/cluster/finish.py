@@ -30,6 +30,11 @@ def same_command() -> str:
     return shlex.join(["python", *sys.argv])
 
 
+def preempted() -> str:
+    """What to say to whom is ended at another's request."""
+    return f"preempted, resume with the same command:\n  {same_command()}"
+
+
 def finish(assignment: Assignment, found: Found, tracker: Tracker, console: RunConsole) -> int:
     """Export, register, summarise and report the run's last, verified checkpoint.
 

@@ -42,7 +42,7 @@ def on_termination(call: Callable[[], None]) -> Iterator[None]:
             signal.signal(signal.SIGTERM, previous)
 
 
-def end_preempted(resume: str) -> None:
+def end_preempted(words: str) -> None:
     """What SIGTERM does where there is nothing to commit: end with the exit code that says so."""
-    print(f"preempted, resume with the same command:\n  {resume}", flush=True)
+    print(words, flush=True)
     raise SystemExit(EXIT_PREEMPTED)

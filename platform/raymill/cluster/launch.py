@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import os
 import shutil
-import signal
-import sys
 import threading
 import uuid
 from contextlib import suppress
@@ -15,9 +13,9 @@ from typing import Any
 
 from raymill.config.schema import RlhfJob, TrainJob
 from raymill.engine.assignment import Assignment
+from raymill.lifetime import die_with
 
 WAIT_S = 1800  # Ray Train's own
-_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 class WorkerRun:
@@ -63,22 +61,13 @@ def patience_s(job: TrainJob) -> int:
     return WAIT_S + math.ceil(sampling + judging)
 
 
-def end_with_parent() -> None:
-    """Have the kernel kill this process when the node's Ray ends: a stopped one can't see to it itself, and
-    would keep its memory."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def _work(config: dict[str, Any]) -> None:
     """In each worker: tell it where it is, and work."""
     import ray
 
     from raymill.engine.worker import NODE, train_worker
 
-    end_with_parent()
+    die_with(os.getppid())  # the node's Ray: a stopped worker can't see to it itself
     os.environ[NODE] = ray.get_runtime_context().get_node_id()
     train_worker(config)
 

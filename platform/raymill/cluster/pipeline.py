@@ -49,7 +49,7 @@ def _was_stopped(stage: object) -> bool:
     """Whether a stage ended before its end, at the user's request; the ones after it wait, too."""
     if not isinstance(stage, TrainJob):
         return False
-    history = read_history(Path(stage.storage.root) / "runs" / str(stage.run.name))
+    history = read_history(_run_dir(stage))
     return bool(history) and history[-1]["state"] == RunState.STOPPED
 
 
@@ -94,12 +94,16 @@ def _made(job: PipelineJob, reference: str) -> str:
     if model != f"models:/{name}" or stage is None:
         return reference
     trained: TrainJob = getattr(job, stage)
-    path = Path(trained.storage.root) / "runs" / str(trained.run.name) / SUMMARY_NAME
+    path = _run_dir(trained) / SUMMARY_NAME
     if not path.exists():
         return reference
     summary = json.loads(path.read_text(encoding="utf-8"))
     registered = summary["registered"]
     return str(registered.split()[0] if registered else summary["export"])
+
+
+def _run_dir(trained: TrainJob) -> Path:
+    return Path(trained.storage.root) / "runs" / str(trained.run.name)
 
 
 def _ask(job: PipelineJob) -> None:
@@ -125,7 +129,7 @@ def _answer(trained: TrainJob, question: str) -> None:
 
     generate(
         GenerateJob(
-            model=str(Path(trained.storage.root) / "runs" / str(trained.run.name) / "export"),
+            model=str(_run_dir(trained) / "export"),
             storage=trained.storage,
             tracking=trained.tracking,
             prompt=question,

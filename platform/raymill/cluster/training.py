@@ -15,7 +15,7 @@ from raymill.checkpoint.lease import Lease, acquire
 from raymill.checkpoint.resume import Found, newest_verified
 from raymill.cluster.attempts import Attempts
 from raymill.cluster.failure import RunState
-from raymill.cluster.finish import finish, same_command
+from raymill.cluster.finish import finish, preempted, same_command
 from raymill.cluster.interrupt import end_preempted, on_interrupt, on_termination
 from raymill.cluster.session import NOTHING, Beside
 from raymill.config import digest, flatten, to_tree
@@ -92,7 +92,7 @@ def held(assignment: Assignment) -> Iterator[tuple[Assignment, Lease]]:
     Raises:
         RunHeldError: another process is.
     """
-    with on_termination(partial(end_preempted, same_command())):
+    with on_termination(partial(end_preempted, preempted())):
         lease = acquire(assignment.run_dir, lambda text: print(text, flush=True))
         try:
             yield replace(assignment, token=lease.token), lease
@@ -126,7 +126,7 @@ def train(assignment: Assignment, lease: Lease, beside: Beside = NOTHING) -> int
                 return code
             ended = RunState.STOPPED
             if attempts.drained:
-                console.say(f"preempted, resume with the same command:\n  {same_command()}")
+                console.say(preempted())
                 return EXIT_PREEMPTED
             console.say(f"stopped after a checkpoint; to go on, run:\n  {same_command()}")
             return 0

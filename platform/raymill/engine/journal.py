@@ -32,9 +32,8 @@ class Journal:
         event = {"kind": kind, "step": step, "attempt": self.attempt, "time": time.time(), **values}
         finite = {key: None if _is_nonfinite(value) else value for key, value in event.items()}
         self._pending += json.dumps(finite, allow_nan=False).encode() + b"\n"
-        with suppress(
-            OSError
-        ):  # a checkpoint that can't be written doesn't end the run; this doesn't either
+        # A checkpoint that can't be written doesn't end the run; this doesn't either.
+        with suppress(OSError):
             while self._pending:
                 self._pending = self._pending[self._stream.write(self._pending) :]
 

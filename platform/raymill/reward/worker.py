@@ -7,24 +7,22 @@ it). Functions can print and read as they like: the pipes are moved away from th
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import pickle
 import random
 import resource
-import signal
 import struct
 import sys
 import time
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO
 
+from raymill.lifetime import die_with
 from raymill.reward.functions import resolve
 from raymill.reward.task import RewardError, Sample, Score, failed, judged, limit_call
 
 HEADER = struct.Struct(">I")
-_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Call:
 
 def main() -> None:
     """Serve calls until the pool closes its pipe or dies."""
-    _die_with(int(sys.argv[1]))
+    die_with(int(sys.argv[1]))
     requests, replies = _take_pipes()
     setup: Setup = receive(requests)
     _limit_memory(setup.memory_bytes)
@@ -86,14 +84,6 @@ def send(stream: BinaryIO, reply: dict[str, Any]) -> None:
     body = json.dumps(reply).encode()
     stream.write(HEADER.pack(len(body)) + body)
     stream.flush()
-
-
-def _die_with(parent: int) -> None:
-    """Be killed when the parent dies, however busy; elsewhere than on Linux its closed pipe must do."""
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it died before the line above
-        os._exit(0)
 
 
 def _take_pipes() -> tuple[BinaryIO, BinaryIO]:
