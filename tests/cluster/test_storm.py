@@ -91,7 +91,7 @@ def wait_for_new_step(process: subprocess.Popen[str], run_dir: Path, step: int) 
     attempts = len(job.events(run_dir, "attempt"))
     job.wait_for_attempt(process, run_dir, attempts + 1, steps=1)
     while job.events(run_dir, "step")[-1]["step"] < step:
-        assert process.poll() is None, process.stdout
+        assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
 
 
