@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from raymill.cluster.watchdog import FIRST_S, LONG_S, Rank, Watchdog
+from raymill.cluster.watchdog import FIRST_S, LONG_S, Rank, Seen, Standing, Watchdog, blamed
 from raymill.engine.pulse import Pulse, read_pulse
 from raymill.engine.stragglers import STEPS, Stragglers
 
@@ -45,18 +45,47 @@ def test_the_rank_that_is_behind_is_named(
     tmp_path: Path, pulses: list[Pulse], clock: Clock
 ) -> None:
     watchdog = Watchdog(tmp_path, RANKS, None, clock)
-    assert watchdog.look(1.0) is None
+    assert watchdog.look(1.0) == []
     beat(pulses, 7, "data", "forward")
-    assert watchdog.look(1.0) is None
+    assert watchdog.look(1.0) == []
     beat(pulses, 7, "backward", "optimizer", but=1)
     clock.now += 1
-    assert watchdog.look(1.0) is None
+    assert watchdog.look(1.0) == []
     clock.now += 118
-    assert watchdog.look(1.0) is None
+    assert watchdog.look(1.0) == []
     clock.now += 2
-    hang = watchdog.look(1.0)
-    assert hang is not None
-    assert (hang.rank.number, hang.step, hang.phase, hang.seconds) == (1, 7, "forward", 121.0)
+    assert watchdog.look(1.0) == [Standing(RANKS[1], 7, "forward", 121.0)]
+
+
+WORKING = """Process 7: ray::RayTrainWorker
+Thread 0x1 (idle): "MainThread"
+    main_loop (ray/_private/worker.py:1012)
+Thread 0x2 (idle): "Thread-2"
+    sleep (my/objective.py:3)
+    train_worker (raymill/engine/worker.py:58)
+"""
+WAITING = WORKING.replace("my/objective.py:3", "torch/distributed/distributed_c10d.py:4000")
+COMMITTING = f"""{WORKING}Thread 0x3 (idle): "raymill-commit"
+    all_gather_object (torch/distributed/distributed_c10d.py:3000)
+"""
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        [Seen("sleeping", WAITING), Seen("stopped", WAITING), Seen("sleeping", WORKING)],
+        [Seen("sleeping", WAITING), Seen("sleeping", WORKING), Seen("sleeping", WAITING)],
+        [Seen("sleeping", WAITING), Seen("sleeping", COMMITTING), Seen("sleeping", WAITING)],
+        [Seen("sleeping", WAITING), None, Seen("sleeping", WORKING)],
+    ],
+)
+def test_of_those_at_the_same_point_the_one_that_does_not_wait_is_blamed(
+    found: list[Seen | None],
+) -> None:
+    standing = [Standing(rank, 7, "forward", 121.0) for rank in RANKS]
+    assert blamed(list(zip(standing, found, strict=True)))[0].rank is RANKS[1]
+    alike = [Seen("sleeping", WAITING)] * 3
+    assert blamed(list(zip(standing, alike, strict=True)))[0].rank is RANKS[0]
 
 
 def test_slow_is_not_still(tmp_path: Path, pulses: list[Pulse], clock: Clock) -> None:
@@ -64,7 +93,7 @@ def test_slow_is_not_still(tmp_path: Path, pulses: list[Pulse], clock: Clock) ->
     for step in range(1, 20):
         beat(pulses, step, "data")
         clock.now += 9
-        assert watchdog.look(0.1) is None
+        assert watchdog.look(0.1) == []
 
 
 @pytest.mark.parametrize(
@@ -86,11 +115,11 @@ def test_limits(
 ) -> None:  # fmt: skip
     watchdog = Watchdog(tmp_path, RANKS, timeout, clock)
     beat(pulses, 3, phase)
-    assert watchdog.look(median) is None
+    assert watchdog.look(median) == []
     clock.now += limit - 0.1
-    assert watchdog.look(median) is None
+    assert watchdog.look(median) == []
     clock.now += 0.2
-    assert watchdog.look(median) is not None
+    assert watchdog.look(median)
 
 
 def test_an_attempt_before_says_nothing(tmp_path: Path, pulses: list[Pulse]) -> None:

@@ -16,7 +16,7 @@ from raymill.cluster.failure import Cause, Failure, GiveUp, RunState, verdict
 from raymill.cluster.launch import WorkerRun
 from raymill.cluster.room import choose, draining_nodes, room_for_workers
 from raymill.cluster.session import NOTHING, Beside
-from raymill.cluster.watchdog import Rank, Watchdog, end
+from raymill.cluster.watchdog import Rank, Watchdog, end_one
 from raymill.engine.assignment import Assignment
 from raymill.errors import CheckpointError, ClusterError, ConfigError, RaymillError
 from raymill.plan.batch import allowed_workers
@@ -183,18 +183,13 @@ class Attempts:
         """End a rank that stands still; the others end with it, and the run goes on from its last commit."""
         if self._watchdog is None:
             return
-        hang = self._watchdog.look(
+        behind = self._watchdog.look(
             statistics.median(self._step_s) if len(self._step_s) > 2 else None
         )
-        if hang is None:
+        if not behind:
             return
         self._watch_from_now()  # again, should that not end it
-        rank = hang.rank
-        found = end(rank, self._assignment.run_dir / "logs")
-        what = (
-            f"rank {rank.number} (process {rank.pid} on {rank.host}) made no progress for "
-            f"{hang.seconds:.0f} s in step {hang.step}, phase {hang.phase}: {found}"
-        )
+        what = end_one(behind, self._assignment.run_dir / "logs")
         self._console.say(f"warning: {what}")
         self._history.enter(RunState.RECOVERING, what=what)
 

@@ -5,8 +5,10 @@ Whoever hangs can't report it, and the others wait for it until their own limit,
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ FIRST_S = 1200.0  # before there is a median: first steps open data, compile and
 _LONG = ("gather", "evaluate", "commit")
 LONG_S = 3600.0
 _STACK_S = 30.0
+_WAITING = re.compile(r"torch/distributed/|deepspeed/comm/")
+_COMMIT_THREAD = '"raymill-commit"'
 
 
 @dataclass(frozen=True)
@@ -34,13 +38,27 @@ class Rank:
 
 
 @dataclass(frozen=True)
-class Hang:
-    """A rank that stands still, and what it was doing."""
+class Standing:
+    """A rank at the point that none has got past, and how long the watcher has seen it there."""
 
     rank: Rank
     step: int
     phase: str
     seconds: float
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a look at a rank's process found."""
+
+    state: str  # as the system calls it: "stopped", "sleeping", …
+    stack: str
+
+    @property
+    def waits(self) -> bool:
+        """Whether one of its threads, but for the one that commits, waits for other ranks."""
+        threads = self.stack.split("\nThread ")
+        return any(_WAITING.search(text) and _COMMIT_THREAD not in text for text in threads)
 
 
 class Watchdog:
@@ -59,9 +77,9 @@ class Watchdog:
         self._clock = clock
         self._seen: dict[int, tuple[float, Mapping[str, Any]]] = {}
 
-    def look(self, median_step_s: float | None) -> Hang | None:
-        """The rank that keeps the others waiting, if every rank has stood still for too long: of those at the
-        earliest point, the one that has been there longest."""
+    def look(self, median_step_s: float | None) -> list[Standing]:
+        """If every rank has stood still for too long: the ranks at the earliest point, one of which keeps all
+        the others waiting; the one that has been there longest comes first."""
         now = self._clock()
         for rank in self._ranks:
             record = read_pulse(self._folder, rank.number)
@@ -69,16 +87,18 @@ class Watchdog:
             if record is not None and (before is None or before[1] != record):
                 self._seen[rank.number] = (now, record)
         if len(self._seen) < len(self._ranks):
-            return None
-        behind = min(self._ranks, key=lambda rank: self._order(rank.number))
-        since, last = self._seen[behind.number]
-        if now - since < self._limit(last["phase"], median_step_s):
-            return None
-        return Hang(behind, last["step"], last["phase"], now - since)
-
-    def _order(self, number: int) -> tuple[int, float]:
-        since, record = self._seen[number]
-        return record["beat"], since
+            return []
+        earliest = min(record["beat"] for _, record in self._seen.values())
+        behind = [
+            Standing(rank, record["step"], record["phase"], now - since)
+            for rank in self._ranks
+            for since, record in [self._seen[rank.number]]
+            if record["beat"] == earliest
+        ]
+        behind.sort(key=lambda standing: standing.seconds, reverse=True)
+        if behind[0].seconds < self._limit(behind[0].phase, median_step_s):
+            return []
+        return behind
 
     def _limit(self, phase: str, median_step_s: float | None) -> float:
         if phase in _LONG:
@@ -88,47 +108,96 @@ class Watchdog:
         return self._timeout_s or max(LEAST_S, STEPS * median_step_s)
 
 
-def end(rank: Rank, logs: Path) -> str:
-    """Write down a rank's stack and kill its process, on whatever node it is; returns what was found out."""
+def end_one(behind: Sequence[Standing], logs: Path) -> str:
+    """Kill the process of the rank that keeps the others waiting, on whatever node it is, and keep the stacks
+    of all that may be it; returns what to tell of it."""
+    seen = _look_at([standing.rank for standing in behind])
+    culprit, found = blamed(list(zip(behind, seen, strict=True)))
+    rank = culprit.rank
+    killed = _on_node(rank, _kill)  # first: a storage that hangs may be why it stands still
+    what = (
+        f"rank {rank.number} (process {rank.pid} on {rank.host}) made no progress for "
+        f"{culprit.seconds:.0f} s in step {culprit.step}, phase {culprit.phase}"
+    )
+    if found is None:
+        return f"{what}: its node doesn't answer"
+    if isinstance(_answer(killed), Exception):
+        return f"{what}: its process was {found.state} and can't be killed"
+    try:
+        for standing, one in zip(behind, seen, strict=True):
+            if one is not None:
+                _stack_path(logs, standing.rank).write_text(one.stack, encoding="utf-8")
+    except OSError as error:
+        return f"{what}: its process was {found.state}; its stack can't be written: {error}"
+    return f"{what}: its process was {found.state}; its stack is in {_stack_path(logs, rank)}"
+
+
+def blamed(candidates: Sequence[tuple[Standing, Seen | None]]) -> tuple[Standing, Seen | None]:
+    """Of ranks at the same point, the one that the others wait for: one whose node doesn't answer, or that is
+    stopped, before one that does something of its own, before one that waits itself; then the first."""
+
+    def guilt(candidate: tuple[Standing, Seen | None]) -> int:
+        seen = candidate[1]
+        if seen is None or seen.state == "stopped":
+            return 0
+        return 2 if seen.waits else 1
+
+    return min(candidates, key=guilt)
+
+
+def _stack_path(logs: Path, rank: Rank) -> Path:
+    return logs / f"rank-{rank.number:05d}.stack"
+
+
+def _look_at(ranks: Sequence[Rank]) -> list[Seen | None]:
+    """What each rank's process is doing; None for one whose node doesn't answer."""
+    found = [_answer(asked) for asked in [_on_node(rank, _look_here) for rank in ranks]]
+    return [None if isinstance(seen, Exception) else Seen(*seen) for seen in found]
+
+
+def _on_node(rank: Rank, work: Callable[[int], Any]) -> Any:
+    """Begin a look at, or the end of, a rank's process where it is."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     there = NodeAffinitySchedulingStrategy(rank.node, soft=False)
-    work = ray.remote(num_cpus=0, scheduling_strategy=there, max_retries=0)(_end_here)
+    return ray.remote(num_cpus=0, scheduling_strategy=there, max_retries=0)(work).remote(rank.pid)
+
+
+def _answer(asked: Any) -> Any:
+    import ray
+
     try:
-        found: str = ray.get(
-            work.remote(rank.pid, str(logs / f"rank-{rank.number:05d}.stack")), timeout=2 * _STACK_S
-        )
+        return ray.get(asked, timeout=2 * _STACK_S)
     except ray.exceptions.RayError as error:
-        return f"its node doesn't answer ({type(error).__name__})"
-    return found
+        return error
 
 
-def _end_here(pid: int, path: str) -> str:
-    """On the rank's node."""
+def _look_here(pid: int) -> tuple[str, str]:
+    """A process's state and stack, without pausing it: what stands still needn't be, and what is stopped
+    can't be."""
     import subprocess
     import sys
 
     import psutil
 
     try:
-        process = psutil.Process(pid)
-        state = process.status()
+        state = str(psutil.Process(pid).status())
     except psutil.NoSuchProcess:
-        return "its process has ended"
-    # Without pausing it: what stands still needn't be, and what is stopped can't be.
+        return "gone", ""
     dumper = Path(sys.executable).with_name("py-spy")
     try:
         done = subprocess.run(
             [str(dumper), "dump", "--nonblocking", "--pid", str(pid)],
             capture_output=True, text=True, timeout=_STACK_S, check=False,
         )  # fmt: skip
-        stack = done.stdout or done.stderr
     except (OSError, subprocess.TimeoutExpired) as error:
-        stack = f"no stack: {error}"
-    process.kill()  # first: a storage that hangs may be why it stands still
-    try:
-        Path(path).write_text(stack, encoding="utf-8")
-    except OSError as error:
-        return f"its process was {state}; its stack can't be written: {error}"
-    return f"its process was {state}; its stack is in {path}"
+        return state, f"no stack: {error}"
+    return state, done.stdout or done.stderr
+
+
+def _kill(pid: int) -> None:
+    import psutil
+
+    with suppress(psutil.NoSuchProcess):
+        psutil.Process(pid).kill()
