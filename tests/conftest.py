@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from servers import s3_server
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # this Ray listens to this test session alone
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -25,3 +28,19 @@ def ray_session() -> Iterator[None]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[dict[str, str]]:
+    """An S3 server, as this process's environment names it."""
+    with s3_server() as environment:
+        os.environ.update(environment)
+        yield environment
+        for name in environment:
+            del os.environ[name]
+
+
+@pytest.fixture
+def uri(s3: dict[str, str]) -> str:
+    """A place of a test's own on it."""
+    return f"s3://bucket/{uuid.uuid4().hex}"

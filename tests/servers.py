@@ -8,10 +8,12 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 
 def free_port() -> int:
@@ -46,6 +48,35 @@ def hanging_server(port: int = 0) -> Iterator[int]:
     """Accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", port), backlog=16) as listener:
         yield listener.getsockname()[1]
+
+
+@contextmanager
+def s3_server() -> Iterator[dict[str, str]]:
+    """Moto's, with a bucket called `bucket`; yields what a client finds in its environment."""
+    port = free_port()
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    endpoint = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                urlopen(Request(f"{endpoint}/bucket", method="PUT"))
+                break
+            except OSError:
+                assert time.monotonic() < deadline, "moto doesn't answer"
+                time.sleep(0.1)
+        yield {
+            "AWS_ENDPOINT": endpoint,
+            "AWS_ACCESS_KEY_ID": "somebody",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_REGION": "us-east-1",
+        }
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
 
 
 @contextmanager

@@ -15,7 +15,7 @@ PURE = (
     "objective", "engine/schedule.py", "engine/settings.py", "engine/journal.py",
     "evaluate", "generate/sampling.py", "report", "errors.py", "durable.py", "lifetime.py", "progress_line.py",
 )  # fmt: skip
-TORCHLESS = ("config", "plan", "checkpoint", "data")
+TORCHLESS = ("config", "storage", "plan", "checkpoint", "data")
 DOORS = {
     "ray": (
         "cluster",
@@ -29,11 +29,12 @@ DOORS = {
     "mlflow": ("track",),
     "hydra": ("config/compose.py",),
     "fastapi": ("serve",),
+    "obstore": ("storage/bucket.py",),
 }
 # From the ground up; a room may import itself and what stands before it.
 ROOMS = (
-    "errors", "durable", "lifetime", "progress_line", "config", "checkpoint", "data", "plan", "objective",
-    "model", "generate", "evaluate", "rollout", "reward", "engine", "track", "report", "serve",
+    "errors", "durable", "lifetime", "progress_line", "config", "storage", "checkpoint", "data", "plan",
+    "objective", "model", "generate", "evaluate", "rollout", "reward", "engine", "track", "report", "serve",
     "cluster",
 )  # fmt: skip
 # A job's entry point reaches up for the session and the registry it is given; the checks ask the plan,

@@ -48,3 +48,7 @@ class TrackingError(RaymillError):
 
 class ClusterError(RaymillError):
     """Ray can't be reached, or it hasn't what the job asks for."""
+
+
+class StorageError(RaymillError):
+    """An object store did not do what was asked."""

@@ -32,11 +32,18 @@ for step in (1, 2):
 
 def run(folder: Path, fault: dict[str, Any]) -> subprocess.CompletedProcess[str]:
     """Two commits, the second of which meets the fault."""
+    return injected(SCRIPT, folder, fault, str(folder / "checkpoints"))
+
+
+def injected(
+    script: str, folder: Path, fault: dict[str, Any], *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    """A process in which rank 0 meets a fault, once."""
     environment = os.environ | with_faults(folder, fault | {"rank": 0})
     paths = (environment["PYTHONPATH"], str(TESTS), str(TESTS.parent / "platform"))
     environment["PYTHONPATH"] = os.pathsep.join(paths)
     return subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(folder / "checkpoints")],
+        [sys.executable, "-c", script, *arguments],
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
 

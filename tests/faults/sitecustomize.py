@@ -103,6 +103,12 @@ def _patch_writing(module: Any) -> None:
             setattr(module, name, _counted(getattr(module, name)))
 
 
+def _patch_uploading(module: Any) -> None:
+    """And in an object store."""
+    for name in ("upload", "publish"):
+        setattr(module.RemoteRun, name, _counted(getattr(module.RemoteRun, name)))
+
+
 def _counted(call: Any) -> Any:
     def with_faults(*arguments: Any, **more: Any) -> Any:
         global _writes
@@ -119,6 +125,7 @@ _PATCHES = {
     "raymill.engine.pulse": _patch_pulse,
     "raymill.engine.learner": _patch_learner,
     "raymill.checkpoint.commit": _patch_writing,
+    "raymill.checkpoint.remote": _patch_uploading,
 }
 
 

@@ -12,6 +12,7 @@ from raymill.checkpoint.commit import Group, commit
 from raymill.checkpoint.fence import FencedError
 from raymill.checkpoint.fragments import Fragments
 from raymill.checkpoint.manifest import Manifest
+from raymill.checkpoint.remote import RemoteRun
 from raymill.errors import CheckpointError
 
 TRIES = 3
@@ -36,9 +37,16 @@ class BackgroundCommits:
     rank 0, in the thread, after each one that succeeded.
     """
 
-    def __init__(self, checkpoints: Path, group: Group, committed: Callable[[Path], None]) -> None:
+    def __init__(
+        self,
+        checkpoints: Path,
+        group: Group,
+        committed: Callable[[Path], None],
+        remote: RemoteRun | None = None,
+    ) -> None:
         self._checkpoints = checkpoints
         self._group = group
+        self._remote = remote
         self._committed = committed
         self._thread: threading.Thread | None = None
         self._outcome: Outcome | None = None
@@ -93,7 +101,9 @@ class BackgroundCommits:
         """All ranks hear the same of each try, so that all try again, or none."""
         for left in reversed(range(TRIES)):
             try:
-                directory = commit(self._checkpoints, manifest, shapes, fragments, self._group)
+                directory = commit(
+                    self._checkpoints, manifest, shapes, fragments, self._group, self._remote
+                )
             except FencedError:
                 raise
             except CheckpointError:

@@ -11,6 +11,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -23,6 +24,7 @@ from raymill.checkpoint.fragments import (
     merge_slices,
     write_fragments,
 )
+from raymill.checkpoint.ledger import Commit
 from raymill.checkpoint.manifest import (
     INDEX_NAME,
     MANIFEST_NAME,
@@ -30,9 +32,10 @@ from raymill.checkpoint.manifest import (
     Manifest,
     verify,
 )
+from raymill.checkpoint.remote import RemoteRun
 from raymill.checkpoint.retention import step_directory_name
 from raymill.durable import fsync_path, sha256_file, write_atomic
-from raymill.errors import CheckpointError
+from raymill.errors import CheckpointError, StorageError
 
 T = TypeVar("T")
 
@@ -58,10 +61,12 @@ def commit(
     shapes: Mapping[str, Sequence[int]],
     fragments: Fragments,
     group: Group,
+    remote: RemoteRun | None = None,
 ) -> Path:
     """Write a checkpoint of `manifest.step` with all ranks, as the holder of `manifest.token`; collective.
 
-    `manifest.files` is filled in here. `fragments` are this rank's alone.
+    `manifest.files` is filled in here. `fragments` are this rank's alone. Where the run is kept in an object
+    store, `remote`, the checkpoint is real from the moment that its ledger names it.
 
     Raises:
         FencedError: on every rank: the token is another's by now.
@@ -71,7 +76,7 @@ def commit(
     name = step_directory_name(manifest.step)
     attempt = group.broadcast(uuid.uuid4().hex)
     temporary = writing_folder(checkpoints, manifest.token) / f"{name}-{attempt}"
-    votes = group.gather(_write_rank(temporary, fragments, group.rank))
+    votes = group.gather(_write_rank(temporary, fragments, group.rank, remote))
     refusals = [f"rank {rank}: {vote}" for rank, vote in enumerate(votes) if isinstance(vote, str)]
     outcome: CheckpointError | None = None
     if group.rank == 0:
@@ -79,20 +84,28 @@ def commit(
             if refusals:
                 raise CheckpointError("; ".join(refusals))
             written = [vote for vote in votes if not isinstance(vote, str)]
-            _commit_rank_zero(temporary, checkpoints / name, manifest, shapes, written)
+            _commit_rank_zero(temporary, checkpoints / name, manifest, shapes, written, remote)
         except CheckpointError as error:
-            outcome = _explained(error, checkpoints, manifest)
+            outcome = _explained(error, checkpoints, manifest, remote)
             shutil.rmtree(temporary, ignore_errors=True)
+            if remote is not None:
+                with suppress(StorageError):  # it is deleted when the run is taken up again
+                    remote.discard(temporary.name)
     outcome = group.broadcast(outcome)
     if outcome is not None:
         raise outcome
     return checkpoints / name
 
 
-def _explained(error: CheckpointError, checkpoints: Path, manifest: Manifest) -> CheckpointError:
+def _explained(
+    error: CheckpointError, checkpoints: Path, manifest: Manifest, remote: RemoteRun | None
+) -> CheckpointError:
     """What a failed commit means: the run is another's, or this checkpoint just isn't there."""
     try:
         check_fence(checkpoints, manifest.token)
+        if remote is not None:
+            with suppress(StorageError):
+                remote.check()
     except FencedError as fenced:
         return fenced
     return CheckpointError(
@@ -104,12 +117,16 @@ def _explained(error: CheckpointError, checkpoints: Path, manifest: Manifest) ->
 _Written = tuple[str, FileRecord, dict[str, Slice]]
 
 
-def _write_rank(directory: Path, fragments: Fragments, rank: int) -> _Written | str:
+def _write_rank(
+    directory: Path, fragments: Fragments, rank: int, remote: RemoteRun | None
+) -> _Written | str:
     """Write this rank's file; a failure comes back as text, so that the vote always takes place."""
     file = f"rank-{rank:05d}.safetensors"
     try:
         directory.mkdir(exist_ok=True)  # not its parent: the fence's folder is there, or we lost it
         slices, size, sha256 = write_fragments(directory, file, fragments)
+        if remote is not None:
+            remote.upload(directory / file, directory.name)
         return file, FileRecord(size, sha256), slices
     except (
         Exception
@@ -123,8 +140,9 @@ def _commit_rank_zero(
     manifest: Manifest,
     shapes: Mapping[str, Sequence[int]],
     written: Sequence[_Written],
+    remote: RemoteRun | None,
 ) -> None:
-    """Index, manifest, rename.
+    """Index, manifest, rename; and before the rename, in an object store, its ledger's entry.
 
     Raises:
         CheckpointError: one of them failed.
@@ -138,12 +156,17 @@ def _commit_rank_zero(
         body: dict[str, Any] = replace(manifest, files=files).to_json()
         write_atomic(temporary / MANIFEST_NAME, json.dumps(body, indent=1))
         fsync_path(temporary)
+        if remote is not None:
+            remote.upload(index_path, temporary.name)
+            remote.upload(temporary / MANIFEST_NAME, temporary.name)
+            commit = Commit(manifest.step, temporary.name, body["digest"])
+            remote.publish(commit, final.parent.parent)
         if _is_there(final, body["digest"]):  # a try before this one failed after its rename
             shutil.rmtree(temporary)
         else:
             temporary.replace(final)
         fsync_path(final.parent)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StorageError) as error:
         raise CheckpointError(f"rank 0: {type(error).__name__}: {error}") from error
 
 

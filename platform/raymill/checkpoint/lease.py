@@ -1,17 +1,15 @@
 """One writer a run: who holds it, since when, and whether the holder still lives.
 
-The holder of a run is the newest file in its `lease/` folder, named by a fencing token that only grows. It is
-made by linking, so that of two processes that want the same token one gets it, and rewritten every few
-seconds. No clock is compared with another's: a holder on this machine is dead when its process is, and one
-elsewhere when its file stays as it is for longer than it may, by the clock of the one who watches it.
+The holder of a run is the newest record in its `lease/`, named by a fencing token that only grows. Of two
+processes that want the same token one gets it (checkpoint/tokens.py), and rewrites it every few seconds. No
+clock is compared with another's: a holder on this machine is dead when its process is, and one elsewhere when
+its record stays as it is for longer than it may, by the clock of the one who watches it.
 """
 
 from __future__ import annotations
 
 import getpass
-import json
 import os
-import re
 import shlex
 import socket
 import sys
@@ -20,20 +18,21 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
 
-from raymill.checkpoint.fence import lower_fence, raise_fence
-from raymill.durable import fsync_path, write_atomic
-from raymill.errors import RaymillError
+from raymill.checkpoint.fence import FencedError, lower_fence, raise_fence
+from raymill.checkpoint.ledger import Ledger
+from raymill.checkpoint.tokens import Holder, LinkedTokens, StoredTokens, Tokens
+from raymill.errors import RaymillError, StorageError
+from raymill.storage.bucket import Bucket
 
 BEAT_S = 5.0
 PATIENCE_S = 30.0  # without a beat, a holder elsewhere counts as dead
 _POLL_S = 0.5
-_NAME = re.compile(r"(\d{8})\.json")
 
 
 class RunHeldError(RaymillError):
@@ -42,27 +41,6 @@ class RunHeldError(RaymillError):
 
 class LeaseLostError(RaymillError):
     """This process held the run, and another has taken it over."""
-
-
-@dataclass(frozen=True)
-class Holder:
-    """A process that holds a run. `machine` tells process numbers of one kernel and container apart."""
-
-    host: str
-    machine: str
-    pid: int
-    started: float  # of the process; since the machine's, so that a clock put right changes nothing
-    user: str
-    command: str
-    since: str
-    beats: int = 0
-    released: bool = False
-
-    def spelled(self) -> str:
-        """For the user: who it is."""
-        return (
-            f"process {self.pid} of {self.user} on {self.host}, since {self.since} ({self.command})"
-        )
 
 
 def this_process() -> Holder:
@@ -75,16 +53,17 @@ def this_process() -> Holder:
         user=_user(),
         command=shlex.join(["python", *sys.argv])[:200],
         since=datetime.now(UTC).isoformat(timespec="seconds"),
+        nonce=uuid.uuid4().hex,
     )
 
 
 class Lease:
     """A run that this process holds, from `acquire` to `release`; a thread of its own keeps it alive."""
 
-    def __init__(self, folder: Path, token: int, holder: Holder) -> None:
-        self.folder = folder
+    def __init__(self, tokens: Tokens, token: int, holder: Holder) -> None:
         self.token = token
         self.lost = False
+        self._tokens = tokens
         self._holder = holder
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="raymill-lease", daemon=True)
@@ -96,7 +75,9 @@ class Lease:
             LeaseLostError: the run is another process's by now.
         """
         if self.lost:
-            _, holder = _newest(self.folder)
+            holder = None
+            with suppress(OSError, StorageError):
+                _, holder = self._tokens.newest()
             by = "another process" if holder is None else holder.spelled()
             raise LeaseLostError(
                 f"this run was taken over by {by}: this process was taken for dead. What was committed stands; "
@@ -108,60 +89,64 @@ class Lease:
         self._ended.set()
         self._thread.join()
         if not self.lost:
-            with suppress(OSError):  # then it is found dead
-                self._write(released=True)
+            with suppress(OSError, StorageError):  # then it is found dead
+                self._tokens.write(self.token, replace(self._holder, released=True))
 
     def _keep(self) -> None:
         while not self._ended.wait(BEAT_S):
             try:
-                token, _ = _newest(self.folder)
+                token, _ = self._tokens.newest()
                 if token != self.token:
                     self.lost = True
                     return
                 self._holder = replace(self._holder, beats=self._holder.beats + 1)
-                self._write()
-            except (
-                OSError
-            ):  # the storage is away for a while; who wants the run can't reach it either
-                continue
-
-    def _write(self, released: bool = False) -> None:
-        body = asdict(replace(self._holder, released=released))
-        write_atomic(_path(self.folder, self.token), json.dumps(body, indent=1))
+                self._tokens.write(self.token, self._holder)
+            except (OSError, StorageError):
+                continue  # the storage is away for a while; who wants the run can't reach it either
 
 
-def acquire(run_dir: Path, say: Callable[[str], None]) -> Lease:
-    """Become the one writer of a run, and fence off who was it before.
+def acquire(run_dir: Path, say: Callable[[str], None], remote: str | None = None) -> Lease:
+    """Become the one writer of a run, and fence off who was it before. `remote` is the run's place in an object
+    store, if that is where it is kept.
 
     A holder elsewhere is watched for `PATIENCE_S` before it counts as dead; `say` tells the user so.
 
     Raises:
         RunHeldError: the holder lives; says who it is and since when.
         LeaseLostError: another process has taken the run over meanwhile.
+        StorageError: the object store can't be reached.
     """
-    folder = run_dir / "lease"
-    folder.mkdir(parents=True, exist_ok=True)
+    checkpoints = run_dir / "checkpoints"
+    bucket = None if remote is None else Bucket(remote)
+    tokens: Tokens = LinkedTokens(run_dir / "lease") if bucket is None else StoredTokens(bucket)
     holder = this_process()
     while True:
-        token, current = _newest(folder)
+        token, current = tokens.newest()
         if current is not None and not current.released:
-            _wait_for_death(folder, token, current, run_dir, say)
-        if _claim(folder, token + 1, holder):
+            _wait_for_death(tokens, token, current, run_dir, say)
+        if tokens.claim(token + 1, holder):
             break
-    lease = Lease(folder, token + 1, holder)  # it beats from now on, however long the rest takes
-    raise_fence(run_dir / "checkpoints", lease.token)
-    if _newest(folder)[0] != lease.token:  # taken for dead before it began
-        lower_fence(run_dir / "checkpoints", lease.token)
+    lease = Lease(tokens, token + 1, holder)  # it beats from now on, however long the rest takes
+    raise_fence(checkpoints, lease.token)
+    if not _is_ours(tokens, lease.token, bucket):  # taken for dead before it began
+        lower_fence(checkpoints, lease.token)
         lease.lost = True
         lease.check()
-    for path in folder.glob("*.json"):
-        if (match := _NAME.fullmatch(path.name)) and int(match[1]) <= token:
-            path.unlink(missing_ok=True)
+    tokens.forget(token)
     return lease
 
 
+def _is_ours(tokens: Tokens, token: int, bucket: Bucket | None) -> bool:
+    if bucket is not None:
+        try:
+            Ledger(bucket, token).hold()
+        except FencedError:
+            return False
+    return tokens.newest()[0] == token
+
+
 def _wait_for_death(
-    folder: Path, token: int, holder: Holder, run_dir: Path, say: Callable[[str], None]
+    tokens: Tokens, token: int, holder: Holder, run_dir: Path, say: Callable[[str], None]
 ) -> None:
     held = RunHeldError(
         f"run {run_dir.name} is held by {holder.spelled()}. Two writers would spoil it: stop that one, wait "
@@ -178,8 +163,8 @@ def _wait_for_death(
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         time.sleep(_POLL_S)
-        if _newest(folder) != (token, holder):
-            now = _newest(folder)[1]
+        if tokens.newest() != (token, holder):
+            now = tokens.newest()[1]
             if now is not None and now.released:
                 return
             raise held
@@ -203,40 +188,6 @@ def _started(pid: int) -> float | None:
         )
     except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
         return None
-
-
-def _claim(folder: Path, token: int, holder: Holder) -> bool:
-    """Whether this process got the token: the file appears whole, or was there."""
-    draft = folder / f"draft-{uuid.uuid4().hex}"
-    draft.write_text(json.dumps(asdict(holder), indent=1), encoding="utf-8")
-    fsync_path(draft)
-    try:
-        os.link(draft, _path(folder, token))
-    except FileExistsError:
-        return draft.stat().st_nlink == 2  # on NFS it may be our own, made by a request sent twice
-    finally:
-        draft.unlink()
-    fsync_path(folder)
-    return True
-
-
-def _newest(folder: Path) -> tuple[int, Holder | None]:
-    """The highest token given out, 0 for none, and its holder; None for one that can't be read."""
-    while True:
-        tokens = [int(m[1]) for path in folder.iterdir() if (m := _NAME.fullmatch(path.name))]
-        if not tokens:
-            return 0, None
-        token = max(tokens)
-        try:
-            return token, Holder(**json.loads(_path(folder, token).read_text(encoding="utf-8")))
-        except FileNotFoundError:  # a newer holder has just deleted it
-            continue
-        except (ValueError, TypeError):
-            return token, None
-
-
-def _path(folder: Path, token: int) -> Path:
-    return folder / f"{token:08d}.json"
 
 
 def _machine() -> str:

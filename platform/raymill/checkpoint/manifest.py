@@ -74,14 +74,27 @@ def read_manifest(directory: Path) -> Manifest:
     Raises:
         CheckpointError: the manifest is missing, isn't JSON, was altered, or is of another format.
     """
-    path = directory / MANIFEST_NAME
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        text = (directory / MANIFEST_NAME).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise CheckpointError(
             f"{directory} has no {MANIFEST_NAME}: it was never committed"
         ) from None
     except (OSError, ValueError) as error:
+        raise CheckpointError(f"{directory / MANIFEST_NAME} can't be read: {error}") from error
+    return parse_manifest(text, str(directory))
+
+
+def parse_manifest(text: str, place: str) -> Manifest:
+    """A manifest that was read from `place`.
+
+    Raises:
+        CheckpointError: it isn't JSON, was altered, or is of another format.
+    """
+    path = f"{place}/{MANIFEST_NAME}"
+    try:
+        stored = json.loads(text)
+    except ValueError as error:
         raise CheckpointError(f"{path} can't be read: {error}") from error
     if not isinstance(stored, dict) or stored.get("format_version") != FORMAT_VERSION:
         found = stored.get("format_version") if isinstance(stored, dict) else type(stored).__name__

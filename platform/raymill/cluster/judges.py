@@ -3,7 +3,6 @@ functions, and what a critic starts from."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from raymill.cluster.session import NOTHING, Beside
@@ -24,7 +23,7 @@ def judges_of(job: RlhfJob, parent: ResolvedModel, tokenizer: ChatTokenizer) -> 
         ConfigError: a reward can't be had, or doesn't fit the policy.
     """
     problems = [f"reward.functions: {text}" for text in check_names(job.reward.functions)]
-    root = Path(job.storage.root)
+    root = job.storage.folder
     found: dict[str, Any] = {}
     digests: dict[str, str] = {}
     reward: ResolvedModel | None = None

@@ -103,7 +103,7 @@ def _made(job: PipelineJob, reference: str) -> str:
 
 
 def _run_dir(trained: TrainJob) -> Path:
-    return Path(trained.storage.root) / "runs" / str(trained.run.name)
+    return trained.storage.folder / "runs" / str(trained.run.name)
 
 
 def _ask(job: PipelineJob) -> None:

@@ -15,17 +15,21 @@ from raymill.config.schema import (
     PreferenceConfig,
     PrepareJob,
     PromptsConfig,
+    RowsConfig,
+    StorageConfig,
 )
 from raymill.data import prepare as text
 from raymill.data.chat import prepare as chat
 from raymill.data.chat.report import preview as preview_chat
 from raymill.data.chat.tokenizer import ChatTokenizer, chat_tokenizer
-from raymill.data.manifest import Prepared
+from raymill.data.location import mixture_folders
+from raymill.data.manifest import MANIFEST_NAME, Prepared
 from raymill.data.messages_preparation import Preparation
 from raymill.data.preference import prepare as preference
 from raymill.data.preference.report import preview as preview_preference
 from raymill.data.prompts import prepare as prompts
 from raymill.data.prompts.report import preview as preview_prompts
+from raymill.storage.mirror import fetch, keep
 from raymill.track.registry import resolve_model
 
 
@@ -69,7 +73,7 @@ def run(job: PrepareJob | MessagesPrepareJob) -> int:
 
 
 def _run_messages(job: MessagesPrepareJob) -> int:
-    parent = resolve_model(job.parent, job.tracking, Path(job.storage.root), key="parent").folder
+    parent = resolve_model(job.parent, job.tracking, job.storage.folder, key="parent").folder
     tokenizer = chat_tokenizer(parent, job.data.template, job.data.special_tokens)
     if job.dry_run:
         print(kind_of(job.data).preparation(job, tokenizer).describe())
@@ -83,8 +87,18 @@ def _run_messages(job: MessagesPrepareJob) -> int:
 def prepared_messages(job: MessagesPrepareJob, tokenizer: ChatTokenizer) -> Prepared:
     """The prepared folder: found, or made now on a Ray that is started for it or is there already."""
     preparation = kind_of(job.data).preparation(job, tokenizer)
-    found = preparation.find()
-    if found is not None:
-        return found
-    with connect(job.cluster):
-        return preparation.run()
+    fetch(job.storage, preparation.folder, MANIFEST_NAME)
+    prepared = preparation.find()
+    if prepared is None:
+        with connect(job.cluster):
+            prepared = preparation.run()
+    keep(job.storage, preparation.folder, MANIFEST_NAME)
+    return prepared
+
+
+def fetched_mixture(data: RowsConfig, storage: StorageConfig) -> dict[Path, float]:
+    """Prepared folder → weight of `data.mixture`, here if an object store has them."""
+    folders = mixture_folders(data, storage.folder)
+    for folder in folders:
+        fetch(storage, folder, MANIFEST_NAME)
+    return folders

@@ -5,14 +5,16 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from raymill.cluster.preparation import fetched_mixture
 from raymill.cluster.session import connect
 from raymill.cluster.training import assignment_of, complete, held, last_checkpoint, train
 from raymill.config.schema import PretrainJob
-from raymill.data.location import mixture_folders, prepared_folder
+from raymill.data.location import prepared_folder
 from raymill.data.manifest import MANIFEST_NAME, Prepared, load_prepared
 from raymill.engine.assignment import Assignment
 from raymill.errors import ConfigError, DataError
 from raymill.plan.report import memory_plan
+from raymill.storage.mirror import fetch
 
 
 def run(job: PretrainJob) -> int:
@@ -36,10 +38,11 @@ def run(job: PretrainJob) -> int:
 
 def prepared_folders(job: PretrainJob) -> dict[Path, float]:
     """Prepared folder → weight: this configuration's own data, or the mixture's."""
-    root = Path(job.storage.root)
-    if not job.data.mixture:
-        return {prepared_folder(job.data, job.tokenizer, job.run.seed, root).absolute(): 1.0}
-    return mixture_folders(job.data, root)
+    if job.data.mixture:
+        return fetched_mixture(job.data, job.storage)
+    folder = prepared_folder(job.data, job.tokenizer, job.run.seed, job.storage.folder).absolute()
+    fetch(job.storage, folder, MANIFEST_NAME)
+    return {folder: 1.0}
 
 
 def resolve(job: PretrainJob) -> Assignment:
@@ -69,7 +72,7 @@ def _resolve_model(job: PretrainJob) -> tuple[Path | None, str | None]:
         return None, None
     from raymill.track.registry import resolve_model
 
-    found = resolve_model(job.model, job.tracking, Path(job.storage.root))
+    found = resolve_model(job.model, job.tracking, job.storage.folder)
     return found.folder, found.name
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,9 @@ from typing import Any
 import yaml
 
 from raymill.checkpoint.lease import Lease, acquire
-from raymill.checkpoint.resume import Found, newest_verified
+from raymill.checkpoint.remote import RemoteRun
+from raymill.checkpoint.resume import Found, newest_verified, parse_fork
+from raymill.checkpoint.retention import committed_steps
 from raymill.cluster.attempts import Attempts
 from raymill.cluster.failure import RunState
 from raymill.cluster.finish import finish, preempted, same_command
@@ -25,7 +27,7 @@ from raymill.config.schema import TrainJob
 from raymill.data.manifest import load_prepared
 from raymill.durable import write_atomic
 from raymill.engine.assignment import Assignment
-from raymill.errors import CheckpointError
+from raymill.errors import CheckpointError, StorageError
 from raymill.plan.batch import total_steps
 from raymill.track.console import RunConsole
 from raymill.track.history import History
@@ -35,11 +37,12 @@ from raymill.track.lineage import code_commit
 def assignment_of(job: TrainJob, folders: Mapping[Path, float], **resolved: Any) -> Assignment:
     """What the workers are handed: `folders` are prepared data with their weights, `resolved` whatever else
     the job's kind has found out."""
-    root = Path(job.storage.root)
+    root = job.storage.folder
     assert job.run.name is not None  # `load` names every run
     return Assignment(
         job=job,
         run_dir=root / "runs" / job.run.name,
+        uri=None if job.storage.uri is None else f"{job.storage.uri}/runs/{job.run.name}",
         runs=root / "runs",
         folders=tuple(folders),
         weights=tuple(folders.values()),
@@ -80,7 +83,9 @@ def complete(assignment: Assignment, found: Found) -> int:
     tracker = Tracker(assignment)
     tracker.start()
     try:
-        return finish(assignment, found, tracker, console)
+        code = finish(assignment, found, tracker, console)
+        _keep(assignment)
+        return code
     finally:
         tracker.close("finished")
 
@@ -93,11 +98,47 @@ def held(assignment: Assignment) -> Iterator[tuple[Assignment, Lease]]:
         RunHeldError: another process is.
     """
     with on_termination(partial(end_preempted, preempted())):
-        lease = acquire(assignment.run_dir, lambda text: print(text, flush=True))
+        lease = acquire(assignment.run_dir, _say, assignment.uri)
         try:
-            yield replace(assignment, token=lease.token), lease
+            ours = replace(assignment, token=lease.token)
+            _pull(ours)
+            yield ours, lease
         finally:
             lease.release()
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _pull(assignment: Assignment) -> None:
+    """Have here what the object store has of the run, and of the one that it forks."""
+    remote, fork = assignment.remote, assignment.job.run.from_
+    if remote is None:
+        return
+    remote.pull(assignment.run_dir, _say)
+    if fork is not None and not committed_steps(assignment.checkpoints):
+        name, step = parse_fork(fork)
+        other = RemoteRun(f"{assignment.job.storage.uri}/runs/{name}")
+        other.pull_step(assignment.runs / name, step, _say)
+
+
+def _keep(assignment: Assignment) -> None:
+    """Have in the object store what a finished run leaves.
+
+    Raises:
+        StorageError: it can't be uploaded; says that the same command does it.
+    """
+    if assignment.remote is None:
+        return
+    try:
+        assignment.remote.keep(assignment.run_dir, results=True)
+    except StorageError as error:
+        raise StorageError(
+            f"the run is finished and in {assignment.run_dir}, but not all of it in the object store: {error}\n"
+            "The same command uploads it."
+        ) from error
+    _say(f"uploaded {assignment.run_dir} → {assignment.uri}")
 
 
 def train(assignment: Assignment, lease: Lease, beside: Beside = NOTHING) -> int:
@@ -123,6 +164,7 @@ def train(assignment: Assignment, lease: Lease, beside: Beside = NOTHING) -> int
                     raise CheckpointError(f"{assignment.checkpoints} holds no checkpoint to export")
                 code = finish(assignment, found, tracker, console)
                 ended = RunState.FINISHED
+                _keep(assignment)
                 return code
             ended = RunState.STOPPED
             if attempts.drained:
@@ -136,6 +178,9 @@ def train(assignment: Assignment, lease: Lease, beside: Beside = NOTHING) -> int
         finally:
             history.enter(ended)
             tracker.close(ended.value)
+            if assignment.remote is not None:
+                with suppress(StorageError):  # what matters of it was kept with the last checkpoint
+                    assignment.remote.keep(assignment.run_dir, results=False)
 
 
 @contextmanager

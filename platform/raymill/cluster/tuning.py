@@ -10,17 +10,17 @@ from pathlib import Path
 
 from raymill.cluster.judges import actors_of, judges_of
 from raymill.cluster.placement import Room, reserved
-from raymill.cluster.preparation import kind_of, prepared_messages
+from raymill.cluster.preparation import fetched_mixture, kind_of, prepared_messages
 from raymill.cluster.session import connect
 from raymill.cluster.training import assignment_of, complete, held, last_checkpoint, train
 from raymill.config.memory_check import memory_problems
 from raymill.config.schema import DpoJob, ParentJob, RewardJob, RlhfJob, SftJob
 from raymill.data.chat.tokenizer import ChatTokenizer, chat_tokenizer
-from raymill.data.location import mixture_folders
 from raymill.data.manifest import MANIFEST_NAME, Prepared, load_prepared, tokenizer_fingerprint
 from raymill.engine.assignment import Assignment
 from raymill.errors import ConfigError, DataError
 from raymill.plan.batch import longest_tokens
+from raymill.storage.mirror import fetch
 from raymill.track.registry import ResolvedModel, resolve_model, weights_digest
 
 Tuning = SftJob | RewardJob | DpoJob | RlhfJob
@@ -32,7 +32,7 @@ def run(job: Tuning) -> int:
     Raises:
         RaymillError: with a message for the user; what was committed stays.
     """
-    root = Path(job.storage.root)
+    root = job.storage.folder
     parent = resolve_model(job.parent, job.tracking, root, key="parent")
     tokenizer = chat_tokenizer(parent.folder, job.data.template, job.data.special_tokens)
     _check_parent(job, parent, tokenizer)
@@ -77,11 +77,11 @@ def _print_roles(job: RlhfJob, parent: ResolvedModel, tokenizer: ChatTokenizer, 
 
 def _prepared(job: Tuning, tokenizer: ChatTokenizer) -> dict[Path, float]:
     """Prepared folder → weight: this configuration's own data, or the mixture's."""
-    root = Path(job.storage.root)
     if job.data.mixture:
-        return mixture_folders(job.data, root)
+        return fetched_mixture(job.data, job.storage)
     preparation = job.preparation()
     folder = kind_of(job.data).preparation(preparation, tokenizer).folder
+    fetch(job.storage, folder, MANIFEST_NAME)
     if not (folder / MANIFEST_NAME).exists():
         prepared_messages(preparation, tokenizer)
     return {folder: 1.0}  # what was prepared is trained on, wherever its inputs are by now
@@ -187,7 +187,8 @@ def _forgetting(job: SftJob, parent: ResolvedModel) -> Path | None:
     if asked == "auto" and not folder.is_dir():
         return None
     if not folder.is_absolute():
-        folder = Path(job.storage.root) / "data" / folder
+        folder = job.storage.folder / "data" / folder
+        fetch(job.storage, folder, MANIFEST_NAME)
     try:
         manifest = load_prepared(folder).manifest
     except DataError:

@@ -7,7 +7,6 @@ commas and braces), and nothing a user can type reaches Hydra's own settings or 
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -36,6 +35,7 @@ from raymill.config.schema import (
     TrainJob,
 )
 from raymill.config.stages import PREFIXED, deal
+from raymill.config.storage import placed
 from raymill.config.tree import digest
 from raymill.errors import ConfigError
 
@@ -155,7 +155,7 @@ def _load_pipeline(overrides: Sequence[str], problems: list[str]) -> PipelineJob
             key = "run.name" if issubclass(JOBS[stage], TrainJob) else "name"
             named = [f"{key}={pretrain.run.name}-{stage}"]
             if stage == "reward":
-                compared = Path(pretrain.storage.root) / "rankings" / f"{pretrain.run.name}-rank"
+                compared = pretrain.storage.folder / "rankings" / f"{pretrain.run.name}-rank"
                 named.append(f"data.path={compared / PREFERENCES}")
         stages[stage] = _load(stage, [*named, *own], found)
         # What several stages were given is wrong once.
@@ -200,13 +200,8 @@ def _named(job: Any) -> Any:
 
 
 def _absolute_storage(job: Any, problems: list[str]) -> Any:
-    root = Path(job.storage.root).expanduser()
-    if not root.is_absolute() and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
-        problems.append(
-            f"storage.root={job.storage.root!r}: inside a submitted job a relative path would vanish "
-            "with the job's working directory; give an absolute path that all nodes share"
-        )
-    return replace(job, storage=replace(job.storage, root=str(root.resolve())))
+    joins = getattr(job, "cluster", None) is not None and job.cluster.address != "local"
+    return replace(job, storage=placed(job.storage, joins, problems))
 
 
 def _read_overrides(

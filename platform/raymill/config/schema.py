@@ -85,9 +85,6 @@ from raymill.config.sections import (
     ScheduleConfig as ScheduleConfig,
 )
 from raymill.config.sections import (
-    StorageConfig as StorageConfig,
-)
-from raymill.config.sections import (
     TextEvaluation as TextEvaluation,
 )
 from raymill.config.sections import (
@@ -105,6 +102,7 @@ from raymill.config.sections import (
 from raymill.config.sections import (
     ZeroConfig as ZeroConfig,
 )
+from raymill.config.storage import StorageConfig as StorageConfig
 
 
 @dataclass(frozen=True)

@@ -313,13 +313,6 @@ class LoraConfig:
 
 
 @dataclass(frozen=True)
-class StorageConfig:
-    """Everything a job writes lies under this root: data/, runs/, mlflow.db."""
-
-    root: str
-
-
-@dataclass(frozen=True)
 class ClusterConfig:
     """Which Ray, and what one worker takes of it."""
 

@@ -38,6 +38,7 @@ from raymill.data.tasks import measure_contamination, train_tokenizer
 from raymill.data.unit import UNITS_FOLDER, Settings, UnitResult
 from raymill.durable import canonical_json, sha256_text, write_atomic
 from raymill.errors import DataError
+from raymill.storage.mirror import fetch, keep
 
 
 def run(job: PrepareJob) -> Prepared:
@@ -51,10 +52,14 @@ def run(job: PrepareJob) -> Prepared:
 
     units = plan_units(job.data, job.seed)
     folder = job_folder(job)
+    fetch(job.storage, folder, MANIFEST_NAME)
     if (folder / MANIFEST_NAME).exists():
-        return existing(job, units)
-    with connect(job.cluster):
-        return prepare_with_ray(job, units)
+        prepared = existing(job, units)
+    else:
+        with connect(job.cluster):
+            prepared = prepare_with_ray(job, units)
+    keep(job.storage, folder, MANIFEST_NAME)
+    return prepared
 
 
 def describe(job: PrepareJob) -> str:
@@ -67,7 +72,7 @@ def describe(job: PrepareJob) -> str:
 
 def job_folder(job: PrepareJob) -> Path:
     """Where this job's data lies."""
-    return prepared_folder(job.data, job.tokenizer, job.seed, job.storage.root).absolute()
+    return prepared_folder(job.data, job.tokenizer, job.seed, job.storage.folder).absolute()
 
 
 def existing(job: PrepareJob, units: Sequence[Unit]) -> Prepared:

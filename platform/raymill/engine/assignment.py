@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from raymill.checkpoint.remote import RemoteRun
 from raymill.config.schema import TrainJob
 
 
@@ -35,10 +36,16 @@ class Assignment:
     forgetting: Path | None = None  # prepared text that tells what fine-tuning forgets
     memory_plan: str = ""  # a worker's, for who asks why it ran out
     token: int = 0  # of the lease under which this process writes the run
+    uri: str | None = None  # the run's place in an object store, if it is kept in one
 
     @property
     def checkpoints(self) -> Path:
         return self.run_dir / "checkpoints"
+
+    @property
+    def remote(self) -> RemoteRun | None:
+        """The run as the object store has it."""
+        return None if self.uri is None else RemoteRun(self.uri, self.token)
 
     @property
     def journal(self) -> Path:

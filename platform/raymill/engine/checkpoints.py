@@ -20,7 +20,7 @@ from raymill.engine.group import WorkerGroup
 from raymill.engine.host_copy import HostCopy
 from raymill.engine.journal import Journal
 from raymill.engine.learner import Learner
-from raymill.errors import CheckpointError
+from raymill.errors import CheckpointError, StorageError
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,10 @@ class Checkpoints:
         self._learners = learners
         self._group = group
         self._journal = journal
-        self._commits = BackgroundCommits(assignment.checkpoints, group.beside(), self._retain)
+        self._remote = assignment.remote
+        self._commits = BackgroundCommits(
+            assignment.checkpoints, group.beside(), self._retain, self._remote
+        )
         self._copy = HostCopy()
         self._samples = committed  # at the one under way
         self._stall = 0.0  # seconds that it cost the loop
@@ -126,10 +129,10 @@ class Checkpoints:
     def _retain(self, _directory: Path) -> None:
         """On rank 0, behind the training. What can't be deleted is tried again next time."""
         keep = self._assignment.job.checkpoint
-        with suppress(OSError):
+        with suppress(OSError, StorageError, FencedError):
+            protected = registered_checkpoints(self._assignment.run_dir)
+            if self._remote is not None:
+                self._remote.retain(keep.keep_last, keep.keep_every, protected)
             apply_retention(
-                self._assignment.checkpoints,
-                keep.keep_last,
-                keep.keep_every,
-                registered_checkpoints(self._assignment.run_dir),
+                self._assignment.checkpoints, keep.keep_last, keep.keep_every, protected
             )

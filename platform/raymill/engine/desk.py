@@ -138,7 +138,7 @@ def _threads(job: RlhfJob) -> int:
 
 
 def _below(job: RlhfJob, folder: str | None) -> Path | None:
-    return None if folder is None else Path(job.storage.root) / folder
+    return None if folder is None else job.storage.folder / folder
 
 
 def _decoder(prepared: Prepared) -> Any:

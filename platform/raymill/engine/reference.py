@@ -86,7 +86,7 @@ class CachedReference:
             "format": 1,
         }
         name = f"{sha256_json(identity)[:16]}.npz"
-        cache = cls(Path(job.storage.root) / "references" / name)
+        cache = cls(job.storage.folder / "references" / name)
         if cache.path.exists():
             cache.load()
         return cache

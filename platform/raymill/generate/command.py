@@ -27,7 +27,7 @@ def run(job: GenerateJob) -> int:
     from raymill.track.registry import resolve_model
 
     prompt = _given_prompt(job)
-    found = resolve_model(job.model, job.tracking, Path(job.storage.root))
+    found = resolve_model(job.model, job.tracking, job.storage.folder)
     if gives_a_number(found.folder):
         raise ConfigError([f"model={job.model}: {found.name} is a reward model and writes nothing"])
     encoder = _chat_encoder(job, found.folder)

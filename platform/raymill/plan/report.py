@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from rich.console import Console
 
 from raymill.config.schema import (
@@ -186,14 +184,14 @@ def memory_plan(job: TrainJob, arch: ArchConfig, vocabulary: int) -> str:
 
 
 def _text_data(job: PretrainJob) -> str:
-    root = Path(job.storage.root)
+    root = job.storage.folder
     folder = prepared_folder(job.data, job.tokenizer, job.run.seed, root)
     state = "prepared" if (folder / MANIFEST_NAME).exists() else "not prepared yet"
     return f"{folder} ({state})"
 
 
 def _places(job: TrainJob, data: str) -> list[tuple[str, str]]:
-    root = Path(job.storage.root)
+    root = job.storage.folder
     if job.data.mixture:
         data = ", ".join(f"{name} ({weight:g})" for name, weight in job.data.mixture.items())
     run_dir = root / "runs" / str(job.run.name)

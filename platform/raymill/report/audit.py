@@ -4,15 +4,17 @@ lost, and whether every byte of its checkpoints is still what was committed."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from raymill.checkpoint.manifest import Manifest, verify
+from raymill.checkpoint.remote import RemoteRun
 from raymill.checkpoint.retention import committed_steps
 from raymill.config.schema import AuditJob
 from raymill.engine.guard import noted_windows
@@ -60,7 +62,9 @@ def run(job: AuditJob) -> int:
     Raises:
         ConfigError: there is no such run.
     """
-    runs = Path(job.storage.root) / "runs"
+    if job.storage.uri is not None:
+        return _run_remote(RemoteRun(f"{job.storage.uri}/runs/{job.run.name}"), str(job.run.name))
+    runs = job.storage.folder / "runs"
     run_dir = runs / str(job.run.name)
     if not (run_dir / "metrics.jsonl").exists():
         there = sorted(path.parent.name for path in runs.glob("*/metrics.jsonl"))
@@ -69,22 +73,35 @@ def run(job: AuditJob) -> int:
                 f"run.name={job.run.name}: {runs} has no such run; there is: {', '.join(there) or 'none'}"
             ]
         )
-    found = audit(run_dir)
-    print(f"run {job.run.name} in {run_dir}")
+    return _print(audit(run_dir), f"run {job.run.name} in {run_dir}")
+
+
+def _run_remote(remote: RemoteRun, name: str) -> int:
+    """Of a run in an object store, wherever it was made."""
+    with TemporaryDirectory() as folder:
+        run_dir = Path(folder)
+        remote.files(run_dir)
+        return _print(audit(run_dir, remote.verified), f"run {name} in {remote.uri}")
+
+
+def _print(found: Audit, title: str) -> int:
+    print(title)
     for name, text in audit_lines(found):
         print(f"{name:<14}{text}")
     return 1 if found.problems else 0
 
 
-def audit(run_dir: Path) -> Audit:
-    """Read a run's journal, history and checkpoints; every file of the latter is hashed."""
+def audit(
+    run_dir: Path, verified: Callable[[], tuple[list[Manifest], list[str]]] | None = None
+) -> Audit:
+    """Read a run's journal, history and checkpoints, of which every byte is hashed, here or by `verified`."""
     events = Follower(run_dir / "metrics.jsonl").read()
     history = read_history(run_dir)
     steps = [event for event in events if event["kind"] == "step"]
     # Steps that an earlier attempt made beyond where the last one is will be made again.
     reached = steps[-1]["step"] if steps else 0
     counted = [event for event in last_of_each_step(events, "step") if event["step"] <= reached]
-    manifests, damaged = _verified(run_dir / "checkpoints")
+    manifests, damaged = verified() if verified else _verified(run_dir / "checkpoints")
     left_out = sorted({*_left_out(manifests), *noted_windows(run_dir)})
     batch = _batch(counted, manifests)
     return Audit(

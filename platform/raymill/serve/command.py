@@ -37,7 +37,7 @@ def run(job: RankJob) -> int:
     Raises:
         RaymillError: the prompts or a model can't be had, the folder is in use or isn't one of ours.
     """
-    folder = Path(job.storage.root) / "rankings" / job.name
+    folder = job.storage.folder / "rankings" / job.name
     if job.export_only:
         return _export_only(folder)
     judge = None if job.judge is None else judge_named(job.judge, job.judge_noise, job.seed)
@@ -102,7 +102,7 @@ def _drawing(job: RankJob) -> Drawing | None:
     """Who answers; None where people do."""
     if job.mode == "write":
         return None
-    root = Path(job.storage.root)
+    root = job.storage.folder
     samplers = [
         ModelSampler(
             resolve_model(reference, job.tracking, root),

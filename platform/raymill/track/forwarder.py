@@ -48,7 +48,7 @@ class Forwarder:
         if self.run_id is None:
             job = self.assignment.job
             run = self.client.create_run(
-                experiment_id(self.client, job.tracking, Path(job.storage.root)),
+                experiment_id(self.client, job.tracking, job.storage.folder),
                 run_name=job.run.name,
                 tags=self._tags(),
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from raymill.checkpoint.retention import REGISTERED_NAME
 from raymill.config.schema import TrackingConfig
-from raymill.durable import sha256_file, sha256_json, write_atomic
+from raymill.config.storage import is_uri
+from raymill.durable import sha256_file, sha256_json, sha256_text, write_atomic
 from raymill.errors import ConfigError, TrackingError
+from raymill.storage.bucket import Bucket
+from raymill.storage.mirror import Mirror
 from raymill.track.server import call, connect, tracking_uri
 
 if TYPE_CHECKING:
@@ -144,7 +148,8 @@ def _lineage_tags(forwarder: Forwarder, found: Found, figures: dict[str, Any]) -
 def resolve_model(
     reference: str, tracking: TrackingConfig, root: Path, key: str = "model"
 ) -> ResolvedModel:
-    """A registry reference or a Hugging Face folder → a folder on this machine and a pinned name.
+    """A registry reference, or a Hugging Face folder, here or in an object store → a folder on this machine
+    and a pinned name.
 
     `key` is what the user typed it under; "auto" is the stage that is furthest along.
 
@@ -154,6 +159,8 @@ def resolve_model(
     """
     if reference == FURTHEST:
         reference = _furthest(tracking, root)
+    if is_uri(reference):
+        return _described(_fetched(reference, root, key), reference)
     if not reference.startswith("models:"):
         folder = Path(reference).expanduser()
         if not (folder / "config.json").is_file():
@@ -183,6 +190,26 @@ def resolve_model(
     if not (folder / "config.json").is_file():
         raise TrackingError(f"{reference} points to {version.source}, where there is no model")
     return _described(folder, f"models:/{version.name}/{version.version}")
+
+
+def _fetched(uri: str, root: Path, key: str) -> Path:
+    """A model's folder in an object store, as it is now."""
+    bucket = Bucket(uri)
+    if bucket.get("config.json") is None:
+        raise ConfigError(
+            [f"{key}={uri}: there is no Hugging Face folder (one with a config.json)"]
+        )
+    folder = root / "models" / sha256_text(bucket.uri)[:16]
+    marker = bucket.get(MARKER_NAME)
+    if (
+        marker is None
+        or not (folder / MARKER_NAME).exists()
+        or ((folder / MARKER_NAME).read_bytes() != marker)
+    ):
+        shutil.rmtree(folder, ignore_errors=True)
+        print(f"fetching {bucket.uri}", flush=True)
+        Mirror(bucket, folder).pull(last=MARKER_NAME)
+    return folder
 
 
 def _furthest(tracking: TrackingConfig, root: Path) -> str:

@@ -34,7 +34,7 @@ class Tracker:
     def __init__(self, assignment: Assignment) -> None:
         self.assignment = assignment
         self._tracking = assignment.job.tracking
-        self._root = Path(assignment.job.storage.root)
+        self._root = assignment.job.storage.folder
         self._uri = tracking_uri(self._tracking, self._root)
         self._closing = threading.Event()
         self._ready = threading.Event()

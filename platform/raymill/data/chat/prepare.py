@@ -55,7 +55,7 @@ def plan_chat_units(data: ChatConfig) -> list[Unit]:
 
 def preparation(job: ChatPrepareJob, tokenizer: ChatTokenizer) -> Preparation:
     """How a job's conversations are prepared."""
-    folder = chat_folder(job.data, tokenizer, job.seed, job.storage.root)
+    folder = chat_folder(job.data, tokenizer, job.seed, job.storage.folder)
     settings = _settings(job, tokenizer, folder)
     return Preparation(
         tokenizer=tokenizer,

@@ -43,7 +43,7 @@ def preparation(job: PreferencePrepareJob, tokenizer: ChatTokenizer) -> Preparat
     """How a job's compared answers are prepared."""
     data, validation = job.data, job.data.validation
     settings = PreferenceSettings(
-        folder=str(preference_folder(data, tokenizer, job.seed, job.storage.root)),
+        folder=str(preference_folder(data, tokenizer, job.seed, job.storage.folder)),
         reading=PreferenceReading(
             None if data.format == "auto" else data.format,
             validation.group_column,

@@ -53,7 +53,7 @@ def preparation(job: PromptsPrepareJob, tokenizer: ChatTokenizer) -> Preparation
     """How a job's prompts are prepared."""
     data, validation = job.data, job.data.validation
     settings = PromptsSettings(
-        folder=str(prompts_folder(data, tokenizer, job.seed, job.storage.root)),
+        folder=str(prompts_folder(data, tokenizer, job.seed, job.storage.folder)),
         reading=PromptsReading(
             data.verifier, validation.group_column, validation.fraction, job.seed
         ),

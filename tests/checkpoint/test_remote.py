@@ -1,0 +1,272 @@
+"""A run that is kept in an object store: one commit at a time, by one writer, whole or not there at all."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from checkpoint.test_commit import SHAPES, Alone, manifest, state
+from checkpoint.test_crash_points import injected
+from faults.injector import happened
+from raymill.checkpoint.commit import commit
+from raymill.checkpoint.fence import FencedError, raise_fence
+from raymill.checkpoint.ledger import Commit, Ledger
+from raymill.checkpoint.manifest import MANIFEST_NAME
+from raymill.checkpoint.remote import RemoteRun
+from raymill.checkpoint.resume import newest_verified
+from raymill.checkpoint.retention import committed_steps
+from raymill.errors import CheckpointError, ConfigError, StorageError
+from raymill.storage.bucket import Bucket
+
+# A rank's file, here and there; index, manifest and the folder's entries here; both there, the ledger's entry;
+# and after the rename here the entries of its parent.
+WRITES = 9
+REAL = 8
+SCRIPT = """
+import sys
+from pathlib import Path
+from checkpoint.test_remote import save_as
+for step in (1, 2):
+    save_as(1, sys.argv[2], Path(sys.argv[1]), step)
+"""
+
+
+def save_as(token: int, uri: str, run_dir: Path, step: int) -> None:
+    """A commit of one rank, by the holder of a token."""
+    fragments = [(name, 0, arrays) for name, arrays in state(step).items()]
+    checkpoints = run_dir / "checkpoints"
+    raise_fence(checkpoints, token)
+    (run_dir / "metrics.jsonl").write_text("".join(f"{n}\n" for n in range(1, step + 1)))
+    remote = RemoteRun(uri, token)
+    commit(
+        checkpoints, replace(manifest(step), token=token), SHAPES, fragments, Alone(), remote
+    )  # fmt: skip
+
+
+def taken_up(uri: str, token: int, run_dir: Path) -> list[str]:
+    """What a new holder was told while it fetched the run."""
+    said: list[str] = []
+    (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+    RemoteRun(uri, token).pull(run_dir, said.append)
+    return said
+
+
+def steps_of(uri: str) -> list[int]:
+    return [commit.step for commit in Ledger(Bucket(uri), 99).state().commits]
+
+
+def check(run_dir: Path, step: int) -> None:
+    """The newest checkpoint is this step's, with all its values."""
+    found = newest_verified(run_dir / "checkpoints")
+    assert found is not None
+    assert found.manifest.step == step
+    for name, arrays in state(step).items():
+        for kind, values in arrays.items():
+            assert np.array_equal(found.reader().read(kind, name), values)
+
+
+def test_a_run_goes_on_elsewhere(uri: str, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for step in (1, 2):
+        save_as(1, uri, one, step)
+    assert steps_of(uri) == [1, 2]
+    assert taken_up(uri, 2, two) == [f"fetching the checkpoint of step 2 from {uri}"]
+    check(two, 2)
+    assert [step for step, _ in committed_steps(two / "checkpoints")] == [2]
+    assert (two / "metrics.jsonl").read_text() == "1\n2\n"
+    save_as(2, uri, two, 3)
+    # And back: what is there is used, what was written elsewhere is fetched.
+    assert taken_up(uri, 3, one) == [f"fetching the checkpoint of step 3 from {uri}"]
+    check(one, 3)
+    assert (one / "metrics.jsonl").read_text() == "1\n2\n3\n"
+    assert taken_up(uri, 4, one) == []
+    manifests, problems = RemoteRun(uri).verified()
+    assert ([found.step for found in manifests], problems) == ([1, 2, 3], [])
+    assert manifests[2].token == 2
+
+
+def test_the_files_of_who_worked_here_last_are_newer_than_the_stores(
+    uri: str, tmp_path: Path
+) -> None:
+    taken_up(uri, 1, tmp_path)
+    save_as(1, uri, tmp_path, 1)
+    (tmp_path / "metrics.jsonl").write_text("1\nmade after the checkpoint\n")
+    taken_up(uri, 2, tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == "1\nmade after the checkpoint\n"
+
+
+def test_who_lost_the_run_commits_nothing_and_spoils_nothing(uri: str, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    save_as(1, uri, one, 1)
+    taken_up(uri, 2, two)
+    with pytest.raises(FencedError, match="token 1 doesn't hold it any more, 2 does"):
+        save_as(1, uri, one, 2)
+    assert steps_of(uri) == [1]
+    assert [step for step, _ in committed_steps(one / "checkpoints")] == [1]
+    save_as(2, uri, two, 2)
+    RemoteRun(uri, 1).keep(one, results=False)
+    taken_up(uri, 3, tmp_path / "three")
+    assert (tmp_path / "three" / "metrics.jsonl").read_text() == "1\n2\n"
+    with pytest.raises(FencedError):
+        RemoteRun(uri, 2).retain(1, 0, ())
+
+
+def test_of_writers_at_once_each_change_counts_or_is_refused(uri: str) -> None:
+    """Eight add to one ledger while a ninth takes it over."""
+    barrier = threading.Barrier(9)
+    added: list[int] = []
+
+    def add(step: int) -> None:
+        barrier.wait()
+        try:
+            Ledger(Bucket(uri), 1).add(Commit(step, f"step-{step}", "d"))
+            added.append(step)
+        except FencedError:
+            pass
+
+    def hold() -> None:
+        barrier.wait()
+        Ledger(Bucket(uri), 2).hold()
+
+    threads = [threading.Thread(target=add, args=(step,)) for step in range(8)]
+    threads.append(threading.Thread(target=hold))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = Ledger(Bucket(uri), 2).state()
+    assert found.token == 2
+    assert [commit.step for commit in found.commits] == sorted(added)
+
+
+def test_a_lost_answer_is_not_taken_for_anothers_entry(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = Bucket(uri)
+    put_new = bucket.put_new
+    monkeypatch.setattr(bucket, "put_new", lambda key, data: put_new(key, data) and False)
+    Ledger(bucket, 1).add(Commit(5, "step-5", "d"))
+    assert steps_of(uri) == [5]
+    assert len(bucket.sizes("ledger")) == 1
+
+
+@pytest.mark.parametrize("write", range(1, WRITES + 1))
+def test_killed_at_each_write(uri: str, tmp_path: Path, write: int) -> None:
+    run_dir = tmp_path / "run"
+    fault = {"what": "kill", "write": WRITES + write}
+    done = injected(SCRIPT, tmp_path, fault, str(run_dir), uri)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert happened(tmp_path) == 1
+    step = 2 if write >= REAL else 1
+    assert steps_of(uri) == list(range(1, step + 1))
+    for number, folder in enumerate((run_dir, tmp_path / "elsewhere")):
+        taken_up(uri, 2 + number, folder)
+        check(folder, step)
+    folders = {key.split("/")[1] for key in Bucket(uri).sizes("checkpoints")}
+    assert len(folders) == step, "what was uploaded and never real is gone"
+    save_as(3, uri, tmp_path / "elsewhere", 3)
+
+
+def test_a_store_that_takes_nothing_costs_the_checkpoint_alone(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_as(1, uri, tmp_path, 1)
+    upload = Bucket.upload
+
+    def refuse(self: Bucket, path: Path, key: str) -> None:
+        if key.endswith(MANIFEST_NAME):
+            raise StorageError("the store can't be reached")
+        upload(self, path, key)
+
+    words = r"step 2 was not committed \(rank 0: StorageError: the store can't be reached"
+    with monkeypatch.context() as patched:
+        patched.setattr(Bucket, "upload", refuse)
+        with pytest.raises(CheckpointError, match=words):
+            save_as(1, uri, tmp_path, 2)
+    assert steps_of(uri) == [1]
+    assert len({key.split("/")[1] for key in Bucket(uri).sizes("checkpoints")}) == 1
+    check(tmp_path, 1)
+    save_as(1, uri, tmp_path, 2)
+    check(tmp_path, 2)
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut", "missing", "manifest"])
+def test_a_damaged_one_is_named_and_the_one_before_is_fetched(
+    uri: str, tmp_path: Path, how: str
+) -> None:
+    for step in (1, 2):
+        save_as(1, uri, tmp_path / "one", step)
+    bucket = Bucket(uri)
+    folder = Ledger(bucket, 1).state().commits[-1].folder
+    key = f"checkpoints/{folder}/rank-00000.safetensors"
+    data = bucket.get(key)
+    assert data is not None
+    if how == "flipped":
+        bucket.put(key, bytes([*data[:-1], data[-1] ^ 1]))
+    elif how == "cut":
+        bucket.put(key, data[:-1])
+    else:
+        bucket.delete([key if how == "missing" else f"checkpoints/{folder}/{MANIFEST_NAME}"])
+    [problem] = RemoteRun(uri).verified()[1]
+    assert folder in problem
+    taken_up(uri, 2, tmp_path / "two")
+    found = newest_verified(tmp_path / "two" / "checkpoints")
+    assert found is not None
+    assert found.manifest.step == 1
+    assert len(found.passed_over) == 1
+    assert "step-00000002" in found.passed_over[0]
+    # Here it is whole still, and so nothing is lost where it was made.
+    assert taken_up(uri, 3, tmp_path / "one") == []
+    check(tmp_path / "one", 2)
+
+
+def test_a_damaged_copy_here_is_fetched_again(uri: str, tmp_path: Path) -> None:
+    save_as(1, uri, tmp_path, 1)
+    path = tmp_path / "checkpoints" / "step-00000001" / "rank-00000.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert len(taken_up(uri, 2, tmp_path)) == 1
+    check(tmp_path, 1)
+
+
+def test_what_the_store_does_not_know_is_set_aside_and_not_deleted(
+    uri: str, tmp_path: Path
+) -> None:
+    save_as(1, uri, tmp_path, 1)
+    shutil.copytree(
+        tmp_path / "checkpoints" / "step-00000001", tmp_path / "checkpoints" / "step-00000007"
+    )
+    [said] = taken_up(uri, 2, tmp_path)
+    assert f"step-00000007 isn't in {uri}: set aside as step-00000007.damaged-" in said
+    check(tmp_path, 1)
+
+
+def test_retention_spares_what_it_has_to(uri: str, tmp_path: Path) -> None:
+    for step in range(1, 7):
+        save_as(1, uri, tmp_path, step)
+    RemoteRun(uri, 1).retain(2, 4, [Path("step-00000001")])
+    assert steps_of(uri) == [1, 4, 5, 6]
+    assert len({key.split("/")[1] for key in Bucket(uri).sizes("checkpoints")}) == 4
+    assert RemoteRun(uri).verified()[1] == []
+
+
+def test_a_run_to_look_at_is_found_or_named(uri: str, tmp_path: Path) -> None:
+    save_as(1, f"{uri}/one", tmp_path / "run", 1)
+    RemoteRun(f"{uri}/one").files(tmp_path / "there")
+    assert (tmp_path / "there" / "metrics.jsonl").read_text() == "1\n"
+    with pytest.raises(ConfigError, match=r"run.name=two: .* has no such run; there is: one"):
+        RemoteRun(f"{uri}/two").files(tmp_path / "nothing")
+
+
+def test_a_ledger_that_cannot_be_read_says_what_to_do(uri: str, tmp_path: Path) -> None:
+    save_as(1, uri, tmp_path, 1)
+    bucket = Bucket(uri)
+    last = max(bucket.sizes("ledger"))
+    bucket.put(last, b"{")
+    with pytest.raises(CheckpointError, match=r"can't be read .*delete the damaged one to go on"):
+        Ledger(bucket, 2).hold()
