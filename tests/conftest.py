@@ -41,6 +41,9 @@ def s3() -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture
-def uri(s3: dict[str, str]) -> str:
-    """A place of a test's own on it."""
-    return f"s3://bucket/{uuid.uuid4().hex}"
+def uri(request: pytest.FixtureRequest) -> str:
+    """A place of a test's own on it, or in the store that RAYMILL_TEST_STORE names, as in az://container."""
+    store = os.environ.get("RAYMILL_TEST_STORE")
+    if store is None:
+        request.getfixturevalue("s3")
+    return f"{store or 's3://bucket'}/{uuid.uuid4().hex}"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from raymill.cluster import attempts
-from raymill.cluster.room import choose, fitting
+from raymill.cluster.room import choose, fitting, wished
 from raymill.cluster.session import Beside
 from raymill.config import digest, flatten
 from raymill.config.compose import load
@@ -66,6 +68,14 @@ def test_without_room_it_waits_and_then_says_so(
     rooms = iter([1, 1, 5])
     monkeypatch.setattr(attempts, "room_for_workers", lambda *_: next(rooms, 1))
     monkeypatch.setattr(attempts, "POLL_S", 0.01)
+    wishes: list[int] = []
+
+    @contextmanager
+    def wished(workers: int, _: ClusterConfig) -> Iterator[None]:
+        wishes.append(workers)
+        yield
+
+    monkeypatch.setattr(attempts, "wished", wished)
     training = load("pretrain", ["run.workers=2..4", "train.global_batch=8", "train.micro_batch=1"])
     assignment = Assignment(
         training, tmp_path, tmp_path, (), (), 1, flatten(training), digest(training)
@@ -75,6 +85,22 @@ def test_without_room_it_waits_and_then_says_so(
     assert run._wait_for_room() == 4
     waiting = "waiting: the cluster has room for 1 workers, the run takes one of 2, 4 …"
     assert quiet.said == [waiting], "once"
+    assert wishes == [2], "of an autoscaler, the fewest"
     monkeypatch.setattr(attempts, "ROOM_S", 0.1)
     with pytest.raises(ClusterError, match="had room for 1 workers for 0 s, and the run takes one"):
         run._wait_for_room()
+
+
+def test_what_is_waited_for_is_what_an_autoscaler_sees(ray_session: None) -> None:
+    from ray.util import placement_group_table
+
+    cluster = ClusterConfig("x", "auto", cpus_per_worker=1.0)
+    with wished(64, cluster):
+        [group] = [
+            found for found in placement_group_table().values() if found["state"] == "PENDING"
+        ]
+        assert sorted(str(bundle) for bundle in group["bundles"].values()) == sorted(
+            [*["{'CPU': 1.0}"] * 64, "{'CPU': 0.5}"]
+        )
+    states = {found["state"] for found in placement_group_table().values()}
+    assert "PENDING" not in states

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import deque
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from raymill.checkpoint.retention import committed_steps
 from raymill.cluster.diagnosis import diagnose
 from raymill.cluster.failure import Cause, Failure, GiveUp, RunState, verdict
 from raymill.cluster.launch import WorkerRun
-from raymill.cluster.room import choose, draining_nodes, room_for_workers
+from raymill.cluster.room import choose, draining_nodes, room_for_workers, wished
 from raymill.cluster.session import NOTHING, Beside
 from raymill.cluster.watchdog import Rank, Watchdog, end_one
 from raymill.engine.assignment import Assignment
@@ -120,26 +121,28 @@ class Attempts:
         cluster = self._assignment.job.cluster
         deadline = time.monotonic() + ROOM_S
         told = False
-        while self._asked is None:
-            self._lease.check()
-            room = room_for_workers(cluster, self._beside)
-            size = choose(allowed, room)
-            if size is not None:
-                return size
-            wanted = (
-                f"{allowed[0]}" if len(allowed) == 1 else f"one of {', '.join(map(str, allowed))}"
-            )
-            if time.monotonic() > deadline:
-                raise ClusterError(
-                    f"the cluster had room for {room} workers for {ROOM_S:.0f} s, and the run takes {wanted}; "
-                    f"what was committed stays, and the same command resumes:\n  {self._resume}"
+        with ExitStack() as waiting:
+            while self._asked is None:
+                self._lease.check()
+                room = room_for_workers(cluster, self._beside)
+                size = choose(allowed, room)
+                if size is not None:
+                    return size
+                wanted = (
+                    f"one of {', '.join(map(str, allowed))}" if allowed[1:] else f"{allowed[0]}"
                 )
-            if not told:
-                self._console.say(
-                    f"waiting: the cluster has room for {room} workers, the run takes {wanted} …"
-                )
-                told = True
-            time.sleep(POLL_S * 5)
+                if time.monotonic() > deadline:
+                    raise ClusterError(
+                        f"the cluster had room for {room} workers for {ROOM_S:.0f} s, and the run takes "
+                        f"{wanted}; what was committed stays, and the same command resumes:\n  {self._resume}"
+                    )
+                if not told:
+                    self._console.say(
+                        f"waiting: the cluster has room for {room} workers, the run takes {wanted} …"
+                    )
+                    waiting.enter_context(wished(allowed[0], cluster))
+                    told = True
+                time.sleep(POLL_S * 5)
         return 0
 
     def _attempt(self) -> Ending:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from raymill.cluster.session import NOTHING, READING, Beside
@@ -26,18 +27,37 @@ def room_for_workers(cluster: ClusterConfig, beside: Beside = NOTHING) -> int:
 def fitting(nodes: Sequence[dict[str, Any]], cluster: ClusterConfig, beside: Beside) -> int:
     """Workers that fit on nodes of these resources, node by node, once the actors have theirs, with what
     reading the data takes left over."""
-    each = {"CPU": cluster.cpus_per_worker, "GPU": 1.0 if cluster.gpu else 0.0}
+    each = _each(cluster)
     actor = {"CPU": beside.cpus_each, "GPU": beside.gpus_each}
     free = [dict(node) for node in nodes]
     for _ in range(beside.actors):
         if not _take(free, actor):
             return 0
     count = 0
-    while any(each.values()) and _take(free, each):
+    while each and _take(free, each):
         count += 1
     if sum(node.get("CPU", 0.0) for node in free) < READING:
         count -= 1
     return max(0, count)
+
+
+@contextmanager
+def wished(workers: int, cluster: ClusterConfig) -> Iterator[None]:
+    """Within the block, an autoscaler knows what is waited for: a placement group that finds no room is what it
+    makes room for."""
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    group = placement_group([*[_each(cluster)] * workers, {"CPU": READING}])
+    try:
+        yield
+    finally:
+        remove_placement_group(group)
+
+
+def _each(cluster: ClusterConfig) -> dict[str, float]:
+    """What a worker takes."""
+    each = {"CPU": cluster.cpus_per_worker, "GPU": 1.0 if cluster.gpu else 0.0}
+    return {name: amount for name, amount in each.items() if amount}
 
 
 def _take(free: list[dict[str, float]], amounts: dict[str, float]) -> bool:

@@ -51,7 +51,8 @@ def connect(
     `run`: whose workers it must hold, if there are any; `beside`: what a job's actors take besides them.
 
     Raises:
-        ClusterError: no Ray answers at `cluster.address`, or it can't hold the fewest workers that `run` takes.
+        ClusterError: no Ray answers at `cluster.address`, or one that was started here can't hold the fewest
+            workers that `run` takes; a cluster may grow yet.
     """
     _quieten()
     if cluster.address == "local":
@@ -69,7 +70,8 @@ def connect(
             _join(cluster)
         if callable(asked) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, asked)  # Ray has put its own in its place
-        _check_capacity(cluster, run.least if run else 0, beside)
+        if cluster.address == "local":  # which can't grow
+            _check_capacity(cluster, run.least if run else 0, beside)
         yield
     finally:
         ray.shutdown()

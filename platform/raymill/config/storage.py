@@ -16,7 +16,7 @@ _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 class StorageConfig:
     """Everything a job writes lies under this root: data/, runs/, mlflow.db."""
 
-    root: str  # a folder, or s3://bucket/path, gs://bucket/path, az://account/container/path
+    root: str  # a folder, or s3://bucket/path, gs://bucket/path, az://container/path
     # For an object store: the folder that work is done in, whose loss costs nothing. Workers on several
     # nodes share it. None: below ~/.cache/raymill, named after the root.
     scratch: str | None = None
@@ -51,7 +51,7 @@ def placed(storage: StorageConfig, joins: bool, problems: list[str]) -> StorageC
     if scheme not in SCHEMES or not path:
         problems.append(
             f"storage.root={storage.root}: expected a folder, s3://bucket/path, gs://bucket/path or "
-            "az://account/container/path"
+            "az://container/path"
         )
     uri = f"{scheme}://{path}"
     if storage.scratch is not None:

@@ -1,0 +1,1 @@
+"""Object stores: a bucket behind a URI, and folders that are kept in one."""

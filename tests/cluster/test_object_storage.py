@@ -1,0 +1,66 @@
+"""A run in an object store, through the command line: killed, its machine lost, taken up on another one, it is
+the run that was never killed."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+
+import pytest
+
+from cluster import job
+from cluster.conftest import Workshop
+from cluster.test_resume import losses
+from raymill.storage.bucket import Bucket
+
+pytestmark = pytest.mark.integration
+STEPS, EVERY = 120, 20
+OFF = (
+    "tracking=none", f"train.steps={STEPS}", f"checkpoint.every={EVERY}", "evaluation.every=0",
+    "run.name=kept",
+)  # fmt: skip
+
+
+def test_another_machine_goes_on_from_the_store(workshop: Workshop, uri: str) -> None:
+    root = workshop.root
+    stored = (*workshop.overrides, f"storage.root={uri}")
+    one, two = root / "one", root / "two"
+    code, output = job.run("prepare", *stored, f"storage.scratch={one}", cwd=root)
+    assert code == 0, output
+    assert f"uploading {one / 'data'}" in output
+
+    process = job.start("pretrain", *stored, *OFF, f"storage.scratch={one}", cwd=root)
+    run_dir = one / "runs" / "kept"
+    job.wait_for_step(process, run_dir, 2 * EVERY + 5)
+    code, output = job.run("pretrain", *stored, *OFF, f"storage.scratch={two}", cwd=root)
+    assert code == 1, output
+    assert f"run kept is held by process {process.pid} of " in output
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    made = losses(run_dir)
+    shutil.rmtree(one)  # the machine is gone
+
+    code, output = job.run("pretrain", *stored, *OFF, f"storage.scratch={two}", cwd=root)
+    assert code == 0, output
+    assert "Traceback" not in output
+    run_dir = two / "runs" / "kept"
+    committed = job.events(run_dir, "attempt")[-1]["step"]
+    assert committed >= EVERY, "it didn't begin anew"
+    assert f"fetching the checkpoint of step {committed} from {uri}/runs/kept" in output
+    code, output = job.run("pretrain", *workshop.overrides, *OFF, cwd=root)
+    assert code == 0, output
+    through = losses(workshop.run_dir("kept"))
+    assert made.items() <= through.items(), "before it was killed"
+    assert losses(run_dir) == through, "and after"
+
+    code, output = job.run("audit", f"storage.root={uri}", "run.name=kept", cwd=root)
+    assert code == 0, output
+    assert "every byte verified" in output
+    bucket = Bucket(f"{uri}/runs/kept")
+    assert len({key.split("/")[1] for key in bucket.sizes("checkpoints")}) == 2
+    shutil.rmtree(two)
+    code, output = job.run(
+        "generate", f"model={uri}/runs/kept/export", "prompt=The red mill", "max_new_tokens=4",
+        f"storage.root={uri}", f"storage.scratch={two}", cwd=root,
+    )  # fmt: skip
+    assert code == 0, output

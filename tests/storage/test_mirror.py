@@ -1,0 +1,65 @@
+"""Folders that are kept in an object store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raymill.config.storage import StorageConfig
+from raymill.storage.bucket import Bucket
+from raymill.storage.mirror import Mirror, fetch, keep
+
+
+def test_what_changed_is_uploaded_and_all_comes_back(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    (here / "deep").mkdir(parents=True)
+    (here / "a").write_text("1")
+    (here / "deep" / "b").write_text("2")
+    (here / "not").write_text("3")
+    (here / "a.tmp-12345678").write_text("half")
+    bucket = Bucket(uri)
+    uploaded: list[str] = []
+    upload = bucket.upload
+    monkeypatch.setattr(
+        bucket, "upload", lambda path, key: (uploaded.append(key), upload(path, key))
+    )
+    mirror = Mirror(bucket, here, lambda name: name != "not")
+    mirror.push(last="a")
+    assert uploaded == ["deep/b", "a"]
+    (here / "a").write_text("more")
+    mirror.push()
+    assert uploaded[2:] == ["a"]
+    mirror.push()
+    assert len(uploaded) == 3
+    Mirror(bucket, there).pull(last="a")
+    assert {p.relative_to(there).as_posix(): p.read_text() for p in there.rglob("*") if p.is_file()} == {
+        "a": "more",
+        "deep/b": "2",
+    }  # fmt: skip
+
+
+def test_a_finished_folder_is_found_on_another_machine(
+    uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = (StorageConfig(uri, str(tmp_path / name)) for name in ("one", "two"))
+    folder = one.folder / "data" / "texts-1"
+    (folder / "train").mkdir(parents=True)
+    (folder / "train" / "0.parquet").write_bytes(b"rows")
+    (folder / ".lock").touch()
+    (folder / "manifest.json").write_text("{}")
+    fetch(two, two.folder / "data" / "texts-1", "manifest.json")
+    assert not two.folder.exists()
+    keep(one, folder, "manifest.json")
+    keep(one, folder, "manifest.json")
+    fetch(two, two.folder / "data" / "texts-1", "manifest.json")
+    fetch(two, two.folder / "data" / "texts-1", "manifest.json")
+    assert (two.folder / "data" / "texts-1" / "train" / "0.parquet").read_bytes() == b"rows"
+    assert not (two.folder / "data" / "texts-1" / ".lock").exists()
+    assert capsys.readouterr().out.count("\n") == 2
+    elsewhere = tmp_path / "elsewhere"
+    fetch(two, elsewhere, "manifest.json")
+    assert not elsewhere.exists()
+    fetch(StorageConfig(str(tmp_path)), tmp_path / "data", "manifest.json")
