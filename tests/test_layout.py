@@ -37,6 +37,20 @@ def test_top_level() -> None:
     assert {path.split("/")[0] for path in tracked()} <= TOP_LEVEL
 
 
+def test_every_module_is_tracked() -> None:
+    """What .gitignore hides is in no clone, and in no submitted job."""
+    files = {
+        path.relative_to(ROOT).as_posix()
+        for folder in ("platform", "jobs", "conf", "tests")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".yaml")
+    }
+    done = subprocess.run(
+        ["git", "check-ignore", *sorted(files)], cwd=ROOT, capture_output=True, text=True, check=False
+    )  # fmt: skip
+    assert done.stdout == ""
+
+
 def test_rooms_are_small() -> None:
     for path in (ROOT / "platform").rglob("*.py"):
         assert len(path.read_text().splitlines()) <= 400, path

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import threading
 import tracemalloc
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +17,7 @@ from safetensors.numpy import load_file
 
 from raymill.checkpoint import manifest as manifest_module
 from raymill.checkpoint.commit import commit
-from raymill.checkpoint.fence import FencedError, raise_fence, writing_folder
+from raymill.checkpoint.fence import FencedError, advance_fence, raise_fence, writing_folder
 from raymill.checkpoint.fragments import KINDS, FragmentReader, Slice, merge_slices, read_index
 from raymill.checkpoint.manifest import INDEX_NAME, MANIFEST_NAME, Manifest, verify
 from raymill.checkpoint.resume import contradictions, find_fork, newest_verified, parse_fork
@@ -224,6 +227,47 @@ def test_a_late_fence_leaves_a_newer_holders_alone(tmp_path: Path) -> None:
     raise_fence(tmp_path, 7)
     raise_fence(tmp_path, 6)
     assert writing_folder(tmp_path, 7).is_dir()
+
+
+def test_workers_of_before_commit_nothing_once_others_have_started(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    first = advance_fence(tmp_path, 0, 1)
+    (first / "half-written").mkdir()
+    fragments = [(name, 0, arrays) for name, arrays in state(2).items()]
+    of = [replace(manifest(2), start=start) for start in range(4)]
+    second = advance_fence(tmp_path, 0, 2)
+    assert [path.name for path in second.iterdir()] == ["half-written"]
+    with pytest.raises(FencedError, match="other workers have been started"):
+        commit(tmp_path, of[1], SHAPES, fragments, Alone())
+    with pytest.raises(FencedError):
+        advance_fence(tmp_path, 0, 1)
+    assert advance_fence(tmp_path, 0, 2) == second
+    commit(tmp_path, of[2], SHAPES, fragments, Alone())
+    raise_fence(tmp_path, 1)
+    with pytest.raises(FencedError):
+        advance_fence(tmp_path, 0, 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "step-00000001", "step-00000002", "writing-1",
+    ]  # fmt: skip
+
+
+def test_of_a_holder_of_before_and_a_new_one_at_once_the_new_one_stays(tmp_path: Path) -> None:
+    """While an old holder goes through a hundred starts, a new one takes the run."""
+    raise_fence(tmp_path, 1)
+    begun = threading.Event()
+
+    def go_on() -> None:
+        with suppress(FencedError):
+            for start in range(1, 1000):
+                advance_fence(tmp_path, 1, start)
+                begun.set()
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    begun.wait()
+    raise_fence(tmp_path, 2)
+    thread.join()
+    assert [path.name for path in tmp_path.iterdir()] == ["writing-2"]
 
 
 def test_the_file_is_what_the_library_writes(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_who_lost_the_run_commits_nothing_and_spoils_nothing(uri: str, tmp_path:
     one, two = tmp_path / "one", tmp_path / "two"
     save_as(1, uri, one, 1)
     taken_up(uri, 2, two)
-    with pytest.raises(FencedError, match="token 1 doesn't hold it any more, 2 does"):
+    with pytest.raises(FencedError, match=r"token 1\.0 doesn't hold it any more, 2\.0 does"):
         save_as(1, uri, one, 2)
     assert steps_of(uri) == [1]
     assert [step for step, _ in committed_steps(one / "checkpoints")] == [1]
@@ -115,6 +115,19 @@ def test_who_lost_the_run_commits_nothing_and_spoils_nothing(uri: str, tmp_path:
     assert (tmp_path / "three" / "metrics.jsonl").read_text() == "1\n2\n"
     with pytest.raises(FencedError):
         RemoteRun(uri, 2).retain(1, 0, ())
+
+
+def test_workers_of_before_commit_nothing_once_others_have_started(
+    uri: str, tmp_path: Path
+) -> None:
+    save_as(1, uri, tmp_path, 1)
+    RemoteRun(uri, 1, 1).hold()
+    with pytest.raises(FencedError, match=r"token 1\.0 doesn't hold it any more, 1\.1 does"):
+        save_as(1, uri, tmp_path, 2)
+    assert steps_of(uri) == [1]
+    RemoteRun(uri, 2).hold()
+    with pytest.raises(FencedError):
+        RemoteRun(uri, 1, 7).hold()
 
 
 def test_of_writers_at_once_each_change_counts_or_is_refused(uri: str) -> None:

@@ -75,7 +75,7 @@ def commit(
     """
     name = step_directory_name(manifest.step)
     attempt = group.broadcast(uuid.uuid4().hex)
-    temporary = writing_folder(checkpoints, manifest.token) / f"{name}-{attempt}"
+    temporary = writing_folder(checkpoints, manifest.token, manifest.start) / f"{name}-{attempt}"
     votes = group.gather(_write_rank(temporary, fragments, group.rank, remote))
     refusals = [f"rank {rank}: {vote}" for rank, vote in enumerate(votes) if isinstance(vote, str)]
     outcome: CheckpointError | None = None
@@ -102,7 +102,7 @@ def _explained(
 ) -> CheckpointError:
     """What a failed commit means: the run is another's, or this checkpoint just isn't there."""
     try:
-        check_fence(checkpoints, manifest.token)
+        check_fence(checkpoints, manifest.token, manifest.start)
         if remote is not None:
             with suppress(StorageError):
                 remote.check()

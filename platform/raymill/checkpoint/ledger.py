@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 from raymill.checkpoint.fence import FencedError
 from raymill.errors import CheckpointError, StorageError
@@ -35,15 +35,17 @@ class State:
     """What the ledger says: who writes the run, and its checkpoints, oldest first."""
 
     token: int = 0
+    start: int = 0  # of workers, by that holder
     commits: tuple[Commit, ...] = ()
 
 
 class Ledger:
-    """A run's ledger, as the holder of `token` sees and changes it."""
+    """A run's ledger, as workers of this start by the holder of `token` see and change it."""
 
-    def __init__(self, bucket: Bucket, token: int) -> None:
+    def __init__(self, bucket: Bucket, token: int, start: int = 0) -> None:
         self._bucket = bucket
         self._token = token
+        self._start = start
 
     def state(self) -> State:
         """
@@ -54,7 +56,7 @@ class Ledger:
         return self._last()[1]
 
     def hold(self) -> State:
-        """Fence off every holder of an older token; returns the state.
+        """Fence off every holder of an older token, and workers of an earlier start; returns the state.
 
         Raises:
             FencedError: a newer one has done so.
@@ -89,10 +91,11 @@ class Ledger:
         self._refuse(self.state())
 
     def _refuse(self, state: State) -> None:
-        if state.token > self._token:
+        if (state.token, state.start) > (self._token, self._start):
             raise FencedError(
-                f"another process has taken this run over (token {self._token} doesn't hold it any more, "
-                f"{state.token} does); what it committed stands, this one has ended"
+                f"another process has taken this run over, or other workers have been started (token "
+                f"{self._token}.{self._start} doesn't hold it any more, {state.token}.{state.start} does); "
+                "what was committed since stands, this one has ended"
             )
 
     def _change(self, change: Callable[[tuple[Commit, ...]], tuple[Commit, ...]]) -> State:
@@ -101,7 +104,7 @@ class Ledger:
             number, state = self._last()
             self._refuse(state)
             commits = tuple(sorted(change(state.commits), key=lambda commit: commit.step))
-            changed = replace(state, token=self._token, commits=commits)
+            changed = State(self._token, self._start, commits)
             body = json.dumps({"nonce": nonce, **asdict(changed)}, indent=1).encode()
             key = _key(number + 1)
             # What is there may be our own, where the answer to a request was lost.
@@ -118,7 +121,9 @@ class Ledger:
                 raise StorageError(f"{self._bucket.uri}: {keys[-1]} vanished while it was read")
             body = json.loads(data)
             commits = tuple(Commit(**commit) for commit in body["commits"])
-            return int(keys[-1].rpartition("/")[2].split(".")[0]), State(body["token"], commits)
+            return int(keys[-1].rpartition("/")[2].split(".")[0]), State(
+                body["token"], body["start"], commits
+            )
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{self._bucket.uri}/{keys[-1]} can't be read ({error}): the entry before it says what was "

@@ -57,6 +57,7 @@ class Manifest:
     state: Mapping[str, Any] = field(default_factory=dict)  # what else the job goes on from
     guard: Mapping[str, Any] = field(default_factory=dict)  # its memory, with the samples left out
     token: int = 0  # of the lease under which it was written
+    start: int = 0  # and which of that holder's starts of workers wrote it
     format_version: int = FORMAT_VERSION
     digest: str = ""
 

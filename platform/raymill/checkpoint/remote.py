@@ -44,15 +44,23 @@ _RESULTS = ("export", "adapter", "logs")
 
 
 class RemoteRun:
-    """A run at a URI, as the holder of `token` sees and changes it. Raises StorageError throughout, where the
-    store can't be reached."""
+    """A run at a URI, as workers of this start by the holder of `token` see and change it. Raises StorageError
+    throughout, where the store can't be reached."""
 
-    def __init__(self, uri: str, token: int = 0) -> None:
+    def __init__(self, uri: str, token: int = 0, start: int = 0) -> None:
         self.uri = uri
         self._bucket = Bucket(uri)
-        self._ledger = Ledger(self._bucket, token)
+        self._ledger = Ledger(self._bucket, token, start)
         self._token = token
         self._mirror: Mirror | None = None
+
+    def hold(self) -> None:
+        """Fence off every writer of before.
+
+        Raises:
+            FencedError: the run is another's.
+        """
+        self._ledger.hold()
 
     def check(self) -> None:
         """

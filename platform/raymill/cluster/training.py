@@ -14,7 +14,7 @@ import yaml
 from raymill.checkpoint.lease import Lease, acquire
 from raymill.checkpoint.remote import RemoteRun
 from raymill.checkpoint.resume import Found, newest_verified, parse_fork
-from raymill.checkpoint.retention import committed_steps
+from raymill.checkpoint.retention import REGISTERED_NAME, committed_steps
 from raymill.cluster.attempts import Attempts
 from raymill.cluster.failure import RunState
 from raymill.cluster.finish import finish, preempted, same_command
@@ -30,8 +30,10 @@ from raymill.engine.assignment import Assignment
 from raymill.errors import CheckpointError, StorageError
 from raymill.plan.batch import total_steps
 from raymill.track.console import RunConsole
+from raymill.track.forwarder import STATE_NAME
 from raymill.track.history import History
 from raymill.track.lineage import code_commit
+from raymill.track.server import database
 
 
 def assignment_of(job: TrainJob, folders: Mapping[Path, float], **resolved: Any) -> Assignment:
@@ -117,9 +119,14 @@ def _pull(assignment: Assignment) -> None:
     if remote is None:
         return
     remote.pull(assignment.run_dir, _say)
+    job = assignment.job
+    if job.tracking.uri is None and not database(job.storage.folder).exists():
+        # What was told of this run was told to a database that is gone with the folder it lay in.
+        for name in (STATE_NAME, REGISTERED_NAME):
+            (assignment.run_dir / name).unlink(missing_ok=True)
     if fork is not None and not committed_steps(assignment.checkpoints):
         name, step = parse_fork(fork)
-        other = RemoteRun(f"{assignment.job.storage.uri}/runs/{name}")
+        other = RemoteRun(f"{job.storage.uri}/runs/{name}")
         other.pull_step(assignment.runs / name, step, _say)
 
 

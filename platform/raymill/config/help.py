@@ -31,7 +31,7 @@ _DATA_KEYS = (
     ("tokenizer.vocab_size", "size of the vocabulary to train"),
     ("tokenizer.path", "or a tokenizer that exists"),
     ("run.seed", "of the held-out split"),
-    ("storage.root", "where everything is written"),
+    ("storage.root", "where everything is written: a folder, or s3://, gs://, az://"),
 )
 _TRAIN_KEYS = (
     ("train.steps", "optimizer steps (or train.tokens; the other null)"),
@@ -46,7 +46,7 @@ _TRAIN_KEYS = (
     ("train.precision", "fp32 or bf16"),
     ("checkpoint.every", "steps between checkpoints"),
     ("evaluation.every", "steps between held-out evaluations"),
-    ("storage.root", "where everything is written"),
+    ("storage.root", "where everything is written: a folder, or s3://, gs://, az://"),
 )
 _TRAIN_GROUPS = (
     "arch", "data", "tokenizer", "optim", "schedule", "zero", "run", "cluster", "tracking",
@@ -120,7 +120,7 @@ TOPICS = {
             *_CHAT_KEYS,
             ("preview", "conversations shown as the model will see them"),
             ("run.seed", "of the held-out split and the packing"),
-            ("storage.root", "where everything is written"),
+            ("storage.root", "where everything is written: a folder, or s3://, gs://, az://"),
         ),
         (
             ("kind=chat preview=5", "the embedded conversations, five of them shown"),
@@ -158,7 +158,7 @@ TOPICS = {
             *_PAIR_KEYS,
             ("preview", "pairs shown as the model will see them"),
             ("run.seed", "of the held-out split"),
-            ("storage.root", "where everything is written"),
+            ("storage.root", "where everything is written: a folder, or s3://, gs://, az://"),
         ),
         (
             ("kind=preference data.path=pairs.jsonl preview=3", "prompt, chosen and rejected"),
@@ -178,7 +178,7 @@ TOPICS = {
             *_PROMPT_KEYS,
             ("preview", "prompts shown as the model will see them"),
             ("run.seed", "of the held-out split"),
-            ("storage.root", "where everything is written"),
+            ("storage.root", "where everything is written: a folder, or s3://, gs://, az://"),
         ),
         (
             ("kind=prompts", "the embedded questions"),

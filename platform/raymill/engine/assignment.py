@@ -36,6 +36,7 @@ class Assignment:
     forgetting: Path | None = None  # prepared text that tells what fine-tuning forgets
     memory_plan: str = ""  # a worker's, for who asks why it ran out
     token: int = 0  # of the lease under which this process writes the run
+    start: int = 0  # which start of workers by this process it is
     uri: str | None = None  # the run's place in an object store, if it is kept in one
 
     @property
@@ -45,7 +46,7 @@ class Assignment:
     @property
     def remote(self) -> RemoteRun | None:
         """The run as the object store has it."""
-        return None if self.uri is None else RemoteRun(self.uri, self.token)
+        return None if self.uri is None else RemoteRun(self.uri, self.token, self.start)
 
     @property
     def journal(self) -> Path:

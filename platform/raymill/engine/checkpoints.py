@@ -81,6 +81,7 @@ class Checkpoints:
             state=deepcopy(state),
             guard=guard,
             token=assignment.token,
+            start=assignment.start,
             files={},
         )
         trainers = [learner.trainer for learner in self._learners]

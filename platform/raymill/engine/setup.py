@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from raymill.checkpoint.fence import check_fence, writing_folder
+from raymill.checkpoint.fence import advance_fence
 from raymill.checkpoint.manifest import Manifest
 from raymill.checkpoint.resume import (
     Found,
@@ -94,12 +94,12 @@ def begin(assignment: Assignment, data_digests: tuple[str, ...]) -> Start:
     of the way then.
 
     Raises:
-        FencedError: the run is another process's by now.
+        FencedError: the run is another's by now.
     """
-    check_fence(assignment.checkpoints, assignment.token)
-    remove_leftovers(
-        assignment.checkpoints, writing_folder(assignment.checkpoints, assignment.token)
-    )
+    checkpoints, token = assignment.checkpoints, assignment.token
+    remove_leftovers(checkpoints, advance_fence(checkpoints, token, assignment.start))
+    if assignment.remote is not None:
+        assignment.remote.hold()
     start = decide_start(assignment, data_digests)
     if start.resumed and start.found is not None:
         for directory in start.found.damaged:

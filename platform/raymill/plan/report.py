@@ -196,6 +196,8 @@ def _places(job: TrainJob, data: str) -> list[tuple[str, str]]:
         data = ", ".join(f"{name} ({weight:g})" for name, weight in job.data.mixture.items())
     run_dir = root / "runs" / str(job.run.name)
     state = "exists: it would resume" if run_dir.exists() else "new"
+    if job.storage.uri is not None:  # which isn't asked
+        state = f"kept in {job.storage.uri}"
     tracking = {None: f"sqlite:///{root / 'mlflow.db'}", "none": "off"}.get(
         job.tracking.uri, job.tracking.uri
     )

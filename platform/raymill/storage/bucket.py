@@ -13,10 +13,10 @@ from typing import Any
 from raymill.durable import replaced
 from raymill.errors import StorageError
 
-
 _CHUNK_BYTES = 8 * 2**20
 _SMALL_BYTES = 32 * 2**20
 _ENDPOINTS = ("AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AZURE_STORAGE_ENDPOINT", "GOOGLE_BASE_URL")
+_METADATA_SERVER = "169.254.169.254"  # where machines of a cloud ask for theirs
 _RETRIES: Any = {"max_retries": 3, "retry_timeout": timedelta(seconds=60)}
 
 
@@ -139,6 +139,8 @@ class Bucket:
 
 def _reason(error: Exception) -> str:
     text = str(error).split("\n\nDebug source")[0].strip()
-    if "error sending request" in text or "Connect" in text:
+    if _METADATA_SERVER in text:
+        text = f"there are no credentials in the environment, and this machine gives none ({text})"
+    elif "error sending request" in text or "Connect" in text:
         text = f"the store can't be reached ({text})"
     return " ".join(text.split())[:300]

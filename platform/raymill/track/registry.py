@@ -17,7 +17,7 @@ from raymill.durable import sha256_file, sha256_json, sha256_text, write_atomic
 from raymill.errors import ConfigError, TrackingError
 from raymill.storage.bucket import Bucket
 from raymill.storage.mirror import Mirror
-from raymill.track.server import call, connect, tracking_uri
+from raymill.track.server import call, connect, database, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -177,7 +177,7 @@ def resolve_model(
     uri = tracking_uri(tracking, root)
     if uri == "none":
         raise ConfigError([f"{key}={reference}: tracking.uri=none has no registry; give a folder"])
-    if tracking.uri is None and not (root / "mlflow.db").exists():
+    if tracking.uri is None and not database(root).exists():
         raise ConfigError(
             [
                 f"{key}={reference}: there is no registry yet under storage.root={root}; train a "
@@ -216,7 +216,7 @@ def _furthest(tracking: TrackingConfig, root: Path) -> str:
     """The alias of the last stage of training that is registered; pretraining's where there is none."""
     name, uri = tracking.registered_model, tracking_uri(tracking, root)
     first = f"models:/{name}@{STAGES[0]}"
-    if uri == "none" or (tracking.uri is None and not (root / "mlflow.db").exists()):
+    if uri == "none" or (tracking.uri is None and not database(root).exists()):
         return first
     from mlflow.exceptions import MlflowException
 

@@ -28,7 +28,12 @@ _CREDENTIALS = re.compile(r"//[^/@]*@")
 
 def tracking_uri(tracking: TrackingConfig, root: Path) -> str:
     """Where this configuration tracks to; a SQLite file under the storage root by default."""
-    return tracking.uri or f"sqlite:///{root / 'mlflow.db'}"
+    return tracking.uri or f"sqlite:///{database(root)}"
+
+
+def database(root: Path) -> Path:
+    """The file that is tracked to by default."""
+    return root / "mlflow.db"
 
 
 def shown(uri: str) -> str:
