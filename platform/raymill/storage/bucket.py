@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -79,11 +79,12 @@ class Bucket:
             small = path.stat().st_size <= _SMALL_BYTES
             obstore.put(self._store, key, path.read_bytes() if small else path)
 
-    def download(self, key: str, path: Path) -> None:
-        """Write an object's bytes to a file, which is whole or isn't there."""
+    def download(self, key: str, path: Path, got: Callable[[int], None] = lambda _: None) -> None:
+        """Write an object's bytes to a file, which is whole or isn't there; `got` hears of them as they come."""
         with replaced(path) as temporary, temporary.open("wb") as stream:
             for chunk in self._chunks(key):
                 stream.write(chunk)
+                got(len(chunk))
 
     def sha256(self, key: str) -> tuple[int, str]:
         """An object's size and digest, by its bytes."""

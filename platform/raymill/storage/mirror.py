@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import TypeVar
 
 from raymill.config.storage import StorageConfig
 from raymill.errors import StorageError
+from raymill.progress_line import ProgressLine
 from raymill.storage.bucket import Bucket
+
+T = TypeVar("T")
+_AT_ONCE = 8  # transfers
+_PLAIN_EVERY_S = 10.0
 
 
 class Mirror:
@@ -23,28 +31,69 @@ class Mirror:
 
     def push(self, last: str = "") -> None:
         """Upload what changed since this object's last push; `last` is uploaded after everything else."""
-        for path in sorted(self._folder.rglob("*"), key=lambda path: path.name == last):
-            name = path.relative_to(self._folder).as_posix()
-            try:
-                if not self._wanted(name) or ".tmp-" in path.name or not path.is_file():
-                    continue
-                stat = path.stat()
-                state = stat.st_size, stat.st_mtime_ns
-                if self._pushed.get(name) != state:
-                    self._bucket.upload(path, name)
-                    self._pushed[name] = state
-            except (FileNotFoundError, StorageError):
-                if path.exists():
-                    raise
-                # Somebody deleted it meanwhile: then it needn't be kept.
+        paths = [path for path in self._folder.rglob("*") if self._is_kept(path)]
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            _all_of(pool, self._upload, [path for path in paths if path.name != last])
+        for path in paths:
+            if path.name == last:
+                self._upload(path)
 
     def pull(self, last: str = "") -> None:
         """Download everything, over what is there; `last` after everything else."""
-        names = [name for name in self._bucket.sizes() if self._wanted(name)]
-        for name in sorted(names, key=lambda name: name == last):
-            path = self._folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._bucket.download(name, path)
+        sizes = {name: size for name, size in self._bucket.sizes().items() if self._wanted(name)}
+        with ProgressLine(_PLAIN_EVERY_S, patient=True) as line:
+            got = _Sum(sum(sizes.values()), line)
+
+            def download(name: str) -> None:
+                path = self._folder / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._bucket.download(name, path, got.add)
+
+            with ThreadPoolExecutor(_AT_ONCE) as pool:
+                _all_of(pool, download, [name for name in sizes if name != last])
+            if last in sizes:
+                download(last)
+
+    def _is_kept(self, path: Path) -> bool:
+        name = path.relative_to(self._folder).as_posix()
+        return self._wanted(name) and ".tmp-" not in path.name and path.is_file()
+
+    def _upload(self, path: Path) -> None:
+        name = path.relative_to(self._folder).as_posix()
+        try:
+            stat = path.stat()
+            state = stat.st_size, stat.st_mtime_ns
+            if self._pushed.get(name) != state:
+                self._bucket.upload(path, name)
+                self._pushed[name] = state
+        except (FileNotFoundError, StorageError):
+            if path.exists():  # or else somebody deleted it meanwhile, and it needn't be kept
+                raise
+
+
+class _Sum:
+    """Bytes that several threads have got."""
+
+    def __init__(self, expected: int, line: ProgressLine) -> None:
+        self._expected = expected
+        self._line = line
+        self._got = 0
+        self._lock = threading.Lock()
+
+    def add(self, size: int) -> None:
+        with self._lock:
+            self._got += size
+            self._line.show(f"fetched {self._got / 1e6:,.0f} of {self._expected / 1e6:,.0f} MB")
+
+
+def _all_of(pool: Executor, work: Callable[[T], None], items: Sequence[T]) -> None:
+    """Every one, a few at once; the first that fails ends the rest."""
+    try:
+        for done in as_completed([pool.submit(work, item) for item in items]):
+            done.result()
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
 
 
 def fetch(storage: StorageConfig, folder: Path, marker: str) -> None:
