@@ -80,7 +80,7 @@ class Bucket:
             obstore.put(self._store, key, path.read_bytes() if small else path)
 
     def download(self, key: str, path: Path, got: Callable[[int], None] = lambda _: None) -> None:
-        """Write an object's bytes to a file, which is whole or isn't there; `got` hears of them as they come."""
+        """Write an object's bytes to a file, whole or not at all; `got` hears of them as they come."""
         with replaced(path) as temporary, temporary.open("wb") as stream:
             for chunk in self._chunks(key):
                 stream.write(chunk)
