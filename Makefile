@@ -53,6 +53,7 @@ bench: $(READY) ## measurements against bare PyTorch, a DataLoader and TRL; make
 	@$(BIN)/python bench/trainer_alone.py 2>/dev/null
 	@$(BIN)/python bench/overhead.py
 	@$(BIN)/python bench/checkpoint.py
+	@$(BIN)/python bench/tracking.py
 	@$(BIN)/python bench/grpo.py 2>/dev/null
 
 vllm: $(VLLM_READY) ## an environment that has vLLM as well, in .venv-vllm: for rollout.engine=vllm

@@ -134,7 +134,7 @@ def test_pretraining(workshop: Workshop, tmp_path: Path) -> None:
     assert found(run_dir) == found(calm), "bit-equal"
 
 
-LORA = ("lora.rank=4", "optim.learning_rate=1e-2", "neftune_alpha=5")
+LORA = ("lora.rank=4", "optim.learning_rate=1e-2")
 TWO_AND_ONE = (("run.workers=2",), ("run.workers=1",))
 STAGES = (
     ("run.workers=2", "zero=stage3"),
