@@ -16,10 +16,10 @@ from checkpoint.test_crash_points import injected
 from faults.injector import happened
 from raymill.checkpoint.commit import commit
 from raymill.checkpoint.fence import FencedError, raise_fence
-from raymill.checkpoint.ledger import Commit, Ledger
+from raymill.checkpoint.ledger import Commit, Ledger, State
 from raymill.checkpoint.manifest import MANIFEST_NAME
 from raymill.checkpoint.remote import RemoteRun
-from raymill.checkpoint.resume import newest_verified
+from raymill.checkpoint.resume import find_fork, newest_verified
 from raymill.checkpoint.retention import committed_steps
 from raymill.errors import CheckpointError, ConfigError, StorageError
 from raymill.storage.bucket import Bucket
@@ -53,7 +53,9 @@ def taken_up(uri: str, token: int, run_dir: Path) -> list[str]:
     """What a new holder was told while it fetched the run."""
     said: list[str] = []
     (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-    RemoteRun(uri, token).pull(run_dir, said.append)
+    remote = RemoteRun(uri, token)
+    remote.hold()  # as `acquire` does
+    remote.pull(run_dir, said.append)
     return said
 
 
@@ -257,6 +259,36 @@ def test_what_the_store_does_not_know_is_set_aside_and_not_deleted(
     [said] = taken_up(uri, 2, tmp_path)
     assert f"step-00000007 isn't in {uri}: set aside as step-00000007.damaged-" in said
     check(tmp_path, 1)
+
+
+def test_who_is_late_deletes_nothing_of_a_newer_holders(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its look at the ledger and its cleaning up another takes the run, and commits."""
+    save_as(1, uri, tmp_path / "one", 1)
+    state_of = Ledger.state
+
+    def and_then_another_commits(self: Ledger) -> State:
+        found = state_of(self)
+        monkeypatch.setattr(Ledger, "state", state_of)
+        RemoteRun(uri, 3).hold()
+        save_as(3, uri, tmp_path / "three", 2)
+        return found
+
+    monkeypatch.setattr(Ledger, "state", and_then_another_commits)
+    taken_up(uri, 2, tmp_path / "two")
+    assert RemoteRun(uri).verified()[1] == []
+    assert steps_of(uri) == [1, 2]
+
+
+def test_one_checkpoint_is_fetched_for_a_fork(uri: str, tmp_path: Path) -> None:
+    for step in (1, 2):
+        save_as(1, f"{uri}/base", tmp_path / "here", step)
+    there = tmp_path / "there" / "base"
+    RemoteRun(f"{uri}/base").pull_step(there, 1, lambda _: None)
+    assert find_fork(there.parent, "base@1").manifest.step == 1
+    with pytest.raises(ConfigError, match=r"run.from=base@5: .* has no step 5 \(available: 1, 2\)"):
+        RemoteRun(f"{uri}/base").pull_step(there, 5, lambda _: None)
 
 
 def test_retention_spares_what_it_has_to(uri: str, tmp_path: Path) -> None:

@@ -75,7 +75,8 @@ def commit(
     """
     name = step_directory_name(manifest.step)
     attempt = group.broadcast(uuid.uuid4().hex)
-    temporary = writing_folder(checkpoints, manifest.token, manifest.start) / f"{name}-{attempt}"
+    writing = writing_folder(checkpoints, manifest.token, manifest.start)
+    temporary = writing / f"{name}-{manifest.token}-{attempt}"
     votes = group.gather(_write_rank(temporary, fragments, group.rank, remote))
     refusals = [f"rank {rank}: {vote}" for rank, vote in enumerate(votes) if isinstance(vote, str)]
     outcome: CheckpointError | None = None

@@ -127,12 +127,16 @@ def acquire(run_dir: Path, say: Callable[[str], None], remote: str | None = None
         if tokens.claim(token + 1, holder):
             break
     lease = Lease(tokens, token + 1, holder)  # it beats from now on, however long the rest takes
-    raise_fence(checkpoints, lease.token)
-    if not _is_ours(tokens, lease.token, bucket):  # taken for dead before it began
-        lower_fence(checkpoints, lease.token)
-        lease.lost = True
-        lease.check()
-    tokens.forget(token)
+    try:
+        raise_fence(checkpoints, lease.token)
+        if not _is_ours(tokens, lease.token, bucket):  # taken for dead before it began
+            lower_fence(checkpoints, lease.token)
+            lease.lost = True
+            lease.check()
+        tokens.forget(token)
+    except BaseException:
+        lease.release()
+        raise
     return lease
 
 

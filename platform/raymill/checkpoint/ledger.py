@@ -46,6 +46,7 @@ class Ledger:
         self._bucket = bucket
         self._token = token
         self._start = start
+        self._seen: tuple[int, State] | None = None  # entries stay as they are
 
     def state(self) -> State:
         """
@@ -112,18 +113,19 @@ class Ledger:
                 return changed
 
     def _last(self) -> tuple[int, State]:
-        keys = sorted(self._bucket.sizes(_FOLDER))
+        after = _key(self._seen[0]) if self._seen else None
+        keys = sorted(self._bucket.sizes(_FOLDER, after))
         if not keys:
-            return 0, State()
+            return self._seen or (0, State())
         data = self._bucket.get(keys[-1])
         try:
             if data is None:
                 raise StorageError(f"{self._bucket.uri}: {keys[-1]} vanished while it was read")
             body = json.loads(data)
             commits = tuple(Commit(**commit) for commit in body["commits"])
-            return int(keys[-1].rpartition("/")[2].split(".")[0]), State(
-                body["token"], body["start"], commits
-            )
+            number = int(keys[-1].rpartition("/")[2].split(".")[0])
+            self._seen = number, State(body["token"], body["start"], commits)
+            return self._seen
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{self._bucket.uri}/{keys[-1]} can't be read ({error}): the entry before it says what was "

@@ -8,7 +8,9 @@ is late changes nothing: the newest one with a journal counts.
 
 from __future__ import annotations
 
+import re
 import shutil
+import sys
 import uuid
 from collections.abc import Callable, Collection
 from contextlib import suppress
@@ -37,6 +39,7 @@ HELD_NAME = "held.json"  # here: the token under which this folder was last work
 _CHECKPOINTS = "checkpoints"
 _JOURNAL = "metrics.jsonl"
 _FILES = "files"
+_FOLDER = re.compile(r"step-\d+-(\d+)-[0-9a-f]+")
 # Where each holder, attempt and process leaves what is of no use to another machine.
 _LOCAL = (_CHECKPOINTS, "ray", "pulse", HELD_NAME)
 # What is uploaded once it is complete, and not needed to go on.
@@ -113,20 +116,21 @@ class RemoteRun:
             self._delete(_CHECKPOINTS, lambda folder: folder in folders)
 
     def pull(self, run_dir: Path, say: Callable[[str], None]) -> None:
-        """Have here what it takes to go on: the newest checkpoint that verifies, with those that are damaged
+        """Have here, as the one who holds the run, what it takes to go on: the newest checkpoint that verifies, with those that are damaged
         after it, and, where another machine wrote the run meanwhile, its files.
 
         Raises:
             CheckpointError: the ledger can't be read.
         """
-        state = self._ledger.hold()
+        state = self._ledger.state()
         held = run_dir / HELD_NAME
         # This process's token follows the one that the folder was last worked in: nobody else came between.
         if not held.exists() or held.read_text(encoding="utf-8").strip() != str(self._token - 1):
             self._pull_files(run_dir)
         write_atomic(held, str(self._token))
         known = {commit.folder for commit in state.commits}
-        self._delete(_CHECKPOINTS, lambda folder: folder not in known)
+        # Of earlier holders alone, who can commit nothing any more: a newer one's aren't known here.
+        self._delete(_CHECKPOINTS, lambda name: name not in known and _token_of(name) < self._token)
         by_step = {commit.step: commit for commit in state.commits}
         for step, directory in committed_steps(run_dir / _CHECKPOINTS):
             if step not in by_step:
@@ -136,10 +140,20 @@ class RemoteRun:
                 return
 
     def pull_step(self, run_dir: Path, step: int, say: Callable[[str], None]) -> None:
-        """Have one checkpoint here, if the run has it."""
-        for commit in self._ledger.state().commits:
-            if commit.step == step:
-                self._fetch(commit, run_dir / _CHECKPOINTS, say)
+        """Have one checkpoint here.
+
+        Raises:
+            ConfigError: the run hasn't it; says which it has.
+        """
+        commits = {commit.step: commit for commit in self._ledger.state().commits}
+        if step not in commits:
+            known = ", ".join(map(str, commits)) or "none"
+            raise ConfigError(
+                [
+                    f"run.from={run_dir.name}@{step}: {self.uri} has no step {step} (available: {known})"
+                ]
+            )
+        self._fetch(commits[step], run_dir / _CHECKPOINTS, say)
 
     def _fetch(self, commit: Commit, checkpoints: Path, say: Callable[[str], None]) -> bool:
         """Whether the checkpoint is here now, and whole; a damaged one is here as it is, to be told of."""
@@ -215,6 +229,12 @@ class RemoteRun:
         """Delete folders, their manifests first."""
         keys = [key for key in self._bucket.sizes(place) if which(key.split("/")[1])]
         self._bucket.delete(sorted(keys, key=lambda key: not key.endswith(MANIFEST_NAME)))
+
+
+def _token_of(folder: str) -> int:
+    """The token of who made a checkpoint's folder; of another folder one that nobody is above."""
+    match = _FOLDER.fullmatch(folder)
+    return int(match[1]) if match else sys.maxsize
 
 
 def _is_whole(directory: Path, commit: Commit) -> bool:

@@ -94,12 +94,12 @@ class Bucket:
             size += len(chunk)
         return size, digest.hexdigest()
 
-    def sizes(self, prefix: str = "") -> dict[str, int]:
-        """Key → bytes of everything under a prefix, which ends where a name does."""
+    def sizes(self, prefix: str = "", after: str | None = None) -> dict[str, int]:
+        """Key → bytes of everything under a prefix, which ends where a name does; of keys `after` one."""
         import obstore
 
         with self._told(f"listing {prefix}"):
-            found = obstore.list(self._store, prefix or None).collect()
+            found = obstore.list(self._store, prefix or None, offset=after).collect()
         return {str(entry["path"]): int(entry["size"]) for entry in found}
 
     def folders(self) -> list[str]:
