@@ -116,8 +116,8 @@ class RemoteRun:
             self._delete(_CHECKPOINTS, lambda folder: folder in folders)
 
     def pull(self, run_dir: Path, say: Callable[[str], None]) -> None:
-        """Have here, as the one who holds the run, what it takes to go on: the newest checkpoint that verifies, with those that are damaged
-        after it, and, where another machine wrote the run meanwhile, its files.
+        """Have here, as the one who holds the run, what it takes to go on: the newest checkpoint that verifies,
+        with those that are damaged after it, and, where another machine wrote the run meanwhile, its files.
 
         Raises:
             CheckpointError: the ledger can't be read.
