@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import threading
@@ -112,7 +113,7 @@ def test_who_lost_the_run_commits_nothing_and_spoils_nothing(uri: str, tmp_path:
     assert steps_of(uri) == [1]
     assert [step for step, _ in committed_steps(one / "checkpoints")] == [1]
     save_as(2, uri, two, 2)
-    RemoteRun(uri, 1).keep(one, results=False)
+    RemoteRun(uri, 1).keep(one)
     taken_up(uri, 3, tmp_path / "three")
     assert (tmp_path / "three" / "metrics.jsonl").read_text() == "1\n2\n"
     with pytest.raises(FencedError):
@@ -155,9 +156,17 @@ def test_of_writers_at_once_each_change_counts_or_is_refused(uri: str) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    found = Ledger(Bucket(uri), 2).state()
-    assert found.token == 2
-    assert [commit.step for commit in found.commits] == sorted(added)
+    bucket = Bucket(uri)
+    entries = [json.loads(bucket.get(key) or b"") for key in sorted(bucket.sizes("ledger"))]
+    assert [entry["token"] for entry in entries] == [*[1] * len(added), 2]
+    # Each is made from the one before: a step goes below those that it was made after, or on top of them.
+    steps: list[int] = []
+    for entry in entries[:-1]:
+        found = [commit["step"] for commit in entry["commits"]]
+        assert found == [*(step for step in steps if step < found[-1]), found[-1]]
+        steps = found
+        added.remove(found[-1])
+    assert added == []
 
 
 def test_a_lost_answer_is_not_taken_for_anothers_entry(
@@ -259,6 +268,102 @@ def test_what_the_store_does_not_know_is_set_aside_and_not_deleted(
     [said] = taken_up(uri, 2, tmp_path)
     assert f"step-00000007 isn't in {uri}: set aside as step-00000007.damaged-" in said
     check(tmp_path, 1)
+
+
+def test_what_the_store_let_go_is_let_go_here(uri: str, tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save_as(1, uri, tmp_path, step)
+    RemoteRun(uri, 1).retain(1, 0, ())
+    assert taken_up(uri, 2, tmp_path) == []
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "step-00000003", "writing-1",
+    ]  # fmt: skip
+
+
+def test_retention_does_not_count_what_could_not_be_gone_on_from(uri: str, tmp_path: Path) -> None:
+    """Steps 4 and 6 are damaged; from 2 on step 3 is made again."""
+    for step in (2, 4, 6):
+        save_as(1, uri, tmp_path / "one", step)
+    bucket = Bucket(uri)
+    for commit_ in Ledger(bucket, 1).state().commits[1:]:
+        bucket.delete([f"checkpoints/{commit_.folder}/rank-00000.safetensors"])
+    two = tmp_path / "two"
+    taken_up(uri, 2, two)
+    save_as(2, uri, two, 3)
+    RemoteRun(uri, 2).retain(2, 0, ())
+    assert steps_of(uri) == [2, 3]
+    assert RemoteRun(uri).verified()[1] == []
+
+
+def test_after_a_lost_answer_the_ledger_names_nothing_that_is_deleted(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_as(1, uri, tmp_path, 1)
+    put_new = Bucket.put_new
+
+    def lost(self: Bucket, key: str, data: bytes) -> bool:
+        put_new(self, key, data)
+        monkeypatch.setattr(Bucket, "put_new", put_new)
+        raise StorageError("no answer")
+
+    monkeypatch.setattr(Bucket, "put_new", lost)
+    with pytest.raises(CheckpointError, match="no answer"):
+        save_as(1, uri, tmp_path, 2)
+    assert steps_of(uri) == [1]
+    assert RemoteRun(uri).verified()[1] == []
+
+
+def test_a_step_that_was_committed_there_and_not_here_is_gone_on_from(
+    uri: str, tmp_path: Path
+) -> None:
+    """Killed in between, its driver starts other workers."""
+    for step in (1, 2):
+        save_as(1, uri, tmp_path, step)
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000002")
+    remote = RemoteRun(uri, 1, 1)
+    remote.hold()
+    remote.pull_newest(tmp_path, lambda _: None)
+    check(tmp_path, 2)
+
+
+def test_the_marker_of_results_is_there_once_all_else_is(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_as(1, uri, tmp_path, 1)
+    export = tmp_path / "export"
+    export.mkdir()
+    for text in ("old", "new"):
+        for name in ("weights", "marker.json"):
+            (export / name).write_text(f"{text} {name}")
+        if text == "old":
+            RemoteRun(uri, 1).keep_results(tmp_path, "marker.json")
+    upload = Bucket.upload
+
+    def cut_off(self: Bucket, path: Path, key: str) -> None:
+        if path.name == "weights":
+            raise StorageError("cut off")
+        upload(self, path, key)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Bucket, "upload", cut_off)
+        with pytest.raises(StorageError):
+            RemoteRun(uri, 1).keep_results(tmp_path, "marker.json")
+    bucket = Bucket(f"{uri}/export")
+    assert (bucket.get("weights"), bucket.get("marker.json")) == (b"old weights", None)
+    RemoteRun(uri, 1).keep_results(tmp_path, "marker.json")
+    assert bucket.get("marker.json") == b"new marker.json"
+    RemoteRun(uri, 2).hold()
+    with pytest.raises(FencedError):
+        RemoteRun(uri, 1).keep_results(tmp_path, "marker.json")
+
+
+def test_another_stores_folder_is_not_taken_for_this_ones(uri: str, tmp_path: Path) -> None:
+    taken_up(f"{uri}/a", 1, tmp_path)
+    save_as(1, f"{uri}/a", tmp_path, 1)
+    save_as(1, f"{uri}/b", tmp_path / "other", 5)
+    taken_up(f"{uri}/b", 2, tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == "1\n2\n3\n4\n5\n"
+    check(tmp_path, 5)
 
 
 def test_who_is_late_deletes_nothing_of_a_newer_holders(

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from raymill.config.storage import StorageConfig
+from raymill.errors import StorageError
+from raymill.storage import bucket as module
+from raymill.storage import mirror
 from raymill.storage.bucket import Bucket
 from raymill.storage.mirror import Mirror, fetch, keep
 
@@ -63,3 +66,39 @@ def test_a_finished_folder_is_found_on_another_machine(
     fetch(two, elsewhere, "manifest.json")
     assert not elsewhere.exists()
     fetch(StorageConfig(str(tmp_path)), tmp_path / "data", "manifest.json")
+
+
+def test_a_pull_that_is_interrupted_ends_with_the_piece_under_way(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = Bucket(uri)
+    for name in ("a", "b"):
+        bucket.put(name, bytes(1000))
+    monkeypatch.setattr(module, "_PIECE_BYTES", 1)
+    pieces: list[int] = []
+    add = mirror._Sum.add
+
+    def interrupted(self: mirror._Sum, size: int) -> None:
+        pieces.append(size)
+        if len(pieces) == 5:
+            raise KeyboardInterrupt
+        add(self, size)
+
+    monkeypatch.setattr(mirror._Sum, "add", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Mirror(bucket, tmp_path).pull()
+    assert len(pieces) < 200
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_preparation_of_the_same_name_is_refused(uri: str, tmp_path: Path) -> None:
+    one, two = (StorageConfig(uri, str(tmp_path / name)) for name in ("one", "two"))
+    for storage in (one, two):
+        folder = storage.folder / "data" / "texts-1"
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text(str(storage.scratch))
+    keep(one, one.folder / "data" / "texts-1", "manifest.json")
+    with pytest.raises(StorageError, match=r"holds another manifest\.json than"):
+        keep(two, folder, "manifest.json")
+    fetched = Bucket(f"{uri}/data/texts-1").get("manifest.json")
+    assert fetched == str(one.scratch).encode()

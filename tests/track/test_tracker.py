@@ -18,9 +18,10 @@ from raymill.config import digest, flatten, load
 from raymill.engine.assignment import Assignment
 from raymill.engine.journal import Journal
 from raymill.errors import ConfigError, TrackingError
+from raymill.storage.bucket import Bucket
 from raymill.track import tracker as tracker_module
 from raymill.track.follow import Follower
-from raymill.track.forwarder import metrics_of
+from raymill.track.forwarder import clamp_offset, metrics_of
 from raymill.track.registry import resolve_model
 from raymill.track.server import shown
 from raymill.track.tracker import Tracker
@@ -95,6 +96,58 @@ def test_sqlite_gets_everything_once_however_often_it_is_sent(tmp_path: Path) ->
     state.write_text(json.dumps(json.loads(state.read_text()) | {"offset": 0}))
     track(assignment)
     assert history(assignment, f"sqlite:///{tmp_path / 'mlflow.db'}") == EXPECTED
+
+
+def test_a_database_that_knows_nothing_of_the_run_gets_everything_anew(tmp_path: Path) -> None:
+    """As on another machine, with the journal, and the note of what was sent, of the first one."""
+    write_steps(assignment_for(tmp_path, None))
+    export = tmp_path / "export"
+    export.mkdir()
+    for name in ("mlflow.db", "other.db"):
+        uri = f"sqlite:///{tmp_path / name}"
+        assignment = assignment_for(tmp_path, uri, flush_timeout_s=60)
+        if name == "mlflow.db":
+            save(assignment.checkpoints, 3)
+        found = newest_verified(assignment.checkpoints)
+        assert found is not None
+        tracker = Tracker(assignment)
+        tracker.start()
+        assert "models:/assistant/1 as" in tracker.register(found, export, {})
+        tracker.close("finished")
+        assert history(assignment, uri) == EXPECTED
+
+
+def test_a_note_that_is_ahead_of_its_journal_is_put_right(tmp_path: Path) -> None:
+    assignment = assignment_for(tmp_path, None)
+    write_steps(assignment)
+    note = assignment.run_dir / "tracking.json"
+    size = assignment.journal.stat().st_size
+    for offset, left in ((size, size), (size + 1, 0)):
+        note.write_text(json.dumps({"run_id": "x", "offset": offset}))
+        clamp_offset(assignment.run_dir, assignment.journal)
+        assert json.loads(note.read_text()) == {"run_id": "x", "offset": left}
+
+
+def test_a_model_in_a_store_is_fetched_whole_and_kept_by_what_it_holds(
+    uri: str, tmp_path: Path
+) -> None:
+    tracking = load("pretrain", ["tracking=none", f"storage.root={tmp_path}"]).tracking
+    bucket = Bucket(f"{uri}/runs/base/export")
+    with pytest.raises(ConfigError, match="there is no Hugging Face folder"):
+        resolve_model(bucket.uri, tracking, tmp_path)
+    bucket.put("config.json", b"{}")
+    bucket.put("weights", b"old")
+    Bucket(f"{uri}/runs/base").put("ledger/00000001.json", b"{}")
+    with pytest.raises(ConfigError, match="isn't uploaded to the end"):
+        resolve_model(bucket.uri, tracking, tmp_path, key="parent")
+    bucket.put("raymill.json", b"{}")
+    old = resolve_model(bucket.uri, tracking, tmp_path)
+    assert resolve_model(bucket.uri, tracking, tmp_path).folder == old.folder
+    bucket.put("weights", b"new")
+    new = resolve_model(bucket.uri, tracking, tmp_path)
+    assert (old.folder / "weights").read_bytes() == b"old", "whoever uses it goes on with it"
+    assert (new.folder / "weights").read_bytes() == b"new"
+    assert len(list((tmp_path / "models").iterdir())) == 2
 
 
 @contextmanager

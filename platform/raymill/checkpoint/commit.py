@@ -76,7 +76,7 @@ def commit(
     name = step_directory_name(manifest.step)
     attempt = group.broadcast(uuid.uuid4().hex)
     writing = writing_folder(checkpoints, manifest.token, manifest.start)
-    temporary = writing / f"{name}-{manifest.token}-{attempt}"
+    temporary = writing / f"{name}-{manifest.token}.{manifest.start}-{attempt}"
     votes = group.gather(_write_rank(temporary, fragments, group.rank, remote))
     refusals = [f"rank {rank}: {vote}" for rank, vote in enumerate(votes) if isinstance(vote, str)]
     outcome: CheckpointError | None = None
@@ -90,7 +90,7 @@ def commit(
             outcome = _explained(error, checkpoints, manifest, remote)
             shutil.rmtree(temporary, ignore_errors=True)
             if remote is not None:
-                with suppress(StorageError):  # it is deleted when the run is taken up again
+                with suppress(StorageError, CheckpointError):  # the next start deletes it
                     remote.discard(temporary.name)
     outcome = group.broadcast(outcome)
     if outcome is not None:

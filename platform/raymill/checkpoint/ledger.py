@@ -65,13 +65,13 @@ class Ledger:
         return self._change(lambda commits: commits)
 
     def add(self, commit: Commit) -> State:
-        """Commit a checkpoint, in the place of another of its step.
+        """Commit a checkpoint. Who made it went on from below its step: others from there on are no part of it.
 
         Raises:
             FencedError: the run is another's.
         """
         return self._change(
-            lambda commits: (*(old for old in commits if old.step != commit.step), commit)
+            lambda commits: (*(old for old in commits if old.step < commit.step), commit)
         )
 
     def remove(self, folders: set[str]) -> State:

@@ -26,6 +26,7 @@ from raymill.checkpoint.manifest import (
 )
 from raymill.checkpoint.retention import (
     committed_steps,
+    remove,
     set_aside,
     step_directory_name,
     steps_to_delete,
@@ -39,7 +40,7 @@ HELD_NAME = "held.json"  # here: the token under which this folder was last work
 _CHECKPOINTS = "checkpoints"
 _JOURNAL = "metrics.jsonl"
 _FILES = "files"
-_FOLDER = re.compile(r"step-\d+-(\d+)-[0-9a-f]+")
+_FOLDER = re.compile(r"step-\d+-(\d+)\.(\d+)-[0-9a-f]+")
 # Where each holder, attempt and process leaves what is of no use to another machine.
 _LOCAL = (_CHECKPOINTS, "ray", "pulse", HELD_NAME)
 # What is uploaded once it is complete, and not needed to go on.
@@ -55,15 +56,21 @@ class RemoteRun:
         self._bucket = Bucket(uri)
         self._ledger = Ledger(self._bucket, token, start)
         self._token = token
+        self._start = start
         self._mirror: Mirror | None = None
 
     def hold(self) -> None:
-        """Fence off every writer of before.
+        """Fence off every writer of before, and delete what they uploaded that isn't real.
 
         Raises:
             FencedError: the run is another's.
         """
-        self._ledger.hold()
+        known = {commit.folder for commit in self._ledger.hold().commits}
+        # Of earlier writers alone, who can commit nothing any more: a newer one's aren't known here.
+        self._delete(
+            _CHECKPOINTS,
+            lambda name: name not in known and _writer_of(name) < (self._token, self._start),
+        )
 
     def check(self) -> None:
         """
@@ -77,7 +84,13 @@ class RemoteRun:
         self._bucket.upload(path, f"{_CHECKPOINTS}/{folder}/{path.name}")
 
     def discard(self, folder: str) -> None:
-        """Delete a checkpoint that didn't become real."""
+        """Delete a checkpoint that didn't become real, once the ledger can't say that it did: an answer that
+        was lost may have been a yes.
+
+        Raises:
+            FencedError: the run is another's.
+        """
+        self._ledger.remove({folder})
         self._delete(_CHECKPOINTS, lambda other: other == folder)
 
     def publish(self, commit: Commit, run_dir: Path) -> None:
@@ -86,18 +99,29 @@ class RemoteRun:
         Raises:
             FencedError: the run is another's.
         """
-        self.keep(run_dir, results=False)
+        self.keep(run_dir)
         self._ledger.add(commit)
 
-    def keep(self, run_dir: Path, results: bool) -> None:
-        """Upload what changed of the run directory; `results`: with what a finished run leaves."""
-        if results:
-            Mirror(self._bucket, run_dir, _is_result).push()
+    def keep(self, run_dir: Path) -> None:
+        """Upload what changed of the run directory, but for results."""
         if self._mirror is None:
             own = Bucket(f"{self.uri}/{_FILES}/{self._token:08d}")
             self._mirror = Mirror(own, run_dir, _is_needed)
         self._mirror.push(last=_JOURNAL)  # so that nothing else tells of lines that it lacks
         self._delete(_FILES, lambda token: int(token) < self._token)
+
+    def keep_results(self, run_dir: Path, marker: str) -> None:
+        """Upload what a finished run leaves. In a folder with a `marker` it is gone until all else is there.
+
+        Raises:
+            FencedError: the run is another's.
+        """
+        self.check()
+        for path in run_dir.glob(f"*/{marker}"):
+            key = path.relative_to(run_dir).as_posix()
+            if self._bucket.get(key) != path.read_bytes():
+                self._bucket.delete([key])
+        Mirror(self._bucket, run_dir, _is_result).push(last=marker)
 
     def retain(self, keep_last: int, keep_every: int, protected: Collection[Path]) -> None:
         """Delete the checkpoints that may go, which nobody counts on from the moment the ledger says so.
@@ -116,26 +140,33 @@ class RemoteRun:
             self._delete(_CHECKPOINTS, lambda folder: folder in folders)
 
     def pull(self, run_dir: Path, say: Callable[[str], None]) -> None:
-        """Have here, as the one who holds the run, what it takes to go on: the newest checkpoint that verifies,
-        with those that are damaged after it, and, where another machine wrote the run meanwhile, its files.
+        """Have here, as the one who holds the run, what it takes to go on: its newest checkpoint, and its
+        files, where another machine wrote them last.
 
         Raises:
             CheckpointError: the ledger can't be read.
         """
-        state = self._ledger.state()
         held = run_dir / HELD_NAME
         # This process's token follows the one that the folder was last worked in: nobody else came between.
-        if not held.exists() or held.read_text(encoding="utf-8").strip() != str(self._token - 1):
+        before, now = (f"{self.uri} {token}" for token in (self._token - 1, self._token))
+        if not held.exists() or held.read_text(encoding="utf-8") != before:
             self._pull_files(run_dir)
-        write_atomic(held, str(self._token))
-        known = {commit.folder for commit in state.commits}
-        # Of earlier holders alone, who can commit nothing any more: a newer one's aren't known here.
-        self._delete(_CHECKPOINTS, lambda name: name not in known and _token_of(name) < self._token)
-        by_step = {commit.step: commit for commit in state.commits}
+        write_atomic(held, now)
+        self.pull_newest(run_dir, say)
+
+    def pull_newest(self, run_dir: Path, say: Callable[[str], None]) -> None:
+        """Have here the newest checkpoint that verifies, with those after it that are damaged, and none that
+        the run hasn't."""
+        commits = self._ledger.state().commits
+        by_step = {commit.step: commit for commit in commits}
         for step, directory in committed_steps(run_dir / _CHECKPOINTS):
-            if step not in by_step:
+            if step in by_step:
+                continue
+            if commits and step <= commits[-1].step:  # the store let it go
+                remove(directory)
+            else:
                 say(f"{directory} isn't in {self.uri}: set aside as {set_aside(directory).name}")
-        for commit in reversed(state.commits):
+        for commit in reversed(commits):
             if self._fetch(commit, run_dir / _CHECKPOINTS, say):
                 return
 
@@ -161,7 +192,7 @@ class RemoteRun:
         if target.exists():
             if _is_whole(target, commit):
                 return True
-            set_aside(target)
+            remove(target)
         say(f"fetching the checkpoint of step {commit.step} from {self.uri}")
         temporary = checkpoints / f"{target.name}.{uuid.uuid4().hex[:8]}.deleted"
         temporary.mkdir(parents=True)
@@ -212,6 +243,8 @@ class RemoteRun:
         """
         if not self._pull_files(folder):
             root, _, name = self.uri.rpartition("/")
+            if self._bucket.sizes("lease"):
+                raise ConfigError([f"run.name={name}: this run has committed nothing yet"])
             there = Bucket(root).folders()
             raise ConfigError(
                 [f"run.name={name}: {root} has no such run; there is: {', '.join(there) or 'none'}"]
@@ -231,10 +264,10 @@ class RemoteRun:
         self._bucket.delete(sorted(keys, key=lambda key: not key.endswith(MANIFEST_NAME)))
 
 
-def _token_of(folder: str) -> int:
-    """The token of who made a checkpoint's folder; of another folder one that nobody is above."""
+def _writer_of(folder: str) -> tuple[int, int]:
+    """Token and start of who made a checkpoint's folder; of another folder one that nobody is above."""
     match = _FOLDER.fullmatch(folder)
-    return int(match[1]) if match else sys.maxsize
+    return (int(match[1]), int(match[2])) if match else (sys.maxsize, 0)
 
 
 def _is_whole(directory: Path, commit: Commit) -> bool:

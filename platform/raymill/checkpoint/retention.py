@@ -62,12 +62,16 @@ def apply_retention(
     )
     deleted = []
     for step in doomed:
-        path = directories[step]
-        grave = path.with_name(f"{path.name}.deleted")
-        path.replace(grave)
-        shutil.rmtree(grave, ignore_errors=True)
-        deleted.append(path)
+        remove(directories[step])
+        deleted.append(directories[step])
     return deleted
+
+
+def remove(directory: Path) -> None:
+    """Delete a checkpoint; what is half deleted has another name."""
+    grave = directory.with_name(f"{directory.name}.{uuid.uuid4().hex[:8]}.deleted")
+    directory.replace(grave)
+    shutil.rmtree(grave, ignore_errors=True)
 
 
 def remove_leftovers(checkpoints: Path, writing: Path) -> None:

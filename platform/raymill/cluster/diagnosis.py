@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from raymill.cluster.failure import Cause
+from raymill.errors import StorageError
 
 # What the others say when one rank has gone: the words of torch's process groups.
 _OF_OTHERS = (
@@ -42,6 +43,8 @@ def _single(error: BaseException) -> tuple[Cause, str]:
     text = _one_line(error)
     if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _OF_MEMORY):
         return Cause.MEMORY, text
+    if isinstance(error, StorageError):
+        return Cause.LOST, text
     of_ray = isinstance(error, RayError | RayTrainError) and not isinstance(error, RayTaskError)
     return (Cause.LOST if of_ray else Cause.RAISED), text
 

@@ -14,7 +14,7 @@ import yaml
 from raymill.checkpoint.lease import Lease, acquire
 from raymill.checkpoint.remote import RemoteRun
 from raymill.checkpoint.resume import Found, newest_verified, parse_fork
-from raymill.checkpoint.retention import REGISTERED_NAME, committed_steps
+from raymill.checkpoint.retention import committed_steps
 from raymill.cluster.attempts import Attempts
 from raymill.cluster.failure import RunState
 from raymill.cluster.finish import finish, preempted, same_command
@@ -30,10 +30,10 @@ from raymill.engine.assignment import Assignment
 from raymill.errors import CheckpointError, StorageError
 from raymill.plan.batch import total_steps
 from raymill.track.console import RunConsole
-from raymill.track.forwarder import STATE_NAME
+from raymill.track.forwarder import clamp_offset
 from raymill.track.history import History
 from raymill.track.lineage import code_commit
-from raymill.track.server import database
+from raymill.track.registry import MARKER_NAME
 
 
 def assignment_of(job: TrainJob, folders: Mapping[Path, float], **resolved: Any) -> Assignment:
@@ -86,6 +86,8 @@ def complete(assignment: Assignment, found: Found) -> int:
     tracker.start()
     try:
         code = finish(assignment, found, tracker, console)
+        if code == 0:
+            History(assignment.run_dir, assignment.token).enter(RunState.FINISHED)
         _keep(assignment)
         return code
     finally:
@@ -119,14 +121,10 @@ def _pull(assignment: Assignment) -> None:
     if remote is None:
         return
     remote.pull(assignment.run_dir, _say)
-    job = assignment.job
-    if job.tracking.uri is None and not database(job.storage.folder).exists():
-        # What was told of this run was told to a database that is gone with the folder it lay in.
-        for name in (STATE_NAME, REGISTERED_NAME):
-            (assignment.run_dir / name).unlink(missing_ok=True)
+    clamp_offset(assignment.run_dir, assignment.journal)
     if fork is not None and not committed_steps(assignment.checkpoints):
         name, step = parse_fork(fork)
-        other = RemoteRun(f"{job.storage.uri}/runs/{name}")
+        other = RemoteRun(f"{assignment.job.storage.uri}/runs/{name}")
         other.pull_step(assignment.runs / name, step, _say)
 
 
@@ -139,8 +137,9 @@ def _keep(assignment: Assignment) -> None:
     if assignment.remote is None:
         return
     try:
-        assignment.remote.keep(assignment.run_dir, results=True)
-    except StorageError as error:
+        assignment.remote.keep_results(assignment.run_dir, MARKER_NAME)
+        assignment.remote.keep(assignment.run_dir)
+    except (OSError, StorageError) as error:
         raise StorageError(
             f"the run is finished and in {assignment.run_dir}, but not all of it in the object store: {error}\n"
             "The same command uploads it."
@@ -169,6 +168,7 @@ def train(assignment: Assignment, lease: Lease, beside: Beside = NOTHING) -> int
                 found = newest_verified(assignment.checkpoints)
                 if found is None:
                     raise CheckpointError(f"{assignment.checkpoints} holds no checkpoint to export")
+                lease.check()
                 code = finish(assignment, found, tracker, console)
                 ended = RunState.FINISHED
                 _keep(assignment)
@@ -180,14 +180,16 @@ def train(assignment: Assignment, lease: Lease, beside: Beside = NOTHING) -> int
             console.say(f"stopped after a checkpoint; to go on, run:\n  {same_command()}")
             return 0
         except KeyboardInterrupt:
-            ended = RunState.STOPPED
+            if ended is not RunState.FINISHED:
+                ended = RunState.STOPPED
             raise
         finally:
             history.enter(ended)
             tracker.close(ended.value)
             if assignment.remote is not None:
-                with suppress(StorageError):  # what matters of it was kept with the last checkpoint
-                    assignment.remote.keep(assignment.run_dir, results=False)
+                # What matters of it was kept with the last checkpoint.
+                with suppress(OSError, StorageError):
+                    assignment.remote.keep(assignment.run_dir)
 
 
 @contextmanager

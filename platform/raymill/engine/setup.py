@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,6 +30,8 @@ from raymill.engine.learner import Learner
 from raymill.engine.recipe import Recipe
 from raymill.engine.trainer import CRITIC, Trainer, load_weights
 from raymill.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 
 def open_data(assignment: Assignment) -> tuple[list[Prepared], Order]:
@@ -98,8 +101,9 @@ def begin(assignment: Assignment, data_digests: tuple[str, ...]) -> Start:
     """
     checkpoints, token = assignment.checkpoints, assignment.token
     remove_leftovers(checkpoints, advance_fence(checkpoints, token, assignment.start))
-    if assignment.remote is not None:
-        assignment.remote.hold()
+    if (remote := assignment.remote) is not None:
+        remote.hold()
+        remote.pull_newest(assignment.run_dir, logger.info)
     start = decide_start(assignment, data_digests)
     if start.resumed and start.found is not None:
         for directory in start.found.damaged:

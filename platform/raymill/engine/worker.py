@@ -8,7 +8,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from raymill.engine.assignment import Assignment
-from raymill.errors import RaymillError, RewindError
+from raymill.errors import RaymillError, RewindError, StorageError
 
 if TYPE_CHECKING:
     from raymill.data.order import Order
@@ -52,6 +52,8 @@ def train_worker(config: dict[str, Any]) -> None:
         ending = {"status": loop.run()}
     except RewindError as error:
         ending = {"status": "rewind", "why": str(error)}
+    except StorageError:  # the store is away: a try later may find it
+        raise
     except RaymillError as error:
         logger.exception("the run failed")
         ending = {"status": "failed", "error": str(error), "error_type": type(error).__name__}

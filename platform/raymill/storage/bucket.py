@@ -10,14 +10,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from raymill.durable import replaced
+from raymill.durable import replaced, sha256_json
 from raymill.errors import StorageError
 
-_CHUNK_BYTES = 8 * 2**20
+_PIECE_BYTES = 64 * 2**20
 _SMALL_BYTES = 32 * 2**20
 _ENDPOINTS = ("AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AZURE_STORAGE_ENDPOINT", "GOOGLE_BASE_URL")
 _METADATA_SERVER = "169.254.169.254"  # where machines of a cloud ask for theirs
-_RETRIES: Any = {"max_retries": 3, "retry_timeout": timedelta(seconds=60)}
+_RETRIES: Any = {"max_retries": 3, "retry_timeout": timedelta(seconds=600)}
 
 
 class Bucket:
@@ -32,8 +32,8 @@ class Bucket:
         from obstore.store import from_url
 
         self.uri = uri.rstrip("/")
-        # Requests of any size take as long as they take; a store that answers nothing doesn't.
-        client: Any = {"connect_timeout": "10s", "timeout": "300s"}
+        # For a whole answer, which is a piece at most.
+        client: Any = {"connect_timeout": "10s", "timeout": "120s"}
         if any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS):
             client["allow_http"] = True  # who names such an endpoint means it
         with self._told("opening"):
@@ -120,12 +120,26 @@ class Bucket:
                 except FileNotFoundError:
                     continue
 
+    def fingerprint(self) -> str:
+        """Of all that lies here: it changes whenever an object does."""
+        import obstore
+
+        with self._told("listing files"):
+            found = obstore.list(self._store).collect()
+        return sha256_json(sorted([str(o["path"]), int(o["size"]), str(o["e_tag"])] for o in found))
+
     def _chunks(self, key: str) -> Iterator[bytes]:
+        """An object's bytes in pieces, each of which is tried again by itself; all of one version."""
         import obstore
 
         with self._told(f"reading {key}"):
-            for chunk in obstore.get(self._store, key).stream(min_chunk_size=_CHUNK_BYTES):
-                yield bytes(chunk)
+            there = obstore.head(self._store, key)
+            size, options = int(there["size"]), {}
+            if there["e_tag"] is not None:
+                options = {"if_match": there["e_tag"]}
+            for begin in range(0, size, _PIECE_BYTES):
+                piece: Any = {**options, "range": (begin, min(begin + _PIECE_BYTES, size))}
+                yield bytes(obstore.get(self._store, key, options=piece).bytes())
 
     @contextmanager
     def _told(self, doing: str) -> Iterator[None]:

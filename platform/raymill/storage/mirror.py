@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TypeVar
@@ -31,7 +32,7 @@ class Mirror:
 
     def push(self, last: str = "") -> None:
         """Upload what changed since this object's last push; `last` is uploaded after everything else."""
-        paths = [path for path in self._folder.rglob("*") if self._is_kept(path)]
+        paths = list(self._kept())
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             _all_of(pool, self._upload, [path for path in paths if path.name != last])
         for path in paths:
@@ -50,13 +51,22 @@ class Mirror:
                 self._bucket.download(name, path, got.add)
 
             with ThreadPoolExecutor(_AT_ONCE) as pool:
-                _all_of(pool, download, [name for name in sizes if name != last])
+                try:
+                    _all_of(pool, download, [name for name in sizes if name != last])
+                except BaseException:
+                    got.unwanted = True  # what is under way ends with its next piece
+                    raise
             if last in sizes:
                 download(last)
 
-    def _is_kept(self, path: Path) -> bool:
-        name = path.relative_to(self._folder).as_posix()
-        return self._wanted(name) and ".tmp-" not in path.name and path.is_file()
+    def _kept(self) -> Iterator[Path]:
+        """Files to copy. Folders that aren't wanted, where others come and go, aren't looked into."""
+        for folder, folders, files in os.walk(self._folder):
+            place = Path(folder).relative_to(self._folder)
+            folders[:] = [name for name in folders if self._wanted((place / name).as_posix())]
+            for name in files:
+                if ".tmp-" not in name and self._wanted((place / name).as_posix()):
+                    yield Path(folder) / name
 
     def _upload(self, path: Path) -> None:
         name = path.relative_to(self._folder).as_posix()
@@ -79,8 +89,11 @@ class _Sum:
         self._line = line
         self._got = 0
         self._lock = threading.Lock()
+        self.unwanted = False
 
     def add(self, size: int) -> None:
+        if self.unwanted:
+            raise StorageError("the others ended")
         with self._lock:
             self._got += size
             self._line.show(f"fetched {self._got / 1e6:,.0f} of {self._expected / 1e6:,.0f} MB")
@@ -107,10 +120,22 @@ def fetch(storage: StorageConfig, folder: Path, marker: str) -> None:
 
 
 def keep(storage: StorageConfig, folder: Path, marker: str) -> None:
-    """Have a finished folder in the object store, if there is one."""
+    """Have a finished folder in the object store, if there is one.
+
+    Raises:
+        StorageError: the store has another of this name.
+    """
     bucket = _bucket_of(storage, folder)
-    if bucket is None or bucket.get(marker) == (folder / marker).read_bytes():
+    if bucket is None:
         return
+    there = bucket.get(marker)
+    if there == (folder / marker).read_bytes():
+        return
+    if there is not None:
+        raise StorageError(
+            f"{bucket.uri} holds another {marker} than {folder}: two machines made different data from the "
+            "same settings. Delete the folder here to use that one, or give data.name another value"
+        )
     print(f"uploading {folder} → {bucket.uri}", flush=True)
     Mirror(bucket, folder, _visible).push(last=marker)
 

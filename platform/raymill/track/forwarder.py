@@ -54,10 +54,24 @@ class Forwarder:
             )
             self._remember(run_id=run.info.run_id)
         else:
-            self.client.update_run(self.run_id, status="RUNNING")
+            self._go_on()
         if not self._state.get("described"):
             self._describe()
             self._remember(described=True)
+
+    def _go_on(self) -> None:
+        """The run that is there; where it isn't, as with another server or a database that is gone, all is sent
+        anew."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.update_run(self.run_id, status="RUNNING")
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            self._state.clear()
+            self._follower = Follower(self.assignment.journal)
+            self.begin()
 
     def _tags(self) -> dict[str, str]:
         assignment = self.assignment
@@ -181,6 +195,16 @@ def metrics_of(event: Mapping[str, Any]) -> dict[str, float]:
         and key not in _NOT_METRICS
         and not (key == "tokens" and event["kind"] != "step")
     }
+
+
+def clamp_offset(run_dir: Path, journal: Path) -> None:
+    """Where a journal from before was put in a newer one's place, all of it is sent again: twice harms nothing,
+    and the middle of a line is no event."""
+    path = run_dir / STATE_NAME
+    state = _read_state(path)
+    size = journal.stat().st_size if journal.exists() else 0
+    if state.get("offset", 0) > size:
+        write_atomic(path, json.dumps(state | {"offset": 0}))
 
 
 def _read_state(path: Path) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from raymill.checkpoint.retention import REGISTERED_NAME
 from raymill.config.schema import TrackingConfig
 from raymill.config.storage import is_uri
-from raymill.durable import sha256_file, sha256_json, sha256_text, write_atomic
-from raymill.errors import ConfigError, TrackingError
+from raymill.durable import sha256_file, sha256_json, write_atomic
+from raymill.errors import ConfigError, StorageError, TrackingError
 from raymill.storage.bucket import Bucket
 from raymill.storage.mirror import Mirror
 from raymill.track.server import call, connect, database, tracking_uri
@@ -83,8 +85,8 @@ def register_export(
     for record in records:
         if record["checkpoint_digest"] == found.manifest.digest and record["model"] == name:
             known = str(record["version"])
-            call(partial(client.set_registered_model_alias, name, alias, known), uri)
-            return f"models:/{name}/{known} as {name}@{alias}"
+            if call(partial(_point_to, client, name, alias, known), uri):
+                return f"models:/{name}/{known} as {name}@{alias}"
     place = f"model{suffix}/{found.directory.name}"
 
     def register() -> str:
@@ -107,6 +109,19 @@ def register_export(
     )
     write_atomic(record_path, json.dumps(records, indent=1))
     return f"models:/{name}/{version} as {name}@{alias}"
+
+
+def _point_to(client: MlflowClient, name: str, alias: str, version: str) -> bool:
+    """Whether the registry has the version, to which the alias points now; it may be another than before."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.set_registered_model_alias(name, alias, version)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
+    return True
 
 
 def _ensure_model(client: MlflowClient, name: str) -> None:
@@ -180,8 +195,8 @@ def resolve_model(
     if tracking.uri is None and not database(root).exists():
         raise ConfigError(
             [
-                f"{key}={reference}: there is no registry yet under storage.root={root}; train a "
-                "model first (python jobs/pipeline.py experiment=demo), or give a folder"
+                f"{key}={reference}: there is no registry yet in {database(root)}; train a model first "
+                "(python jobs/pipeline.py experiment=demo), give tracking.uri, or a folder"
             ]
         )
     client = connect(tracking, root)
@@ -199,16 +214,26 @@ def _fetched(uri: str, root: Path, key: str) -> Path:
         raise ConfigError(
             [f"{key}={uri}: there is no Hugging Face folder (one with a config.json)"]
         )
-    folder = root / "models" / sha256_text(bucket.uri)[:16]
-    marker = bucket.get(MARKER_NAME)
-    if (
-        marker is None
-        or not (folder / MARKER_NAME).exists()
-        or ((folder / MARKER_NAME).read_bytes() != marker)
-    ):
-        shutil.rmtree(folder, ignore_errors=True)
+    above, _, name = bucket.uri.rpartition("/")
+    ours = name in ("export", "adapter") and bool(Bucket(above).sizes("ledger"))
+    if ours and bucket.get(MARKER_NAME) is None:
+        raise ConfigError(
+            [f"{key}={uri}: it isn't uploaded to the end; the command of its run does that"]
+        )
+    # Named by what it holds: others may use what was fetched before.
+    before = bucket.fingerprint()
+    folder = root / "models" / before[:16]
+    if not folder.exists():
         print(f"fetching {bucket.uri}", flush=True)
-        Mirror(bucket, folder).pull(last=MARKER_NAME)
+        draft = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
+        try:
+            Mirror(bucket, draft).pull()
+            if bucket.fingerprint() != before:
+                raise StorageError(f"{bucket.uri} changed while it was fetched; try again")
+            with suppress(OSError):  # another process was faster
+                draft.replace(folder)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
     return folder
 
 
