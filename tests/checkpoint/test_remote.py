@@ -352,6 +352,10 @@ def test_the_marker_of_results_is_there_once_all_else_is(
     assert (bucket.get("weights"), bucket.get("marker.json")) == (b"old weights", None)
     RemoteRun(uri, 1).keep_results(tmp_path, "marker.json")
     assert bucket.get("marker.json") == b"new marker.json"
+    RemoteRun(uri, 1, 3).hold()
+    RemoteRun(uri, 1).keep_results(
+        tmp_path, "marker.json"
+    )  # its own workers don't fence a driver off
     RemoteRun(uri, 2).hold()
     with pytest.raises(FencedError):
         RemoteRun(uri, 1).keep_results(tmp_path, "marker.json")

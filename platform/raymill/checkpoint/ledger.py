@@ -91,6 +91,15 @@ class Ledger:
         """
         self._refuse(self.state())
 
+    def check_holder(self) -> None:
+        """
+        Raises:
+            FencedError: another process holds the run, whichever workers of this one's have been started.
+        """
+        state = self.state()
+        if state.token > self._token:
+            self._refuse(state)
+
     def _refuse(self, state: State) -> None:
         if (state.token, state.start) > (self._token, self._start):
             raise FencedError(

@@ -116,7 +116,7 @@ class RemoteRun:
         Raises:
             FencedError: the run is another's.
         """
-        self.check()
+        self._ledger.check_holder()
         for path in run_dir.glob(f"*/{marker}"):
             key = path.relative_to(run_dir).as_posix()
             if self._bucket.get(key) != path.read_bytes():
