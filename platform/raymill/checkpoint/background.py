@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,7 +86,6 @@ class BackgroundCommits:
         self, manifest: Manifest, shapes: Mapping[str, Sequence[int]], fragments: Fragments
     ) -> None:
         began = time.perf_counter()
-        _yield_to_training()
         own = list(fragments)
         size = sum(array.nbytes for _, _, arrays in own for array in arrays.values())
         directory, error = None, None
@@ -118,10 +115,3 @@ class BackgroundCommits:
                     self._committed(directory)
                 return directory
         raise AssertionError("the last try returns or raises")
-
-
-def _yield_to_training() -> None:
-    """Where cores are few, hashing and writing take only what this process's other threads leave: the loop
-    that waits for a commit leaves all of it."""
-    with suppress(OSError, AttributeError):  # Linux alone has priorities of threads
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
