@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from at_once import at_once
 from raymill.checkpoint import lease
 from raymill.checkpoint.fence import FencedError, check_fence
 from raymill.checkpoint.lease import (
@@ -152,22 +153,16 @@ def test_a_holder_elsewhere_that_gives_a_sign_keeps_it(
 
 def test_of_many_at_once_one_gets_it(place: Place) -> None:
     place.left_by(ended_process())
-    barrier = threading.Barrier(8)
     got: list[Lease] = []
     refused: list[str] = []
 
     def want() -> None:
-        barrier.wait()
         try:
             got.append(place.acquire(silent))
         except RunHeldError as error:
             refused.append(str(error))
 
-    threads = [threading.Thread(target=want) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(*[want] * 8)
     assert (len(got), len(refused)) == (1, 7)
     got[0].release()
 

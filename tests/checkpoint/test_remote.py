@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from at_once import at_once
 from checkpoint.test_commit import SHAPES, Alone, manifest, state
 from checkpoint.test_crash_points import injected
 from faults.injector import happened
@@ -135,27 +136,16 @@ def test_workers_of_before_commit_nothing_once_others_have_started(
 
 def test_of_writers_at_once_each_change_counts_or_is_refused(uri: str) -> None:
     """Eight add to one ledger while a ninth takes it over."""
-    barrier = threading.Barrier(9)
     added: list[int] = []
 
     def add(step: int) -> None:
-        barrier.wait()
         try:
             Ledger(Bucket(uri), 1).add(Commit(step, f"step-{step}", "d"))
             added.append(step)
         except FencedError:
             pass
 
-    def hold() -> None:
-        barrier.wait()
-        Ledger(Bucket(uri), 2).hold()
-
-    threads = [threading.Thread(target=add, args=(step,)) for step in range(8)]
-    threads.append(threading.Thread(target=hold))
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(*(partial(add, step) for step in range(8)), Ledger(Bucket(uri), 2).hold)
     bucket = Bucket(uri)
     entries = [json.loads(bucket.get(key) or b"") for key in sorted(bucket.sizes("ledger"))]
     assert [entry["token"] for entry in entries] == [*[1] * len(added), 2]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from at_once import at_once
 from raymill.errors import StorageError
 from raymill.storage.bucket import Bucket
 from servers import free_port, refusing_server
@@ -15,19 +16,13 @@ from servers import free_port, refusing_server
 
 def test_of_many_who_create_an_object_one_does(uri: str) -> None:
     bucket = Bucket(uri)
-    barrier = threading.Barrier(8)
     got: list[int] = []
 
     def create(number: int) -> None:
-        barrier.wait()
         if bucket.put_new("one", str(number).encode()):
             got.append(number)
 
-    threads = [threading.Thread(target=create, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(*(partial(create, number) for number in range(8)))
     assert len(got) == 1
     assert bucket.get("one") == str(got[0]).encode()
 

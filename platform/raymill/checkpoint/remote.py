@@ -66,11 +66,10 @@ class RemoteRun:
             FencedError: the run is another's.
         """
         known = {commit.folder for commit in self._ledger.hold().commits}
-        # Of earlier writers alone, who can commit nothing any more: a newer one's aren't known here.
-        self._delete(
-            _CHECKPOINTS,
-            lambda name: name not in known and _writer_of(name) < (self._token, self._start),
-        )
+        for name in self._bucket.folders(_CHECKPOINTS):
+            # Of earlier writers alone, who can commit nothing any more: a newer one's aren't known here.
+            if name not in known and _writer_of(name) < (self._token, self._start):
+                self._delete(f"{_CHECKPOINTS}/{name}")
 
     def check(self) -> None:
         """
@@ -90,8 +89,7 @@ class RemoteRun:
         Raises:
             FencedError: the run is another's.
         """
-        self._ledger.remove({folder})
-        self._delete(_CHECKPOINTS, lambda other: other == folder)
+        self._remove({folder})
 
     def publish(self, commit: Commit, run_dir: Path) -> None:
         """Make a checkpoint real whose files are all there, and keep the run's other files with it.
@@ -108,7 +106,9 @@ class RemoteRun:
             own = Bucket(f"{self.uri}/{_FILES}/{self._token:08d}")
             self._mirror = Mirror(own, run_dir, _is_needed)
         self._mirror.push(last=_JOURNAL)  # so that nothing else tells of lines that it lacks
-        self._delete(_FILES, lambda token: int(token) < self._token)
+        for token in self._bucket.folders(_FILES):
+            if int(token) < self._token:
+                self._delete(f"{_FILES}/{token}")
 
     def keep_results(self, run_dir: Path, marker: str) -> None:
         """Upload what a finished run leaves. In a folder with a `marker` it is gone until all else is there.
@@ -136,8 +136,7 @@ class RemoteRun:
         doomed = steps_to_delete(steps, keep_last, keep_every, safe)
         folders = {commit.folder for commit in commits if commit.step in doomed}
         if folders:
-            self._ledger.remove(folders)
-            self._delete(_CHECKPOINTS, lambda folder: folder in folders)
+            self._remove(folders)
 
     def pull(self, run_dir: Path, say: Callable[[str], None]) -> None:
         """Have here, as the one who holds the run, what it takes to go on: its newest checkpoint, and its
@@ -212,9 +211,8 @@ class RemoteRun:
             try:
                 manifests.append(self._verified(commit))
             except CheckpointError as error:
-                if (
-                    commit in self._ledger.state().commits
-                ):  # it isn't where the run goes on meanwhile
+                # It isn't any more where the run goes on meanwhile.
+                if commit in self._ledger.state().commits:
                     problems.append(str(error))
         return manifests, problems
 
@@ -258,9 +256,15 @@ class RemoteRun:
             Mirror(Bucket(f"{self.uri}/{_FILES}/{max(tokens)}"), folder).pull()
         return bool(tokens)
 
-    def _delete(self, place: str, which: Callable[[str], bool]) -> None:
-        """Delete folders, their manifests first."""
-        keys = [key for key in self._bucket.sizes(place) if which(key.split("/")[1])]
+    def _remove(self, folders: set[str]) -> None:
+        """Delete checkpoints, after the ledger says that they are none."""
+        self._ledger.remove(folders)
+        for folder in folders:
+            self._delete(f"{_CHECKPOINTS}/{folder}")
+
+    def _delete(self, folder: str) -> None:
+        """Delete a folder, its manifest first."""
+        keys = self._bucket.sizes(folder)
         self._bucket.delete(sorted(keys, key=lambda key: not key.endswith(MANIFEST_NAME)))
 
 

@@ -19,7 +19,6 @@ from raymill.cluster.room import choose, draining_nodes, room_for_workers, wishe
 from raymill.cluster.session import NOTHING, Beside
 from raymill.cluster.watchdog import Rank, Watchdog, end_one
 from raymill.engine.assignment import Assignment
-from raymill.engine.journal import attempts_in
 from raymill.errors import CheckpointError, ClusterError, ConfigError, RaymillError
 from raymill.plan.batch import allowed_workers
 from raymill.track.console import RunConsole
@@ -62,12 +61,10 @@ class Attempts:
         self._history = history
         self._resume = resume
         self._beside = beside
-        self._follower = Follower.at_end(assignment.journal)
         self._failures: list[Failure] = []
         self._asked: RunState | None = None  # to end, by a person or by whoever runs the machine
         self._resizing = False
         self._workers = 0
-        self._announced = attempts_in(assignment.journal)  # the last attempt that was
         self._starts = 0  # of workers; each fences off the ones before
         self._ranks: list[Rank] = []  # of this attempt, once they are there
         self._watchdog: Watchdog | None = None
@@ -155,18 +152,18 @@ class Attempts:
         self._ranks, self._watchdog = [], None
         self._step_s.clear()
         self._starts += 1
+        # Workers of before, should they still live, have nothing to say from here on.
+        follower = Follower.at_end(assignment.journal)
         workers = WorkerRun(replace(assignment, start=self._starts), self._workers)
         look = time.monotonic() + LOOK_S
         ending: dict[str, Any] = {}
-        before = self._announced
         step = _last_committed(assignment.checkpoints)
         while True:
             ended = workers.wait(POLL_S)
-            for event in self._follower.read():
+            for event in follower.read():
                 self._console.show(event)
                 step = event["step"] if event["kind"] == "step" else step
-                # Workers of before, should they still live, have nothing to say of how these end.
-                if event["kind"] in ("status", "attempt") and event["attempt"] > before:
+                if event["kind"] in ("status", "attempt"):
                     ending = event
                 self._note(event)
                 self._enter(event)
@@ -205,7 +202,6 @@ class Attempts:
     def _note(self, event: dict[str, Any]) -> None:
         """What the watching needs of an event."""
         if event["kind"] == "attempt":
-            self._announced = event["attempt"]
             self._ranks = [
                 Rank(number, rank["host"], rank["pid"], rank["node"])
                 for number, rank in enumerate(event["ranks"])

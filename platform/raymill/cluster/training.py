@@ -88,7 +88,7 @@ def complete(assignment: Assignment, found: Found) -> int:
         code = finish(assignment, found, tracker, console)
         if code == 0:
             History(assignment.run_dir, assignment.token).enter(RunState.FINISHED)
-        _keep(assignment)
+        _keep(assignment, assignment.remote)
         return code
     finally:
         tracker.close("finished")
@@ -128,17 +128,17 @@ def _pull(assignment: Assignment) -> None:
         other.pull_step(assignment.runs / name, step, _say)
 
 
-def _keep(assignment: Assignment) -> None:
+def _keep(assignment: Assignment, remote: RemoteRun | None) -> None:
     """Have in the object store what a finished run leaves.
 
     Raises:
         StorageError: it can't be uploaded; says that the same command does it.
     """
-    if assignment.remote is None:
+    if remote is None:
         return
     try:
-        assignment.remote.keep_results(assignment.run_dir, MARKER_NAME)
-        assignment.remote.keep(assignment.run_dir)
+        remote.keep_results(assignment.run_dir, MARKER_NAME)
+        remote.keep(assignment.run_dir)
     except (OSError, StorageError) as error:
         raise StorageError(
             f"the run is finished and in {assignment.run_dir}, but not all of it in the object store: {error}\n"
@@ -151,7 +151,7 @@ def train(assignment: Assignment, lease: Lease, beside: Beside = NOTHING) -> int
     """Run the workers to the end, a stop or a failure, on a Ray that is connected; returns the exit code."""
     from raymill.track.tracker import Tracker
 
-    job = assignment.job
+    job, remote = assignment.job, assignment.remote
     _prepare_run_dir(assignment)
     tracker = Tracker(assignment)
     tracker.start()
@@ -171,7 +171,7 @@ def train(assignment: Assignment, lease: Lease, beside: Beside = NOTHING) -> int
                 lease.check()
                 code = finish(assignment, found, tracker, console)
                 ended = RunState.FINISHED
-                _keep(assignment)
+                _keep(assignment, remote)
                 return code
             ended = RunState.STOPPED
             if attempts.drained:
@@ -186,10 +186,10 @@ def train(assignment: Assignment, lease: Lease, beside: Beside = NOTHING) -> int
         finally:
             history.enter(ended)
             tracker.close(ended.value)
-            if assignment.remote is not None:
+            if remote is not None:
                 # What matters of it was kept with the last checkpoint.
                 with suppress(OSError, StorageError):
-                    assignment.remote.keep(assignment.run_dir)
+                    remote.keep(assignment.run_dir)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -96,18 +96,15 @@ class Bucket:
 
     def sizes(self, prefix: str = "", after: str | None = None) -> dict[str, int]:
         """Key → bytes of everything under a prefix, which ends where a name does; of keys `after` one."""
+        return {str(entry["path"]): int(entry["size"]) for entry in self._listed(prefix, after)}
+
+    def folders(self, prefix: str = "") -> list[str]:
+        """Names of what lies right under a prefix and holds more."""
         import obstore
 
         with self._told(f"listing {prefix}"):
-            found = obstore.list(self._store, prefix or None, offset=after).collect()
-        return {str(entry["path"]): int(entry["size"]) for entry in found}
-
-    def folders(self) -> list[str]:
-        """Names of what lies here and holds more."""
-        import obstore
-
-        with self._told("listing"):
-            return sorted(obstore.list_with_delimiter(self._store)["common_prefixes"])
+            found = obstore.list_with_delimiter(self._store, prefix or None)["common_prefixes"]
+        return sorted(path.rpartition("/")[2] for path in found)
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects; one that isn't there is fine."""
@@ -122,11 +119,14 @@ class Bucket:
 
     def fingerprint(self) -> str:
         """Of all that lies here: it changes whenever an object does."""
+        found = ([str(o["path"]), int(o["size"]), str(o["e_tag"])] for o in self._listed())
+        return sha256_json(sorted(found))
+
+    def _listed(self, prefix: str = "", after: str | None = None) -> Sequence[Any]:
         import obstore
 
-        with self._told("listing files"):
-            found = obstore.list(self._store).collect()
-        return sha256_json(sorted([str(o["path"]), int(o["size"]), str(o["e_tag"])] for o in found))
+        with self._told(f"listing {prefix}"):
+            return obstore.list(self._store, prefix or None, offset=after).collect()
 
     def _chunks(self, key: str) -> Iterator[bytes]:
         """An object's bytes in pieces, each of which is tried again by itself; all of one version."""
