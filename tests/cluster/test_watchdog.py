@@ -113,13 +113,23 @@ def test_limits(
     tmp_path: Path, pulses: list[Pulse], clock: Clock,
     timeout: float | None, median: float | None, phase: str, limit: float,
 ) -> None:  # fmt: skip
-    watchdog = Watchdog(tmp_path, RANKS, timeout, clock)
+    watchdog = Watchdog(tmp_path, RANKS, timeout, clock, samples=True)
     beat(pulses, 3, phase)
     assert watchdog.look(median) == []
     clock.now += limit - 0.1
     assert watchdog.look(median) == []
     clock.now += 0.2
     assert watchdog.look(median)
+
+
+def test_rows_that_are_given_are_gathered_in_no_time(
+    tmp_path: Path, pulses: list[Pulse], clock: Clock
+) -> None:
+    watchdog = Watchdog(tmp_path, RANKS, None, clock)
+    beat(pulses, 3, "gather")
+    assert watchdog.look(1.0) == []
+    clock.now += 121
+    assert len(watchdog.look(1.0)) == 3
 
 
 def test_an_attempt_before_says_nothing(tmp_path: Path, pulses: list[Pulse]) -> None:

@@ -18,6 +18,7 @@ from raymill.cluster.launch import WorkerRun
 from raymill.cluster.room import choose, draining_nodes, room_for_workers, wished
 from raymill.cluster.session import NOTHING, Beside
 from raymill.cluster.watchdog import Rank, Watchdog, end_one
+from raymill.config.schema import RlhfJob
 from raymill.engine.assignment import Assignment
 from raymill.errors import CheckpointError, ClusterError, ConfigError, RaymillError
 from raymill.plan.batch import allowed_workers
@@ -211,8 +212,13 @@ class Attempts:
             self._step_s.append(event["perf/step_s"])
 
     def _watch_from_now(self) -> None:
-        timeout = self._assignment.job.watchdog.timeout_s
-        self._watchdog = Watchdog(self._assignment.pulses, self._ranks, timeout)
+        job = self._assignment.job
+        self._watchdog = Watchdog(
+            self._assignment.pulses,
+            self._ranks,
+            job.watchdog.timeout_s,
+            samples=isinstance(job, RlhfJob),
+        )
 
     def _enter(self, event: dict[str, Any]) -> None:
         if self._asked is not None or self._resizing:

@@ -18,9 +18,10 @@ from raymill.engine.pulse import read_pulse
 LEAST_S = 120.0
 STEPS = 20  # median steps that a rank may take for one phase
 FIRST_S = 1200.0  # before there is a median: first steps open data, compile and fill caches
-# Phases whose length a step's doesn't tell: sampling and judging have limits of their own, an evaluation or
-# a write to slow storage takes what it takes.
-_LONG = ("gather", "evaluate", "commit")
+# Phases whose length a step's doesn't tell: an evaluation or a write to slow storage takes what it takes, and
+# where answers are sampled and judged for a step, that has limits of its own.
+_LONG = ("evaluate", "commit")
+_SAMPLING = "gather"
 LONG_S = 3600.0
 _STACK_S = 30.0
 _WAITING = re.compile(r"torch/distributed/|deepspeed/comm/")
@@ -70,11 +71,13 @@ class Watchdog:
         ranks: Sequence[Rank],
         timeout_s: float | None,
         clock: Callable[[], float] = time.monotonic,
+        samples: bool = False,
     ) -> None:
         self._folder = folder
         self._ranks = ranks
         self._timeout_s = timeout_s
         self._clock = clock
+        self._long = (*_LONG, _SAMPLING) if samples else _LONG
         self._seen: dict[int, tuple[float, Mapping[str, Any]]] = {}
 
     def look(self, median_step_s: float | None) -> list[Standing]:
@@ -101,7 +104,7 @@ class Watchdog:
         return behind
 
     def _limit(self, phase: str, median_step_s: float | None) -> float:
-        if phase in _LONG:
+        if phase in self._long:
             return max(LONG_S, self._timeout_s or 0.0)
         if median_step_s is None:
             return max(FIRST_S, self._timeout_s or 0.0)
