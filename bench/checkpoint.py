@@ -1,7 +1,7 @@
 """What a checkpoint costs: seconds that the loop stands still, against a save that it waits for; the steps
 meanwhile; and bytes/s against what `dd conv=fsync` reaches.
 
-    .venv/bin/python bench/checkpoint.py [--steps 60] [--every 10]
+    .venv/bin/python bench/checkpoint.py [--steps 60] [--every 10] [cluster=local_gpu …]
 
 One run of jobs/pretrain.py with a model of about 24 million parameters (290 MB of state). Its last checkpoint
 is one that the loop waits for, as every one of a synchronous save would be. Needs the demo's prepared data
@@ -31,11 +31,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--every", type=int, default=10)
+    parser.add_argument("overrides", nargs="*", help="of jobs/pretrain.py")
     arguments = parser.parse_args()
     with storage(ROOT) as folder:
         length = (f"train.steps={arguments.steps}", f"checkpoint.every={arguments.every}")
-        events = journal_of(folder, "saves", *MODEL, *length)
-        written = dd(folder, 290)
+        events = journal_of(folder, "saves", *MODEL, *length, *arguments.overrides)
+        written = dd(folder, 1000)
     saves = [event for event in events if event["kind"] == "checkpoint"]
     steps = [event for event in events if event["kind"] == "step" and event["step"] > WARM_UP]
     waited, behind = saves[-1]["stall_s"], statistics.median(s["stall_s"] for s in saves[:-1])

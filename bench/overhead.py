@@ -1,6 +1,6 @@
 """What the platform costs: tokens/s of jobs/pretrain.py over a bare PyTorch loop, in one run.
 
-    make bench        or        .venv/bin/python bench/overhead.py [--rounds 3] [--steps 30]
+    make bench        or        .venv/bin/python bench/overhead.py [--rounds 3] [--steps 30] [cluster=local_gpu …]
 
 The same model, rows, batch and threads on both sides; the two sides take turns, and the figure is the
 median of the rounds' ratios, since machines are noisy. Needs the demo's prepared data (make demo).
@@ -27,7 +27,7 @@ WARM_UP = 8  # steps not counted
 PHASES = ("data_wait", "forward", "backward", "optimizer")
 
 
-def bare(steps: int) -> float:
+def bare(steps: int, overrides: list[str]) -> float:
     """Median seconds of a step of a plain loop: no DeepSpeed, no Ray, no checks."""
     import numpy as np
     import torch
@@ -38,7 +38,7 @@ def bare(steps: int) -> float:
     from raymill.data.shards import read_row_group
     from trainer_alone import bare_step
 
-    job = load("pretrain", OVERRIDES)
+    job = load("pretrain", [*OVERRIDES, *overrides])
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     folder = prepared_folder(job.data, job.tokenizer, job.run.seed, job.storage.root)
     prepared = load_prepared(folder)
@@ -47,8 +47,9 @@ def bare(steps: int) -> float:
     rows = np.concatenate(
         [read_row_group(path, shard, group, prepared.manifest.dtype).tokens for group in range(8)]
     )
-    batches = (rows[(step * 16) % 496 :][:16] for step in itertools.count())
-    one_step = bare_step(prepared.manifest.tokenizer.vocab_size, batches)
+    batch = job.train.micro_batch
+    batches = (rows[(step * batch) % (len(rows) - batch + 1) :][:batch] for step in itertools.count())
+    one_step = bare_step(job, prepared.manifest.tokenizer.vocab_size, batches)
     seconds = []
     for _ in range(steps):
         began = time.perf_counter()
@@ -57,12 +58,12 @@ def bare(steps: int) -> float:
     return statistics.median(seconds[WARM_UP:])
 
 
-def platform(stage: int, steps: int) -> dict[str, float]:
+def platform(stage: int, steps: int, overrides: list[str]) -> dict[str, float]:
     """Median seconds of a step of the job, and of its phases."""
     with storage() as root:
         events = journal_of(
             root, "bench", *OVERRIDES, f"zero=stage{stage}", f"train.steps={steps}",
-            "schedule.warmup_steps=1",
+            "schedule.warmup_steps=1", *overrides,
         )  # fmt: skip
     events = [event for event in events if event["kind"] == "step"][WARM_UP:]
     median = {
@@ -77,20 +78,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--bare", action="store_true", help="only print the bare loop's seconds")
+    parser.add_argument("overrides", nargs="*", help="of jobs/pretrain.py")
     arguments = parser.parse_args()
+    overrides = arguments.overrides
     if arguments.bare:
-        print(bare(arguments.steps))
+        print(bare(arguments.steps, overrides))
         return
     ratios: dict[int, list[float]] = {0: [], 1: []}
     shares: dict[int, list[dict[str, float]]] = {0: [], 1: []}
     for _ in range(arguments.rounds):
         for stage in ratios:
             done = subprocess.run(
-                [sys.executable, __file__, "--bare", "--steps", str(arguments.steps)],
+                [sys.executable, __file__, "--bare", "--steps", str(arguments.steps), *overrides],
                 check=True, capture_output=True, text=True,
             )  # fmt: skip
             reference = float(done.stdout.split()[-1])
-            found = platform(stage, arguments.steps)
+            found = platform(stage, arguments.steps, overrides)
             ratios[stage].append(reference / found["step"])
             shares[stage].append({name: value / found["step"] for name, value in found.items()})
     print("tokens/s over a bare PyTorch loop, same model, rows, batch and threads")

@@ -26,6 +26,7 @@ sys.path[:0] = [str(ROOT / "platform"), str(ROOT / "tests")]
 import torch
 from servers import free_port
 from raymill.config import load
+from raymill.config.schema import PretrainJob
 from raymill.engine.device import join_deepspeed
 from raymill.engine.group import WorkerGroup
 from raymill.engine.trainer import Trainer
@@ -37,22 +38,37 @@ ROWS, LENGTH, VOCAB, TURNS, WARM_UP = 16, 256, 4096, 16, 4
 TOKENS = np.random.default_rng(0).integers(0, VOCAB, (ROWS, LENGTH + 1)).astype(np.uint16)
 
 
-def bare_step(vocab_size: int, batches: Iterator[NDArray[Any]]) -> Callable[[], None]:
-    """A plain loop's step over the demo's model: no DeepSpeed, no Ray, no checks."""
-    arch = load("pretrain", ["experiment=demo"]).arch
-    model = build_model(arch, vocab_size, 0, 1)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), fused=True)
+def bare_step(
+    job: PretrainJob, vocab_size: int, batches: Iterator[NDArray[Any]]
+) -> Callable[[], None]:
+    """A plain loop's step over a job's model: no DeepSpeed, no Ray, no checks. In bf16 it keeps a copy in fp32
+    that is updated, as DeepSpeed does."""
+    device = torch.device("cuda" if job.cluster.gpu else "cpu")
+    model = build_model(job.arch, vocab_size, 0, 1).to(device)
+    weights = list(model.parameters())
+    updated = weights
+    if job.train.precision == "bf16":
+        updated = [torch.nn.Parameter(weight.detach().clone()) for weight in weights]
+        model.to(torch.bfloat16)
+    optimizer = torch.optim.AdamW(updated, lr=1e-3, betas=(0.9, 0.95), fused=True)
 
     def step() -> None:
-        batch = torch.from_numpy(next(batches).astype(np.int64))
+        batch = torch.from_numpy(next(batches).astype(np.int64)).to(device)
         logits = model(input_ids=batch[:, :-1], use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1).float(), batch[:, 1:].flatten()
         )
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if updated is not weights:
+            for master, weight in zip(updated, weights, strict=True):
+                assert weight.grad is not None
+                master.grad, weight.grad = weight.grad.float(), None
+        torch.nn.utils.clip_grad_norm_(updated, 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        if updated is not weights:
+            with torch.no_grad():
+                torch._foreach_copy_(weights, updated)
         loss.item()
 
     return step
@@ -86,7 +102,9 @@ def main() -> None:
     torch.distributed.init_process_group("gloo")
     join_deepspeed(gpu=False)
     sides = {
-        "bare": bare_step(VOCAB, itertools.repeat(TOKENS)),
+        "bare": bare_step(
+            load("pretrain", ["experiment=demo"]), VOCAB, itertools.repeat(TOKENS)
+        ),
         **{f"ZeRO-{stage}": trainer_step(stage) for stage in range(4)},
     }
     seconds: dict[str, list[float]] = {name: [] for name in sides}

@@ -63,7 +63,7 @@ class Case:
         return f"zero{self.stage}-micro{self.micro_batch}-{self.precision}{extras}"
 
 
-def job_of(case: Case) -> PretrainJob:
+def job_of(case: Case, gpu: bool = False) -> PretrainJob:
     return PretrainJob(
         arch=ARCH,
         data=DataConfig("probe", source="files", sequence_length=LENGTH),
@@ -87,7 +87,7 @@ def job_of(case: Case) -> PretrainJob:
         checkpoint=CheckpointConfig(),
         guard=GuardConfig(),
         watchdog=WatchdogConfig(),
-        cluster=ClusterConfig("local", "local"),
+        cluster=ClusterConfig("local", "local", gpu=gpu),
         tracking=TrackingConfig("none", uri="none"),
         storage=StorageConfig("/nowhere"),
     )
@@ -107,8 +107,8 @@ def lengths(steps: int, batch: int = BATCH) -> np.ndarray:
     return np.where(rng.random((steps, batch)) < 0.2, LENGTH // 2, LENGTH + 1).astype(np.int32)
 
 
-def join(rank: int, world: int, port: int, folder: Path) -> WorkerGroup:
-    """Make this process one of a group on the CPU; what it prints goes to a file in `folder`."""
+def join(rank: int, world: int, port: int, folder: Path, gpu: bool = False) -> WorkerGroup:
+    """Make this process one of a group; what it prints goes to a file in `folder`."""
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world),
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
@@ -116,20 +116,23 @@ def join(rank: int, world: int, port: int, folder: Path) -> WorkerGroup:
     import torch
     import torch.distributed as dist
 
-    from raymill.engine.device import join_deepspeed
+    from raymill.engine.device import choose_device, join_deepspeed
     from raymill.engine.group import WorkerGroup
     from raymill.engine.worker_log import send_output_to
 
     send_output_to(folder / f"rank-{rank}.log")
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    join_deepspeed(gpu=False)
-    return WorkerGroup(torch.device("cpu"))
+    device = choose_device(gpu)
+    dist.init_process_group("nccl" if gpu else "gloo")
+    join_deepspeed(gpu)
+    return WorkerGroup(device)
 
 
-def run_cases(rank: int, world: int, port: int, cases: list[Case], folder: Path) -> None:
+def run_cases(
+    rank: int, world: int, port: int, cases: list[Case], folder: Path, gpu: bool = False
+) -> None:
     """Train every case in one process group; rank 0 writes `<name>.json` with losses and norms."""
-    group = join(rank, world, port, folder)
+    group = join(rank, world, port, folder, gpu)
     import torch.distributed as dist
 
     from raymill.checkpoint.commit import commit
@@ -145,7 +148,7 @@ def run_cases(rank: int, world: int, port: int, cases: list[Case], folder: Path)
 
     objective = LanguageModelling(end_of_text_id=0)
     for case in cases:
-        job = job_of(case)
+        job = job_of(case, gpu)
         checkpoints = folder / "checkpoints" / case.name
         found = newest_verified(checkpoints) if case.resume else None
         model = build_model(job.arch, VOCAB, 0, SEED)
@@ -195,12 +198,14 @@ def run_cases(rank: int, world: int, port: int, cases: list[Case], folder: Path)
     os._exit(0)
 
 
-def spawn(world: int, cases: list[Case], folder: Path) -> dict[str, dict[str, object]]:
+def spawn(
+    world: int, cases: list[Case], folder: Path, gpu: bool = False
+) -> dict[str, dict[str, object]]:
     """Run `cases` on `world` processes and read back what they wrote."""
     import torch.multiprocessing as mp
 
     folder.mkdir(parents=True, exist_ok=True)
-    mp.spawn(run_cases, (world, free_port(), cases, folder), nprocs=world)
+    mp.spawn(run_cases, (world, free_port(), cases, folder, gpu), nprocs=world)
     reports = {}
     for case in cases:
         suffix = "-resumed" if case.resume else ""

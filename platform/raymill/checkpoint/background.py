@@ -17,6 +17,7 @@ from raymill.errors import CheckpointError
 
 TRIES = 3
 PAUSE_S = 1.0  # before the second try, doubled before each one after it
+CPU_SHARE = 0.08  # of a core, where training takes all of them
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class BackgroundCommits:
     """One commit at a time, in a thread of each rank. Every rank calls every method in step.
 
     `group` is the thread's own, so that its messages can't meet the training's. `committed` is called on
-    rank 0, in the thread, after each one that succeeded.
+    rank 0, in the thread, after each one that succeeded. The thread works for `share` of the time, for as
+    long as nobody waits for it: digests take a core that training on the CPU needs.
     """
 
     def __init__(
@@ -43,11 +45,14 @@ class BackgroundCommits:
         group: Group,
         committed: Callable[[Path], None],
         remote: RemoteRun | None = None,
+        share: float = 1.0,
     ) -> None:
         self._checkpoints = checkpoints
         self._group = group
         self._remote = remote
         self._committed = committed
+        self._share = share
+        self._waited_for = threading.Event()
         self._thread: threading.Thread | None = None
         self._outcome: Outcome | None = None
 
@@ -61,6 +66,7 @@ class BackgroundCommits:
         """Commit these fragments, which nobody else may change meanwhile; the one before has ended and its
         outcome was taken."""
         assert self._thread is None, "take the outcome of the commit before this one first"
+        self._waited_for.clear()
         self._thread = threading.Thread(
             target=self._run, args=(manifest, shapes, fragments), name="raymill-commit", daemon=True
         )
@@ -74,6 +80,7 @@ class BackgroundCommits:
         """
         if self._thread is None or (self.busy and not wait):
             return None
+        self._waited_for.set()
         self._thread.join()
         self._thread = None
         outcome, self._outcome = self._outcome, None
@@ -81,6 +88,10 @@ class BackgroundCommits:
         if outcome.error is not None and not isinstance(outcome.error, CheckpointError):
             raise outcome.error
         return outcome
+
+    def _rest(self, worked: float) -> None:
+        if self._share < 1:
+            self._waited_for.wait(worked * (1 / self._share - 1))
 
     def _run(
         self, manifest: Manifest, shapes: Mapping[str, Sequence[int]], fragments: Fragments
@@ -102,8 +113,9 @@ class BackgroundCommits:
         for left in reversed(range(TRIES)):
             try:
                 directory = commit(
-                    self._checkpoints, manifest, shapes, fragments, self._group, self._remote
-                )
+                    self._checkpoints, manifest, shapes, fragments, self._group, self._remote,
+                    rest=self._rest,
+                )  # fmt: skip
             except FencedError:
                 raise
             except CheckpointError:

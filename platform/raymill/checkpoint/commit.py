@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 from raymill.checkpoint.fence import FencedError, check_fence, writing_folder
 from raymill.checkpoint.fragments import (
     Fragments,
+    Rest,
     Slice,
     index_to_json,
     merge_slices,
@@ -62,11 +63,13 @@ def commit(
     fragments: Fragments,
     group: Group,
     remote: RemoteRun | None = None,
+    rest: Rest | None = None,
 ) -> Path:
     """Write a checkpoint of `manifest.step` with all ranks, as the holder of `manifest.token`; collective.
 
     `manifest.files` is filled in here. `fragments` are this rank's alone. Where the run is kept in an object
-    store, `remote`, the checkpoint is real from the moment that its ledger names it.
+    store, `remote`, the checkpoint is real from the moment that its ledger names it. `rest` is called
+    between the pieces that are written.
 
     Raises:
         FencedError: on every rank: the token is another's by now.
@@ -77,7 +80,7 @@ def commit(
     attempt = group.broadcast(uuid.uuid4().hex)
     writing = writing_folder(checkpoints, manifest.token, manifest.start)
     temporary = writing / f"{name}-{manifest.token}.{manifest.start}-{attempt}"
-    votes = group.gather(_write_rank(temporary, fragments, group.rank, remote))
+    votes = group.gather(_write_rank(temporary, fragments, group.rank, remote, rest))
     refusals = [f"rank {rank}: {vote}" for rank, vote in enumerate(votes) if isinstance(vote, str)]
     outcome: CheckpointError | None = None
     if group.rank == 0:
@@ -119,13 +122,13 @@ _Written = tuple[str, FileRecord, dict[str, Slice]]
 
 
 def _write_rank(
-    directory: Path, fragments: Fragments, rank: int, remote: RemoteRun | None
+    directory: Path, fragments: Fragments, rank: int, remote: RemoteRun | None, rest: Rest | None
 ) -> _Written | str:
     """Write this rank's file; a failure comes back as text, so that the vote always takes place."""
     file = f"rank-{rank:05d}.safetensors"
     try:
         directory.mkdir(exist_ok=True)  # not its parent: the fence's folder is there, or we lost it
-        slices, size, sha256 = write_fragments(directory, file, fragments)
+        slices, size, sha256 = write_fragments(directory, file, fragments, rest)
         if remote is not None:
             remote.upload(directory / file, directory.name)
         return file, FileRecord(size, sha256), slices

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from raymill.checkpoint.safetensors_file import FloatArray as FloatArray
+from raymill.checkpoint.safetensors_file import Rest as Rest
 from raymill.checkpoint.safetensors_file import write_safetensors
 from raymill.errors import CheckpointError
 
@@ -53,7 +54,7 @@ Fragments = Iterable[tuple[str, int, Mapping[str, FloatArray]]]
 
 
 def write_fragments(
-    directory: Path, file: str, fragments: Fragments
+    directory: Path, file: str, fragments: Fragments, rest: Rest | None = None
 ) -> tuple[dict[str, Slice], int, str]:
     """Write one rank's fragments and flush them; returns their slices, the file's size and sha256."""
     arrays: dict[str, FloatArray] = {}
@@ -62,7 +63,7 @@ def write_fragments(
         for kind in KINDS:
             arrays[f"{kind}/{name}"] = values[kind]
         slices[name] = Slice(file, start, values[WEIGHT].size)
-    size, sha256 = write_safetensors(directory / file, arrays)
+    size, sha256 = write_safetensors(directory / file, arrays, rest)
     return slices, size, sha256
 
 

@@ -6,19 +6,26 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 _ALIGNMENT = 8  # of the data's beginning, which the format asks for
-_PIECE_BYTES = 8 * 2**20
+_PIECE_BYTES = 2**20  # milliseconds of work
 
 FloatArray = npt.NDArray[np.float32]
 
 
-def write_safetensors(path: Path, arrays: Mapping[str, FloatArray]) -> tuple[int, str]:
+Rest = Callable[[float], object]
+"""Called by a writer after so many seconds of work, to be held up as long as others should go first."""
+
+
+def write_safetensors(
+    path: Path, arrays: Mapping[str, FloatArray], rest: Rest | None = None
+) -> tuple[int, str]:
     """Write contiguous fp32 arrays and flush them to the disk; returns (size in bytes, sha256).
 
     Format: https://huggingface.co/docs/safetensors#format
@@ -39,9 +46,12 @@ def write_safetensors(path: Path, arrays: Mapping[str, FloatArray]) -> tuple[int
         parts = [memoryview(len(text).to_bytes(8, "little") + text), *map(_bytes, arrays.values())]
         for data in parts:
             for first in range(0, len(data), _PIECE_BYTES):
+                began = time.perf_counter()
                 piece = data[first : first + _PIECE_BYTES]
                 stream.write(piece)
                 digest.update(piece)
+                if rest is not None:
+                    rest(time.perf_counter() - began)
         stream.flush()
         os.fsync(stream.fileno())
         return stream.tell(), digest.hexdigest()

@@ -15,6 +15,7 @@ CHANGEABLE_ON_RESUME = (
     "train.micro_batch",
     "train.activation_checkpointing",
     "train.compile",
+    "train.deterministic",
     "train.threads",
     "evaluation.*",
     "checkpoint.*",

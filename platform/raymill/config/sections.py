@@ -173,6 +173,7 @@ class TrainConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     activation_checkpointing: bool = False
     compile: bool = False
+    deterministic: bool = True  # on a GPU, at some cost: a resumed run is bit-equal, as on a CPU
     threads: int | None = None  # CPU threads a worker; None: the cores shared out
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raymill.checkpoint.background import BackgroundCommits, Outcome
+from raymill.checkpoint.background import CPU_SHARE, BackgroundCommits, Outcome
 from raymill.checkpoint.fence import FencedError
 from raymill.checkpoint.manifest import Manifest
 from raymill.checkpoint.retention import apply_retention, registered_checkpoints
@@ -52,8 +52,9 @@ class Checkpoints:
         self._journal = journal
         self._remote = assignment.remote
         self._commits = BackgroundCommits(
-            assignment.checkpoints, group.beside(), self._retain, self._remote
-        )
+            assignment.checkpoints, group.beside(), self._retain, self._remote,
+            share=CPU_SHARE if group.device.type == "cpu" else 1.0,
+        )  # fmt: skip
         self._copy = HostCopy()
         self._samples = committed  # at the one under way
         self._stall = 0.0  # seconds that it cost the loop

@@ -7,15 +7,28 @@ import os
 import torch
 
 
-def choose_device(gpu: bool) -> torch.device:
-    """This worker's device."""
+def choose_device(gpu: bool, deterministic: bool = True) -> torch.device:
+    """This worker's device; `deterministic`: so that it computes the same from the same, bit by bit."""
     if not gpu:
         return torch.device("cpu")
+    if deterministic:
+        _only_deterministic_kernels()
     device = torch.device(
         "cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
     )
     torch.cuda.set_device(device)
     return device
+
+
+def _only_deterministic_kernels() -> None:
+    """A CPU's are; a GPU's fast ones, attention's backward pass among them, add up in whatever order their
+    threads come. See https://pytorch.org/docs/stable/notes/randomness.html"""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault("FLASH_ATTENTION_DETERMINISTIC", "1")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    # It would be filled, so that who reads it reads the same; we don't.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def join_deepspeed(gpu: bool) -> None:
@@ -28,3 +41,10 @@ def join_deepspeed(gpu: bool) -> None:
     deepspeed.init_distributed(
         dist_backend="nccl" if gpu else "gloo", auto_mpi_discovery=False, dist_init_required=None
     )
+
+
+def device_memory(device: torch.device) -> dict[str, float]:
+    """The most that this worker's tensors took of its GPU so far, in GiB; nothing on a CPU."""
+    if device.type != "cuda":
+        return {}
+    return {"perf/device_peak_gib": torch.cuda.max_memory_allocated(device) / 2**30}

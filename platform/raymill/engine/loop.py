@@ -16,6 +16,7 @@ from raymill.data.manifest import Prepared
 from raymill.data.stream import RankStream, StepBatch
 from raymill.engine.assignment import Assignment
 from raymill.engine.checkpoints import Checkpoints, Position
+from raymill.engine.device import device_memory
 from raymill.engine.divergence import Divergence
 from raymill.engine.evaluation import Evaluator, Occasion
 from raymill.engine.experience import Experience, Floats
@@ -188,6 +189,7 @@ class Loop:
                 "perf/tokens_per_s": per_second,
                 "perf/mfu": per_second * self.flops_per_token / self.peak_flops,
                 "perf/step_s": seconds,
+                **device_memory(self.group.device),
                 "perf/data_wait_s": phases.seconds["data"],
                 **{
                     f"perf/{phase}_s": phases.seconds[phase]

@@ -42,7 +42,7 @@ def train_worker(config: dict[str, Any]) -> None:
     send_output_to(assignment.run_dir / "logs" / f"rank-{rank:05d}.log")
     job = assignment.job
     torch.set_num_threads(job.train.threads or threads_per_worker())
-    device = choose_device(job.cluster.gpu)
+    device = choose_device(job.cluster.gpu, job.train.deterministic)
     join_deepspeed(job.cluster.gpu)
     group = WorkerGroup(device)
     journal = Journal(assignment.journal) if group.rank == 0 else None

@@ -1,0 +1,73 @@
+"""The trainer on a GPU: the losses of a bare loop on the CPU, resuming bit by bit, and state that moves
+from one kind of device to the other."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from engine.probe import Case, resumed, spawn
+from engine.test_parity import bare_losses
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
+
+
+def furthest(found: dict[str, dict[str, object]], reference: np.ndarray) -> float:
+    """The largest relative difference of any loss."""
+    return max(
+        float(np.max(np.abs(np.array(report["losses"]) - reference) / reference))
+        for report in found.values()
+    )
+
+
+def test_the_bare_loops_losses_under_every_stage(tmp_path: Path) -> None:
+    reference = np.array(bare_losses())
+    cases = [Case(stage) for stage in range(4)]
+    cases += [
+        Case(1, 1),
+        Case(3, recompute=True),
+        Case(2, offload="cpu"),
+        Case(3, 8, offload="cpu"),
+    ]
+    far = furthest(spawn(1, cases, tmp_path / "fp32", gpu=True), reference)
+    print(f"\nfp32 on the GPU against a bare loop on the CPU: {far:.1e}")
+    assert far < 1e-3  # rounding alone: other kernels, 50 steps
+    low = [Case(stage, precision="bf16") for stage in range(4)]
+    far = furthest(spawn(1, low, tmp_path / "bf16", gpu=True), reference)
+    print(f"bf16 on the GPU against it: {far:.1e}")
+    assert far < 0.05
+
+
+def test_resume_is_bit_exact_in_every_layout(tmp_path: Path) -> None:
+    cases = [
+        Case(stage, precision=precision, steps=8, save_at=5)
+        for precision in ("fp32", "bf16")
+        for stage in range(4)
+    ]
+    cases += [Case(stage, steps=8, save_at=5, offload="cpu") for stage in (2, 3)]
+    through = spawn(1, cases, tmp_path, gpu=True)
+    again = spawn(1, [resumed(case) for case in cases], tmp_path, gpu=True)
+    for case in cases:
+        assert again[case.name]["identical"], case.name
+        assert again[case.name]["losses"] == through[case.name]["losses"][5:], case.name  # type: ignore[index]
+        assert again[case.name]["norms"] == through[case.name]["norms"][5:], case.name  # type: ignore[index]
+
+
+@pytest.mark.parametrize("first", ["gpu", "cpu"])
+def test_what_one_device_committed_the_other_loads(first: str, tmp_path: Path) -> None:
+    cases = [Case(stage, steps=8, save_at=5) for stage in (0, 1, 3)]
+    through = spawn(1, cases, tmp_path / "first", gpu=first == "gpu")
+    (tmp_path / "second").mkdir()
+    shutil.copytree(tmp_path / "first" / "checkpoints", tmp_path / "second" / "checkpoints")
+    again = spawn(1, [resumed(case) for case in cases], tmp_path / "second", gpu=first == "cpu")
+    for case in cases:
+        assert again[case.name]["identical"], case.name
+        expected = through[case.name]["losses"][5:]  # type: ignore[index]
+        assert again[case.name]["losses"] == pytest.approx(expected, rel=1e-4), case.name
