@@ -1,6 +1,6 @@
 """What the platform costs: tokens/s of jobs/pretrain.py over a bare PyTorch loop, in one run.
 
-    make bench        or        .venv/bin/python bench/overhead.py [--rounds 3] [--steps 30] [cluster=local_gpu …]
+    make bench   or   .venv/bin/python bench/overhead.py [--rounds 3] [--steps 30] [cluster=local_gpu …]
 
 The same model, rows, batch and threads on both sides; the two sides take turns, and the figure is the
 median of the rounds' ratios, since machines are noisy. Needs the demo's prepared data (make demo).
@@ -48,7 +48,9 @@ def bare(steps: int, overrides: list[str]) -> float:
         [read_row_group(path, shard, group, prepared.manifest.dtype).tokens for group in range(8)]
     )
     batch = job.train.micro_batch
-    batches = (rows[(step * batch) % (len(rows) - batch + 1) :][:batch] for step in itertools.count())
+    batches = (
+        rows[(step * batch) % (len(rows) - batch + 1) :][:batch] for step in itertools.count()
+    )
     one_step = bare_step(job, prepared.manifest.tokenizer.vocab_size, batches)
     seconds = []
     for _ in range(steps):

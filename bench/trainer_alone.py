@@ -102,9 +102,7 @@ def main() -> None:
     torch.distributed.init_process_group("gloo")
     join_deepspeed(gpu=False)
     sides = {
-        "bare": bare_step(
-            load("pretrain", ["experiment=demo"]), VOCAB, itertools.repeat(TOKENS)
-        ),
+        "bare": bare_step(load("pretrain", ["experiment=demo"]), VOCAB, itertools.repeat(TOKENS)),
         **{f"ZeRO-{stage}": trainer_step(stage) for stage in range(4)},
     }
     seconds: dict[str, list[float]] = {name: [] for name in sides}

@@ -29,12 +29,13 @@ def test_kill_9_of_the_driver_and_bit_equal_from_there(workshop: Workshop, preci
         return (*workshop.overrides, *OFF, *GPU, f"train.precision={precision}",
                 f"run.name={precision}-{name}")  # fmt: skip
 
-    code, output = job.run("pretrain", *command("through"), cwd=workshop.root)
-    assert code == 0, output
+    through = job.start("pretrain", *command("through"), cwd=workshop.root)
     process = job.start("pretrain", *command("killed"), cwd=workshop.root)
     run_dir = workshop.run_dir(f"{precision}-killed")
     job.interrupt_after(process, run_dir, 120, signal.SIGKILL)
     process.communicate(timeout=job.TIMEOUT_S)
+    output, _ = through.communicate(timeout=job.TIMEOUT_S)
+    assert through.returncode == 0, output
     wait_for_no_orphans(run_dir)
     code, output = job.run("pretrain", *command("killed"), cwd=workshop.root)
     assert code == 0, output

@@ -33,6 +33,8 @@ def _only_deterministic_kernels() -> None:
 
 def join_deepspeed(gpu: bool) -> None:
     """Let DeepSpeed use the process group that Ray Train made."""
+    if not gpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"  # or it takes any GPU that it sees
     import deepspeed
     import deepspeed.ops
 
