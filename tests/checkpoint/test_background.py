@@ -109,3 +109,15 @@ def test_a_lost_rank_is_no_failed_checkpoint(tmp_path: Path) -> None:
     commits.begin(manifest(1), SHAPES, fragments(1))
     with pytest.raises(RuntimeError, match="closed by peer"):
         commits.take(wait=True)
+
+
+def test_it_leaves_the_cores_alone_until_somebody_waits(tmp_path: Path) -> None:
+    raise_fence(tmp_path, 0)
+    commits = BackgroundCommits(tmp_path, Alone(), lambda path: None, share=1e-9)
+    for step in (1, 2):  # it waits again after one that was waited for
+        commits.begin(manifest(step), SHAPES, fragments(step))
+        commits._thread.join(0.5)  # type: ignore[union-attr]
+        assert commits.busy, "its rest after the first piece alone takes hours"
+        outcome = commits.take(wait=True)
+        assert outcome is not None
+        assert verify(tmp_path / f"step-{step:08d}").step == step
