@@ -26,7 +26,7 @@ MODEL = [
     "evaluation.every=0", "evaluation.rows=4", "evaluation.prompts=[]", "evaluation.sample_every=0",
     "checkpoint.every=1000000", "tracking.register=false", "tracking.flush_timeout_s=1",
 ]  # fmt: skip
-WARM_UP = 20  # steps not counted
+WARM_UP = 100  # steps not counted: MLflow is imported meanwhile, which takes a core for seconds
 
 
 def main() -> None:
