@@ -133,15 +133,9 @@ def test_another_parent_is_refused_by_name(shop: Workshop, assistant: str) -> No
     assert "is models:/assistant/2 now, the run started from models:/assistant/1" in output
 
 
-@pytest.mark.parametrize(
-    ("kind", "number"),
-    [
-        ("packed", signal.SIGKILL),
-        pytest.param("lora", signal.SIGINT, marks=pytest.mark.slow),
-        pytest.param("packed", signal.SIGINT, marks=pytest.mark.slow),
-        pytest.param("lora", signal.SIGKILL, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["packed", "lora"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_it_goes_on_as_if_never_stopped(
     shop: Workshop, through: dict[str, dict[int, tuple[float, float, str]]], kind: str,
     number: signal.Signals,
