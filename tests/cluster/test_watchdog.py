@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from raymill.cluster.watchdog import FIRST_S, LONG_S, Rank, Seen, Standing, Watchdog, blamed
-from raymill.engine.pulse import Pulse, read_pulse
+from raymill.engine.pulse import Pulse, place, read_pulse
 from raymill.engine.stragglers import STEPS, Stragglers
 
-RANKS = [Rank(number, f"host-{number}", 100 + number, "node") for number in range(3)]
+RANKS = [Rank(number, **place()) for number in range(3)]
 
 
 class Clock:
@@ -44,7 +44,7 @@ def beat(pulses: list[Pulse], step: int, *phases: str, but: int | None = None) -
 def test_the_rank_that_is_behind_is_named(
     tmp_path: Path, pulses: list[Pulse], clock: Clock
 ) -> None:
-    watchdog = Watchdog(tmp_path, RANKS, None, clock)
+    watchdog = Watchdog(tmp_path, len(RANKS), None, clock)
     assert watchdog.look(1.0) == []
     beat(pulses, 7, "data", "forward")
     assert watchdog.look(1.0) == []
@@ -89,7 +89,7 @@ def test_of_those_at_the_same_point_the_one_that_does_not_wait_is_blamed(
 
 
 def test_slow_is_not_still(tmp_path: Path, pulses: list[Pulse], clock: Clock) -> None:
-    watchdog = Watchdog(tmp_path, RANKS, 10.0, clock)
+    watchdog = Watchdog(tmp_path, len(RANKS), 10.0, clock)
     for step in range(1, 20):
         beat(pulses, step, "data")
         clock.now += 9
@@ -104,6 +104,7 @@ def test_slow_is_not_still(tmp_path: Path, pulses: list[Pulse], clock: Clock) ->
         (None, None, "forward", FIRST_S),
         (5.0, 30.0, "forward", 5.0),
         (5.0, None, "forward", FIRST_S),
+        (None, None, "start", LONG_S),
         (None, 1.0, "evaluate", LONG_S),
         (None, 1.0, "gather", LONG_S),
         (None, 1.0, "commit", LONG_S),
@@ -113,7 +114,7 @@ def test_limits(
     tmp_path: Path, pulses: list[Pulse], clock: Clock,
     timeout: float | None, median: float | None, phase: str, limit: float,
 ) -> None:  # fmt: skip
-    watchdog = Watchdog(tmp_path, RANKS, timeout, clock, samples=True)
+    watchdog = Watchdog(tmp_path, len(RANKS), timeout, clock, samples=True)
     beat(pulses, 3, phase)
     assert watchdog.look(median) == []
     clock.now += limit - 0.1
@@ -125,7 +126,7 @@ def test_limits(
 def test_rows_that_are_given_are_gathered_in_no_time(
     tmp_path: Path, pulses: list[Pulse], clock: Clock
 ) -> None:
-    watchdog = Watchdog(tmp_path, RANKS, None, clock)
+    watchdog = Watchdog(tmp_path, len(RANKS), None, clock)
     beat(pulses, 3, "gather")
     assert watchdog.look(1.0) == []
     clock.now += 121
@@ -134,7 +135,7 @@ def test_rows_that_are_given_are_gathered_in_no_time(
 
 def test_an_attempt_before_says_nothing(tmp_path: Path, pulses: list[Pulse]) -> None:
     beat(pulses, 9, "data")
-    assert read_pulse(tmp_path, 2) == {"beat": 1, "step": 9, "phase": "data"}
+    assert read_pulse(tmp_path, 2) == {"beat": 1, "step": 9, "phase": "data"} | place()
     Pulse(tmp_path, 2)
     assert read_pulse(tmp_path, 2) is None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import statistics
 import time
 from collections import deque
@@ -17,7 +18,7 @@ from raymill.cluster.failure import Cause, Failure, GiveUp, RunState, verdict
 from raymill.cluster.launch import WorkerRun
 from raymill.cluster.room import choose, draining_nodes, room_for_workers, wished
 from raymill.cluster.session import NOTHING, Beside
-from raymill.cluster.watchdog import Rank, Watchdog, end_one
+from raymill.cluster.watchdog import Watchdog, end_one
 from raymill.config.schema import RlhfJob
 from raymill.engine.assignment import Assignment
 from raymill.errors import CheckpointError, ClusterError, ConfigError, RaymillError
@@ -67,7 +68,7 @@ class Attempts:
         self._resizing = False
         self._workers = 0
         self._starts = 0  # of workers; each fences off the ones before
-        self._ranks: list[Rank] = []  # of this attempt, once they are there
+        self._nodes: set[str] = set()  # that this attempt is on, once it is there
         self._watchdog: Watchdog | None = None
         self._step_s: deque[float] = deque(maxlen=50)
 
@@ -150,12 +151,15 @@ class Attempts:
         """Start workers and show the run's events until they have ended."""
         assignment = self._assignment
         self._console.waiting(STARTING)
-        self._ranks, self._watchdog = [], None
+        self._nodes.clear()
         self._step_s.clear()
         self._starts += 1
+        shutil.rmtree(assignment.pulses.parent, ignore_errors=True)
         # Workers of before, should they still live, have nothing to say from here on.
         follower = Follower.at_end(assignment.journal)
-        workers = WorkerRun(replace(assignment, start=self._starts), self._workers)
+        assignment = replace(assignment, start=self._starts)
+        self._watch_from_now(assignment.pulses)
+        workers = WorkerRun(assignment, self._workers)
         look = time.monotonic() + LOOK_S
         ending: dict[str, Any] = {}
         step = _last_committed(assignment.checkpoints)
@@ -171,8 +175,8 @@ class Attempts:
             if ended:
                 break
             self._lease.check()
-            self._watch()
-            if time.monotonic() > look and self._ranks and not self._resizing:
+            self._watch(assignment.pulses)
+            if time.monotonic() > look and self._nodes and not self._resizing:
                 look = time.monotonic() + LOOK_S
                 self._look_at_the_cluster()
         if ending.get("status") == "failed":
@@ -186,16 +190,15 @@ class Attempts:
             self._history.enter(RunState.RECOVERING, cause="rewind", what=ending["why"], step=step)
         return Ending(ending.get("status"), workers.error, step)
 
-    def _watch(self) -> None:
+    def _watch(self, pulses: Path) -> None:
         """End a rank that stands still; the others end with it, and the run goes on from its last commit."""
-        if self._watchdog is None:
-            return
+        assert self._watchdog is not None
         behind = self._watchdog.look(
             statistics.median(self._step_s) if len(self._step_s) > 2 else None
         )
         if not behind:
             return
-        self._watch_from_now()  # again, should that not end it
+        self._watch_from_now(pulses)  # again, should that not end it
         what = end_one(behind, self._assignment.run_dir / "logs")
         self._console.say(f"warning: {what}")
         self._history.enter(RunState.RECOVERING, what=what)
@@ -203,19 +206,15 @@ class Attempts:
     def _note(self, event: dict[str, Any]) -> None:
         """What the watching needs of an event."""
         if event["kind"] == "attempt":
-            self._ranks = [
-                Rank(number, rank["host"], rank["pid"], rank["node"])
-                for number, rank in enumerate(event["ranks"])
-            ]
-            self._watch_from_now()
+            self._nodes = {rank["node"] for rank in event["ranks"]}
         elif event["kind"] == "step":
             self._step_s.append(event["perf/step_s"])
 
-    def _watch_from_now(self) -> None:
+    def _watch_from_now(self, pulses: Path) -> None:
         job = self._assignment.job
         self._watchdog = Watchdog(
-            self._assignment.pulses,
-            self._ranks,
+            pulses,
+            self._workers,
             job.watchdog.timeout_s,
             samples=isinstance(job, RlhfJob),
         )
@@ -230,7 +229,7 @@ class Attempts:
 
     def _look_at_the_cluster(self) -> None:
         """Move the run when nodes that it sits on are about to go, or when more workers have room."""
-        leaving = draining_nodes() & {rank.node for rank in self._ranks}
+        leaving = draining_nodes() & self._nodes
         size = choose(
             allowed_workers(self._assignment.job),
             room_for_workers(self._assignment.job.cluster, self._beside),

@@ -65,7 +65,8 @@ def _work(config: dict[str, Any]) -> None:
     """In each worker: tell it where it is, and work."""
     import ray
 
-    from raymill.engine.worker import NODE, train_worker
+    from raymill.engine.pulse import NODE
+    from raymill.engine.worker import train_worker
 
     die_with(os.getppid())  # the node's Ray: a stopped worker can't see to it itself
     os.environ[NODE] = ray.get_runtime_context().get_node_id()

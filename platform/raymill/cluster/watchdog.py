@@ -18,9 +18,9 @@ from raymill.engine.pulse import read_pulse
 LEAST_S = 120.0
 STEPS = 20  # median steps that a rank may take for one phase
 FIRST_S = 1200.0  # before there is a median: first steps open data, compile and fill caches
-# Phases whose length a step's doesn't tell: an evaluation or a write to slow storage takes what it takes, and
-# where answers are sampled and judged for a step, that has limits of its own.
-_LONG = ("evaluate", "commit")
+# Phases whose length a step's doesn't tell: a start that reads a checkpoint, an evaluation or a write to slow
+# storage takes what it takes, and where answers are sampled and judged for a step, that has limits of its own.
+_LONG = ("start", "evaluate", "commit")
 _SAMPLING = "gather"
 LONG_S = 3600.0
 _STACK_S = 30.0
@@ -68,13 +68,13 @@ class Watchdog:
     def __init__(
         self,
         folder: Path,
-        ranks: Sequence[Rank],
+        workers: int,
         timeout_s: float | None,
         clock: Callable[[], float] = time.monotonic,
         samples: bool = False,
     ) -> None:
         self._folder = folder
-        self._ranks = ranks
+        self._workers = workers
         self._timeout_s = timeout_s
         self._clock = clock
         self._long = (*_LONG, _SAMPLING) if samples else _LONG
@@ -84,18 +84,17 @@ class Watchdog:
         """If every rank has stood still for too long: the ranks at the earliest point, one of which keeps all
         the others waiting; the one that has been there longest comes first."""
         now = self._clock()
-        for rank in self._ranks:
-            record = read_pulse(self._folder, rank.number)
-            before = self._seen.get(rank.number)
+        for number in range(self._workers):
+            record = read_pulse(self._folder, number)
+            before = self._seen.get(number)
             if record is not None and (before is None or before[1] != record):
-                self._seen[rank.number] = (now, record)
-        if len(self._seen) < len(self._ranks):
+                self._seen[number] = (now, record)
+        if len(self._seen) < self._workers:
             return []
         earliest = min(record["beat"] for _, record in self._seen.values())
         behind = [
-            Standing(rank, record["step"], record["phase"], now - since)
-            for rank in self._ranks
-            for since, record in [self._seen[rank.number]]
+            Standing(_rank(number, record), record["step"], record["phase"], now - since)
+            for number, (since, record) in sorted(self._seen.items())
             if record["beat"] == earliest
         ]
         behind.sort(key=lambda standing: standing.seconds, reverse=True)
@@ -109,6 +108,10 @@ class Watchdog:
         if median_step_s is None:
             return max(FIRST_S, self._timeout_s or 0.0)
         return self._timeout_s or max(LEAST_S, STEPS * median_step_s)
+
+
+def _rank(number: int, record: Mapping[str, Any]) -> Rank:
+    return Rank(number, record["host"], record["pid"], record["node"])
 
 
 def end_one(behind: Sequence[Standing], logs: Path) -> str:

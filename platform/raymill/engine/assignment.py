@@ -54,8 +54,8 @@ class Assignment:
 
     @property
     def pulses(self) -> Path:
-        """Where each rank leaves its sign of life."""
-        return self.run_dir / "pulse"
+        """Where each rank of this start leaves its sign of life."""
+        return self.run_dir / "pulse" / f"{self.token}.{self.start}"
 
     @property
     def stop_request(self) -> Path:

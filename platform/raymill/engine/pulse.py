@@ -5,10 +5,17 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
-_BYTES = 128
+NODE = "RAYMILL_NODE"  # the variable with the id of the Ray node that a worker is on
+_BYTES = 512
+
+
+def place() -> dict[str, Any]:
+    """Where this process is."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "node": os.environ.get(NODE, "")}
 
 
 class Pulse:
@@ -18,13 +25,15 @@ class Pulse:
     def __init__(self, folder: Path, rank: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = os.open(_path(folder, rank), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        self._place = place()
         self._beats = 0
         self.step = 0
 
     def beat(self, phase: str) -> None:
         """The rank is in this phase of its step now."""
         self._beats += 1
-        record = json.dumps({"beat": self._beats, "step": self.step, "phase": phase})
+        now = {"beat": self._beats, "step": self.step, "phase": phase}
+        record = json.dumps(now | self._place)
         os.pwrite(self._file, record.ljust(_BYTES).encode(), 0)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from typing import TYPE_CHECKING, Any
 
 from raymill.engine.assignment import Assignment
+from raymill.engine.pulse import Pulse, place
 from raymill.errors import RaymillError, RewindError, StorageError
 
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from raymill.engine.journal import Journal
     from raymill.engine.loop import Loop
     from raymill.engine.setup import Start
-
-NODE = "RAYMILL_NODE"  # the variable with the id of the Ray node that a worker is on
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +28,10 @@ def train_worker(config: dict[str, Any]) -> None:
     written to the journal and ends the run normally, so that Ray doesn't try it again. Anything else
     propagates: Ray restarts the workers, and they resume from the last commit.
     """
+    assignment: Assignment = config["assignment"]
+    rank = int(os.environ.get("RANK", "0"))
+    pulse = Pulse(assignment.pulses, rank)
+    pulse.beat("start")
     import torch
 
     from raymill.engine.device import choose_device, join_deepspeed
@@ -37,8 +39,6 @@ def train_worker(config: dict[str, Any]) -> None:
     from raymill.engine.journal import Journal
     from raymill.engine.worker_log import send_output_to
 
-    assignment: Assignment = config["assignment"]
-    rank = int(os.environ.get("RANK", "0"))
     send_output_to(assignment.run_dir / "logs" / f"rank-{rank:05d}.log")
     job = assignment.job
     torch.set_num_threads(job.train.threads or threads_per_worker())
@@ -48,7 +48,7 @@ def train_worker(config: dict[str, Any]) -> None:
     journal = Journal(assignment.journal) if group.rank == 0 else None
     loop: Loop | None = None
     try:
-        loop = build_loop(assignment, group, journal)
+        loop = build_loop(assignment, group, journal, pulse)
         ending = {"status": loop.run()}
     except RewindError as error:
         ending = {"status": "rewind", "why": str(error)}
@@ -68,18 +68,16 @@ def threads_per_worker() -> int:
     return max(1, len(os.sched_getaffinity(0)) // local_workers)
 
 
-def build_loop(assignment: Assignment, group: WorkerGroup, journal: Journal | None) -> Loop:
+def build_loop(
+    assignment: Assignment, group: WorkerGroup, journal: Journal | None, pulse: Pulse
+) -> Loop:
     """Everything between the assignment and the first step; collective."""
 
     from raymill.engine.agreement import on_all_ranks, on_rank_zero
     from raymill.engine.loop import Loop
-    from raymill.engine.pulse import Pulse
     from raymill.engine.recipe import recipe_of
     from raymill.engine.setup import begin, build_learners, open_data
 
-    pulse = Pulse(
-        assignment.pulses, group.rank
-    )  # at once: that of an attempt before says nothing now
     prepared, order = on_all_ranks(group, lambda: open_data(assignment))
     digests = tuple(data.manifest.digest for data in prepared)
     start = on_rank_zero(group, lambda: begin(assignment, digests))
@@ -107,8 +105,7 @@ def build_loop(assignment: Assignment, group: WorkerGroup, journal: Journal | No
 def _announce(
     assignment: Assignment, start: Start, journal: Journal | None, group: WorkerGroup
 ) -> None:
-    here = {"host": socket.gethostname(), "pid": os.getpid(), "node": os.environ.get(NODE, "")}
-    ranks = group.gather(here)
+    ranks = group.gather(place())
     if journal is None:
         return
     origin = start.found.directory if start.found else assignment.model_folder
