@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=10)
     parser.add_argument("overrides", nargs="*", help="of jobs/pretrain.py")
     arguments = parser.parse_args()
-    with storage(ROOT) as folder:
+    with storage(ROOT / "storage") as folder:
         length = (f"train.steps={arguments.steps}", f"checkpoint.every={arguments.every}")
         events = journal_of(folder, "saves", *MODEL, *length, *arguments.overrides)
         written = dd(folder, 1000)

@@ -116,7 +116,8 @@ def timed(call: Callable[[], None]) -> float:
 
 def saves(trainer: Trainer, step: Callable[[], None]) -> None:
     """A save that is waited for, one behind the steps, and the steps meanwhile."""
-    with tempfile.TemporaryDirectory(dir=ROOT) as name:
+    (ROOT / "storage").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=ROOT / "storage") as name:
         folder = Path(name)
         raise_fence(folder, 0)
         group = trainer.group.beside()
