@@ -35,7 +35,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     arguments = parser.parse_args()
     ratios: dict[str, list[float]] = {"down": [], "refuses": [], "hangs": []}
-    with storage(ROOT / "storage") as folder, refusing_server() as refused, hanging_server() as hung:
+    with (
+        storage(ROOT / "storage") as folder,
+        refusing_server() as refused,
+        hanging_server() as hung,
+    ):
         ports = {"down": free_port(), "refuses": refused, "hangs": hung}
         for turn in range(arguments.turns):
             for kind, port in ports.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -130,3 +131,24 @@ def test_a_page_is_served_until_ctrl_c_and_exports_then(tmp_path: Path, given: l
     assert "preferences.parquet" in said and "Traceback" not in errors
     [row] = exported(tmp_path)
     assert row["annotator"] == "Ada" and row["judge"] == "human" and len(row["answers"]) == 2
+
+
+def test_judgements_are_kept_in_an_object_store(
+    tmp_path: Path, given: list[str], uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On another machine they are there, and what is judged then comes beside them."""
+    here, there = (
+        [*(text for text in given if not text.startswith("storage.")), f"storage.root={uri}",
+         f"storage.scratch={tmp_path / machine}", "answers=3", "prompts=5"]
+        for machine in ("here", "there")
+    )  # fmt: skip
+    assert run(load("rank", [*here, "judge=length"])) == 0
+    rows = exported(tmp_path / "here")
+    capsys.readouterr()
+    assert run(load("rank", [*there, "judge=length"])) == 0
+    assert f"fetching {uri}/rankings/mine" in capsys.readouterr().out
+    assert exported(tmp_path / "there") == rows
+    assert run(load("rank", [*there, "judge=answer_f1"])) == 0
+    shutil.rmtree(tmp_path / "here")
+    assert run(load("rank", [*here, "export_only=true"])) == 0
+    assert exported(tmp_path / "here") == exported(tmp_path / "there") != rows

@@ -19,9 +19,10 @@ from raymill.serve.candidates import Drawing, Preparation, prepare
 from raymill.serve.database import DATABASE_NAME, Database
 from raymill.serve.export import export_conversations, export_preferences
 from raymill.serve.items import count_items, item_of, set_items, unusable_reasons
-from raymill.serve.judges import judge_all, judge_named
+from raymill.serve.judges import Judge, judge_all, judge_named
 from raymill.serve.prompts import choose_prompts, prompt_name
 from raymill.serve.sampler import ModelSampler
+from raymill.storage.mirror import fetch, keep_as_it_is
 from raymill.track.registry import resolve_model
 
 FIRST_GROUP = 4  # items prepared at once for people who wait
@@ -38,30 +39,42 @@ def run(job: RankJob) -> int:
         RaymillError: the prompts or a model can't be had, the folder is in use or isn't one of ours.
     """
     folder = job.storage.folder / "rankings" / job.name
-    if job.export_only:
-        return _export_only(folder)
     judge = None if job.judge is None else judge_named(job.judge, job.judge_noise, job.seed)
     instructions = _instructions(job)
+    fetch(job.storage, folder, DATABASE_NAME)
+    if job.export_only:
+        return _export_only(folder)
     folder.mkdir(parents=True, exist_ok=True)
     refusal = (
         f"Another process asks for judgements in {folder} right now; end it first, or choose another "
         "name=."
     )
-    with only_one(folder, refusal), Database(folder / DATABASE_NAME) as database:
-        drawing = _drawing(job)
-        _ask(job, database, drawing)
-        if judge is None:
-            failure = _serve(job, database, drawing, instructions)
-            _export(database, folder)
-            if failure is not None:
-                raise failure
-            return 0
-        _prepare_all(database, drawing)
-        decided = judge_all(database, judge)
-        listed = ", ".join(f"{count:,} {what}" for what, count in sorted(decided.items()))
-        print(f"judged by the rule {judge.name}, not by people: {listed or 'nothing'}")
-        _export(database, folder)
+    with only_one(folder, refusal):
+        try:
+            with Database(folder / DATABASE_NAME) as database:
+                _judge(job, database, folder, judge, instructions)
+        finally:
+            keep_as_it_is(job.storage, folder, DATABASE_NAME)
     return 0
+
+
+def _judge(
+    job: RankJob, database: Database, folder: Path, judge: Judge | None, instructions: str
+) -> None:
+    """Have answers, have them judged, and export what was decided."""
+    drawing = _drawing(job)
+    _ask(job, database, drawing)
+    if judge is None:
+        failure = _serve(job, database, drawing, instructions)
+        _export(database, folder)
+        if failure is not None:
+            raise failure
+        return
+    _prepare_all(database, drawing)
+    decided = judge_all(database, judge)
+    listed = ", ".join(f"{count:,} {what}" for what, count in sorted(decided.items()))
+    print(f"judged by the rule {judge.name}, not by people: {listed or 'nothing'}")
+    _export(database, folder)
 
 
 def _export_only(folder: Path) -> int:

@@ -140,6 +140,13 @@ def keep(storage: StorageConfig, folder: Path, marker: str) -> None:
     Mirror(bucket, folder, _visible).push(last=marker)
 
 
+def keep_as_it_is(storage: StorageConfig, folder: Path, marker: str) -> None:
+    """Have a folder in the object store, if there is one, as it is now, over what is there."""
+    bucket = _bucket_of(storage, folder)
+    if bucket is not None and (folder / marker).exists():
+        Mirror(bucket, folder, _visible).push(last=marker)
+
+
 def _visible(name: str) -> bool:
     return not name.startswith(".")
 
