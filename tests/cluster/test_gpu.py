@@ -11,9 +11,8 @@ import torch
 
 from cluster import job
 from cluster.conftest import Workshop
-from cluster.test_pipeline import overrides
+from cluster.test_pipeline import overrides, write_inputs
 from cluster.test_resume import OFF, losses, wait_for_no_orphans
-from data.chat_factory import write_jsonl
 
 pytestmark = [
     pytest.mark.gpu,
@@ -56,11 +55,7 @@ def test_memory_that_runs_out_says_what_to_change(workshop: Workshop) -> None:
 
 
 def test_text_to_aligned_assistant(tmp_path: Path) -> None:
-    job.write_corpus(tmp_path / "texts")
-    chats = [{"prompt": f"Which mill is {n}?", "completion": f"Mill {n % 9}."} for n in range(300)]
-    prompts = [{"prompt": f"Which mill is {n}?", "verifier": "length"} for n in range(60)]
-    write_jsonl(tmp_path / "chats.jsonl", chats)
-    write_jsonl(tmp_path / "prompts.jsonl", prompts)
+    write_inputs(tmp_path)
     code, output = job.run(
         "pipeline", *overrides(tmp_path), *GPU, "train.precision=bf16",
         "sft.train.precision=bf16", "reward.train.precision=bf16", "rlhf.train.precision=bf16",

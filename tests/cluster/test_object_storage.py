@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 
-from cluster import job
+from cluster import job, test_pipeline
 from cluster.conftest import Workshop
 from cluster.test_resume import losses
 from raymill.storage.bucket import Bucket
@@ -64,3 +65,28 @@ def test_another_machine_goes_on_from_the_store(workshop: Workshop, uri: str) ->
         f"storage.root={uri}", f"storage.scratch={two}", cwd=root,
     )  # fmt: skip
     assert code == 0, output
+
+
+@pytest.mark.slow
+def test_a_pipeline_is_taken_up_on_another_machine(tmp_path: Path, uri: str) -> None:
+    """All stages from pretraining to alignment: with the folder gone they are fetched, and nothing is trained
+    or judged again."""
+    test_pipeline.write_inputs(tmp_path)
+    scratch = tmp_path / "scratch"
+    command = (
+        *test_pipeline.overrides(tmp_path),
+        f"storage.root={uri}",
+        f"storage.scratch={scratch}",
+    )
+    code, output = job.run("pipeline", *command, cwd=tmp_path)
+    assert code == 0, output
+    judged = (scratch / "rankings" / "whole-rank" / "preferences.parquet").read_bytes()
+    shutil.rmtree(scratch)
+    code, output = job.run("pipeline", *command, cwd=tmp_path)
+    assert code == 0, output
+    assert "Traceback" not in output and "Preparing" not in output
+    for name in ("whole", "whole-sft", "whole-reward", "whole-rlhf"):
+        assert f"run {name} is finished at step" in output
+        assert len(job.events(scratch / "runs" / name, "attempt")) == 1
+    assert (scratch / "rankings" / "whole-rank" / "preferences.parquet").read_bytes() == judged
+    assert "registered models:/assistant/4 as assistant@aligned" in output

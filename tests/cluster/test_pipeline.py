@@ -21,18 +21,18 @@ pytestmark = pytest.mark.integration
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     root = tmp_path_factory.mktemp("pipeline")
-    job.write_corpus(root / "texts")
-    write_jsonl(
-        root / "chats.jsonl",
-        [{"prompt": f"Which mill is {n}?", "completion": f"Mill {n % 9}."} for n in range(300)],
-    )
-    write_jsonl(
-        root / "prompts.jsonl",
-        [{"prompt": f"Which mill is {n}?", "verifier": "length"} for n in range(60)],
-    )
+    write_inputs(root)
     code, output = job.run("pipeline", *overrides(root), cwd=root)
     assert code == 0, output
     return root, output
+
+
+def write_inputs(root: Path) -> None:
+    job.write_corpus(root / "texts")
+    chats = [{"prompt": f"Which mill is {n}?", "completion": f"Mill {n % 9}."} for n in range(300)]
+    prompts = [{"prompt": f"Which mill is {n}?", "verifier": "length"} for n in range(60)]
+    write_jsonl(root / "chats.jsonl", chats)
+    write_jsonl(root / "prompts.jsonl", prompts)
 
 
 def overrides(root: Path) -> tuple[str, ...]:
