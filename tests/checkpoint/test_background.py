@@ -114,10 +114,14 @@ def test_a_lost_rank_is_no_failed_checkpoint(tmp_path: Path) -> None:
 def test_it_leaves_the_cores_alone_until_somebody_waits(tmp_path: Path) -> None:
     raise_fence(tmp_path, 0)
     commits = BackgroundCommits(tmp_path, Alone(), lambda path: None, share=1e-9)
-    for step in (1, 2):  # it waits again after one that was waited for
-        commits.begin(manifest(step), SHAPES, fragments(step))
-        commits._thread.join(0.5)  # type: ignore[union-attr]
-        assert commits.busy, "its rest after the first piece alone takes hours"
-        outcome = commits.take(wait=True)
-        assert outcome is not None
-        assert verify(tmp_path / f"step-{step:08d}").step == step
+    commits.begin(manifest(1), SHAPES, fragments(1))
+    commits._thread.join(0.5)  # type: ignore[union-attr]
+    assert commits.busy, "its rest after the first piece alone takes hours"
+    outcome = commits.take(wait=True)
+    assert outcome is not None
+    assert verify(tmp_path / "step-00000001").step == 1
+    # By now it knows how long the one before took, and how much time there is.
+    commits.begin(manifest(2), SHAPES, fragments(2))
+    commits._thread.join(30)  # type: ignore[union-attr]
+    assert not commits.busy
+    assert verify(tmp_path / "step-00000002").step == 2

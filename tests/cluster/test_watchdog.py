@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from raymill.cluster.watchdog import FIRST_S, LONG_S, Rank, Seen, Standing, Watchdog, blamed
+from raymill.cluster.watchdog import (
+    FIRST_S,
+    LONG_S,
+    START_S,
+    Rank,
+    Seen,
+    Standing,
+    Watchdog,
+    blamed,
+)
 from raymill.engine.pulse import Pulse, place, read_pulse
 from raymill.engine.stragglers import STEPS, Stragglers
 
@@ -104,7 +113,7 @@ def test_slow_is_not_still(tmp_path: Path, pulses: list[Pulse], clock: Clock) ->
         (None, None, "forward", FIRST_S),
         (5.0, 30.0, "forward", 5.0),
         (5.0, None, "forward", FIRST_S),
-        (None, None, "start", LONG_S),
+        (5.0, None, "start", START_S),
         (None, 1.0, "evaluate", LONG_S),
         (None, 1.0, "gather", LONG_S),
         (None, 1.0, "commit", LONG_S),

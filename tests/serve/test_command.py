@@ -18,7 +18,7 @@ import pytest
 from generate.chat_factory import write_chat_folder
 from raymill.config import load
 from raymill.data.preference.comparison import Comparison, read_comparison
-from raymill.errors import ConfigError, DataError
+from raymill.errors import ConfigError, DataError, StorageError
 from raymill.serve.command import run
 
 _START = """
@@ -134,8 +134,9 @@ def test_a_page_is_served_until_ctrl_c_and_exports_then(tmp_path: Path, given: l
 
 
 def test_judgements_are_kept_in_an_object_store(
-    tmp_path: Path, given: list[str], uri: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+    tmp_path: Path, given: list[str], uri: str, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """On another machine they are there, and what is judged then comes beside them."""
     here, there = (
         [*(text for text in given if not text.startswith("storage.")), f"storage.root={uri}",
@@ -151,4 +152,17 @@ def test_judgements_are_kept_in_an_object_store(
     assert run(load("rank", [*there, "judge=answer_f1"])) == 0
     shutil.rmtree(tmp_path / "here")
     assert run(load("rank", [*here, "export_only=true"])) == 0
-    assert exported(tmp_path / "here") == exported(tmp_path / "there") != rows
+    newest = exported(tmp_path / "there")
+    assert exported(tmp_path / "here") == newest != rows
+    # Back on the first machine, whose judgements are older, they are fetched, and not put over the newer ones.
+    assert run(load("rank", [*there, "judge=answer_f1", "prompts=6"])) == 0
+    assert run(load("rank", [*here, "judge=answer_f1", "prompts=6"])) == 0
+    assert exported(tmp_path / "here") == exported(tmp_path / "there") != newest
+    # On both at once: neither is lost.
+    with monkeypatch.context() as patch:
+        patch.setattr("raymill.serve.command.take_newest", lambda *_: None)
+        assert run(load("rank", [*here, "judge=length", "prompts=6"])) == 0
+        patch.setattr("raymill.serve.command.give_newest", lambda *_: None)
+        assert run(load("rank", [*there, "judge=length", "judge_noise=0.2", "prompts=6"])) == 0
+    with pytest.raises(StorageError, match="both changed"):
+        run(load("rank", [*there, "judge=length", "prompts=6"]))

@@ -17,7 +17,10 @@ from raymill.errors import CheckpointError
 
 TRIES = 3
 PAUSE_S = 1.0  # before the second try, doubled before each one after it
-CPU_SHARE = 0.08  # of a core, where training takes all of them
+CPU_SHARE = (
+    0.08  # of a core, where training takes all of them; more if it wouldn't be done by the next one
+)
+_DONE_BY = 0.5  # of the time between two
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,9 @@ class BackgroundCommits:
     """One commit at a time, in a thread of each rank. Every rank calls every method in step.
 
     `group` is the thread's own, so that its messages can't meet the training's. `committed` is called on
-    rank 0, in the thread, after each one that succeeded. The thread works for `share` of the time, for as
-    long as nobody waits for it: digests take a core that training on the CPU needs.
+    rank 0, in the thread, after each one that succeeded. The thread works for `share` of the time, or as
+    much as is needed to be done halfway to the next, for as long as nobody waits for it: digests take a core
+    that training on the CPU needs.
     """
 
     def __init__(
@@ -51,8 +55,10 @@ class BackgroundCommits:
         self._group = group
         self._remote = remote
         self._committed = committed
-        self._share = share
+        self._least = self._share = share
         self._waited_for = threading.Event()
+        self._worked = 0.0  # seconds of the core, for the one under way
+        self._began: float | None = None
         self._thread: threading.Thread | None = None
         self._outcome: Outcome | None = None
 
@@ -67,6 +73,11 @@ class BackgroundCommits:
         outcome was taken."""
         assert self._thread is None, "take the outcome of the commit before this one first"
         self._waited_for.clear()
+        now = time.perf_counter()
+        if self._began is not None:
+            needed = self._worked / (_DONE_BY * (now - self._began))
+            self._share = min(1.0, max(self._least, needed))
+        self._began, self._worked = now, 0.0
         self._thread = threading.Thread(
             target=self._run, args=(manifest, shapes, fragments), name="raymill-commit", daemon=True
         )
@@ -80,7 +91,7 @@ class BackgroundCommits:
         """
         if self._thread is None or (self.busy and not wait):
             return None
-        self._waited_for.set()
+        self.hurry()
         self._thread.join()
         self._thread = None
         outcome, self._outcome = self._outcome, None
@@ -89,7 +100,12 @@ class BackgroundCommits:
             raise outcome.error
         return outcome
 
+    def hurry(self) -> None:
+        """Somebody will wait for the one under way."""
+        self._waited_for.set()
+
     def _rest(self, worked: float) -> None:
+        self._worked += worked
         if self._share < 1:
             self._waited_for.wait(worked * (1 / self._share - 1))
 

@@ -153,8 +153,9 @@ class Attempts:
         self._console.waiting(STARTING)
         self._nodes.clear()
         self._step_s.clear()
+        # Of this process's start before; another's, who may hold the run by now, aren't ours to delete.
+        shutil.rmtree(replace(assignment, start=self._starts).pulses, ignore_errors=True)
         self._starts += 1
-        shutil.rmtree(assignment.pulses.parent, ignore_errors=True)
         # Workers of before, should they still live, have nothing to say from here on.
         follower = Follower.at_end(assignment.journal)
         assignment = replace(assignment, start=self._starts)

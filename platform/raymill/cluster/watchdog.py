@@ -18,11 +18,12 @@ from raymill.engine.pulse import read_pulse
 LEAST_S = 120.0
 STEPS = 20  # median steps that a rank may take for one phase
 FIRST_S = 1200.0  # before there is a median: first steps open data, compile and fill caches
-# Phases whose length a step's doesn't tell: a start that reads a checkpoint, an evaluation or a write to slow
-# storage takes what it takes, and where answers are sampled and judged for a step, that has limits of its own.
-_LONG = ("start", "evaluate", "commit")
+# Phases whose length a step's doesn't tell: an evaluation or a write to slow storage takes what it takes, and
+# where answers are sampled and judged for a step, that has limits of its own.
+_LONG = ("evaluate", "commit")
 _SAMPLING = "gather"
 LONG_S = 3600.0
+START_S = 24 * 3600.0  # which reads a checkpoint, or passes a reference model over all pairs
 _STACK_S = 30.0
 _WAITING = re.compile(r"torch/distributed/|deepspeed/comm/")
 _COMMIT_THREAD = '"raymill-commit"'
@@ -103,6 +104,8 @@ class Watchdog:
         return behind
 
     def _limit(self, phase: str, median_step_s: float | None) -> float:
+        if phase == "start":
+            return START_S
         if phase in self._long:
             return max(LONG_S, self._timeout_s or 0.0)
         if median_step_s is None:

@@ -91,6 +91,10 @@ class Checkpoints:
         self._commits.begin(manifest, shapes, self._copy.take(trainers))
         self._stall = time.perf_counter() - began
 
+    def hurry(self) -> None:
+        """The one under way is waited for soon."""
+        self._commits.hurry()
+
     def settle(self, step: int, wait: bool = False, last: bool = False) -> CheckpointError | None:
         """Tell how the one under way ended, if it has; `wait` for it. One that failed costs an interval and
         not the run, but for the last one, and but for a run that is another's by now: that error is

@@ -23,7 +23,8 @@ def choose_device(gpu: bool, deterministic: bool = True) -> torch.device:
 def _only_deterministic_kernels() -> None:
     """A CPU's are; a GPU's fast ones, attention's backward pass among them, add up in whatever order their
     threads come. See https://pytorch.org/docs/stable/notes/randomness.html"""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if os.environ.get("CUBLAS_WORKSPACE_CONFIG") not in (":4096:8", ":16:8"):
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     os.environ.setdefault("FLASH_ATTENTION_DETERMINISTIC", "1")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
@@ -33,8 +34,7 @@ def _only_deterministic_kernels() -> None:
 
 def join_deepspeed(gpu: bool) -> None:
     """Let DeepSpeed use the process group that Ray Train made."""
-    if not gpu:
-        os.environ["DS_ACCELERATOR"] = "cpu"  # or it takes any GPU that it sees
+    os.environ["DS_ACCELERATOR"] = "cuda" if gpu else "cpu"  # or it takes any GPU that it sees
     import deepspeed
     import deepspeed.ops
 

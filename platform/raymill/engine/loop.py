@@ -28,7 +28,7 @@ from raymill.engine.pulse import Pulse
 from raymill.engine.schedule import learning_rate_factor
 from raymill.engine.setup import Start
 from raymill.engine.stragglers import OWN, Stragglers
-from raymill.errors import CheckpointError, DataError, NonFiniteError, RaymillError
+from raymill.errors import CheckpointError, DataError, RaymillError, RewindError
 
 
 @dataclass
@@ -74,7 +74,10 @@ class Loop:
         """Train to the end or until asked to stop; returns "finished" or "stopped"."""
         try:
             return self._run()
-        except (NonFiniteError, DataError):
+        except RewindError:
+            raise
+        except RaymillError:
+            self._beat("commit")
             with suppress(CheckpointError):
                 self.checkpoints.settle(self.step, wait=True)  # the one under way isn't given up
             raise
@@ -114,6 +117,8 @@ class Loop:
         if refusals:
             raise next(error for error in self.group.gather(refusal) if error is not None)
         assert batch is not None
+        if stop:
+            self.checkpoints.hurry()  # the one under way; there will be another after this step
         phases.enter("gather")
         gathered = self.experience.gather(batch, self.step + 1, upcoming)
         phases.enter(None)
@@ -130,6 +135,7 @@ class Loop:
                     rows, learner.peak_rate * factor, phases, self.guard.refusal
                 )
                 if update.refused is not None:
+                    self._beat("commit")  # which may be waited for
                     self._divergence.follow(update, samples, self.step + 1, self.samples)
                 elif update.weight:
                     self.guard.in_a_row = 0

@@ -41,7 +41,7 @@ def read_pulse(folder: Path, rank: int) -> dict[str, Any] | None:
     """What a rank wrote last; None before its first."""
     try:
         found: dict[str, Any] = json.loads(_path(folder, rank).read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):  # not there yet, or a network file system's hiccup
         return None
     return found
 

@@ -22,7 +22,7 @@ from raymill.serve.items import count_items, item_of, set_items, unusable_reason
 from raymill.serve.judges import Judge, judge_all, judge_named
 from raymill.serve.prompts import choose_prompts, prompt_name
 from raymill.serve.sampler import ModelSampler
-from raymill.storage.mirror import fetch, keep_as_it_is
+from raymill.storage.mirror import give_newest, take_newest
 from raymill.track.registry import resolve_model
 
 FIRST_GROUP = 4  # items prepared at once for people who wait
@@ -41,8 +41,9 @@ def run(job: RankJob) -> int:
     folder = job.storage.folder / "rankings" / job.name
     judge = None if job.judge is None else judge_named(job.judge, job.judge_noise, job.seed)
     instructions = _instructions(job)
-    fetch(job.storage, folder, DATABASE_NAME)
     if job.export_only:
+        if not folder.exists():
+            take_newest(job.storage, folder, DATABASE_NAME)
         return _export_only(folder)
     folder.mkdir(parents=True, exist_ok=True)
     refusal = (
@@ -50,11 +51,12 @@ def run(job: RankJob) -> int:
         "name=."
     )
     with only_one(folder, refusal):
+        take_newest(job.storage, folder, DATABASE_NAME)
         try:
             with Database(folder / DATABASE_NAME) as database:
                 _judge(job, database, folder, judge, instructions)
         finally:
-            keep_as_it_is(job.storage, folder, DATABASE_NAME)
+            give_newest(job.storage, folder, DATABASE_NAME)
     return 0
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TypeVar
 
 from raymill.config.storage import StorageConfig
+from raymill.durable import sha256_file, write_atomic
 from raymill.errors import StorageError
 from raymill.progress_line import ProgressLine
 from raymill.storage.bucket import Bucket
@@ -140,11 +143,56 @@ def keep(storage: StorageConfig, folder: Path, marker: str) -> None:
     Mirror(bucket, folder, _visible).push(last=marker)
 
 
-def keep_as_it_is(storage: StorageConfig, folder: Path, marker: str) -> None:
-    """Have a folder in the object store, if there is one, as it is now, over what is there."""
+_VERSION_NAME = "version.json"
+
+
+def take_newest(storage: StorageConfig, folder: Path, name: str) -> None:
+    """Have a folder here as the object store has it, if there is one and it is newer; `name` is the file in it
+    that tells whether it was changed here. Its writers take turns.
+
+    Raises:
+        StorageError: both were changed since they were the same.
+    """
     bucket = _bucket_of(storage, folder)
-    if bucket is not None and (folder / marker).exists():
-        Mirror(bucket, folder, _visible).push(last=marker)
+    there = None if bucket is None else bucket.get(_VERSION_NAME)
+    if bucket is None or there is None or there == _version(folder):
+        return
+    if _is_changed(folder, name):
+        raise StorageError(
+            f"{folder} and {bucket.uri} were both changed since they were the same, on two machines. Move the "
+            "folder away to go on with what is in the store, or choose another name="
+        )
+    print(f"fetching {bucket.uri} → {folder}", flush=True)
+    Mirror(bucket, folder, _visible).pull(last=_VERSION_NAME)
+
+
+def give_newest(storage: StorageConfig, folder: Path, name: str) -> None:
+    """Have a folder in the object store, if there is one, as it is here, where it was changed."""
+    bucket = _bucket_of(storage, folder)
+    if bucket is None or not _is_changed(folder, name):
+        return
+    facts = {"id": uuid.uuid4().hex, "sha256": sha256_file(folder / name)}
+    write_atomic(folder / _VERSION_NAME, json.dumps(facts))
+    Mirror(bucket, folder, _visible).push(last=_VERSION_NAME)
+
+
+def _version(folder: Path) -> bytes | None:
+    try:
+        return (folder / _VERSION_NAME).read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _is_changed(folder: Path, name: str) -> bool:
+    """Whether a file is another than when its folder and the store's were the same; of a database, what a
+    process that was killed left beside it counts."""
+    if not (folder / name).exists():
+        return False
+    beside = folder / f"{name}-wal"
+    if beside.exists() and beside.stat().st_size:
+        return True
+    known = _version(folder)
+    return known is None or json.loads(known)["sha256"] != sha256_file(folder / name)
 
 
 def _visible(name: str) -> bool:
