@@ -124,6 +124,7 @@ def _work(rank: int, world: int, port: int, folder: Path) -> None:
     from raymill.engine import worker
     from raymill.engine.group import WorkerGroup
     from raymill.engine.journal import Journal
+    from raymill.engine.pulse import Pulse
 
     def stream(assignment: Assignment, order: Any, start: Any, group: WorkerGroup) -> Any:
         batch = assignment.job.train.global_batch
@@ -137,7 +138,7 @@ def _work(rank: int, world: int, port: int, folder: Path) -> None:
     worker._peak_of_all = lambda assignment, group: 1e12
     for assignment in pickle.loads((folder / "assignments.pickle").read_bytes()):
         journal = Journal(assignment.journal) if rank == 0 else None
-        loop = worker.build_loop(assignment, group, journal)
+        loop = worker.build_loop(assignment, group, journal, Pulse(assignment.pulses, rank))
         trainers = [learner.trainer for learner in loop.learners]
 
         def weights(trainers: list[Any] = trainers) -> dict[str, Any]:
