@@ -27,20 +27,18 @@ sys.path[:0] = [str(ROOT / "platform"), str(ROOT / "tests")]
 
 import torch
 from servers import free_port
-from trainer_alone import bare_step
+from trainer_alone import bare_step, step_of
 from raymill.checkpoint.background import BackgroundCommits
 from raymill.checkpoint.commit import commit
 from raymill.checkpoint.fence import raise_fence
 from raymill.checkpoint.manifest import Manifest
 from raymill.config import load
-from raymill.data.rows import Rows
 from raymill.engine.device import choose_device, device_memory, join_deepspeed
 from raymill.engine.group import WorkerGroup
 from raymill.engine.host_copy import HostCopy
 from raymill.engine.peak import measured_peak_flops
 from raymill.engine.trainer import Trainer
 from raymill.model.build import build_model
-from raymill.objective.language_modelling import LanguageModelling
 from raymill.plan.flops import flops_per_token
 from raymill.plan.report import memory_plan
 
@@ -72,15 +70,7 @@ def main() -> None:
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {date.today()}")
 
     trainer = Trainer(job, build_model(job.arch, VOCAB, 0, 1), WorkerGroup(device))
-    objective, rows = LanguageModelling(0), Rows(tokens, np.full(count, length + 1, np.int32))
-
-    def step() -> None:
-        trainer.begin_micro_batch(last=True)
-        loss_sum = objective.losses(trainer.engine, rows, device).sum()
-        trainer.backward(loss_sum, float(count * length))
-        trainer.update(1e-4)
-        float(loss_sum)
-
+    step = step_of(trainer, tokens)
     for _ in range(WARM_UP):
         step()
     print(f"memory         {device_memory(device)['perf/device_peak_gib']:.2f} GiB at its peak")

@@ -80,13 +80,18 @@ def trainer_step(stage: int) -> Callable[[], None]:
                             f"train.micro_batch={ROWS}", f"zero=stage{stage}"])  # fmt: skip
     group = WorkerGroup(torch.device("cpu"))
     trainer = Trainer(job, build_model(job.arch, VOCAB, 0, 1), group)
-    objective = LanguageModelling(0)
-    rows = Rows(TOKENS, np.full(ROWS, LENGTH + 1, np.int32))
+    return step_of(trainer, TOKENS)
+
+
+def step_of(trainer: Trainer, tokens: NDArray[Any]) -> Callable[[], None]:
+    """An optimizer step on these rows in one micro-batch."""
+    count, length = len(tokens), tokens.shape[1] - 1
+    objective, rows = LanguageModelling(0), Rows(tokens, np.full(count, length + 1, np.int32))
 
     def step() -> None:
         trainer.begin_micro_batch(last=True)
-        loss_sum = objective.losses(trainer.engine, rows, group.device).sum()
-        trainer.backward(loss_sum, float(ROWS * LENGTH))
+        loss_sum = objective.losses(trainer.engine, rows, trainer.group.device).sum()
+        trainer.backward(loss_sum, float(count * length))
         trainer.update(1e-3)
         float(loss_sum)
 

@@ -12,6 +12,7 @@ import torch
 
 from engine.probe import Case, resumed, spawn
 from engine.test_parity import bare_losses
+from engine.test_state import check_every_layout
 
 pytestmark = [
     pytest.mark.gpu,
@@ -46,18 +47,7 @@ def test_the_bare_loops_losses_under_every_stage(tmp_path: Path) -> None:
 
 
 def test_resume_is_bit_exact_in_every_layout(tmp_path: Path) -> None:
-    cases = [
-        Case(stage, precision=precision, steps=8, save_at=5)
-        for precision in ("fp32", "bf16")
-        for stage in range(4)
-    ]
-    cases += [Case(stage, steps=8, save_at=5, offload="cpu") for stage in (2, 3)]
-    through = spawn(1, cases, tmp_path, gpu=True)
-    again = spawn(1, [resumed(case) for case in cases], tmp_path, gpu=True)
-    for case in cases:
-        assert again[case.name]["identical"], case.name
-        assert again[case.name]["losses"] == through[case.name]["losses"][5:], case.name  # type: ignore[index]
-        assert again[case.name]["norms"] == through[case.name]["norms"][5:], case.name  # type: ignore[index]
+    check_every_layout(1, tmp_path, gpu=True)
 
 
 @pytest.mark.parametrize("first", ["gpu", "cpu"])

@@ -12,14 +12,18 @@ from engine.probe import Case, resumed, spawn
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_resume_is_bit_exact_in_every_layout(world: int, tmp_path: Path) -> None:
+    check_every_layout(world, tmp_path)
+
+
+def check_every_layout(world: int, tmp_path: Path, gpu: bool = False) -> None:
     cases = [
         Case(stage, precision=precision, steps=8, save_at=5)
         for precision in ("fp32", "bf16")
         for stage in (0, 1, 2, 3)
     ]
     cases += [Case(stage, steps=8, save_at=5, offload="cpu") for stage in (2, 3)]
-    through = spawn(world, cases, tmp_path)
-    again = spawn(world, [resumed(case) for case in cases], tmp_path)
+    through = spawn(world, cases, tmp_path, gpu)
+    again = spawn(world, [resumed(case) for case in cases], tmp_path, gpu)
     for case in cases:
         assert again[case.name]["identical"], case.name
         assert again[case.name]["losses"] == through[case.name]["losses"][5:], case.name  # type: ignore[index]

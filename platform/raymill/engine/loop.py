@@ -28,7 +28,7 @@ from raymill.engine.pulse import Pulse
 from raymill.engine.schedule import learning_rate_factor
 from raymill.engine.setup import Start
 from raymill.engine.stragglers import OWN, Stragglers
-from raymill.errors import CheckpointError, DataError, RaymillError, RewindError
+from raymill.errors import CheckpointError, DataError, RaymillError
 
 
 @dataclass
@@ -74,8 +74,6 @@ class Loop:
         """Train to the end or until asked to stop; returns "finished" or "stopped"."""
         try:
             return self._run()
-        except RewindError:
-            raise
         except RaymillError:
             self._beat("commit")
             with suppress(CheckpointError):
