@@ -17,9 +17,7 @@ from raymill.errors import CheckpointError
 
 TRIES = 3
 PAUSE_S = 1.0  # before the second try, doubled before each one after it
-CPU_SHARE = (
-    0.08  # of a core, where training takes all of them; more if it wouldn't be done by the next one
-)
+CPU_SHARE = 0.05  # of a core, where training has them all; more if it wouldn't be done in time
 _DONE_BY = 0.5  # of the time between two
 
 
