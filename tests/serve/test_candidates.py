@@ -18,7 +18,16 @@ from raymill.data.chat.problems import Problem
 from raymill.data.split import TRAIN, is_held_out
 from raymill.errors import DataError
 from raymill.serve.candidates import SAME, TRIES, Drawing, Preparation, prepare
-from raymill.serve.items import answers_of, count_items, item_of, ready_items, unusable_reasons
+from raymill.serve.database import Database
+from raymill.serve.items import (
+    answers_of,
+    count_items,
+    item_of,
+    ready_items,
+    set_items,
+    unusable_reasons,
+)
+from raymill.serve.judges import judge_named
 from raymill.serve.prompts import choose_prompts, prompt_name
 from raymill.serve.sampler import ModelSampler
 from raymill.track.registry import ResolvedModel
@@ -124,6 +133,25 @@ def test_an_item_is_named_by_what_its_answers_depend_on() -> None:
 
     assert name() == name(prompt_id="2") == name(reference="!")
     assert len({name(), name(mode="write"), name(drawn={"seed": 2})}) == 3
+
+
+def test_equal_weights_are_asked_alike_whatever_their_history(tmp_path: Path) -> None:
+    drawn, judged = [], []
+    for model in ("runs/first/export", "runs/second/export"):
+        database = Database(tmp_path / f"{len(drawn)}.sqlite")
+        questions = [[{"role": "user", "content": f"What is {number}?"}] for number in range(20)]
+        items = [
+            item_of("rank", f"prompt {number}", question, None, {"models": [model]})
+            for number, question in enumerate(questions)
+        ]
+        set_items(database, "rank", items)
+        sampler = ScriptedSampler(numbered, model)
+        prepare(database, Drawing([sampler], 2, 1), 4)
+        drawn.append(sampler.asked)
+        judge = judge_named("length", 0.5, 1)
+        judged.append([judge.judge(one, answers_of(database, one.item_id)) for one in items])
+    assert drawn[0] == drawn[1] and judged[0] == judged[1]
+    assert len({seed for _, seed in drawn[0]}) == 40
 
 
 def test_a_model_is_asked_through_its_template(folder: Path) -> None:

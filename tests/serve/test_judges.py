@@ -44,7 +44,7 @@ def test_noise_turns_its_share_round() -> None:
     assert noisy.name == "length+noise0.25"
     given = answers("a", "bb", "bb", "cccc")
     assert plain.judge(ITEM, given) == (1, 2, 2, 3)
-    items = [replace(ITEM, item_id=f"item {number}") for number in range(2000)]
+    items = [replace(ITEM, prompt_id=f"prompt {number}") for number in range(2000)]
     found = [noisy.judge(item, given) for item in items]
     assert set(found) == {(1, 2, 2, 3), (3, 2, 2, 1)}
     assert abs(found.count((3, 2, 2, 1)) - 500) < 60  # three standard deviations

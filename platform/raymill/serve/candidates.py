@@ -94,16 +94,17 @@ def _draw(drawing: Drawing, wanted: Sequence[_Wanted], attempt: int) -> None:
     for index, draws in by_sampler.items():
         prompts = [one.item.messages for one, _ in draws]
         seeds = [
-            draw_seed(drawing.seed, one.item.item_id, number, attempt) for one, number in draws
+            draw_seed(drawing.seed, one.item.prompt_id, number, attempt) for one, number in draws
         ]
         found = drawing.samplers[index].answers(prompts, seeds)
         for (one, number), answer in zip(draws, found, strict=True):
             one.take(number, answer)
 
 
-def draw_seed(seed: int, item_id: str, number: int, attempt: int) -> int:
-    """The seed of one draw: 63 bits, which SQLite and torch hold."""
-    return int(sha256_json([seed, item_id, number, attempt])[:16], 16) >> 1
+def draw_seed(seed: int, prompt_id: str, number: int, attempt: int) -> int:
+    """The seed of one draw: 63 bits, which SQLite and torch hold. The prompt decides and not the item, whose
+    name tells of the model's history: equal weights give equal answers, wherever they were trained."""
+    return int(sha256_json([seed, prompt_id, number, attempt])[:16], 16) >> 1
 
 
 class Preparation:

@@ -65,7 +65,7 @@ class NoisyJudge:
     def judge(self, item: Item, answers: Sequence[Answer]) -> tuple[int, ...] | None:
         """See `Judge`."""
         ranks = self.judged.judge(item, answers)
-        if ranks is None or unit_hash(f"flip {item.item_id}", self.seed) >= self.flip:
+        if ranks is None or unit_hash(f"flip {item.prompt_id}", self.seed) >= self.flip:
             return ranks
         return tuple(max(ranks) + 1 - rank for rank in ranks)
 
