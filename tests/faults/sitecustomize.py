@@ -2,7 +2,7 @@
 PYTHONPATH, so that every process of a job has it, and the package itself knows nothing of it.
 
 RAYMILL_FAULTS names a JSON file with a list of faults, each of which happens once:
-  {"what": "kill|stop|raise|nan|sleep", "rank": 1, "step": 7, "phase": "forward"}
+  {"what": "kill|stop|raise|memory|nan|sleep", "rank": 1, "step": 7, "phase": "forward"}
   {"what": "kill|full|denied", "rank": 0, "write": 3}   # at a rank's third call that makes a checkpoint durable
 """
 
@@ -52,6 +52,12 @@ def _happen(what: str | None, place: str) -> None:
         time.sleep(3600)
     elif what == "raise":
         raise ValueError(f"injected at {place}")
+    elif what == "memory":
+        import torch
+
+        raise torch.OutOfMemoryError(
+            f"CUDA out of memory. Tried to allocate 2.00 GiB, injected at {place}"
+        )
     elif what in _ERRORS:
         number = _ERRORS[what]
         raise OSError(number, f"{os.strerror(number)}, injected at {place}")

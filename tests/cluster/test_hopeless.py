@@ -1,0 +1,63 @@
+"""Errors that another start wouldn't mend, through the command line: the run stops, and says what would."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster import job
+from cluster.conftest import Workshop
+from faults.injector import happened, with_faults
+from raymill.report.audit import audit
+
+pytestmark = [pytest.mark.integration, pytest.mark.chaos]
+STEPS, EVERY, BAD = 40, 10, 15
+COMMON = (
+    "tracking=none", f"train.steps={STEPS}", f"checkpoint.every={EVERY}", "evaluation.every=0",
+    "run.workers=2", "zero=stage1",
+)  # fmt: skip
+
+
+def run(workshop: Workshop, name: str, folder: Path, *faults: str) -> tuple[int, str]:
+    place = {"rank": 1, "step": BAD, "phase": "forward"}
+    injected = with_faults(folder, *({"what": what, **place} for what in faults))
+    return job.run(
+        "pretrain",
+        *workshop.overrides,
+        *COMMON,
+        f"run.name={name}",
+        cwd=workshop.root,
+        env=injected,
+    )
+
+
+def test_out_of_memory(workshop: Workshop, tmp_path: Path) -> None:
+    """It isn't tried again as it is: the planned memory and what lowers it are said instead."""
+    code, output = run(workshop, "memory", tmp_path, "memory")
+    assert code == 1
+    assert happened(tmp_path) == 1
+    assert "out of memory: rank 1: " in output
+    assert "planned: " in output and "GiB" in output
+    assert "raise zero.stage (now 1) or run.workers" in output
+    assert "set train.activation_checkpointing=true" in output
+    assert "Traceback" not in output
+    told = audit(workshop.run_dir("memory"))
+    assert len(told.attempts) == 1 and told.problems == []
+
+
+def test_the_same_exception_at_the_same_step_twice(workshop: Workshop, tmp_path: Path) -> None:
+    """One more start, in which it comes again, and no third; the same command goes on once it is mended."""
+    code, output = run(workshop, "twice", tmp_path, "raise", "raise", "raise")
+    assert code == 1
+    assert happened(tmp_path) == 2
+    assert f"trying again in 1 s from step {EVERY}" in output
+    assert f"the same error at step {BAD} as before" in output
+    assert f"injected at step {BAD}, forward" in output
+    assert "Traceback" not in output
+    run_dir = workshop.run_dir("twice")
+    code, output = run(workshop, "twice", tmp_path)
+    assert code == 0, output
+    assert f"resumed at step {EVERY}" in output
+    told = audit(run_dir)
+    assert len(told.attempts) == 3 and told.problems == []
