@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 import tracemalloc
@@ -221,6 +222,31 @@ def test_a_writer_fenced_off_between_writing_and_renaming_commits_nothing(tmp_pa
     with pytest.raises(FencedError):
         commit(tmp_path, manifest(2), SHAPES, fragments, TakenOver())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["writing-1"]
+
+
+def test_storage_that_doesnt_answer_is_no_other_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The group hears of a checkpoint that wasn't committed, and may try again."""
+    checkpoints = tmp_path / "checkpoints"
+    raise_fence(checkpoints, 0)
+    fragments = [(name, 0, arrays) for name, arrays in state(1).items()]
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "is_dir", unreachable)
+        broken.setattr(Path, "mkdir", unreachable)
+        with pytest.raises(CheckpointError, match="Input/output error") as refusal:
+            commit(checkpoints, manifest(1), SHAPES, fragments, Alone())
+        assert not isinstance(refusal.value, FencedError)
+    hidden = checkpoints.rename(tmp_path / "unmounted")
+    with pytest.raises(CheckpointError) as refusal:
+        commit(checkpoints, manifest(1), SHAPES, fragments, Alone())
+    assert not isinstance(refusal.value, FencedError)
+    hidden.rename(checkpoints)
+    assert commit(checkpoints, manifest(1), SHAPES, fragments, Alone()).is_dir()
 
 
 def test_a_late_fence_leaves_a_newer_holders_alone(tmp_path: Path) -> None:

@@ -151,6 +151,21 @@ def test_a_holder_elsewhere_that_gives_a_sign_keeps_it(
     thread.join()
 
 
+def test_who_was_faster_is_named_and_not_the_dead(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "PATIENCE_S", 5)
+    monkeypatch.setattr(lease, "_POLL_S", 0.02)
+    place.left_by(elsewhere())
+    faster = replace(this_process(), host="quick")
+
+    def say(_: str) -> None:
+        place.left_by(faster, token=2)
+
+    with pytest.raises(RunHeldError, match="on quick"):
+        place.acquire(say)
+
+
 def test_of_many_at_once_one_gets_it(place: Place) -> None:
     place.left_by(ended_process())
     got: list[Lease] = []

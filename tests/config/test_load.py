@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from raymill.config import digest, flatten, load
 from raymill.config.compose import groups
+from raymill.config.entry import main
 from raymill.config.help import TOPICS, help_text
 from raymill.config.identity import is_changeable
 from raymill.errors import ConfigError
@@ -193,3 +196,18 @@ def test_a_refusal_takes_less_than_three_seconds_and_touches_nothing_heavy() -> 
 
 if __name__ == "__main__":
     (Path(__file__).parent / "options.txt").write_text(surface())
+
+
+def test_what_a_disk_refuses_is_a_sentence_and_a_bug_keeps_its_trace(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", "/data/runs/base/job.yaml")
+
+    def wrong(_: Any) -> int:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "nowhere")
+
+    assert main("audit", full, ["run.name=one"]) == 1
+    assert capsys.readouterr().err == "error: /data/runs/base/job.yaml: No space left on device\n"
+    with pytest.raises(FileNotFoundError):
+        main("audit", wrong, ["run.name=one"])

@@ -72,7 +72,7 @@ def test_a_nan_on_one_rank_is_the_same_error_on_both() -> None:
     messages = []
     for one, mine, ids in ((guilty, True, (12, 13, 20)), (innocent, False, (1, 2))):
         with pytest.raises(NonFiniteError) as caught:
-            one.follow(refused(why, mine), np.array(ids), 7, 48)
+            one.follow(refused(why, mine), "", np.array(ids), 7, 48)
         messages.append(str(caught.value))
     assert messages[0] == messages[1]
     assert f"{why} in step 7 (rank 1; global samples 12-13, 20)" in messages[0]
@@ -83,28 +83,43 @@ def test_skips_are_remembered_and_bounded() -> None:
     one = divergence(TwoRanks(0, [([1], False)] * 3), GuardConfig("skip", most_in_a_row=2))
     bad = refused("the loss is not finite", True)
     for first in (48, 56):
-        one.follow(bad, np.array([0]), 7, first)
+        one.follow(bad, "", np.array([0]), 7, first)
     with pytest.raises(NonFiniteError, match="3 updates in a row weren't made"):
-        one.follow(bad, np.array([0]), 9, 64)
+        one.follow(bad, "", np.array([0]), 9, 64)
     assert one.guard.skipped == [(48, 55), (56, 63), (64, 71)]
+
+
+def test_another_models_updates_dont_excuse_a_model_that_diverges() -> None:
+    one = divergence(TwoRanks(0, [([1], False)] * 3), GuardConfig("skip", most_in_a_row=2))
+    bad = refused("is not finite", True)
+    for _ in range(2):
+        one.follow(bad, "train/", np.array([0]), 7, 48)
+        one.guard.made("critic/")
+    again = Guard(one.guard.config)
+    again.restore(json.loads(json.dumps(one.guard.state())))
+    assert again.in_a_row == {"train/": 2}
+    with pytest.raises(NonFiniteError, match="3 updates in a row weren't made"):
+        one.follow(bad, "train/", np.array([0]), 9, 64)
+    again.made("train/")
+    assert again.in_a_row == {}
 
 
 def test_a_rewind_goes_past_the_samples_since_the_last_checkpoint(tmp_path: Path) -> None:
     bad, group = refused("the loss is not finite", True), TwoRanks(0, [([1], False)] * 9)
     one = divergence(group, GuardConfig("rewind"), tmp_path)
     with pytest.raises(RewindError, match="past the samples 16-55 since"):
-        one.follow(bad, np.array([0]), 7, 48)
+        one.follow(bad, "", np.array([0]), 7, 48)
     assert windows_from(tmp_path, 16) == ((16, 55),)
     again = SimpleNamespace(consumed=16, windows=windows_from(tmp_path, 16))
     one = divergence(group, GuardConfig("rewind"), tmp_path, again)
     with pytest.raises(RewindError, match="past the samples 56-79 since"):
-        one.follow(bad, np.array([0]), 5, 72)
+        one.follow(bad, "", np.array([0]), 5, 72)
     assert windows_from(tmp_path, 16) == ((16, 55), (56, 79))
     assert windows_from(tmp_path, 8) == ()
     often = SimpleNamespace(consumed=16, windows=((16, 55),) * 3)
     one = divergence(group, GuardConfig("rewind"), tmp_path, often)
     with pytest.raises(NonFiniteError, match="gone back to its last checkpoint 3 times"):
-        one.follow(bad, np.array([0]), 5, 72)
+        one.follow(bad, "", np.array([0]), 5, 72)
 
 
 def test_a_finite_loss_is_the_mean_over_all_ranks() -> None:

@@ -102,6 +102,25 @@ def test_attempts_losses_and_time(told: Path) -> None:
     assert text["time"].startswith("32.0% effective")
 
 
+def test_the_first_cause_is_the_attempts_and_those_after_it_of_starts(tmp_path: Path) -> None:
+    story = Story(tmp_path / "run")
+    story.state(1, "starting", workers=2)
+    story.event("attempt", 0, 1, world_size=2)
+    story.step(1, 1)
+    story.state(1, "recovering", what="rank 1 made no progress for 120 s")
+    story.now += 1
+    story.state(1, "recovering", what="rank 0: ActorDiedError: gone", cause="lost")
+    story.now += 9
+    story.state(1, "recovering", what="rank 0: TimeoutError: no network", cause="raised")
+    story.now += 9
+    story.event("attempt", 0, 2, world_size=2)
+    story.step(1, 2)
+    assert [attempt.ended for attempt in audit(story.run_dir).attempts] == [
+        "rank 1 made no progress for 120 s; then 1 start failed: rank 0: TimeoutError: no network",
+        "under way, or its driver ended without a word",
+    ]
+
+
 def test_damage_is_named_and_is_the_exit_code(
     told: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -133,8 +152,11 @@ def test_samples_drawn_twice_or_never_are_told(tmp_path: Path) -> None:
 def test_windows_that_the_guard_left_out_are_no_gap(tmp_path: Path) -> None:
     story = Story(tmp_path / "runs" / "rewound")
     story.event("attempt", 0, 1, world_size=1)
-    for step, samples in ((1, 8), (2, 32), (3, 40)):
-        story.step(step, 1, samples)
+    for step in (1, 2, 3):
+        story.step(step, 1)
+    story.event("attempt", 1, 2, world_size=1)  # gone back, and past what followed
+    for step, samples in ((2, 32), (3, 40)):
+        story.step(step, 2, samples)
     checkpoints = story.run_dir / "checkpoints"
     raise_fence(checkpoints, 0)
     told = replace(manifest(3), samples=40, guard={"skipped": [[8, 15], [16, 23]]})
@@ -142,7 +164,7 @@ def test_windows_that_the_guard_left_out_are_no_gap(tmp_path: Path) -> None:
     commit(checkpoints, told, SHAPES, fragments, Alone())
     found = audit(story.run_dir)
     assert found.problems == []
-    assert found.left_out == 16
+    assert (found.left_out, found.replayed, found.lost_steps) == (16, 0, 2)
 
 
 def test_a_state_that_lasts_is_written_once(tmp_path: Path) -> None:

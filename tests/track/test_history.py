@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from raymill.durable import cut_torn_line
-from raymill.engine.journal import Journal
+from raymill.engine.journal import Journal, attempts_in
 from raymill.track.follow import Follower
 from raymill.track.history import HISTORY_NAME, History, read_history
 
@@ -31,6 +31,22 @@ def test_files_without_a_whole_line(tmp_path: Path) -> None:
         path.write_bytes(data)
         cut_torn_line(path)
         assert path.read_bytes() == left
+
+
+def test_a_disk_that_took_half_a_line_spoils_no_other(tmp_path: Path) -> None:
+    history = History(tmp_path, 1)
+    history.enter("starting")
+    with (tmp_path / "history.jsonl").open("a") as stream:
+        stream.write('{"time": 1.0, "tok')
+    history.enter("running")
+    assert [line["state"] for line in read_history(tmp_path)] == ["starting", "running"]
+
+
+def test_a_torn_attempt_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"kind": "attempt", "step": 0}\n{"kind": "attempt", "st')
+    assert attempts_in(path) == 1
+    assert Journal(path).attempt == 2
 
 
 def test_a_disk_that_takes_nothing_ends_no_run(tmp_path: Path) -> None:

@@ -106,7 +106,10 @@ def _explained(
 ) -> CheckpointError:
     """What a failed commit means: the run is another's, or this checkpoint just isn't there."""
     try:
-        check_fence(checkpoints, manifest.token, manifest.start)
+        with suppress(
+            OSError
+        ):  # the storage that refused the checkpoint may not answer this either
+            check_fence(checkpoints, manifest.token, manifest.start)
         if remote is not None:
             with suppress(StorageError):
                 remote.check()

@@ -73,8 +73,10 @@ def check_fence(checkpoints: Path, token: int, start: int = 0) -> None:
     """
     Raises:
         FencedError: workers of this start may not write.
+        OSError: that can't be known: the folder of checkpoints itself can't be looked at.
     """
     if not writing_folder(checkpoints, token, start).is_dir():
+        checkpoints.stat()
         raise _fenced(token)
 
 

@@ -167,10 +167,10 @@ def _wait_for_death(
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         time.sleep(_POLL_S)
-        if tokens.newest() != (token, holder):
-            now = tokens.newest()[1]
-            if now is not None and now.released:
-                return
+        newest, now = tokens.newest()
+        if newest != token or now is None or now.released:
+            return  # another one was faster, whom the next look finds; or there is none any more
+        if now != holder:
             raise held
 
 

@@ -32,7 +32,7 @@ from raymill.checkpoint.retention import (
     steps_to_delete,
 )
 from raymill.durable import write_atomic
-from raymill.errors import CheckpointError, ConfigError
+from raymill.errors import CheckpointError, ConfigError, StorageError
 from raymill.storage.bucket import Bucket
 from raymill.storage.mirror import Mirror
 
@@ -210,10 +210,12 @@ class RemoteRun:
         for commit in self._ledger.state().commits:
             try:
                 manifests.append(self._verified(commit))
-            except CheckpointError as error:
-                # It isn't any more where the run goes on meanwhile.
-                if commit in self._ledger.state().commits:
-                    problems.append(str(error))
+            except (CheckpointError, StorageError) as error:
+                if commit not in self._ledger.state().commits:
+                    continue  # the run goes on meanwhile and has deleted it
+                if isinstance(error, StorageError):
+                    raise
+                problems.append(str(error))
         return manifests, problems
 
     def _verified(self, commit: Commit) -> Manifest:

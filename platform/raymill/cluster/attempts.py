@@ -95,19 +95,22 @@ class Attempts:
         self._assignment.stop_request.touch()
 
     def run(self) -> str:
-        """To the end; returns "finished" or "stopped".
+        """To the end; returns "finished", "stopped" after a checkpoint, or, where it was asked to stop and
+        could commit nothing any more, "waiting" for room or "broken off" by a failure.
 
         Raises:
             RaymillError: it can't go on; what was committed stays.
         """
+        unstarted = "waiting"
         while True:
             self._resizing = False
             self._assignment.stop_request.unlink(missing_ok=True)
             self._workers = self._wait_for_room()
             if self._asked is not None:  # also where that was between the two lines above
-                return "stopped"
+                return unstarted
             self._history.enter(RunState.STARTING, workers=self._workers)
             ending = self._attempt()
+            unstarted = "waiting"
             if ending.status == "rewind":
                 continue
             if ending.status in ("finished", "stopped"):
@@ -115,7 +118,8 @@ class Attempts:
                     continue
                 return ending.status
             if not self._recover(ending):
-                return "stopped"
+                return "broken off"
+            unstarted = "broken off"
 
     def _wait_for_room(self) -> int:
         """Workers to start with: as many as there is room for, of those that the batch allows."""
@@ -177,7 +181,12 @@ class Attempts:
                 break
             self._lease.check()
             self._watch(assignment.pulses)
-            if time.monotonic() > look and self._nodes and not self._resizing:
+            if (
+                time.monotonic() > look
+                and self._nodes
+                and not self._resizing
+                and self._asked is None
+            ):
                 look = time.monotonic() + LOOK_S
                 self._look_at_the_cluster()
         if ending.get("status") == "failed":
@@ -274,6 +283,9 @@ class Attempts:
                 f"same command resumes:\n  {self._resume}"
             ) from ending.error
         self._history.enter(RunState.RECOVERING, **facts)
+        if self._asked is not None:
+            self._console.say(f"warning: after step {ending.step}: {what} (output in {logs})")
+            return False
         self._console.say(
             f"warning: after step {ending.step}: {what}; trying again in {decision.pause_s:g} s from step "
             f"{committed} (output in {logs})"

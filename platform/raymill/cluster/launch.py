@@ -13,9 +13,8 @@ from typing import Any
 
 from raymill.config.schema import RlhfJob, TrainJob
 from raymill.engine.assignment import Assignment
+from raymill.engine.group import WAIT_S
 from raymill.lifetime import die_with
-
-WAIT_S = 1800  # Ray Train's own
 
 
 class WorkerRun:

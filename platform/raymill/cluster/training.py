@@ -21,7 +21,7 @@ from raymill.cluster.finish import finish, preempted, same_command
 from raymill.cluster.interrupt import end_preempted, on_interrupt, on_termination
 from raymill.cluster.session import NOTHING, Beside
 from raymill.config import digest, flatten, to_tree
-from raymill.config.entry import EXIT_PREEMPTED
+from raymill.config.entry import EXIT_FAILED, EXIT_PREEMPTED
 from raymill.config.identity import is_changeable
 from raymill.config.schema import TrainJob
 from raymill.data.manifest import load_prepared
@@ -174,11 +174,13 @@ def train(assignment: Assignment, lease: Lease, beside: Beside = NOTHING) -> int
                 _keep(assignment, remote)
                 return code
             ended = RunState.STOPPED
+            if status != "stopped" or not attempts.drained:
+                console.say(_how_it_stopped(status, assignment.checkpoints))
             if attempts.drained:
                 console.say(preempted())
                 return EXIT_PREEMPTED
-            console.say(f"stopped after a checkpoint; to go on, run:\n  {same_command()}")
-            return 0
+            console.say(f"to go on, run:\n  {same_command()}")
+            return EXIT_FAILED if status == "broken off" else 0
         except KeyboardInterrupt:
             if ended is not RunState.FINISHED:
                 ended = RunState.STOPPED
@@ -190,6 +192,16 @@ def train(assignment: Assignment, lease: Lease, beside: Beside = NOTHING) -> int
                 # What matters of it was kept with the last checkpoint.
                 with suppress(OSError, StorageError):
                     remote.keep(assignment.run_dir)
+
+
+def _how_it_stopped(status: str, checkpoints: Path) -> str:
+    if status == "stopped":
+        return "stopped after a checkpoint"
+    if status == "waiting":
+        return "stopped while waiting for room; nothing was lost"
+    steps = committed_steps(checkpoints)
+    since = f"the checkpoint of step {steps[-1][0]}" if steps else "its beginning"
+    return f"stopped by a failure, before it could commit: what it made since {since} is made again"
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Seen from outside: a rank that makes no progress is named, with its stack, and ended; the run goes on.
 
-Whoever hangs can't report it, and the others wait for it until their own limit, which is half an hour.
+Whoever hangs can't report it, and the others wait for it until their own limit, which is two hours.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ FIRST_S = 1200.0  # before there is a median: first steps open data, compile and
 _LONG = ("evaluate", "commit")
 _SAMPLING = "gather"
 LONG_S = 3600.0
-START_S = 24 * 3600.0  # which reads a checkpoint, or passes a reference model over all pairs
+START_S = (
+    24 * 3600.0
+)  # which reads a checkpoint, or passes a reference model over all pairs, all ranks alike
 _STACK_S = 30.0
 _WAITING = re.compile(r"torch/distributed/|deepspeed/comm/")
 _COMMIT_THREAD = '"raymill-commit"'

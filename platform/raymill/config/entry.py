@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,6 +14,12 @@ EXIT_FAILED = 1
 EXIT_REFUSED = 2
 EXIT_PREEMPTED = 85  # committed and ended at another's request: the same command goes on
 EXIT_INTERRUPTED = 130
+
+# What a disk or its permissions refuse, and no bug does.
+_OF_STORAGE = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO,
+    errno.ESTALE,
+}  # fmt: skip
 
 
 def main(job: str, run: Callable[[Any], int], arguments: Sequence[str] | None = None) -> int:
@@ -35,6 +42,12 @@ def main(job: str, run: Callable[[Any], int], arguments: Sequence[str] | None = 
         return EXIT_REFUSED
     except RaymillError as error:
         print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except OSError as error:
+        if error.errno not in _OF_STORAGE:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

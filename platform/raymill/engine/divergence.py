@@ -28,9 +28,11 @@ class Divergence:
     group: WorkerGroup
     journal: Journal | None
 
-    def follow(self, update: Update, own: npt.NDArray[np.int64], step: int, first: int) -> None:
-        """Note whose samples it would have learned from, and go on, or don't. `step` is the one under way,
-        `first` its first global sample, `own` those of this rank's rows.
+    def follow(
+        self, update: Update, model: str, own: npt.NDArray[np.int64], step: int, first: int
+    ) -> None:
+        """Note whose samples `model` would have learned from, and go on, or don't. `step` is the one under
+        way, `first` its first global sample, `own` those of this rank's rows.
 
         Raises:
             NonFiniteError: the run ends.
@@ -51,9 +53,9 @@ class Divergence:
             raise NonFiniteError(f"{what}; that update wasn't made, and the last checkpoint stands")
         if config.policy == "rewind":
             self._rewind(what, step, last)
-        if not self.guard.skip(first, last):
+        if not self.guard.skip(model, first, last):
             raise NonFiniteError(
-                f"{what}; {self.guard.in_a_row} updates in a row weren't made "
+                f"{what}; {self.guard.in_a_row[model]} updates in a row weren't made "
                 f"(guard.most_in_a_row={config.most_in_a_row}), and the last checkpoint stands"
             )
         if self.journal is not None:

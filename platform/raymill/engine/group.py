@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
+
+WAIT_S = 7200  # for each other: twice what the watchdog gives the longest phase, so that it names who is late
 
 
 class WorkerGroup:
@@ -49,4 +52,6 @@ class WorkerGroup:
         training does. Collective."""
         if self.world_size == 1:
             return WorkerGroup(torch.device("cpu"))
-        return WorkerGroup(torch.device("cpu"), dist.new_group(backend="gloo"))
+        return WorkerGroup(
+            torch.device("cpu"), dist.new_group(backend="gloo", timeout=timedelta(seconds=WAIT_S))
+        )

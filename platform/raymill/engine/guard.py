@@ -28,7 +28,9 @@ class Guard:
 
     def __init__(self, config: GuardConfig) -> None:
         self.config = config
-        self.in_a_row = 0  # updates skipped since the last one that was made
+        self.in_a_row: dict[
+            str, int
+        ] = {}  # by model: updates skipped since the last one that was made
         self.skipped: list[
             tuple[int, int]
         ] = []  # first and last global sample of what was left out
@@ -53,11 +55,15 @@ class Guard:
         """A step was learned from."""
         self._losses.append(loss)
 
-    def skip(self, first: int, last: int) -> bool:
-        """These samples are left out; returns whether so many in a row are still admitted."""
-        self.in_a_row += 1
+    def made(self, model: str) -> None:
+        """An update of a model was made."""
+        self.in_a_row.pop(model, None)
+
+    def skip(self, model: str, first: int, last: int) -> bool:
+        """These samples are left out; returns whether so many in a row of a model are still admitted."""
+        self.in_a_row[model] = self.in_a_row.get(model, 0) + 1
         self.skipped.append((first, last))
-        return self.in_a_row <= self.config.most_in_a_row
+        return self.in_a_row[model] <= self.config.most_in_a_row
 
     def left_out(self, windows: Iterable[tuple[int, int]]) -> None:
         """Samples that the run goes on past."""
@@ -66,14 +72,14 @@ class Guard:
     def state(self) -> dict[str, Any]:
         """As a checkpoint keeps it, in JSON."""
         return {
-            "in_a_row": self.in_a_row,
+            "skipped_in_a_row": dict(self.in_a_row),
             "skipped": [list(pair) for pair in self.skipped],
             "losses": list(self._losses),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint's."""
-        self.in_a_row = state.get("in_a_row", 0)
+        self.in_a_row = dict(state.get("skipped_in_a_row", {}))
         self.skipped = [(first, last) for first, last in state.get("skipped", [])]
         self._losses = deque(state.get("losses", []), maxlen=REMEMBERED)
 

@@ -51,4 +51,4 @@ def attempts_in(path: Path) -> int:
     if not path.exists():
         return 0
     with path.open("rb") as stream:
-        return sum(b'"kind": "attempt"' in line for line in stream)
+        return sum(b'"kind": "attempt"' in line and line.endswith(b"\n") for line in stream)

@@ -134,9 +134,11 @@ class Loop:
                 )
                 if update.refused is not None:
                     self._beat("commit")  # which may be waited for
-                    self._divergence.follow(update, samples, self.step + 1, self.samples)
+                    self._divergence.follow(
+                        update, learner.prefix, samples, self.step + 1, self.samples
+                    )
                 elif update.weight:
-                    self.guard.in_a_row = 0
+                    self.guard.made(learner.prefix)
                 done.append(update)
             figures |= _figures(done, learner.prefix)
             losses = losses or [update.losses for update in done]

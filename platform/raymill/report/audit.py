@@ -42,9 +42,9 @@ class Audit:
     attempts: Sequence[Attempt]
     step: int
     samples: int  # drawn by the steps that count
-    left_out: int  # of them
+    left_out: int  # by the guard: of the steps that count where it skipped, beside them where it went back
     replayed: int  # drawn again after a failure
-    lost_steps: int  # made, and made again
+    lost_steps: int  # made, and not among those that count
     useful_s: float  # of the steps that count
     running_s: float  # of all drivers, from their start of the workers to their end
     verified: Sequence[tuple[int, int]]  # (step, bytes)
@@ -104,12 +104,20 @@ def audit(
     manifests, damaged = verified() if verified else _verified(run_dir / "checkpoints")
     left_out = sorted({*_left_out(manifests), *noted_windows(run_dir)})
     batch = _batch(counted, manifests)
+    kept = {id(event) for event in counted}
+    # What lies in a window that the guard went back past is never drawn again.
+    again = [
+        event
+        for event in steps
+        if id(event) not in kept
+        and not any(first < event["samples"] <= last + 1 for first, last in left_out)
+    ]
     return Audit(
         attempts=_attempts(events, history),
         step=counted[-1]["step"] if counted else 0,
         samples=len(counted) * batch,
         left_out=sum(last - first + 1 for first, last in left_out),
-        replayed=(len(steps) - len(counted)) * batch,
+        replayed=len(again) * batch,
         lost_steps=len(steps) - len(counted),
         useful_s=sum(event["perf/step_s"] for event in counted),
         running_s=sum(_sessions(events, history)),
@@ -193,7 +201,12 @@ def _ended(
 ) -> str:
     told = [line for line in history if since <= line["time"] < until and "what" in line]
     if told:
-        return str(told[-1]["what"])
+        # A failure's cause follows what the watchdog may have said of it; those after it are of starts that
+        # didn't come as far as an attempt.
+        failed = [line for line in told if "cause" in line][1:]
+        starts = f"{len(failed)} start{'s' if failed[1:] else ''}"
+        then = f"; then {starts} failed: {failed[-1]['what']}" if failed else ""
+        return f"{told[0]['what']}{then}"
     status = next((event for event in reversed(own) if event["kind"] == "status"), None)
     if status is None:
         last = until == float("inf")

@@ -19,7 +19,6 @@ class History:
 
     def __init__(self, run_dir: Path, token: int) -> None:
         self._path = run_dir / HISTORY_NAME
-        cut_torn_line(self._path)
         self._token = token
         self._state: str | None = None
 
@@ -29,8 +28,10 @@ class History:
             return
         self._state = state
         line = {"time": time.time(), "token": self._token, "state": str(state), **facts}
-        with suppress(OSError), self._path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
+        with suppress(OSError):
+            cut_torn_line(self._path)  # a disk that was full took a part of the one before
+            with self._path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line) + "\n")
 
 
 def read_history(run_dir: Path) -> list[dict[str, Any]]:
