@@ -1,7 +1,9 @@
-"""Errors that another start wouldn't mend, through the command line: the run stops, and says what would."""
+"""Ends without a last checkpoint, through the command line: errors that another start wouldn't mend, and a stop
+whose workers fail. The run says why, and what would help."""
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,20 @@ def test_the_same_exception_at_the_same_step_twice(workshop: Workshop, tmp_path:
     assert f"resumed at step {EVERY}" in output
     told = audit(run_dir)
     assert len(told.attempts) == 3 and told.problems == []
+
+
+def test_a_stop_whose_workers_are_lost(workshop: Workshop, tmp_path: Path) -> None:
+    """Ctrl-C, and a rank that is killed while it writes the checkpoint: no success is told."""
+    env = with_faults(tmp_path, {"what": "kill", "rank": 1, "write": 1})
+    process = job.start(
+        "pretrain", *workshop.overrides, *COMMON, "checkpoint.every=1000", "run.name=broken",
+        "train.steps=1000", cwd=workshop.root, env=env,
+    )  # fmt: skip
+    job.interrupt_after(process, workshop.run_dir("broken"), 5, signal.SIGINT)
+    output, _ = process.communicate(timeout=job.TIMEOUT_S)
+    assert process.returncode == 1, output
+    assert happened(tmp_path) == 1
+    assert "stopped by a failure, before it could commit" in output
+    assert "what it made since its beginning is made again" in output
+    assert "trying again" not in output and "after a checkpoint" not in output
+    assert "Traceback" not in output
