@@ -118,12 +118,17 @@ def test_a_clock_put_right_by_a_day_changes_nothing(
     held.release()
 
 
+def left_elsewhere(place: Place, monkeypatch: pytest.MonkeyPatch, patience_s: float) -> None:
+    """A lease held on another machine, which is watched for so long."""
+    monkeypatch.setattr(lease, "PATIENCE_S", patience_s)
+    monkeypatch.setattr(lease, "_POLL_S", 0.02)
+    place.left_by(elsewhere())
+
+
 def test_a_holder_elsewhere_is_watched_and_dead_when_it_gives_no_sign(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "PATIENCE_S", 0.3)
-    monkeypatch.setattr(lease, "_POLL_S", 0.05)
-    place.left_by(elsewhere())
+    left_elsewhere(place, monkeypatch, patience_s=0.3)
     said: list[str] = []
     held = place.acquire(said.append)
     assert held.token == 2
@@ -135,9 +140,7 @@ def test_a_holder_elsewhere_is_watched_and_dead_when_it_gives_no_sign(
 def test_a_holder_elsewhere_that_gives_a_sign_keeps_it(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "PATIENCE_S", 30)
-    monkeypatch.setattr(lease, "_POLL_S", 0.02)
-    place.left_by(elsewhere())
+    left_elsewhere(place, monkeypatch, patience_s=30)
     heard = threading.Event()
 
     def beat() -> None:
@@ -154,9 +157,7 @@ def test_a_holder_elsewhere_that_gives_a_sign_keeps_it(
 def test_who_was_faster_is_named_and_not_the_dead(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "PATIENCE_S", 5)
-    monkeypatch.setattr(lease, "_POLL_S", 0.02)
-    place.left_by(elsewhere())
+    left_elsewhere(place, monkeypatch, patience_s=5)
     faster = replace(this_process(), host="quick")
 
     def say(_: str) -> None:

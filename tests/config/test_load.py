@@ -194,10 +194,6 @@ def test_a_refusal_takes_less_than_three_seconds_and_touches_nothing_heavy() -> 
     assert time.monotonic() - began < 3
 
 
-if __name__ == "__main__":
-    (Path(__file__).parent / "options.txt").write_text(surface())
-
-
 def test_what_a_disk_refuses_is_a_sentence_and_a_bug_keeps_its_trace(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -211,3 +207,7 @@ def test_what_a_disk_refuses_is_a_sentence_and_a_bug_keeps_its_trace(
     assert capsys.readouterr().err == "error: /data/runs/base/job.yaml: No space left on device\n"
     with pytest.raises(FileNotFoundError):
         main("audit", wrong, ["run.name=one"])
+
+
+if __name__ == "__main__":
+    (Path(__file__).parent / "options.txt").write_text(surface())

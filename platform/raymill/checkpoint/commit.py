@@ -106,9 +106,8 @@ def _explained(
 ) -> CheckpointError:
     """What a failed commit means: the run is another's, or this checkpoint just isn't there."""
     try:
-        with suppress(
-            OSError
-        ):  # the storage that refused the checkpoint may not answer this either
+        # The storage that refused the checkpoint may not answer this either.
+        with suppress(OSError):
             check_fence(checkpoints, manifest.token, manifest.start)
         if remote is not None:
             with suppress(StorageError):

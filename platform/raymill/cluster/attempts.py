@@ -89,6 +89,11 @@ class Attempts:
         """Whether the workers were asked to end only to go on in another number."""
         return self._resizing and self._asked is None
 
+    @property
+    def _winding_up(self) -> bool:
+        """Whether the workers were asked to end, for good or to go on in another number."""
+        return self._resizing or self._asked is not None
+
     def _ask(self, how: RunState) -> None:
         if not self.drained:  # which says how it ends
             self._asked = how
@@ -167,7 +172,7 @@ class Attempts:
         workers = WorkerRun(assignment, self._workers)
         look = time.monotonic() + LOOK_S
         ending: dict[str, Any] = {}
-        step = _last_committed(assignment.checkpoints)
+        step = last_committed(assignment.checkpoints)
         while True:
             ended = workers.wait(POLL_S)
             for event in follower.read():
@@ -181,12 +186,7 @@ class Attempts:
                 break
             self._lease.check()
             self._watch(assignment.pulses)
-            if (
-                time.monotonic() > look
-                and self._nodes
-                and not self._resizing
-                and self._asked is None
-            ):
+            if time.monotonic() > look and self._nodes and not self._winding_up:
                 look = time.monotonic() + LOOK_S
                 self._look_at_the_cluster()
         if ending.get("status") == "failed":
@@ -230,7 +230,7 @@ class Attempts:
         )
 
     def _enter(self, event: dict[str, Any]) -> None:
-        if self._asked is not None or self._resizing:
+        if self._winding_up:
             self._history.enter(self._asked or RunState.COMMITTING)
         elif event["kind"] == "attempt":
             self._history.enter(RunState.RUNNING, attempt=event["attempt"], step=event["step"])
@@ -270,7 +270,7 @@ class Attempts:
             if ending.error is None
             else diagnose(ending.error)
         )
-        committed = _last_committed(self._assignment.checkpoints)
+        committed = last_committed(self._assignment.checkpoints)
         self._failures.append(Failure(cause, what, ending.step, committed))
         facts = {"cause": cause.value, "what": what, "step": ending.step, "committed": committed}
         decision = verdict(self._failures, self._assignment.job.run.max_failures)
@@ -283,12 +283,10 @@ class Attempts:
                 f"same command resumes:\n  {self._resume}"
             ) from ending.error
         self._history.enter(RunState.RECOVERING, **facts)
-        if self._asked is not None:
-            self._console.say(f"warning: after step {ending.step}: {what} (output in {logs})")
-            return False
+        again = f"; trying again in {decision.pause_s:g} s from step {committed}"
         self._console.say(
-            f"warning: after step {ending.step}: {what}; trying again in {decision.pause_s:g} s from step "
-            f"{committed} (output in {logs})"
+            f"warning: after step {ending.step}: {what}{again if self._asked is None else ''} "
+            f"(output in {logs})"
         )
         until = time.monotonic() + decision.pause_s
         while time.monotonic() < until and self._asked is None:
@@ -303,7 +301,8 @@ def as_raised(ending: dict[str, Any]) -> RaymillError:
     return RaymillError(ending["error"])
 
 
-def _last_committed(checkpoints: Path) -> int:
+def last_committed(checkpoints: Path) -> int:
+    """The newest checkpoint's step; 0 where there is none."""
     steps = committed_steps(checkpoints)
     return steps[-1][0] if steps else 0
 

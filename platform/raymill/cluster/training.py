@@ -15,7 +15,7 @@ from raymill.checkpoint.lease import Lease, acquire
 from raymill.checkpoint.remote import RemoteRun
 from raymill.checkpoint.resume import Found, newest_verified, parse_fork
 from raymill.checkpoint.retention import committed_steps
-from raymill.cluster.attempts import Attempts
+from raymill.cluster.attempts import Attempts, last_committed
 from raymill.cluster.failure import RunState
 from raymill.cluster.finish import finish, preempted, same_command
 from raymill.cluster.interrupt import end_preempted, on_interrupt, on_termination
@@ -199,8 +199,8 @@ def _how_it_stopped(status: str, checkpoints: Path) -> str:
         return "stopped after a checkpoint"
     if status == "waiting":
         return "stopped while waiting for room; nothing was lost"
-    steps = committed_steps(checkpoints)
-    since = f"the checkpoint of step {steps[-1][0]}" if steps else "its beginning"
+    step = last_committed(checkpoints)
+    since = f"the checkpoint of step {step}" if step else "its beginning"
     return f"stopped by a failure, before it could commit: what it made since {since} is made again"
 
 

@@ -23,9 +23,8 @@ FIRST_S = 1200.0  # before there is a median: first steps open data, compile and
 _LONG = ("evaluate", "commit")
 _SAMPLING = "gather"
 LONG_S = 3600.0
-START_S = (
-    24 * 3600.0
-)  # which reads a checkpoint, or passes a reference model over all pairs, all ranks alike
+# All ranks alike read a checkpoint, or pass a reference model over all pairs.
+START_S = 24 * 3600.0
 _STACK_S = 30.0
 _WAITING = re.compile(r"torch/distributed/|deepspeed/comm/")
 _COMMIT_THREAD = '"raymill-commit"'

@@ -28,9 +28,8 @@ class Guard:
 
     def __init__(self, config: GuardConfig) -> None:
         self.config = config
-        self.in_a_row: dict[
-            str, int
-        ] = {}  # by model: updates skipped since the last one that was made
+        # By model: updates skipped since the last one that was made.
+        self.in_a_row: dict[str, int] = {}
         self.skipped: list[
             tuple[int, int]
         ] = []  # first and last global sample of what was left out
