@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,19 +59,28 @@ def interrupt_after(process: Any, run_dir: Path, step: int, number: signal.Signa
     process.send_signal(number)
 
 
+def wait_for_hold(process: Any, run_dir: Path) -> None:
+    """Until the job holds its run: its workers are yet to start, so that it will for a while."""
+    _wait(process, (run_dir / "history.jsonl").exists)
+
+
 def wait_for_step(process: Any, run_dir: Path, step: int) -> None:
-    """Until a step is in the journal; the job must be running till then."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while not any(event["step"] >= step for event in events(run_dir, "step")):
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    """Until a step is in the journal."""
+    _wait(process, lambda: any(event["step"] >= step for event in events(run_dir, "step")))
 
 
 def wait_for_attempt(process: Any, run_dir: Path, attempt: int, steps: int) -> None:
-    """Until an attempt has so many steps in the journal; the job must be running till then."""
+    """Until an attempt has so many steps in the journal."""
+    _wait(
+        process,
+        lambda: sum(event["attempt"] == attempt for event in events(run_dir, "step")) >= steps,
+    )
+
+
+def _wait(process: Any, condition: Callable[[], bool]) -> None:
+    """Until something is so; the job must be running till then."""
     deadline = time.monotonic() + TIMEOUT_S
-    while sum(event["attempt"] == attempt for event in events(run_dir, "step")) < steps:
+    while not condition():
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -3,18 +3,17 @@ that never was."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
 import subprocess
 from pathlib import Path
 
-import psutil
 import pytest
 
 from cluster import job
 from cluster.conftest import Workshop
 from cluster.test_resume import wait_for_no_orphans
+from faults.injector import happened, with_faults
 
 pytestmark = pytest.mark.integration
 STEPS = 120
@@ -36,16 +35,6 @@ def history(run_dir: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (run_dir / "history.jsonl").read_text().splitlines()]
 
 
-def workers(driver: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The job's train workers."""
-    ours = []
-    for process in psutil.Process(driver.pid).children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            if "".join(process.cmdline()[:1]).startswith("ray::RayTrainWorker"):
-                ours.append(process)
-    return ours
-
-
 @pytest.fixture(scope="module")
 def through(workshop: Workshop) -> dict[int, tuple[float, float, str]]:
     """An uninterrupted run, on two workers."""
@@ -62,30 +51,27 @@ def run(workshop: Workshop, name: str, *more: str) -> tuple[int, str]:
     )
 
 
-def start(workshop: Workshop, name: str, *more: str) -> subprocess.Popen[str]:
-    process: subprocess.Popen[str] = job.start(
-        "pretrain", *workshop.overrides, *COMMON, f"run.name={name}", *more, cwd=workshop.root
-    )
-    return process
-
-
 def test_killed_stopped_and_taken_over(
-    workshop: Workshop, through: dict[int, tuple[float, float, str]]
+    workshop: Workshop, through: dict[int, tuple[float, float, str]], tmp_path: Path
 ) -> None:
     """In one run: a second run of the same name is refused, a worker is killed, another stands still, and
     SIGTERM ends it with a checkpoint; the same command ends what is left."""
     settings = ("run.workers=2", "watchdog.timeout_s=20")
     run_dir = workshop.run_dir("storm")
-    process = start(workshop, "storm", *settings)
-    job.wait_for_step(process, run_dir, 5)
+    faults = with_faults(
+        tmp_path,
+        {"what": "kill", "rank": 1, "step": 45, "phase": "forward"},
+        {"what": "stop", "rank": 0, "step": 50, "phase": "forward"},
+    )
+    process: subprocess.Popen[str] = job.start(
+        "pretrain", *workshop.overrides, *COMMON, "run.name=storm", *settings, cwd=workshop.root,
+        env=faults,
+    )  # fmt: skip
+    job.wait_for_hold(process, run_dir)
     code, output = run(workshop, "storm", *settings)
     assert code == 1
     assert f"run storm is held by process {process.pid} of " in output
     assert "Traceback" not in output
-    job.wait_for_step(process, run_dir, 25)
-    workers(process)[1].send_signal(signal.SIGKILL)
-    job.wait_for_attempt(process, run_dir, 2, steps=3)
-    workers(process)[0].send_signal(signal.SIGSTOP)
     job.wait_for_attempt(process, run_dir, 3, steps=3)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=job.TIMEOUT_S)
@@ -94,6 +80,7 @@ def test_killed_stopped_and_taken_over(
     assert "made no progress for" in output
     assert "its process was stopped; its stack is in" in output
     assert "Traceback" not in output
+    assert happened(tmp_path) == 2
     stack = next((run_dir / "logs").glob("*.stack")).read_text()
     assert "Thread" in stack
     wait_for_no_orphans(run_dir)
@@ -103,6 +90,7 @@ def test_killed_stopped_and_taken_over(
     assert code == 0, output
     assert found(run_dir) == through, "bit-equal, with the same number of workers"
     check_attempts(run_dir)
+    assert all(event["step"] >= 20 for event in job.events(run_dir, "attempt")[1:])
     states = [line["state"] for line in history(run_dir)]
     assert states[0] == "starting"
     assert states.count("recovering") >= 2

@@ -32,11 +32,11 @@ def test_another_machine_goes_on_from_the_store(workshop: Workshop, uri: str) ->
 
     process = job.start("pretrain", *stored, *OFF, f"storage.scratch={one}", cwd=root)
     run_dir = one / "runs" / "kept"
-    job.wait_for_step(process, run_dir, 2 * EVERY + 5)
+    job.wait_for_hold(process, run_dir)
     code, output = job.run("pretrain", *stored, *OFF, f"storage.scratch={two}", cwd=root)
     assert code == 1, output
     assert f"run kept is held by process {process.pid} of " in output
-    process.send_signal(signal.SIGKILL)
+    job.interrupt_after(process, run_dir, 2 * EVERY + 5, signal.SIGKILL)
     process.wait()
     made = losses(run_dir)
     shutil.rmtree(one)  # the machine is gone
