@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -35,14 +38,28 @@ def _only_deterministic_kernels() -> None:
 def join_deepspeed(gpu: bool) -> None:
     """Let DeepSpeed use the process group that Ray Train made."""
     os.environ["DS_ACCELERATOR"] = "cuda" if gpu else "cpu"  # or it takes any GPU that it sees
-    import deepspeed
-    import deepspeed.ops
+    with _without("mlflow"):  # 3 s of imports, for DeepSpeed's tuner
+        import deepspeed
+        import deepspeed.ops
 
     # The op is an inference collective; building it would cost each machine 50 s and a compiler.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(
         dist_backend="nccl" if gpu else "gloo", auto_mpi_discovery=False, dist_init_required=None
     )
+
+
+@contextmanager
+def _without(module: str) -> Iterator[None]:
+    """What is imported meanwhile finds a module missing, unless it is loaded already."""
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[module]
 
 
 def device_memory(device: torch.device) -> dict[str, float]:
