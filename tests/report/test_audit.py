@@ -121,6 +121,31 @@ def test_the_first_cause_is_the_attempts_and_those_after_it_of_starts(tmp_path: 
     ]
 
 
+def test_starts_that_fail_are_told_apart_from_what_ended_an_attempt(tmp_path: Path) -> None:
+    """Before the first attempt, and another driver's after one whose own driver was killed."""
+    story = Story(tmp_path / "run")
+    story.state(1, "starting", workers=2)
+    story.state(1, "recovering", what="rank 0: TimeoutError: no network", cause="raised")
+    found = audit(story.run_dir)
+    assert (found.attempts, found.step, found.problems) == ([], 0, [])
+    assert dict(audit_lines(found))["before"] == "1 start failed: rank 0: TimeoutError: no network"
+    story.now += 1
+    story.event("attempt", 0, 1, world_size=2)
+    story.step(1, 1)
+    story.now += 100
+    for _ in range(2):
+        story.state(2, "starting", workers=2)
+        story.state(2, "recovering", what="rank 1: gone", cause="lost")
+        story.now += 1
+    story.event("attempt", 0, 2, world_size=2)
+    story.step(1, 2)
+    found = audit(story.run_dir)
+    assert found.unstarted == "1 start failed: rank 0: TimeoutError: no network"
+    assert found.attempts[0].ended == (
+        "its driver ended without a word; then 2 starts failed: rank 1: gone"
+    )
+
+
 def test_damage_is_named_and_is_the_exit_code(
     told: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,7 +20,7 @@ from raymill.config.schema import AuditJob
 from raymill.engine.guard import noted_windows
 from raymill.errors import CheckpointError, ConfigError
 from raymill.track.follow import Follower, last_of_each_step
-from raymill.track.history import read_history
+from raymill.track.history import HISTORY_NAME, read_history
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Audit:
     """Everything that is told of a run. `problems` is empty where all is as it should be."""
 
     attempts: Sequence[Attempt]
+    unstarted: str  # what became of starts before the first attempt; empty where all is well
     step: int
     samples: int  # drawn by the steps that count
     left_out: int  # by the guard: of the steps that count where it skipped, beside them where it went back
@@ -66,8 +67,8 @@ def run(job: AuditJob) -> int:
         return _run_remote(RemoteRun(f"{job.storage.uri}/runs/{job.run.name}"), str(job.run.name))
     runs = job.storage.folder / "runs"
     run_dir = runs / str(job.run.name)
-    if not (run_dir / "metrics.jsonl").exists():
-        there = sorted(path.parent.name for path in runs.glob("*/metrics.jsonl"))
+    if not (run_dir / HISTORY_NAME).exists():
+        there = sorted(path.parent.name for path in runs.glob(f"*/{HISTORY_NAME}"))
         raise ConfigError(
             [
                 f"run.name={job.run.name}: {runs} has no such run; there is: {', '.join(there) or 'none'}"
@@ -114,6 +115,7 @@ def audit(
     ]
     return Audit(
         attempts=_attempts(events, history),
+        unstarted=_failed_starts(_before_the_first(events, history)),
         step=counted[-1]["step"] if counted else 0,
         samples=len(counted) * batch,
         left_out=sum(last - first + 1 for first, last in left_out),
@@ -200,18 +202,36 @@ def _ended(
     own: Sequence[dict[str, Any]], history: Sequence[dict[str, Any]], since: float, until: float
 ) -> str:
     told = [line for line in history if since <= line["time"] < until and "what" in line]
+    driver = max((line["token"] for line in history if line["time"] <= since), default=None)
+    ours = [line for line in told if line["token"] == driver]
+    # A failure's cause follows what the watchdog may have said of it; those after it, and another driver's,
+    # are of starts that didn't come as far as an attempt.
+    mine = next((line for line in ours if "cause" in line), None)
+    starts = _failed_starts([line for line in told if line is not mine])
+    then = f"; then {starts}" if starts else ""
+    return _first_word(own, ours, until) + then
+
+
+def _first_word(own: Sequence[dict[str, Any]], told: Sequence[dict[str, Any]], until: float) -> str:
     if told:
-        # A failure's cause follows what the watchdog may have said of it; those after it are of starts that
-        # didn't come as far as an attempt.
-        failed = [line for line in told if "cause" in line][1:]
-        starts = f"{len(failed)} start{'s' if failed[1:] else ''}"
-        then = f"; then {starts} failed: {failed[-1]['what']}" if failed else ""
-        return f"{told[0]['what']}{then}"
+        return str(told[0]["what"])
     status = next((event for event in reversed(own) if event["kind"] == "status"), None)
     if status is None:
         last = until == float("inf")
         return f"{'under way, or ' if last else ''}its driver ended without a word"
     return f"{status['status']}: {status['error']}" if "error" in status else str(status["status"])
+
+
+def _before_the_first(
+    events: Sequence[dict[str, Any]], history: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    begin = min((event["time"] for event in events), default=float("inf"))
+    return [line for line in history if line["time"] < begin]
+
+
+def _failed_starts(lines: Sequence[dict[str, Any]]) -> str:
+    failed = [line["what"] for line in lines if "cause" in line]
+    return f"{len(failed)} start{'s' if failed[1:] else ''} failed: {failed[-1]}" if failed else ""
 
 
 def _sessions(
@@ -233,6 +253,8 @@ def _sessions(
 def audit_lines(found: Audit) -> list[tuple[str, str]]:
     """An audit in words."""
     lines = [("step", f"{found.step:,}")]
+    if found.unstarted:
+        lines.append(("before", found.unstarted))
     for attempt in found.attempts:
         made = (
             f"steps {attempt.first:,} to {attempt.last:,}"
