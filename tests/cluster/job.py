@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 600
 
@@ -59,25 +61,37 @@ def interrupt_after(process: Any, run_dir: Path, step: int, number: signal.Signa
     process.send_signal(number)
 
 
+def kill_after(process: Any, run_dir: Path, step: int) -> str:
+    """SIGKILL a driver as soon as a step is in the journal; all that it has started ends by itself. Returns
+    what it printed."""
+    wait_for_step(process, run_dir, step)
+    started = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    output, _ = process.communicate(timeout=TIMEOUT_S)
+    _, left = psutil.wait_procs(started, timeout=60)
+    assert not left, f"still running: {left}"
+    return str(output)
+
+
 def wait_for_hold(process: Any, run_dir: Path) -> None:
     """Until the job holds its run: its workers are yet to start, so that it will for a while."""
-    _wait(process, (run_dir / "history.jsonl").exists)
+    wait_for(process, (run_dir / "history.jsonl").exists)
 
 
 def wait_for_step(process: Any, run_dir: Path, step: int) -> None:
     """Until a step is in the journal."""
-    _wait(process, lambda: any(event["step"] >= step for event in events(run_dir, "step")))
+    wait_for(process, lambda: any(event["step"] >= step for event in events(run_dir, "step")))
 
 
 def wait_for_attempt(process: Any, run_dir: Path, attempt: int, steps: int) -> None:
     """Until an attempt has so many steps in the journal."""
-    _wait(
+    wait_for(
         process,
         lambda: sum(event["attempt"] == attempt for event in events(run_dir, "step")) >= steps,
     )
 
 
-def _wait(process: Any, condition: Callable[[], bool]) -> None:
+def wait_for(process: Any, condition: Callable[[], bool]) -> None:
     """Until something is so; the job must be running till then."""
     deadline = time.monotonic() + TIMEOUT_S
     while not condition():

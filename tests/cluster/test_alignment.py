@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from cluster import job
-from cluster.test_resume import wait_for_no_orphans
 from engine.alignment_probe import write_judge, write_parent, write_prompts
+from faults.injector import with_faults
 
 pytestmark = pytest.mark.integration
 STEPS = 24
@@ -102,19 +102,18 @@ def kill(driver: subprocess.Popen[str], name: str) -> None:
 
 
 def test_whatever_is_killed_the_run_is_the_one_that_never_was(
-    place: Path, undisturbed: tuple[Path, str]
+    place: Path, undisturbed: tuple[Path, str], tmp_path: Path
 ) -> None:
     """A sampler and a judge are replaced, a train worker is started again, and after the driver's end the
     same command goes on. Two samplers instead of one besides: the number of them decides nothing."""
     run_dir = place / "storage" / "runs" / "killed"
     settings = overrides(place, "killed", "rollout.actors=2")
-    process = job.start("rlhf", *settings, cwd=place)
+    standing = with_faults(tmp_path, {"what": "sleep", "rank": 0, "step": 15, "phase": "forward"})
+    process = job.start("rlhf", *settings, cwd=place, env=standing)
     for step, victim in ((2, "SamplingActor"), (4, "JudgingActor"), (7, "RayTrainWorker")):
         job.wait_for_step(process, run_dir, step)
         kill(process, victim)
-    job.interrupt_after(process, run_dir, 14, signal.SIGKILL)
-    process.communicate(timeout=job.TIMEOUT_S)
-    wait_for_no_orphans(run_dir)
+    job.kill_after(process, run_dir, 14)
     code, output = job.run("rlhf", *settings, cwd=place)
     assert code == 0, output
     told = [event["text"] for event in job.events(run_dir, "message")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 from functools import partial
 
@@ -86,6 +88,13 @@ def test_a_lost_worker_is_named_before_the_ranks_that_noticed() -> None:
     assert what.startswith("rank 1: ActorDiedError: ")
     cause, _ = diagnose(ControllerError(ActorDiedError()))
     assert cause is Cause.LOST
+
+
+def test_a_disk_that_is_full_may_take_it_later() -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    cause, what = diagnose(WorkerGroupError("text", {0: full}))
+    assert cause is Cause.LOST
+    assert what == "rank 0: OSError: [Errno 28] No space left on device"
 
 
 def test_sigterm_is_heard_once_and_then_ignored() -> None:

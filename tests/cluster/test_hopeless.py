@@ -1,5 +1,5 @@
-"""Ends without a last checkpoint, through the command line: errors that another start wouldn't mend, and a stop
-whose workers fail. The run says why, and what would help."""
+"""Ends without a last checkpoint, through the command line: errors that another start wouldn't mend, a stop
+whose workers fail, one before the first step. The run says why, and what would help."""
 
 from __future__ import annotations
 
@@ -80,3 +80,21 @@ def test_a_stop_whose_workers_are_lost(workshop: Workshop, tmp_path: Path) -> No
     assert "what it made since its beginning is made again" in output
     assert "trying again" not in output and "after a checkpoint" not in output
     assert "Traceback" not in output
+
+
+def test_a_stop_before_the_first_step(workshop: Workshop, tmp_path: Path) -> None:
+    """SIGTERM during the first evaluation: no step is made for it, and nothing is left to commit."""
+    run_dir = workshop.run_dir("early")
+    hold = {"what": "hold", "until": f"{run_dir}/stop-requested*", "rank": 0, "phase": "evaluate"}
+    process = job.start(
+        "pretrain", *workshop.overrides, *COMMON, "evaluation.every=10", "run.name=early",
+        cwd=workshop.root, env=with_faults(tmp_path, hold),
+    )  # fmt: skip
+    job.wait_for(process, lambda: happened(tmp_path) == 1)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=job.TIMEOUT_S)
+    assert process.returncode == 85, output
+    assert "preempted, resume with the same command" in output and "Traceback" not in output
+    assert job.events(run_dir, "step") == job.events(run_dir, "checkpoint") == []
+    code, output = run(workshop, "early", tmp_path)
+    assert code == 0, output

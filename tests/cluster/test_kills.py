@@ -62,6 +62,13 @@ def test_killed_stopped_and_taken_over(
         tmp_path,
         {"what": "kill", "rank": 1, "step": 45, "phase": "forward"},
         {"what": "stop", "rank": 0, "step": 50, "phase": "forward"},
+        {
+            "what": "hold",
+            "until": f"{run_dir}/stop-requested*",
+            "rank": 0,
+            "step": 55,
+            "phase": "forward",
+        },
     )
     process: subprocess.Popen[str] = job.start(
         "pretrain", *workshop.overrides, *COMMON, "run.name=storm", *settings, cwd=workshop.root,
@@ -80,7 +87,7 @@ def test_killed_stopped_and_taken_over(
     assert "made no progress for" in output
     assert "its process was stopped; its stack is in" in output
     assert "Traceback" not in output
-    assert happened(tmp_path) == 2
+    assert happened(tmp_path) == 3
     stack = next((run_dir / "logs").glob("*.stack")).read_text()
     assert "Thread" in stack
     wait_for_no_orphans(run_dir)
@@ -89,7 +96,7 @@ def test_killed_stopped_and_taken_over(
     code, output = run(workshop, "storm", *settings)
     assert code == 0, output
     assert found(run_dir) == through, "bit-equal, with the same number of workers"
-    check_attempts(run_dir)
+    check_attempts(run_dir, 20)
     assert all(event["step"] >= 20 for event in job.events(run_dir, "attempt")[1:])
     states = [line["state"] for line in history(run_dir)]
     assert states[0] == "starting"
@@ -100,8 +107,10 @@ def test_killed_stopped_and_taken_over(
     assert causes == ["lost", "lost"]
 
 
-def check_attempts(run_dir: Path) -> None:
-    """Each attempt's first step follows the checkpoint it resumed from, all of which are kept."""
+def check_attempts(run_dir: Path, every: int, lost: int = 0) -> None:
+    """Each attempt's first step follows the checkpoint it resumed from, all of which are kept. That is the
+    last one before where the attempt before was or, where that one was still being written, the one before
+    it; `lost` in all may be further back, since they were damaged or not written."""
     attempts = {event["attempt"]: event["step"] for event in job.events(run_dir, "attempt")}
     first: dict[int, int] = {}
     for event in job.events(run_dir, "step"):
@@ -110,3 +119,9 @@ def check_attempts(run_dir: Path) -> None:
     # Not by the journal: who is killed after a commit can't tell of it. Damaged ones lie beside, renamed.
     committed = {int(path.name[5:13]) for path in (run_dir / "checkpoints").glob("step-*")}
     assert set(attempts.values()) <= {0} | committed
+    reached = {
+        number: max((e["step"] for e in job.events(run_dir, "step") if e["attempt"] == number), default=step)
+        for number, step in attempts.items()
+    }  # fmt: skip
+    back = [reached[number - 1] - step for number, step in attempts.items() if number > 1]
+    assert sum(max(0, steps - 2 * every) for steps in back) <= lost * every, back

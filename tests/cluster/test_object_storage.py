@@ -4,7 +4,6 @@ the run that was never killed."""
 from __future__ import annotations
 
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from cluster import job, test_pipeline
 from cluster.conftest import Workshop
 from cluster.test_resume import losses
+from faults.injector import with_faults
 from raymill.storage.bucket import Bucket
 
 pytestmark = pytest.mark.integration
@@ -22,7 +22,9 @@ OFF = (
 )  # fmt: skip
 
 
-def test_another_machine_goes_on_from_the_store(workshop: Workshop, uri: str) -> None:
+def test_another_machine_goes_on_from_the_store(
+    workshop: Workshop, uri: str, tmp_path: Path
+) -> None:
     root = workshop.root
     stored = (*workshop.overrides, f"storage.root={uri}")
     one, two = root / "one", root / "two"
@@ -30,14 +32,18 @@ def test_another_machine_goes_on_from_the_store(workshop: Workshop, uri: str) ->
     assert code == 0, output
     assert f"uploading {one / 'data'}" in output
 
-    process = job.start("pretrain", *stored, *OFF, f"storage.scratch={one}", cwd=root)
+    last = 2 * EVERY + 5
+    fault = {"what": "sleep", "rank": 0, "step": last + 1, "phase": "forward"}
+    process = job.start(
+        "pretrain", *stored, *OFF, f"storage.scratch={one}", cwd=root,
+        env=with_faults(tmp_path, fault),
+    )  # fmt: skip
     run_dir = one / "runs" / "kept"
     job.wait_for_hold(process, run_dir)
     code, output = job.run("pretrain", *stored, *OFF, f"storage.scratch={two}", cwd=root)
     assert code == 1, output
     assert f"run kept is held by process {process.pid} of " in output
-    job.interrupt_after(process, run_dir, 2 * EVERY + 5, signal.SIGKILL)
-    process.wait()
+    job.kill_after(process, run_dir, last)
     made = losses(run_dir)
     shutil.rmtree(one)  # the machine is gone
 

@@ -3,7 +3,6 @@ another ZeRO stage: the same samples, and the losses of the run that stayed as i
 
 from __future__ import annotations
 
-import signal
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import pytest
 from cluster import job, test_alignment, test_sft
 from cluster.conftest import Workshop
 from cluster.test_kills import check_attempts, found
-from cluster.test_resume import wait_for_no_orphans
 from cluster.test_storm import LORA
 from faults.injector import happened, with_faults
 from raymill.report.audit import audit
@@ -49,18 +47,21 @@ def test_killed_and_moved(kind: str, shop: Workshop, place: Path, tmp_path: Path
     root = place if kind == "grpo" else shop.root
     command = (*settings(kind, shop, place), *COMMON)
     run_dir, still = (root / "storage" / "runs" / f"{kind}-{name}" for name in ("moved", "still"))
-    env = with_faults(tmp_path, {"what": "kill", "rank": 0, "step": 15, "phase": "backward"})
-    for number, here in enumerate(PLACES):
+    kill = {"what": "kill", "rank": 0, "step": 15, "phase": "backward"}
+    for here, last, faults in zip(PLACES, (25, 50, STEPS), ([kill], [], []), strict=True):
+        folder = tmp_path / str(last)
+        folder.mkdir()
+        wait = {"what": "sleep", "rank": 0, "step": last + 1, "phase": "forward"}
+        env = with_faults(folder, *faults, wait)
         process = job.start(*command, *here, f"run.name={run_dir.name}", cwd=root, env=env)
-        if here is not PLACES[-1]:
-            job.wait_for_step(process, run_dir, 25 * (number + 1))
-            process.send_signal(signal.SIGKILL)
-        output, _ = process.communicate(timeout=job.TIMEOUT_S)
-        assert process.returncode == (0 if here is PLACES[-1] else -signal.SIGKILL), output
+        if last < STEPS:
+            output = job.kill_after(process, run_dir, last)
+        else:
+            output, _ = process.communicate(timeout=job.TIMEOUT_S)
+            assert process.returncode == 0, output
         assert "Traceback" not in output
-        wait_for_no_orphans(run_dir)
-    assert happened(tmp_path) == 1
-    check_attempts(run_dir)
+    assert happened(tmp_path / "25") >= 1
+    check_attempts(run_dir, EVERY)
     assert [event["world_size"] for event in job.events(run_dir, "attempt")] == [2, 2, 1, 3]
     told = audit(run_dir)
     assert told.problems == [] and told.step == STEPS

@@ -82,9 +82,7 @@ def test_kill_9_of_the_driver_loses_at_most_an_interval(
 ) -> None:
     run_dir = workshop.run_dir("killed")
     process = job.start("pretrain", *workshop.overrides, *OFF, "run.name=killed", cwd=workshop.root)
-    job.interrupt_after(process, run_dir, 120, signal.SIGKILL)
-    process.communicate(timeout=job.TIMEOUT_S)
-    wait_for_no_orphans(run_dir)
+    job.kill_after(process, run_dir, 120)
     check_resumed(workshop, "killed", uninterrupted)
 
 

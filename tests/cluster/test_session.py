@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+from functools import partial
 from typing import Any
 
 import pytest
 import ray
 
 from raymill.cluster import session
-from raymill.cluster.session import NOTHING
+from raymill.cluster.interrupt import end_preempted, on_termination, terminated
+from raymill.cluster.session import NOTHING, connect
 from raymill.config.schema import ClusterConfig
 from raymill.errors import ClusterError
 
@@ -31,3 +36,30 @@ def test_a_busy_machine_gets_another_try(monkeypatch: pytest.MonkeyPatch, failur
     else:
         with pytest.raises(ClusterError, match="tried 3 times: The current node timed out"):
             session._start_local(local, 1, NOTHING)
+
+
+def test_sigterm_while_ray_starts_is_a_preemption(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ray takes the signal over before it starts its node, and would end with 15."""
+
+    def init(**_: Any) -> None:
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with (
+            pytest.raises(SystemExit) as ended,
+            on_termination(partial(end_preempted, "the same command")),
+            connect(ClusterConfig("local", "local")),
+        ):
+            pass
+        assert terminated()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 85
+    assert capsys.readouterr().out == "the same command\n"

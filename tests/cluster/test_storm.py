@@ -116,7 +116,7 @@ def weather(storm: Storm, tmp_path: Path, seed: int, count: int) -> tuple[Path, 
     process = storm.start(calm.name, 0, {})
     output, _ = process.communicate(timeout=1200)
     assert process.returncode == 0, output
-    check_attempts(run_dir)
+    check_attempts(run_dir, storm.every, damaged)
     told = audit(run_dir)
     print(f"\n{count} faults: {[f['what'] for f in inside]}, {outside}")
     for name, text in audit_lines(told):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from raymill.cluster.watchdog import (
     FIRST_S,
+    FROZEN_S,
     LONG_S,
     START_S,
     Rank,
@@ -42,6 +44,16 @@ def pulses(tmp_path: Path) -> list[Pulse]:
     return [Pulse(tmp_path, rank.number) for rank in RANKS]
 
 
+def look_for(watchdog: Watchdog, clock: Clock, seconds: float, median: float | None) -> Any:
+    """Look on for so long, as a driver does; what the last look finds."""
+    end = clock.now + seconds
+    while clock.now + FROZEN_S < end:
+        clock.now += FROZEN_S
+        assert watchdog.look(median) == []
+    clock.now = end
+    return watchdog.look(median)
+
+
 def beat(pulses: list[Pulse], step: int, *phases: str, but: int | None = None) -> None:
     for number, pulse in enumerate(pulses):
         for phase in phases:
@@ -60,10 +72,23 @@ def test_the_rank_that_is_behind_is_named(
     beat(pulses, 7, "backward", "optimizer", but=1)
     clock.now += 1
     assert watchdog.look(1.0) == []
-    clock.now += 118
+    assert look_for(watchdog, clock, 118, 1.0) == []
+    assert look_for(watchdog, clock, 2, 1.0) == [Standing(RANKS[1], 7, "forward", 121.0)]
+
+
+def test_a_time_in_which_nobody_looked_counts_for_nothing(
+    tmp_path: Path, pulses: list[Pulse], clock: Clock
+) -> None:
+    """The driver was stopped, or the whole machine was: its ranks were too, perhaps."""
+    watchdog = Watchdog(tmp_path, len(RANKS), None, clock)
+    beat(pulses, 7, "forward")
     assert watchdog.look(1.0) == []
-    clock.now += 2
-    assert watchdog.look(1.0) == [Standing(RANKS[1], 7, "forward", 121.0)]
+    assert look_for(watchdog, clock, 100, 1.0) == []
+    clock.now += 7 * 3600
+    assert watchdog.look(1.0) == []
+    assert look_for(watchdog, clock, 19, 1.0) == []
+    [first, *_] = look_for(watchdog, clock, 2, 1.0)
+    assert first.seconds == 121.0
 
 
 WORKING = """Process 7: ray::RayTrainWorker
@@ -126,10 +151,8 @@ def test_limits(
     watchdog = Watchdog(tmp_path, len(RANKS), timeout, clock, samples=True)
     beat(pulses, 3, phase)
     assert watchdog.look(median) == []
-    clock.now += limit - 0.1
-    assert watchdog.look(median) == []
-    clock.now += 0.2
-    assert watchdog.look(median)
+    assert look_for(watchdog, clock, limit - 0.1, median) == []
+    assert look_for(watchdog, clock, 0.2, median)
 
 
 def test_rows_that_are_given_are_gathered_in_no_time(
@@ -138,8 +161,8 @@ def test_rows_that_are_given_are_gathered_in_no_time(
     watchdog = Watchdog(tmp_path, len(RANKS), None, clock)
     beat(pulses, 3, "gather")
     assert watchdog.look(1.0) == []
-    clock.now += 121
-    assert len(watchdog.look(1.0)) == 3
+    assert look_for(watchdog, clock, 119, 1.0) == []
+    assert len(look_for(watchdog, clock, 2, 1.0)) == 3
 
 
 def test_an_attempt_before_says_nothing(tmp_path: Path, pulses: list[Pulse]) -> None:

@@ -17,6 +17,7 @@ from raymill.engine.answers import AnsweredQuestions
 from raymill.engine.evaluation import Occasion
 from raymill.engine.fine_tuning import refuse_leaks
 from raymill.engine.group import WorkerGroup
+from raymill.engine.journal import Journal
 from raymill.errors import ConfigError
 from raymill.model.parent import load_parent
 from raymill.objective.assistant_tokens import AssistantTokens
@@ -47,7 +48,7 @@ def test_packing_is_refused_where_attention_leaks(model: Any, batch: int) -> Non
         refuse_leaks(Leaky(model), objective, group, batch, "fp32")
 
 
-class FakeJournal:
+class FakeJournal(Journal):
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
 
@@ -77,7 +78,7 @@ def answered(model: Any, folder: Path, count: int, journal: FakeJournal) -> Answ
         seed=1,
         parent_chats=True,
         lockstep=False,
-        journal=journal,  # type: ignore[arg-type]
+        journal=journal,
     )
     questions = [
         Question(

@@ -4,12 +4,14 @@ PYTHONPATH, so that every process of a job has it, and the package itself knows 
 RAYMILL_FAULTS names a JSON file with a list of faults, each of which happens once:
   {"what": "kill|stop|raise|memory|nan|sleep", "rank": 1, "step": 7, "phase": "forward"}
   {"what": "kill|full|denied", "rank": 0, "write": 3}   # at a rank's third call that makes a checkpoint durable
+  {"what": "hold", "until": "/a/run/stop-*", "rank": 0, "step": 7, "phase": "forward"}  # till it is there
 """
 
 from __future__ import annotations
 
 import dataclasses
 import errno
+import glob
 import importlib.abc
 import importlib.util
 import json
@@ -25,31 +27,35 @@ _writes = 0
 _ERRORS = {"full": errno.ENOSPC, "denied": errno.EACCES}
 
 
-def _due(**place: Any) -> str | None:
+def _due(**place: Any) -> dict[str, Any] | None:
     """What is to happen here, for the first time."""
     with open(_PATH, encoding="utf-8") as stream:
         faults = json.load(stream)
     for number, fault in enumerate(faults):
-        wanted = {key: value for key, value in fault.items() if key != "what"}
+        wanted = {key: value for key, value in fault.items() if key not in ("what", "until")}
         if wanted != {key: place.get(key) for key in wanted}:
             continue
         try:
             os.close(os.open(f"{_PATH}.{number}.done", os.O_CREAT | os.O_EXCL))
         except FileExistsError:
             continue
-        what: str = fault["what"]
-        return what
+        due: dict[str, Any] = fault
+        return due
     return None
 
 
-def _happen(what: str | None, place: str) -> None:
+def _happen(fault: dict[str, Any] | None, place: str) -> None:
     global _nan
+    what = fault["what"] if fault else None
     if what == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif what == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
     elif what == "sleep":
         time.sleep(3600)
+    elif fault and what == "hold":
+        while not glob.glob(fault["until"]):
+            time.sleep(0.05)
     elif what == "raise":
         raise ValueError(f"injected at {place}")
     elif what == "memory":

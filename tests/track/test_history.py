@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from raymill.durable import cut_torn_line
+from raymill.engine.answer_table import write_table
 from raymill.engine.journal import Journal, attempts_in
 from raymill.track.follow import Follower
 from raymill.track.history import HISTORY_NAME, History, read_history
@@ -66,3 +67,13 @@ def test_a_journal_keeps_what_a_full_disk_refuses(tmp_path: Path) -> None:
     journal.write("step", 3)
     events = Follower(journal.path).read()
     assert [event["step"] for event in events] == [1, 2, 3]
+
+
+def test_what_the_disk_refuses_beside_the_journal_is_told(tmp_path: Path) -> None:
+    """A table of samples, say: the run goes on without it."""
+    journal = Journal(tmp_path / "metrics.jsonl")
+    (tmp_path / "samples").write_text("in the way")
+    write_table(tmp_path, journal, "answers", 7, ("a",), [("b",)])
+    [event] = Follower(journal.path).read()
+    assert (event["kind"], event["step"]) == ("message", 7)
+    assert event["text"].startswith("the table of answers of step 7 can't be written: [Errno 17]")

@@ -35,10 +35,10 @@ class Outcome:
 class BackgroundCommits:
     """One commit at a time, in a thread of each rank. Every rank calls every method in step.
 
-    `group` is the thread's own, so that its messages can't meet the training's. `committed` is called on
-    rank 0, in the thread, after each one that succeeded. The thread works for `share` of the time, or as
-    much as is needed to be done halfway to the next, for as long as nobody waits for it: digests take a core
-    that training on the CPU needs.
+    `group` is the thread's own, so that its messages can't meet the training's. `before` is called in the
+    thread ahead of each, `committed` on rank 0 after each one that succeeded. The thread works for `share` of
+    the time, or as much as is needed to be done halfway to the next, for as long as nobody waits for it:
+    digests take a core that training on the CPU needs.
     """
 
     def __init__(
@@ -48,11 +48,13 @@ class BackgroundCommits:
         committed: Callable[[Path], None],
         remote: RemoteRun | None = None,
         share: float = 1.0,
+        before: Callable[[], None] | None = None,
     ) -> None:
         self._checkpoints = checkpoints
         self._group = group
         self._remote = remote
         self._committed = committed
+        self._before = before
         self._least = self._share = share
         self._waited_for = threading.Event()
         self._worked = 0.0  # seconds of the core, for the one under way
@@ -115,6 +117,8 @@ class BackgroundCommits:
         size = sum(array.nbytes for _, _, arrays in own for array in arrays.values())
         directory, error = None, None
         try:
+            if self._before is not None:
+                self._before()
             directory = self._try(manifest, shapes, own)
         except BaseException as raised:  # told to the loop, which waits for this thread
             error = raised

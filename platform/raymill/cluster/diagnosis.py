@@ -13,6 +13,11 @@ _OF_OTHERS = (
     "failed to recv", "client socket has timed out",
 )  # fmt: skip
 
+# What a disk says that may take it later.
+_OF_STORAGE = (
+    "no space left on device", "disk quota exceeded", "input/output error", "stale file handle",
+)  # fmt: skip
+
 _OF_MEMORY = ("out of memory", "outofmemory", "running low on memory", "memory monitor")
 
 
@@ -43,7 +48,7 @@ def _single(error: BaseException) -> tuple[Cause, str]:
     text = _one_line(error)
     if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _OF_MEMORY):
         return Cause.MEMORY, text
-    if isinstance(error, StorageError):
+    if isinstance(error, StorageError) or any(sign in str(error).lower() for sign in _OF_STORAGE):
         return Cause.LOST, text
     of_ray = isinstance(error, RayError | RayTrainError) and not isinstance(error, RayTaskError)
     return (Cause.LOST if of_ray else Cause.RAISED), text

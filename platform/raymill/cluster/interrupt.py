@@ -1,5 +1,5 @@
-"""Signals that ask a run to end. Ctrl-C once, or SIGTERM: commit and stop. Ctrl-C twice: stop now, and lose at
-most one checkpoint interval."""
+"""Signals that ask a run to end. Ctrl-C once, or SIGTERM: commit and stop. Ctrl-C twice: stop now, and lose
+what was made since the last checkpoint."""
 
 from __future__ import annotations
 
@@ -38,8 +38,13 @@ def on_termination(call: Callable[[], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
+        if not terminated():
             signal.signal(signal.SIGTERM, previous)
+
+
+def terminated() -> bool:
+    """Whether `on_termination` was called; what was under way then may have gone on to its end."""
+    return signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
 
 
 def end_preempted(words: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from raymill.config.schema import RlhfJob, TrainJob
 from raymill.engine.assignment import Assignment
 from raymill.engine.group import WAIT_S
-from raymill.lifetime import die_with
+from raymill.lifetime import die_with, show_stack_to
 
 
 class WorkerRun:
@@ -67,7 +67,9 @@ def _work(config: dict[str, Any]) -> None:
     from raymill.engine.pulse import NODE
     from raymill.engine.worker import train_worker
 
-    die_with(os.getppid())  # the node's Ray: a stopped worker can't see to it itself
+    node = os.getppid()  # its Ray
+    die_with(node)  # a stopped worker can't see to it itself
+    show_stack_to(node)  # the watchdog looks from one of its tasks
     os.environ[NODE] = ray.get_runtime_context().get_node_id()
     train_worker(config)
 

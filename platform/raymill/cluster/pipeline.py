@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from raymill.cluster import pretrain, tuning
 from raymill.cluster.failure import RunState
-from raymill.cluster.finish import SUMMARY_NAME
+from raymill.cluster.finish import SUMMARY_NAME, preempted
+from raymill.cluster.interrupt import end_preempted, on_termination, terminated
 from raymill.cluster.judges import actors_of
 from raymill.cluster.session import NOTHING, connect
+from raymill.config.entry import EXIT_PREEMPTED
 from raymill.config.schema import (
     GenerateJob,
     ParentJob,
@@ -36,8 +39,14 @@ def run(job: PipelineJob) -> int:
     trained = (job.pretrain, job.sft, job.reward, job.rlhf)
     most = max((stage.run for stage in trained), key=lambda run: run.most)
     beside = actors_of(job.rlhf) if "rlhf" in job.stages else NOTHING
-    with connect(job.pretrain.cluster, most, beside):
+    with (
+        on_termination(partial(end_preempted, preempted())),
+        connect(job.pretrain.cluster, most, beside),
+    ):
         for stage in job.stages:
+            if terminated():  # while the stage before was exported, say
+                print(preempted(), flush=True)
+                return EXIT_PREEMPTED
             code = _STAGES[stage](job)
             if code or _was_stopped(getattr(job, stage, None)):
                 return code

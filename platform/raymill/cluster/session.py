@@ -64,10 +64,15 @@ def connect(
         return
     asked = signal.getsignal(signal.SIGTERM)
     try:
-        if cluster.address == "local":
-            _start_local(cluster, run.most if run else 0, beside)
-        else:
-            _join(cluster)
+        try:
+            if cluster.address == "local":
+                _start_local(cluster, run.most if run else 0, beside)
+            else:
+                _join(cluster)
+        except SystemExit:  # by Ray's own way with SIGTERM, which it takes over while it starts
+            if callable(asked):
+                asked(signal.SIGTERM, None)
+            raise
         if callable(asked) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, asked)  # Ray has put its own in its place
         if cluster.address == "local":  # which can't grow

@@ -168,6 +168,11 @@ def train(assignment: Assignment, lease: Lease, beside: Beside = NOTHING) -> int
                 found = newest_verified(assignment.checkpoints)
                 if found is None:
                     raise CheckpointError(f"{assignment.checkpoints} holds no checkpoint to export")
+                if found.manifest.step != assignment.total_steps:
+                    raise CheckpointError(
+                        f"the checkpoint of the last step can't be exported: {'; '.join(found.passed_over)}\n"
+                        "The same command makes it again from the one before."
+                    )
                 lease.check()
                 code = finish(assignment, found, tracker, console)
                 ended = RunState.FINISHED
@@ -195,11 +200,11 @@ def train(assignment: Assignment, lease: Lease, beside: Beside = NOTHING) -> int
 
 
 def _how_it_stopped(status: str, checkpoints: Path) -> str:
+    step = last_committed(checkpoints)
     if status == "stopped":
-        return "stopped after a checkpoint"
+        return "stopped after a checkpoint" if step else "stopped before the first step"
     if status == "waiting":
         return "stopped while waiting for room; nothing was lost"
-    step = last_committed(checkpoints)
     since = f"the checkpoint of step {step}" if step else "its beginning"
     return f"stopped by a failure, before it could commit: what it made since {since} is made again"
 

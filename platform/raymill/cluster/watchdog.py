@@ -25,6 +25,9 @@ _SAMPLING = "gather"
 LONG_S = 3600.0
 # All ranks alike read a checkpoint, or pass a reference model over all pairs.
 START_S = 24 * 3600.0
+FROZEN_S = (
+    10.0  # without a look: the machine slept, or everything was stopped, the ranks perhaps too
+)
 _STACK_S = 30.0
 _WAITING = re.compile(r"torch/distributed/|deepspeed/comm/")
 _COMMIT_THREAD = '"raymill-commit"'
@@ -81,11 +84,17 @@ class Watchdog:
         self._clock = clock
         self._long = (*_LONG, _SAMPLING) if samples else _LONG
         self._seen: dict[int, tuple[float, Mapping[str, Any]]] = {}
+        self._looked = clock()
 
     def look(self, median_step_s: float | None) -> list[Standing]:
         """If every rank has stood still for too long: the ranks at the earliest point, one of which keeps all
         the others waiting; the one that has been there longest comes first."""
         now = self._clock()
+        if (unseen := now - self._looked) > FROZEN_S:
+            self._seen = {
+                number: (since + unseen, record) for number, (since, record) in self._seen.items()
+            }
+        self._looked = now
         for number in range(self._workers):
             record = read_pulse(self._folder, number)
             before = self._seen.get(number)

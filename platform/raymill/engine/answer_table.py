@@ -23,10 +23,11 @@ def write_table(
 ) -> None:
     """Write `samples/<name>-<step>.json`, and say so in the journal."""
     path = f"samples/{name}-{step:08d}.json"
-    (run_dir / "samples").mkdir(exist_ok=True)
     table = {"columns": list(columns), "data": [list(row) for row in rows]}
-    write_atomic(run_dir / path, json.dumps(table, ensure_ascii=False, indent=1))
-    journal.write("answers", step, answers_path=path)
+    with journal.without(f"the table of {name}", step):
+        (run_dir / "samples").mkdir(exist_ok=True)
+        write_atomic(run_dir / path, json.dumps(table, ensure_ascii=False, indent=1))
+        journal.write("answers", step, answers_path=path)
 
 
 def rounded(reward: Any) -> float | None:

@@ -124,10 +124,11 @@ class AnsweredQuestions:
     def _write(self, journal: Journal, answers: Sequence[Answer], occasion: Occasion) -> None:
         """A table of the answers beside the parent's, as a file that MLflow shows as a table."""
         parent_path = self.run_dir / PARENT_NAME
-        parent_path.parent.mkdir(exist_ok=True)
         if occasion.first:
             texts = {answer.question: answer.text for answer in answers}
-            write_atomic(parent_path, json.dumps(texts, ensure_ascii=False))
+            with journal.without("the table of the parent's answers", occasion.step):
+                parent_path.parent.mkdir(exist_ok=True)
+                write_atomic(parent_path, json.dumps(texts, ensure_ascii=False))
         # A run that was resumed with other settings may ask what the parent was never asked.
         known = parent_path.exists()
         parents = json.loads(parent_path.read_text(encoding="utf-8")) if known else {}

@@ -54,6 +54,8 @@ class Checkpoints:
         self._commits = BackgroundCommits(
             assignment.checkpoints, group.beside(), self._retain, self._remote,
             share=CPU_SHARE if group.device.type == "cpu" else 1.0,
+            # A power cut mustn't leave steps committed of which the journal doesn't know.
+            before=journal.sync if journal is not None else None,
         )  # fmt: skip
         self._copy = HostCopy()
         self._samples = committed  # at the one under way
@@ -90,10 +92,6 @@ class Checkpoints:
         self._samples = at.samples
         self._commits.begin(manifest, shapes, self._copy.take(trainers))
         self._stall = time.perf_counter() - began
-
-    def hurry(self) -> None:
-        """The one under way is waited for soon."""
-        self._commits.hurry()
 
     def settle(self, step: int, wait: bool = False, last: bool = False) -> CheckpointError | None:
         """Tell how the one under way ended, if it has; `wait` for it. One that failed costs an interval and
@@ -135,7 +133,7 @@ class Checkpoints:
     def _retain(self, _directory: Path) -> None:
         """On rank 0, behind the training. What can't be deleted is tried again next time."""
         keep = self._assignment.job.checkpoint
-        with suppress(OSError, StorageError, FencedError):
+        with suppress(OSError, StorageError, CheckpointError):
             protected = registered_checkpoints(self._assignment.run_dir)
             if self._remote is not None:
                 self._remote.retain(keep.keep_last, keep.keep_every, protected)

@@ -83,9 +83,10 @@ class HeldOutPrompts:
             (text, rounded(reward)) for text, reward in zip(answers, judged.rewards, strict=True)
         ]
         path = self.run_dir / PARENT_NAME
-        path.parent.mkdir(exist_ok=True)
         if occasion.first:
-            write_atomic(path, json.dumps(pairs, ensure_ascii=False))
+            with journal.without("the table of the parent's answers", occasion.step):
+                path.parent.mkdir(exist_ok=True)
+                write_atomic(path, json.dumps(pairs, ensure_ascii=False))
         parent: Sequence[Any] = [("", None)] * len(pairs)
         if path.exists():
             parent = json.loads(path.read_text(encoding="utf-8"))

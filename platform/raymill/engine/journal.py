@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,20 @@ class Journal:
         with suppress(OSError):
             while self._pending:
                 self._pending = self._pending[self._stream.write(self._pending) :]
+
+    @contextmanager
+    def without(self, what: str, step: int) -> Iterator[None]:
+        """A block that writes something of which the run could do without: where the disk refuses it, that is
+        told, and no more."""
+        try:
+            yield
+        except OSError as error:
+            self.write("message", step, text=f"{what} of step {step} can't be written: {error}")
+
+    def sync(self) -> None:
+        """Flush to the disk, as far as it takes it."""
+        with suppress(OSError):
+            os.fsync(self._stream)
 
     def close(self) -> None:
         """No more events come from here."""

@@ -88,21 +88,31 @@ class Loop:
             self._evaluate(Occasion(0, first=True, last=False))
         batches = iter(self.stream)
         while self.step < total:
-            stop = self._train_step(batches)
+            if not self._train_step(batches):
+                self._keep_what_was_made()
+                break
             now = Occasion(self.step, first=False, last=self.step == total)
             self._evaluate(now)
-            if stop or now.due(job.checkpoint.every):
-                self._beat("commit")
-                at = Position(self.step, self.samples, self.tokens)
-                self.checkpoints.begin(at, self.experience.state(), self.guard.state())
-            if stop and not now.last:
-                break
+            if now.due(job.checkpoint.every):
+                self._begin_commit()
         self._beat("commit")
         self.checkpoints.settle(self.step, wait=True, last=True)
         return "finished" if self.step == total else "stopped"
 
+    def _keep_what_was_made(self) -> None:
+        """Before a stop: a checkpoint of this step, unless there is one."""
+        self._beat("commit")
+        self.checkpoints.settle(self.step, wait=True)
+        if self.step > self.start.step and self.checkpoints.committed != self.samples:
+            self._begin_commit()
+
+    def _begin_commit(self) -> None:
+        self._beat("commit")
+        at = Position(self.step, self.samples, self.tokens)
+        self.checkpoints.begin(at, self.experience.state(), self.guard.state())
+
     def _train_step(self, batches: Iterator[StepBatch]) -> bool:
-        """One step, of one optimizer update or several; returns whether a stop was asked for."""
+        """One step, of one optimizer update or several; False, and none, where a stop was asked for."""
         job = self.assignment.job
         began = time.perf_counter()
         phases = Phases(self._beat)
@@ -114,9 +124,9 @@ class Loop:
         refusals, stop = self.group.sum(refusal is not None, asked)
         if refusals:
             raise next(error for error in self.group.gather(refusal) if error is not None)
-        assert batch is not None
         if stop:
-            self.checkpoints.hurry()  # the one under way; there will be another after this step
+            return False
+        assert batch is not None
         phases.enter("gather")
         gathered = self.experience.gather(batch, self.step + 1, upcoming)
         phases.enter(None)
@@ -153,7 +163,7 @@ class Loop:
             **gathered.figures,
         }
         self._log_step(figures, batch, gathered.tokens, time.perf_counter() - began, phases)
-        return stop > 0
+        return True
 
     def _next_batch(
         self, batches: Iterator[StepBatch]

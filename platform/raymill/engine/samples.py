@@ -47,11 +47,12 @@ class SampledText:
         )
         if self.journal is not None:
             path = f"samples/step-{step:08d}.json"
-            (self.run_dir / "samples").mkdir(exist_ok=True)
             body = [
                 {"prompt": prompt, "text": text}
                 for prompt, text in zip(settings.prompts, texts, strict=True)
             ]
-            write_atomic(self.run_dir / path, json.dumps(body, ensure_ascii=False, indent=1))
-            self.journal.write("samples", step, samples_path=path)
+            with self.journal.without("the sampled text", step):
+                (self.run_dir / "samples").mkdir(exist_ok=True)
+                write_atomic(self.run_dir / path, json.dumps(body, ensure_ascii=False, indent=1))
+                self.journal.write("samples", step, samples_path=path)
         return {}
