@@ -87,7 +87,7 @@ def test_killed_stopped_and_taken_over(
     assert "made no progress for" in output
     assert "its process was stopped; its stack is in" in output
     assert "Traceback" not in output
-    assert happened(tmp_path) == 3
+    assert happened(tmp_path) >= 2  # nobody is held whom SIGTERM reached before
     stack = next((run_dir / "logs").glob("*.stack")).read_text()
     assert "Thread" in stack
     wait_for_no_orphans(run_dir)
