@@ -25,9 +25,8 @@ _SAMPLING = "gather"
 LONG_S = 3600.0
 # All ranks alike read a checkpoint, or pass a reference model over all pairs.
 START_S = 24 * 3600.0
-FROZEN_S = (
-    10.0  # without a look: the machine slept, or everything was stopped, the ranks perhaps too
-)
+# Without a look for so long, the machine slept, or everything was stopped, the ranks perhaps too.
+FROZEN_S = 10.0
 _STACK_S = 30.0
 _WAITING = re.compile(r"torch/distributed/|deepspeed/comm/")
 _COMMIT_THREAD = '"raymill-commit"'
