@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,13 @@ class Workshop:
 
     def run_dir(self, name: str) -> Path:
         return self.root / "storage" / "runs" / name
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left() -> Iterator[None]:
+    """What killed drivers have started ends in the end, to the last process."""
+    yield
+    job.wait_for_agents()
 
 
 @pytest.fixture(scope="session")

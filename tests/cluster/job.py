@@ -17,6 +17,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 600
 _AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+_agents_left: list[psutil.Process] = []
 
 
 def environment() -> dict[str, str]:
@@ -63,16 +64,25 @@ def interrupt_after(process: Any, run_dir: Path, step: int, number: signal.Signa
 
 
 def kill_after(process: Any, run_dir: Path, step: int) -> str:
-    """SIGKILL a driver as soon as a step is in the journal; all that it has started ends by itself, but for two
-    idle agents of Ray's node, which look for its control store for a minute. Returns what it printed."""
+    """SIGKILL a driver as soon as a step is in the journal; all that it has started ends by itself: two idle
+    agents of Ray's node only after a minute (`wait_for_agents`), in which they look for its control store.
+    Returns what it printed."""
     wait_for_step(process, run_dir, step)
     children = psutil.Process(process.pid).children(recursive=True)
-    started = [child for child in children if child.name() not in _AGENTS]
+    agents = [child for child in children if child.name() in _AGENTS]
+    started = [child for child in children if child not in agents]
+    _agents_left.extend(agents)
     process.send_signal(signal.SIGKILL)
     output, _ = process.communicate(timeout=TIMEOUT_S)
     _, left = psutil.wait_procs(started, timeout=60)
     assert not left, f"still running: {left}"
     return str(output)
+
+
+def wait_for_agents() -> None:
+    """Until what killed drivers left has ended too."""
+    _, left = psutil.wait_procs(_agents_left, timeout=90)
+    assert not left, f"still running: {left}"
 
 
 def wait_for_hold(process: Any, run_dir: Path) -> None:

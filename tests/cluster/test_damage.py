@@ -37,17 +37,17 @@ def test_a_disk_that_takes_nothing_for_a_while(
     run_dir = workshop.run_dir(what)
     # The first call that makes a file durable fails, in each of the three tries.
     faults = [{"what": what, "rank": 0, "write": number} for number in (1, 2, 3)]
-    last = 3 * EVERY + 5
     until = f"{run_dir}/stop-requested*"
-    hold = {"what": "hold", "until": until, "rank": 0, "step": last + 1, "phase": "forward"}
+    hold = {"what": "hold", "until": until, "rank": 0, "step": 3 * EVERY + 6, "phase": "forward"}
     process = job.start(
         "pretrain", *workshop.overrides, *COMMON, f"run.name={what}", cwd=workshop.root,
         env=with_faults(tmp_path, *faults, hold),
     )  # fmt: skip
-    job.interrupt_after(process, run_dir, last, signal.SIGTERM)
+    job.wait_for(process, lambda: happened(tmp_path) == 4)  # it is held
+    process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=job.TIMEOUT_S)
     assert process.returncode == 85, output
-    assert happened(tmp_path) >= 3  # nobody is held whom SIGTERM reached before
+    assert happened(tmp_path) == 4
     [told] = [event["text"] for event in job.events(run_dir, "message")]
     assert told.startswith(f"the checkpoint of step {EVERY} was not committed (rank 0: ")
     assert "injected at write" in told
