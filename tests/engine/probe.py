@@ -56,10 +56,11 @@ class Case:
     offload: str = "none"
     batch: int = BATCH
     of: int | None = None
+    optimizer: str = "adamw"
 
     @property
     def name(self) -> str:
-        extras = ("-recompute" if self.recompute else "") + f"-{self.offload}"
+        extras = ("-recompute" if self.recompute else "") + f"-{self.offload}-{self.optimizer}"
         return f"zero{self.stage}-micro{self.micro_batch}-{self.precision}{extras}"
 
 
@@ -68,7 +69,11 @@ def job_of(case: Case, gpu: bool = False) -> PretrainJob:
         arch=ARCH,
         data=DataConfig("probe", source="files", sequence_length=LENGTH),
         tokenizer=TokenizerConfig("bpe"),
-        optim=OptimConfig("adamw", learning_rate=3e-3),
+        optim=OptimConfig(
+            case.optimizer,  # type: ignore[arg-type]
+            learning_rate=3e-3,
+            momentum=0.95 if case.optimizer == "muon" else None,
+        ),
         schedule=SCHEDULE,
         zero=ZeroConfig(
             case.stage,  # type: ignore[arg-type]
