@@ -103,6 +103,7 @@ def test_all_problems_come_together_with_the_nearest_key() -> None:
         ("tokenizer.vocab_size=100", "at least 257"),
         ("cluster.device_memory_gib=0.01", "one worker needs about"),
         ("train.activation_checkpointing=1", "expected true or false"),
+        ("optim.momentum=0.9", "is Muon's; choose optim=muon"),
     ],
 )  # fmt: skip
 def test_refusals(override: str, message: str) -> None:

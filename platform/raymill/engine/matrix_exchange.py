@@ -76,7 +76,9 @@ Round = list[tuple[Matrix, int]]
 
 
 def plan_rounds(matrices: Sequence[Matrix], world_size: int, bucket_elements: int) -> list[Round]:
-    """The same on every rank. In a round an owner puts together `bucket_elements`, or one matrix."""
+    """The same on every rank. In a round a rank receives about `bucket_elements`, or an owner one matrix."""
+    if any(matrix.partition.replicated for matrix in matrices):
+        bucket_elements //= world_size  # since every rank receives what all put together
     of_owner: dict[int, list[Matrix]] = defaultdict(list)
     for matrix, owner in zip(matrices, assign_owners(matrices, world_size), strict=True):
         of_owner[owner].append(matrix)

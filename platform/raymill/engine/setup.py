@@ -136,11 +136,11 @@ def decide_start(assignment: Assignment, data_digests: tuple[str, ...]) -> Start
     if assignment.job.run.from_ is not None:
         found = find_fork(assignment.runs, assignment.job.run.from_)
         _refuse_contradictions(found.manifest, assignment, CHANGEABLE_ON_FORK, data_digests)
-        return _fork(found, assignment)
+        return fork(found, assignment)
     return Start(None, resumed=False)
 
 
-def _fork(found: Found, assignment: Assignment) -> Start:
+def fork(found: Found, assignment: Assignment) -> Start:
     before, now = found.manifest.config.get("optim.name"), assignment.job.optim.name
     if before == now:
         return Start(found, resumed=False)
