@@ -221,5 +221,7 @@ class MatrixExchange:
         out = torch.cat(sent) if sent else torch.empty(0, dtype=dtype, device=group.device)
         received = torch.empty(sum(sizes_in), dtype=dtype, device=group.device)
         group.all_to_all(received, out, sizes_in, sizes_out)
-        by_rank = received.split(sizes_in)
-        return {rank: iter(by_rank[rank].split(list(sizes))) for rank, sizes in incoming.items()}
+        by_rank = torch.split(received, sizes_in)
+        return {
+            rank: iter(torch.split(by_rank[rank], list(sizes))) for rank, sizes in incoming.items()
+        }
