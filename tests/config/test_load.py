@@ -113,7 +113,8 @@ def test_refusals(override: str, message: str) -> None:
 
 def test_muon_takes_adamws_rates_and_no_adapters() -> None:
     for job in ("pretrain", "sft", "reward", "dpo", "rlhf"):
-        muon, adamw = load(job, ["optim=muon"]).optim, load(job, []).optim
+        data = ["data.path=some.jsonl"] if job in ("reward", "dpo") else []
+        muon, adamw = load(job, ["optim=muon", *data]).optim, load(job, data).optim
         assert (adamw.momentum, muon.momentum) == (None, 0.95)
         assert replace(muon, name="adamw", momentum=None) == adamw
     assert "momentum=None: Muon needs one" in problems("optim=muon", "optim.momentum=null")
