@@ -67,7 +67,7 @@ def bare_losses(muon: bool = False) -> list[float]:
         picked = log_probabilities.gather(-1, tokens[:, 1:, None]).squeeze(-1)
         counts = torch.arange(LENGTH)[None, :] < torch.tensor(length)[:, None] - 1
         loss = -(picked * counts).sum() / counts.sum()
-        optimizer.zero_grad()
+        model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -116,14 +116,14 @@ def test_two_workers_every_stage(bare: np.ndarray, tmp_path: Path) -> None:
     assert max(found.values()) < 1e-4, found
 
 
-@pytest.mark.parametrize("world", [1, 2])
-def test_muon_under_every_stage_and_split(world: int, tmp_path: Path) -> None:
+def test_muon_under_every_stage_and_split(tmp_path: Path) -> None:
     """Its momentum is of whole steps however many micro-batches they have, and its matrices are whole however
     they are cut."""
     bare = np.array(bare_losses(muon=True))
     assert bare[-1] < 0.7 * bare[0], "the probe must learn, or agreement means little"
-    cases = [Case(stage, optimizer="muon") for stage in (0, 1, 2, 3)]
-    cases += [Case(stage, 1, optimizer="muon") for stage in (0, 1, 2, 3)]
-    found = worst(spawn(world, cases, tmp_path), bare)
-    assert len(found) == 8
-    assert max(found.values()) < 1e-4, found
+    alone = [Case(stage, micro, optimizer="muon") for stage, micro in ((0, 8), (1, 2), (3, 1))]
+    shared = [Case(stage, 1, optimizer="muon") for stage in (0, 1, 2, 3)]
+    for world, cases in ((1, alone), (2, [*shared, Case(3, 4, optimizer="muon")])):
+        found = worst(spawn(world, cases, tmp_path), bare)
+        assert len(found) == len(cases)
+        assert max(found.values()) < 1e-5, (world, found)
