@@ -43,7 +43,7 @@ OVERRIDES = (
 )  # fmt: skip
 RATES = (1.5e-3, 3e-3, 6e-3, 1.2e-2)
 SEEDS = (1, 2, 3)
-WARM_UP, EVERY, HELD_OUT_ROWS = 10, 5, 96
+WARM_UP, EVERY, HELD_OUT_ROWS = 10, 10, 96
 RESULTS = ROOT / "storage" / "bench-muon.jsonl"
 
 

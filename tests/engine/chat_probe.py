@@ -27,6 +27,7 @@ class Case:
     stage: int = 0
     micro_batch: int = 4
     precision: str = "fp32"
+    optimizer: str = "adamw"
     learning_rate: float = 1e-3
     lora_rank: int = 0
     freeze: tuple[str, ...] = ()
@@ -36,10 +37,13 @@ class Case:
 
     @property
     def name(self) -> str:
-        return f"{self.stage}-{self.micro_batch}-{self.precision}-{self.lora_rank}-{self.neftune_alpha}"
+        work = f"{self.stage}-{self.micro_batch}-{self.precision}"
+        return f"{work}-{self.optimizer}-{self.lora_rank}-{self.neftune_alpha}"
 
     def job(self, global_batch: int) -> SftJob:
-        job: SftJob = load("sft", ["storage.root=/nowhere", f"zero=stage{self.stage}"])
+        job: SftJob = load(
+            "sft", ["storage.root=/nowhere", f"zero=stage{self.stage}", f"optim={self.optimizer}"]
+        )
         return replace(
             job,
             optim=replace(job.optim, learning_rate=self.learning_rate, weight_decay=0.0),
