@@ -83,7 +83,9 @@ def train(optimizer: str, rate: float, seed: int, group: WorkerGroup) -> Run:
     )  # fmt: skip
     assert job.train.steps is not None
     folder = prepared_folder(job.data, job.tokenizer, job.run.seed, job.storage.folder)
-    rows, held_out = rows_of(folder, "train"), rows_of(folder, "validation", HELD_OUT_ROWS)
+    rows, held_out = rows_of(folder, "train"), rows_of(folder, "validation")
+    spread = np.linspace(0, len(held_out) - 1, HELD_OUT_ROWS).astype(int)
+    held_out = held_out.take(spread)
     order = np.random.default_rng(seed).permutation(len(rows))
     vocab_size = job.tokenizer.vocab_size
     trainer = Trainer(job, build_model(job.arch, vocab_size, 0, seed), group)
@@ -110,9 +112,9 @@ def train(optimizer: str, rate: float, seed: int, group: WorkerGroup) -> Run:
     )  # fmt: skip
 
 
-def rows_of(folder: Path, split: str, count: int | None = None) -> Rows:
-    """All rows of a split, or the first ones."""
-    every = ValidationSet(folder, rank=0, world_size=1, batch_rows=1024, rows=count, split=split)
+def rows_of(folder: Path, split: str) -> Rows:
+    """All rows of a split."""
+    every = ValidationSet(folder, rank=0, world_size=1, batch_rows=1024, split=split)
     return Rows.joined(list(every))
 
 
