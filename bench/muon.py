@@ -39,7 +39,7 @@ from raymill.objective.language_modelling import LanguageModelling
 OVERRIDES = (
     "experiment=demo", "zero=stage0", "data.sequence_length=128", "tokenizer.vocab_size=1024",
     "arch.hidden_size=128", "arch.heads=4", "arch.intermediate_size=352", "optim.weight_decay=0.1",
-    "train.global_batch=16", "train.micro_batch=16", "train.steps=200",
+    "train.global_batch=16", "train.micro_batch=16", "train.steps=160",
 )  # fmt: skip
 RATES = (1.5e-3, 3e-3, 6e-3, 1.2e-2)
 SEEDS = (1, 2, 3)
