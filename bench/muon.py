@@ -1,4 +1,4 @@
-"""Tokens to a held-out loss, Muon against AdamW, each at the best rate of a sweep, three seeds.
+"""Tokens to a held-out loss, Muon against AdamW, each at the best of the rates tried, three seeds.
 
     .venv/bin/python jobs/prepare.py experiment=demo data.sequence_length=128 tokenizer.vocab_size=1024
     .venv/bin/python bench/muon.py [seconds to spend now; without it, all that it takes]
@@ -41,7 +41,7 @@ OVERRIDES = (
     "arch.hidden_size=128", "arch.heads=4", "arch.intermediate_size=352", "optim.weight_decay=0.1",
     "train.global_batch=16", "train.micro_batch=16", "train.steps=160",
 )  # fmt: skip
-RATES = (1.5e-3, 3e-3, 6e-3, 1.2e-2)
+FIRST_RATE = 1.5e-3
 SEEDS = (1, 2, 3)
 WARM_UP, EVERY, HELD_OUT_ROWS = 10, 10, 96
 RESULTS = ROOT / "storage" / "bench-muon.jsonl"
@@ -168,10 +168,15 @@ class Sweep:
         return run
 
     def best(self, optimizer: str) -> list[Run]:
-        """All seeds at the rate whose last loss is the lowest with the first seed."""
-        swept = [self.run(optimizer, rate, SEEDS[0]) for rate in RATES]
-        rate = min(swept, key=lambda run: run.losses[-1]).rate
-        return [self.run(optimizer, rate, seed) for seed in SEEDS]
+        """All seeds at the best rate: from the first one, twice and half of it, for as long as the last loss of
+        the first seed falls. So the best has a worse one on either side."""
+        best = self.run(optimizer, FIRST_RATE, SEEDS[0])
+        for factor in (2.0, 0.5):
+            while (found := self.run(optimizer, best.rate * factor, SEEDS[0])).losses[
+                -1
+            ] < best.losses[-1]:
+                best = found
+        return [self.run(optimizer, best.rate, seed) for seed in SEEDS]
 
 
 def main() -> None:
