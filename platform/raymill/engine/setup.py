@@ -30,6 +30,7 @@ from raymill.engine.learner import Learner
 from raymill.engine.recipe import Recipe
 from raymill.engine.trainer import CRITIC, Trainer, load_weights
 from raymill.errors import ConfigError
+from raymill.timeline import mark
 
 logger = logging.getLogger(__name__)
 
@@ -205,6 +206,7 @@ def _build(
         if model is None:
             continue
         prefix = CRITIC if critic else ""
+        mark("model")
         rate = recipe.critic_learning_rate() if critic else job.optim.learning_rate
         trainer = Trainer(job, model.to(group.device), group, prefix)
         if reader is not None:
