@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,9 @@ def connect(
 
 
 def warm_up(cluster: ClusterConfig) -> None:
-    """Begin to import what workers of a Ray that will be started here need, in a process beside this one."""
+    """Begin to import what a training job needs: torch in a thread, since Ray Train wants it in the driver, and
+    what workers of a Ray that will be started here need in a process beside this one."""
+    threading.Thread(target=import_module, args=("torch",), daemon=True).start()
     if cluster.address != "local":
         return
     from raymill.cluster import local_ray

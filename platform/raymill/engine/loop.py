@@ -26,7 +26,7 @@ from raymill.engine.journal import Journal
 from raymill.engine.learner import Learner, Phases, Update
 from raymill.engine.pulse import Pulse
 from raymill.engine.schedule import learning_rate_factor
-from raymill.engine.setup import Start
+from raymill.engine.start import Start
 from raymill.engine.stragglers import OWN, Stragglers
 from raymill.errors import CheckpointError, DataError, RaymillError
 from raymill.timeline import mark

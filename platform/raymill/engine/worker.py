@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from raymill.engine.group import WorkerGroup
     from raymill.engine.journal import Journal
     from raymill.engine.loop import Loop
-    from raymill.engine.setup import Start
+    from raymill.engine.start import Start
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,8 @@ def build_loop(
     from raymill.engine.agreement import on_all_ranks, on_rank_zero
     from raymill.engine.loop import Loop
     from raymill.engine.recipe import recipe_of
-    from raymill.engine.setup import begin, build_learners, open_data
+    from raymill.engine.setup import build_learners
+    from raymill.engine.start import begin, open_data
 
     prepared, order = on_all_ranks(group, lambda: open_data(assignment))
     digests = tuple(data.manifest.digest for data in prepared)
