@@ -29,6 +29,8 @@ _OURS = (
 )  # fmt: skip
 # DeepSpeed asks for the devices when it is imported; its Muon brings torch.compile.
 _ON_CPU = ("deepspeed", "torch._inductor.compile_fx", "deepspeed.runtime.zero.muon.muon_optimizer")
+WORKERS = (*_RAYS, *_OURS)
+WORKERS_ON_CPU = (*WORKERS, *_ON_CPU)
 # Of a Ray on one machine: the autoscaler; what copies workers' output to the driver, who does not want it; and
 # the server of the dashboard, which serves nothing without a dashboard.
 _UNUSED = ("start_monitor", "start_log_monitor", "start_api_server")
@@ -74,7 +76,7 @@ def fork_server(*modules: str) -> Path | None:
 
 def warm_up(gpu: bool) -> None:
     """Begin to import what the workers of a training job need, in a process beside this one."""
-    fork_server(*_RAYS, *_OURS, *(() if gpu else _ON_CPU))
+    fork_server(*(WORKERS if gpu else WORKERS_ON_CPU))
 
 
 def start_local_ray(slots: int) -> None:
