@@ -255,7 +255,8 @@ class RankStream:
         return self
 
     def open(self) -> None:
-        """Begin to read the first batch, while something else is done; all ranks call it at the same point."""
+        """Start reading the first batch in a thread, while the caller does something else; all ranks must call
+        it at the same point."""
         if not self.spec.segments:
             return
         self._opened = self._open_segment(0)
@@ -282,7 +283,9 @@ class RankStream:
     def _run(self) -> Iterator[StepBatch]:
         step = 0
         for segment in range(self.spec.segments):
-            opened = self._opened or self._open_segment(segment)
+            opened = self._opened if segment == 0 else None
+            if opened is None:
+                opened = self._open_segment(segment)
             self._opened = None
             blocks = opened.iter_batches(batch_size=None, prefetch_batches=2, batch_format="numpy")
             for block in blocks:
