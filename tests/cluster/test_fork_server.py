@@ -35,7 +35,8 @@ REPORT = """
 import json, os, resource, sys
 print(json.dumps({
     "arguments": sys.argv, "variable": os.environ.get("MINE"), "inherited": os.environ.get("THE_DRIVERS"),
-    "folder": os.getcwd(), "name": __name__, "file": globals().get("__file__"), "path": sys.path, "parent": os.getppid(),
+    "folder": os.getcwd(), "name": __name__, "file": globals().get("__file__"), "path": sys.path,
+    "parent": os.getppid(),
     "modules": [name for name in ("numpy", "colorsys", "wave") if name in sys.modules],
     "descriptors": sorted(int(name) for name in os.listdir("/proc/self/fd")),
     "files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
