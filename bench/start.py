@@ -182,6 +182,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.cores:
         os.sched_setaffinity(0, {int(core) for core in given.cores.split(",")})
+    # What was started ends with the bench, however it is ended.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     yardstick, cold, second = [], [], []
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)

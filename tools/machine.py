@@ -1,4 +1,4 @@
-"""How fast this machine is now: a matrix product, `import torch` in a fresh process, a write that reaches the disk.
+"""How fast this machine is now: a matrix product, `import torch` in a fresh process, a write to the disk.
 
     .venv/bin/python tools/machine.py
 
