@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -28,8 +26,6 @@ MAX_BACK_OFF_S = 60.0
 # MLflow's import takes seconds of a core, which the first step shouldn't wait for; a run that takes longer to
 # reach it is shown there meanwhile.
 FIRST_STEP_S = 30.0
-# Forwarding takes a tenth of a core that training would fill, and all of one that is idle.
-NICENESS = 10
 
 
 class Tracker:
@@ -61,7 +57,6 @@ class Tracker:
             self._thread.start()
 
     def _run(self) -> None:
-        _yield_to_training()
         self._wait_for_a_step()
         back_off = POLL_S
         system_due = 0.0
@@ -164,12 +159,6 @@ class Tracker:
                 f"(see {self.assignment.run_dir / 'logs' / 'tracking.log'}); nothing is lost: "
                 "the same command sends the rest once it is back"
             )
-
-
-def _yield_to_training() -> None:
-    """On Linux each thread has a priority of its own."""
-    if sys.platform.startswith("linux"):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
 def system_readings() -> dict[str, float]:
