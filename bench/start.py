@@ -31,6 +31,7 @@ import machine
 from raymill.timeline import VARIABLE
 
 LIMIT_S = 300.0
+STEPS = 500  # not reached: more than are made before a worker is killed, twice
 TINY = (
     "experiment=tiny", "data=files", "data.sequence_length=64", "data.row_group_rows=8",
     "data.validation.fraction=0.2", "tokenizer.vocab_size=300",
@@ -116,7 +117,7 @@ def starts(root: Path, name: str) -> tuple[Start, Start]:
     with (root / f"{name}.log").open("w+") as log:
         driver = subprocess.Popen(
             [sys.executable, str(ROOT / "jobs" / "pretrain.py"), *TINY, f"data.path={root / 'texts'}",
-             f"run.name={name}", "train.steps=100000", "evaluation.every=0", "tracking=none"],
+             f"run.name={name}", f"train.steps={STEPS}", "evaluation.every=0", "tracking=none"],
             cwd=root, env=environment() | {VARIABLE: str(timeline)}, stdout=log, stderr=log,
             start_new_session=True,
         )  # fmt: skip

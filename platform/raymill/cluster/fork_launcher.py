@@ -48,12 +48,12 @@ def end_as(code: int) -> int:
     """Die by the signal that a negative exit code stands for; return others."""
     if code >= 0:
         return code
-    import _signal
     import resource
+    import signal
 
     number = -code
-    if number != _signal.SIGKILL:
-        _signal.signal(number, _signal.SIG_DFL)
+    if number != signal.SIGKILL:
+        signal.signal(number, signal.SIG_DFL)
     # The process has left its own memory, if it was to.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.kill(os.getpid(), number)

@@ -89,8 +89,8 @@ def become(request: Request, server: int) -> NoReturn:
     main = ModuleType("__main__")
     vars(main).update(__file__=script, __builtins__=builtins)
     sys.modules["__main__"] = main
-    with io.open_code(os.path.abspath(script)) as stream:
-        code = compile(stream.read(), script, "exec")
+    with io.open_code(os.path.abspath(script)) as file:
+        code = compile(file.read(), script, "exec")
     exec(code, vars(main))
     sys.exit(0)
 
