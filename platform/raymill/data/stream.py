@@ -63,7 +63,7 @@ class StreamSpec:
     start_sample: int
     total_samples: int
     unit_rows: int | None = None  # about how many rows a unit holds; None: a few windows
-    segment_units: int = 1024  # units a rank and pipeline; planning a pipeline grows with them
+    segment_units: int = 128  # units a rank and pipeline; what its first batch waits for grows with them
 
     def __post_init__(self) -> None:
         if self.global_batch % self.world_size:
