@@ -87,6 +87,9 @@ class DirectStream:
     spec: Any
     rank: int
 
+    def open(self) -> None:
+        """Nothing is read ahead."""
+
     def __iter__(self) -> Iterator[Any]:
         from raymill.data.rows import Rows
         from raymill.data.stream import StepBatch, read_rows

@@ -133,8 +133,8 @@ def test_other_weights_than_the_policys_are_refused(
 def test_what_cannot_start_is_told_at_once(
     hire: Callable[..., RolloutPool], tmp_path: Path
 ) -> None:
-    with pytest.raises(ClusterError, match=r"rollout\.actors=5 need 5 CPUs, the cluster has 2"):
-        hire(5)
+    with pytest.raises(ClusterError, match=r"rollout\.actors=9 need 9 CPUs, the cluster has 8"):
+        hire(9)
     with pytest.raises(ClusterError, match="need 1 GPUs, the cluster has 0"):
         hire(1, gpus_per_actor=1)
     with pytest.raises(
