@@ -1,6 +1,14 @@
-"""What the processes of tests import, imported once, by the process that they are forked from."""
+"""Imports what the processes of tests need, once, in the process that they are forked from."""
 
-from raymill.cluster.fork_server import import_modules
+import importlib
+
+from raymill.cluster.forked_process import hide_unused, show_unused
 from raymill.cluster.local_ray import WORKERS_ON_CPU
 
-import_modules(WORKERS_ON_CPU, lambda: None)
+hide_unused()
+for name in WORKERS_ON_CPU:
+    module, _, attribute = name.partition(":")
+    imported = importlib.import_module(module)
+    if attribute:
+        getattr(imported, attribute)
+show_unused()
