@@ -39,6 +39,7 @@ class Tracker:
         self._root = assignment.job.storage.folder
         self._uri = tracking_uri(self._tracking, self._root)
         self._closing = threading.Event()
+        self._wanted = threading.Event()  # at once, whether or not there is a step yet
         self._ready = threading.Event()
         self._status = "failed"
         self._forwarder: Forwarder | None = None
@@ -83,10 +84,10 @@ class Tracker:
                 back_off = min(2 * back_off, MAX_BACK_OFF_S)
 
     def _wait_for_a_step(self) -> None:
-        """Until this process's workers have made one, or it has taken long, or the run is over."""
+        """Until this process's workers have made one, or it has taken long, or somebody waits for MLflow."""
         follower = Follower.at_end(self.assignment.journal)
         deadline = time.monotonic() + FIRST_STEP_S
-        while time.monotonic() < deadline and not self._closing.wait(POLL_S / 4):
+        while time.monotonic() < deadline and not self._wanted.wait(POLL_S / 4):
             if any(event["kind"] == "step" for event in follower.read()):
                 return
 
@@ -125,6 +126,7 @@ class Tracker:
         Raises:
             TrackingError: the registry can't be reached, or refused.
         """
+        self._wanted.set()
         if not self._ready.wait(self._tracking.flush_timeout_s):
             raise TrackingError(
                 f"MLflow at {shown(self._uri)} can't be reached; the model is in {export}, and the "
@@ -152,6 +154,7 @@ class Tracker:
             return
         self._status = status
         self._closing.set()
+        self._wanted.set()
         self._thread.join(self._tracking.flush_timeout_s)
         if not self._ended:
             print(
