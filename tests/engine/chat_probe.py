@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from engine.probe import join
+from engine.ranks import run_ranks
 from raymill.config import load
 from raymill.config.schema import LoraConfig, SftJob
 from raymill.data.rows import Rows
@@ -137,11 +138,9 @@ def spawn(
     world: int, cases: list[Case], steps: list[Rows], folder: Path
 ) -> list[dict[str, object]]:
     """Run `cases` on `world` processes and read back what they wrote."""
-    import torch.multiprocessing as mp
-
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "rows.pickle").write_bytes(pickle.dumps(steps))
-    mp.spawn(run_cases, (world, free_port(), cases, folder), nprocs=world)
+    run_ranks(run_cases, (world, free_port(), cases, folder), world)
     return [
         json.loads((folder / f"{case.name}{'-resumed' if case.resume else ''}.json").read_text())
         for case in cases

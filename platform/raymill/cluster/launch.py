@@ -13,8 +13,9 @@ from typing import Any
 
 from raymill.config.schema import RlhfJob, TrainJob
 from raymill.engine.assignment import Assignment
-from raymill.engine.group import WAIT_S
+from raymill.engine.pulse import WAIT_S
 from raymill.lifetime import die_with, show_stack_to
+from raymill.timeline import mark
 
 
 class WorkerRun:
@@ -67,9 +68,10 @@ def _work(config: dict[str, Any]) -> None:
     from raymill.engine.pulse import NODE
     from raymill.engine.worker import train_worker
 
-    node = os.getppid()  # its Ray
-    die_with(node)  # a stopped worker can't see to it itself
-    show_stack_to(node)  # the watchdog looks from one of its tasks
+    parent = os.getppid()  # its Ray node, or the server that forked it and ends it with the node
+    die_with(parent)  # a stopped worker can't see to it itself
+    show_stack_to(parent)  # the watchdog looks from one of its tasks, which has the same parent
+    mark("worker")
     os.environ[NODE] = ray.get_runtime_context().get_node_id()
     train_worker(config)
 
@@ -78,11 +80,15 @@ def _fit(assignment: Assignment, workers: int, scratch: Path) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from raymill.cluster.lean_trainer import LeanTrainer
+
+    mark("trainer")
     job = assignment.job
     resources = {"CPU": job.cluster.cpus_per_worker}
     if job.cluster.gpu:
         resources["GPU"] = 1.0
-    TorchTrainer(
+    trainer = LeanTrainer if job.cluster.address == "local" else TorchTrainer
+    trainer(
         _work,
         train_loop_config={"assignment": assignment},
         scaling_config=ScalingConfig(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymill.engine.assignment import Assignment
 from raymill.errors import TrackingError
+from raymill.track.follow import Follower
 from raymill.track.forwarder import Forwarder
 from raymill.track.registry import register_export
 from raymill.track.server import call, connect, shown, tracking_uri
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
 POLL_S = 1.0
 SYSTEM_EVERY_S = 10.0
 MAX_BACK_OFF_S = 60.0
-# The main thread is about to print its own progress; the import's work shouldn't delay the start.
-START_DELAY_S = 2.0
+# MLflow's import takes seconds of a core, which the first step shouldn't wait for; a run that takes longer to
+# reach it is shown there meanwhile.
+FIRST_STEP_S = 30.0
 
 
 class Tracker:
@@ -37,6 +39,7 @@ class Tracker:
         self._root = assignment.job.storage.folder
         self._uri = tracking_uri(self._tracking, self._root)
         self._closing = threading.Event()
+        self._wanted = threading.Event()  # at once, whether or not there is a step yet
         self._ready = threading.Event()
         self._status = "failed"
         self._forwarder: Forwarder | None = None
@@ -55,7 +58,7 @@ class Tracker:
             self._thread.start()
 
     def _run(self) -> None:
-        self._closing.wait(START_DELAY_S)
+        self._wait_for_a_step()
         back_off = POLL_S
         system_due = 0.0
         while True:
@@ -79,6 +82,14 @@ class Tracker:
                 else:
                     self._closing.wait(back_off)
                 back_off = min(2 * back_off, MAX_BACK_OFF_S)
+
+    def _wait_for_a_step(self) -> None:
+        """Until this process's workers have made one, or it has taken long, or somebody waits for MLflow."""
+        follower = Follower.at_end(self.assignment.journal)
+        deadline = time.monotonic() + FIRST_STEP_S
+        while time.monotonic() < deadline and not self._wanted.wait(POLL_S / 4):
+            if any(event["kind"] == "step" for event in follower.read()):
+                return
 
     def _begin(self) -> None:
         if self._ready.is_set():
@@ -115,6 +126,7 @@ class Tracker:
         Raises:
             TrackingError: the registry can't be reached, or refused.
         """
+        self._wanted.set()
         if not self._ready.wait(self._tracking.flush_timeout_s):
             raise TrackingError(
                 f"MLflow at {shown(self._uri)} can't be reached; the model is in {export}, and the "
@@ -142,6 +154,7 @@ class Tracker:
             return
         self._status = status
         self._closing.set()
+        self._wanted.set()
         self._thread.join(self._tracking.flush_timeout_s)
         if not self._ended:
             print(
