@@ -17,7 +17,7 @@ VLLM_READY := $(VLLM_VENV)/.ready
 VLLM_LOG := $(VLLM_VENV)/setup.log
 
 SHELL := /bin/bash -o pipefail
-.PHONY: help demo test test-slow test-gpu test-all test-vllm learn chaos check bench vllm lock clean
+.PHONY: help demo test test-slow test-gpu test-all test-vllm learn chaos check bench bench-models vllm lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -55,7 +55,13 @@ check: $(READY) ## formatting, lint, types
 	@$(BIN)/mypy --no-error-summary
 	@echo "check: formatting, lint and types are fine"
 
-bench: $(READY) ## measurements against bare PyTorch, a DataLoader and TRL; make demo first
+bench-models: $(READY) ## the data and models that the benches start from
+	@$(BIN)/python jobs/prepare.py experiment=bench
+	@$(BIN)/python jobs/pretrain.py experiment=bench tracking=none
+	@$(BIN)/python jobs/sft.py experiment=sft_bench tracking=none parent=storage/runs/bench/export
+
+bench: bench-models ## measurements against bare PyTorch, torchrun, a DataLoader and TRL
+	@$(BIN)/python bench/start.py
 	@$(BIN)/python bench/stream.py
 	@$(BIN)/python bench/sft.py 2>/dev/null
 	@$(BIN)/python bench/trainer_alone.py 2>/dev/null

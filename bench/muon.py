@@ -1,6 +1,6 @@
 """Tokens to a held-out loss, Muon against AdamW, each at the best of the rates tried, three seeds.
 
-    .venv/bin/python jobs/prepare.py experiment=demo data.sequence_length=128 tokenizer.vocab_size=1024
+    .venv/bin/python jobs/prepare.py experiment=bench data.sequence_length=128 tokenizer.vocab_size=1024
     .venv/bin/python bench/muon.py [seconds to spend now; without it, all that it takes]
 
 One process without Ray, through the trainer; a small Llama on the embedded corpus. The rate is constant after
@@ -37,7 +37,7 @@ from raymill.model.build import build_model
 from raymill.objective.language_modelling import LanguageModelling
 
 OVERRIDES = (
-    "experiment=demo", "zero=stage0", "data.sequence_length=128", "tokenizer.vocab_size=1024",
+    "experiment=bench", "zero=stage0", "data.sequence_length=128", "tokenizer.vocab_size=1024",
     "arch.hidden_size=128", "arch.heads=4", "arch.intermediate_size=352", "optim.weight_decay=0.1",
     "train.global_batch=16", "train.micro_batch=16", "train.steps=160",
 )  # fmt: skip
