@@ -4,7 +4,7 @@
     .venv/bin/python bench/grpo.py                     # both sample with transformers
     .venv-vllm/bin/python bench/grpo.py --engine vllm  # both sample with vLLM; make vllm before
 
-Same parent (fine-tuned by make bench-models), prompts, group size, answer length, temperature, reward (F1 of the
+Same parent (of make bench-models), prompts, group size, answer length, temperature, reward (F1 of the
 answer's words to the reference's) and sampling engine on both sides, fp32, no KL. TRL: 64 answers a step in
 one forward pass, one update a step, `beta=0`, `loss_type="dapo"`; with vLLM `vllm_mode="colocate"`. Ours:
 `jobs/rlhf.py` as a user runs it, Ray, its actor and the digests of weight sync included; 64 answers a step,
