@@ -24,8 +24,9 @@ def free_cpus() -> float:
 def test_actors_sit_in_the_room_that_was_reserved_for_them(
     ray_session: None, tmp_path: Path
 ) -> None:
+    before = free_cpus()
     with reserved(Beside(2, 1.0)) as room:
-        assert free_cpus() == 0, "nobody else gets it"
+        assert free_cpus() == before - 2, "nobody else gets it"
         assert len(room.places) == 2
         assert room.spelled(0, 2).endswith("(2)")
         assert room.spelled(1, 1) == room.hosts[1] != "?"
@@ -44,11 +45,11 @@ def test_no_room_is_said(
     monkeypatch.setattr(placement, "PATIENCE_S", 0.2)
     monkeypatch.setattr(placement, "RESERVE_S", 0.2)
     with (
-        pytest.raises(ClusterError, match="no room for 2 actors of 2 CPUs"),
-        reserved(Beside(2, 2.0)),
+        pytest.raises(ClusterError, match="no room for 5 actors of 2 CPUs"),
+        reserved(Beside(5, 2.0)),
     ):
-        raise AssertionError("it has two")
-    assert "waiting for room for 2 actors of 2 CPUs and 0 GPUs" in capsys.readouterr().out
+        raise AssertionError("it has eight")
+    assert "waiting for room for 5 actors of 2 CPUs and 0 GPUs" in capsys.readouterr().out
 
 
 def test_who_needs_nothing_reserves_nothing() -> None:
