@@ -1,0 +1,53 @@
+"""The demonstration's text for pretraining: notes and an index of names, beside the library's own text.
+
+A part is named by everything that it is made from, so that any process can make it again.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import islice
+
+from raymill.data.demo.exercises import copy_note, exercises
+from raymill.data.demo.names import index, indexed
+
+FOLDER = "notes"
+# Notes of each kind; those of positions say all there is to say about a signature.
+NOTES = {"position": 1500, "backwards": 4500, "sum": 6000, "larger": 2000}
+COPIES = 4000
+PASSES = 3  # times that the index lists every real name
+LINES = 12  # of a document
+
+
+def parts(fraction: float, seed: int) -> list[str]:
+    """The names of all parts, as inputs of a preparation."""
+    names = [f"index-{number}" for number in range(PASSES)] + ["copies", *NOTES]
+    return [f"{FOLDER}/{fraction:g}/{seed}/{name}.txt" for name in names]
+
+
+def documents(part: str) -> tuple[str, ...]:
+    """The documents of a part, from its name alone."""
+    _, fraction, seed, name = part.removesuffix(".txt").split("/")
+    return tuple(_together(_lines(name, float(fraction), int(seed))))
+
+
+def _together(lines: list[str]) -> Iterator[str]:
+    for first in range(0, len(lines), LINES):
+        yield "\n".join(lines[first : first + LINES]) + "\n"
+
+
+@lru_cache(maxsize=1)
+def _lines(name: str, fraction: float, seed: int) -> list[str]:
+    if name == "copies":
+        return [copy_note(random.Random(f"copy {seed} {number}")) for number in range(COPIES)]
+    if name in NOTES:
+        return [one.note for one in islice(exercises(name, False, seed, "note"), NOTES[name])]
+    number = int(name.removeprefix("index-"))
+    real, made_up = index(fraction, seed)
+    share = len(made_up) // PASSES
+    others = made_up[number * share : (number + 1) * share]
+    lines = [indexed(one, True) for one in real] + [indexed(one, False) for one in others]
+    random.Random(f"index {seed} {number}").shuffle(lines)
+    return lines
