@@ -19,7 +19,15 @@ from safetensors.numpy import load_file
 from raymill.checkpoint import manifest as manifest_module
 from raymill.checkpoint.commit import commit
 from raymill.checkpoint.fence import FencedError, advance_fence, raise_fence, writing_folder
-from raymill.checkpoint.fragments import KINDS, FragmentReader, Slice, merge_slices, read_index
+from raymill.checkpoint.fragments import (
+    ADAMW_MOMENTS,
+    FragmentReader,
+    Slice,
+    index_to_json,
+    merge_slices,
+    read_index,
+    write_fragments,
+)
 from raymill.checkpoint.manifest import INDEX_NAME, MANIFEST_NAME, Manifest, verify
 from raymill.checkpoint.resume import contradictions, find_fork, newest_verified, parse_fork
 from raymill.checkpoint.retention import (
@@ -33,6 +41,8 @@ from raymill.checkpoint.safetensors_file import write_safetensors
 from raymill.config.identity import CHANGEABLE_ON_FORK, CHANGEABLE_ON_RESUME
 from raymill.durable import sha256_file
 from raymill.errors import CheckpointError, ConfigError
+
+KINDS = ("fp32", *ADAMW_MOMENTS)
 
 T = TypeVar("T")
 SHAPES = {"a": (4, 3), "b": (5,)}
@@ -310,6 +320,24 @@ def test_parameters_must_be_covered_once_and_wholly(tmp_path: Path) -> None:
         merge_slices({"b": (5,)}, [{"b": Slice("f", 0, 4)}])
     with pytest.raises(CheckpointError, match="expected a slice at element 3, found 2"):
         merge_slices({"b": (5,)}, [{"b": Slice("f", 0, 3)}, {"b": Slice("g", 2, 3)}])
+    with pytest.raises(CheckpointError, match="don't keep the same moments"):
+        merge_slices(
+            {"b": (5,)}, [{"b": Slice("f", 0, 3)}, {"b": Slice("g", 3, 2, ("momentum_buffer",))}]
+        )
+
+
+def test_the_index_says_which_moments_a_parameter_has(tmp_path: Path) -> None:
+    values = {"fp32": np.ones(3, np.float32), "momentum_buffer": np.full(3, 2, np.float32)}
+    slices, _, _ = write_fragments(tmp_path, "f", [("m", 0, values)])
+    index = merge_slices({"m": (3,)}, [slices])
+    (tmp_path / INDEX_NAME).write_text(json.dumps(index_to_json(index)))
+    reader = FragmentReader(tmp_path, read_index(tmp_path / INDEX_NAME))
+    assert reader.read("momentum_buffer", "m").tolist() == [2, 2, 2]
+    with pytest.raises(CheckpointError, match="has the moments momentum_buffer, and no exp_avg"):
+        reader.read("exp_avg", "m")
+    # One of before there was Muon.
+    (tmp_path / INDEX_NAME).write_text('{"m": {"shape": [3], "slices": [["f", 0, 3]]}}')
+    assert read_index(tmp_path / INDEX_NAME)["m"].moments == ("exp_avg", "exp_avg_sq")
 
 
 def test_a_damaged_checkpoint_makes_room_for_the_same_step(tmp_path: Path) -> None:
@@ -351,6 +379,10 @@ def test_contradictions_name_the_key() -> None:
     (problem,) = contradictions(stored, asked, CHANGEABLE_ON_RESUME)
     assert problem.startswith("optim.learning_rate=0.2: the checkpoint was trained with 0.1")
     assert contradictions(stored, asked, CHANGEABLE_ON_FORK) == []
+    (problem,) = contradictions(
+        {"optim.name": "adamw"}, {"optim.name": "muon"}, CHANGEABLE_ON_RESUME
+    )
+    assert problem.startswith("optim.name='muon': the checkpoint was trained with 'adamw'")
 
 
 def test_forks(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import errno
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,10 +104,26 @@ def test_all_problems_come_together_with_the_nearest_key() -> None:
         ("tokenizer.vocab_size=100", "at least 257"),
         ("cluster.device_memory_gib=0.01", "one worker needs about"),
         ("train.activation_checkpointing=1", "expected true or false"),
+        ("optim.momentum=0.9", "is Muon's; choose optim=muon"),
     ],
 )  # fmt: skip
 def test_refusals(override: str, message: str) -> None:
     assert message in problems(override)
+
+
+def test_muon_takes_adamws_rates_and_no_adapters() -> None:
+    for job in ("pretrain", "sft", "reward", "dpo", "rlhf"):
+        data = ["data.path=some.jsonl"] if job in ("reward", "dpo") else []
+        muon, adamw = load(job, ["optim=muon", *data]).optim, load(job, data).optim
+        assert (adamw.momentum, muon.momentum) == (None, 0.95)
+        assert replace(muon, name="adamw", momentum=None) == adamw
+    assert "momentum=None: Muon needs one" in problems("optim=muon", "optim.momentum=null")
+    assert "momentum=1.0: Muon needs one" in problems("optim=muon", "optim.momentum=1")
+    with pytest.raises(ConfigError, match=r"optim.name=muon, lora.rank=4: adapters are trained by"):
+        load("sft", ["optim=muon", "lora.rank=4"])
+    nvme = ("zero=stage3", "zero.offload_optimizer=nvme", "zero.nvme_path=/nvme")
+    assert "Muon's momentum isn't swapped" in problems("optim=muon", *nvme)
+    assert "Muon" not in problems("optim=muon", "zero=stage3", "zero.offload_optimizer=cpu")
 
 
 def test_zero_3_offload_needs_to_know_the_memory() -> None:

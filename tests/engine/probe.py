@@ -52,14 +52,16 @@ class Case:
     steps: int = 50
     save_at: int = 0
     resume: bool = False
+    fresh_moments: bool = False
     recompute: bool = False
     offload: str = "none"
     batch: int = BATCH
     of: int | None = None
+    optimizer: str = "adamw"
 
     @property
     def name(self) -> str:
-        extras = ("-recompute" if self.recompute else "") + f"-{self.offload}"
+        extras = ("-recompute" if self.recompute else "") + f"-{self.offload}-{self.optimizer}"
         return f"zero{self.stage}-micro{self.micro_batch}-{self.precision}{extras}"
 
 
@@ -68,7 +70,11 @@ def job_of(case: Case, gpu: bool = False) -> PretrainJob:
         arch=ARCH,
         data=DataConfig("probe", source="files", sequence_length=LENGTH),
         tokenizer=TokenizerConfig("bpe"),
-        optim=OptimConfig("adamw", learning_rate=3e-3),
+        optim=OptimConfig(
+            case.optimizer,  # type: ignore[arg-type]
+            learning_rate=3e-3,
+            momentum=0.95 if case.optimizer == "muon" else None,
+        ),
         schedule=SCHEDULE,
         zero=ZeroConfig(
             case.stage,  # type: ignore[arg-type]
@@ -157,10 +163,13 @@ def run_cases(
         trainer = Trainer(job, model, group)
         report: dict[str, object] = {}
         if found:
-            trainer.load_state(found.reader(), found.manifest.step)
             reader = found.reader()
+            updates = 0 if case.fresh_moments else found.manifest.step
+            trainer.load_state(reader, updates, moments=not case.fresh_moments)
             report["identical"] = all(
-                np.array_equal(values, reader.read(kind, name, start, values.size))
+                not values.any()
+                if case.fresh_moments and kind != "fp32"
+                else np.array_equal(values, reader.read(kind, name, start, values.size))
                 for name, start, arrays in trainer.fragments()
                 for kind, values in arrays.items()
             )

@@ -176,12 +176,16 @@ def test_an_infinite_gradient_is_not_applied(tmp_path: Path) -> None:
 
     mp.spawn(_infinite_gradient, (free_port(), tmp_path), nprocs=1)
     assert sorted(path.name for path in tmp_path.glob("ok-*")) == [
-        f"ok-{precision}-{stage}" for precision in ("bf16", "fp32") for stage in range(4)
+        f"ok-{optimizer}-{precision}-{stage}"
+        for optimizer in ("adamw", "muon")
+        for precision in ("bf16", "fp32")
+        for stage in range(4)
     ]
 
 
 def _infinite_gradient(rank: int, port: int, folder: Path) -> None:
     import os
+    from itertools import product
 
     import torch
 
@@ -215,21 +219,20 @@ def _infinite_gradient(rank: int, port: int, folder: Path) -> None:
     def state(trainer: Trainer) -> list[np.ndarray]:
         return [array.copy() for _, _, arrays in trainer.fragments() for array in arrays.values()]
 
-    for precision in ("fp32", "bf16"):
-        for stage in range(4):
-            job = job_of(Case(stage, micro_batch=4, precision=precision))
-            found = []
-            for poisons in ((float("inf"), float("nan")), ()):
-                trainer = Trainer(job, build_model(job.arch, VOCAB, 0, SEED), group)
-                for poison in poisons:
-                    before = state(trainer)
-                    assert not np.isfinite(step(trainer, poison))
-                    assert all(map(np.array_equal, before, state(trainer)))
-                assert np.isfinite(step(trainer, 1.0))
-                found.append(state(trainer))
-                assert trainer.updates == 1
-            assert all(map(np.array_equal, *found)), "nothing of it is left in the next gradient"
-            (folder / f"ok-{precision}-{stage}").touch()
+    for optimizer, precision, stage in product(("adamw", "muon"), ("fp32", "bf16"), range(4)):
+        job = job_of(Case(stage, micro_batch=4, precision=precision, optimizer=optimizer))
+        found = []
+        for poisons in ((float("inf"), float("nan")), ()):
+            trainer = Trainer(job, build_model(job.arch, VOCAB, 0, SEED), group)
+            for poison in poisons:
+                before = state(trainer)
+                assert not np.isfinite(step(trainer, poison))
+                assert all(map(np.array_equal, before, state(trainer)))
+            assert np.isfinite(step(trainer, 1.0))
+            found.append(state(trainer))
+            assert trainer.updates == 1
+        assert all(map(np.array_equal, *found)), "nothing of it is left in the next gradient"
+        (folder / f"ok-{optimizer}-{precision}-{stage}").touch()
 
 
 def test_names_and_seeds() -> None:

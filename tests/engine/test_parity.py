@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from engine.muon_reference import MuonReference
 from engine.probe import (
     ARCH,
     LENGTH,
@@ -24,7 +25,7 @@ from engine.probe import (
 STEPS = 50
 
 
-def bare_losses() -> list[float]:
+def bare_losses(muon: bool = False) -> list[float]:
     """Written from the formulas alone: nothing of Raymill but the model's numbers and the data."""
     torch.manual_seed(SEED)
     model = LlamaForCausalLM(
@@ -42,7 +43,12 @@ def bare_losses() -> list[float]:
             eos_token_id=0,
         )
     )
-    matrices = [p for p in model.parameters() if p.dim() > 1]
+    references = {
+        parameter: MuonReference(parameter.detach().numpy(), momentum=0.95, decay=0.1)
+        for name, parameter in model.named_parameters()
+        if muon and name.startswith("model.layers.") and parameter.dim() > 1
+    }
+    matrices = [p for p in model.parameters() if p.dim() > 1 and p not in references]
     vectors = [p for p in model.parameters() if p.dim() == 1]
     optimizer = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
@@ -61,10 +67,14 @@ def bare_losses() -> list[float]:
         picked = log_probabilities.gather(-1, tokens[:, 1:, None]).squeeze(-1)
         counts = torch.arange(LENGTH)[None, :] < torch.tensor(length)[:, None] - 1
         loss = -(picked * counts).sum() / counts.sum()
-        optimizer.zero_grad()
+        model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        for parameter, reference in references.items():
+            assert parameter.grad is not None
+            reference.step(parameter.grad.double().numpy(), 3e-3 * rate)
+            parameter.data.copy_(torch.tensor(reference.weight))
         losses.append(loss.item())
     return losses
 
@@ -104,3 +114,16 @@ def test_two_workers_every_stage(bare: np.ndarray, tmp_path: Path) -> None:
     found = worst(spawn(2, [*CASES, Case(2, 1), Case(3, 2)], tmp_path), bare)
     assert len(found) == 6
     assert max(found.values()) < 1e-4, found
+
+
+def test_muon_under_every_stage_and_split(tmp_path: Path) -> None:
+    """Its momentum is of whole steps however many micro-batches they have, and its matrices are whole however
+    they are cut."""
+    bare = np.array(bare_losses(muon=True))
+    assert bare[-1] < 0.7 * bare[0], "the probe must learn, or agreement means little"
+    alone = [Case(stage, micro, optimizer="muon") for stage, micro in ((0, 8), (1, 2), (3, 1))]
+    shared = [Case(stage, 1, optimizer="muon") for stage in (0, 1, 2, 3)]
+    for world, cases in ((1, alone), (2, [*shared, Case(3, 4, optimizer="muon")])):
+        found = worst(spawn(world, cases, tmp_path), bare)
+        assert len(found) == len(cases)
+        assert max(found.values()) < 1e-5, (world, found)

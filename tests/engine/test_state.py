@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,16 +13,23 @@ from engine.probe import Case, resumed, spawn
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_resume_is_bit_exact_in_every_layout(world: int, tmp_path: Path) -> None:
-    check_every_layout(world, tmp_path)
+    check_every_layout(world, tmp_path, optimizers=("adamw", "muon")[:world])
 
 
-def check_every_layout(world: int, tmp_path: Path, gpu: bool = False) -> None:
+def check_every_layout(
+    world: int, tmp_path: Path, gpu: bool = False, optimizers: Sequence[str] = ("adamw", "muon")
+) -> None:
     cases = [
-        Case(stage, precision=precision, steps=8, save_at=5)
+        Case(stage, precision=precision, steps=8, save_at=5, optimizer=optimizer)
+        for optimizer in optimizers
         for precision in ("fp32", "bf16")
         for stage in (0, 1, 2, 3)
     ]
-    cases += [Case(stage, steps=8, save_at=5, offload="cpu") for stage in (2, 3)]
+    cases += [
+        Case(stage, steps=8, save_at=5, offload="cpu", optimizer=optimizer)
+        for optimizer in optimizers
+        for stage in (2, 3)
+    ]
     through = spawn(world, cases, tmp_path, gpu)
     again = spawn(world, [resumed(case) for case in cases], tmp_path, gpu)
     for case in cases:
@@ -33,17 +41,42 @@ def check_every_layout(world: int, tmp_path: Path, gpu: bool = False) -> None:
 def test_other_world_sizes_and_stages_across_restarts(tmp_path: Path) -> None:
     """Two, one, two, three and one workers, under ZeRO 1, 3, 2, 0 and 1: each loads bit by bit what the one
     before committed, and the losses are those of a run that stayed as it was."""
-    whole = Case(1, steps=25, batch=12, micro_batch=2, of=25)
-    through = spawn(1, [whole], tmp_path / "through")[whole.name]
-    losses: list[float] = []
+    wholes = [
+        Case(1, steps=25, batch=12, micro_batch=2, of=25, optimizer=optimizer)
+        for optimizer in ("adamw", "muon")
+    ]
+    through = spawn(1, wholes, tmp_path / "through")
+    losses: dict[str, list[float]] = {whole.optimizer: [] for whole in wholes}
     checkpoints = tmp_path / "moved" / "checkpoints"
     checkpoints.mkdir(parents=True)
     for until, world, stage in ((5, 2, 1), (10, 1, 3), (15, 2, 2), (20, 3, 0), (25, 1, 1)):
-        case = replace(whole, stage=stage, steps=until, save_at=until, resume=bool(losses))
-        (checkpoints / "all").mkdir(exist_ok=True)
-        if not (checkpoints / case.name).exists():
-            (checkpoints / case.name).symlink_to(checkpoints / "all")
-        report = spawn(world, [case], tmp_path / "moved")[case.name]
-        assert report.get("identical", True), (world, stage)
-        losses += report["losses"]  # type: ignore[arg-type]
-    assert losses == pytest.approx(through["losses"], rel=1e-4)
+        cases = [
+            replace(whole, stage=stage, steps=until, save_at=until, resume=until > 5)
+            for whole in wholes
+        ]
+        for case in cases:
+            (checkpoints / case.optimizer).mkdir(exist_ok=True)
+            if not (checkpoints / case.name).exists():
+                (checkpoints / case.name).symlink_to(checkpoints / case.optimizer)
+        reports = spawn(world, cases, tmp_path / "moved")
+        for case in cases:
+            assert reports[case.name].get("identical", True), (world, stage, case.optimizer)
+            losses[case.optimizer] += reports[case.name]["losses"]  # type: ignore[arg-type]
+    for whole in wholes:
+        expected = through[whole.name]["losses"]
+        assert losses[whole.optimizer] == pytest.approx(expected, rel=1e-4), whole.optimizer
+
+
+def test_a_fork_from_adamw_to_muon_takes_the_weights_alone(tmp_path: Path) -> None:
+    adamw = Case(1, steps=8, save_at=5)
+    before = spawn(1, [adamw], tmp_path)[adamw.name]["losses"]
+    forks = [Case(s, steps=8, resume=True, fresh_moments=True, optimizer="muon") for s in (0, 1, 3)]
+    for fork in forks:
+        (tmp_path / "checkpoints" / fork.name).symlink_to(tmp_path / "checkpoints" / adamw.name)
+    found = spawn(1, forks, tmp_path)
+    for fork in forks:
+        assert found[fork.name]["identical"], "the checkpoint's weights, and moments of zero"
+        losses = found[fork.name]["losses"]
+        assert losses[0] == pytest.approx(before[5], rel=1e-6)  # type: ignore[index]
+        assert losses[2] != pytest.approx(before[7], rel=1e-4)  # type: ignore[index]
+        assert losses == pytest.approx(found[forks[0].name]["losses"], rel=1e-4)

@@ -7,9 +7,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from raymill.config import load
+from raymill.config.schema import ArchConfig
+from raymill.engine.optimizers import moments_of, muon_names
 from raymill.model.build import hugging_face_config
 from raymill.plan.flops import flops_per_token
-from raymill.plan.memory import state_bytes, worker_memory
+from raymill.plan.memory import moment_bytes, state_bytes, worker_memory
 from raymill.plan.parameters import count_parameters
 from raymill.plan.report import pretraining_plan
 
@@ -32,9 +34,38 @@ def test_presets_have_the_published_shapes(preset: str) -> None:
     count = count_parameters(arch, vocabulary).total
     if preset in PUBLISHED:
         assert count == PUBLISHED[preset]
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(hugging_face_config(arch, vocabulary, 0))
+    model = meta_model(arch, vocabulary)
     assert sum(parameter.numel() for parameter in model.parameters()) == count
+
+
+def meta_model(arch: ArchConfig, vocabulary: int) -> torch.nn.Module:
+    with torch.device("meta"):
+        model: torch.nn.Module = AutoModelForCausalLM.from_config(
+            hugging_face_config(arch, vocabulary, 0)
+        )
+    return model
+
+
+@pytest.mark.parametrize("preset", ["gpt2_124m", "llama_1b", "qwen3_0p6b", "nano"])
+def test_muons_moments_are_those_of_the_model(preset: str) -> None:
+    job = load("pretrain", [f"arch={preset}", "optim=muon"])
+    vocabulary = job.arch.vocab_size or 4096
+    count = count_parameters(job.arch, vocabulary)
+    model = meta_model(job.arch, vocabulary)
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    moments = moments_of(model, job.optim)
+    assert moment_bytes(count, "muon") == sum(4 * len(moments[n]) * sizes[n] for n in sizes)
+    assert moment_bytes(count, "adamw") == 8 * count.total
+    assert count.in_block_matrices == sum(sizes[name] for name in muon_names(model))
+    settings = {"stage": 1, "workers": 2, "precision": "bf16", "micro_batch": 1,
+                "sequence_length": 64, "recompute": False}  # fmt: skip
+    adamw = worker_memory(job.arch, vocabulary, **settings)
+    muon = worker_memory(
+        job.arch, vocabulary, **settings, optimizer_name="muon", bucket_elements=10**8
+    )
+    saved = 4 * count.in_block_matrices / 2
+    assert adamw.optimizer - muon.optimizer == adamw.host - muon.host == saved
+    assert 0 < muon.update < 20 * count.in_block_matrices
 
 
 def test_zero_memory_is_the_papers() -> None:

@@ -21,25 +21,30 @@ from raymill.checkpoint.safetensors_file import write_safetensors
 from raymill.errors import CheckpointError
 
 WEIGHT = "fp32"
-MOMENTS = ("exp_avg", "exp_avg_sq")
-KINDS = (WEIGHT, *MOMENTS)
+ADAMW_MOMENTS = ("exp_avg", "exp_avg_sq")
+MUON_MOMENTS = ("momentum_buffer",)
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Elements [start, start + numel) of a flattened parameter, kept in `file`."""
+    """Elements [start, start + numel) of a flattened parameter and of its moments, kept in `file`."""
 
     file: str
     start: int
     numel: int
+    moments: tuple[str, ...] = ADAMW_MOMENTS
 
 
 @dataclass(frozen=True)
 class ParameterEntry:
-    """A parameter's shape and the slices that cover it, in order and without gaps."""
+    """A parameter's shape and moments, and the slices that cover it, in order and without gaps."""
 
     shape: tuple[int, ...]
     slices: tuple[Slice, ...]
+
+    @property
+    def moments(self) -> tuple[str, ...]:
+        return self.slices[0].moments
 
     @property
     def numel(self) -> int:
@@ -60,9 +65,10 @@ def write_fragments(
     arrays: dict[str, FloatArray] = {}
     slices: dict[str, Slice] = {}
     for name, start, values in fragments:
-        for kind in KINDS:
-            arrays[f"{kind}/{name}"] = values[kind]
-        slices[name] = Slice(file, start, values[WEIGHT].size)
+        for kind, array in values.items():
+            arrays[f"{kind}/{name}"] = array
+        moments = tuple(kind for kind in values if kind != WEIGHT)
+        slices[name] = Slice(file, start, values[WEIGHT].size, moments)
     size, sha256 = write_safetensors(directory / file, arrays, rest)
     return slices, size, sha256
 
@@ -73,7 +79,8 @@ def merge_slices(
     """Put the ranks' slices together into an index.
 
     Raises:
-        CheckpointError: some element of some parameter is held by no rank, or by two.
+        CheckpointError: some element of some parameter is held by no rank, or by two; or the ranks differ in
+            the moments that they have of it.
     """
     found: dict[str, list[Slice]] = {name: [] for name in shapes}
     for slices in per_rank:
@@ -95,6 +102,8 @@ def merge_slices(
             raise CheckpointError(
                 f"parameter {name}: slices cover {position} of {entry.numel} elements"
             )
+        if len({piece.moments for piece in entry.slices}) > 1:
+            raise CheckpointError(f"parameter {name}: the ranks don't keep the same moments")
         index[name] = entry
     return index
 
@@ -104,6 +113,7 @@ def index_to_json(index: Index) -> dict[str, Any]:
     return {
         name: {
             "shape": list(entry.shape),
+            "moments": list(entry.moments),
             "slices": [[piece.file, piece.start, piece.numel] for piece in entry.slices],
         }
         for name, entry in index.items()
@@ -118,14 +128,21 @@ def read_index(path: Path) -> dict[str, ParameterEntry]:
     """
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            name: ParameterEntry(
-                tuple(entry["shape"]), tuple(Slice(*piece) for piece in entry["slices"])
-            )
-            for name, entry in stored.items()
-        }
+        return {name: _entry(**entry) for name, entry in stored.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{path} can't be read as a checkpoint index: {error}") from error
+
+
+def _entry(
+    shape: Sequence[int],
+    slices: Sequence[Sequence[Any]],
+    # Before there was Muon, moments weren't recorded.
+    moments: Sequence[str] = ADAMW_MOMENTS,
+) -> ParameterEntry:
+    return ParameterEntry(
+        tuple(shape),
+        tuple(Slice(file, start, numel, tuple(moments)) for file, start, numel in slices),
+    )
 
 
 class FragmentReader:
@@ -144,14 +161,18 @@ class FragmentReader:
         return self._files[file]
 
     def read(self, kind: str, name: str, start: int = 0, numel: int | None = None) -> FloatArray:
-        """Elements [start, start + numel) of a parameter's `kind` ("fp32", "exp_avg", "exp_avg_sq").
+        """Elements [start, start + numel) of a parameter's `kind`: "fp32", or one of its moments.
 
         Raises:
-            CheckpointError: the checkpoint has no such parameter or range.
+            CheckpointError: the checkpoint has no such parameter, kind or range.
         """
         entry = self.index.get(name)
         if entry is None:
             raise CheckpointError(f"{self.directory} holds no parameter {name}")
+        if kind not in (WEIGHT, *entry.moments):
+            raise CheckpointError(
+                f"{self.directory}: parameter {name} has the moments {', '.join(entry.moments)}, and no {kind}"
+            )
         stop = entry.numel if numel is None else start + numel
         if not 0 <= start <= stop <= entry.numel:
             raise CheckpointError(

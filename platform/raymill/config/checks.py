@@ -295,6 +295,7 @@ def _optimizer(job: TrainJob) -> Iterator[str]:
     for key in ("beta1", "beta2"):
         if not 0 <= getattr(optim, key) < 1:
             yield f"optim.{key}={getattr(optim, key)}: must be at least 0 and below 1"
+    yield from _muon(job)
     yield from at_least("schedule.warmup_steps", schedule.warmup_steps, 0)
     yield from fraction("schedule.decay_fraction", schedule.decay_fraction)
     yield from fraction("schedule.final_fraction", schedule.final_fraction)
@@ -303,6 +304,26 @@ def _optimizer(job: TrainJob) -> Iterator[str]:
             f"schedule.warmup_steps={schedule.warmup_steps}: must be below "
             f"train.steps={job.train.steps}"
         )
+
+
+def _muon(job: TrainJob) -> Iterator[str]:
+    momentum = job.optim.momentum
+    if job.optim.name != "muon":
+        if momentum is not None:
+            yield (
+                f"optim.momentum={momentum}: is Muon's; choose optim=muon, or leave it out: AdamW has "
+                "optim.beta1"
+            )
+        return
+    if momentum is None or not 0 <= momentum < 1:
+        yield f"optim.momentum={momentum}: Muon needs one of at least 0 and below 1; 0.95 is usual"
+    if isinstance(job, ParentJob) and job.lora.rank > 0:
+        yield (
+            f"optim.name=muon, lora.rank={job.lora.rank}: adapters are trained by AdamW, which leaves "
+            "Muon nothing; use optim=adamw, or lora.rank=0"
+        )
+    if job.zero.offload_optimizer == "nvme":
+        yield "zero.offload_optimizer=nvme: Muon's momentum isn't swapped; use cpu, or optim=adamw"
 
 
 def _zero(job: TrainJob) -> Iterator[str]:

@@ -39,7 +39,8 @@ CHANGEABLE_ON_RESUME = (
     "reward.model_actors",
     "parent",  # compared by the version it means, not by its spelling
 )
-# A fork keeps weights, moments and data position; how it goes on from there is free.
+# A fork keeps weights, data position and, unless it changes optim.name, moments; how it goes on from there is
+# free.
 CHANGEABLE_ON_FORK = (
     *CHANGEABLE_ON_RESUME,
     "optim.*",

@@ -29,6 +29,8 @@ def _memory_problems(job: TrainJob, arch: ArchConfig, vocab_size: int) -> Iterat
         recompute=job.train.activation_checkpointing,
         offload_optimizer=job.zero.offload_optimizer,
         offload_params=job.zero.offload_params,
+        optimizer_name=job.optim.name,
+        bucket_elements=job.zero.bucket_elements,
     )
     device, host = job.cluster.device_memory_gib, job.cluster.host_memory_gib
     if device is not None and memory.device > device * GIB:

@@ -131,15 +131,17 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW (Loshchilov & Hutter 2019); decay applies to matrices only."""
+    """AdamW (Loshchilov & Hutter 2019), for all parameters or, with Muon (Jordan et al. 2024), for those that
+    aren't matrices of the blocks; decay applies to matrices only."""
 
-    name: Literal["adamw"]
+    name: Literal["adamw", "muon"]
     learning_rate: float
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.1
     grad_clip: float = 1.0  # global L2 norm; 0 switches clipping off
+    momentum: float | None = None  # Muon's; None: there is no Muon
 
 
 @dataclass(frozen=True)

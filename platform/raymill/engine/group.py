@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -46,6 +47,18 @@ class WorkerGroup:
         dist.all_reduce(total, group=self._process_group)
         result: list[float] = total.tolist()
         return result
+
+    def all_to_all(
+        self,
+        received: torch.Tensor,
+        sent: torch.Tensor,
+        sizes_in: Sequence[int],
+        sizes_out: Sequence[int],
+    ) -> None:
+        """Fill `received` with so many elements from each rank, of `sent`'s so many to each rank; both flat."""
+        dist.all_to_all_single(
+            received, sent, list(sizes_in), list(sizes_out), group=self._process_group
+        )
 
     def beside(self) -> WorkerGroup:
         """The same ranks with messages of their own, through host memory, for a thread that talks while the

@@ -11,8 +11,8 @@ from raymill.engine.trainer import Trainer
 
 
 class HostCopy:
-    """Its buffers are kept from one checkpoint to the next: 12 bytes a parameter that this rank owns; pinned
-    where a GPU copies into them."""
+    """Its buffers are kept from one checkpoint to the next: fp32 weights and moments of what this rank owns;
+    pinned where a GPU copies into them."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, torch.Tensor] = {}

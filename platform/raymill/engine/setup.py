@@ -58,6 +58,7 @@ class Start:
     resumed: bool
     messages: tuple[str, ...] = ()
     windows: tuple[tuple[int, int], ...] = ()  # first and last sample left out from here on
+    keeps_moments: bool = True  # the checkpoint's; or they start at zero, as another optimizer's
 
     @property
     def step(self) -> int:
@@ -65,7 +66,9 @@ class Start:
 
     def updates(self, prefix: str) -> int:
         """Optimizer updates made so far by the learner of this prefix: what Adam counts."""
-        return self.found.manifest.updates.get(prefix, self.step) if self.found else 0
+        if self.found is None or not self.keeps_moments:
+            return 0
+        return self.found.manifest.updates.get(prefix, self.step)
 
     @property
     def state(self) -> Mapping[str, Any]:
@@ -133,8 +136,19 @@ def decide_start(assignment: Assignment, data_digests: tuple[str, ...]) -> Start
     if assignment.job.run.from_ is not None:
         found = find_fork(assignment.runs, assignment.job.run.from_)
         _refuse_contradictions(found.manifest, assignment, CHANGEABLE_ON_FORK, data_digests)
-        return Start(found, resumed=False)
+        return fork(found, assignment)
     return Start(None, resumed=False)
+
+
+def fork(found: Found, assignment: Assignment) -> Start:
+    before, now = found.manifest.config.get("optim.name"), assignment.job.optim.name
+    if before == now:
+        return Start(found, resumed=False)
+    text = (
+        f"optim.name={now}: {assignment.job.run.from_} was trained with {before}, whose moments don't serve "
+        "it; they start at zero"
+    )
+    return Start(found, resumed=False, messages=(text,), keeps_moments=False)
 
 
 def _refuse_contradictions(
@@ -208,7 +222,7 @@ def _build(
         rate = recipe.critic_learning_rate() if critic else job.optim.learning_rate
         trainer = Trainer(job, model.to(group.device), group, prefix)
         if reader is not None:
-            trainer.load_state(reader, start.updates(prefix))
+            trainer.load_state(reader, start.updates(prefix), start.keeps_moments)
         of = recipe.critic_objective if critic else recipe.objective
         learners.append(
             Learner(trainer, of(trainer.model, group), group, job.train.micro_batch, rate, prefix)

@@ -5,39 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
 
 import torch
 
-from raymill.checkpoint.fragments import MOMENTS, WEIGHT, FloatArray, FragmentReader
-from raymill.config.schema import OptimConfig, TrainJob
+from raymill.checkpoint.fragments import MUON_MOMENTS, WEIGHT, FloatArray, FragmentReader
+from raymill.config.schema import TrainJob
 from raymill.engine.group import WorkerGroup
-from raymill.engine.ownership import Owned, optimizer_state, owned_by_this_rank
+from raymill.engine.matrix_exchange import Matrix, MatrixExchange
+from raymill.engine.muon import Muon
+from raymill.engine.optimizers import build_optimizer, moments_of
+from raymill.engine.ownership import Owned, Trained, layout, owned_by_this_rank
 from raymill.engine.settings import clips_gradients_itself, deepspeed_config
 from raymill.errors import CheckpointError
 from raymill.plan.batch import accumulation_steps
-
-
-def decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices are decayed, vectors (norms, biases) aren't; embeddings are matrices."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
-
-
-def build_optimizer(model: torch.nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
-    """AdamW in torch's fused kernel."""
-    return torch.optim.AdamW(
-        decay_groups(model, optim.weight_decay),
-        lr=optim.learning_rate,
-        betas=(optim.beta1, optim.beta2),
-        eps=optim.eps,
-        fused=True,
-    )
-
 
 CRITIC = "critic/"  # before the names of a critic's parameters in a checkpoint
 
@@ -72,11 +53,13 @@ class Trainer:
 
         self.group = group
         self.updates = 0  # applied so far
-        self.shapes = {
-            f"{prefix}{name}": tuple(p.shape)
-            for name, p in model.named_parameters()
-            if p.requires_grad
+        moments = moments_of(model, job.optim)
+        trained = {
+            name: Trained(f"{prefix}{name}", tuple(parameter.shape), moments[name])
+            for name, parameter in model.named_parameters()
+            if name in moments
         }
+        self.shapes = {parameter.name: parameter.shape for parameter in trained.values()}
         self._own_norm = not clips_gradients_itself(job)
         self._grad_clip = job.optim.grad_clip or math.inf
         self.accumulation = accumulation_steps(job, group.world_size)
@@ -84,32 +67,48 @@ class Trainer:
             model.gradient_checkpointing_enable(  # type: ignore[operator]
                 gradient_checkpointing_kwargs={"use_reentrant": False}
             )
-        self.optimizer = build_optimizer(model, job.optim)
+        self.optimizer = build_optimizer(model, job.optim, job.train.precision)
         self.engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=self.optimizer,
             config=deepspeed_config(job, group.world_size),
             dist_init_required=False,
         )
-        self._undo_warm_up_step()
         if job.train.compile:
             self.engine.compile()
         self.model = self.engine.module
-        self._names = {
-            parameter: f"{prefix}{name}"
+        self._parameters = {
+            parameter: trained[name]
             for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad
+            if name in trained
         }
+        self._undo_warm_up_step()
+        if isinstance(self.optimizer, Muon):
+            self.optimizer.exchange = MatrixExchange(
+                self._matrices(), group, job.zero.bucket_elements
+            )
 
     def _undo_warm_up_step(self) -> None:
-        """ZeRO-0 bf16 creates Adam's state by a step on zero gradients, which decays the weights."""
+        """ZeRO-0 bf16 creates the moments by a step on zero gradients, which decays the weights."""
         wrapper = self.engine.optimizer
         if not hasattr(wrapper, "fp32_groups"):
             return
         for low_group, high_group in zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True):
             for low, high in zip(low_group, high_group, strict=True):
                 high.data.copy_(low.data)
-                optimizer_state(self.optimizer, high)["step"].zero_()
+        for owned in owned_by_this_rank(self.engine, self._parameters, 0, 1):
+            owned.set_updates(self.optimizer, 0)
+
+    def _matrices(self) -> Iterator[Matrix]:
+        """What Muon trains, with what each rank has of it."""
+        group = self.group
+        replicated = self.engine.zero_optimization_stage() == 0
+        shares = (0, 1) if replicated else (group.rank, group.world_size)
+        for owned in layout(self.engine, self._parameters, *shares):
+            if owned.parameter.moments == MUON_MOMENTS:
+                rows, columns = owned.parameter.shape
+                partition = replace(owned.partition, replicated=replicated)
+                yield Matrix((rows, columns), partition, owned.key, owned.offset, owned.numel)
 
     def begin_micro_batch(self, last: bool) -> None:
         """Before each forward pass: whether the update follows this micro-batch."""
@@ -132,7 +131,7 @@ class Trainer:
         for param_group in self.optimizer.param_groups:
             param_group["lr"] = learning_rate
         if self._own_norm:
-            norm = float(torch.nn.utils.clip_grad_norm_(self._names, self._grad_clip))
+            norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self._grad_clip))
             if math.isfinite(norm):
                 self.engine.step()
                 self.updates += 1
@@ -147,15 +146,18 @@ class Trainer:
 
     def owned(self) -> Iterator[Owned]:
         """This rank's part of the training state; no element is in two ranks' parts."""
-        return owned_by_this_rank(self.engine, self._names, self.group.rank, self.group.world_size)
+        return owned_by_this_rank(
+            self.engine, self._parameters, self.group.rank, self.group.world_size
+        )
 
     def fragments(self) -> Iterator[tuple[str, int, Mapping[str, FloatArray]]]:
         """That part as a checkpoint has it, as it is now."""
         for owned in self.owned():
             yield owned.name, owned.start, owned.arrays(self.optimizer)
 
-    def load_state(self, reader: FragmentReader, updates: int) -> None:
-        """Put a checkpoint's fp32 weights and moments, after so many updates, into this rank's part.
+    def load_state(self, reader: FragmentReader, updates: int, moments: bool = True) -> None:
+        """Put a checkpoint's fp32 weights and moments, after so many updates, into this rank's part; without
+        `moments`, they stay at zero.
 
         The model was built with the same weights (`load_weights`), so that its low-precision copy is
         the rounding of these already.
@@ -165,14 +167,12 @@ class Trainer:
         shares = self.group.world_size if self.engine.zero_optimization_stage() > 0 else 1
         rank = self.group.rank if shares > 1 else 0
         with torch.no_grad():
-            for owned in owned_by_this_rank(self.engine, self._names, rank, shares):
-                owned.weight().copy_(
-                    torch.from_numpy(reader.read(WEIGHT, owned.name, owned.start, owned.numel))
-                )
-                for kind in MOMENTS:
+            for owned in owned_by_this_rank(self.engine, self._parameters, rank, shares):
+                views = owned.views(self.optimizer) if moments else {WEIGHT: owned.weight()}
+                for kind, view in views.items():
                     values = reader.read(kind, owned.name, owned.start, owned.numel)
-                    owned.moment(self.optimizer, kind).copy_(torch.from_numpy(values))
-                optimizer_state(self.optimizer, owned.key)["step"].fill_(float(updates))
+                    view.copy_(torch.from_numpy(values))
+                owned.set_updates(self.optimizer, updates)
 
 
 def frozen(job: TrainJob, model: torch.nn.Module, group: WorkerGroup) -> torch.nn.Module:

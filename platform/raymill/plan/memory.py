@@ -5,6 +5,8 @@ State: Rajbhandari et al. 2020 ("ZeRO"), section 3 and figure 1: mixed precision
 stage 2 the gradients too, stage 3 everything. Gradients are accumulated here in fp32 under ZeRO 1-3 in
 bf16, which the paper doesn't count; `accumulate_fp32` says so. In fp32, weights and gradients take
 4 bytes each and moments 8; stages 1 to 3 keep a partitioned fp32 copy of the weights besides.
+With Muon a matrix of the blocks has one moment, 4 bytes. When activations are gone, a worker has a bucket of
+whole matrices, their updates, and the products of the largest (`update_bytes`).
 
 Activations: Korthikanti et al. 2022 ("Reducing activation recomputation"), redone for these blocks with
 attention that doesn't keep its matrix (SDPA, flash). Kept per token and layer, in elements, for a gated
@@ -18,13 +20,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from raymill.config.schema import ArchConfig, Offload
-from raymill.plan.parameters import count_parameters, head_dim
+from raymill.plan.parameters import ParameterCount, count_parameters, head_dim
 
 
 @dataclass(frozen=True)
 class Memory:
     """Bytes of one worker on its device; and on the host, for what is offloaded and for the copy that
-    checkpoints are written from: 12 bytes a parameter, shared out among the workers under every stage."""
+    checkpoints are written from: fp32 weights and moments, shared out among the workers under every stage."""
 
     weights: float
     gradients: float
@@ -32,6 +34,7 @@ class Memory:
     activations: float
     logits: float
     host: float
+    update: float = 0.0  # what Muon needs while it computes, after the backward pass
 
     @property
     def state(self) -> float:
@@ -39,21 +42,50 @@ class Memory:
 
     @property
     def device(self) -> float:
-        return self.state + self.activations + self.logits
+        return self.state + max(self.activations + self.logits, self.update)
+
+
+def moment_bytes(count: ParameterCount, optimizer: str) -> int:
+    """Bytes of the fp32 moments of the whole model."""
+    return 8 * count.total - (4 * count.in_block_matrices if optimizer == "muon" else 0)
+
+
+def update_bytes(
+    count: ParameterCount, stage: int, workers: int, precision: str, bucket_elements: int
+) -> float:
+    """Bytes that Muon needs beside the state, on the worker that has the most to put together."""
+    low = 2 if precision == "bf16" else 4
+    largest = max(rows * columns for rows, columns, _ in count.matrices)
+    smaller = max(min(rows, columns) for rows, columns, _ in count.matrices)
+    bucket = max(largest, min(bucket_elements, -(-count.in_block_matrices // workers)))
+    if workers == 1:
+        exchanged = 0
+    elif stage == 0:  # updates of all, which every worker has to hear
+        exchanged = low * min(count.in_block_matrices, max(bucket_elements, workers * largest))
+    else:  # gradients in parts, as they come, and put together
+        exchanged = 2 * 4 * bucket
+    products = (4 + 2 * low) * largest + 2 * low * smaller**2
+    return float(exchanged + low * bucket + products)
 
 
 def state_bytes(
-    parameters: int, stage: int, workers: int, precision: str, accumulate_fp32: bool = False
+    parameters: int,
+    stage: int,
+    workers: int,
+    precision: str,
+    accumulate_fp32: bool = False,
+    moments: int | None = None,
 ) -> tuple[float, float, float]:
-    """(weights, gradients, optimizer) in bytes of one worker."""
+    """(weights, gradients, optimizer) in bytes of one worker; `moments` of the whole model, or else Adam's."""
     low = 2 if precision == "bf16" else 4
     gradient = 4 if precision != "bf16" or (accumulate_fp32 and stage > 0) else 2
-    optimizer = 12 if precision == "bf16" or stage > 0 else 8
+    masters = 4 * parameters if precision == "bf16" or stage > 0 else 0
+    optimizer = masters + (8 * parameters if moments is None else moments)
     share = 1 / workers
     return (
         parameters * low * (share if stage == 3 else 1),
         parameters * gradient * (share if stage >= 2 else 1),
-        parameters * optimizer * (share if stage >= 1 else 1),
+        optimizer * (share if stage >= 1 else 1),
     )
 
 
@@ -92,13 +124,19 @@ def worker_memory(
     recompute: bool,
     offload_optimizer: Offload = "none",
     offload_params: Offload = "none",
+    optimizer_name: str = "adamw",
+    bucket_elements: int = 0,
 ) -> Memory:
-    """Plan one worker; an estimate without allocator overhead and communication buffers."""
-    parameters = count_parameters(arch, vocab_size).total
+    """Plan one worker; an estimate without allocator overhead and, but for Muon's, communication buffers."""
+    count = count_parameters(arch, vocab_size)
+    moments = moment_bytes(count, optimizer_name)
     weights, gradients, optimizer = state_bytes(
-        parameters, stage, workers, precision, accumulate_fp32=True
+        count.total, stage, workers, precision, accumulate_fp32=True, moments=moments
     )
-    host = 12 * parameters / workers
+    update = 0.0
+    if optimizer_name == "muon":
+        update = update_bytes(count, stage, workers, precision, bucket_elements)
+    host = (4 * count.total + moments) / workers
     if offload_optimizer == "cpu":
         host += optimizer
     if offload_optimizer != "none":
@@ -114,4 +152,5 @@ def worker_memory(
         activations=activation_bytes(arch, micro_batch, sequence_length, precision, recompute),
         logits=logits_bytes(vocab_size, micro_batch, sequence_length, precision),
         host=host,
+        update=update,
     )

@@ -13,6 +13,7 @@ class ParameterCount:
 
     embedding: int  # token (and learned position) embeddings
     blocks: int
+    matrices: tuple[tuple[int, int, int], ...]  # of the blocks: rows, columns, how many of them
     output: int  # the output matrix, whether or not it is tied to the embedding
     tied: bool
 
@@ -24,6 +25,11 @@ class ParameterCount:
     @property
     def total(self) -> int:
         return self.embedding + self.blocks + self.head
+
+    @property
+    def in_block_matrices(self) -> int:
+        """What Muon trains where it is chosen."""
+        return sum(rows * columns * count for rows, columns, count in self.matrices)
 
     @property
     def in_matrix_products(self) -> int:
@@ -46,21 +52,20 @@ def count_parameters(arch: ArchConfig, vocab_size: int) -> ParameterCount:
     query, key_value = arch.heads * head_dim(arch), arch.kv_heads * head_dim(arch)
     output = vocab_size * hidden
     if arch.family == "gpt2":
-        attention = hidden * 3 * hidden + 3 * hidden + hidden * hidden + hidden
-        feed_forward = 2 * hidden * inner + inner + hidden
-        block = attention + feed_forward + 4 * hidden
+        matrices = ((3 * hidden, hidden, 1), (hidden, hidden, 1), (inner, hidden, 2))
+        vectors = 3 * hidden + hidden + inner + hidden + 4 * hidden
         final_norm = 2 * hidden
         embedding = output + arch.max_positions * hidden
     else:
-        attention = hidden * query + 2 * hidden * key_value + query * hidden
-        if arch.family == "qwen3":
-            attention += 2 * head_dim(arch)
-        block = attention + 3 * hidden * inner + 2 * hidden
+        matrices = ((query, hidden, 2), (key_value, hidden, 2), (inner, hidden, 3))
+        vectors = 2 * hidden + (2 * head_dim(arch) if arch.family == "qwen3" else 0)
         final_norm = hidden
         embedding = output
+    block = vectors + sum(rows * columns * count for rows, columns, count in matrices)
     return ParameterCount(
         embedding=embedding,
         blocks=arch.layers * block + final_norm,
+        matrices=tuple((rows, columns, arch.layers * count) for rows, columns, count in matrices),
         output=output,
         tied=arch.tied_embeddings,
     )

@@ -24,8 +24,8 @@ from raymill.plan.batch import (
     update_rows,
 )
 from raymill.plan.flops import flops_per_token
-from raymill.plan.memory import worker_memory
-from raymill.plan.parameters import count_parameters
+from raymill.plan.memory import moment_bytes, worker_memory
+from raymill.plan.parameters import ParameterCount, count_parameters
 
 ASSUMED_MFU = 0.4  # published large runs reach 0.38 to 0.55
 GIB = 2**30
@@ -94,8 +94,16 @@ def _computation(job: TrainJob, arch: ArchConfig, vocabulary: int) -> list[tuple
             f"{total_flops:.3g} FLOPs, {per_token:.3g} a token{_duration(job, total_flops)}",
         ),
         ("memory", memory_plan(job, arch, vocabulary)),
-        ("checkpoint", f"{12 * count.total / GIB:.2f} GiB each (fp32 weights and two moments)"),
+        ("checkpoint", _checkpoint(job, count)),
     ]
+
+
+def _checkpoint(job: TrainJob, count: ParameterCount) -> str:
+    size = 4 * count.total + moment_bytes(count, job.optim.name)
+    moments = "two moments"
+    if job.optim.name == "muon":
+        moments += ", one of the blocks' matrices"
+    return f"{size / GIB:.2f} GiB each (fp32 weights and {moments})"
 
 
 def _samples(job: TrainJob) -> str:
@@ -171,12 +179,18 @@ def memory_plan(job: TrainJob, arch: ArchConfig, vocabulary: int) -> str:
         recompute=job.train.activation_checkpointing,
         offload_optimizer=job.zero.offload_optimizer,
         offload_params=job.zero.offload_params,
+        optimizer_name=job.optim.name,
+        bucket_elements=job.zero.bucket_elements,
     )
     parts = (
         f"{memory.device / GIB:.2f} GiB a worker: weights {memory.weights / GIB:.2f}, gradients "
         f"{memory.gradients / GIB:.2f}, optimizer {memory.optimizer / GIB:.2f}, activations "
         f"{memory.activations / GIB:.2f}, logits {memory.logits / GIB:.2f}"
     )
+    if memory.update:
+        parts += (
+            f"; {memory.update / GIB:.2f} for Muon's update, when activations and logits are gone"
+        )
     if job.cluster.device_memory_gib is not None:
         parts += f" (of {job.cluster.device_memory_gib:g} GiB)"
     parts += f"; {memory.host / GIB:.2f} GiB of host memory"

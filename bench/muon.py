@@ -1,0 +1,197 @@
+"""Tokens to a held-out loss, Muon against AdamW, each at the best rate of a sweep, three seeds.
+
+    .venv/bin/python jobs/prepare.py experiment=demo data.sequence_length=128 tokenizer.vocab_size=1024
+    .venv/bin/python bench/muon.py [seconds to spend now; without it, all that it takes]
+
+One process without Ray, through the trainer; a small Llama on the embedded corpus. The rate is constant after
+a warm-up, so that every point of a curve is comparable. Runs that were finished are kept in
+storage/bench-muon.jsonl and not made again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "platform"), str(ROOT / "tests")]
+
+import torch
+from servers import free_port
+from raymill.config import load
+from raymill.config.schema import PretrainJob
+from raymill.data.location import prepared_folder
+from raymill.data.rows import Rows
+from raymill.data.validation import ValidationSet
+from raymill.engine.device import join_deepspeed
+from raymill.engine.group import WorkerGroup
+from raymill.engine.trainer import Trainer
+from raymill.model.build import build_model
+from raymill.objective.language_modelling import LanguageModelling
+
+OVERRIDES = (
+    "experiment=demo", "zero=stage0", "data.sequence_length=128", "tokenizer.vocab_size=1024",
+    "arch.hidden_size=128", "arch.heads=4", "arch.intermediate_size=352", "optim.weight_decay=0.1",
+    "train.global_batch=16", "train.micro_batch=16", "train.steps=200",
+)  # fmt: skip
+RATES = (1.5e-3, 3e-3, 6e-3, 1.2e-2)
+SEEDS = (1, 2, 3)
+WARM_UP, EVERY, HELD_OUT_ROWS = 10, 5, 96
+RESULTS = ROOT / "storage" / "bench-muon.jsonl"
+
+
+@dataclass(frozen=True)
+class Run:
+    """Held-out loss in nats per token after so many training tokens, and a step's median CPU seconds."""
+
+    optimizer: str
+    rate: float
+    seed: int
+    tokens: tuple[int, ...] = ()
+    losses: tuple[float, ...] = ()
+    step_s: float = 0.0
+    update_s: float = 0.0
+
+    @property
+    def key(self) -> tuple[str, float, int]:
+        return self.optimizer, self.rate, self.seed
+
+    def tokens_to(self, target: float) -> float | None:
+        """Between two evaluations, as a straight line has it."""
+        for index in range(1, len(self.losses)):
+            before, after = self.losses[index - 1 : index + 1]
+            if after <= target:
+                share = (before - target) / (before - after)
+                low, high = self.tokens[index - 1 : index + 1]
+                return low + share * (high - low)
+        return None
+
+
+def train(optimizer: str, rate: float, seed: int, group: WorkerGroup) -> Run:
+    """One run of the sweep."""
+    job: PretrainJob = load(
+        "pretrain",
+        [*OVERRIDES, f"optim={optimizer}", f"optim.learning_rate={rate}",
+         f"storage.root={ROOT / 'storage'}"],
+    )  # fmt: skip
+    assert job.train.steps is not None
+    folder = prepared_folder(job.data, job.tokenizer, job.run.seed, job.storage.folder)
+    rows, held_out = rows_of(folder, "train"), rows_of(folder, "validation", HELD_OUT_ROWS)
+    order = np.random.default_rng(seed).permutation(len(rows))
+    vocab_size = job.tokenizer.vocab_size
+    trainer = Trainer(job, build_model(job.arch, vocab_size, 0, seed), group)
+    objective = LanguageModelling(0)
+    batch, length = job.train.global_batch, job.data.sequence_length
+    tokens, losses, seconds, updates = [0], [evaluated(trainer, held_out)], [], []
+    for step in range(job.train.steps):
+        began = time.process_time()
+        part = rows.take(np.sort(order[step * batch : (step + 1) * batch]))
+        trainer.begin_micro_batch(last=True)
+        loss_sum = objective.losses(trainer.engine, part, group.device).sum()
+        trainer.backward(loss_sum, objective.weight(part))
+        updating = time.process_time()
+        trainer.update(rate * min(1.0, (step + 1) / WARM_UP))
+        updates.append(time.process_time() - updating)
+        seconds.append(time.process_time() - began)
+        if (step + 1) % EVERY == 0:
+            tokens.append((step + 1) * batch * length)
+            losses.append(evaluated(trainer, held_out))
+    trainer.engine.destroy()
+    return Run(
+        optimizer, rate, seed, tuple(tokens), tuple(losses),
+        statistics.median(seconds), statistics.median(updates),
+    )  # fmt: skip
+
+
+def rows_of(folder: Path, split: str, count: int | None = None) -> Rows:
+    """All rows of a split, or the first ones."""
+    every = ValidationSet(folder, rank=0, world_size=1, batch_rows=1024, rows=count, split=split)
+    return Rows.joined(list(every))
+
+
+def evaluated(trainer: Trainer, rows: Rows) -> float:
+    """Mean loss per token."""
+    objective = LanguageModelling(0)
+    trainer.model.eval()
+    with torch.no_grad():
+        losses = objective.losses(trainer.model, rows, trainer.group.device)
+    trainer.model.train()
+    return float(losses.sum()) / objective.weight(rows)
+
+
+def join_alone() -> WorkerGroup:
+    """This process as a group of one."""
+    os.environ.update(
+        RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(free_port()),
+    )  # fmt: skip
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.distributed.init_process_group("gloo")
+    join_deepspeed(gpu=False)
+    return WorkerGroup(torch.device("cpu"))
+
+
+class Sweep:
+    """Makes runs, and remembers those that were made."""
+
+    def __init__(self, deadline: float) -> None:
+        self._group = join_alone()
+        self._deadline = deadline
+        self._runs: dict[tuple[str, float, int], Run] = {}
+        if RESULTS.exists():
+            for line in RESULTS.read_text().splitlines():
+                fields = json.loads(line)
+                run = Run(**fields | {key: tuple(fields[key]) for key in ("tokens", "losses")})
+                self._runs[run.key] = run
+
+    def run(self, optimizer: str, rate: float, seed: int) -> Run:
+        """The run of these settings."""
+        key = (optimizer, rate, seed)
+        if key not in self._runs:
+            if time.monotonic() > self._deadline:
+                sys.exit("the time is over; the same command goes on")
+            run = train(*key, self._group)
+            self._runs[key] = run
+            with RESULTS.open("a") as file:
+                file.write(json.dumps(asdict(run)) + "\n")
+        run = self._runs[key]
+        print(f"{optimizer:6} rate {rate:<7g} seed {seed}: {run.losses[-1]:.4f}", flush=True)
+        return run
+
+    def best(self, optimizer: str) -> list[Run]:
+        """All seeds at the rate whose last loss is the lowest with the first seed."""
+        swept = [self.run(optimizer, rate, SEEDS[0]) for rate in RATES]
+        rate = min(swept, key=lambda run: run.losses[-1]).rate
+        return [self.run(optimizer, rate, seed) for seed in SEEDS]
+
+
+def main() -> None:
+    budget = float(sys.argv[1]) if len(sys.argv) > 1 else float("inf")
+    sweep = Sweep(time.monotonic() + budget)
+    best = {optimizer: sweep.best(optimizer) for optimizer in ("adamw", "muon")}
+    target = statistics.mean(run.losses[-1] for run in best["adamw"])
+    print(
+        f"target: {target:.4f} nats per token, AdamW's mean after {best['adamw'][0].tokens[-1]:,} tokens"
+    )
+    for optimizer, runs in best.items():
+        reached = [run.tokens_to(target) for run in runs]
+        needed = ", ".join("not reached" if t is None else f"{t:,.0f}" for t in reached)
+        last = ", ".join(f"{run.losses[-1]:.4f}" for run in runs)
+        print(f"{optimizer} at {runs[0].rate:g}: {needed} tokens to the target; last losses {last}")
+    whole = {name: statistics.median(run.step_s for run in runs) for name, runs in best.items()}
+    update = {name: statistics.median(run.update_s for run in runs) for name, runs in best.items()}
+    print(
+        f"a step takes {whole['muon'] / whole['adamw']:.3f} of AdamW's CPU time; its update "
+        f"{1e3 * update['muon']:.1f} ms, AdamW's {1e3 * update['adamw']:.1f} ms of {1e3 * whole['adamw']:.0f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
