@@ -22,10 +22,15 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """A local Ray with two cores."""
+    """A local Ray, as jobs start it, with room for any of the tests' jobs."""
     import ray
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    from raymill.cluster import local_ray
+    from raymill.cluster.session import warm_up
+    from raymill.config.schema import ClusterConfig
+
+    warm_up(ClusterConfig("local", "local"))
+    local_ray.start_local_ray(slots=8)
     yield
     ray.shutdown()
 

@@ -13,7 +13,8 @@ PURE = (
     "config", "plan", "checkpoint", "data/order.py", "data/pack.py", "data/rows.py",
     "data/manifest.py", "data/chat/pack.py", "data/chat/template.py", "data/chat/encode.py",
     "objective", "engine/schedule.py", "engine/settings.py", "engine/journal.py",
-    "evaluate", "generate/sampling.py", "report", "errors.py", "durable.py", "lifetime.py", "progress_line.py",
+    "evaluate", "generate/sampling.py", "report", "errors.py", "durable.py", "lifetime.py", "timeline.py",
+    "progress_line.py",
 )  # fmt: skip
 TORCHLESS = ("config", "storage", "plan", "checkpoint", "data")
 DOORS = {
@@ -33,9 +34,9 @@ DOORS = {
 }
 # From the ground up; a room may import itself and what stands before it.
 ROOMS = (
-    "errors", "durable", "lifetime", "progress_line", "config", "storage", "checkpoint", "data", "plan",
-    "objective", "model", "generate", "evaluate", "rollout", "reward", "engine", "track", "report", "serve",
-    "cluster",
+    "errors", "durable", "lifetime", "timeline", "progress_line", "config", "storage", "checkpoint",
+    "data", "plan", "objective", "model", "generate", "evaluate", "rollout", "reward", "engine", "track",
+    "report", "serve", "cluster",
 )  # fmt: skip
 # A job's entry point reaches up for the session and the registry it is given; the checks ask the plan,
 # which itself needs the schema alone.

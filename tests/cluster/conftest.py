@@ -30,7 +30,7 @@ def nothing_left() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+def workshop(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     root = tmp_path_factory.mktemp("workshop")
     job.write_corpus(root / "texts")
     overrides = (
@@ -41,6 +41,8 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
         "data.row_group_rows=8",
         "data.validation.fraction=0.2",
         "tokenizer.vocab_size=300",
+        # A second one would wait for a core that other tests hold.
+        "train.threads=1",
     )
     code, output = job.run("prepare", *overrides, cwd=root)
     assert code == 0, output

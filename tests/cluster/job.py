@@ -1,18 +1,25 @@
-"""Running jobs as a user does: as processes, from another folder, reading what they print and write."""
+"""Running jobs: as a user does, as processes, from another folder, reading what they print and write; or in this
+process."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import psutil
+import ray
+
+from raymill.config.entry import main
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 600
@@ -40,8 +47,28 @@ def start(job: str, *overrides: str, cwd: Path, env: dict[str, str] | None = Non
     )
 
 
-def run(job: str, *overrides: str, cwd: Path, env: dict[str, str] | None = None) -> tuple[int, str]:
-    """(exit code, output) of a job."""
+def run(job: str, *overrides: str, cwd: Path) -> tuple[int, str]:
+    """(exit code, output) of a job, in this process and on the session's Ray, for tests where neither a process
+    nor a Ray of the job's own is the point."""
+    assert ray.is_initialized(), "ask for the fixture `ray_session`"
+    entry = runpy.run_path(str(ROOT / "jobs" / f"{job}.py"))
+    output = io.StringIO()
+    arguments, folder = sys.argv, Path.cwd()
+    sys.argv = [str(ROOT / "jobs" / f"{job}.py"), *overrides]
+    os.chdir(cwd)
+    try:
+        with redirect_stdout(output), redirect_stderr(output):
+            code = main(job, entry["run"])
+    finally:
+        os.chdir(folder)
+        sys.argv = arguments
+    return code, output.getvalue()
+
+
+def run_alone(
+    job: str, *overrides: str, cwd: Path, env: dict[str, str] | None = None
+) -> tuple[int, str]:
+    """(exit code, output) of a job as a user runs it: a process with a Ray of its own."""
     process = start(job, *overrides, cwd=cwd, env=env)
     output, _ = process.communicate(timeout=TIMEOUT_S)
     return process.returncode, output

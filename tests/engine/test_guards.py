@@ -17,7 +17,7 @@ from raymill.engine.divergence import Divergence, ranges
 from raymill.engine.guard import Guard, robust_z, windows_from
 from raymill.engine.learner import Update, global_loss
 from raymill.engine.loop import step_seed
-from raymill.engine.setup import Start
+from raymill.engine.start import Start
 from raymill.errors import DataError, NonFiniteError, RewindError
 
 T = TypeVar("T")

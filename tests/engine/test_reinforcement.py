@@ -23,7 +23,7 @@ from raymill.cluster.finish import _refuse_unchanged
 from raymill.config.schema import RlhfJob
 from raymill.data.manifest import load_prepared
 from raymill.engine.assignment import Assignment
-from raymill.engine.setup import decide_start
+from raymill.engine.start import decide_start
 from raymill.errors import ConfigError, RaymillError
 from raymill.rollout.record import Rollout, read_rollout, rollout_path
 

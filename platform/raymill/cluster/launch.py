@@ -13,8 +13,9 @@ from typing import Any
 
 from raymill.config.schema import RlhfJob, TrainJob
 from raymill.engine.assignment import Assignment
-from raymill.engine.group import WAIT_S
+from raymill.engine.pulse import WAIT_S
 from raymill.lifetime import die_with, show_stack_to
+from raymill.timeline import mark
 
 
 class WorkerRun:
@@ -70,19 +71,23 @@ def _work(config: dict[str, Any]) -> None:
     node = os.getppid()  # its Ray
     die_with(node)  # a stopped worker can't see to it itself
     show_stack_to(node)  # the watchdog looks from one of its tasks
+    mark("worker")
     os.environ[NODE] = ray.get_runtime_context().get_node_id()
     train_worker(config)
 
 
 def _fit(assignment: Assignment, workers: int, scratch: Path) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
 
+    from raymill.cluster.lean_trainer import LeanTrainer
+
+    mark("trainer")
     job = assignment.job
     resources = {"CPU": job.cluster.cpus_per_worker}
     if job.cluster.gpu:
         resources["GPU"] = 1.0
-    TorchTrainer(
+    LeanTrainer(
         _work,
         train_loop_config={"assignment": assignment},
         scaling_config=ScalingConfig(

@@ -14,7 +14,7 @@ from raymill.cluster.failure import RunState
 from raymill.cluster.finish import SUMMARY_NAME, preempted
 from raymill.cluster.interrupt import end_preempted, on_termination, terminated
 from raymill.cluster.judges import actors_of
-from raymill.cluster.session import NOTHING, connect
+from raymill.cluster.session import NOTHING, connect, warm_up
 from raymill.config.entry import EXIT_PREEMPTED
 from raymill.config.schema import (
     GenerateJob,
@@ -36,6 +36,7 @@ def run(job: PipelineJob) -> int:
     """Run the stages in order; each skips what is finished already. Returns the exit code."""
     if job.pretrain.dry_run:
         return pretrain.run(job.pretrain)  # what the other stages start from doesn't exist yet
+    warm_up(job.pretrain.cluster)
     trained = (job.pretrain, job.sft, job.reward, job.rlhf)
     most = max((stage.run for stage in trained), key=lambda run: run.most)
     beside = actors_of(job.rlhf) if "rlhf" in job.stages else NOTHING

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from raymill.cluster.preparation import fetched_mixture
-from raymill.cluster.session import connect
+from raymill.cluster.session import connect, warm_up
 from raymill.cluster.training import assignment_of, complete, held, last_checkpoint, train
 from raymill.config.schema import PretrainJob
 from raymill.data.location import prepared_folder
@@ -28,6 +28,7 @@ def run(job: PretrainJob) -> int:
 
         print_plan(pretraining_plan(job))
         return 0
+    warm_up(job.cluster)
     with held(resolve(job)) as (assignment, lease):
         last = last_checkpoint(assignment)
         if last is not None:

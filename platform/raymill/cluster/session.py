@@ -11,11 +11,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from raymill.config.schema import ClusterConfig, RunConfig
 from raymill.errors import ClusterError
+from raymill.timeline import mark
 
 STARTS = 3  # of a local Ray, whose processes have 15 s to find each other
 READING = 0.5  # of a core, for data to be read while workers and actors hold theirs
@@ -54,6 +56,7 @@ def connect(
         ClusterError: no Ray answers at `cluster.address`, or one that was started here can't hold the fewest
             workers that `run` takes; a cluster may grow yet.
     """
+    mark("resolved")
     _quieten()
     if cluster.address == "local":
         _guard()
@@ -75,11 +78,26 @@ def connect(
             raise
         if callable(asked) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, asked)  # Ray has put its own in its place
+        mark("ray")
         if cluster.address == "local":  # which can't grow
             _check_capacity(cluster, run.least if run else 0, beside)
         yield
     finally:
         ray.shutdown()
+
+
+def warm_up(cluster: ClusterConfig) -> None:
+    """Begin to import what a training job needs: torch in a thread, since Ray Train wants it in the driver, and
+    what workers of a Ray that will be started here need in a process beside this one."""
+    threading.Thread(target=import_module, args=("torch",), daemon=True).start()
+    if cluster.address != "local":
+        return
+    from raymill.cluster import local_ray
+
+    # What the server is started with is what its forks have.
+    _quieten()
+    _guard()
+    local_ray.warm_up(cluster.gpu)
 
 
 def _quieten() -> None:
@@ -91,6 +109,9 @@ def _quieten() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Training comes first; what Ray and the driver do beside it can wait.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -99,6 +120,8 @@ def _quieten() -> None:
 def _guard() -> None:
     """A token of this session's own: nobody else on the machine can submit work to it, and nothing is
     left in the home directory. Ray reads the variables when it is imported."""
+    # Between two looks of Ray's controller at the workers; with a few of them, often costs nothing.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     if "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
@@ -107,20 +130,14 @@ def _guard() -> None:
 def _start_local(cluster: ClusterConfig, workers: int, beside: Beside) -> None:
     import ray
 
+    from raymill.cluster.local_ray import start_local_ray
+
     cores = len(os.sched_getaffinity(0))
     # One slot more than the workers take, so that reading never waits for training to end.
     slots = max(cores, math.ceil(workers * cluster.cpus_per_worker + beside.cpus) + 1)
     for left in reversed(range(STARTS)):
         try:
-            ray.init(
-                address="local",
-                num_cpus=slots,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _node_ip_address="127.0.0.1",
-                runtime_env={"env_vars": {"PYTHONPATH": _python_path()}},
-            )
+            start_local_ray(slots)
         except (
             Exception
         ) as error:  # Ray raises it as it is, where a busy machine exceeds a limit of its own
@@ -147,12 +164,6 @@ def _join(cluster: ClusterConfig) -> None:
             f"no Ray answered at cluster.address={cluster.address}: {error}. Start one with "
             "`ray start --head`, or use cluster=local"
         ) from error
-
-
-def _python_path() -> str:
-    ours = str(_PACKAGE.parent)
-    inherited = os.environ.get("PYTHONPATH", "")
-    return os.pathsep.join(part for part in (ours, inherited) if part)
 
 
 def _check_capacity(cluster: ClusterConfig, workers: int, beside: Beside) -> None:

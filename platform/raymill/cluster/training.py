@@ -63,7 +63,7 @@ def last_checkpoint(assignment: Assignment) -> Found | None:
         ConfigError: the configuration contradicts the run that is there.
         CheckpointError: its checkpoints are all damaged.
     """
-    from raymill.engine.setup import decide_start
+    from raymill.engine.start import decide_start
 
     if not assignment.checkpoints.exists():
         return None

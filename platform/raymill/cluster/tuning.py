@@ -11,7 +11,7 @@ from pathlib import Path
 from raymill.cluster.judges import actors_of, judges_of
 from raymill.cluster.placement import Room, reserved
 from raymill.cluster.preparation import fetched_mixture, kind_of, prepared_messages
-from raymill.cluster.session import connect
+from raymill.cluster.session import connect, warm_up
 from raymill.cluster.training import assignment_of, complete, held, last_checkpoint, train
 from raymill.config.memory_check import memory_problems
 from raymill.config.schema import DpoJob, ParentJob, RewardJob, RlhfJob, SftJob
@@ -32,6 +32,8 @@ def run(job: Tuning) -> int:
     Raises:
         RaymillError: with a message for the user; what was committed stays.
     """
+    if not job.dry_run:
+        warm_up(job.cluster)
     root = job.storage.folder
     parent = resolve_model(job.parent, job.tracking, root, key="parent")
     tokenizer = chat_tokenizer(parent.folder, job.data.template, job.data.special_tokens)

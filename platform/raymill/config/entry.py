@@ -9,6 +9,7 @@ from typing import Any
 
 from raymill.config.compose import load
 from raymill.errors import ConfigError, RaymillError
+from raymill.timeline import mark
 
 EXIT_FAILED = 1
 EXIT_REFUSED = 2
@@ -29,6 +30,7 @@ def main(job: str, run: Callable[[Any], int], arguments: Sequence[str] | None = 
     checkpoint, 130 interrupted.
     A bug in Raymill keeps its stack trace.
     """
+    mark("interpreter")
     given = list(sys.argv[1:] if arguments is None else arguments)
     if any(argument in ("--help", "-h", "help") for argument in given):
         from raymill.config.help import help_text
@@ -36,7 +38,9 @@ def main(job: str, run: Callable[[Any], int], arguments: Sequence[str] | None = 
         print(help_text(job, given))
         return 0
     try:
-        return run(load(job, given))
+        loaded = load(job, given)
+        mark("configuration")
+        return run(loaded)
     except ConfigError as error:
         print(f"{error}\n(python jobs/{job}.py --help shows the keys)", file=sys.stderr)
         return EXIT_REFUSED

@@ -15,9 +15,11 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -245,14 +247,34 @@ class RankStream:
         self.rank = rank
         self.wait_s = 0.0  # spent waiting for rows since the start
         self._open_segment = open_segment
+        self._opened: DataIterator | None = None
+        self._first: Future[StepBatch] | None = None  # the first batch, while it is being read
         self._steps = self._run()
 
     def __iter__(self) -> Iterator[StepBatch]:
         return self
 
+    def open(self) -> None:
+        """Begin to read the first batch, while something else is done; all ranks call it at the same point."""
+        if not self.spec.segments:
+            return
+        self._opened = self._open_segment(0)
+        self._first = future = Future[StepBatch]()
+
+        def read() -> None:
+            try:
+                future.set_result(next(self._steps))
+            except BaseException as error:  # raised by who asks for the batch
+                future.set_exception(error)
+
+        Thread(target=read, name="raymill-first-batch", daemon=True).start()
+
     def __next__(self) -> StepBatch:
         began = time.perf_counter()
         try:
+            if (first := self._first) is not None:
+                self._first = None
+                return first.result()
             return next(self._steps)
         finally:
             self.wait_s += time.perf_counter() - began
@@ -260,9 +282,9 @@ class RankStream:
     def _run(self) -> Iterator[StepBatch]:
         step = 0
         for segment in range(self.spec.segments):
-            blocks = self._open_segment(segment).iter_batches(
-                batch_size=None, prefetch_batches=2, batch_format="numpy"
-            )
+            opened = self._opened or self._open_segment(segment)
+            self._opened = None
+            blocks = opened.iter_batches(batch_size=None, prefetch_batches=2, batch_format="numpy")
             for block in blocks:
                 yield from self._unit(block, step)
                 step += self.spec.steps_per_unit

@@ -13,7 +13,7 @@ from raymill.engine.group import WorkerGroup
 from raymill.engine.guard import Guard, leave_out
 from raymill.engine.journal import Journal
 from raymill.engine.learner import Update
-from raymill.engine.setup import Start
+from raymill.engine.start import Start
 from raymill.errors import NonFiniteError, RewindError
 
 

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-T = TypeVar("T")
+from raymill.engine.pulse import WAIT_S
 
-WAIT_S = 7200  # for each other: twice what the watchdog gives the longest phase, so that it names who is late
+T = TypeVar("T")
 
 
 class WorkerGroup:

@@ -26,9 +26,10 @@ from raymill.engine.journal import Journal
 from raymill.engine.learner import Learner, Phases, Update
 from raymill.engine.pulse import Pulse
 from raymill.engine.schedule import learning_rate_factor
-from raymill.engine.setup import Start
+from raymill.engine.start import Start
 from raymill.engine.stragglers import OWN, Stragglers
 from raymill.errors import CheckpointError, DataError, RaymillError
+from raymill.timeline import mark
 
 
 @dataclass
@@ -86,11 +87,15 @@ class Loop:
         job, total = self.assignment.job, self.assignment.total_steps
         if self.step == 0:
             self._evaluate(Occasion(0, first=True, last=False))
+        mark("first evaluation")
         batches = iter(self.stream)
+        first = self.step
         while self.step < total:
             if not self._train_step(batches):
                 self._keep_what_was_made()
                 break
+            if self.step == first + 1:
+                mark("first step")
             now = Occasion(self.step, first=False, last=self.step == total)
             self._evaluate(now)
             if now.due(job.checkpoint.every):

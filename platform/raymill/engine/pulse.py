@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 NODE = "RAYMILL_NODE"  # the variable with the id of the Ray node that a worker is on
+# For each other; twice what the watchdog gives the longest phase, so that it names who is late.
+WAIT_S = 7200
 _BYTES = 512
 
 

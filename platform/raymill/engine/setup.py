@@ -1,186 +1,20 @@
-"""From an assignment to a trainer at the right position: fresh, continued, resumed or forked."""
+"""From a start to models under DeepSpeed, at the right position."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 
-from raymill.checkpoint.fence import advance_fence
-from raymill.checkpoint.manifest import Manifest
-from raymill.checkpoint.resume import (
-    Found,
-    contradictions,
-    find_fork,
-    newest_verified,
-)
-from raymill.checkpoint.retention import remove_leftovers, set_aside
-from raymill.config.identity import CHANGEABLE_ON_FORK, CHANGEABLE_ON_RESUME
-from raymill.data.manifest import Prepared, load_prepared
-from raymill.data.order import Order, SourceShape
 from raymill.engine.agreement import on_all_ranks
 from raymill.engine.assignment import Assignment
 from raymill.engine.group import WorkerGroup
-from raymill.engine.guard import windows_from
 from raymill.engine.learner import Learner
 from raymill.engine.recipe import Recipe
+from raymill.engine.start import Start
 from raymill.engine.trainer import CRITIC, Trainer, load_weights
-from raymill.errors import ConfigError
-
-logger = logging.getLogger(__name__)
-
-
-def open_data(assignment: Assignment) -> tuple[list[Prepared], Order]:
-    """Verify the prepared folders' manifests and derive the order of all samples."""
-    job = assignment.job
-    prepared = [load_prepared(folder) for folder in assignment.folders]
-    sources = [
-        SourceShape(
-            name=str(index),
-            weight=weight,
-            row_group_rows=data.manifest.row_group_rows,
-            shard_rows=tuple(shard.rows for shard in data.manifest.splits["train"].shards),
-        )
-        for index, (data, weight) in enumerate(zip(prepared, assignment.weights, strict=True))
-    ]
-    return prepared, Order(sources, job.run.seed, job.data.window_row_groups)
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where the run begins: a checkpoint, and whether it is this run's own."""
-
-    found: Found | None
-    resumed: bool
-    messages: tuple[str, ...] = ()
-    windows: tuple[tuple[int, int], ...] = ()  # first and last sample left out from here on
-    keeps_moments: bool = True  # the checkpoint's; or they start at zero, as another optimizer's
-
-    @property
-    def step(self) -> int:
-        return self.found.manifest.step if self.found else 0
-
-    def updates(self, prefix: str) -> int:
-        """Optimizer updates made so far by the learner of this prefix: what Adam counts."""
-        if self.found is None or not self.keeps_moments:
-            return 0
-        return self.found.manifest.updates.get(prefix, self.step)
-
-    @property
-    def state(self) -> Mapping[str, Any]:
-        """What the experience keeps."""
-        return self.found.manifest.state if self.found else {}
-
-    @property
-    def guard(self) -> Mapping[str, Any]:
-        """What the guard keeps."""
-        return self.found.manifest.guard if self.found else {}
-
-    @property
-    def consumed(self) -> int:
-        """Global samples drawn until here."""
-        return self.found.manifest.samples if self.found else 0
-
-    @property
-    def samples(self) -> int:
-        """Where the next ones come from: behind what is left out."""
-        return self.windows[-1][1] + 1 if self.windows else self.consumed
-
-    @property
-    def tokens(self) -> int:
-        return self.found.manifest.tokens if self.found else 0
-
-
-def begin(assignment: Assignment, data_digests: tuple[str, ...]) -> Start:
-    """`decide_start` by the one that writes the run: what an attempt before left half-written or damaged is out
-    of the way then.
-
-    Raises:
-        FencedError: the run is another's by now.
-    """
-    checkpoints, token = assignment.checkpoints, assignment.token
-    remove_leftovers(checkpoints, advance_fence(checkpoints, token, assignment.start))
-    if (remote := assignment.remote) is not None:
-        remote.hold()
-        remote.pull_newest(assignment.run_dir, logger.info)
-    start = decide_start(assignment, data_digests)
-    if start.resumed and start.found is not None:
-        for directory in start.found.damaged:
-            set_aside(directory)
-    return replace(start, windows=windows_from(assignment.run_dir, start.consumed))
-
-
-def decide_start(assignment: Assignment, data_digests: tuple[str, ...]) -> Start:
-    """Resume this run, fork another, or start anew. Rank 0 decides; nobody else looks.
-
-    Raises:
-        ConfigError: the configuration or the data contradicts the checkpoint; names the keys.
-        CheckpointError: checkpoints exist and none verifies.
-    """
-    found = newest_verified(assignment.checkpoints)
-    if found is not None:
-        _refuse_contradictions(found.manifest, assignment, CHANGEABLE_ON_RESUME, data_digests)
-        if found.manifest.step > assignment.total_steps:
-            raise ConfigError(
-                [
-                    f"the run is already at step {found.manifest.step}, beyond the "
-                    f"{assignment.total_steps} steps asked for; ask for more, or choose a new run.name"
-                ]
-            )
-        damaged = tuple(f"passed over a damaged checkpoint: {text}" for text in found.passed_over)
-        return Start(found, resumed=True, messages=damaged)
-    if assignment.job.run.from_ is not None:
-        found = find_fork(assignment.runs, assignment.job.run.from_)
-        _refuse_contradictions(found.manifest, assignment, CHANGEABLE_ON_FORK, data_digests)
-        return fork(found, assignment)
-    return Start(None, resumed=False)
-
-
-def fork(found: Found, assignment: Assignment) -> Start:
-    before, now = found.manifest.config.get("optim.name"), assignment.job.optim.name
-    if before == now:
-        return Start(found, resumed=False)
-    text = (
-        f"optim.name={now}: {assignment.job.run.from_} was trained with {before}, whose moments don't serve "
-        "it; they start at zero"
-    )
-    return Start(found, resumed=False, messages=(text,), keeps_moments=False)
-
-
-def _refuse_contradictions(
-    manifest: Manifest,
-    assignment: Assignment,
-    changeable: tuple[str, ...],
-    data_digests: tuple[str, ...],
-) -> None:
-    problems = contradictions(manifest.config, assignment.config, changeable)
-    if assignment.parent_digest != manifest.parent_digest and "parent" in assignment.config:
-        problems.append(
-            f"parent={assignment.config['parent']} is {assignment.parent} now, the run started from "
-            f"{manifest.parent}: give that one to go on with the run, or choose another run.name"
-        )
-    for key, digest in manifest.model_digests.items():
-        now = assignment.model_digests.get(key)
-        if now is not None and now != digest:
-            problems.append(
-                f"{key}={assignment.config.get(key)}: its weights are others now ({now[:12]}) than those the "
-                f"run began with ({digest[:12]}); name the version it began with, or choose another run.name"
-            )
-    if not problems and manifest.data_digests != data_digests:
-        problems = [
-            "the prepared data isn't what the checkpoint was trained on (manifest digests "
-            f"{_short(manifest.data_digests)} then, {_short(data_digests)} now)"
-        ]
-    if problems:
-        raise ConfigError(problems)
-
-
-def _short(digests: tuple[str, ...]) -> str:
-    return ", ".join(digest[:12] for digest in digests)
+from raymill.timeline import mark
 
 
 def build_learners(
@@ -219,6 +53,7 @@ def _build(
         if model is None:
             continue
         prefix = CRITIC if critic else ""
+        mark("model")
         rate = recipe.critic_learning_rate() if critic else job.optim.learning_rate
         trainer = Trainer(job, model.to(group.device), group, prefix)
         if reader is not None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from raymill.engine.assignment import Assignment
 from raymill.engine.pulse import Pulse, place
 from raymill.errors import RaymillError, RewindError, StorageError
+from raymill.timeline import mark
 
 if TYPE_CHECKING:
     from raymill.data.order import Order
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from raymill.engine.group import WorkerGroup
     from raymill.engine.journal import Journal
     from raymill.engine.loop import Loop
-    from raymill.engine.setup import Start
+    from raymill.engine.start import Start
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ def train_worker(config: dict[str, Any]) -> None:
     device = choose_device(job.cluster.gpu, job.train.deterministic)
     join_deepspeed(job.cluster.gpu)
     group = WorkerGroup(device)
+    mark("libraries")
     journal = Journal(assignment.journal) if group.rank == 0 else None
     loop: Loop | None = None
     try:
@@ -76,14 +78,19 @@ def build_loop(
     from raymill.engine.agreement import on_all_ranks, on_rank_zero
     from raymill.engine.loop import Loop
     from raymill.engine.recipe import recipe_of
-    from raymill.engine.setup import begin, build_learners, open_data
+    from raymill.engine.setup import build_learners
+    from raymill.engine.start import begin, open_data
 
     prepared, order = on_all_ranks(group, lambda: open_data(assignment))
     digests = tuple(data.manifest.digest for data in prepared)
     start = on_rank_zero(group, lambda: begin(assignment, digests))
     _announce(assignment, start, journal, group)
+    stream = open_stream(assignment, order, start, group)
+    stream.open()
+    mark("data")
     recipe = recipe_of(assignment, prepared)
     learners = build_learners(recipe, assignment, start, group)
+    mark("learners")
     experience = recipe.experience(learners, group, journal)
     experience.restore(start.state)
     return Loop(
@@ -93,7 +100,7 @@ def build_loop(
         learners=learners,
         experience=experience,
         evaluators=recipe.evaluators(learners, experience, group, journal),
-        stream=open_stream(assignment, order, start, group),
+        stream=stream,
         group=group,
         journal=journal,
         pulse=pulse,

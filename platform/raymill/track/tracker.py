@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymill.engine.assignment import Assignment
 from raymill.errors import TrackingError
+from raymill.track.follow import Follower
 from raymill.track.forwarder import Forwarder
 from raymill.track.registry import register_export
 from raymill.track.server import call, connect, shown, tracking_uri
@@ -22,8 +25,11 @@ if TYPE_CHECKING:
 POLL_S = 1.0
 SYSTEM_EVERY_S = 10.0
 MAX_BACK_OFF_S = 60.0
-# The main thread is about to print its own progress; the import's work shouldn't delay the start.
-START_DELAY_S = 2.0
+# MLflow's import takes seconds of a core, which the first step shouldn't wait for; a run that takes longer to
+# reach it is shown there meanwhile.
+FIRST_STEP_S = 30.0
+# Forwarding takes a tenth of a core that training would fill, and all of one that is idle.
+NICENESS = 10
 
 
 class Tracker:
@@ -55,7 +61,8 @@ class Tracker:
             self._thread.start()
 
     def _run(self) -> None:
-        self._closing.wait(START_DELAY_S)
+        _yield_to_training()
+        self._wait_for_a_step()
         back_off = POLL_S
         system_due = 0.0
         while True:
@@ -79,6 +86,14 @@ class Tracker:
                 else:
                     self._closing.wait(back_off)
                 back_off = min(2 * back_off, MAX_BACK_OFF_S)
+
+    def _wait_for_a_step(self) -> None:
+        """Until this process's workers have made one, or it has taken long, or the run is over."""
+        follower = Follower.at_end(self.assignment.journal)
+        deadline = time.monotonic() + FIRST_STEP_S
+        while time.monotonic() < deadline and not self._closing.wait(POLL_S / 4):
+            if any(event["kind"] == "step" for event in follower.read()):
+                return
 
     def _begin(self) -> None:
         if self._ready.is_set():
@@ -149,6 +164,12 @@ class Tracker:
                 f"(see {self.assignment.run_dir / 'logs' / 'tracking.log'}); nothing is lost: "
                 "the same command sends the rest once it is back"
             )
+
+
+def _yield_to_training() -> None:
+    """On Linux each thread has a priority of its own."""
+    if sys.platform.startswith("linux"):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
 def system_readings() -> dict[str, float]:

@@ -1,0 +1,132 @@
+"""A Ray on this machine alone, without the processes that nobody uses, whose workers are forked."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+# What Ray's own processes and ours import, in the order in which they are wanted; never Ray itself.
+_RAYS = (
+    "numpy", "pandas", "pyarrow.parquet", "pyarrow.dataset", "google.protobuf.descriptor_pb2",
+    "aiohttp.web", "grpc.aio", "psutil", "requests", "jsonschema", "pydantic", "yaml", "msgpack",
+    "filelock", "fsspec", "click", "colorful", "cloudpickle", "dill", "tqdm", "logging.config", "configparser",
+)  # fmt: skip
+_OURS = (
+    "torch", "torch._dynamo", "torch.distributed.tensor", "torch.export", "scipy.optimize", "sympy",
+    "transformers", "transformers.modeling_utils", "transformers:AutoModelForCausalLM",
+    "transformers.models.llama.modeling_llama", "raymill.engine.setup", "raymill.engine.worker",
+    "raymill.engine.loop", "raymill.data.stream",
+)  # fmt: skip
+# DeepSpeed asks for the devices when it is imported; its Muon brings torch.compile.
+_ON_CPU = ("deepspeed", "torch._inductor.compile_fx", "deepspeed.runtime.zero.muon.muon_optimizer")
+# Of a Ray on one machine: the autoscaler; what copies workers' output to the driver, who does not want it; and
+# the server of the dashboard, which serves nothing without a dashboard.
+_UNUSED = ("start_monitor", "start_log_monitor", "start_api_server")
+
+
+class _Launcher:
+    """A command that stands for Python and forks; one for all Rays of this process."""
+
+    path: Path | None = None
+    server: subprocess.Popen[bytes] | None = None
+
+
+def fork_server(*modules: str) -> Path | None:
+    """Start a server that imports `modules`, and lives as long as this process, unless there is one already.
+
+    Returns the command that stands for Python, or None where the system can't.
+    """
+    if _Launcher.path is not None or not hasattr(os, "pidfd_open"):
+        return _Launcher.path
+    # Sockets' paths are limited to 107 characters.
+    folder = Path(tempfile.mkdtemp(prefix="raymill-", dir="/tmp"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    socket, launcher = str(folder / "socket"), folder / "python"
+    environment = os.environ | {
+        "PYTHONPATH": python_path(),
+        # One thread: numpy and pyarrow would start some at their import.
+        "OPENBLAS_NUM_THREADS": "1",
+        "JE_ARROW_MALLOC_CONF": "background_thread:false",
+        "DS_ACCELERATOR": "cpu",
+    }
+    script = str(_PACKAGE / "cluster" / "fork_server.py")
+    with (folder / "log").open("wb") as log:
+        _Launcher.server = subprocess.Popen(
+            [sys.executable, "-P", script, socket, str(os.getpid()), *modules],
+            env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+        )  # fmt: skip
+    stand_in = [sys.executable, "-I", "-S", str(_PACKAGE / "cluster" / "fork_launcher.py")]
+    launcher.write_text(f'#!/bin/sh\nexec {shlex.join([*stand_in, socket, sys.executable])} "$@"\n')
+    launcher.chmod(0o700)
+    _Launcher.path = launcher
+    return launcher
+
+
+def warm_up(gpu: bool) -> None:
+    """Begin to import what the workers of a training job need, in a process beside this one."""
+    fork_server(*_RAYS, *_OURS, *(() if gpu else _ON_CPU))
+
+
+def start_local_ray(slots: int) -> None:
+    """Start Ray and connect to it; `slots`: how many CPUs it says it has.
+
+    Raises whatever Ray does.
+    """
+    import ray
+
+    with _python(fork_server(*_RAYS)), _without_unused():
+        ray.init(
+            address="local",
+            num_cpus=slots,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _node_ip_address="127.0.0.1",
+        )
+
+
+def python_path() -> str:
+    """Where workers find the package: where this process found it."""
+    ours = str(_PACKAGE.parent)
+    inherited = os.environ.get("PYTHONPATH", "")
+    return os.pathsep.join(part for part in (ours, inherited) if part)
+
+
+@contextmanager
+def _python(launcher: Path | None) -> Iterator[None]:
+    """Within the block Ray is told that this is Python, and where the package is."""
+    real, before = sys.executable, os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = python_path()
+    sys.executable = str(launcher or real)
+    try:
+        yield
+    finally:
+        sys.executable = real
+        del os.environ["PYTHONPATH"]
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
+
+
+@contextmanager
+def _without_unused() -> Iterator[None]:
+    """Within the block Ray leaves out processes that nobody uses."""
+    from ray._private.node import Node
+
+    kept = {name: getattr(Node, name) for name in _UNUSED if hasattr(Node, name)}
+    for name in kept:
+        setattr(Node, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        for name, method in kept.items():
+            setattr(Node, name, method)
