@@ -213,7 +213,7 @@ def test_under_zero_1_only_cut_matrices_travel() -> None:
 
 
 def test_a_fork_to_another_optimizer_starts_with_fresh_moments_and_says_so() -> None:
-    from raymill.engine.setup import fork
+    from raymill.engine.start import fork
 
     def start(before: str, now: str) -> Any:
         manifest = SimpleNamespace(config={"optim.name": before}, updates={"": 7}, step=9)

@@ -24,7 +24,16 @@ from raymill.data.split import TRAIN, VALIDATION, held_out_groups
 from raymill.errors import DataError
 
 Format = Literal[
-    "txt", "md", "jsonl", "jsonl.gz", "jsonl.zst", "parquet", "arrow", "stdlib", "demo", "stdlib_chat"
+    "txt",
+    "md",
+    "jsonl",
+    "jsonl.gz",
+    "jsonl.zst",
+    "parquet",
+    "arrow",
+    "stdlib",
+    "demo",
+    "stdlib_chat",
 ]
 FORMATS: tuple[str, ...] = get_args(Format)[:-3]
 SPLITTABLE = ("txt", "md", "jsonl")
