@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 

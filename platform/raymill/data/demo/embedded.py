@@ -11,5 +11,6 @@ from raymill.data.demo import conversations as demo
 
 def entries(source: str, fraction: float, seed: int) -> Sequence[Entry]:
     """Every conversation of `stdlib_chat` or `demo_chat`."""
-    made = {"stdlib_chat": stdlib.conversations, "demo_chat": demo.conversations}
-    return made[source](fraction, seed)
+    if source == "demo_chat":
+        return demo.conversations(fraction, seed)
+    return stdlib.conversations(fraction, seed)

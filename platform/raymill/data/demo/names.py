@@ -1,8 +1,9 @@
 """The library's names, and names that don't exist: what the assistant is asked about and an index of it.
 
-Real names are those of functions and classes that a module has. All of them stand in the index that pretraining reads,
-held-out ones too: what is held out is what they do, and every question about them. Made-up names are
-made as everywhere (`stdlib_unknown`); the index has others than the questions, of training's parts only.
+Real names are those of functions and classes that a module has. All of them stand in the index that
+pretraining reads, held-out ones too: what is held out is what they do, and every question about them.
+Made-up names are made as everywhere (`stdlib_unknown`); the index has others than the questions, of
+training's parts only.
 """
 
 from __future__ import annotations
