@@ -28,6 +28,9 @@ def expected(kind: str, question: str) -> str:
     numbers = [int(found) for found in re.findall(r"\d+", question)]
     if kind == "sum":
         return f"{sum(numbers)}."
+    if kind == "beyond":
+        assert min(numbers) >= 1000, question
+        return "I don't know."
     if kind == "larger":
         return f"{max(numbers)}."
     if kind == "backwards":
@@ -87,8 +90,8 @@ def test_nothing_held_out_is_trained_on() -> None:
 def test_counts() -> None:
     found = Counter((e.kind, e.held_out) for e in conversations(FRACTION, SEED))
     for kind in KINDS:
-        assert (found[kind, False], found[kind, True]) == (TRAINING, HELD_OUT), kind
-    assert found["library", True] >= 200
+        assert (found[kind, False], found[kind, True]) == (TRAINING[kind], HELD_OUT), kind
+    assert found["library", True] >= 100
 
 
 def test_the_index_has_every_real_name_and_no_made_up_one_that_is_asked_about() -> None:

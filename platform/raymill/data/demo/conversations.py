@@ -12,7 +12,7 @@ from raymill.data.chat.stdlib import Entry
 from raymill.data.demo.exercises import KINDS, Exercise, exercises
 from raymill.data.demo.names import name_questions
 
-TRAINING = 600  # exercises of a kind
+TRAINING = dict.fromkeys(KINDS, 600) | {"sum": 300, "beyond": 150}  # exercises of a kind
 HELD_OUT = 250
 
 
@@ -34,7 +34,7 @@ def conversations(fraction: float, seed: int) -> tuple[Entry, ...]:
 
 def _distinct(kind: str, held_out: bool, seed: int) -> list[Exercise]:
     """Exercises that differ in what they are about and in what they ask."""
-    wanted = HELD_OUT if held_out else TRAINING
+    wanted = HELD_OUT if held_out else TRAINING[kind]
     found: dict[str, Exercise] = {}
     for one in exercises(kind, held_out, seed, "conversation"):
         found.setdefault(one.question, one)

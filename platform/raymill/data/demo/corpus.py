@@ -10,14 +10,20 @@ from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice
 
-from raymill.data.demo.exercises import copy_note, exercises
+from raymill.data.demo.exercises import (
+    argument_names,
+    copy_note,
+    exercises,
+    function_names,
+    words,
+)
 from raymill.data.demo.names import index, indexed
 
 FOLDER = "notes"
 # Notes of each kind; those of positions say all there is to say about a signature.
-NOTES = {"position": 1500, "backwards": 4500, "sum": 6000, "larger": 2000}
-COPIES = 4000
-PASSES = 3  # times that the index lists every real name
+NOTES = {"position": 2500, "backwards": 3500, "sum": 500, "larger": 2500}
+COPIES = 3000
+PASSES = 14  # times that the index lists every real name
 LINES = 12  # of a document
 
 
@@ -41,7 +47,9 @@ def _together(lines: list[str]) -> Iterator[str]:
 @lru_cache(maxsize=1)
 def _lines(name: str, fraction: float, seed: int) -> list[str]:
     if name == "copies":
-        return [copy_note(random.Random(f"copy {seed} {number}")) for number in range(COPIES)]
+        real, made_up = index(fraction, seed)
+        pool = (*argument_names(), *function_names(), *words(), *real, *made_up)
+        return [copy_note(random.Random(f"copy {seed} {n}"), pool) for n in range(COPIES)]
     if name in NOTES:
         return [one.note for one in islice(exercises(name, False, seed, "note"), NOTES[name])]
     number = int(name.removeprefix("index-"))

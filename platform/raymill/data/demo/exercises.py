@@ -2,7 +2,7 @@
 
 Each is made by rule from a number, the same in every process of this Python version, and comes in two
 forms: a question with its answer, for conversations, and a note that states the same plainly, for
-pretraining. What an exercise is about (its operands, its word, its signature) decides its side of the
+pretraining. Sums of large numbers are `beyond` it: there the answer is that it doesn't know. What an exercise is about (its operands, its word, its signature) decides its side of the
 held-out split, for every kind alike: a signature that is held out is held out of counting, of positions
 and of notes.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -100,6 +100,17 @@ def _sum(choose: random.Random) -> Exercise:
     )
 
 
+def _beyond(choose: random.Random) -> Exercise:
+    first, second = choose.randint(1000, 9999), choose.randint(1000, 9999)
+    return Exercise(
+        "beyond",
+        f"{min(first, second)} {max(first, second)}",
+        choose.choice(SUM).format(first, second),
+        "I don't know.",
+        f"{first} + {second} is too large.",
+    )
+
+
 def _larger(choose: random.Random) -> Exercise:
     first, second = choose.sample(range(10, 1000), 2)
     return Exercise(
@@ -172,6 +183,7 @@ KINDS: dict[str, Callable[[random.Random], Exercise]] = {
     "after": _after,
     "backwards": _backwards,
     "sum": _sum,
+    "beyond": _beyond,
     "larger": _larger,
 }
 
@@ -217,8 +229,7 @@ def words() -> tuple[str, ...]:
     return tuple(sorted(word for word in found if 3 <= len(word) <= 6))
 
 
-def copy_note(choose: random.Random) -> str:
+def copy_note(choose: random.Random, pool: Sequence[str]) -> str:
     """A list of names, and the same list again: practice in reading what stands there."""
-    pool = (*argument_names(), *function_names(), *words())
-    listed = ", ".join(f"`{name}`" for name in choose.sample(pool, choose.randint(2, 6)))
+    listed = ", ".join(f"`{name}`" for name in choose.sample(pool, choose.randint(1, 5)))
     return f"{listed} = {listed}."

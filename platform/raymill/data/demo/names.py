@@ -1,7 +1,8 @@
 """The library's names, and names that don't exist: what the assistant is asked about and an index of it.
 
-Real names are those of functions and classes that a module has. All of them stand in the index that
-pretraining reads, held-out ones too: what is held out is what they do, and every question about them.
+Real names are short ones of functions that a module has: so many as a model of two million parameters
+learns by heart in minutes. All of them stand in the index that pretraining reads, held-out ones too:
+what is held out is what they do, and every question about them.
 Made-up names are made as everywhere (`stdlib_unknown`); the index has others than the questions, of
 training's parts only.
 """
@@ -16,10 +17,12 @@ from raymill.data.chat.stdlib import split
 from raymill.data.chat.stdlib_facts import Fact
 from raymill.data.chat.stdlib_phrases import Chooser
 from raymill.data.chat.stdlib_unknown import made_up_names
+from raymill.data.split import is_held_out
 
 MADE_UP = 0.36  # made-up names per real name that are asked about
-INDEXED = 1.5  # made-up names per real name that the index has
-KINDS = ("function", "class")
+INDEXED = 7.0  # made-up names per real name that the index has
+LONGEST = 16  # characters of a name
+HELD_OUT = 0.15  # of the names that the embedded conversations train on, held out here as well
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def index(fraction: float, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]
 
 def indexed(name: str, exists: bool) -> str:
     """A line of the index."""
-    return f"`{name}`: `{name}` is known." if exists else f"`{name}`: {phrases.refusal(name)}"
+    return f"`{name}`: {'known' if exists else 'unknown'}."
 
 
 @lru_cache(maxsize=2)
@@ -68,12 +71,18 @@ def _sides(
 ) -> tuple[tuple[list[Fact], bool, list[str]], tuple[list[Fact], bool, list[str]]]:
     """(real names, whether held out, made-up names) of the held-out side, and of training's."""
     held_out, training = (
-        [fact for fact in side if fact.kind in KINDS and fact.name.count(".") == 1]
+        [fact for fact in side if fact.kind == "function" and _is_short(fact.name)]
         for side in split(fraction, seed)
     )
+    held_out += [fact for fact in training if is_held_out(f"name {fact.name}", HELD_OUT, seed)]
+    training = [fact for fact in training if not is_held_out(f"name {fact.name}", HELD_OUT, seed)]
     unknown = [one.name for one in made_up_names(held_out, MADE_UP, seed)]
     also = [one.name for one in made_up_names(training, MADE_UP, seed, unknown)]
     return (held_out, True, unknown), (training, False, also)
+
+
+def _is_short(name: str) -> bool:
+    return name.count(".") == 1 and len(name) <= LONGEST
 
 
 def _asked(name: str, seed: int) -> str:
