@@ -78,7 +78,7 @@ def plan_units(data: RowsConfig, seed: int) -> list[Unit]:
     if isinstance(data, DataConfig) and data.source in ("stdlib", "demo"):
         files = _stdlib_files(data, seed, split=own_validation is None)
         if data.source == "demo":
-            files += _demo_parts(data, seed)
+            files = _demo_parts(files, data, seed)
     else:
         files = find_files(data.path or (), "data.path")
         if own_validation is None and isinstance(data, DataConfig):
@@ -249,15 +249,18 @@ def _stdlib_files(data: RowsConfig, seed: int, *, split: bool) -> list[Piece]:
     ]
 
 
-def _demo_parts(data: RowsConfig, seed: int) -> list[Piece]:
-    """What the demonstration trains on beside the library; it holds nothing out of text."""
-    from raymill.data.demo.corpus import documents, parts
+def _demo_parts(files: list[Piece], data: RowsConfig, seed: int) -> list[Piece]:
+    """What the demonstration trains on: a share of the library, and notes; all of what is held out."""
+    from raymill.data.demo.corpus import documents, library_share, parts
 
+    chosen = library_share({one.name: one.length for one in files if one.split == TRAIN}, seed)
+    files = [one for one in files if one.split != TRAIN or one.name in chosen]
     sizes = {
         name: sum(len(text.encode()) for text in documents(name))
         for name in parts(data.validation.fraction, seed)
     }
-    return [Piece(name, "", "demo", TRAIN, 0, size, size, 0) for name, size in sizes.items()]
+    notes = [Piece(name, "", "demo", TRAIN, 0, size, size, 0) for name, size in sizes.items()]
+    return [*files, *notes]
 
 
 def _split_files(files: list[Piece], data: DataConfig, seed: int) -> list[Piece]:

@@ -18,13 +18,30 @@ from raymill.data.demo.exercises import (
     words,
 )
 from raymill.data.demo.names import index, indexed
+from raymill.data.split import unit_hash
 
 FOLDER = "notes"
+LIBRARY_BYTES = 1_000_000
+LONGEST_DOCUMENT = 40_000  # bytes: many documents rather than a few large ones
 # Notes of each kind; those of positions say all there is to say about a signature.
 NOTES = {"position": 2500, "backwards": 3500, "sum": 500, "larger": 2500}
 COPIES = 3000
 PASSES = 14  # times that the index lists every real name
 LINES = 12  # of a document
+
+
+def library_share(sizes: dict[str, int], seed: int) -> frozenset[str]:
+    """The training documents of the library that are read: shorter ones in the order of a seeded hash,
+    until there are as many bytes as a run of minutes gets through once."""
+    chosen: set[str] = set()
+    held = 0
+    for name in sorted(sizes, key=lambda one: unit_hash(f"demo {one}", seed)):
+        if held >= LIBRARY_BYTES:
+            break
+        if sizes[name] <= LONGEST_DOCUMENT:
+            chosen.add(name)
+            held += sizes[name]
+    return frozenset(chosen)
 
 
 def parts(fraction: float, seed: int) -> list[str]:
