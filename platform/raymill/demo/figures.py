@@ -10,7 +10,7 @@ from pathlib import Path
 from raymill.data import stdlib_corpus
 from raymill.data.chat.stdlib import Entry
 from raymill.data.demo.conversations import conversations
-from raymill.data.demo.exercises import KINDS
+from raymill.data.demo.exercises import BEYOND, KINDS
 from raymill.data.split import unit_hash
 from raymill.demo.asked import Asked, Speaker, question_of
 from raymill.demo.baselines import class_baselines, paired_interval
@@ -93,14 +93,18 @@ def measure(folders: dict[str, Path], fraction: float, seed: int, digest: str) -
     held_out = [entry for entry in everything if entry.held_out]
     training = [entry for entry in everything if not entry.held_out]
     speakers = {stage: Speaker.load(folder) for stage, folder in folders.items()}
-    asked = {stage: speaker.answers(held_out) for stage, speaker in speakers.items()}
+    asked = {}
+    for stage, speaker in speakers.items():
+        asked[stage] = speaker.answers(held_out)
+        right = sum(answer.verdict == "right" for answer in asked[stage])
+        print(f"  @{stage}: {right:,} of {len(held_out):,} held-out answers right", flush=True)
     last = asked[[*asked][-1]]
     order = sorted(range(len(held_out)), key=lambda n: unit_hash(f"{digest} {n}", seed))
     by_kind = {kind: [n for n in order if held_out[n].kind == kind] for kind in SHOWN}
     wrong = [n for n in order if last[n].verdict == "wrong"]
     return Figures(
         functions=_functions(speakers, fraction, seed),
-        kinds=tuple(_kind(name, asked, training) for name in KINDS),
+        kinds=tuple(_kind(name, asked, training) for name in KINDS if name != BEYOND),
         honesty=_honesty(asked, training, held_out),
         gain=_gain(speakers, held_out, order, seed),
         questions=tuple(_shown(asked, places[0]) for places in by_kind.values() if places),
@@ -158,6 +162,7 @@ def _gain(
     if not {"sft", "aligned"} <= speakers.keys():
         return None
     compared = [held_out[place] for place in order[:COMPARED]]
+    print(f"  drawing {BEST_OF} answers to each of {len(compared)} questions …", flush=True)
     draws = [
         speakers["sft"].answers(compared, temperature=1.0, seed=seed + n) for n in range(BEST_OF)
     ]
@@ -182,6 +187,7 @@ def _functions(speakers: dict[str, Speaker], fraction: float, seed: int) -> Samp
     if "pretrained" not in speakers:
         return None
     written = sample_functions(speakers["pretrained"], seed)
+    print(f"  looking for copies of training text in {len(written)} functions …", flush=True)
     corpus = stdlib_corpus.entries()
     families = stdlib_corpus.held_out_families(corpus, fraction, seed)
     training = (stdlib_corpus.read(e.name) for e in corpus if e.family not in families)

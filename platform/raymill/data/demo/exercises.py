@@ -2,9 +2,10 @@
 
 Each is made by rule from a number, the same in every process of this Python version, and comes in two
 forms: a question with its answer, for conversations, and a note that states the same plainly, for
-pretraining. Sums of large numbers are `beyond` it: there the answer is that it doesn't know. What an exercise is about (its operands, its word, its signature) decides its side of the
-held-out split, for every kind alike: a signature that is held out is held out of counting, of positions
-and of notes.
+pretraining. Sums of large numbers are beyond it: there the answer is that it doesn't know.
+
+What an exercise is about (its operands, its word, its signature) decides its side of the held-out split,
+for every kind alike: a signature that is held out is held out of counting, of positions and of notes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from functools import lru_cache
 from raymill.data.chat.stdlib_facts import facts
 from raymill.data.split import is_held_out
 
+BEYOND = "beyond"  # the kind that is to be declined
 ORDINALS = ("first", "second", "third", "fourth", "fifth")
 HELD_OUT = 0.08  # of operands, words and signatures
 DEFAULTS = ("None", "True", "False", "0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "16", "32",
@@ -103,7 +105,7 @@ def _sum(choose: random.Random) -> Exercise:
 def _beyond(choose: random.Random) -> Exercise:
     first, second = choose.randint(1000, 9999), choose.randint(1000, 9999)
     return Exercise(
-        "beyond",
+        BEYOND,
         f"{min(first, second)} {max(first, second)}",
         choose.choice(SUM).format(first, second),
         "I don't know.",
@@ -183,7 +185,7 @@ KINDS: dict[str, Callable[[random.Random], Exercise]] = {
     "after": _after,
     "backwards": _backwards,
     "sum": _sum,
-    "beyond": _beyond,
+    BEYOND: _beyond,
     "larger": _larger,
 }
 
