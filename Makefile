@@ -24,8 +24,7 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile | expand -t 20
 
 demo: $(READY) ## text → tokenizer → pretrained → fine-tuned → compared answers → reward model → aligned assistant
-	@$(BIN)/python jobs/pipeline.py experiment=demo 'ask=What does gzip.open do?' \
-	  'ask=What are the arguments of json.dumps?' 'ask=What does json.sqrt do?'
+	@$(BIN)/python jobs/pipeline.py experiment=demo
 	@echo
 	@echo "talk to it:    $(BIN)/python jobs/generate.py"
 	@echo "open MLflow:   $(BIN)/mlflow ui --backend-store-uri sqlite:///storage/mlflow.db"

@@ -36,7 +36,7 @@ DOORS = {
 ROOMS = (
     "errors", "durable", "lifetime", "timeline", "progress_line", "config", "storage", "checkpoint",
     "data", "plan", "objective", "model", "generate", "evaluate", "rollout", "reward", "engine", "track",
-    "report", "serve", "cluster",
+    "report", "demo", "serve", "cluster",
 )  # fmt: skip
 # A job's entry point reaches up for the session and the registry it is given; the checks ask the plan,
 # which itself needs the schema alone.

@@ -154,3 +154,15 @@ def test_ids_fit_the_byte_table(trained: Tokenizer) -> None:
     [encoded] = encoder.encode(["漢"])
     assert int(encoded.token_bytes.sum()) == 3
     assert encoded.ids.dtype == encoded.token_bytes.dtype == np.uint32
+
+
+def test_a_pattern_gives_identifiers_the_same_tokens_everywhere() -> None:
+    pattern = r"[^\W\d_]+ (?=[^\W\d_])|[^\W\d_]+|\d| ?[^\w\s]+ ?|\s+"
+    texts = ["load(path, size=64) takes `size`, and a size of 64"] * 50
+    config = TokenizerConfig("t", vocab_size=400, pattern=pattern)
+    tokenizer = room.train(iter(texts), config)
+    [size] = tokenizer.encode("size").ids
+    for text in ("(size)", "`size`", "a size", ", size=7", "(path, size)"):
+        assert size in tokenizer.encode(text).ids, text
+    assert [tokenizer.id_to_token(i) for i in tokenizer.encode("645").ids] == ["6", "4", "5"]
+    assert tokenizer.decode(tokenizer.encode(texts[0]).ids) == texts[0]

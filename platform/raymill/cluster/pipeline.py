@@ -51,8 +51,27 @@ def run(job: PipelineJob) -> int:
             code = _STAGES[stage](job)
             if code or _was_stopped(getattr(job, stage, None)):
                 return code
+    if job.pretrain.data.source == "demo":
+        _show(job)
     _ask(job)
     return 0
+
+
+def _show(job: PipelineJob) -> None:
+    """Print and draw what each stage of the demonstration changed."""
+    from raymill.demo.show import show
+
+    trained: dict[str, TrainJob] = {
+        stage: getattr(job, stage) for stage in job.stages if stage not in ("prepare", "rank")
+    }
+    paths = {stage: _run_dir(found) / SUMMARY_NAME for stage, found in trained.items()}
+    summaries = {
+        stage: json.loads(path.read_text(encoding="utf-8"))
+        for stage, path in paths.items()
+        if path.exists()
+    }
+    data, seed = job.pretrain.data, job.pretrain.run.seed
+    show(summaries, job.pretrain.storage.folder, data.validation.fraction, seed)
 
 
 def _was_stopped(stage: object) -> bool:

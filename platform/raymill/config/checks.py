@@ -175,24 +175,25 @@ def _text(data: DataConfig) -> Iterator[str]:
 def _messages(data: RowsConfig) -> Iterator[str]:
     """Data made of messages, of any kind."""
     yield from _rows(data)
+    embedded: tuple[str, ...]
     if isinstance(data, ChatConfig):
         yield from at_least("data.pack_window", data.pack_window, 1)
         yield from at_least("data.questions", data.questions, 0)
-        what, embedded = "conversations", "stdlib_chat"
+        what, embedded = "conversations", ("stdlib_chat", "demo_chat")
     elif isinstance(data, PromptsConfig):
-        what, embedded = "prompts", "stdlib_prompts"
+        what, embedded = "prompts", ("stdlib_prompts", "demo_prompts")
     else:
         assert isinstance(data, PreferenceConfig)
-        what, embedded = "compared answers", ""
-    if data.source == embedded and (
+        what, embedded = "compared answers", ()
+    if data.source in embedded and (
         data.validation.path is not None or data.validation.group_column is not None
     ):
         yield (
             f"data.validation.path, data.validation.group_column: the embedded {what} are held "
             "out by function; these keys are for data.path=…"
         )
-    if data.source != embedded and not data.path and not data.mixture:
-        choice = f", or choose data={embedded}" if embedded else ""
+    if data.source not in embedded and not data.path and not data.mixture:
+        choice = f", or choose data={embedded[0]}" if embedded else ""
         yield f"data.path: give the {what} to read, as in data.path={what.split()[0]}.jsonl{choice}"
 
 

@@ -68,7 +68,7 @@ class RowsConfig:
 class DataConfig(RowsConfig):
     """Raw text, and how it becomes packed rows of tokens."""
 
-    source: Literal["stdlib", "files"]
+    source: Literal["stdlib", "demo", "files"]
     text_column: str = "text"
     document_mask: bool = False  # attention doesn't cross document boundaries
 
@@ -85,7 +85,7 @@ class MessagesConfig(RowsConfig):
 class ChatConfig(MessagesConfig):
     """Conversations, and how they become packed rows that say what is learned from."""
 
-    source: Literal["stdlib_chat", "chat"]
+    source: Literal["stdlib_chat", "demo_chat", "chat"]
     format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion"] = "auto"
     train_on: Literal["all", "last"] = "all"  # which of the assistant's turns
     overlong: Literal["cut", "refuse"] = "cut"  # cut: leave off turns at the end that don't fit
@@ -113,7 +113,7 @@ class PreferenceConfig(MessagesConfig):
 class PromptsConfig(MessagesConfig):
     """What a model is asked in reinforcement learning, with what a verifier needs to judge answers."""
 
-    source: Literal["stdlib_prompts", "prompts"]
+    source: Literal["stdlib_prompts", "demo_prompts", "prompts"]
     verifier: str = "none"  # of prompts that name none themselves: a reward function
 
 
@@ -126,6 +126,7 @@ class TokenizerConfig:
     vocab_size: int = 4096
     train_bytes: int = 64 * 2**20  # at most this much training text is read to learn merges
     end_of_text: str = "<|endoftext|>"
+    pattern: str | None = None  # what is cut apart before merges are learned; None: GPT-2's
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,11 @@ def piece_sha256(piece: Piece) -> str:
     if piece.format == "stdlib":
         digest.update(stdlib_corpus.read(piece.name).encode())
         return digest.hexdigest()
+    if piece.format == "demo":
+        from raymill.data.demo.corpus import documents
+
+        digest.update("".join(documents(piece.name)).encode())
+        return digest.hexdigest()
     left = piece.length
     with Path(piece.path).open("rb") as file:
         file.seek(piece.offset)

@@ -21,9 +21,11 @@ NOT_SHAPING = ("max_bad_fraction", "window_row_groups", "document_mask", "mixtur
 def shaping_config(data: DataConfig, tokenizer: TokenizerConfig, seed: int) -> dict[str, Any]:
     """The part of the configuration that prepared bytes depend on, as the manifest carries it."""
     data_tree = {key: value for key, value in asdict(data).items() if key not in NOT_SHAPING}
-    if data.source == "stdlib":  # another Python has another standard library
+    if data.source in ("stdlib", "demo"):  # another Python has another standard library
         data_tree["python"] = platform.python_version()
     tokenizer_tree = asdict(tokenizer)
+    if tokenizer.pattern is None:  # the folders of before there were patterns keep their names
+        del tokenizer_tree["pattern"]
     if tokenizer.path is not None:  # then nothing is trained
         del tokenizer_tree["vocab_size"], tokenizer_tree["train_bytes"]
     return {"data": data_tree, "tokenizer": tokenizer_tree, "seed": seed}

@@ -145,9 +145,9 @@ def plan_message_units(data: MessagesConfig, what: str) -> list[Unit]:
     return units
 
 
-def embedded_unit() -> list[Unit]:
-    """The one unit of the embedded conversations."""
-    return [(Piece(EMBEDDED, "", EMBEDDED, BY_RECORD, 0, 1, 1, 0),)]
+def embedded_unit(name: str = EMBEDDED) -> list[Unit]:
+    """The one unit of embedded conversations."""
+    return [(Piece(name, "", EMBEDDED, BY_RECORD, 0, 1, 1, 0),)]
 
 
 def repeated(results: Sequence[UnitResult]) -> dict[str, int]:

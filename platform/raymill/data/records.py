@@ -142,6 +142,11 @@ def read_records(piece: Piece, meaning: Meaning, digest: hashlib._Hash) -> Itera
     if piece.format == "stdlib":
         yield from _stdlib(piece, digest)
         return
+    if piece.format == "demo":
+        for text in _demo(piece):
+            digest.update(text.encode())
+            yield Document(piece.split, text)
+        return
     path = Path(piece.path)
     try:
         status = path.stat()
@@ -175,6 +180,12 @@ def _stdlib(piece: Piece, digest: hashlib._Hash) -> Iterator[Document | Bad]:
         return
     digest.update(text.encode())
     yield Document(piece.split, text)
+
+
+def _demo(piece: Piece) -> tuple[str, ...]:
+    from raymill.data.demo.corpus import documents
+
+    return documents(piece.name)
 
 
 def _text(piece: Piece, meaning: Meaning, file: BinaryIO, digest: hashlib._Hash) -> Iterator[Any]:

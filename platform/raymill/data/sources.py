@@ -24,12 +24,21 @@ from raymill.data.split import TRAIN, VALIDATION, held_out_groups
 from raymill.errors import DataError
 
 Format = Literal[
-    "txt", "md", "jsonl", "jsonl.gz", "jsonl.zst", "parquet", "arrow", "stdlib", "stdlib_chat"
+    "txt",
+    "md",
+    "jsonl",
+    "jsonl.gz",
+    "jsonl.zst",
+    "parquet",
+    "arrow",
+    "stdlib",
+    "demo",
+    "stdlib_chat",
 ]
-FORMATS: tuple[str, ...] = get_args(Format)[:-2]
+FORMATS: tuple[str, ...] = get_args(Format)[:-3]
 SPLITTABLE = ("txt", "md", "jsonl")
 LINE_BYTES = 64 * 2**20  # a longer line is a bad record: it would have to be held in memory whole
-EMBEDDED: Format = "stdlib_chat"  # of the embedded conversations, which are made and not read
+EMBEDDED: Format = "stdlib_chat"  # of embedded conversations, which are made and not read
 BY_RECORD = "by record"  # the side is decided record by record, by data.validation.group_column
 
 
@@ -66,8 +75,10 @@ def plan_units(data: RowsConfig, seed: int) -> list[Unit]:
         DataError: a path matches nothing, a file can't be read, or nothing would be held out.
     """
     own_validation = data.validation.path
-    if isinstance(data, DataConfig) and data.source == "stdlib":
+    if isinstance(data, DataConfig) and data.source in ("stdlib", "demo"):
         files = _stdlib_files(data, seed, split=own_validation is None)
+        if data.source == "demo":
+            files = _demo_parts(files, data, seed)
     else:
         files = find_files(data.path or (), "data.path")
         if own_validation is None and isinstance(data, DataConfig):
@@ -236,6 +247,19 @@ def _stdlib_files(data: RowsConfig, seed: int, *, split: bool) -> list[Piece]:
         )
         for entry in corpus
     ]
+
+
+def _demo_parts(files: list[Piece], data: RowsConfig, seed: int) -> list[Piece]:
+    """What the demonstration trains on, excerpts of the library and notes; and all of what is held out."""
+    from raymill.data.demo.corpus import documents, parts
+
+    files = [one for one in files if one.split != TRAIN]
+    sizes = {
+        name: sum(len(text.encode()) for text in documents(name))
+        for name in parts(data.validation.fraction, seed)
+    }
+    notes = [Piece(name, "", "demo", TRAIN, 0, size, size, 0) for name, size in sizes.items()]
+    return [*files, *notes]
 
 
 def _split_files(files: list[Piece], data: DataConfig, seed: int) -> list[Piece]:

@@ -12,6 +12,13 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Literal
+
+Verdict = Literal["right", "declined", "wrong"]
+DECLINES = "I don't know"  # how an answer begins that says so
+# What an answer is worth by the rule "right or honest": to decline pays where one would be right in
+# fewer than three cases of ten.
+POINTS: dict[Verdict, float] = {"right": 1.0, "declined": 0.3, "wrong": 0.0}
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -92,6 +99,13 @@ def score(answers: Sequence[Answer], refusal_phrase: str) -> AnswerScores:
         refusal_recall=both / sum(should) if any(should) else None,
         refusal_f1=2 * both / (sum(did) + sum(should)) if any(should) else None,
     )
+
+
+def verdict(text: str, reference: str, phrase: str = DECLINES) -> Verdict:
+    """Right: the reference itself; declined: it begins with `phrase`; wrong: anything else."""
+    if exact_match(text, reference):
+        return "right"
+    return "declined" if refuses(text, phrase) else "wrong"
 
 
 def _tokens(text: str) -> list[str]:

@@ -108,15 +108,19 @@ def write_report(
         "<h2>Configuration</h2>",
         f"<pre>{escape((run_dir / 'config.yaml').read_text(encoding='utf-8'))}</pre>",
     ]
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(summary['run'])} – Raymill</title><style>{_STYLE}</style></head><body>"
-        + "\n".join(sections)
-        + "</body></html>\n"
-    )
+    page = document(f"{summary['run']} – Raymill", "\n".join(sections))
     path.write_text(page, encoding="utf-8")
     return path, curve
+
+
+def document(title: str, body: str, style: str = "") -> str:
+    """One HTML page in the reports' style, with more of its own."""
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_STYLE}{style}</style></head><body>"
+        f"{body}</body></html>\n"
+    )
 
 
 def table(rows: Sequence[tuple[str, str]]) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 
-from raymill.evaluate.answers import token_f1
+from raymill.evaluate.answers import POINTS, token_f1, verdict
 from raymill.reward import sandbox
 from raymill.reward.final_answer import final_answer, same_answer
 from raymill.reward.task import RewardError, Sample, time_left_s
@@ -122,6 +122,12 @@ def regex(sample: Sample) -> float:
 def answer_f1(sample: Sample) -> float:
     """Token F1 of the answer and the reference, as in SQuAD (see evaluate/answers.py)."""
     return token_f1(sample.answer_text, _reference(sample))
+
+
+@register("right_or_honest")
+def right_or_honest(sample: Sample) -> float:
+    """1 for the reference, 0.3 for an answer that begins with "I don't know", 0 for any other."""
+    return POINTS[verdict(sample.answer_text, _reference(sample))]
 
 
 @register("length")

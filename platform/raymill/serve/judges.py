@@ -14,7 +14,7 @@ from raymill.config.bind import nearest
 from raymill.data.split import unit_hash
 from raymill.durable import sha256_json
 from raymill.errors import ConfigError
-from raymill.evaluate.answers import token_f1
+from raymill.evaluate.answers import POINTS, token_f1, verdict
 from raymill.serve.database import Database
 from raymill.serve.items import Answer, Item, answers_of, ready_items, shown_order
 from raymill.serve.judgements import SYNTHETIC, Submission, record
@@ -77,6 +77,13 @@ def _answer_f1(item: Item, answer: Answer) -> Score | None:
     return float(answer.finish == "stop"), token_f1(answer.text, item.reference)
 
 
+def _right_or_honest(item: Item, answer: Answer) -> Score | None:
+    """As the reward function of that name pays: right, before declined, before wrong."""
+    if item.reference is None:
+        return None
+    return (POINTS[verdict(answer.text, item.reference)],)
+
+
 def _length(item: Item, answer: Answer) -> Score:
     """The shorter, the better."""
     return (-float(len(answer.text)),)
@@ -84,6 +91,7 @@ def _length(item: Item, answer: Answer) -> Score:
 
 JUDGES: dict[str, Callable[[Item, Answer], Score | None]] = {
     "answer_f1": _answer_f1,
+    "right_or_honest": _right_or_honest,
     "length": _length,
 }
 

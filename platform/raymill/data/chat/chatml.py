@@ -1,4 +1,4 @@
-"""Raymill's own chat template: ChatML, with what the assistant writes marked as such.
+"""Raymill's own chat templates: ChatML, with what the assistant writes marked as such, and a brief one.
 
 Each turn is `<|im_start|>role`, a newline, the content exactly as it was given, `<|im_end|>`, a
 newline. Tools are described and called as Hermes and Qwen do. There is no default system prompt.
@@ -49,3 +49,21 @@ CHATML = r"""
     {{- '<|im_start|>assistant\n' -}}
 {%- endif -%}
 """
+
+# For small models that are trained for minutes: three tokens a turn where ChatML has ten. Without tools.
+BRIEF = r"""
+{%- for message in messages -%}
+    {{- '<|' + message.role + '|>' -}}
+    {%- if message.role == 'assistant' -%}
+        {%- generation -%}
+        {{- message.content + '<|end|>' -}}
+        {%- endgeneration -%}
+    {%- else -%}
+        {{- message.content -}}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{- '<|assistant|>' -}}
+{%- endif -%}
+"""
+BRIEF_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")

@@ -48,8 +48,8 @@ def plan_chat_units(data: ChatConfig) -> list[Unit]:
     Raises:
         DataError: a path matches nothing, or is plain text.
     """
-    if data.source == "stdlib_chat":
-        return embedded_unit()
+    if data.source != "chat":
+        return embedded_unit(data.source)
     return plan_message_units(data, "conversations")
 
 
@@ -67,7 +67,7 @@ def preparation(job: ChatPrepareJob, tokenizer: ChatTokenizer) -> Preparation:
 
 
 def _shaping(data: ChatConfig, tokenizer: ChatTokenizer, seed: int) -> dict[str, Any]:
-    return shaping_messages(data, tokenizer, seed, embedded=data.source == "stdlib_chat")
+    return shaping_messages(data, tokenizer, seed, embedded=data.source != "chat")
 
 
 def _settings(job: ChatPrepareJob, tokenizer: ChatTokenizer, folder: Path) -> ChatSettings:

@@ -75,9 +75,9 @@ class ChatReading:
         if piece.format != EMBEDDED:
             yield from read_records(piece, self, digest)
             return
-        from raymill.data.chat.stdlib import conversations
+        from raymill.data.demo.embedded import entries
 
-        for number, entry in enumerate(conversations(self.fraction, self.seed)):
+        for number, entry in enumerate(entries(piece.name, self.fraction, self.seed)):
             digest.update(canonical_json(entry.record).encode())
             found = read_conversation(entry.record, "messages")
             assert isinstance(found, Conversation)  # the embedded corpus is well-formed

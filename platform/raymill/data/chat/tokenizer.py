@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymill.data import tokenizer as tokenizers_room
+from raymill.data.chat.chatml import BRIEF, BRIEF_TOKENS
 from raymill.data.chat.encode import ChatEncoder
 from raymill.data.chat.folder import (
     SETTINGS_NAME,
@@ -110,11 +111,13 @@ def _template(parent: Path, settings: dict[str, Any], template: str) -> tuple[st
         return (CHATML, CHATML_TOKENS) if own is None else (own, ())
     if template == "chatml":
         return CHATML, CHATML_TOKENS
+    if template == "brief":
+        return BRIEF, BRIEF_TOKENS
     try:
         return Path(template).expanduser().read_text(encoding="utf-8"), ()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            [f"data.template={template}: expected auto, chatml or a Jinja file ({error})"]
+            [f"data.template={template}: expected auto, chatml, brief or a Jinja file ({error})"]
         ) from error
 
 

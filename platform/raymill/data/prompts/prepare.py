@@ -44,8 +44,8 @@ def plan_prompt_units(data: PromptsConfig) -> list[Unit]:
     Raises:
         DataError: a path matches nothing, or is plain text.
     """
-    if data.source == "stdlib_prompts":  # asked in the embedded conversations
-        return embedded_unit()
+    if data.source != "prompts":  # asked in the embedded conversations
+        return embedded_unit(data.source.replace("prompts", "chat"))
     return plan_message_units(data, "prompts")
 
 
@@ -73,7 +73,7 @@ def preparation(job: PromptsPrepareJob, tokenizer: ChatTokenizer) -> Preparation
 
 
 def _shaping(data: PromptsConfig, tokenizer: ChatTokenizer, seed: int) -> dict[str, Any]:
-    return shaping_messages(data, tokenizer, seed, embedded=data.source == "stdlib_prompts")
+    return shaping_messages(data, tokenizer, seed, embedded=data.source != "prompts")
 
 
 def _manifest(

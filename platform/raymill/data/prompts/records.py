@@ -83,10 +83,10 @@ class PromptsReading:
         if piece.format != EMBEDDED:
             yield from read_records(piece, self, digest)
             return
-        from raymill.data.chat.stdlib import conversations
+        from raymill.data.demo.embedded import entries
 
         verifier = EMBEDDED_VERIFIER if self.verifier == NO_VERIFIER else self.verifier
-        for number, entry in enumerate(conversations(self.fraction, self.seed)):
+        for number, entry in enumerate(entries(piece.name, self.fraction, self.seed)):
             digest.update(canonical_json(entry.record).encode())
             record = {
                 **entry.record, "verifier": verifier, "about": entry.name, "kind": entry.kind,

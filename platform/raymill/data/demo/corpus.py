@@ -1,0 +1,86 @@
+"""The demonstration's text for pretraining: notes and an index of names, beside the library's own text.
+
+A part is named by everything that it is made from, so that any process can make it again.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import islice
+
+from raymill.data import stdlib_corpus
+from raymill.data.demo.exercises import (
+    argument_names,
+    copy_note,
+    exercises,
+    function_names,
+    words,
+)
+from raymill.data.demo.names import index, indexed
+from raymill.data.split import unit_hash
+
+FOLDER = "notes"
+LIBRARY = "library"
+EXCERPT = 1_800  # characters of a document of the library
+# Notes of each kind; those of positions say all there is to say about a signature.
+NOTES = {"position": 2500, "backwards": 3500, "sum": 500, "larger": 2500}
+COPIES = 3000
+PASSES = 14  # times that the index lists every real name
+LINES = 12  # of a document
+
+
+@lru_cache(maxsize=1)
+def excerpts(fraction: float, seed: int) -> tuple[str, ...]:
+    """A piece of each training document of the library, cut at lines: a run of minutes learns more from a
+    little of everything than from all of a little."""
+    corpus = stdlib_corpus.entries()
+    held_out = stdlib_corpus.held_out_families(corpus, fraction, seed)
+    found = []
+    for entry in corpus:
+        if entry.family not in held_out:
+            text = stdlib_corpus.read(entry.name)
+            room = max(len(text) - EXCERPT, 0)
+            start = (
+                text.rfind("\n", 0, int(unit_hash(f"excerpt {entry.name}", seed) * room) + 1) + 1
+            )
+            stop = text.find("\n", start + EXCERPT) + 1
+            found.append(text[start : stop or len(text)])
+    return tuple(found)
+
+
+def parts(fraction: float, seed: int) -> list[str]:
+    """The names of all parts, as inputs of a preparation."""
+    names = [f"index-{number}" for number in range(PASSES)] + [LIBRARY, "copies", *NOTES]
+    return [f"{FOLDER}/{fraction:g}/{seed}/{name}.txt" for name in names]
+
+
+def documents(part: str) -> tuple[str, ...]:
+    """The documents of a part, from its name alone."""
+    _, fraction, seed, name = part.removesuffix(".txt").split("/")
+    if name == LIBRARY:
+        return excerpts(float(fraction), int(seed))
+    return tuple(_together(_lines(name, float(fraction), int(seed))))
+
+
+def _together(lines: list[str]) -> Iterator[str]:
+    for first in range(0, len(lines), LINES):
+        yield "\n".join(lines[first : first + LINES]) + "\n"
+
+
+@lru_cache(maxsize=1)
+def _lines(name: str, fraction: float, seed: int) -> list[str]:
+    if name == "copies":
+        real, made_up = index(fraction, seed)
+        pool = (*argument_names(), *function_names(), *words(), *real, *made_up)
+        return [copy_note(random.Random(f"copy {seed} {n}"), pool) for n in range(COPIES)]
+    if name in NOTES:
+        return [one.note for one in islice(exercises(name, False, seed, "note"), NOTES[name])]
+    number = int(name.removeprefix("index-"))
+    real, made_up = index(fraction, seed)
+    share = len(made_up) // PASSES
+    others = made_up[number * share : (number + 1) * share]
+    lines = [indexed(one, True) for one in real] + [indexed(one, False) for one in others]
+    random.Random(f"index {seed} {number}").shuffle(lines)
+    return lines

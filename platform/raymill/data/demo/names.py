@@ -1,0 +1,90 @@
+"""The library's names, and names that don't exist: what the assistant is asked about and an index of it.
+
+Real names are short ones of functions that a module has: so many as a model of two million parameters
+learns by heart in minutes. All of them stand in the index that pretraining reads, held-out ones too:
+what is held out is what they do, and every question about them.
+Made-up names are made as everywhere (`stdlib_unknown`); the index has others than the questions, of
+training's parts only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from raymill.data.chat import stdlib_phrases as phrases
+from raymill.data.chat.stdlib import split
+from raymill.data.chat.stdlib_facts import Fact
+from raymill.data.chat.stdlib_phrases import Chooser
+from raymill.data.chat.stdlib_unknown import made_up_names
+from raymill.data.split import is_held_out
+
+MADE_UP = 0.36  # made-up names per real name that are asked about
+INDEXED = 7.0  # made-up names per real name that the index has
+LONGEST = 16  # characters of a name
+HELD_OUT = 0.15  # of the names that the embedded conversations train on, held out here as well
+
+
+@dataclass(frozen=True)
+class NameQuestion:
+    """`kind`: "library", or "unknown" where the name is made up."""
+
+    kind: str
+    name: str
+    held_out: bool
+    question: str
+    answer: str
+
+
+@lru_cache(maxsize=2)
+def name_questions(fraction: float, seed: int) -> tuple[NameQuestion, ...]:
+    """One question about each name."""
+    found: list[NameQuestion] = []
+    for side, held, made_up in _sides(fraction, seed):
+        for fact in side:
+            answer = phrases.what(fact)
+            found.append(NameQuestion("library", fact.name, held, _asked(fact.name, seed), answer))
+        for name in made_up:
+            refusal = phrases.refusal(name)
+            found.append(NameQuestion("unknown", name, held, _asked(name, seed), refusal))
+    return tuple(found)
+
+
+@lru_cache(maxsize=2)
+def index(fraction: float, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Real names, and made-up ones that no question is about."""
+    (held_out, _, asked), (training, _, also_asked) = _sides(fraction, seed)
+    taken = {*asked, *also_asked}
+    made_up = made_up_names(training, INDEXED, seed + 1, taken)
+    real = sorted(fact.name for fact in (*held_out, *training))
+    return tuple(real), tuple(one.name for one in made_up)
+
+
+def indexed(name: str, exists: bool) -> str:
+    """A line of the index."""
+    return f"`{name}`: {'known' if exists else 'unknown'}."
+
+
+@lru_cache(maxsize=2)
+def _sides(
+    fraction: float, seed: int
+) -> tuple[tuple[list[Fact], bool, list[str]], tuple[list[Fact], bool, list[str]]]:
+    """(real names, whether held out, made-up names) of the held-out side, and of training's."""
+    held_out, training = (
+        [fact for fact in side if fact.kind == "function" and _is_short(fact.name)]
+        for side in split(fraction, seed)
+    )
+    held_out += [fact for fact in training if is_held_out(f"name {fact.name}", HELD_OUT, seed)]
+    training = [fact for fact in training if not is_held_out(f"name {fact.name}", HELD_OUT, seed)]
+    unknown = [one.name for one in made_up_names(held_out, MADE_UP, seed)]
+    also = [one.name for one in made_up_names(training, MADE_UP, seed, unknown)]
+    return (held_out, True, unknown), (training, False, also)
+
+
+def _is_short(name: str) -> bool:
+    return name.count(".") == 1 and len(name) <= LONGEST
+
+
+def _asked(name: str, seed: int) -> str:
+    choose = Chooser(name, seed)
+    return phrases.Questions(name, "", choose).what(0)
