@@ -259,7 +259,7 @@ TOPICS = {
             ("prompts", "at most so many"),
             ("annotators_per_item", "judgements an item gets"),
             ("instructions", "a text file that is shown to the annotators"),
-            ("judge", "a synthetic judge instead of people: answer_f1, length"),
+            ("judge", "a synthetic judge instead of people: answer_f1, right_or_honest, length"),
             ("port", "of the page; 0: any that is free"),
             ("name", "judgements are kept in storage.root/rankings/<name>/"),
             ("export_only", "write the judgements as preference data, and exit"),

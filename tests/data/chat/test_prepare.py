@@ -288,7 +288,7 @@ def test_inputs_that_are_no_conversations(
 
 
 def test_templates_and_tokens(parent: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="expected auto, chatml or a Jinja file"):
+    with pytest.raises(ConfigError, match="expected auto, chatml, brief or a Jinja file"):
         chat_tokenizer(parent, "nowhere.jinja", ())
     own = tmp_path / "own.jinja"
     own.write_text(
