@@ -55,7 +55,7 @@ _TRAIN_GROUPS = (
 _CHAT_KEYS = (
     ("data.path", "files and folders of conversations"),
     ("data.format", "of the records; auto: told by their columns"),
-    ("data.template", "auto: the parent's, or else chatml; or a Jinja file"),
+    ("data.template", "auto: the parent's, or else chatml; chatml; brief; or a Jinja file"),
     ("data.train_on", "all or last of the assistant's turns"),
     ("data.sequence_length", "predictions a row"),
     ("data.packing", "several conversations a row"),
@@ -69,7 +69,7 @@ _LORA = ("lora.rank", "0: all weights; above it: adapters of this rank")
 _PAIR_KEYS = (
     ("data.path", "files and folders of compared answers"),
     ("data.format", "pairs, hh or rankings; auto: told by their columns"),
-    ("data.template", "auto: the parent's, or else chatml; or a Jinja file"),
+    ("data.template", "auto: the parent's, or else chatml; chatml; brief; or a Jinja file"),
     ("data.sequence_length", "predictions of one answer with its prompt"),
     ("data.validation.fraction", "share of the prompts held out"),
     ("data.max_bad_fraction", "unusable records tolerated"),
@@ -77,7 +77,7 @@ _PAIR_KEYS = (
 _PROMPT_KEYS = (
     ("data.path", "files and folders of prompts"),
     ("data.verifier", "reward function of prompts that name none themselves"),
-    ("data.template", "auto: the parent's, or else chatml; or a Jinja file"),
+    ("data.template", "auto: the parent's, or else chatml; chatml; brief; or a Jinja file"),
     ("data.sequence_length", "tokens of a prompt"),
     ("data.validation.fraction", "share of the prompts held out"),
 )
