@@ -53,7 +53,9 @@ def test_noise_turns_its_share_round() -> None:
 
 
 def test_an_unknown_judge_is_refused_with_the_nearest() -> None:
-    with pytest.raises(ConfigError, match="answer_f1, right_or_honest, length; did you mean length"):
+    with pytest.raises(
+        ConfigError, match="answer_f1, right_or_honest, length; did you mean length"
+    ):
         judge_named("lenght", 0, 1)
 
 

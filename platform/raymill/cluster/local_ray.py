@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # What Ray's own processes and ours import, in the order in which they are wanted; never Ray itself.
@@ -151,12 +152,21 @@ def _python(launcher: Path | None) -> Iterator[None]:
 
 @contextmanager
 def _without_unused() -> Iterator[None]:
-    """Within the block Ray leaves out processes that nobody uses."""
+    """Within the block Ray leaves out processes that nobody uses, and its agent listens at any free port: another
+    Ray on this machine may have the usual one, for which the agent would wait four seconds."""
     from ray._private.node import Node
 
-    kept = {name: getattr(Node, name) for name in _UNUSED if hasattr(Node, name)}
+    start_raylet = Node.start_raylet
+
+    def with_free_port(node: Any, *arguments: Any, **options: Any) -> None:
+        node._ray_params.dashboard_agent_listen_port = 0
+        start_raylet(node, *arguments, **options)
+
+    replaced: dict[str, Any] = {name: lambda *_, **__: None for name in _UNUSED}
+    replaced["start_raylet"] = with_free_port
+    kept = {name: getattr(Node, name) for name in replaced if hasattr(Node, name)}
     for name in kept:
-        setattr(Node, name, lambda *_, **__: None)
+        setattr(Node, name, replaced[name])
     try:
         yield
     finally:
