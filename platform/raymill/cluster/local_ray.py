@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,7 @@ WORKERS_ON_CPU = (*WORKERS, *_ON_CPU)
 # On one machine: the autoscaler, the copying of workers' output to the driver, which does not show it, and the
 # dashboard's server, which serves nothing without a dashboard.
 _UNUSED = ("start_monitor", "start_log_monitor", "start_api_server")
+REGISTRATION_S = 10.0
 
 
 class _Launcher:
@@ -150,10 +152,17 @@ def _python(launcher: Path | None) -> Iterator[None]:
             os.environ["PYTHONPATH"] = before
 
 
+def _wait_for_registration(node: Any) -> None:
+    """Until the node is known, or should be: Ray itself looks once a second."""
+    deadline = time.monotonic() + REGISTRATION_S
+    while time.monotonic() < deadline and not node.get_gcs_client().get_all_node_info():
+        time.sleep(0.05)
+
+
 @contextmanager
 def _without_unused() -> Iterator[None]:
-    """Within the block Ray leaves out processes that nobody uses, and its agent listens at any free port: another
-    Ray on this machine may have the usual one, for which the agent would wait four seconds."""
+    """Within the block Ray leaves out processes that nobody uses, and its agent listens at any free port: the
+    usual one may be another Ray's, and the agent would wait for it for four seconds."""
     from ray._private.node import Node
 
     start_raylet = Node.start_raylet
@@ -161,6 +170,7 @@ def _without_unused() -> Iterator[None]:
     def with_free_port(node: Any, *arguments: Any, **options: Any) -> None:
         node._ray_params.dashboard_agent_listen_port = 0
         start_raylet(node, *arguments, **options)
+        _wait_for_registration(node)
 
     replaced: dict[str, Any] = {name: lambda *_, **__: None for name in _UNUSED}
     replaced["start_raylet"] = with_free_port
