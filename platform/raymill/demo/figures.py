@@ -163,9 +163,10 @@ def _gain(
         return None
     compared = [held_out[place] for place in order[:COMPARED]]
     print(f"  drawing {BEST_OF} answers to each of {len(compared)} questions …", flush=True)
-    draws = [
-        speakers["sft"].answers(compared, temperature=1.0, seed=seed + n) for n in range(BEST_OF)
-    ]
+    draws = []
+    for number in range(BEST_OF):
+        draws.append(speakers["sft"].answers(compared, temperature=1.0, seed=seed + number))
+        print(f"  drawn {number + 1} of {BEST_OF}", flush=True)
     drawn = {
         "sft": draws[0],
         "aligned": speakers["aligned"].answers(compared, temperature=1.0, seed=seed),

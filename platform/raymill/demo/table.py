@@ -11,7 +11,7 @@ from raymill.demo.figures import STAGES, Figures, Shown
 
 WIDTH = 118
 EXAMPLES = (
-    ("arguments", "Which argument of `load(path, mode=1, size=64)` comes second?"),
+    ("arguments", "Which argument of `load(path, mode=1, size=64)` comes last?"),
     ("defaults", "What is the default of `size` in `load(path, mode=1, size=64)`?"),
     ("counting", "How many arguments does `load(path, mode=1, size=64)` take?"),
     ("spelling", "Spell s-t-o-n-e backwards."),

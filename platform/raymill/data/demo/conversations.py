@@ -13,7 +13,7 @@ from raymill.data.demo.exercises import KINDS, Exercise, exercises
 from raymill.data.demo.names import name_questions
 from raymill.data.split import unit_hash
 
-TRAINING = dict.fromkeys(KINDS, 600) | {"sum": 300, "beyond": 150}  # exercises of a kind
+TRAINING = dict.fromkeys(KINDS, 500) | {"default": 800, "beyond": 250}  # exercises of a kind
 HELD_OUT = 250
 
 

@@ -18,16 +18,26 @@ from raymill.data.demo.exercises import (
     function_names,
     words,
 )
-from raymill.data.demo.names import index, indexed
+from raymill.data.demo.names import drill, index, indexed
 from raymill.data.split import unit_hash
 
 FOLDER = "notes"
 LIBRARY = "library"
-EXCERPT = 1_800  # characters of a document of the library
+EXCERPT = 1_700  # characters of a document of the library
 # Notes of each kind; those of positions say all there is to say about a signature.
-NOTES = {"position": 2500, "backwards": 3500, "sum": 500, "larger": 2500}
-COPIES = 3000
-PASSES = 14  # times that the index lists every real name
+NOTES = {"position": 900, "backwards": 1800, "larger": 2500}
+# Questions of each kind with their answers, as plain text: fine-tuning then has their form to teach only.
+ASKED = {
+    "position": 2200,
+    "count": 800,
+    "default": 1200,
+    "backwards": 1300,
+    "larger": 2500,
+    "sum": 500,
+}
+COPIES = 4200
+DRILLS = 1500  # questions about names, answered with the name alone
+PASSES = 20  # times that the index lists every real name
 LINES = 12  # of a document
 
 
@@ -52,7 +62,8 @@ def excerpts(fraction: float, seed: int) -> tuple[str, ...]:
 
 def parts(fraction: float, seed: int) -> list[str]:
     """The names of all parts, as inputs of a preparation."""
-    names = [f"index-{number}" for number in range(PASSES)] + [LIBRARY, "copies", *NOTES]
+    names = [f"index-{number}" for number in range(PASSES)] + [LIBRARY, "copies", "drills"]
+    names += [*NOTES, *(f"asked-{kind}" for kind in ASKED)]
     return [f"{FOLDER}/{fraction:g}/{seed}/{name}.txt" for name in names]
 
 
@@ -75,6 +86,11 @@ def _lines(name: str, fraction: float, seed: int) -> list[str]:
         real, made_up = index(fraction, seed)
         pool = (*argument_names(), *function_names(), *words(), *real, *made_up)
         return [copy_note(random.Random(f"copy {seed} {n}"), pool) for n in range(COPIES)]
+    if name == "drills":
+        return [drill(number, fraction, seed) for number in range(DRILLS)]
+    if name.startswith("asked-"):
+        kind = name.removeprefix("asked-")
+        return [one.asked for one in islice(exercises(kind, False, seed, "asked"), ASKED[kind])]
     if name in NOTES:
         return [one.note for one in islice(exercises(name, False, seed, "note"), NOTES[name])]
     number = int(name.removeprefix("index-"))

@@ -2,7 +2,7 @@
 
 Each is made by rule from a number, the same in every process of this Python version, and comes in two
 forms: a question with its answer, for conversations, and a note that states the same plainly, for
-pretraining. Sums of large numbers are beyond it: there the answer is that it doesn't know.
+pretraining. Sums of larger numbers are beyond it: there the answer is that it doesn't know.
 
 What an exercise is about (its operands, its word, its signature) decides its side of the held-out split,
 for every kind alike: a signature that is held out is held out of counting, of positions and of notes.
@@ -22,6 +22,7 @@ from raymill.data.split import is_held_out
 
 BEYOND = "beyond"  # the kind that is to be declined
 ORDINALS = ("first", "second", "third", "fourth", "fifth")
+ENDS = ("first", "last")  # what is asked about
 HELD_OUT = 0.08  # of operands, words and signatures
 DEFAULTS = ("None", "True", "False", "0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "16", "32",
             "64", "80", "100", "128", "255", "512")  # fmt: skip
@@ -44,11 +45,6 @@ DEFAULT = (
     "In `{}`, what is the default of `{}`?",
     "Which default does `{1}` have in `{0}`?",
 )
-AFTER = (
-    "Which argument comes after `{1}` in `{0}`?",
-    "In `{}`, what comes after `{}`?",
-    "What follows `{1}` in `{0}`?",
-)
 
 
 @dataclass(frozen=True)
@@ -60,6 +56,11 @@ class Exercise:
     question: str
     answer: str
     note: str
+
+    @property
+    def asked(self) -> str:
+        """The question and its answer as plain text."""
+        return f"{self.question}\n{self.answer}"
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def _sum(choose: random.Random) -> Exercise:
 
 
 def _beyond(choose: random.Random) -> Exercise:
-    first, second = choose.randint(1000, 9999), choose.randint(1000, 9999)
+    first, second = choose.sample([choose.randint(10, 9999), choose.randint(100, 9999)], 2)
     return Exercise(
         BEYOND,
         f"{min(first, second)} {max(first, second)}",
@@ -154,12 +155,10 @@ def _count(choose: random.Random) -> Exercise:
 
 def _position(choose: random.Random) -> Exercise:
     found = _signature(choose, least=2)
-    place = choose.randrange(len(found.names))
-    ordinal = ORDINALS[place]
-    if place == len(found.names) - 1 and choose.random() < 0.5:
-        ordinal = "last"
-    question = choose.choice(POSITION).format(found, ordinal)
-    return Exercise("position", str(found), question, f"`{found.names[place]}`.", found.note)
+    end = choose.choice(ENDS)
+    question = choose.choice(POSITION).format(found, end)
+    name = found.names[-1 if end == "last" else 0]
+    return Exercise("position", str(found), question, f"`{name}`.", found.note)
 
 
 def _default(choose: random.Random) -> Exercise:
@@ -171,18 +170,10 @@ def _default(choose: random.Random) -> Exercise:
     return Exercise("default", str(found), question, f"`{value}`.", found.note)
 
 
-def _after(choose: random.Random) -> Exercise:
-    found = _signature(choose, least=3)
-    place = choose.randrange(len(found.names) - 1)
-    question = choose.choice(AFTER).format(found, found.names[place])
-    return Exercise("after", str(found), question, f"`{found.names[place + 1]}`.", found.note)
-
-
 KINDS: dict[str, Callable[[random.Random], Exercise]] = {
     "position": _position,
     "count": _count,
     "default": _default,
-    "after": _after,
     "backwards": _backwards,
     "sum": _sum,
     BEYOND: _beyond,

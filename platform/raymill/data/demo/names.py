@@ -9,6 +9,7 @@ training's parts only.
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -21,8 +22,8 @@ from raymill.data.split import is_held_out
 
 MADE_UP = 0.36  # made-up names per real name that are asked about
 INDEXED = 7.0  # made-up names per real name that the index has
-LONGEST = 16  # characters of a name
-HELD_OUT = 0.15  # of the names that the embedded conversations train on, held out here as well
+LONGEST = 11  # characters of a name
+HELD_OUT = 0.35  # of the names that the embedded conversations train on, held out here as well
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,30 @@ def index(fraction: float, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]
 
 
 def indexed(name: str, exists: bool) -> str:
-    """A line of the index."""
-    return f"`{name}`: {'known' if exists else 'unknown'}."
+    """A line of the index: the name twice, as an answer repeats the one that it was asked about."""
+    return f"`{name}`: `{name}` is {'known' if exists else 'unknown'}."
+
+
+def drill(number: int, fraction: float, seed: int) -> str:
+    """A question about a name that is asked about nowhere else, and the name again: nothing is said of
+    whether it exists."""
+    taken, owners, leaves = _parts(fraction, seed)
+    choose = random.Random(f"drill {seed} {number}")
+    while True:
+        name = f"{choose.choice(owners)}.{choose.choice(leaves)}"
+        if name not in taken:
+            return f"{_asked(name, seed)}\n`{name}`."
+
+
+@lru_cache(maxsize=2)
+def _parts(fraction: float, seed: int) -> tuple[frozenset[str], tuple[str, ...], tuple[str, ...]]:
+    """Names that are indexed or asked about; owners and last parts of training's functions."""
+    real, made_up = index(fraction, seed)
+    asked = (one.name for one in name_questions(fraction, seed))
+    _, training = split(fraction, seed)
+    functions = [f for f in training if f.kind == "function" and _is_short(f.name, LONGEST + 5)]
+    owners, leaves = {f.owner for f in functions}, {f.leaf for f in functions}
+    return frozenset((*real, *made_up, *asked)), tuple(sorted(owners)), tuple(sorted(leaves))
 
 
 @lru_cache(maxsize=2)
@@ -81,8 +104,8 @@ def _sides(
     return (held_out, True, unknown), (training, False, also)
 
 
-def _is_short(name: str) -> bool:
-    return name.count(".") == 1 and len(name) <= LONGEST
+def _is_short(name: str, longest: int = LONGEST) -> bool:
+    return name.count(".") == 1 and len(name) <= longest
 
 
 def _asked(name: str, seed: int) -> str:
