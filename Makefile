@@ -6,7 +6,9 @@ READY := $(VENV)/.ready
 LOG := $(VENV)/setup.log
 # Two at a time, a file each, in alphabetical order (whole jobs come early): jobs mostly wait for processes
 # to start.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+# The slowest are told, so that growth is seen.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=20
+IN_PAIRS := -n 2 --dist loadfile --no-loadscope-reorder
 # Where make demo-large runs: local (this machine's CPU), local_gpu, or any other conf/cluster; how precisely;
 # and a Hugging Face folder whose weights and tokenizer it starts from, under a run name of its own.
 CLUSTER ?= local
@@ -23,7 +25,8 @@ VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_READY := $(VLLM_VENV)/.ready
 VLLM_LOG := $(VLLM_VENV)/setup.log
 
-.PHONY: help demo demo-large test test-all test-vllm learn chaos check bench vllm lock clean
+SHELL := /bin/bash -o pipefail
+.PHONY: help demo demo-large test test-slow test-gpu test-all test-vllm learn chaos check bench bench-models vllm lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -40,11 +43,16 @@ demo-large: $(READY) ## the same at GPT-2 size: CLUSTER=local_gpu for a GPU, MOD
 	@echo
 	@echo "talk to it:    $(BIN)/python jobs/generate.py storage.root=storage/large"
 
-test: $(READY) ## the tests, without the slow ones
-	@$(PYTEST) -m "not slow and not chaos and not gpu and not learn and not vllm"
+test: $(READY) ## the tests, without those of the groups below
+	@$(PYTEST) $(IN_PAIRS) -m "not slow and not chaos and not gpu and not learn and not vllm"
 
-test-all: $(READY) ## all tests
-	@$(PYTEST) -m "not vllm"
+test-slow: $(READY) ## those that take minutes
+	@$(PYTEST) $(IN_PAIRS) -m "slow and not chaos and not gpu and not learn and not vllm"
+
+test-gpu: $(READY) ## those that need a GPU; skipped without one
+	@$(PYTEST) -m "gpu and not vllm"
+
+test-all: test test-slow test-gpu learn chaos test-vllm ## all tests, group by group
 
 test-vllm: $(VLLM_READY) ## the tests of sampling with vLLM, in its environment
 	@$(VLLM_BIN)/python -m pytest -q -m vllm tests/rollout/vllm
@@ -53,14 +61,20 @@ learn: $(READY) ## that alignment learns, from three seeds each
 	@$(BIN)/python -m pytest -q -s tests/learn | grep -v "^  \|Prepar\|prepared"
 
 chaos: $(READY) ## kills, stops and faults of all kinds, in one run of hundreds of steps
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s -m chaos
+	@$(PYTEST) -s -m chaos
 
 check: $(READY) ## formatting, lint, types
 	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --no-error-summary
 	@echo "check: formatting, lint and types are fine"
 
-bench: $(READY) ## measurements against bare PyTorch, a DataLoader and TRL; make demo first
+bench-models: $(READY) ## the data and models that the benches start from
+	@$(BIN)/python jobs/prepare.py experiment=bench
+	@$(BIN)/python jobs/pretrain.py experiment=bench tracking=none
+	@$(BIN)/python jobs/sft.py experiment=sft_bench tracking=none parent=storage/runs/bench/export
+
+bench: bench-models ## measurements against bare PyTorch, torchrun, a DataLoader and TRL
+	@$(BIN)/python bench/start.py
 	@$(BIN)/python bench/stream.py
 	@$(BIN)/python bench/sft.py 2>/dev/null
 	@$(BIN)/python bench/trainer_alone.py 2>/dev/null

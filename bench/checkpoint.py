@@ -4,8 +4,8 @@ meanwhile, against those that follow it before the next; and bytes/s against wha
     .venv/bin/python bench/checkpoint.py [--steps 144] [--every 20] [cluster=local_gpu …]
 
 One run of jobs/pretrain.py with a model of about 24 million parameters (290 MB of state). Its last checkpoint
-is one that the loop waits for, as every one of a synchronous save would be. Needs the demo's prepared data
-(make demo).
+is one that the loop waits for, as every one of a synchronous save would be. Needs prepared data
+(make bench-models).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from pretraining import ROOT, journal_of, storage
 
 MODEL = [
-    "experiment=demo", "arch.hidden_size=512", "arch.layers=6", "arch.heads=8", "arch.kv_heads=8",
+    "experiment=bench", "arch.hidden_size=512", "arch.layers=6", "arch.heads=8", "arch.kv_heads=8",
     "arch.intermediate_size=1408", "train.global_batch=4", "train.micro_batch=4",
     "evaluation.every=0", "evaluation.rows=4", "evaluation.prompts=[]", "evaluation.sample_every=0",
     "tracking=none",

@@ -44,7 +44,7 @@ from raymill.plan.report import memory_plan
 
 VOCAB, LENGTH, WARM_UP = 32_000, 1024, 3
 JOB = [
-    "experiment=demo", "cluster=local_gpu", "train.precision=bf16", "zero=stage1",
+    "experiment=bench", "cluster=local_gpu", "train.precision=bf16", "zero=stage1",
     "arch.hidden_size=1024", "arch.layers=24", "arch.heads=16", "arch.kv_heads=16",
     "arch.intermediate_size=2816", f"tokenizer.vocab_size={VOCAB}", f"data.sequence_length={LENGTH}",
     "train.global_batch=16", "train.micro_batch=16", "arch.max_positions=1024",

@@ -1,10 +1,10 @@
 """GRPO beside TRL's GRPOTrainer: answers learned from a second, on the same CPU, in one run.
 
-    make demo                                          # once
+    make bench-models                                  # once
     .venv/bin/python bench/grpo.py                     # both sample with transformers
     .venv-vllm/bin/python bench/grpo.py --engine vllm  # both sample with vLLM; make vllm before
 
-Same parent (the demo's fine-tuned model), prompts, group size, answer length, temperature, reward (F1 of the
+Same parent (of make bench-models), prompts, group size, answer length, temperature, reward (F1 of the
 answer's words to the reference's) and sampling engine on both sides, fp32, no KL. TRL: 64 answers a step in
 one forward pass, one update a step, `beta=0`, `loss_type="dapo"`; with vLLM `vllm_mode="colocate"`. Ours:
 `jobs/rlhf.py` as a user runs it, Ray, its actor and the digests of weight sync included; 64 answers a step,
@@ -134,7 +134,7 @@ def train_with_trl(parent: Path, engine: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", nargs="?", choices=["all", "trl"], default="all")
-    default = ROOT / "storage" / "runs" / "demo-sft" / "export"
+    default = ROOT / "storage" / "runs" / "bench-sft" / "export"
     parser.add_argument("parent", nargs="?", type=Path, default=default)
     parser.add_argument("--engine", choices=["transformers", "vllm"], default="transformers")
     parser.add_argument("--turns", type=int, default=TURNS)

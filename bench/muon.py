@@ -1,6 +1,6 @@
-"""Tokens to a held-out loss, Muon against AdamW, each at the best rate of a sweep, three seeds.
+"""Tokens to a held-out loss, Muon against AdamW, each at the best of the rates tried, three seeds.
 
-    .venv/bin/python jobs/prepare.py experiment=demo data.sequence_length=128 tokenizer.vocab_size=1024
+    .venv/bin/python jobs/prepare.py experiment=bench data.sequence_length=128 tokenizer.vocab_size=1024
     .venv/bin/python bench/muon.py [seconds to spend now; without it, all that it takes]
 
 One process without Ray, through the trainer; a small Llama on the embedded corpus. The rate is constant after
@@ -37,13 +37,13 @@ from raymill.model.build import build_model
 from raymill.objective.language_modelling import LanguageModelling
 
 OVERRIDES = (
-    "experiment=demo", "zero=stage0", "data.sequence_length=128", "tokenizer.vocab_size=1024",
+    "experiment=bench", "zero=stage0", "data.sequence_length=128", "tokenizer.vocab_size=1024",
     "arch.hidden_size=128", "arch.heads=4", "arch.intermediate_size=352", "optim.weight_decay=0.1",
-    "train.global_batch=16", "train.micro_batch=16", "train.steps=200",
+    "train.global_batch=16", "train.micro_batch=16", "train.steps=160",
 )  # fmt: skip
-RATES = (1.5e-3, 3e-3, 6e-3, 1.2e-2)
+FIRST_RATE = 1.5e-3
 SEEDS = (1, 2, 3)
-WARM_UP, EVERY, HELD_OUT_ROWS = 10, 5, 96
+WARM_UP, EVERY, HELD_OUT_ROWS = 10, 10, 96
 RESULTS = ROOT / "storage" / "bench-muon.jsonl"
 
 
@@ -83,7 +83,9 @@ def train(optimizer: str, rate: float, seed: int, group: WorkerGroup) -> Run:
     )  # fmt: skip
     assert job.train.steps is not None
     folder = prepared_folder(job.data, job.tokenizer, job.run.seed, job.storage.folder)
-    rows, held_out = rows_of(folder, "train"), rows_of(folder, "validation", HELD_OUT_ROWS)
+    rows, held_out = rows_of(folder, "train"), rows_of(folder, "validation")
+    spread = np.linspace(0, len(held_out) - 1, HELD_OUT_ROWS).astype(int)
+    held_out = held_out.take(spread)
     order = np.random.default_rng(seed).permutation(len(rows))
     vocab_size = job.tokenizer.vocab_size
     trainer = Trainer(job, build_model(job.arch, vocab_size, 0, seed), group)
@@ -110,9 +112,9 @@ def train(optimizer: str, rate: float, seed: int, group: WorkerGroup) -> Run:
     )  # fmt: skip
 
 
-def rows_of(folder: Path, split: str, count: int | None = None) -> Rows:
-    """All rows of a split, or the first ones."""
-    every = ValidationSet(folder, rank=0, world_size=1, batch_rows=1024, rows=count, split=split)
+def rows_of(folder: Path, split: str) -> Rows:
+    """All rows of a split."""
+    every = ValidationSet(folder, rank=0, world_size=1, batch_rows=1024, split=split)
     return Rows.joined(list(every))
 
 
@@ -166,10 +168,15 @@ class Sweep:
         return run
 
     def best(self, optimizer: str) -> list[Run]:
-        """All seeds at the rate whose last loss is the lowest with the first seed."""
-        swept = [self.run(optimizer, rate, SEEDS[0]) for rate in RATES]
-        rate = min(swept, key=lambda run: run.losses[-1]).rate
-        return [self.run(optimizer, rate, seed) for seed in SEEDS]
+        """All seeds at the best rate: from the first one, twice and half of it, for as long as the last loss of
+        the first seed falls. So the best has a worse one on either side."""
+        best = self.run(optimizer, FIRST_RATE, SEEDS[0])
+        for factor in (2.0, 0.5):
+            while (found := self.run(optimizer, best.rate * factor, SEEDS[0])).losses[
+                -1
+            ] < best.losses[-1]:
+                best = found
+        return [self.run(optimizer, best.rate, seed) for seed in SEEDS]
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
     make bench   or   .venv/bin/python bench/overhead.py [--rounds 3] [--steps 30] [cluster=local_gpu …]
 
 The same model, rows, batch and threads on both sides; the two sides take turns, and the figure is the
-median of the rounds' ratios, since machines are noisy. Needs the demo's prepared data (make demo).
+median of the rounds' ratios, since machines are noisy. Needs prepared data (make bench-models).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pretraining import ROOT, journal_of, storage
 
 sys.path.insert(0, str(ROOT / "platform"))
 OVERRIDES = [
-    "experiment=demo", "train.global_batch=16", "train.micro_batch=16", "evaluation.every=0",
+    "experiment=bench", "train.global_batch=16", "train.micro_batch=16", "evaluation.every=0",
     "evaluation.rows=16", "evaluation.prompts=[]", "checkpoint.every=100000", "tracking=none",
 ]  # fmt: skip
 WARM_UP = 8  # steps not counted

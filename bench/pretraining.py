@@ -1,4 +1,4 @@
-"""Runs of jobs/pretrain.py on the demo's prepared data, for the benches that measure them."""
+"""Runs of jobs/pretrain.py on prepared data, for the benches that measure them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @contextmanager
 def storage(parent: Path | None = None) -> Iterator[Path]:
-    """A storage root with the demo's data, for as long as it is needed; `parent`: on whose disk."""
+    """A storage root with prepared data, for as long as it is needed; `parent`: on whose disk."""
     with tempfile.TemporaryDirectory(dir=parent) as name:
         folder = Path(name)
         (folder / "data").symlink_to(ROOT / "storage" / "data")

@@ -1,6 +1,6 @@
 """Fine-tuning beside TRL's SFTTrainer, and preparing conversations beside `datasets.map`.
 
-    python jobs/pipeline.py experiment=demo        # once
+    make bench-models        # once
     python bench/sft.py
 
 Same parent, same conversations, same CPU, turn by turn in one run; figures are medians of the turns'
@@ -26,7 +26,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "platform")]
 TURNS, STEPS, WARM_UP = 3, 16, 4
-PARENT = ROOT / "storage" / "runs" / "demo" / "export"
+PARENT = ROOT / "storage" / "runs" / "bench" / "export"
 PREPARED_CONVERSATIONS = 4000
 
 
@@ -44,7 +44,7 @@ def ours(packing: bool) -> float:
         storage = Path(folder)
         (storage / "data").symlink_to(PARENT.parents[2] / "data")
         overrides = [
-            "experiment=sft_demo", f"parent={PARENT}", f"storage.root={storage}", "tracking=none",
+            "experiment=sft_bench", f"parent={PARENT}", f"storage.root={storage}", "tracking=none",
             f"train.steps={STEPS}", "evaluation.every=0", "evaluation.questions=0",
             "evaluation.forgetting=none", "checkpoint.every=1000", f"data.packing={packing}",
         ]  # fmt: skip
@@ -54,7 +54,7 @@ def ours(packing: bool) -> float:
             [sys.executable, str(ROOT / "jobs" / "sft.py"), *overrides],
             check=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip
-        lines = (storage / "runs" / "demo-sft" / "metrics.jsonl").read_text().splitlines()
+        lines = (storage / "runs" / "bench-sft" / "metrics.jsonl").read_text().splitlines()
     steps = [event for event in map(json.loads, lines) if event["kind"] == "step"][WARM_UP:]
     return statistics.median(e["perf/tokens_per_s"] * e["perf/learned_share"] for e in steps)
 
@@ -153,7 +153,7 @@ def main() -> None:
     """Take turns and print."""
     argparse.ArgumentParser(description=__doc__).parse_known_args()
     if not PARENT.exists():
-        raise SystemExit(f"{PARENT} isn't there: run python jobs/pipeline.py experiment=demo first")
+        raise SystemExit(f"{PARENT} isn't there: run make bench-models first")
     prepared = [preparation() for _ in range(TURNS)]
     mine, theirs = (statistics.median(side) for side in zip(*prepared, strict=True))
     ratio = statistics.median(a / b for a, b in prepared)

@@ -4,7 +4,7 @@ without tracking, in turns.
     .venv/bin/python bench/tracking.py [--turns 3] [--steps 300]
 
 Runs of jobs/pretrain.py with a tiny model on one worker, whose steps take milliseconds, so that what would
-disturb them shows. Needs the demo's prepared data (make demo).
+disturb them shows. Needs prepared data (make bench-models).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from servers import free_port, hanging_server, refusing_server
 
 MODEL = [
-    "experiment=demo", "arch.hidden_size=128", "arch.layers=2", "arch.heads=4", "arch.kv_heads=4",
+    "experiment=bench", "arch.hidden_size=128", "arch.layers=2", "arch.heads=4", "arch.kv_heads=4",
     "arch.intermediate_size=384", "train.global_batch=4", "train.micro_batch=4", "train.threads=1",
     "evaluation.every=0", "evaluation.rows=4", "evaluation.prompts=[]", "evaluation.sample_every=0",
     "checkpoint.every=1000000", "tracking.register=false", "tracking.flush_timeout_s=1",

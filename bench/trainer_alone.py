@@ -76,7 +76,7 @@ def bare_step(
 
 def trainer_step(stage: int) -> Callable[[], None]:
     """The trainer's step under a ZeRO stage."""
-    job = load("pretrain", ["experiment=demo", f"train.global_batch={ROWS}",
+    job = load("pretrain", ["experiment=bench", f"train.global_batch={ROWS}",
                             f"train.micro_batch={ROWS}", f"zero=stage{stage}"])  # fmt: skip
     group = WorkerGroup(torch.device("cpu"))
     trainer = Trainer(job, build_model(job.arch, VOCAB, 0, 1), group)
@@ -107,7 +107,7 @@ def main() -> None:
     torch.distributed.init_process_group("gloo")
     join_deepspeed(gpu=False)
     sides = {
-        "bare": bare_step(load("pretrain", ["experiment=demo"]), VOCAB, itertools.repeat(TOKENS)),
+        "bare": bare_step(load("pretrain", ["experiment=bench"]), VOCAB, itertools.repeat(TOKENS)),
         **{f"ZeRO-{stage}": trainer_step(stage) for stage in range(4)},
     }
     seconds: dict[str, list[float]] = {name: [] for name in sides}

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 TOP_LEVEL = {
     "pyproject.toml", "README.md", "Makefile", "platform", "conf", "jobs", "tests", "k8s", "docs",
-    "bench", ".ci", ".gitignore", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "constraints.txt",
+    "bench", "tools", ".ci", ".gitignore", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "constraints.txt",
 }  # fmt: skip
 
 

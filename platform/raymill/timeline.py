@@ -1,5 +1,5 @@
-"""When a start reached what, for `bench/start.py`: a line a mark in the file that RAYMILL_TIMELINE names, and
-nothing where it names none."""
+"""Records when a start reached which point, for `bench/start.py`: a line per mark in the file that
+RAYMILL_TIMELINE names, nothing where it names none."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ VARIABLE = "RAYMILL_TIMELINE"
 
 
 def mark(reached: str) -> None:
-    """This process has got so far."""
+    """Record that this process has reached a point."""
     path = os.environ.get(VARIABLE)
     if path:
         with open(path, "a", encoding="utf-8") as stream:

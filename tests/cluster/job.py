@@ -1,5 +1,5 @@
-"""Running jobs: as a user does, as processes, from another folder, reading what they print and write; or in this
-process."""
+"""Running jobs: as a user does, as processes, from another folder, reading what they print and write; or
+in this process."""
 
 from __future__ import annotations
 

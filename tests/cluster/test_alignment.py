@@ -18,11 +18,11 @@ from engine.alignment_probe import write_judge, write_parent, write_prompts
 from faults.injector import with_faults
 
 pytestmark = pytest.mark.integration
-STEPS = 24
+STEPS = 16
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("aligned")
     parent = write_parent(root / "parent", hidden=32)
     write_judge(parent, root / "judge")
@@ -37,7 +37,8 @@ def overrides(root: Path, name: str, *more: str) -> tuple[str, ...]:
         "data.sequence_length=48", "data.row_group_rows=4", "data.validation.fraction=0.2",
         "reward.functions={token_share: 1.0}", f"reward.model={root / 'judge'}",
         "reward.model_weight=0.1", "rollout.max_new_tokens=10", "rollout.group=4",
-        "rollout.batch=8", "train.global_batch=8", "train.micro_batch=16", f"train.steps={STEPS}",
+        "rollout.batch=8", "train.global_batch=8", "train.micro_batch=16", "train.threads=1",
+        f"train.steps={STEPS}",
         "schedule.warmup_steps=0", "evaluation.rows=8", "evaluation.every=0", "checkpoint.every=5",
         "optim.learning_rate=3e-3", f"run.name={name}", *more,
     )  # fmt: skip
@@ -108,12 +109,12 @@ def test_whatever_is_killed_the_run_is_the_one_that_never_was(
     same command goes on. Two samplers instead of one besides: the number of them decides nothing."""
     run_dir = place / "storage" / "runs" / "killed"
     settings = overrides(place, "killed", "rollout.actors=2")
-    standing = with_faults(tmp_path, {"what": "sleep", "rank": 0, "step": 15, "phase": "forward"})
+    standing = with_faults(tmp_path, {"what": "sleep", "rank": 0, "step": 11, "phase": "forward"})
     process = job.start("rlhf", *settings, cwd=place, env=standing)
-    for step, victim in ((2, "SamplingActor"), (4, "JudgingActor"), (7, "RayTrainWorker")):
+    for step, victim in ((2, "SamplingActor"), (4, "JudgingActor"), (6, "RayTrainWorker")):
         job.wait_for_step(process, run_dir, step)
         kill(process, victim)
-    job.kill_after(process, run_dir, 14)
+    job.kill_after(process, run_dir, 10)
     code, output = job.run("rlhf", *settings, cwd=place)
     assert code == 0, output
     told = [event["text"] for event in job.events(run_dir, "message")]

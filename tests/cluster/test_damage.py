@@ -25,7 +25,7 @@ COMMON = (
 
 def run(workshop: Workshop, name: str, env: dict[str, str] | None = None) -> tuple[int, str]:
     settings = (*workshop.overrides, *COMMON, f"run.name={name}")
-    return job.run("pretrain", *settings, cwd=workshop.root, env=env)
+    return job.run_alone("pretrain", *settings, cwd=workshop.root, env=env)
 
 
 @pytest.mark.parametrize("what", ["full", "denied"])

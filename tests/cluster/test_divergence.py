@@ -22,7 +22,7 @@ COMMON = (
 
 def run(workshop: Workshop, name: str, folder: Path | None, policy: str) -> tuple[int, str]:
     fault = {"what": "nan", "rank": 1, "step": BAD, "phase": "forward"}
-    return job.run(
+    return job.run_alone(
         "pretrain", *workshop.overrides, *COMMON, f"run.name={name}", f"guard.policy={policy}",
         cwd=workshop.root, env=with_faults(folder, fault) if folder else None,
     )  # fmt: skip

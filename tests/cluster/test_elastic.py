@@ -76,7 +76,7 @@ def test_a_node_that_comes_is_used_and_one_that_goes_is_done_without(workshop: W
     check_attempts(run_dir, 20)
     moved = found(run_dir)
     made = max(moved)
-    code, output = job.run(
+    code, output = job.run_alone(
         "pretrain",
         *common,
         "run.name=still",
@@ -97,7 +97,7 @@ def test_a_node_that_comes_is_used_and_one_that_goes_is_done_without(workshop: W
 def check_resize(workshop: Workshop, moved: dict[int, Any], begin: int, workers: int) -> None:
     """For 20 steps the run goes on as from the same state with as many workers as before. (Two runs that differ
     in the last bits drift apart from there on, so that it isn't compared with the one that stayed.)"""
-    code, output = job.run(
+    code, output = job.run_alone(
         "pretrain", *workshop.overrides, *SETTINGS, f"train.steps={begin + 20}", "train.threads=1",
         f"run.name=from-{begin}", f"run.from=elastic@{begin}", f"run.workers={workers}",
         cwd=workshop.root,

@@ -36,7 +36,7 @@ def test_kill_9_of_the_driver_and_bit_equal_from_there(workshop: Workshop, preci
     output, _ = through.communicate(timeout=job.TIMEOUT_S)
     assert through.returncode == 0, output
     wait_for_no_orphans(run_dir)
-    code, output = job.run("pretrain", *command("killed"), cwd=workshop.root)
+    code, output = job.run_alone("pretrain", *command("killed"), cwd=workshop.root)
     assert code == 0, output
     assert "resumed at step" in output
     assert losses(run_dir) == losses(workshop.run_dir(f"{precision}-through"))
@@ -44,7 +44,7 @@ def test_kill_9_of_the_driver_and_bit_equal_from_there(workshop: Workshop, preci
 
 
 def test_memory_that_runs_out_says_what_to_change(workshop: Workshop) -> None:
-    code, output = job.run(
+    code, output = job.run_alone(
         "pretrain", *workshop.overrides, *OFF, *GPU, "run.name=large", "arch.hidden_size=4096",
         "arch.layers=12", "train.micro_batch=2048", "train.global_batch=2048", cwd=workshop.root,
     )  # fmt: skip
@@ -56,7 +56,7 @@ def test_memory_that_runs_out_says_what_to_change(workshop: Workshop) -> None:
 
 def test_text_to_aligned_assistant(tmp_path: Path) -> None:
     write_inputs(tmp_path)
-    code, output = job.run(
+    code, output = job.run_alone(
         "pipeline", *overrides(tmp_path), *GPU, "train.precision=bf16",
         "sft.train.precision=bf16", "reward.train.precision=bf16", "rlhf.train.precision=bf16",
         "rlhf.rollout.actors=0", cwd=tmp_path,

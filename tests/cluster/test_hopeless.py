@@ -24,7 +24,7 @@ COMMON = (
 def run(workshop: Workshop, name: str, folder: Path, *faults: str) -> tuple[int, str]:
     place = {"rank": 1, "step": BAD, "phase": "forward"}
     injected = with_faults(folder, *({"what": what, **place} for what in faults))
-    return job.run(
+    return job.run_alone(
         "pretrain",
         *workshop.overrides,
         *COMMON,

@@ -16,9 +16,9 @@ from cluster.test_resume import wait_for_no_orphans
 from faults.injector import happened, with_faults
 
 pytestmark = pytest.mark.integration
-STEPS = 120
+STEPS, EVERY = 40, 5
 COMMON = (
-    "tracking=none", f"train.steps={STEPS}", "checkpoint.every=20", "evaluation.every=0",
+    "tracking=none", f"train.steps={STEPS}", f"checkpoint.every={EVERY}", "evaluation.every=0",
     "checkpoint.keep_last=100",
 )  # fmt: skip
 
@@ -56,17 +56,17 @@ def test_killed_stopped_and_taken_over(
 ) -> None:
     """In one run: a second run of the same name is refused, a worker is killed, another stands still, and
     SIGTERM ends it with a checkpoint; the same command ends what is left."""
-    settings = ("run.workers=2", "watchdog.timeout_s=20")
+    settings = ("run.workers=2", "watchdog.timeout_s=12")
     run_dir = workshop.run_dir("storm")
     faults = with_faults(
         tmp_path,
-        {"what": "kill", "rank": 1, "step": 45, "phase": "forward"},
-        {"what": "stop", "rank": 0, "step": 50, "phase": "forward"},
+        {"what": "kill", "rank": 1, "step": 12, "phase": "forward"},
+        {"what": "stop", "rank": 0, "step": 17, "phase": "forward"},
         {
             "what": "hold",
             "until": f"{run_dir}/stop-requested*",
             "rank": 0,
-            "step": 55,
+            "step": 22,
             "phase": "forward",
         },
     )
@@ -96,8 +96,8 @@ def test_killed_stopped_and_taken_over(
     code, output = run(workshop, "storm", *settings)
     assert code == 0, output
     assert found(run_dir) == through, "bit-equal, with the same number of workers"
-    check_attempts(run_dir, 20)
-    assert all(event["step"] >= 20 for event in job.events(run_dir, "attempt")[1:])
+    check_attempts(run_dir, EVERY)
+    assert all(event["step"] >= EVERY for event in job.events(run_dir, "attempt")[1:])
     states = [line["state"] for line in history(run_dir)]
     assert states[0] == "starting"
     assert states.count("recovering") >= 2

@@ -15,7 +15,7 @@ from faults.injector import with_faults
 from raymill.storage.bucket import Bucket
 
 pytestmark = pytest.mark.integration
-STEPS, EVERY = 120, 20
+STEPS, EVERY = 24, 5
 OFF = (
     "tracking=none", f"train.steps={STEPS}", f"checkpoint.every={EVERY}", "evaluation.every=0",
     "run.name=kept",
@@ -28,11 +28,11 @@ def test_another_machine_goes_on_from_the_store(
     root = workshop.root
     stored = (*workshop.overrides, f"storage.root={uri}")
     one, two = root / "one", root / "two"
-    code, output = job.run("prepare", *stored, f"storage.scratch={one}", cwd=root)
+    code, output = job.run_alone("prepare", *stored, f"storage.scratch={one}", cwd=root)
     assert code == 0, output
     assert f"uploading {one / 'data'}" in output
 
-    last = 2 * EVERY + 5
+    last = 2 * EVERY + 2
     fault = {"what": "sleep", "rank": 0, "step": last + 1, "phase": "forward"}
     process = job.start(
         "pretrain", *stored, *OFF, f"storage.scratch={one}", cwd=root,
@@ -40,14 +40,14 @@ def test_another_machine_goes_on_from_the_store(
     )  # fmt: skip
     run_dir = one / "runs" / "kept"
     job.wait_for_hold(process, run_dir)
-    code, output = job.run("pretrain", *stored, *OFF, f"storage.scratch={two}", cwd=root)
+    code, output = job.run_alone("pretrain", *stored, *OFF, f"storage.scratch={two}", cwd=root)
     assert code == 1, output
     assert f"run kept is held by process {process.pid} of " in output
     job.kill_after(process, run_dir, last)
     made = losses(run_dir)
     shutil.rmtree(one)  # the machine is gone
 
-    code, output = job.run("pretrain", *stored, *OFF, f"storage.scratch={two}", cwd=root)
+    code, output = job.run_alone("pretrain", *stored, *OFF, f"storage.scratch={two}", cwd=root)
     assert code == 0, output
     assert "Traceback" not in output
     run_dir = two / "runs" / "kept"
@@ -60,13 +60,13 @@ def test_another_machine_goes_on_from_the_store(
     assert made.items() <= through.items(), "before it was killed"
     assert losses(run_dir) == through, "and after"
 
-    code, output = job.run("audit", f"storage.root={uri}", "run.name=kept", cwd=root)
+    code, output = job.run_alone("audit", f"storage.root={uri}", "run.name=kept", cwd=root)
     assert code == 0, output
     assert "every byte verified" in output
     bucket = Bucket(f"{uri}/runs/kept")
     assert len({key.split("/")[1] for key in bucket.sizes("checkpoints")}) == 2
     shutil.rmtree(two)
-    code, output = job.run(
+    code, output = job.run_alone(
         "generate", f"model={uri}/runs/kept/export", "prompt=The red mill", "max_new_tokens=4",
         f"storage.root={uri}", f"storage.scratch={two}", cwd=root,
     )  # fmt: skip
@@ -84,11 +84,11 @@ def test_a_pipeline_is_taken_up_on_another_machine(tmp_path: Path, uri: str) -> 
         f"storage.root={uri}",
         f"storage.scratch={scratch}",
     )
-    code, output = job.run("pipeline", *command, cwd=tmp_path)
+    code, output = job.run_alone("pipeline", *command, cwd=tmp_path)
     assert code == 0, output
     judged = (scratch / "rankings" / "whole-rank" / "preferences.parquet").read_bytes()
     shutil.rmtree(scratch)
-    code, output = job.run("pipeline", *command, cwd=tmp_path)
+    code, output = job.run_alone("pipeline", *command, cwd=tmp_path)
     assert code == 0, output
     assert "Traceback" not in output and "Preparing" not in output
     for name in ("whole", "whole-sft", "whole-reward", "whole-rlhf"):

@@ -19,10 +19,10 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def finished(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     root = tmp_path_factory.mktemp("pipeline")
     write_inputs(root)
-    code, output = job.run("pipeline", *overrides(root), cwd=root)
+    code, output = job.run_alone("pipeline", *overrides(root), cwd=root)
     assert code == 0, output
     return root, output
 
@@ -38,7 +38,7 @@ def write_inputs(root: Path) -> None:
 def overrides(root: Path) -> tuple[str, ...]:
     return (
         "experiment=tiny", "data=files", f"data.path={root / 'texts'}", "tokenizer.vocab_size=300",
-        "data.sequence_length=64", "data.row_group_rows=8", "data.validation.fraction=0.2",
+        "data.sequence_length=64", "data.row_group_rows=8", "data.validation.fraction=0.2", "train.threads=1",
         "run.name=whole", f"sft.data.path={root / 'chats.jsonl'}", "sft.data.row_group_rows=8",
         f"rank.data.path={root / 'prompts.jsonl'}", f"rlhf.data.path={root / 'prompts.jsonl'}",
         "rlhf.data.row_group_rows=4", "rlhf.data.sequence_length=40", "reward.data.sequence_length=63",

@@ -12,13 +12,13 @@ import pytest
 
 from cluster import job
 from cluster.conftest import Workshop
+from faults.injector import happened, with_faults
 
 pytestmark = pytest.mark.integration
-STEPS = 300
-# Long enough that a killed driver's workers can't finish before they are gone.
+STEPS = 24
 OFF = (
-    "tracking=none", f"train.steps={STEPS}", "checkpoint.every=50", "evaluation.every=0",
-    "checkpoint.keep_every=150",
+    "tracking=none", f"train.steps={STEPS}", "checkpoint.every=5", "evaluation.every=0",
+    "checkpoint.keep_every=10",
 )  # fmt: skip
 
 
@@ -61,13 +61,17 @@ def check_resumed(
 
 
 def test_ctrl_c_commits_and_says_how_to_resume(
-    workshop: Workshop, uninterrupted: dict[int, tuple[float, float, str]]
+    workshop: Workshop, uninterrupted: dict[int, tuple[float, float, str]], tmp_path: Path
 ) -> None:
     run_dir = workshop.run_dir("stopped")
+    until = f"{run_dir}/stop-requested*"
+    hold = {"what": "hold", "until": until, "rank": 0, "step": 7, "phase": "forward"}
     process = job.start(
-        "pretrain", *workshop.overrides, *OFF, "run.name=stopped", cwd=workshop.root
-    )
-    job.interrupt_after(process, run_dir, 20, signal.SIGINT)
+        "pretrain", *workshop.overrides, *OFF, "run.name=stopped", cwd=workshop.root,
+        env=with_faults(tmp_path, hold),
+    )  # fmt: skip
+    job.wait_for(process, lambda: happened(tmp_path) == 1)
+    process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=job.TIMEOUT_S)
     assert process.returncode == 0, output
     assert "stopped after a checkpoint" in output
@@ -78,11 +82,15 @@ def test_ctrl_c_commits_and_says_how_to_resume(
 
 
 def test_kill_9_of_the_driver_loses_at_most_an_interval(
-    workshop: Workshop, uninterrupted: dict[int, tuple[float, float, str]]
+    workshop: Workshop, uninterrupted: dict[int, tuple[float, float, str]], tmp_path: Path
 ) -> None:
     run_dir = workshop.run_dir("killed")
-    process = job.start("pretrain", *workshop.overrides, *OFF, "run.name=killed", cwd=workshop.root)
-    job.kill_after(process, run_dir, 120)
+    sleep = {"what": "sleep", "rank": 0, "step": 14, "phase": "forward"}
+    process = job.start(
+        "pretrain", *workshop.overrides, *OFF, "run.name=killed", cwd=workshop.root,
+        env=with_faults(tmp_path, sleep),
+    )  # fmt: skip
+    job.kill_after(process, run_dir, 13)
     check_resumed(workshop, "killed", uninterrupted)
 
 
@@ -112,18 +120,18 @@ def test_contradictions_and_damage_are_refused_by_name(
     assert "optim.learning_rate=0.5: the checkpoint was trained with 0.003" in output
     code, output = job.run("pretrain", *again, cwd=workshop.root)
     assert code == 0
-    assert "is finished at step 300" in output
+    assert f"is finished at step {STEPS}" in output
 
 
 def test_a_fork_starts_from_the_other_runs_step(
     workshop: Workshop, uninterrupted: dict[int, tuple[float, float, str]]
 ) -> None:
     code, output = job.run(
-        "pretrain", *workshop.overrides, *OFF, "run.name=fork", "run.from=through@150",
+        "pretrain", *workshop.overrides, *OFF, "run.name=fork", "run.from=through@10",
         "optim.learning_rate=1e-4", cwd=workshop.root,
     )  # fmt: skip
     assert code == 0, output
     steps = job.events(workshop.run_dir("fork"), "step")
-    assert [event["step"] for event in steps] == list(range(151, STEPS + 1))
-    assert steps[0]["train/loss"] == uninterrupted[151][0], "same weights, same data"
-    assert steps[1]["train/loss"] != uninterrupted[152][0], "another learning rate"
+    assert [event["step"] for event in steps] == list(range(11, STEPS + 1))
+    assert steps[0]["train/loss"] == uninterrupted[11][0], "same weights, same data"
+    assert steps[1]["train/loss"] != uninterrupted[12][0], "another learning rate"

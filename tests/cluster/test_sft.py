@@ -13,13 +13,14 @@ from cluster import job
 from cluster.conftest import Workshop
 from cluster.test_resume import losses, wait_for_no_orphans
 from data.chat_factory import write_jsonl
+from faults.injector import happened, with_faults
 
 pytestmark = pytest.mark.integration
 GRAINS = ("wheat", "rye", "oats", "barley")
 COLOURS = ("red", "green", "blue", "white")
-STEPS = 150
+STEPS = 40
 QUIET = ("tracking=none", "evaluation.questions=0", "evaluation.every=0", "evaluation.forgetting=none",
-         f"train.steps={STEPS}", "checkpoint.every=20", "checkpoint.keep_every=100")  # fmt: skip
+         f"train.steps={STEPS}", "checkpoint.every=6", "checkpoint.keep_every=30")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def shop(workshop: Workshop) -> Workshop:
     overrides = (
         f"data.path={workshop.root / 'chats.jsonl'}", "data.sequence_length=128",
         "data.row_group_rows=8", "data.validation.fraction=0.1", "train.global_batch=8",
-        "train.micro_batch=4", "optim.learning_rate=3e-3", "schedule.warmup_steps=2",
+        "train.micro_batch=4", "train.threads=1", "optim.learning_rate=3e-3", "schedule.warmup_steps=2",
     )  # fmt: skip
     return Workshop(workshop.root, overrides)
 
@@ -138,13 +139,16 @@ def test_another_parent_is_refused_by_name(shop: Workshop, assistant: str) -> No
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_it_goes_on_as_if_never_stopped(
     shop: Workshop, through: dict[str, dict[int, tuple[float, float, str]]], kind: str,
-    number: signal.Signals,
+    number: signal.Signals, tmp_path: Path,
 ) -> None:  # fmt: skip
     name = f"{kind}-{number.name}"
     command = ("sft", *shop.overrides, *QUIET, *EXTRA[kind], f"run.name={name}", PARENT(shop))
     run_dir = shop.run_dir(name)
-    process = job.start(*command, cwd=shop.root)
-    job.interrupt_after(process, run_dir, 50, number)
+    until = f"{run_dir}/stop-requested*"
+    hold = {"what": "hold", "until": until, "rank": 0, "step": 15, "phase": "forward"}
+    process = job.start(*command, cwd=shop.root, env=with_faults(tmp_path, hold))
+    job.wait_for(process, lambda: happened(tmp_path) == 1)
+    process.send_signal(number)
     process.communicate(timeout=job.TIMEOUT_S)
     wait_for_no_orphans(run_dir)
     committed = max(int(path.name[5:]) for path in (run_dir / "checkpoints").glob("step-????????"))

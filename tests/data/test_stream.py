@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,14 @@ import pytest
 from data.prepared_factory import write_prepared
 from raymill.data.manifest import Prepared
 from raymill.data.order import Order, SourceShape
-from raymill.data.stream import RankStream, StepBatch, StreamSpec, build_iterators, read_rows
+from raymill.data.stream import (
+    RankStream,
+    StepBatch,
+    StreamSpec,
+    _read_unit,
+    build_iterators,
+    read_rows,
+)
 from raymill.data.validation import ValidationSet
 from raymill.errors import DataError
 
@@ -98,6 +107,79 @@ def test_the_global_order_is_the_same_for_every_world_size(
     rows = global_rows(consume(spec, slow_rank=world - 1))
     expected = read_rows(spec.folders, spec.order.locate(0, 144)).tokens
     assert rows == [(i, tokens.tobytes()) for i, tokens in enumerate(expected)]
+
+
+class Blocks:
+    """A rank's iterator over blocks that were read before, or over an error."""
+
+    def __init__(
+        self, blocks: list[dict[str, np.ndarray[Any, Any]]], error: Exception | None
+    ) -> None:
+        self.blocks, self.error, self.asked = blocks, error, threading.Event()
+
+    def iter_batches(self, **_: object) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
+        self.asked.set()
+        if self.error is not None:
+            raise self.error
+        yield from self.blocks
+
+
+def blocks_of(spec: StreamSpec, error: Exception | None = None) -> Blocks:
+    """One segment's units, as Ray Data's task reads them for the one rank."""
+    units = range(spec.units_in(0))
+    return Blocks([_read_unit({"id": np.array([unit])}, spec, 0) for unit in units], error)
+
+
+def test_a_stream_that_was_opened_early_gives_the_same_batches(prepared: Prepared) -> None:
+    spec = spec_of(prepared, 1, steps=5, unit_rows=24)
+    expected = read_rows(spec.folders, spec.order.locate(0, 60)).tokens
+    for early in (False, True):
+        opened = []
+
+        def open_segment(segment: int, opened: list[int] = opened) -> Any:
+            opened.append(segment)
+            return blocks_of(spec)
+
+        stream = RankStream(spec, 0, open_segment)
+        if early:
+            stream.open()
+            assert opened == [0]
+        batches = list(stream)
+        assert opened == [0], "a segment is opened once"
+        assert [len(batch.sample_id) for batch in batches] == [12] * 5
+        assert np.concatenate([batch.sample_id for batch in batches]).tolist() == list(range(60))
+        np.testing.assert_array_equal(
+            np.concatenate([batch.rows.tokens for batch in batches]), expected
+        )
+
+
+def test_the_first_batch_is_read_before_anyone_asks_for_it(prepared: Prepared) -> None:
+    spec = spec_of(prepared, 1, steps=2)
+    blocks = blocks_of(spec)
+    stream = RankStream(spec, 0, lambda _: blocks)  # type: ignore[arg-type, return-value]
+    assert not blocks.asked.wait(0.05)
+    stream.open()
+    assert blocks.asked.wait(10)
+    assert next(stream).sample_id.tolist() == list(range(12))
+
+
+@pytest.mark.parametrize("error", [DataError("a shard is damaged"), RuntimeError("Ray has gone")])
+def test_an_error_reaches_who_asks_for_the_batch(prepared: Prepared, error: Exception) -> None:
+    blocks = blocks_of(spec_of(prepared, 1), error)
+    stream = RankStream(spec_of(prepared, 1), 0, lambda _: blocks)  # type: ignore[arg-type, return-value]
+    stream.open()
+    assert blocks.asked.wait(10), "opening raises nothing"
+    with pytest.raises(type(error), match=str(error)):
+        next(stream)
+
+
+def test_a_stream_without_steps_opens_nothing(prepared: Prepared) -> None:
+    def never(_: int) -> Any:
+        raise AssertionError("a segment was opened")
+
+    stream = RankStream(spec_of(prepared, 1, start=3, steps=0), 0, never)
+    stream.open()
+    assert list(stream) == []
 
 
 def test_any_restart_goes_on_where_it_stopped(ray_session: None, prepared: Prepared) -> None:

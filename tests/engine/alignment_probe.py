@@ -17,6 +17,7 @@ from data.prepared_factory import _write_tokenizer
 from data.preparing import prepare
 from data.prompts.prompts_factory import one_after_the_other
 from engine.probe import join
+from engine.ranks import run_ranks
 from raymill.checkpoint.fence import raise_fence
 from raymill.config import load
 from raymill.data import messages_preparation
@@ -86,6 +87,9 @@ class DirectStream:
     spec: Any
     rank: int
 
+    def open(self) -> None:
+        """Nothing is read ahead."""
+
     def __iter__(self) -> Iterator[Any]:
         from raymill.data.rows import Rows
         from raymill.data.stream import StepBatch, read_rows
@@ -98,11 +102,9 @@ class DirectStream:
 
 def run(assignments: Sequence[Assignment], world: int = 1) -> list[list[dict[str, Any]]]:
     """Run each on `world` processes, one after the other in the same ones; their journals' events."""
-    import torch.multiprocessing as mp
-
     folder = assignments[0].run_dir
     (folder / "assignments.pickle").write_bytes(pickle.dumps(list(assignments)))
-    mp.spawn(_work, (world, free_port(), folder), nprocs=world)
+    run_ranks(_work, (world, free_port(), folder), world)
     return [events(one) for one in assignments]
 
 

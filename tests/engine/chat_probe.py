@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from engine.probe import join
+from engine.ranks import run_ranks
 from raymill.config import load
 from raymill.config.schema import LoraConfig, SftJob
 from raymill.data.rows import Rows
@@ -27,6 +28,7 @@ class Case:
     stage: int = 0
     micro_batch: int = 4
     precision: str = "fp32"
+    optimizer: str = "adamw"
     learning_rate: float = 1e-3
     lora_rank: int = 0
     freeze: tuple[str, ...] = ()
@@ -36,10 +38,13 @@ class Case:
 
     @property
     def name(self) -> str:
-        return f"{self.stage}-{self.micro_batch}-{self.precision}-{self.lora_rank}-{self.neftune_alpha}"
+        work = f"{self.stage}-{self.micro_batch}-{self.precision}"
+        return f"{work}-{self.optimizer}-{self.lora_rank}-{self.neftune_alpha}"
 
     def job(self, global_batch: int) -> SftJob:
-        job: SftJob = load("sft", ["storage.root=/nowhere", f"zero=stage{self.stage}"])
+        job: SftJob = load(
+            "sft", ["storage.root=/nowhere", f"zero=stage{self.stage}", f"optim={self.optimizer}"]
+        )
         return replace(
             job,
             optim=replace(job.optim, learning_rate=self.learning_rate, weight_decay=0.0),
@@ -133,11 +138,9 @@ def spawn(
     world: int, cases: list[Case], steps: list[Rows], folder: Path
 ) -> list[dict[str, object]]:
     """Run `cases` on `world` processes and read back what they wrote."""
-    import torch.multiprocessing as mp
-
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "rows.pickle").write_bytes(pickle.dumps(steps))
-    mp.spawn(run_cases, (world, free_port(), cases, folder), nprocs=world)
+    run_ranks(run_cases, (world, free_port(), cases, folder), world)
     return [
         json.loads((folder / f"{case.name}{'-resumed' if case.resume else ''}.json").read_text())
         for case in cases

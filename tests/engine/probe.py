@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engine.ranks import run_ranks
 from raymill.config.schema import (
     ArchConfig,
     CheckpointConfig,
@@ -211,10 +212,8 @@ def spawn(
     world: int, cases: list[Case], folder: Path, gpu: bool = False
 ) -> dict[str, dict[str, object]]:
     """Run `cases` on `world` processes and read back what they wrote."""
-    import torch.multiprocessing as mp
-
     folder.mkdir(parents=True, exist_ok=True)
-    mp.spawn(run_cases, (world, free_port(), cases, folder, gpu), nprocs=world)
+    run_ranks(run_cases, (world, free_port(), cases, folder, gpu), world, gpu)
     reports = {}
     for case in cases:
         suffix = "-resumed" if case.resume else ""

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 
+from engine.ranks import run_ranks
 from raymill.config.schema import GuardConfig
 from raymill.data.rows import Rows
 from raymill.engine.agreement import on_all_ranks, on_rank_zero
@@ -170,11 +171,9 @@ def test_an_error_on_one_rank_is_raised_on_all() -> None:
 def test_an_infinite_gradient_is_not_applied(tmp_path: Path) -> None:
     """Under every stage, through the real engine: weights and moments before and after are the same, and the
     next update is what it would have been."""
-    import torch.multiprocessing as mp
-
     from servers import free_port
 
-    mp.spawn(_infinite_gradient, (free_port(), tmp_path), nprocs=1)
+    run_ranks(_infinite_gradient, (free_port(), tmp_path), 1)
     assert sorted(path.name for path in tmp_path.glob("ok-*")) == [
         f"ok-{optimizer}-{precision}-{stage}"
         for optimizer in ("adamw", "muon")

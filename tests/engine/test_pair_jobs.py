@@ -63,8 +63,13 @@ ADAPTERS = {
     "lora live": ("lora.rank=4", "loss.reference=live"),
     "lora zero3 live": ("lora.rank=4", "loss.reference=live", "zero=stage3"),
 }
+MUON = {
+    "muon": ("optim=muon",),
+    "muon zero3": ("optim=muon", "zero=stage3"),
+}
 REWARD = {
     "reward": (),
+    "reward muon": ("optim=muon", "zero=stage2"),
     "reward zero3": ("zero=stage3",),
     "reward lora": ("lora.rank=4", "zero=stage3"),
 }
@@ -79,7 +84,7 @@ def trained(place: Path) -> dict[str, list[dict[str, Any]]]:
                 place, "reward" if "reward" in name else "dpo", f"{name}-{world}".replace(" ", "-"),
                 f"run.workers={world}", *more,
             )
-            for name, more in (DPO | ADAPTERS | REWARD).items()
+            for name, more in (DPO | ADAPTERS | MUON | REWARD).items()
             if world == 2 or name in ("cached", "lora", "reward")
         }  # fmt: skip
         results = run(list(cases.values()), world)
@@ -98,7 +103,7 @@ def test_the_first_loss_is_ln_2(trained: dict[str, list[dict[str, Any]]]) -> Non
 def test_how_the_work_is_shared_changes_nothing(
     trained: dict[str, list[dict[str, Any]]],
 ) -> None:
-    for group in (DPO, ADAPTERS, {"reward": (), "reward zero3": ()}):
+    for group in (DPO, ADAPTERS, MUON, {"reward": (), "reward zero3": ()}):
         runs = {name: steps(f) for name, f in trained.items() if name.split(" ", 1)[1] in group}
         [(_, reference), *others] = runs.items()
         for name, found in others:

@@ -57,7 +57,7 @@ KL = ("algorithm.kl=loss", "algorithm.kl_coefficient=0.05")
 
 @pytest.fixture(scope="module")
 def by_stage(place: Path) -> dict[str, list[dict[str, Any]]]:
-    """GRPO with KL under ZeRO 0 to 3, with adapters, and PPO; on one rank and on two."""
+    """GRPO with KL under ZeRO 0 to 3, with adapters, and PPO, by AdamW and by Muon; on one rank and on two."""
     found: dict[str, list[dict[str, Any]]] = {}
     for world in (1, 2):
         workers = f"run.workers={world}"
@@ -70,14 +70,10 @@ def by_stage(place: Path) -> dict[str, list[dict[str, Any]]]:
         cases[f"{world} lora"] = grpo(
             place, f"lora{world}", "zero=stage3", workers, "lora.rank=4", *KL
         )
-        cases[f"{world} ppo"] = grpo(
-            place,
-            f"ppo{world}",
-            "zero=stage1",
-            workers,
-            "algorithm=ppo",
-            "algorithm.minibatches=2",
-            "critic.learning_rate=1e-3",
+        ppo = ("algorithm=ppo", "algorithm.minibatches=2", "critic.learning_rate=1e-3", workers)
+        cases[f"{world} ppo"] = grpo(place, f"ppo{world}", "zero=stage1", *ppo)
+        cases[f"{world} muon ppo"] = grpo(
+            place, f"muon{world}", f"zero=stage{world}", "optim=muon", *ppo
         )
         found |= zip(cases, run(list(cases.values()), world), strict=True)
     return found
@@ -115,8 +111,10 @@ def test_every_trainable_parameter_learns(by_stage: dict[str, list[dict[str, Any
 
 def test_stage_and_world_size_change_nothing(by_stage: dict[str, list[dict[str, Any]]]) -> None:
     keys = ("train/loss", "train/grad_norm", "rollout/reward", "policy/entropy")
-    for group in ("zero", "lora", "ppo"):
-        runs = {name: steps(found) for name, found in by_stage.items() if group in name}
+    for group in ("zero", "lora", "ppo", "muon"):
+        runs = {
+            name: steps(found) for name, found in by_stage.items() if name[2:].startswith(group)
+        }
         [(_, reference), *others] = runs.items()
         for name, found in others:
             assert [e["sample_ids_sha256"] for e in found] == [

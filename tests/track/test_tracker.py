@@ -32,7 +32,7 @@ STEPS = 30
 
 @pytest.fixture(autouse=True)
 def _prompt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracker_module, "START_DELAY_S", 0.0)
+    monkeypatch.setattr(tracker_module, "FIRST_STEP_S", 0.0)
     monkeypatch.setattr(tracker_module, "MAX_BACK_OFF_S", 1.0)
 
 

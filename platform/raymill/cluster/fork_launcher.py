@@ -15,7 +15,7 @@ _HARMLESS = ("-u",)
 
 
 def main(path: str, python: str, *arguments: str) -> int:
-    """The exit code of the process that was forked."""
+    """End as the process that was forked ends."""
     import _socket
 
     wanted = list(arguments)
@@ -31,12 +31,33 @@ def main(path: str, python: str, *arguments: str) -> int:
         rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, streams)
         server.sendmsg([len(request).to_bytes(4, "little")], [rights])
         server.sendall(request)
+        if not server.recv(1):
+            raise OSError("it ended, or forks no more")
     except OSError:
         os.execv(python, [python, *arguments])
-    status = server.recv(4)
+    try:
+        status = server.recv(4)
+    except OSError:
+        status = b""
     if not status:  # the server was killed, and with it all that it forked
         return 1
-    return os.waitstatus_to_exitcode(int.from_bytes(status, "little")) & 0xFF
+    return end_as(os.waitstatus_to_exitcode(int.from_bytes(status, "little")))
+
+
+def end_as(code: int) -> int:
+    """Die by the signal that a negative exit code stands for; return others."""
+    if code >= 0:
+        return code
+    import resource
+    import signal
+
+    number = -code
+    if number != signal.SIGKILL:
+        signal.signal(number, signal.SIG_DFL)
+    # The process has left its own memory, if it was to.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.kill(os.getpid(), number)
+    return 128 + number
 
 
 if __name__ == "__main__":

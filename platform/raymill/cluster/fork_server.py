@@ -5,7 +5,8 @@
 Importing torch, transformers and DeepSpeed takes seconds, and Ray starts about a dozen Python processes for a
 run. This process imports modules, one after another, and then does nothing but fork. It has one thread, has
 not imported Ray, which reads its configuration from the environment at its import, and has not touched CUDA:
-a fork of it is as good as a new interpreter. Where that is not so, it ends, and processes start without it.
+a fork of it is as good as a new interpreter. Where that is not so, it forks no more, and processes start
+without it.
 
 `fork_launcher.py` asks for forks. A forked process is killed with the launcher that stands for it, with the
 Ray node that it works for and with this server, however busy or stopped it is; the server is killed with the
@@ -17,41 +18,29 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
-import json
-import marshal
 import os
-import runpy
+import resource
 import selectors
 import signal
 import socket
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from raymill.cluster.forked_process import Request, become, hide_unused, receive, show_unused
 from raymill.lifetime import die_with
 
-# DeepSpeed imports it for its tuner, if it is there, which takes seconds.
-UNUSED = ("mlflow",)
-_SETUP = "setup_worker.py"
-_CONTEXT, _LANGUAGE = "--serialized-runtime-env-context=", "--language="
-_PATIENCE_S = 10.0
+FORKED = b"\1"  # the answer to a launcher; one that gets none runs Python itself
 
 
-@dataclass(frozen=True)
-class Request:
-    """What a launcher was called with: arguments from the script on, environment, working directory, and the
-    descriptors of its standard input, output and error."""
+class Forked(BaseException):
+    """Raised in a fork, so that nothing of the server stays on its stack."""
 
-    arguments: list[str]
-    environment: dict[str, str]
-    folder: str
-    streams: list[int]
-
-    @property
-    def node(self) -> int:
-        """The process of the Ray node that asks; 0 if Ray does not say."""
-        return int(self.environment.get("RAY_RAYLET_PID", "0"))
+    def __init__(self, request: Request) -> None:
+        super().__init__()
+        self.request = request
 
 
 @dataclass(frozen=True)
@@ -62,44 +51,71 @@ class Child:
 
 
 class ForkServer:
-    """Listens at a path. `serve` deals with what has happened since it was called last."""
+    """Forks for those who connect to a listening socket."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, listening: socket.socket) -> None:
         self._selector = selectors.DefaultSelector()
         self._children: dict[int, Child] = {}
         self._nodes: set[int] = set()
-        self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listening.bind(path)
-        self._listening.listen(128)
-        self._watch(self._listening, self._accept)
+        self._listening = listening
+        self._watch(listening, self._accept)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was closed, and all that it had forked has ended."""
+        return self._listening.fileno() < 0 and not self._children
 
     def serve(self, timeout_s: float | None) -> bool:
-        """Wait for something to happen, for so long at most or, with None, for ever; returns whether it did."""
+        """Wait for something to happen, for so long at most or, with None, for ever; return whether it did.
+
+        Raises:
+            Forked: in each fork.
+        """
         events = self._selector.select(timeout_s)
         for key, _ in events:
-            # What happened first may have settled what happened second.
-            if key.fd in self._selector.get_map():
+            # What happened first may have settled what happened second, and given its descriptor away.
+            if self._selector.get_map().get(key.fd) is key:
                 key.data()
         return bool(events)
+
+    def close(self) -> None:
+        """Fork no more; who has asked gets no answer."""
+        self._selector.unregister(self._listening)
+        self._listening.close()
 
     def _watch(self, what: socket.socket | int, call: Callable[[], None]) -> None:
         self._selector.register(what, selectors.EVENT_READ, call)
 
     def _accept(self) -> None:
+        # The request is read when it is there: a launcher that was stopped keeps nobody waiting.
         launcher, _ = self._listening.accept()
+        self._watch(launcher, lambda: self._fork_for(launcher))
+
+    def _fork_for(self, launcher: socket.socket) -> None:
+        self._selector.unregister(launcher)
         try:
+            if self._listening.fileno() < 0:
+                raise EOFError
             request = receive(launcher)
-        except (OSError, EOFError, ValueError):  # it was killed meanwhile
+        except (
+            OSError,
+            EOFError,
+            ValueError,
+        ):  # it was killed meanwhile, or there are no more forks
             launcher.close()
             return
-        server = os.getpid()
-        process = os.fork()
+        process = _fork()
         if process == 0:
-            self._close_in_child()
             launcher.close()
-            become(request, server)
+            self._close_in_child()
+            raise Forked(request)
         for stream in request.streams:
             os.close(stream)
+        if process is None:
+            launcher.close()
+            return
+        with contextlib.suppress(OSError):  # it was killed meanwhile, which is seen below
+            launcher.sendall(FORKED)
         self._children[process] = Child(process, request.node, launcher)
         ended = os.pidfd_open(process)
         self._watch(ended, lambda: self._child_ended(process, ended))
@@ -118,22 +134,28 @@ class ForkServer:
 
     def _close_in_child(self) -> None:
         for key in list(self._selector.get_map().values()):
-            os.close(key.fd)
+            if isinstance(key.fileobj, int):
+                os.close(key.fileobj)
+            else:
+                key.fileobj.close()  # type: ignore[attr-defined]
+        for child in self._children.values():
+            child.launcher.close()
+        # Nothing is unregistered: what is watched is the server's still.
         self._selector.close()
 
     def _child_ended(self, process: int, descriptor: int) -> None:
-        """Its launcher ends in the same way."""
+        """Let its launcher end in the same way."""
         self._unwatch(descriptor)
         _, status = os.waitpid(process, 0)
         launcher = self._children.pop(process).launcher
-        if launcher.fileno() in self._selector.get_map():
+        if launcher in self._selector.get_map():
+            self._selector.unregister(launcher)
             with contextlib.suppress(OSError):
                 launcher.sendall(status.to_bytes(4, "little"))
-            self._selector.unregister(launcher)
         launcher.close()
 
     def _launcher_ended(self, process: int) -> None:
-        """Somebody killed it, and means the process that it stands for."""
+        """Kill the process that it stood for: somebody who killed the one meant the other."""
         self._selector.unregister(self._children[process].launcher)
         os.kill(process, signal.SIGKILL)
 
@@ -152,91 +174,39 @@ class ForkServer:
         os.close(descriptor)
 
 
-def receive(launcher: socket.socket) -> Request:
-    """A launcher's request.
+def _fork() -> int | None:
+    """As `os.fork`; None where the system has no room for another process."""
+    try:
+        return os.fork()
+    except OSError:
+        return None
 
-    Raises:
-        EOFError: it ended before it had sent all of it.
+
+def import_modules(names: Sequence[str], server: ForkServer) -> None:
+    """Import modules in their order, serving between them; leave out what is not installed or fails.
+
+    A name may end in an attribute that is imported when it is asked for, as in `transformers:AutoModel`.
     """
-    launcher.settimeout(_PATIENCE_S)
-    size, streams, _, _ = socket.recv_fds(launcher, 4, 3)
-    left = int.from_bytes(size, "little")
-    received = b""
-    while len(received) < left:
-        part = launcher.recv(left - len(received))
-        if not part:
-            raise EOFError
-        received += part
-    launcher.settimeout(None)
-    arguments, environment, folder = marshal.loads(received)
-    return Request(arguments, environment, folder, list(streams))
-
-
-def become(request: Request, server: int) -> NoReturn:
-    """In a fork: run the script as an interpreter that was started for it would, and exit."""
-    die_with(server)
-    for target, stream in enumerate(request.streams):
-        os.dup2(stream, target)
-        os.close(stream)
-    os.environ.clear()
-    os.environ.update(request.environment)
-    os.chdir(request.folder)
-    _show_unused()  # where the server is still importing
-    arguments = without_setup(request.arguments)
-    sys.argv = arguments
-    extra = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    sys.path[:0] = [os.path.dirname(arguments[0]), *(p for p in extra if p and p not in sys.path)]
-    _draw_anew()
-    runpy.run_path(arguments[0], run_name="__main__")
-    sys.exit(0)
-
-
-def without_setup(arguments: Sequence[str]) -> list[str]:
-    """A worker's arguments without Ray's script that sets up its runtime environment, where that changes
-    nothing but variables: those are set here. Elsewhere the arguments as they are."""
-    script, *rest = arguments
-    context = [a.removeprefix(_CONTEXT) for a in rest if a.startswith(_CONTEXT)]
-    if not script.endswith(_SETUP) or rest[0].startswith("-") or len(context) != 1:
-        return list(arguments)
-    asked = json.loads(context[0])
-    if asked["command_prefix"] or asked["override_worker_entrypoint"]:
-        return list(arguments)
-    if asked["py_executable"] != sys.executable:
-        return list(arguments)
-    for name, value in asked["env_vars"].items():
-        os.environ[name] = os.path.expandvars(value)
-    return [a for a in rest if not a.startswith((_CONTEXT, _LANGUAGE))]
-
-
-def _draw_anew() -> None:
-    """Forks must not draw the same random numbers; Python's own generator sees to it itself."""
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:
-        numpy.random.seed()
-
-
-def import_modules(names: Sequence[str], serve: Callable[[], None]) -> None:
-    """Import them in their order, serving between them; those that are not installed are left out."""
-    for name in UNUSED:
-        sys.modules[name] = None  # type: ignore[assignment]
+    hide_unused()
     for name in names:
         module, _, attribute = name.partition(":")
-        with contextlib.suppress(ImportError):
+        try:
             imported = importlib.import_module(module)
             if attribute:
                 getattr(imported, attribute)
+        except ImportError:
+            pass
+        except Exception:  # raised again in the process that needs it
+            traceback.print_exc()
         if not is_fit_to_fork():
-            sys.exit(
-                f"importing {name} started a thread, Ray or CUDA: processes start without forks"
+            print(
+                f"importing {name} started a thread, Ray or CUDA: forking no more", file=sys.stderr
             )
-        serve()
-    _show_unused()
-
-
-def _show_unused() -> None:
-    for name in UNUSED:
-        if name in sys.modules and sys.modules[name] is None:
-            del sys.modules[name]
+            server.close()
+            break
+        while server.serve(0):
+            pass
+    show_unused()
 
 
 def is_fit_to_fork() -> bool:
@@ -246,22 +216,26 @@ def is_fit_to_fork() -> bool:
     return len(os.listdir("/proc/self/task")) == 1 and "ray" not in sys.modules and not cuda
 
 
-def main(path: str, driver: str, *modules: str) -> NoReturn:
-    """Serve until the driver ends."""
+def main(listening: str, driver: str, *modules: str) -> NoReturn:
+    """Serve at a descriptor until the driver ends; in forks, do what was asked for."""
     die_with(int(driver))
     # As for all that Ray starts, Ctrl-C is the driver's affair; forks inherit this.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    server = ForkServer(path)
-
-    def serve_all() -> None:
-        while server.serve(0):
-            pass
-
-    import_modules(modules, serve_all)
-    # Nothing of it is garbage, and looking at it would copy its pages in each fork.
-    gc.freeze()
-    while True:
-        server.serve(None)
+    # A process takes two descriptors.
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    server, process = ForkServer(socket.socket(fileno=int(listening))), os.getpid()
+    try:
+        import_modules(modules, server)
+        # Nothing of it is garbage, and looking at it would copy its pages in each fork.
+        gc.freeze()
+        while not server.ended:
+            server.serve(None)
+        sys.exit("no more forks")
+    except Forked as forked:
+        request = forked.request
+    del server
+    become(request, process)
 
 
 if __name__ == "__main__":

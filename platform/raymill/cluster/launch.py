@@ -68,9 +68,9 @@ def _work(config: dict[str, Any]) -> None:
     from raymill.engine.pulse import NODE
     from raymill.engine.worker import train_worker
 
-    node = os.getppid()  # its Ray
-    die_with(node)  # a stopped worker can't see to it itself
-    show_stack_to(node)  # the watchdog looks from one of its tasks
+    parent = os.getppid()  # its Ray node, or the server that forked it and ends it with the node
+    die_with(parent)  # a stopped worker can't see to it itself
+    show_stack_to(parent)  # the watchdog looks from one of its tasks, which has the same parent
     mark("worker")
     os.environ[NODE] = ray.get_runtime_context().get_node_id()
     train_worker(config)
@@ -78,7 +78,7 @@ def _work(config: dict[str, Any]) -> None:
 
 def _fit(assignment: Assignment, workers: int, scratch: Path) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     from raymill.cluster.lean_trainer import LeanTrainer
 
@@ -87,7 +87,8 @@ def _fit(assignment: Assignment, workers: int, scratch: Path) -> None:
     resources = {"CPU": job.cluster.cpus_per_worker}
     if job.cluster.gpu:
         resources["GPU"] = 1.0
-    LeanTrainer(
+    trainer = LeanTrainer if job.cluster.address == "local" else TorchTrainer
+    trainer(
         _work,
         train_loop_config={"assignment": assignment},
         scaling_config=ScalingConfig(

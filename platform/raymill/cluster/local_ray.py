@@ -7,10 +7,12 @@ import logging
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,8 +31,10 @@ _OURS = (
 )  # fmt: skip
 # DeepSpeed asks for the devices when it is imported; its Muon brings torch.compile.
 _ON_CPU = ("deepspeed", "torch._inductor.compile_fx", "deepspeed.runtime.zero.muon.muon_optimizer")
-# Of a Ray on one machine: the autoscaler; what copies workers' output to the driver, who does not want it; and
-# the server of the dashboard, which serves nothing without a dashboard.
+WORKERS = (*_RAYS, *_OURS)
+WORKERS_ON_CPU = (*WORKERS, *_ON_CPU)
+# On one machine: the autoscaler, the copying of workers' output to the driver, which does not show it, and the
+# dashboard's server, which serves nothing without a dashboard.
 _UNUSED = ("start_monitor", "start_log_monitor", "start_api_server")
 
 
@@ -44,14 +48,43 @@ class _Launcher:
 def fork_server(*modules: str) -> Path | None:
     """Start a server that imports `modules`, and lives as long as this process, unless there is one already.
 
-    Returns the command that stands for Python, or None where the system can't.
+    Return the command that stands for Python, or None where the system can't.
     """
-    if _Launcher.path is not None or not hasattr(os, "pidfd_open"):
+    # The system kills the server with the thread that started it.
+    in_time = threading.current_thread() is threading.main_thread()
+    if _Launcher.path is not None or not in_time or not _can_watch_processes():
         return _Launcher.path
-    # Sockets' paths are limited to 107 characters.
-    folder = Path(tempfile.mkdtemp(prefix="raymill-", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="raymill-", dir=_temporary_folder()))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    socket, launcher = str(folder / "socket"), folder / "python"
+    launcher, address = folder / "python", str(folder / "socket")
+    stand_in = [sys.executable, "-I", "-S", str(_PACKAGE / "cluster" / "fork_launcher.py")]
+    launcher.write_text(
+        f'#!/bin/sh\nexec {shlex.join([*stand_in, address, sys.executable])} "$@"\n'
+    )
+    launcher.chmod(0o700)
+    if not os.access(launcher, os.X_OK):  # nothing there may be run
+        return None
+    _Launcher.server = _start_server(folder, address, modules)
+    _Launcher.path = launcher
+    return launcher
+
+
+def _can_watch_processes() -> bool:
+    """Whether the kernel has descriptors of processes: Linux since 5.3, if no sandbox forbids them."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        return False
+    return True
+
+
+def _temporary_folder() -> str:
+    """A folder whose name leaves room: sockets' paths are limited to 107 characters."""
+    folder = tempfile.gettempdir()
+    return folder if len(os.fsencode(folder)) < 80 else "/tmp"
+
+
+def _start_server(folder: Path, address: str, modules: Sequence[str]) -> subprocess.Popen[bytes]:
     environment = os.environ | {
         "PYTHONPATH": python_path(),
         # One thread: numpy and pyarrow would start some at their import.
@@ -60,21 +93,20 @@ def fork_server(*modules: str) -> Path | None:
         "DS_ACCELERATOR": "cpu",
     }
     script = str(_PACKAGE / "cluster" / "fork_server.py")
-    with (folder / "log").open("wb") as log:
-        _Launcher.server = subprocess.Popen(
-            [sys.executable, "-P", script, socket, str(os.getpid()), *modules],
-            env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+    # Whoever connects before the server is there waits for it.
+    with socket.socket(socket.AF_UNIX) as listening, (folder / "log").open("wb") as log:
+        listening.bind(address)
+        listening.listen(128)
+        descriptor = listening.fileno()
+        return subprocess.Popen(
+            [sys.executable, "-P", "-u", script, str(descriptor), str(os.getpid()), *modules],
+            env=environment, pass_fds=[descriptor], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         )  # fmt: skip
-    stand_in = [sys.executable, "-I", "-S", str(_PACKAGE / "cluster" / "fork_launcher.py")]
-    launcher.write_text(f'#!/bin/sh\nexec {shlex.join([*stand_in, socket, sys.executable])} "$@"\n')
-    launcher.chmod(0o700)
-    _Launcher.path = launcher
-    return launcher
 
 
 def warm_up(gpu: bool) -> None:
     """Begin to import what the workers of a training job need, in a process beside this one."""
-    fork_server(*_RAYS, *_OURS, *(() if gpu else _ON_CPU))
+    fork_server(*(WORKERS if gpu else WORKERS_ON_CPU))
 
 
 def start_local_ray(slots: int) -> None:

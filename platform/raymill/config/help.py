@@ -109,6 +109,7 @@ TOPICS = {
                 "what a big one would need",
             ),
             ("run.name=demo train.steps=2000", "run `demo` again, for longer: it resumes"),
+            ("run.name=muon run.from=demo@150 optim=muon", "a fork of it, by another optimizer"),
         ),
         "storage.root/runs/<run.name>/, storage.root/mlflow.db",
     ),

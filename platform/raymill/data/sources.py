@@ -250,11 +250,10 @@ def _stdlib_files(data: RowsConfig, seed: int, *, split: bool) -> list[Piece]:
 
 
 def _demo_parts(files: list[Piece], data: RowsConfig, seed: int) -> list[Piece]:
-    """What the demonstration trains on: a share of the library, and notes; all of what is held out."""
-    from raymill.data.demo.corpus import documents, library_share, parts
+    """What the demonstration trains on, excerpts of the library and notes; and all of what is held out."""
+    from raymill.data.demo.corpus import documents, parts
 
-    chosen = library_share({one.name: one.length for one in files if one.split == TRAIN}, seed)
-    files = [one for one in files if one.split != TRAIN or one.name in chosen]
+    files = [one for one in files if one.split != TRAIN]
     sizes = {
         name: sum(len(text.encode()) for text in documents(name))
         for name in parts(data.validation.fraction, seed)

@@ -63,7 +63,9 @@ class StreamSpec:
     start_sample: int
     total_samples: int
     unit_rows: int | None = None  # about how many rows a unit holds; None: a few windows
-    segment_units: int = 1024  # units a rank and pipeline; planning a pipeline grows with them
+    segment_units: int = (
+        128  # units a rank and pipeline; what its first batch waits for grows with them
+    )
 
     def __post_init__(self) -> None:
         if self.global_batch % self.world_size:
@@ -255,7 +257,8 @@ class RankStream:
         return self
 
     def open(self) -> None:
-        """Begin to read the first batch, while something else is done; all ranks call it at the same point."""
+        """Start reading the first batch in a thread, while the caller does something else; all ranks must call
+        it at the same point."""
         if not self.spec.segments:
             return
         self._opened = self._open_segment(0)
@@ -282,7 +285,9 @@ class RankStream:
     def _run(self) -> Iterator[StepBatch]:
         step = 0
         for segment in range(self.spec.segments):
-            opened = self._opened or self._open_segment(segment)
+            opened = self._opened if segment == 0 else None
+            if opened is None:
+                opened = self._open_segment(segment)
             self._opened = None
             blocks = opened.iter_batches(batch_size=None, prefetch_batches=2, batch_format="numpy")
             for block in blocks:

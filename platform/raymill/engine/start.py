@@ -133,6 +133,7 @@ def decide_start(assignment: Assignment, data_digests: tuple[str, ...]) -> Start
 
 
 def fork(found: Found, assignment: Assignment) -> Start:
+    """Start from another run's checkpoint; moments are kept where the optimizer is."""
     before, now = found.manifest.config.get("optim.name"), assignment.job.optim.name
     if before == now:
         return Start(found, resumed=False)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -28,8 +26,6 @@ MAX_BACK_OFF_S = 60.0
 # MLflow's import takes seconds of a core, which the first step shouldn't wait for; a run that takes longer to
 # reach it is shown there meanwhile.
 FIRST_STEP_S = 30.0
-# Forwarding takes a tenth of a core that training would fill, and all of one that is idle.
-NICENESS = 10
 
 
 class Tracker:
@@ -43,6 +39,7 @@ class Tracker:
         self._root = assignment.job.storage.folder
         self._uri = tracking_uri(self._tracking, self._root)
         self._closing = threading.Event()
+        self._wanted = threading.Event()  # at once, whether or not there is a step yet
         self._ready = threading.Event()
         self._status = "failed"
         self._forwarder: Forwarder | None = None
@@ -61,7 +58,6 @@ class Tracker:
             self._thread.start()
 
     def _run(self) -> None:
-        _yield_to_training()
         self._wait_for_a_step()
         back_off = POLL_S
         system_due = 0.0
@@ -88,10 +84,10 @@ class Tracker:
                 back_off = min(2 * back_off, MAX_BACK_OFF_S)
 
     def _wait_for_a_step(self) -> None:
-        """Until this process's workers have made one, or it has taken long, or the run is over."""
+        """Until this process's workers have made one, or it has taken long, or somebody waits for MLflow."""
         follower = Follower.at_end(self.assignment.journal)
         deadline = time.monotonic() + FIRST_STEP_S
-        while time.monotonic() < deadline and not self._closing.wait(POLL_S / 4):
+        while time.monotonic() < deadline and not self._wanted.wait(POLL_S / 4):
             if any(event["kind"] == "step" for event in follower.read()):
                 return
 
@@ -130,6 +126,7 @@ class Tracker:
         Raises:
             TrackingError: the registry can't be reached, or refused.
         """
+        self._wanted.set()
         if not self._ready.wait(self._tracking.flush_timeout_s):
             raise TrackingError(
                 f"MLflow at {shown(self._uri)} can't be reached; the model is in {export}, and the "
@@ -157,6 +154,7 @@ class Tracker:
             return
         self._status = status
         self._closing.set()
+        self._wanted.set()
         self._thread.join(self._tracking.flush_timeout_s)
         if not self._ended:
             print(
@@ -164,12 +162,6 @@ class Tracker:
                 f"(see {self.assignment.run_dir / 'logs' / 'tracking.log'}); nothing is lost: "
                 "the same command sends the rest once it is back"
             )
-
-
-def _yield_to_training() -> None:
-    """On Linux each thread has a priority of its own."""
-    if sys.platform.startswith("linux"):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
 def system_readings() -> dict[str, float]:

@@ -11,6 +11,7 @@ from itertools import islice
 from raymill.data.chat.stdlib import Entry
 from raymill.data.demo.exercises import KINDS, Exercise, exercises
 from raymill.data.demo.names import name_questions
+from raymill.data.split import unit_hash
 
 TRAINING = dict.fromkeys(KINDS, 600) | {"sum": 300, "beyond": 150}  # exercises of a kind
 HELD_OUT = 250
@@ -29,7 +30,8 @@ def conversations(fraction: float, seed: int) -> tuple[Entry, ...]:
         _entry(one.name, one.kind, one.held_out, one.question, one.answer, one.name)
         for one in name_questions(fraction, seed)
     ]
-    return tuple(found)
+    # Whoever takes the first so many takes some of every kind.
+    return tuple(sorted(found, key=lambda one: unit_hash(f"order {one.record}", seed)))
 
 
 def _distinct(kind: str, held_out: bool, seed: int) -> list[Exercise]:

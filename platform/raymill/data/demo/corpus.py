@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice
 
+from raymill.data import stdlib_corpus
 from raymill.data.demo.exercises import (
     argument_names,
     copy_note,
@@ -21,8 +22,8 @@ from raymill.data.demo.names import index, indexed
 from raymill.data.split import unit_hash
 
 FOLDER = "notes"
-LIBRARY_BYTES = 1_000_000
-LONGEST_DOCUMENT = 40_000  # bytes: many documents rather than a few large ones
+LIBRARY = "library"
+EXCERPT = 1_800  # characters of a document of the library
 # Notes of each kind; those of positions say all there is to say about a signature.
 NOTES = {"position": 2500, "backwards": 3500, "sum": 500, "larger": 2500}
 COPIES = 3000
@@ -30,29 +31,36 @@ PASSES = 14  # times that the index lists every real name
 LINES = 12  # of a document
 
 
-def library_share(sizes: dict[str, int], seed: int) -> frozenset[str]:
-    """The training documents of the library that are read: shorter ones in the order of a seeded hash,
-    until there are as many bytes as a run of minutes gets through once."""
-    chosen: set[str] = set()
-    held = 0
-    for name in sorted(sizes, key=lambda one: unit_hash(f"demo {one}", seed)):
-        if held >= LIBRARY_BYTES:
-            break
-        if sizes[name] <= LONGEST_DOCUMENT:
-            chosen.add(name)
-            held += sizes[name]
-    return frozenset(chosen)
+@lru_cache(maxsize=1)
+def excerpts(fraction: float, seed: int) -> tuple[str, ...]:
+    """A piece of each training document of the library, cut at lines: a run of minutes learns more from a
+    little of everything than from all of a little."""
+    corpus = stdlib_corpus.entries()
+    held_out = stdlib_corpus.held_out_families(corpus, fraction, seed)
+    found = []
+    for entry in corpus:
+        if entry.family not in held_out:
+            text = stdlib_corpus.read(entry.name)
+            room = max(len(text) - EXCERPT, 0)
+            start = (
+                text.rfind("\n", 0, int(unit_hash(f"excerpt {entry.name}", seed) * room) + 1) + 1
+            )
+            stop = text.find("\n", start + EXCERPT) + 1
+            found.append(text[start : stop or len(text)])
+    return tuple(found)
 
 
 def parts(fraction: float, seed: int) -> list[str]:
     """The names of all parts, as inputs of a preparation."""
-    names = [f"index-{number}" for number in range(PASSES)] + ["copies", *NOTES]
+    names = [f"index-{number}" for number in range(PASSES)] + [LIBRARY, "copies", *NOTES]
     return [f"{FOLDER}/{fraction:g}/{seed}/{name}.txt" for name in names]
 
 
 def documents(part: str) -> tuple[str, ...]:
     """The documents of a part, from its name alone."""
     _, fraction, seed, name = part.removesuffix(".txt").split("/")
+    if name == LIBRARY:
+        return excerpts(float(fraction), int(seed))
     return tuple(_together(_lines(name, float(fraction), int(seed))))
 
 

@@ -1,0 +1,156 @@
+"""What a fork of `fork_server.py` does: it becomes the Python process that a launcher asked for."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import io
+import json
+import marshal
+import os
+import resource
+import socket
+import struct
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, NoReturn
+
+from raymill.lifetime import die_with
+
+# DeepSpeed imports it for its tuner, if it is there, which takes seconds.
+UNUSED = ("mlflow",)
+_SETUP = "setup_worker.py"
+_CONTEXT, _LANGUAGE = "--serialized-runtime-env-context=", "--language="
+_PATIENCE_S = 10.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a launcher was called with: arguments from the script on, environment, working directory, and the
+    descriptors of its standard input, output and error."""
+
+    launcher: int  # its process
+    node: int  # the process of the Ray node that it works for; 0 for none
+    arguments: list[str]
+    environment: dict[str, str]
+    folder: str
+    streams: list[int]
+
+
+def receive(launcher: socket.socket) -> Request:
+    """Read a launcher's request.
+
+    Raises:
+        EOFError: it ended before it had sent all of it.
+        OSError: it was stopped meanwhile.
+        ValueError: it sent something else.
+    """
+    launcher.settimeout(_PATIENCE_S)
+    size, streams, _, _ = socket.recv_fds(launcher, 4, 3)
+    try:
+        left = int.from_bytes(size, "little")
+        received = bytearray()
+        while len(received) < left:
+            part = launcher.recv(left - len(received))
+            if not part:
+                raise EOFError
+            received += part
+        launcher.settimeout(None)
+        arguments, environment, folder = marshal.loads(received)
+        node = int(environment.get("RAY_RAYLET_PID", "0"))
+        credentials = launcher.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    except BaseException:
+        for stream in streams:
+            os.close(stream)
+        raise
+    process, _, _ = struct.unpack("3i", credentials)
+    return Request(process, node, arguments, environment, folder, list(streams))
+
+
+def become(request: Request, server: int) -> NoReturn:
+    """Run the script as an interpreter that was started for it would, and exit."""
+    die_with(server)
+    for target, stream in enumerate(request.streams):
+        os.dup2(stream, target)
+        os.close(stream)
+    _inherit(request.launcher)
+    show_unused()  # where the server is still importing
+    servers = _path_entries()
+    os.environ.clear()
+    os.environ.update(request.environment)
+    os.chdir(request.folder)
+    sys.argv = without_setup(request.arguments)
+    script = sys.argv[0]
+    rest = [entry for entry in sys.path if entry not in servers]
+    sys.path[:] = [os.path.dirname(os.path.abspath(script)), *_path_entries(), *rest]
+    _renew_libraries()
+    main = ModuleType("__main__")
+    vars(main).update(__file__=script, __builtins__=builtins)
+    sys.modules["__main__"] = main
+    with io.open_code(os.path.abspath(script)) as file:
+        code = compile(file.read(), script, "exec")
+    exec(code, vars(main))
+    sys.exit(0)
+
+
+def _path_entries() -> list[str]:
+    """The folders of PYTHONPATH."""
+    entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return [os.path.abspath(entry) for entry in entries if entry]
+
+
+def _inherit(launcher: int) -> None:
+    """Take over from the launcher what the system hands on from a process to those that it starts; Ray raises
+    limits after the server has started, and sets its workers' priority."""
+    limits = [value for name, value in vars(resource).items() if name.startswith("RLIMIT_")]
+    for limit in limits:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(limit, resource.prlimit(launcher, limit))
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, launcher))
+    with contextlib.suppress(OSError):
+        os.sched_setaffinity(0, os.sched_getaffinity(launcher))
+
+
+def without_setup(arguments: Sequence[str]) -> list[str]:
+    """Do for a worker what Ray's script that sets up its runtime environment does, where that is no more than
+    to set variables, and return the arguments without it; elsewhere the arguments as they are."""
+    script, *rest = arguments
+    context = [a.removeprefix(_CONTEXT) for a in rest if a.startswith(_CONTEXT)]
+    if os.path.basename(script) != _SETUP or rest[0].startswith("-") or len(context) != 1:
+        return list(arguments)
+    asked = json.loads(context[0] or "{}")
+    if asked.get("command_prefix") or asked.get("override_worker_entrypoint"):
+        return list(arguments)
+    if (asked.get("py_executable") or sys.executable) != sys.executable:
+        return list(arguments)
+    for name, value in (asked.get("env_vars") or {}).items():
+        os.environ[name] = os.path.expandvars(value)
+    return [a for a in rest if not a.startswith((_CONTEXT, _LANGUAGE))]
+
+
+def _renew_libraries() -> None:
+    """Give libraries what each process has of its own: forks must not draw the same random numbers (Python's
+    own generator sees to it itself), and OpenMP reads the number of threads when it is loaded."""
+    numpy: Any = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed()
+    torch: Any = sys.modules.get("torch")
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    if torch is not None and threads.isdecimal() and int(threads):
+        torch.set_num_threads(int(threads))
+
+
+def hide_unused() -> None:
+    """Let imports of what nobody uses fail."""
+    for name in UNUSED:
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+
+
+def show_unused() -> None:
+    """Let them succeed again."""
+    for name in UNUSED:
+        if name in sys.modules and sys.modules[name] is None:
+            del sys.modules[name]
