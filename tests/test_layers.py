@@ -38,13 +38,14 @@ ROOMS = (
     "data", "plan", "objective", "model", "generate", "evaluate", "rollout", "reward", "engine", "track",
     "report", "demo", "serve", "cluster",
 )  # fmt: skip
-# A job's entry point reaches up for the session and the registry it is given; the checks ask the plan,
-# which itself needs the schema alone.
+# A job's entry point reaches up for the session and the registry it is given; the checks ask the plan, and
+# arch=from_model how a folder spells its shape: both need the schema alone.
 UPWARD = {
     ("data/prepare.py", "cluster"),
     ("generate/command.py", "track"),
     ("config/run_checks.py", "plan"),
     ("config/memory_check.py", "plan"),
+    ("config/from_model.py", "model"),
 }
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +148,15 @@ def test_loading_without_its_end_of_text_names_the_special_tokens(
     room.save(trained, tmp_path, EOT)
     with pytest.raises(DataError, match=r"no special token '</s>'.*<\|endoftext\|>"):
         room.load(tmp_path, "</s>")
+
+
+@pytest.mark.parametrize("eos", ["</s>", {"content": "</s>"}])
+def test_an_existing_tokenizer_names_its_own_end_of_text(eos: object, tmp_path: Path) -> None:
+    config = TokenizerConfig("existing", path=str(tmp_path), end_of_text="auto")
+    assert room.end_of_text_of(config) == EOT
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos}))
+    assert room.end_of_text_of(config) == "</s>"
+    assert room.end_of_text_of(replace(config, end_of_text="<s>")) == "<s>"
 
 
 def test_ids_fit_the_byte_table(trained: Tokenizer) -> None:

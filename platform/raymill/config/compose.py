@@ -18,6 +18,7 @@ import yaml
 
 from raymill.config.bind import bind, convert, field_types, known_keys, nearest, nearest_key
 from raymill.config.checks import check
+from raymill.config.from_model import fill_architecture
 from raymill.config.identity import is_changeable
 from raymill.config.schema import (
     AuditJob,
@@ -177,7 +178,11 @@ def _load(job: str, overrides: Sequence[str], all_problems: list[str]) -> Any:
             _set(tree, _path(key, _mapping_of(key, dict(known_keys(cls)))), value, problems)
     tree = _resolve(tree, problems)
     tree.update(verbatim)
-    bound = bind(cls, tree, problems)
+    shaped = fill_architecture(tree, problems)
+    unbound: list[str] = []
+    bound = bind(cls, tree, unbound)
+    # Where the folder told nothing, that is the problem, not every number it left open.
+    problems += [text for text in unbound if shaped or not text.startswith("arch.")]
     if bound is not None:
         bound = _absolute_storage(bound, problems)
         if job in KINDS.values():

@@ -82,7 +82,7 @@ def existing(job: PrepareJob, units: Sequence[Unit]) -> Prepared:
     refuse_changed_inputs(prepared, units, settings)
     if job.tokenizer.path is not None:
         file = tokenizers_room.tokenizer_file(Path(job.tokenizer.path))
-        loaded = tokenizers_room.load(file, job.tokenizer.end_of_text)
+        loaded = tokenizers_room.load(file, tokenizers_room.end_of_text_of(job.tokenizer))
         if tokenizers_room.fingerprint(loaded) != prepared.manifest.tokenizer.fingerprint:
             raise DataError(
                 f"{prepared.folder} was prepared with another tokenizer than {file} holds now; "
@@ -125,7 +125,7 @@ def _settings(job: PrepareJob, folder: Path, identity: TokenizerIdentity) -> Set
         folder=str(folder),
         reading=_reading(job),
         tokenizer=identity,
-        end_of_text=job.tokenizer.end_of_text,
+        end_of_text=tokenizers_room.end_of_text_of(job.tokenizer),
         sequence_length=job.data.sequence_length,
         row_group_rows=job.data.row_group_rows,
     )
@@ -136,9 +136,10 @@ def _tokenizer(job: PrepareJob, units: Sequence[Unit], folder: Path) -> Tokenize
     target = folder / TOKENIZER_FOLDER
     config = job.tokenizer
     if config.path is not None:
-        loaded = tokenizers_room.load(Path(config.path), config.end_of_text)
-        tokenizers_room.save(loaded, target, config.end_of_text, Path(config.path))
-        return tokenizers_room.identity(loaded, config.end_of_text)
+        end_of_text = tokenizers_room.end_of_text_of(config)
+        loaded = tokenizers_room.load(Path(config.path), end_of_text)
+        tokenizers_room.save(loaded, target, end_of_text, Path(config.path))
+        return tokenizers_room.identity(loaded, end_of_text)
     plan = [[asdict(piece) for piece in unit] for unit in units]
     digest = sha256_text(
         canonical_json(

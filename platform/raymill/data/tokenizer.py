@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SLICE_CHARACTERS = 1 << 18  # encoded at once: `tokenizers` needs some 100 bytes for each token
 BATCH_CHARACTERS = 1 << 20
+AUTO, END_OF_TEXT = "auto", "<|endoftext|>"
 COPIED = ("special_tokens_map.json", "chat_template.jinja", "added_tokens.json")
 
 
@@ -52,6 +53,17 @@ def train(texts: Iterator[str], config: TokenizerConfig) -> Tokenizer:
     )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
+
+
+def end_of_text_of(config: TokenizerConfig) -> str:
+    """The token that separates documents. `auto`: the eos_token that an existing tokenizer's folder names,
+    or else `<|endoftext|>`."""
+    from raymill.data.chat.folder import read_settings, special_token_variables
+
+    if config.end_of_text != AUTO:
+        return config.end_of_text
+    named = {} if config.path is None else special_token_variables(read_settings(Path(config.path)))
+    return named.get("eos_token", END_OF_TEXT)
 
 
 def load(path: Path, end_of_text: str) -> Tokenizer:

@@ -28,12 +28,11 @@ class Pretraining(Recipe[PretrainJob]):
         from raymill.model.build import build_model, load_pretrained
 
         folder, arch = self.assignment.model_folder, self.job.arch
-        tokenizer = self.prepared[0].manifest.tokenizer
+        end = self.prepared[0].manifest.tokenizer.end_of_text_id
         model: torch.nn.Module
         if folder is not None and fresh:
-            model = load_pretrained(folder, arch, tokenizer.vocab_size)
+            model = load_pretrained(folder, arch, self._vocab_size, end)
         else:
-            end = tokenizer.end_of_text_id
             model = build_model(arch, self._vocab_size, end, self.job.run.seed)
         return model
 

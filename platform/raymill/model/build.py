@@ -12,6 +12,13 @@ from raymill.model.shape import SHAPE_KEYS
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
+# transformers' names of what an architecture's numbers leave to a family's defaults, or say by another name.
+_COMPUTATION = (
+    "model_type", "head_dim", "layer_norm_epsilon", "rms_norm_eps", "rope_parameters", "hidden_act",
+    "activation_function", "attention_bias", "mlp_bias", "use_sliding_window", "scale_attn_weights",
+    "scale_attn_by_inverse_layer_idx", "add_cross_attention",
+)  # fmt: skip
+
 
 def hugging_face_config(
     arch: ArchConfig, vocab_size: int, end_of_text_id: int | None
@@ -68,31 +75,46 @@ def build_model(
     return model
 
 
-def load_pretrained(folder: Path, arch: ArchConfig, vocab_size: int) -> PreTrainedModel:
-    """Weights to continue from, in fp32.
+def load_pretrained(
+    folder: Path, arch: ArchConfig, vocab_size: int, end_of_text_id: int | None
+) -> PreTrainedModel:
+    """Weights to continue from, in fp32, in the very model that `build_model` makes: a resumed run and the
+    export build it from `arch` alone.
 
     Raises:
-        ConfigError: the folder's model has another shape than `arch`, or too small a vocabulary.
+        ConfigError: the folder's model has another shape than `arch`, computes something else, or has
+        another vocabulary.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    own = hugging_face_config(arch, vocab_size, end_of_text_id)
     problems = [
         f"arch.{key}={getattr(arch, key)}: the model in {folder} has {found}; choose its own arch="
         for key, found in _shape_of(config).items()
         if found != getattr(arch, key)
+    ]
+    problems += [
+        f"model={folder}: its {key} is {found}, where arch={arch.name} has {getattr(own, key, None)}"
+        for key, found in _computation_of(config).items()
+        if found != getattr(own, key, None)
     ]
     if config.vocab_size < vocab_size:
         problems.append(
             f"model={folder}: its vocabulary of {config.vocab_size} is smaller than the data's "
             f"{vocab_size}; prepare the data with the model's tokenizer (tokenizer.path={folder})"
         )
+    elif config.vocab_size > vocab_size:
+        problems.append(
+            f"model={folder}: its vocabulary of {config.vocab_size} has more room than {vocab_size}; set "
+            f"arch.vocab_size={config.vocab_size}"
+        )
     if problems:
         raise ConfigError(problems)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder,
-        config=config,
+        config=own,
         local_files_only=True,
         dtype=torch.float32,
         attn_implementation=arch.attention,
@@ -101,11 +123,20 @@ def load_pretrained(folder: Path, arch: ArchConfig, vocab_size: int) -> PreTrain
 
 
 def _shape_of(config: Any) -> dict[str, Any]:
-    """What decides which weights there are; positions may differ."""
+    """What decides which weights there are; positions may differ unless they are weights, too."""
     shape = {"tied_embeddings": config.tie_word_embeddings}
     for key, names in SHAPE_KEYS.items():
         found = [getattr(config, name, None) for name in names]
         value = next((one for one in found if one is not None), None)
-        if value is not None and key != "max_positions":
+        if value is not None and (key != "max_positions" or config.model_type == "gpt2"):
             shape[key] = value
     return shape
+
+
+def _computation_of(config: Any) -> dict[str, Any]:
+    """What decides, beside the shape, what a model computes; dropout is the run's."""
+    found = {key: getattr(config, key) for key in _COMPUTATION if hasattr(config, key)}
+    rope = found.get("rope_parameters")
+    if rope is not None:
+        found["rope_parameters"] = {key: value for key, value in rope.items() if value is not None}
+    return found

@@ -18,6 +18,7 @@ SHAPE_KEYS = {
     "intermediate_size": ("intermediate_size", "n_inner"),
     "max_positions": ("max_position_embeddings", "n_positions"),
 }
+FAMILIES = ("gpt2", "llama", "qwen3")  # that an architecture's numbers describe whole
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -56,16 +57,39 @@ def shape_of(folder: Path) -> ArchConfig | None:
     if any(value is None for value in numbers.values()) or "vocab_size" not in config:
         return None
     kind = str(config.get("model_type", ""))
-    family = kind if kind in ("gpt2", "llama", "qwen3") else "llama"
+    family = kind if kind in FAMILIES else "llama"
     known: dict[str, Any] = {key: int(value) for key, value in numbers.items()}
+    rope = config.get("rope_parameters") or config
+    # Where nothing is said, transformers' defaults hold.
+    epsilon = _first(config, ("rms_norm_eps", "layer_norm_epsilon"))
     return ArchConfig(
         name=kind,
         family=family,  # type: ignore[arg-type]
         head_dim=config.get("head_dim"),
         vocab_size=int(config["vocab_size"]),
         tied_embeddings=bool(config.get("tie_word_embeddings", kind == "gpt2")),
+        rope_theta=float(rope.get("rope_theta", 10_000.0)),
+        norm_eps=float(epsilon or (1e-5 if kind == "gpt2" else 1e-6)),
         **known,
     )
+
+
+def own_architecture(folder: Path) -> ArchConfig:
+    """The architecture of a model to continue.
+
+    Raises:
+        ConfigError: its family isn't one of `FAMILIES`, or config.json doesn't tell enough.
+    """
+    kind = read_config(folder).get("model_type")
+    arch = shape_of(folder)
+    if kind not in FAMILIES or arch is None:
+        raise ConfigError(
+            [
+                f"arch=from_model: {folder / 'config.json'} describes a model of type {kind}; whole "
+                f"descriptions of {', '.join(FAMILIES)} can be continued"
+            ]
+        )
+    return arch
 
 
 def _first(config: dict[str, Any], names: tuple[str, ...]) -> Any:
