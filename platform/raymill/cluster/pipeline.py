@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -36,6 +37,7 @@ def run(job: PipelineJob) -> int:
     """Run the stages in order; each skips what is finished already. Returns the exit code."""
     if job.pretrain.dry_run:
         return pretrain.run(job.pretrain)  # what the other stages start from doesn't exist yet
+    took: dict[str, float] = {}
     warm_up(job.pretrain.cluster)
     trained = (job.pretrain, job.sft, job.reward, job.rlhf)
     most = max((stage.run for stage in trained), key=lambda run: run.most)
@@ -45,15 +47,21 @@ def run(job: PipelineJob) -> int:
         connect(job.pretrain.cluster, most, beside),
     ):
         for stage in job.stages:
+            began = time.monotonic()
             if terminated():  # while the stage before was exported, say
                 print(preempted(), flush=True)
                 return EXIT_PREEMPTED
             code = _STAGES[stage](job)
             if code or _was_stopped(getattr(job, stage, None)):
                 return code
+            took[stage] = time.monotonic() - began
+    began = time.monotonic()
     if job.pretrain.data.source == "demo":
         _show(job)
     _ask(job)
+    took["questions"] = time.monotonic() - began
+    told = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in took.items())
+    print(f"\ntook     {told}; {sum(took.values()):.0f} s in all", flush=True)
     return 0
 
 
