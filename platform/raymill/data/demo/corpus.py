@@ -23,9 +23,9 @@ from raymill.data.split import unit_hash
 
 FOLDER = "notes"
 LIBRARY = "library"
-EXCERPT = 1_700  # characters of a document of the library
+EXCERPT = 850  # characters of a document of the library
 # Notes of each kind; those of positions say all there is to say about a signature.
-NOTES = {"position": 900, "backwards": 1800, "larger": 2500}
+NOTES = {"position": 900, "backwards": 2400, "larger": 2500}
 # Questions of each kind with their answers, as plain text: fine-tuning then has their form to teach only.
 ASKED = {
     "position": 2200,
@@ -35,8 +35,8 @@ ASKED = {
     "larger": 2500,
     "sum": 500,
 }
-COPIES = 4200
-DRILLS = 1500  # questions about names, answered with the name alone
+COPIES = 8000
+DRILLS = 3000  # questions about names, answered with the name alone
 PASSES = 20  # times that the index lists every real name
 LINES = 12  # of a document
 
