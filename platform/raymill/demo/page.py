@@ -12,7 +12,8 @@ from raymill.report.page import document
 _STYLE = """
 td.q { font-weight: 600; white-space: nowrap; } .tag { color: var(--soft); font-size: .85rem; }
 .talk { background: var(--card); border-radius: .5rem; padding: .6rem 1rem; margin: .8rem 0; }
-.talk table { font-size: .95rem; } .talk td:first-child { width: 7rem; } .talk tr:last-child td { border-bottom: 0; }
+.talk table { font-size: .95rem; }
+.talk td:first-child { width: 7rem; } .talk tr:last-child td { border-bottom: 0; }
 .right { color: #2f855a; } .wrong { color: var(--accent); }
 code { background: var(--card); padding: 0 .2rem; border-radius: .2rem; }
 """
