@@ -11,7 +11,6 @@ storage/bench-muon.jsonl and not made again.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import sys
 import time
@@ -24,17 +23,16 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "platform"), str(ROOT / "tests")]
 
 import torch
-from servers import free_port
 from raymill.config import load
 from raymill.config.schema import PretrainJob
 from raymill.data.location import prepared_folder
 from raymill.data.rows import Rows
 from raymill.data.validation import ValidationSet
-from raymill.engine.device import join_deepspeed
 from raymill.engine.group import WorkerGroup
 from raymill.engine.trainer import Trainer
 from raymill.model.build import build_model
 from raymill.objective.language_modelling import LanguageModelling
+from trainer_alone import join_alone
 
 OVERRIDES = (
     "experiment=bench", "zero=stage0", "data.sequence_length=128", "tokenizer.vocab_size=1024",
@@ -126,18 +124,6 @@ def evaluated(trainer: Trainer, rows: Rows) -> float:
         losses = objective.losses(trainer.model, rows, trainer.group.device)
     trainer.model.train()
     return float(losses.sum()) / objective.weight(rows)
-
-
-def join_alone() -> WorkerGroup:
-    """This process as a group of one."""
-    os.environ.update(
-        RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(free_port()),
-    )  # fmt: skip
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    torch.distributed.init_process_group("gloo")
-    join_deepspeed(gpu=False)
-    return WorkerGroup(torch.device("cpu"))
 
 
 class Sweep:

@@ -1,4 +1,4 @@
-"""What a start costs: from a command to the first optimizer step of a tiny model, beside a bare loop's.
+"""Costs of a start: from a command to the first optimizer step of a tiny model, beside a bare loop's.
 
     .venv/bin/python bench/start.py [--rounds 3] [--cores 0,1]
 

@@ -98,7 +98,8 @@ def step_of(trainer: Trainer, tokens: NDArray[Any]) -> Callable[[], None]:
     return step
 
 
-def main() -> None:
+def join_alone() -> WorkerGroup:
+    """Make this process a group of one."""
     os.environ.update(
         RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(free_port()),
@@ -106,6 +107,11 @@ def main() -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.distributed.init_process_group("gloo")
     join_deepspeed(gpu=False)
+    return WorkerGroup(torch.device("cpu"))
+
+
+def main() -> None:
+    join_alone()
     sides = {
         "bare": bare_step(load("pretrain", ["experiment=bench"]), VOCAB, itertools.repeat(TOKENS)),
         **{f"ZeRO-{stage}": trainer_step(stage) for stage in range(4)},

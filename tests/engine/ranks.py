@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-os.environ["OPENBLAS_NUM_THREADS"] = "1"  # a process with threads isn't forked
+from raymill.cluster.local_ray import FORKING
 
 
 def run_ranks(
@@ -22,6 +22,5 @@ def run_ranks(
 
     if not gpu:
         multiprocessing.set_forkserver_preload(["engine.preloaded"])
-        os.environ["DS_ACCELERATOR"] = "cpu"
-        os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
+        os.environ.update(FORKING)
     mp.start_processes(work, arguments, nprocs=world, start_method="spawn" if gpu else "forkserver")

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import importlib
 import os
 import resource
 import selectors
@@ -29,7 +28,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from raymill.cluster.forked_process import Request, become, hide_unused, receive, show_unused
+from raymill.cluster.forked_process import (
+    Request,
+    become,
+    hide_unused,
+    import_name,
+    receive,
+    show_unused,
+)
 from raymill.lifetime import die_with
 
 FORKED = b"\1"  # the answer to a launcher; one that gets none runs Python itself
@@ -62,7 +68,7 @@ class ForkServer:
 
     @property
     def ended(self) -> bool:
-        """Whether it was closed, and all that it had forked has ended."""
+        """True once it was closed and all that it had forked has ended."""
         return self._listening.fileno() < 0 and not self._children
 
     def serve(self, timeout_s: float | None) -> bool:
@@ -183,17 +189,11 @@ def _fork() -> int | None:
 
 
 def import_modules(names: Sequence[str], server: ForkServer) -> None:
-    """Import modules in their order, serving between them; leave out what is not installed or fails.
-
-    A name may end in an attribute that is imported when it is asked for, as in `transformers:AutoModel`.
-    """
+    """Import modules in their order, serving between them; leave out what is not installed or fails."""
     hide_unused()
     for name in names:
-        module, _, attribute = name.partition(":")
         try:
-            imported = importlib.import_module(module)
-            if attribute:
-                getattr(imported, attribute)
+            import_name(name)
         except ImportError:
             pass
         except Exception:  # raised again in the process that needs it
@@ -210,7 +210,7 @@ def import_modules(names: Sequence[str], server: ForkServer) -> None:
 
 
 def is_fit_to_fork() -> bool:
-    """Whether a fork of this process is as good as a new one."""
+    """Tell whether a fork of this process is as good as a new one."""
     torch: Any = sys.modules.get("torch")
     cuda = torch is not None and torch.cuda.is_initialized()
     return len(os.listdir("/proc/self/task")) == 1 and "ray" not in sys.modules and not cuda

@@ -1,9 +1,10 @@
-"""What a fork of `fork_server.py` does: it becomes the Python process that a launcher asked for."""
+"""A fork of `fork_server.py` becomes the Python process that a launcher asked for."""
 
 from __future__ import annotations
 
 import builtins
 import contextlib
+import importlib
 import io
 import json
 import marshal
@@ -28,7 +29,7 @@ _PATIENCE_S = 10.0
 
 @dataclass(frozen=True)
 class Request:
-    """What a launcher was called with: arguments from the script on, environment, working directory, and the
+    """A launcher's call: arguments from the script on, environment, working directory, and the
     descriptors of its standard input, output and error."""
 
     launcher: int  # its process
@@ -141,6 +142,18 @@ def _renew_libraries() -> None:
     threads = os.environ.get("OMP_NUM_THREADS", "")
     if torch is not None and threads.isdecimal() and int(threads):
         torch.set_num_threads(int(threads))
+
+
+def import_name(name: str) -> None:
+    """Import a module, and the attribute after a colon that is imported when it is asked for, as in
+    `transformers:AutoModel`.
+
+    Raises whatever the import does.
+    """
+    module, _, attribute = name.partition(":")
+    imported = importlib.import_module(module)
+    if attribute:
+        getattr(imported, attribute)
 
 
 def hide_unused() -> None:

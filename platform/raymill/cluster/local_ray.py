@@ -35,6 +35,12 @@ _OURS = (
 _ON_CPU = ("deepspeed", "torch._inductor.compile_fx", "deepspeed.runtime.zero.muon.muon_optimizer")
 WORKERS = (*_RAYS, *_OURS)
 WORKERS_ON_CPU = (*WORKERS, *_ON_CPU)
+# For a process that imports these and is forked: numpy and pyarrow would start threads at their import.
+FORKING = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+    "DS_ACCELERATOR": "cpu",
+}
 # On one machine: the autoscaler, the copying of workers' output to the driver, which does not show it, and the
 # dashboard's server, which serves nothing without a dashboard.
 _UNUSED = ("start_monitor", "start_log_monitor", "start_api_server")
@@ -73,7 +79,7 @@ def fork_server(*modules: str) -> Path | None:
 
 
 def _can_watch_processes() -> bool:
-    """Whether the kernel has descriptors of processes: Linux since 5.3, if no sandbox forbids them."""
+    """Tell whether the kernel has descriptors of processes: Linux since 5.3, if no sandbox forbids them."""
     try:
         os.close(os.pidfd_open(os.getpid()))
     except (AttributeError, OSError):
@@ -88,13 +94,7 @@ def _temporary_folder() -> str:
 
 
 def _start_server(folder: Path, address: str, modules: Sequence[str]) -> subprocess.Popen[bytes]:
-    environment = os.environ | {
-        "PYTHONPATH": python_path(),
-        # One thread: numpy and pyarrow would start some at their import.
-        "OPENBLAS_NUM_THREADS": "1",
-        "JE_ARROW_MALLOC_CONF": "background_thread:false",
-        "DS_ACCELERATOR": "cpu",
-    }
+    environment = os.environ | FORKING | {"PYTHONPATH": python_path()}
     script = str(_PACKAGE / "cluster" / "fork_server.py")
     # Whoever connects before the server is there waits for it.
     with socket.socket(socket.AF_UNIX) as listening, (folder / "log").open("wb") as log:
@@ -131,7 +131,7 @@ def start_local_ray(slots: int) -> None:
 
 
 def python_path() -> str:
-    """Where workers find the package: where this process found it."""
+    """PYTHONPATH of workers: the package's place, then this process's own."""
     ours = str(_PACKAGE.parent)
     inherited = os.environ.get("PYTHONPATH", "")
     return os.pathsep.join(part for part in (ours, inherited) if part)

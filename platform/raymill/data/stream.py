@@ -63,9 +63,8 @@ class StreamSpec:
     start_sample: int
     total_samples: int
     unit_rows: int | None = None  # about how many rows a unit holds; None: a few windows
-    segment_units: int = (
-        128  # units a rank and pipeline; what its first batch waits for grows with them
-    )
+    # Units a rank and pipeline; what its first batch waits for grows with them.
+    segment_units: int = 128
 
     def __post_init__(self) -> None:
         if self.global_batch % self.world_size:
@@ -285,10 +284,9 @@ class RankStream:
     def _run(self) -> Iterator[StepBatch]:
         step = 0
         for segment in range(self.spec.segments):
-            opened = self._opened if segment == 0 else None
+            opened, self._opened = self._opened, None
             if opened is None:
                 opened = self._open_segment(segment)
-            self._opened = None
             blocks = opened.iter_batches(batch_size=None, prefetch_batches=2, batch_format="numpy")
             for block in blocks:
                 yield from self._unit(block, step)

@@ -6,7 +6,6 @@ The same ones are fine-tuned on, compared and rewarded; each is held out, or not
 from __future__ import annotations
 
 from functools import lru_cache
-from itertools import islice
 
 from raymill.data.chat.stdlib import Entry
 from raymill.data.demo.exercises import KINDS, Exercise, exercises
@@ -42,7 +41,7 @@ def _distinct(kind: str, held_out: bool, seed: int) -> list[Exercise]:
         found.setdefault(one.question, one)
         if len(found) == wanted:
             break
-    return list(islice(found.values(), wanted))
+    return list(found.values())
 
 
 def _entry(name: str, kind: str, held_out: bool, question: str, answer: str, group: str) -> Entry:

@@ -81,7 +81,7 @@ class Signature:
 
     @property
     def note(self) -> str:
-        """What there is to say about it."""
+        """A line that says all there is to say about it."""
         count = len(self.arguments)
         listed = ", ".join(f"{ORDINALS[place]} `{name}`" for place, name in enumerate(self.names))
         said = [f"`{self}` takes {count}: {listed}, last `{self.names[-1]}`."]
