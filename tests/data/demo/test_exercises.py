@@ -93,10 +93,22 @@ def test_counts() -> None:
     assert found["library", True] >= 100
 
 
-def test_the_index_has_every_real_name_and_no_made_up_one_that_is_asked_about() -> None:
-    real, made_up = index(FRACTION, SEED)
+def test_the_index_has_every_real_name_and_no_made_up_one() -> None:
     questions = name_questions(FRACTION, SEED)
-    assert {one.name for one in questions if one.kind == "library"} == {*real}
-    assert not {one.name for one in questions if one.kind == "unknown"} & {*real, *made_up}
+    listed = set()
+    for line in index(FRACTION, SEED):
+        owner, *leaves = re.findall(r"`([^`]+)`", line)
+        listed |= {f"{owner}.{leaf}" for leaf in leaves}
+    assert {one.name for one in questions if one.kind == "library"} == listed
+    assert not {one.name for one in questions if one.kind == "unknown"} & listed
     held_out = {one.question for one in questions if one.held_out}
     assert not held_out & {one.question for one in questions if not one.held_out}
+
+
+def test_pretraining_reads_the_index_and_nothing_else_about_held_out_names() -> None:
+    held_out = {one.name for one in name_questions(FRACTION, SEED) if one.held_out}
+    for part in parts(FRACTION, SEED):
+        if part.endswith(("library.txt", "index-0.txt", "index-1.txt")):
+            continue
+        named = {name for text in documents(part) for name in re.findall(r"`([\w.]+)`", text)}
+        assert not named & held_out, part

@@ -12,7 +12,7 @@ from raymill.data.demo.exercises import KINDS, Exercise, exercises
 from raymill.data.demo.names import name_questions
 from raymill.data.split import unit_hash
 
-TRAINING = dict.fromkeys(KINDS, 500) | {"default": 800, "beyond": 250}  # exercises of a kind
+TRAINING = dict.fromkeys(KINDS, 500) | {"default": 800, "larger": 900, "beyond": 250}
 HELD_OUT = 250
 
 

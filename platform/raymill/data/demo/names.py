@@ -1,10 +1,7 @@
-"""The library's names, and names that don't exist: what the assistant is asked about and an index of it.
+"""The library's names, and names that don't exist: what the assistant is asked about, and an index.
 
-Real names are short ones of functions that a module has: so many as a model of two million parameters
-learns by heart in minutes. All of them stand in the index that pretraining reads, held-out ones too:
-what is held out is what they do, and every question about them.
-Made-up names are made as everywhere (`stdlib_unknown`); the index has others than the questions, of
-training's parts only.
+Every real name that a question is about stands in the index that pretraining reads, held-out ones too: what is
+held out is what they do, and every question about them. Made-up names are made as `stdlib_unknown` does.
 """
 
 from __future__ import annotations
@@ -12,6 +9,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 
 from raymill.data.chat import stdlib_phrases as phrases
 from raymill.data.chat.stdlib import split
@@ -21,9 +19,13 @@ from raymill.data.chat.stdlib_unknown import made_up_names
 from raymill.data.split import is_held_out
 
 MADE_UP = 0.36  # made-up names per real name that are asked about
-INDEXED = 7.0  # made-up names per real name that the index has
-LONGEST = 11  # characters of a name
-HELD_OUT = 0.35  # of the names that the embedded conversations train on, held out here as well
+HELD_OUT = (
+    0.35  # of the short names that the embedded conversations train on, held out here as well
+)
+LONGEST = 20  # characters of a name
+LONGEST_HELD_OUT = 11
+MOST_WORDS = 10  # of an answer that is trained on: what a small model can't know takes no room
+LISTED = 10  # names a line of the index
 
 
 @dataclass(frozen=True)
@@ -44,26 +46,25 @@ def name_questions(fraction: float, seed: int) -> tuple[NameQuestion, ...]:
     for side, held, made_up in _sides(fraction, seed):
         for fact in side:
             answer = phrases.what(fact)
-            found.append(NameQuestion("library", fact.name, held, _asked(fact.name, seed), answer))
+            found.append(NameQuestion("library", fact.name, held, asked(fact.name, seed), answer))
         for name in made_up:
             refusal = phrases.refusal(name)
-            found.append(NameQuestion("unknown", name, held, _asked(name, seed), refusal))
+            found.append(NameQuestion("unknown", name, held, asked(name, seed), refusal))
     return tuple(found)
 
 
 @lru_cache(maxsize=2)
-def index(fraction: float, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Real names, and made-up ones that no question is about."""
-    (held_out, _, asked), (training, _, also_asked) = _sides(fraction, seed)
-    taken = {*asked, *also_asked}
-    made_up = made_up_names(training, INDEXED, seed + 1, taken)
-    real = sorted(fact.name for fact in (*held_out, *training))
-    return tuple(real), tuple(one.name for one in made_up)
-
-
-def indexed(name: str, exists: bool) -> str:
-    """A line of the index: the name twice, as an answer repeats the one that it was asked about."""
-    return f"`{name}`: `{name}` is {'known' if exists else 'unknown'}."
+def index(fraction: float, seed: int) -> tuple[str, ...]:
+    """Every real name that is asked about, by owner: lines of "`os`: `chdir`, `fsync`."."""
+    facts = sorted(
+        (fact for side, _, _ in _sides(fraction, seed) for fact in side), key=lambda f: f.name
+    )
+    lines = []
+    for owner, found in groupby(facts, key=lambda fact: fact.owner):
+        leaves = [f"`{fact.leaf}`" for fact in found]
+        for first in range(0, len(leaves), LISTED):
+            lines.append(f"`{owner}`: {', '.join(leaves[first : first + LISTED])}.")
+    return tuple(lines)
 
 
 def drill(number: int, fraction: float, seed: int) -> str:
@@ -74,40 +75,53 @@ def drill(number: int, fraction: float, seed: int) -> str:
     while True:
         name = f"{choose.choice(owners)}.{choose.choice(leaves)}"
         if name not in taken:
-            return f"{_asked(name, seed)}\n`{name}`."
+            return f"{asked(name, seed)}\n`{name}`."
+
+
+def asked(name: str, seed: int) -> str:
+    """A question about a name, which stands in code's marks: a small model then copies it better."""
+    return Chooser(name, seed).one("asked", phrases.WHAT).format(f"`{name}`")
 
 
 @lru_cache(maxsize=2)
 def _parts(fraction: float, seed: int) -> tuple[frozenset[str], tuple[str, ...], tuple[str, ...]]:
-    """Names that are indexed or asked about; owners and last parts of training's functions."""
-    real, made_up = index(fraction, seed)
-    asked = (one.name for one in name_questions(fraction, seed))
-    _, training = split(fraction, seed)
-    functions = [f for f in training if f.kind == "function" and _is_short(f.name, LONGEST + 5)]
-    owners, leaves = {f.owner for f in functions}, {f.leaf for f in functions}
-    return frozenset((*real, *made_up, *asked)), tuple(sorted(owners)), tuple(sorted(leaves))
+    """Names that are asked about; owners and last parts of training's names."""
+    taken = frozenset(one.name for one in name_questions(fraction, seed))
+    _, (training, _, _) = _sides(fraction, seed)
+    owners, leaves = {fact.owner for fact in training}, {fact.leaf for fact in training}
+    return taken, tuple(sorted(owners)), tuple(sorted(leaves))
+
+
+Side = tuple[list[Fact], bool, list[str]]
 
 
 @lru_cache(maxsize=2)
-def _sides(
-    fraction: float, seed: int
-) -> tuple[tuple[list[Fact], bool, list[str]], tuple[list[Fact], bool, list[str]]]:
+def _sides(fraction: float, seed: int) -> tuple[Side, Side]:
     """(real names, whether held out, made-up names) of the held-out side, and of training's."""
-    held_out, training = (
-        [fact for fact in side if fact.kind == "function" and _is_short(fact.name)]
-        for side in split(fraction, seed)
-    )
-    held_out += [fact for fact in training if is_held_out(f"name {fact.name}", HELD_OUT, seed)]
-    training = [fact for fact in training if not is_held_out(f"name {fact.name}", HELD_OUT, seed)]
+    untrained, trained = split(fraction, seed)
+    held_out = [fact for fact in untrained if _may_be_held_out(fact)]
+    held_out += [
+        fact
+        for fact in trained
+        if _may_be_held_out(fact) and is_held_out(f"name {fact.name}", HELD_OUT, seed)
+    ]
+    taken = {fact.name for fact in held_out}
+    training = [fact for fact in trained if _is_short(fact) and fact.name not in taken]
     unknown = [one.name for one in made_up_names(held_out, MADE_UP, seed)]
     also = [one.name for one in made_up_names(training, MADE_UP, seed, unknown)]
     return (held_out, True, unknown), (training, False, also)
 
 
-def _is_short(name: str, longest: int = LONGEST) -> bool:
-    return name.count(".") == 1 and len(name) <= longest
+def _may_be_held_out(fact: Fact) -> bool:
+    return (
+        fact.kind == "function" and fact.name.count(".") == 1 and len(fact.name) <= LONGEST_HELD_OUT
+    )
 
 
-def _asked(name: str, seed: int) -> str:
-    choose = Chooser(name, seed)
-    return phrases.Questions(name, "", choose).what(0)
+def _is_short(fact: Fact) -> bool:
+    return (
+        fact.kind in ("function", "class")
+        and fact.name.count(".") == 1
+        and len(fact.name) <= LONGEST
+        and len(phrases.what(fact).split()) <= MOST_WORDS
+    )
