@@ -57,12 +57,12 @@ def finish(assignment: Assignment, found: Found, tracker: Tracker, console: RunC
     events = Follower(assignment.journal).read()
     if isinstance(assignment.job, RlhfJob):
         _refuse_unchanged(events)
-    prepared = load_prepared(assignment.folders[0])
+    prepared = [load_prepared(folder) for folder in assignment.folders]
     export = export_checkpoint(assignment, found)
     console.say(f"exported {export.folder}")
     figures = run_figures(events)
     if isinstance(assignment.job, SftJob):
-        figures |= yardsticks(prepared, assignment.job)
+        figures |= yardsticks(prepared[0], assignment.job)
     registered = None
     if assignment.job.tracking.register and assignment.job.tracking.uri != "none":
         try:

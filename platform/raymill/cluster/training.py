@@ -29,6 +29,7 @@ from raymill.durable import write_atomic
 from raymill.engine.assignment import Assignment
 from raymill.errors import CheckpointError, StorageError
 from raymill.plan.batch import total_steps
+from raymill.plan.mixture import rounding_warnings
 from raymill.track.console import RunConsole
 from raymill.track.forwarder import clamp_offset
 from raymill.track.history import History
@@ -157,6 +158,8 @@ def train(assignment: Assignment, lease: Lease, beside: Beside = NOTHING) -> int
     tracker.start()
     console = RunConsole(peak_is_measured=job.cluster.peak_tflops is None)
     console.say(f"run {job.run.name} → {assignment.run_dir}")
+    for text in rounding_warnings(job.data.mixture):
+        console.say(f"warning: {text}")
     history = History(assignment.run_dir, lease.token)
     attempts = Attempts(assignment, lease, console, history, same_command(), beside)
     ended = RunState.FAILED

@@ -25,6 +25,7 @@ from raymill.plan.batch import (
 )
 from raymill.plan.flops import flops_per_token
 from raymill.plan.memory import moment_bytes, worker_memory
+from raymill.plan.mixture import drawn_shares, rounding_warnings
 from raymill.plan.parameters import ParameterCount, count_parameters
 
 ASSUMED_MFU = 0.4  # published large runs reach 0.38 to 0.55
@@ -207,7 +208,7 @@ def _text_data(job: PretrainJob) -> str:
 def _places(job: TrainJob, data: str) -> list[tuple[str, str]]:
     root = job.storage.folder
     if job.data.mixture:
-        data = ", ".join(f"{name} ({weight:g})" for name, weight in job.data.mixture.items())
+        data = drawn_shares(job.data.mixture)
     run_dir = root / "runs" / str(job.run.name)
     state = "exists: it would resume" if run_dir.exists() else "new"
     if job.storage.uri is not None:  # which isn't asked
@@ -217,6 +218,7 @@ def _places(job: TrainJob, data: str) -> list[tuple[str, str]]:
     )
     return [
         ("data", data),
+        *(("warning", text) for text in rounding_warnings(job.data.mixture)),
         ("run", f"{run_dir} ({state})"),
         ("tracking", f"{tracking}"),
         ("registers", f"models:/{job.tracking.registered_model}@{job.tracking.alias}")
