@@ -14,6 +14,7 @@ from raymill.config.schema import DpoJob, PretrainJob, RewardJob, RlhfJob, SftJo
 from raymill.data.manifest import load_prepared
 from raymill.durable import write_atomic
 from raymill.engine.assignment import Assignment
+from raymill.engine.start import going_on
 from raymill.errors import RaymillError, TrackingError
 from raymill.track.console import RunConsole
 from raymill.track.follow import Follower, last_of_each_step
@@ -144,4 +145,5 @@ def _summary(
         "code_commit": assignment.code_commit,
         "metrics": str(assignment.journal),
         "command": same_command(),
+        "going_on": going_on(assignment),
     }

@@ -76,12 +76,14 @@ def last_checkpoint(assignment: Assignment) -> Found | None:
 
 def complete(assignment: Assignment, found: Found) -> int:
     """Redo what follows training, where it is missing: export, registration, report."""
+    from raymill.engine.start import going_on
     from raymill.track.tracker import Tracker
 
     console = RunConsole(peak_is_measured=False)
+    more = going_on(assignment)
+    advice = "" if more is None else f"; to go on, add to its command: {more}"
     console.say(
-        f"run {assignment.job.run.name} is finished at step {assignment.total_steps}; ask for more "
-        "train.steps to go on"
+        f"run {assignment.job.run.name} is finished at step {assignment.total_steps}{advice}"
     )
     tracker = Tracker(assignment)
     tracker.start()

@@ -108,8 +108,11 @@ TOPICS = {
                 "train.global_batch=1024 dry_run=true",
                 "what a big one would need",
             ),
-            ("run.name=demo train.steps=2000", "run `demo` again, for longer: it resumes"),
-            ("run.name=muon run.from=demo@150 optim=muon", "a fork of it, by another optimizer"),
+            (
+                "run.name=longer run.from=demo@300 train.steps=2000",
+                "go on with `demo` from before its learning rate decays, for longer",
+            ),
+            ("run.name=muon run.from=demo@300 optim=muon", "a fork of it, by another optimizer"),
         ),
         "storage.root/runs/<run.name>/, storage.root/mlflow.db",
     ),

@@ -193,8 +193,7 @@ def _origin(summary: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _commands(summary: dict[str, Any], ask: str) -> str:
-    return (
-        f"# use it\n{ask.replace('{model}', summary['export'])}\n\n"
-        f"# go on (the same command with more steps resumes)\n{summary['command']} "
-        "train.steps=…\n"
-    )
+    use = f"# use it\n{ask.replace('{model}', summary['export'])}\n"
+    if summary["going_on"] is None:
+        return use
+    return f"{use}\n# go on, for more steps\n{summary['command']} {summary['going_on']}\n"
