@@ -64,7 +64,7 @@ def test_another_number_of_steps_is_refused_once_the_decay_has_begun(
     kept = 80 if last == 80 else 70
     with pytest.raises(ConfigError, match=re.escape(f"{steps}:")) as refusal:
         decide_start(asked, DIGESTS)
-    assert f"decaying since step {last}" in str(refusal.value)
+    assert f"decays from step {last} on" in str(refusal.value)
     assert f"run.from=base@{kept}" in str(refusal.value)
     jump = [
         learning_rate_factor(asked.job.schedule, 86, total) for total in (100, asked.total_steps)
@@ -98,13 +98,15 @@ def test_tokens_count_as_the_steps_that_they_make(tmp_path: Path) -> None:
     same = assigned(tmp_path, "train.steps=null", f"train.tokens={100 * 32 * 256}")
     assert decide_start(same, DIGESTS).messages == ()
     more = assigned(tmp_path, "train.steps=null", f"train.tokens={150 * 32 * 256}")
-    with pytest.raises(ConfigError, match=r"train\.tokens=1228800: .*decaying since step 80"):
+    with pytest.raises(ConfigError, match=r"train\.tokens=1228800: .*decays from step 80 on"):
         decide_start(more, DIGESTS)
 
 
 def test_a_cosine_decays_from_the_end_of_the_warm_up(tmp_path: Path) -> None:
     commit_at(assigned(tmp_path, "schedule=cosine"), 40)
-    with pytest.raises(ConfigError, match=r"since step 20.*no checkpoint from before .* is left"):
+    with pytest.raises(
+        ConfigError, match=r"decays from step 20 on.*no checkpoint from before .* is left"
+    ):
         decide_start(assigned(tmp_path, "schedule=cosine", "train.steps=200"), DIGESTS)
     assert going_on(assigned(tmp_path, "schedule=cosine")) is None
 

@@ -147,20 +147,21 @@ def _another_length(manifest: Manifest, assignment: Assignment) -> tuple[str, ..
     job, now = assignment.job, assignment.total_steps
     planned = {key: manifest.config[f"train.{key}"] for key in ("steps", "tokens")}
     before = total_steps(replace(job, train=replace(job.train, **planned)))
-    starts = [decay_start(job.schedule, total) for total in (before, now)]
-    if now in (before, manifest.step) or starts[0] is None or starts[1] is None:
+    start, new_start = (decay_start(job.schedule, total) for total in (before, now))
+    if now in (before, manifest.step) or start is None or new_start is None:
         return ()
+    begun = min(start, new_start)
     key = "train.tokens" if job.train.steps is None else "train.steps"
     asked = f"{key}={job.train.tokens if job.train.steps is None else now}"
-    if manifest.step <= min(starts):
+    if manifest.step <= begun:
         return (
-            f"{asked}: the learning rate decays from step {starts[1]} to {now}, and not from {starts[0]} to "
+            f"{asked}: the learning rate decays from step {new_start} to {now}, and not from {start} to "
             f"{before} as planned before",
         )
     rates = [
         learning_rate_factor(job.schedule, manifest.step + 1, total) for total in (before, now)
     ]
-    kept = _kept_before_decay(assignment, min(starts))
+    kept = _kept_before_decay(assignment, begun)
     advice = (
         "no checkpoint from before the decay is left, so choose another run.name"
         if kept is None
@@ -168,9 +169,8 @@ def _another_length(manifest: Manifest, assignment: Assignment) -> tuple[str, ..
     )
     raise ConfigError(
         [
-            f"{asked}: the learning rate has been decaying since step {min(starts)}, of {before} planned; "
-            f"with {now} it would jump from {rates[0]:.0%} of its peak to {rates[1]:.0%} after step "
-            f"{manifest.step}; {advice}"
+            f"{asked}: {before} steps were planned; the learning rate decays from step {begun} on, and would "
+            f"jump from {rates[0]:.0%} of its peak to {rates[1]:.0%} after step {manifest.step}; {advice}"
         ]
     )
 
