@@ -33,21 +33,29 @@ _DATA_KEYS = (
     ("run.seed", "of the held-out split"),
     ("storage.root", "where everything is written: a folder, or s3://, gs://, az://"),
 )
-_TRAIN_KEYS = (
-    ("train.steps", "optimizer steps (or train.tokens; the other null)"),
-    ("train.global_batch", "rows a step, over all workers"),
-    ("train.micro_batch", "rows a forward pass; accumulation follows"),
-    ("optim.learning_rate", "peak learning rate"),
-    ("run.name", "the same name resumes; null: from the configuration"),
-    (
-        "run.workers",
-        "workers, one GPU each with cluster.gpu=true; 2..8: as many as there is room for",
-    ),
-    ("train.precision", "fp32 or bf16"),
-    ("checkpoint.every", "steps between checkpoints"),
-    ("evaluation.every", "steps between held-out evaluations"),
-    ("storage.root", "where everything is written: a folder, or s3://, gs://, az://"),
-)
+
+
+def _train_keys(samples: str, passed: str) -> tuple[tuple[str, str], ...]:
+    """Keys of every training; `samples` are what a step draws, `passed` what a forward pass is given."""
+    return (
+        ("train.steps", "optimizer steps (or train.tokens; the other null)"),
+        ("train.global_batch", f"{samples} a step, over all workers"),
+        ("train.micro_batch", f"{passed} a forward pass; accumulation follows"),
+        ("optim.learning_rate", "peak learning rate"),
+        ("run.name", "the same name resumes; null: from the configuration"),
+        (
+            "run.workers",
+            "workers, one GPU each with cluster.gpu=true; 2..8: as many as there is room for",
+        ),
+        ("train.precision", "fp32 or bf16"),
+        ("checkpoint.every", "steps between checkpoints"),
+        ("evaluation.every", "steps between held-out evaluations"),
+        ("storage.root", "where everything is written: a folder, or s3://, gs://, az://"),
+    )
+
+
+_ROW_KEYS = _train_keys("rows", "rows")
+_PAIR_TRAIN_KEYS = _train_keys("pairs", "pairs")
 _TRAIN_GROUPS = (
     "arch", "data", "tokenizer", "optim", "schedule", "zero", "run", "cluster", "tracking",
     "experiment",
@@ -100,7 +108,7 @@ TOPICS = {
     "pretrain": Topic(
         "Prepared shards → a base model: checkpointed, tracked, exported, registered.",
         _TRAIN_GROUPS,
-        _TRAIN_KEYS,
+        _ROW_KEYS,
         (
             ("experiment=demo", "a small model in minutes on two CPU cores"),
             (
@@ -144,7 +152,7 @@ TOPICS = {
             ("freeze", "patterns of parameters that aren't trained"),
             ("neftune_alpha", "noise on embeddings while training"),
             ("evaluation.questions", "held-out questions answered and scored"),
-            *_TRAIN_KEYS,
+            *_ROW_KEYS,
         ),
         (
             ("", "the embedded conversations on models:/assistant@pretrained"),
@@ -200,7 +208,7 @@ TOPICS = {
             ("centring", "pulls rewards towards a mean of 0"),
             ("margin_scale", "of the margins that the data states"),
             _LORA,
-            *_TRAIN_KEYS,
+            *_PAIR_TRAIN_KEYS,
         ),
         (
             ("data.path=pairs.jsonl", "on models:/assistant@sft"),
@@ -220,7 +228,7 @@ TOPICS = {
             ("loss.label_smoothing", "share of the pairs that are the wrong way round (cDPO)"),
             ("loss.reference", "cached: computed once; live: in every step"),
             _LORA,
-            *_TRAIN_KEYS,
+            *_PAIR_TRAIN_KEYS,
         ),
         (
             ("data.path=pairs.jsonl", "on models:/assistant@sft"),
@@ -242,7 +250,7 @@ TOPICS = {
             ("rollout.actors", "processes that sample; 0: inside the first worker"),
             ("algorithm.kl_coefficient", "how dear it is to leave the reference"),
             _LORA,
-            *_TRAIN_KEYS,
+            *_train_keys("prompts", "answers"),
         ),
         (
             ("reward.model=models:/assistant@reward 'reward.functions={}'", "what people prefer"),
@@ -280,7 +288,7 @@ TOPICS = {
         _TRAIN_GROUPS,
         (
             ("stages", "which stages, in order [prepare, pretrain, sft, rank, reward, rlhf]"),
-            *_TRAIN_KEYS[:9],
+            *_ROW_KEYS[:9],
             ("sft.<key>", "any key or group of jobs/sft.py, as in sft.train.steps=200"),
             ("rank.<key>", "of jobs/rank.py; reward.<key>, rlhf.<key> likewise"),
             ("ask", "a question for the assistant in the end; may be given again"),

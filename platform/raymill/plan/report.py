@@ -6,10 +6,8 @@ from rich.console import Console
 
 from raymill.config.schema import (
     ArchConfig,
-    DpoJob,
     ParentJob,
     PretrainJob,
-    RewardJob,
     RlhfJob,
     TrainJob,
 )
@@ -22,6 +20,7 @@ from raymill.plan.batch import (
     passed_rows,
     total_steps,
     update_rows,
+    update_unit,
 )
 from raymill.plan.flops import flops_per_token
 from raymill.plan.memory import moment_bytes, worker_memory
@@ -108,9 +107,10 @@ def _checkpoint(job: TrainJob, count: ParameterCount) -> str:
 
 
 def _samples(job: TrainJob) -> str:
+    unit = update_unit(job)
     if isinstance(job, RlhfJob):
-        return f"answers an update, to {job.train.global_batch:,} prompts a step"
-    return "pairs" if isinstance(job, RewardJob | DpoJob) else "rows"
+        return f"{unit} an update, to {job.train.global_batch:,} prompts a step"
+    return unit
 
 
 def roles_plan(
