@@ -13,13 +13,17 @@ import torch
 from data.prepared_factory import write_prepared
 from raymill.cluster.training import assignment_of
 from raymill.config import load
+from raymill.config.schema import TextEvaluation
 from raymill.data.manifest import Prepared
 from raymill.data.validation import ValidationSet
 from raymill.engine.evaluation import Occasion
 from raymill.engine.experience import GivenRows
 from raymill.engine.group import WorkerGroup
+from raymill.engine.journal import Journal
 from raymill.engine.learner import Learner
 from raymill.engine.recipes import recipe_of
+from raymill.engine.samples import SampledText
+from raymill.model.build import build_model
 
 ARCH = (
     "arch.layers=1", "arch.hidden_size=32", "arch.heads=2", "arch.kv_heads=2", "arch.head_dim=16",
@@ -80,3 +84,28 @@ def test_one_source_has_no_name_of_its_own(tmp_path: Path) -> None:
     nats, count, _ = expected["wiki"]
     assert figures.keys() == {"eval/loss", "eval/perplexity", "eval/bits_per_byte"}
     assert figures["eval/loss"] == pytest.approx(nats / count, rel=1e-5)
+
+
+class Heard(Journal):
+    """A journal that keeps its messages."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        if kind == "message":
+            self.messages.append(values["text"])
+
+
+def test_a_prompt_that_the_model_does_not_see_whole_is_told(tmp_path: Path) -> None:
+    prepared = write_prepared(tmp_path / "data")
+    arch = load("pretrain", [*ARCH, "arch.max_positions=16"]).arch
+    model = build_model(arch, prepared.manifest.tokenizer.vocab_size, 0, 1)
+    settings = TextEvaluation(prompts=("abc", "x" * 15, "y" * 40), sample_tokens=2)
+    heard = Heard()
+    sampled = SampledText(prepared, settings, tmp_path, 1, heard)
+    sampled.measure(model, WorkerGroup(torch.device("cpu")), Occasion(3, first=False, last=True))
+    assert heard.messages == [
+        f"evaluation.prompts: prompt {'y' * 40!r}: the model has no positions for the first 25 of its "
+        "41 tokens, and continues the rest"
+    ]
