@@ -15,8 +15,9 @@ import pytest
 from raymill.config import digest, flatten, load
 from raymill.config.compose import groups
 from raymill.config.entry import main
-from raymill.config.help import TOPICS, help_text
+from raymill.config.help import help_text
 from raymill.config.identity import is_changeable
+from raymill.config.topics import TOPICS
 from raymill.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
