@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,11 +33,11 @@ DOORS = {
     "fastapi": ("serve",),
     "obstore": ("storage/bucket.py",),
 }
-# From the ground up; a room may import itself and what stands before it.
+# From the ground up; a room may import itself and what stands before it. Every room stands here.
 ROOMS = (
-    "errors", "durable", "lifetime", "timeline", "progress_line", "config", "storage", "checkpoint",
-    "data", "plan", "objective", "model", "generate", "evaluate", "rollout", "reward", "engine", "track",
-    "report", "demo", "serve", "cluster",
+    "__init__", "errors", "durable", "lifetime", "timeline", "progress_line", "config", "storage",
+    "checkpoint", "data", "plan", "objective", "model", "generate", "evaluate", "rollout", "reward",
+    "engine", "track", "report", "demo", "serve", "cluster",
 )  # fmt: skip
 # A job's entry point reaches up for the session and the registry it is given; the checks ask the plan, and
 # arch=from_model how a folder spells its shape: both need the schema alone.
@@ -49,24 +50,54 @@ UPWARD = {
 }
 
 
-def modules() -> list[Path]:
-    return sorted(PACKAGE.rglob("*.py"))
+def modules(package: Path = PACKAGE) -> dict[str, Path]:
+    """Every module of a package by its dotted name."""
+    found = {}
+    for path in sorted(package.rglob("*.py")):
+        name = ".".join((package.name, *path.relative_to(package).with_suffix("").parts))
+        found[name.removesuffix(".__init__")] = path
+    return found
 
 
-def imports(path: Path, deep: bool = True) -> Iterator[str]:
-    """Names imported anywhere in a module, or at its top level only; not under TYPE_CHECKING."""
-    tree = ast.parse(path.read_text())
-    stack: list[ast.AST] = list(tree.body)
+def imports(path: Path, package: Path = PACKAGE) -> Iterator[str]:
+    """Modules imported anywhere in a module, late or not; only what TYPE_CHECKING guards is left out.
+
+    `from package import name` is an import of `package.name` where that is a module.
+    """
+    stack: list[ast.AST] = [*parsed(path.read_text()).body]
     while stack:
         node = stack.pop()
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            continue
-        if isinstance(node, ast.Import):
+            stack += node.orelse
+        elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-        elif deep or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        elif isinstance(node, ast.ImportFrom):
+            source = source_of(node, path, package)
+            yield from {module_named(source, alias.name, package) for alias in node.names}
+        else:
             stack += ast.iter_child_nodes(node)
+
+
+@cache
+def parsed(text: str) -> ast.Module:
+    """A module's syntax; every test asks for it again."""
+    return ast.parse(text)
+
+
+def source_of(node: ast.ImportFrom, path: Path, package: Path) -> str:
+    """The package or module after `from`, dots resolved."""
+    if not node.level:
+        assert node.module is not None
+        return node.module
+    folder = path.parents[node.level - 1].relative_to(package.parent)
+    return ".".join((*folder.parts, *([node.module] if node.module else [])))
+
+
+def module_named(source: str, name: str, package: Path) -> str:
+    """`source.name` where that is a module of the package, or else `source`."""
+    below = package.parent.joinpath(*source.split("."), name)
+    is_module = below.with_suffix(".py").exists() or (below / "__init__.py").exists()
+    return f"{source}.{name}" if is_module else source
 
 
 def inside(path: Path, places: tuple[str, ...]) -> bool:
@@ -74,15 +105,53 @@ def inside(path: Path, places: tuple[str, ...]) -> bool:
     return any(relative == place or relative.startswith(f"{place}/") for place in places)
 
 
+def upward(package: Path, rooms: Sequence[str], allowed: Collection[tuple[str, str]]) -> list[str]:
+    """Imports that run up, and rooms that have no place in the order."""
+    found = []
+    for name, path in modules(package).items():
+        relative = path.relative_to(package)
+        room = relative.parts[0].removesuffix(".py")
+        if room not in rooms:
+            found.append(f"{name}: the room {room} isn't listed")
+            continue
+        for target in imports(path, package):
+            other = (*target.split("."), "__init__")[1]
+            if target.split(".")[0] != package.name or (relative.as_posix(), other) in allowed:
+                continue
+            if other not in rooms or rooms.index(other) > rooms.index(room):
+                found.append(f"{name} → {target}")
+    return found
+
+
+def cycles(package: Path) -> list[str]:
+    """Circles of imports, each spelled once."""
+    known = modules(package)
+    graph = {name: sorted({*imports(path, package)} & {*known}) for name, path in known.items()}
+    found: list[str] = []
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        if name in trail:
+            found.append(" → ".join((*trail[trail.index(name) :], name)))
+        elif name not in done:
+            for target in graph[name]:
+                visit(target, (*trail, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+    return found
+
+
 @pytest.mark.parametrize("library", sorted(DOORS))
 def test_libraries_stay_behind_their_doors(library: str) -> None:
-    for path in modules():
+    for path in modules().values():
         if not inside(path, DOORS[library]):
             assert library not in {name.split(".")[0] for name in imports(path)}, path
 
 
 def test_the_pure_core_is_pure() -> None:
-    for path in modules():
+    for path in modules().values():
         roots = {name.split(".")[0] for name in imports(path)}
         if inside(path, PURE):
             assert not roots & {"ray", "deepspeed", "mlflow"}, path
@@ -90,34 +159,82 @@ def test_the_pure_core_is_pure() -> None:
             assert "torch" not in roots, path
 
 
+def test_every_place_that_is_listed_exists() -> None:
+    places = {*PURE, *TORCHLESS, *(place for door in DOORS.values() for place in door)}
+    places |= {module for module, _ in UPWARD}
+    assert [place for place in sorted(places) if not (PACKAGE / place).exists()] == []
+    missing = [
+        r for r in ROOMS if not (PACKAGE / r).is_dir() and not (PACKAGE / f"{r}.py").exists()
+    ]
+    assert missing == []
+
+
 def test_rooms_import_downward_only() -> None:
-    for path in modules():
-        relative = path.relative_to(PACKAGE)
-        room = relative.parts[0].removesuffix(".py")
-        if room not in ROOMS:
-            continue
-        for name in imports(path):
-            parts = name.split(".")
-            if parts[0] == "raymill" and len(parts) > 1:
-                allowed = ROOMS.index(parts[1]) <= ROOMS.index(room)
-                assert allowed or (relative.as_posix(), parts[1]) in UPWARD, f"{path} → {name}"
+    assert upward(PACKAGE, ROOMS, UPWARD) == []
 
 
 def test_no_import_cycles() -> None:
-    graph = {}
-    for path in modules():
-        name = ".".join(("raymill", *path.relative_to(PACKAGE).with_suffix("").parts))
-        graph[name.removesuffix(".__init__")] = {
-            target for target in imports(path, deep=False) if target.startswith("raymill")
-        }
-    done: set[str] = set()
+    assert cycles(PACKAGE) == []
 
-    def visit(name: str, trail: tuple[str, ...]) -> None:
-        assert name not in trail, " → ".join((*trail, name))
-        if name in graph and name not in done:
-            for target in graph[name]:
-                visit(target, (*trail, name))
-            done.add(name)
 
-    for name in graph:
-        visit(name, ())
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A package of two rooms, `low` below `high`, and nothing wrong with it."""
+    root = tmp_path / "house"
+    for room in ("low", "high"):
+        (root / room).mkdir(parents=True)
+        (root / room / "__init__.py").touch()
+    (root / "__init__.py").touch()
+    (root / "low" / "ground.py").touch()
+    (root / "high" / "roof.py").write_text("from house.low import ground\n")
+    return root
+
+
+HOUSE = ("__init__", "low", "high")
+
+
+def test_a_sound_package_passes(package: Path) -> None:
+    assert upward(package, HOUSE, ()) == []
+    assert cycles(package) == []
+
+
+@pytest.mark.parametrize(
+    "late",
+    [
+        "def work():\n    from house.high.roof import tile\n",
+        "def work():\n    import house.high.roof\n",
+        "class Work:\n    async def do(self):\n        from ..high import roof\n",
+        "if TYPE_CHECKING:\n    pass\nelse:\n    from house.high import roof\n",
+    ],
+)
+def test_a_cycle_is_seen_through_late_imports(package: Path, late: str) -> None:
+    (package / "low" / "ground.py").write_text(late)
+    assert cycles(package) == ["house.high.roof → house.low.ground → house.high.roof"]
+    assert upward(package, HOUSE, ()) == ["house.low.ground → house.high.roof"]
+
+
+def test_an_import_for_types_alone_is_no_arrow(package: Path) -> None:
+    (package / "low" / "ground.py").write_text(
+        "if TYPE_CHECKING:\n    from house.high.roof import tile\n"
+    )
+    assert cycles(package) == []
+
+
+def test_a_module_imported_from_its_package_is_followed(package: Path) -> None:
+    """What names a room alone tells no room apart: `from house import high` runs up too."""
+    (package / "low" / "ground.py").write_text("from house import errors, high, version\n")
+    (package / "errors.py").touch()
+    found = upward(package, ("__init__", "errors", "low", "high"), ())
+    assert found == ["house.low.ground → house.high"]
+
+
+def test_a_room_that_is_not_listed_fails(package: Path) -> None:
+    (package / "attic.py").touch()
+    assert upward(package, HOUSE, ()) == ["house.attic: the room attic isn't listed"]
+    (package / "low" / "ground.py").write_text("import house.attic\n")
+    assert "house.low.ground → house.attic" in upward(package, HOUSE, ())
+
+
+def test_an_exception_names_one_arrow(package: Path) -> None:
+    (package / "low" / "ground.py").write_text("import house.high.roof\n")
+    assert upward(package, HOUSE, {("low/ground.py", "high")}) == []

@@ -31,6 +31,7 @@ from raymill.checkpoint.fragments import (
 from raymill.checkpoint.manifest import INDEX_NAME, MANIFEST_NAME, Manifest, verify
 from raymill.checkpoint.resume import contradictions, find_fork, newest_verified, parse_fork
 from raymill.checkpoint.retention import (
+    Keep,
     apply_retention,
     committed_steps,
     remove_leftovers,
@@ -357,10 +358,12 @@ def test_a_damaged_checkpoint_makes_room_for_the_same_step(tmp_path: Path) -> No
 
 def test_retention() -> None:
     steps = list(range(10, 110, 10))
-    assert steps_to_delete(steps, 2, 0, []) == steps[:-2]
-    assert steps_to_delete(steps, 1, 50, []) == [10, 20, 30, 40, 60, 70, 80, 90]
-    assert 30 not in steps_to_delete(steps, 2, 0, [30])
-    assert steps_to_delete(steps, 0, 0, []) == steps[:-1], "the newest always stays"
+    assert steps_to_delete(steps, Keep(2, 0), []) == steps[:-2]
+    assert steps_to_delete(steps, Keep(1, 50), []) == [10, 20, 30, 40, 60, 70, 80, 90]
+    assert 30 not in steps_to_delete(steps, Keep(2, 0), [30])
+    assert steps_to_delete(steps, Keep(0, 0), []) == steps[:-1], "the newest always stays"
+    assert steps_to_delete(steps, Keep(1, 0, before=45), []) == [10, 20, 30, 50, 60, 70, 80, 90]
+    assert steps_to_delete(steps, Keep(1, 0, before=5), []) == steps[:-1], "there is none before it"
 
 
 def test_retention_on_disk_spares_protected_and_clears_leftovers(tmp_path: Path) -> None:
@@ -368,7 +371,7 @@ def test_retention_on_disk_spares_protected_and_clears_leftovers(tmp_path: Path)
         save(tmp_path, step)
     writing = writing_folder(tmp_path, 0)
     (writing / "step-00000009-abc").mkdir()
-    apply_retention(tmp_path, 1, 0, [tmp_path / "step-00000001"])
+    apply_retention(tmp_path, Keep(1, 0), [tmp_path / "step-00000001"])
     remove_leftovers(tmp_path, writing)
     assert left(tmp_path) == ["step-00000001", "step-00000003"]
 

@@ -22,7 +22,7 @@ from raymill.checkpoint.ledger import Commit, Ledger, State
 from raymill.checkpoint.manifest import MANIFEST_NAME
 from raymill.checkpoint.remote import RemoteRun
 from raymill.checkpoint.resume import find_fork, newest_verified
-from raymill.checkpoint.retention import committed_steps
+from raymill.checkpoint.retention import Keep, committed_steps
 from raymill.errors import CheckpointError, ConfigError, StorageError
 from raymill.storage.bucket import Bucket
 
@@ -118,7 +118,7 @@ def test_who_lost_the_run_commits_nothing_and_spoils_nothing(uri: str, tmp_path:
     taken_up(uri, 3, tmp_path / "three")
     assert (tmp_path / "three" / "metrics.jsonl").read_text() == "1\n2\n"
     with pytest.raises(FencedError):
-        RemoteRun(uri, 2).retain(1, 0, ())
+        RemoteRun(uri, 2).retain(Keep(1, 0), ())
 
 
 def test_workers_of_before_commit_nothing_once_others_have_started(
@@ -263,7 +263,7 @@ def test_what_the_store_does_not_know_is_set_aside_and_not_deleted(
 def test_what_the_store_let_go_is_let_go_here(uri: str, tmp_path: Path) -> None:
     for step in (1, 2, 3):
         save_as(1, uri, tmp_path, step)
-    RemoteRun(uri, 1).retain(1, 0, ())
+    RemoteRun(uri, 1).retain(Keep(1, 0), ())
     assert taken_up(uri, 2, tmp_path) == []
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
         "step-00000003", "writing-1",
@@ -280,7 +280,7 @@ def test_retention_does_not_count_what_could_not_be_gone_on_from(uri: str, tmp_p
     two = tmp_path / "two"
     taken_up(uri, 2, two)
     save_as(2, uri, two, 3)
-    RemoteRun(uri, 2).retain(2, 0, ())
+    RemoteRun(uri, 2).retain(Keep(2, 0), ())
     assert steps_of(uri) == [2, 3]
     assert RemoteRun(uri).verified()[1] == []
 
@@ -393,7 +393,7 @@ def test_one_checkpoint_is_fetched_for_a_fork(uri: str, tmp_path: Path) -> None:
 def test_retention_spares_what_it_has_to(uri: str, tmp_path: Path) -> None:
     for step in range(1, 7):
         save_as(1, uri, tmp_path, step)
-    RemoteRun(uri, 1).retain(2, 4, [Path("step-00000001")])
+    RemoteRun(uri, 1).retain(Keep(2, 4), [Path("step-00000001")])
     assert steps_of(uri) == [1, 4, 5, 6]
     assert len({key.split("/")[1] for key in Bucket(uri).sizes("checkpoints")}) == 4
     assert RemoteRun(uri).verified()[1] == []

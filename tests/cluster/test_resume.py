@@ -121,6 +121,11 @@ def test_contradictions_and_damage_are_refused_by_name(
     code, output = job.run("pretrain", *again, cwd=workshop.root)
     assert code == 0
     assert f"is finished at step {STEPS}" in output
+    assert "add to its command: run.name=… run.from=through@15 train.steps=…" in output
+    code, output = job.run("pretrain", *again, f"train.steps={STEPS + 10}", cwd=workshop.root)
+    assert code == 2
+    assert "would jump from 0% of its peak to 100% after step 24; go on from" in output
+    assert "run.from=through@15" in output
 
 
 def test_a_fork_starts_from_the_other_runs_step(

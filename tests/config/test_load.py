@@ -15,8 +15,9 @@ import pytest
 from raymill.config import digest, flatten, load
 from raymill.config.compose import groups
 from raymill.config.entry import main
-from raymill.config.help import TOPICS, help_text
+from raymill.config.help import help_text
 from raymill.config.identity import is_changeable
+from raymill.config.topics import TOPICS
 from raymill.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,6 +73,54 @@ def test_all_problems_come_together_with_the_nearest_key() -> None:
         "optim.beta1=1.0: must be at least 0 and below 1",
     ):
         assert text in found, found
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("optim.lrr", "did you mean optim.learning_rate?"),
+        ("optim.lr", "did you mean optim.learning_rate?"),
+        ("optim.weight_decy", "did you mean optim.weight_decay?"),
+        ("optim.global_batc", "did you mean train.global_batch?"),
+        ("optimm.beta1", "did you mean optim.beta1?"),
+        ("optimm.weight_decy", "did you mean optim.weight_decay?"),
+        ("optim.zzz", "optim has name, learning_rate, beta1, "),
+        ("data.validation.fracton", "did you mean data.validation.fraction?"),
+    ],
+)
+def test_a_key_that_is_not_there_is_answered_with_one_of_its_group(key: str, nearest: str) -> None:
+    found = problems(f"{key}=1")
+    assert f"{key}: there is no such key; {nearest}" in found
+    if "did you mean" in nearest:
+        assert known_leaf(nearest), "a key, and not its group"
+
+
+def known_leaf(text: str) -> bool:
+    """Whether what a message proposes can be set."""
+    key = text.removeprefix("did you mean ").removesuffix("?")
+    return key in flatten(load("pretrain", []))
+
+
+@pytest.mark.parametrize(
+    ("job", "step", "passed"),
+    [
+        ("pretrain", "rows", "rows"),
+        ("sft", "rows", "rows"),
+        ("reward", "pairs", "pairs"),
+        ("dpo", "pairs", "pairs"),
+        ("rlhf", "prompts", "answers"),
+    ],
+)
+def test_help_names_what_a_batch_counts(job: str, step: str, passed: str) -> None:
+    lines = {line.split()[0]: line for line in help_text(job).splitlines() if line.strip()}
+    assert f" {step} a step, over all workers" in lines["train.global_batch"]
+    assert f" {passed} a forward pass" in lines["train.micro_batch"]
+
+
+def test_a_batch_that_cannot_be_divided_is_told_in_its_own_unit() -> None:
+    given = ("run.workers=3..4", "train.micro_batch=5", "data.path=x")
+    assert "16 pairs an update can't be divided" in problems(*given, job="dpo")
+    assert "answers an update can't be divided" in problems(*given, job="rlhf")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -29,7 +30,9 @@ from raymill.data import tokenizer as room
 from raymill.data.location import prepared_folder
 from raymill.data.manifest import Prepared, load_prepared
 from raymill.data.prepare import describe, job_folder, prepare_with_ray, run
+from raymill.data.prepare_report import announce
 from raymill.data.shards import row_groups
+from raymill.data.sources import passed_over, plan_units
 from raymill.errors import DataError
 
 EOT = "<|endoftext|>"
@@ -207,6 +210,28 @@ def test_bad_input_is_tolerated_up_to_the_fraction(tmp_path: Path) -> None:
     assert manifest.bad_inputs.examples[0].startswith("texts/a.jsonl:21: not JSON")
     assert manifest.documents == 120
     assert 0 < manifest.splits["validation"].bytes < manifest.splits["train"].bytes
+
+
+def test_files_that_are_passed_over_are_counted_by_ending(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_texts(tmp_path / "texts", 8, 300)
+    others = ["a.py", "b.PY", "c/d.py", "e.tar.gz", "Makefile", ".hidden", "held.csv"]
+    for name in others:
+        path = tmp_path / "texts" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("x")
+    told = "passing over 6 files (3 .py, 1 without an ending, 1 .csv, 1 .gz)"
+    made = job(tmp_path)
+    assert told in describe(made)
+    announce(tmp_path, plan_units(made.data, 0), passed_over(made.data))
+    assert told in capsys.readouterr().out
+    for index in range(12):
+        (tmp_path / "texts" / f"x.{index:02d}").touch()
+    assert "passing over 18 files (3 .py, " in describe(made)
+    assert "1 .05, 8 with others)" in describe(made)
+    stdlib = job(tmp_path, source="stdlib")
+    assert passed_over(stdlib.data) == Counter(), "whose folder isn't read"
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from raymill.config.schema import TokenizerConfig
+from raymill.config.schema import DataConfig, TokenizerConfig
+from raymill.data import tasks
 from raymill.data import tokenizer as room
 from raymill.data.manifest import tokenizer_fingerprint
+from raymill.data.records import Reading, read_records
+from raymill.data.sources import Piece, plan_units
 from raymill.data.stdlib_corpus import read as read_stdlib
 from raymill.errors import DataError
 
@@ -176,3 +181,30 @@ def test_a_pattern_gives_identifiers_the_same_tokens_everywhere() -> None:
         assert size in tokenizer.encode(text).ids, text
     assert [tokenizer.id_to_token(i) for i in tokenizer.encode("645").ids] == ["6", "4", "5"]
     assert tokenizer.decode(tokenizer.encode(texts[0]).ids) == texts[0]
+
+
+def test_no_input_is_opened_once_the_sample_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(40):
+        (tmp_path / f"{number:02d}.jsonl").write_text(f'{{"text": "{number % 10}abc"}}\n' * 8)
+    config = DataConfig(
+        name="d", source="files", path=(str(tmp_path),), unit_bytes=8 * 17, text_column="text"
+    )
+    units = plan_units(config, 1)
+    opened: list[str] = []
+
+    def counted(piece: Piece, *others: Any) -> Iterator[Any]:
+        opened.append(piece.name)
+        for record in read_records(piece, *others):
+            opened.append(record.text)
+            yield record
+
+    monkeypatch.setattr(tasks, "read_records", counted)
+    monkeypatch.setattr(tasks, "MIN_SAMPLE_BYTES", 6)
+    reading = Reading("text", None, 0.5, 1)
+    texts = list(tasks.training_sample(units, reading, 18))
+    assert 12 < sum(len(text.encode()) for text in texts) <= 18
+    read = [name for name in opened if name.endswith(".jsonl")]
+    assert len(read) == 3, "three shares of six bytes fill it"
+    assert len(opened) - len(read) == len(texts), "nor is a record read for nothing"

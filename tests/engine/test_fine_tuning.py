@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +119,29 @@ def test_the_loss_of_answers_is_what_transformers_says(model: Any, tmp_path: Pat
             nats += model(input_ids=ids, labels=labels).loss.item() * len(question.answer_ids)
         count += len(question.answer_ids)
     assert figures["answers/loss"] == pytest.approx(nats / count, rel=1e-5)
+
+
+def test_questions_that_lose_their_beginning_are_counted_and_told_once(
+    model: Any, tmp_path: Path
+) -> None:
+    journal = FakeJournal()
+    asked = answered(model, tmp_path, 3, journal)
+    positions = model.config.max_position_embeddings
+    long = tuple(1 + i % 200 for i in range(positions))  # which leaves no room for six more tokens
+    asked._asked[1] = replace(
+        asked._asked[1], prompt_ids=(257, *long[:30], 258), answer_ids=(9,) * 3
+    )
+    asked._asked[2] = replace(asked._asked[2], prompt_ids=long, answer_ids=())
+    group = WorkerGroup(torch.device("cpu"))
+    figures = asked.measure(model, group, Occasion(0, first=True, last=False))
+    # A row has 41 places: the third question stands before the first's answer, the second before none.
+    assert figures["answers/other_questions_cut"] == 1
+    assert figures["answers/questions_cut"] == 1
+    asked.measure(model, group, Occasion(5, first=False, last=True))
+    told = [event["text"] for event in journal.events if event["kind"] == "message"]
+    assert told == [
+        "1 of 3 held-out questions lose their beginning: they are longer than the room of 41 tokens, before "
+        "another's answer",
+        "1 of 3 held-out questions lose their beginning: they are longer than the room of the model's "
+        "positions, beside evaluation.answer_tokens=6",
+    ]

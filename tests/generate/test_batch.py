@@ -218,6 +218,7 @@ def test_passes_end_with_the_rows_unless_in_lockstep(llama: Any) -> None:
 def test_a_long_prompt_keeps_its_last_part(llama: Any) -> None:
     long = [token % VOCAB_SIZE for token in range(5, 105)]
     cut = together(llama, prompts=[long, [3]], seeds=[0, 1])
+    assert [one.left_out for one in cut] == [100 - (POSITIONS - 20), 0], "and says what it lost"
     assert cut == together(llama, prompts=[long[-(POSITIONS - 20) :], [3]], seeds=[0, 1])
 
 

@@ -353,3 +353,15 @@ def test_a_folder_that_cannot_be_used_says_why(
         load_chat_encoder(own_folder)
     with pytest.raises(DataError, match="chat=false continues text"):
         run(job(own_folder, "prompt=x"))
+
+
+@pytest.mark.parametrize(("length", "left_out"), [(63, 0), (72, 9)])
+def test_a_prompt_that_the_model_does_not_see_whole_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], length: int, left_out: int
+) -> None:
+    folder = write_chat_folder(tmp_path / "small", template=None, positions=64)
+    run(job(folder, f"prompt={'x' * length}", "max_new_tokens=1"))
+    printed = capsys.readouterr()
+    assert f"\n{'x' * length}" in f"\n{printed.out}"
+    told = f"it doesn't see the first {left_out} of the prompt's {length + 1} tokens"
+    assert (told in printed.err) == bool(left_out)

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from raymill.config import load
 from raymill.config.schema import ArchConfig
+from raymill.data.order import PATTERN, Order, SourceShape
 from raymill.engine.optimizers import moments_of, muon_names
 from raymill.model.build import hugging_face_config
 from raymill.plan.flops import flops_per_token
@@ -107,3 +108,28 @@ def test_the_plan_spells_out_the_batch() -> None:
     assert lines["batch"] == "32 rows = 2 workers x 4 micro-batch x 4 accumulation"
     assert "8,192,000 = 1,000 steps x 32 rows x 256" in lines["tokens"]
     assert "not prepared yet" in lines["data"]
+
+
+def mixture_plan(mixture: str) -> dict[str, str]:
+    settings = [f"data.mixture={{{mixture}}}", "storage.root=/nowhere"]
+    return dict(pretraining_plan(load("pretrain", settings)))
+
+
+def test_the_plan_tells_the_shares_that_will_be_drawn() -> None:
+    lines = mixture_plan("wiki: 0.9985, code: 0.0015")
+    assert "wiki 99.8%, code 0.195% of the samples" in lines["data"]
+    assert "code has 0.15% of the weights and will be 0.195% of the samples" in lines["warning"]
+    assert "wiki has" not in lines["warning"]
+    sources = [SourceShape("wiki", 0.9985, 4, (800,)), SourceShape("code", 0.0015, 4, (800,))]
+    drawn = Order(sources, 7, 2).locate(0, PATTERN).source
+    assert f"{(drawn == 1).mean():.3%}" == "0.195%"
+
+
+def test_the_plan_says_that_a_source_would_never_be_drawn() -> None:
+    assert "code" in mixture_plan("wiki: 1, code: 0.0001")["warning"]
+    assert "never be drawn" in mixture_plan("wiki: 1, code: 0.0001")["warning"]
+
+
+def test_shares_that_hold_need_no_warning() -> None:
+    assert "warning" not in mixture_plan("wiki: 2, code: 1")
+    assert "warning" not in dict(pretraining_plan(load("pretrain", ["storage.root=/nowhere"])))

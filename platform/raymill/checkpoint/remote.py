@@ -25,6 +25,7 @@ from raymill.checkpoint.manifest import (
     verify,
 )
 from raymill.checkpoint.retention import (
+    Keep,
     committed_steps,
     remove,
     set_aside,
@@ -123,7 +124,7 @@ class RemoteRun:
                 self._bucket.delete([key])
         Mirror(self._bucket, run_dir, _is_result).push(last=marker)
 
-    def retain(self, keep_last: int, keep_every: int, protected: Collection[Path]) -> None:
+    def retain(self, keep: Keep, protected: Collection[Path]) -> None:
         """Delete the checkpoints that may go, which nobody counts on from the moment the ledger says so.
 
         Raises:
@@ -133,10 +134,18 @@ class RemoteRun:
         names = {path.name for path in protected}
         steps = [commit.step for commit in commits]
         safe = [step for step in steps if step_directory_name(step) in names]
-        doomed = steps_to_delete(steps, keep_last, keep_every, safe)
+        doomed = steps_to_delete(steps, keep, safe)
         folders = {commit.folder for commit in commits if commit.step in doomed}
         if folders:
             self._remove(folders)
+
+    def steps(self) -> list[int]:
+        """The steps of the run's checkpoints, in order.
+
+        Raises:
+            CheckpointError: the ledger can't be read.
+        """
+        return [commit.step for commit in self._ledger.state().commits]
 
     def pull(self, run_dir: Path, say: Callable[[str], None]) -> None:
         """Have here, as the one who holds the run, what it takes to go on: its newest checkpoint, and its

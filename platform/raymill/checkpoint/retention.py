@@ -7,6 +7,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 REGISTERED_NAME = "registered.json"
@@ -30,23 +31,31 @@ def committed_steps(checkpoints: Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
-def steps_to_delete(
-    steps: Sequence[int], keep_last: int, keep_every: int, protected: Collection[int]
-) -> list[int]:
-    """Steps that may go: not among the last `keep_last`, no multiple of `keep_every`, not protected."""
-    recent = set(sorted(steps)[-max(1, keep_last) :])
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay: the last so many, multiples of `every` (0: none), and of those not after the
+    step `before`, the newest."""
+
+    last: int
+    every: int
+    before: int | None = None
+
+
+def steps_to_delete(steps: Sequence[int], keep: Keep, protected: Collection[int]) -> list[int]:
+    """Steps that may go: neither to keep nor protected."""
+    stays = set(sorted(steps)[-max(1, keep.last) :])
+    if keep.before is not None:
+        stays |= {max((step for step in steps if step <= keep.before), default=keep.before)}
     return [
         step
         for step in sorted(steps)
-        if step not in recent
+        if step not in stays
         and step not in protected
-        and not (keep_every > 0 and step % keep_every == 0)
+        and not (keep.every > 0 and step % keep.every == 0)
     ]
 
 
-def apply_retention(
-    checkpoints: Path, keep_last: int, keep_every: int, protected: Collection[Path]
-) -> list[Path]:
+def apply_retention(checkpoints: Path, keep: Keep, protected: Collection[Path]) -> list[Path]:
     """Delete what may go, and what earlier attempts left half-written; returns what was deleted.
 
     A directory is renamed before it is emptied, so that a crash in between can't leave something
@@ -56,8 +65,7 @@ def apply_retention(
     names = {path.name for path in protected}
     doomed = steps_to_delete(
         list(directories),
-        keep_last,
-        keep_every,
+        keep,
         [step for step, path in directories.items() if path.name in names],
     )
     deleted = []

@@ -73,7 +73,7 @@ def _fine_tuned(
     assignment: Assignment, prepared: list[Prepared], found: Found, target: Path
 ) -> None:
     """Built as the workers built it: a checkpoint holds only what was trained."""
-    from raymill.engine.recipe import recipe_of
+    from raymill.engine.recipes import recipe_of
     from raymill.engine.trainer import load_weights
     from raymill.model.finetuned import save_finetuned
     from raymill.model.quiet import quieten

@@ -14,6 +14,7 @@ from raymill.config.schema import DpoJob, PretrainJob, RewardJob, RlhfJob, SftJo
 from raymill.data.manifest import load_prepared
 from raymill.durable import write_atomic
 from raymill.engine.assignment import Assignment
+from raymill.engine.start import going_on
 from raymill.errors import RaymillError, TrackingError
 from raymill.track.console import RunConsole
 from raymill.track.follow import Follower, last_of_each_step
@@ -57,12 +58,12 @@ def finish(assignment: Assignment, found: Found, tracker: Tracker, console: RunC
     events = Follower(assignment.journal).read()
     if isinstance(assignment.job, RlhfJob):
         _refuse_unchanged(events)
-    prepared = load_prepared(assignment.folders[0])
+    prepared = [load_prepared(folder) for folder in assignment.folders]
     export = export_checkpoint(assignment, found)
     console.say(f"exported {export.folder}")
     figures = run_figures(events)
     if isinstance(assignment.job, SftJob):
-        figures |= yardsticks(prepared, assignment.job)
+        figures |= yardsticks(prepared[0], assignment.job)
     registered = None
     if assignment.job.tracking.register and assignment.job.tracking.uri != "none":
         try:
@@ -144,4 +145,5 @@ def _summary(
         "code_commit": assignment.code_commit,
         "metrics": str(assignment.journal),
         "command": same_command(),
+        "going_on": going_on(assignment),
     }

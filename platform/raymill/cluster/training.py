@@ -29,6 +29,7 @@ from raymill.durable import write_atomic
 from raymill.engine.assignment import Assignment
 from raymill.errors import CheckpointError, StorageError
 from raymill.plan.batch import total_steps
+from raymill.plan.mixture import rounding_warnings
 from raymill.track.console import RunConsole
 from raymill.track.forwarder import clamp_offset
 from raymill.track.history import History
@@ -75,12 +76,14 @@ def last_checkpoint(assignment: Assignment) -> Found | None:
 
 def complete(assignment: Assignment, found: Found) -> int:
     """Redo what follows training, where it is missing: export, registration, report."""
+    from raymill.engine.start import going_on
     from raymill.track.tracker import Tracker
 
     console = RunConsole(peak_is_measured=False)
+    more = going_on(assignment)
+    advice = "" if more is None else f"; to go on, add to its command: {more}"
     console.say(
-        f"run {assignment.job.run.name} is finished at step {assignment.total_steps}; ask for more "
-        "train.steps to go on"
+        f"run {assignment.job.run.name} is finished at step {assignment.total_steps}{advice}"
     )
     tracker = Tracker(assignment)
     tracker.start()
@@ -157,6 +160,8 @@ def train(assignment: Assignment, lease: Lease, beside: Beside = NOTHING) -> int
     tracker.start()
     console = RunConsole(peak_is_measured=job.cluster.peak_tflops is None)
     console.say(f"run {job.run.name} → {assignment.run_dir}")
+    for text in rounding_warnings(job.data.mixture):
+        console.say(f"warning: {text}")
     history = History(assignment.run_dir, lease.token)
     attempts = Attempts(assignment, lease, console, history, same_command(), beside)
     ended = RunState.FAILED

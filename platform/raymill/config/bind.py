@@ -45,12 +45,23 @@ def nearest(word: str, choices: list[str]) -> str:
 
 
 def nearest_key(key: str, choices: list[str]) -> str:
-    """Like `nearest` for dotted keys: the right leaf under the wrong group is near too."""
-    leaf = key.rpartition(".")[2]
-    same_leaf = [choice for choice in choices if choice.rpartition(".")[2] == leaf]
+    """Like `nearest` for dotted keys: the right leaf under the wrong group is near too, and in a group that
+    exists, the nearest of its keys."""
+    group, _, leaf = key.rpartition(".")
+    leaves = {choice: choice.rpartition(".")[2] for choice in choices}
+    same_leaf = [choice for choice in choices if leaves[choice] == leaf]
     if len(same_leaf) == 1:
         return f"; did you mean {same_leaf[0]}?"
-    return nearest(key, choices)
+    own = {leaves[choice]: choice for choice in choices if choice.startswith(f"{group}.")}
+    if not (group and own):
+        return nearest(key, choices)
+    everywhere = {leaves[choice]: choice for choice in choices}
+    # Last, what is left of a key that was shortened, as in lr.
+    for keys, cutoff in ((own, 0.6), (everywhere, 0.8), (own, 0.25)):
+        found = difflib.get_close_matches(leaf, keys, n=1, cutoff=cutoff)
+        if found:
+            return f"; did you mean {keys[found[0]]}?"
+    return f"; {group} has {', '.join(own)}"
 
 
 def _bind_dataclass(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from raymill.config.ranges import SAFE_NAME, above, at_least, safe_name
 from raymill.config.schema import RlhfJob, TrainJob
-from raymill.plan.batch import allowed_workers, update_rows
+from raymill.plan.batch import allowed_workers, update_rows, update_unit
 
 
 def run_problems(job: TrainJob) -> Iterator[str]:
@@ -34,8 +34,9 @@ def _batch(job: TrainJob) -> Iterator[str]:
     rows, workers = update_rows(job), run.least
     if run.least < run.most and not allowed_workers(job):
         yield (
-            f"run.workers={run.workers}: {rows} rows an update can't be divided among any such number of "
-            f"workers in micro-batches of {train.micro_batch}; change train.micro_batch or train.global_batch"
+            f"run.workers={run.workers}: {rows} {update_unit(job)} an update can't be divided among any such "
+            f"number of workers in micro-batches of {train.micro_batch}; change train.micro_batch or "
+            "train.global_batch"
         )
     elif run.least == run.most and rows % (workers * train.micro_batch):
         per_worker = rows // workers

@@ -33,7 +33,14 @@ from raymill.data.messages_unit import quarantine_path
 from raymill.data.pack import dtype_for
 from raymill.data.prepare_report import announce, announce_existing, planned
 from raymill.data.prepare_steps import judged_bad_inputs, only_writer, remove_leftovers, run_units
-from raymill.data.sources import BY_RECORD, EMBEDDED, Piece, Unit, plan_units
+from raymill.data.sources import (
+    BY_RECORD,
+    EMBEDDED,
+    Piece,
+    Unit,
+    passed_over,
+    plan_units,
+)
 from raymill.data.unit import UnitResult, UnitSettings
 from raymill.durable import canonical_json, sha256_text, write_atomic
 from raymill.errors import DataError
@@ -49,6 +56,7 @@ class Preparation:
     units' results as a whole; `summarise` prints what came of them in how many seconds.
     """
 
+    data: MessagesConfig
     tokenizer: ChatTokenizer
     settings: UnitSettings
     plan: Callable[[], list[Unit]]
@@ -73,7 +81,7 @@ class Preparation:
         with only_writer(folder):
             if self._finished:
                 return self._existing(units)
-            announce(folder, units)
+            announce(folder, units, passed_over(self.data))
             self.tokenizer.save(folder / TOKENIZER_FOLDER)
             results = run_units(units, self.settings, tasks)
             manifest = self.manifest(results)
@@ -86,7 +94,7 @@ class Preparation:
     def describe(self) -> str:
         """What `run` would read and write, for a dry run."""
         state = "finished" if self._finished else "not finished"
-        return f"{planned(self.plan())} → {self.folder} ({state})"
+        return f"{planned(self.plan(), passed_over(self.data))} → {self.folder} ({state})"
 
     def find(self) -> Prepared | None:
         """The finished folder, verified, if there is one and its inputs are still what they were."""

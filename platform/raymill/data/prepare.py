@@ -33,7 +33,7 @@ from raymill.data.pack import dtype_for
 from raymill.data.prepare_report import announce, announce_existing, planned, summarise
 from raymill.data.prepare_steps import judged_bad_inputs, only_writer, remove_leftovers, run_units
 from raymill.data.records import Reading
-from raymill.data.sources import Unit, no_held_out_message, plan_units
+from raymill.data.sources import Unit, no_held_out_message, passed_over, plan_units
 from raymill.data.tasks import measure_contamination, train_tokenizer
 from raymill.data.unit import UNITS_FOLDER, Settings, UnitResult
 from raymill.durable import canonical_json, sha256_text, write_atomic
@@ -67,7 +67,7 @@ def describe(job: PrepareJob) -> str:
     folder = job_folder(job)
     units = plan_units(job.data, job.seed)
     state = "finished" if (folder / MANIFEST_NAME).exists() else "not finished"
-    return f"{planned(units)} → {folder} ({state})"
+    return f"{planned(units, passed_over(job.data))} → {folder} ({state})"
 
 
 def job_folder(job: PrepareJob) -> Path:
@@ -103,7 +103,7 @@ def prepare_with_ray(
     with only_writer(folder):
         if (folder / MANIFEST_NAME).exists():
             return existing(job, units)
-        announce(folder, units)
+        announce(folder, units, passed_over(job.data))
         identity = _tokenizer(job, units, folder)
         settings = _settings(job, folder, identity)
         results = run_units(units, settings, tasks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,7 @@ from raymill.data.unit import UnitResult
 from raymill.progress_line import ProgressLine
 
 PLAIN_EVERY_S = 5.0
+LISTED = 8  # endings of files that are passed over
 MEASURED_BYTES = 10_000  # of input; below, progress in megabytes says nothing
 
 
@@ -69,19 +71,31 @@ class Progress:
         )
 
 
-def planned(units: Sequence[Unit]) -> str:
-    """How much there is to read, in words."""
+def planned(units: Sequence[Unit], passed_over: Counter[str]) -> str:
+    """How much there is to read, and how many files, by ending, are passed over; in words."""
     pieces = [piece for unit in units for piece in unit]
     if all(piece.format == EMBEDDED for piece in pieces):
         return "conversations about this Python's functions"
     megabytes = sum(piece.length for piece in pieces) / 1e6
     names = len({piece.name for piece in pieces})
-    return f"{names:,} inputs ({megabytes:.1f} MB) in {len(units):,} units"
+    inputs = f"{names:,} inputs ({megabytes:.1f} MB) in {len(units):,} units"
+    return f"{inputs}{_listed(passed_over)}"
 
 
-def announce(folder: Path, units: Sequence[Unit]) -> None:
+def _listed(passed_over: Counter[str]) -> str:
+    """`, passing over 3,849 files (3,800 .html, 40 .log, 9 without an ending)`, or nothing."""
+    if not passed_over:
+        return ""
+    most = sorted(passed_over.items(), key=lambda item: (-item[1], item[0]))[:LISTED]
+    parts = [f"{count:,} {ending or 'without an ending'}" for ending, count in most]
+    if left := passed_over.total() - sum(count for _, count in most):
+        parts.append(f"{left:,} with others")
+    return f", passing over {passed_over.total():,} files ({', '.join(parts)})"
+
+
+def announce(folder: Path, units: Sequence[Unit], passed_over: Counter[str]) -> None:
     """Say what is about to happen and where."""
-    say(f"Preparing {planned(units)} → {folder}")
+    say(f"Preparing {planned(units, passed_over)} → {folder}")
 
 
 def announce_existing(prepared: Prepared) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +40,7 @@ FORMATS: tuple[str, ...] = get_args(Format)[:-3]
 SPLITTABLE = ("txt", "md", "jsonl")
 LINE_BYTES = 64 * 2**20  # a longer line is a bad record: it would have to be held in memory whole
 EMBEDDED: Format = "stdlib_chat"  # of embedded conversations, which are made and not read
+EMBEDDED_TEXT = ("stdlib", "demo")  # sources that have no files of the user's
 BY_RECORD = "by record"  # the side is decided record by record, by data.validation.group_column
 
 
@@ -75,7 +77,7 @@ def plan_units(data: RowsConfig, seed: int) -> list[Unit]:
         DataError: a path matches nothing, a file can't be read, or nothing would be held out.
     """
     own_validation = data.validation.path
-    if isinstance(data, DataConfig) and data.source in ("stdlib", "demo"):
+    if isinstance(data, DataConfig) and data.source in EMBEDDED_TEXT:
         files = _stdlib_files(data, seed, split=own_validation is None)
         if data.source == "demo":
             files = _demo_parts(files, data, seed)
@@ -130,6 +132,15 @@ def find_files(patterns: Sequence[str], key: str) -> list[Piece]:
                 ),
             )
     return sorted(found.values(), key=lambda file: file.name)
+
+
+def passed_over(data: RowsConfig) -> Counter[str]:
+    """How many files of the given folders, or matching the given globs, aren't read, since their endings stand
+    for no format; by ending, "" where there is none."""
+    made = isinstance(data, DataConfig) and data.source in EMBEDDED_TEXT
+    patterns = (*(() if made else data.path or ()), *(data.validation.path or ()))
+    paths = {path for pattern in patterns for path in _matches(pattern)[1]}
+    return Counter(path.suffix.lower() for path in paths if format_of(path) is None)
 
 
 def _status(path: Path, key: str) -> os.stat_result:

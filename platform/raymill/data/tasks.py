@@ -126,10 +126,10 @@ def training_sample(units: Sequence[Unit], reading: Reading, limit: int) -> Iter
         share = limit  # all of it fits (compressed input may still reach the limit)
     left, yielded = limit, False
     for index in sorted(range(len(units)), key=lambda i: (unit_hash(str(i), reading.seed), i)):
+        if not left:
+            break  # whatever is opened now is read for nothing
         unit_left = min(share, left)
         for text in _training_texts(units[index], reading):
-            if unit_left <= 0:
-                break
             content = text.encode()
             text = (
                 text if len(content) <= unit_left else content[:unit_left].decode(errors="ignore")
@@ -138,6 +138,8 @@ def training_sample(units: Sequence[Unit], reading: Reading, limit: int) -> Iter
             yield text
             unit_left -= len(content)
             left -= min(len(content), left)
+            if unit_left <= 0:
+                break
     if not yielded:
         raise DataError("There is no usable training text: every record is bad, empty or held out.")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 SLICE_CHARACTERS = 1 << 18  # encoded at once: `tokenizers` needs some 100 bytes for each token
 BATCH_CHARACTERS = 1 << 20
 AUTO, END_OF_TEXT = "auto", "<|endoftext|>"
+SETTINGS_NAME = "tokenizer_config.json"
+# What a chat template may name beside the messages.
+_NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
 COPIED = ("special_tokens_map.json", "chat_template.jinja", "added_tokens.json")
 
 
@@ -58,12 +61,41 @@ def train(texts: Iterator[str], config: TokenizerConfig) -> Tokenizer:
 def end_of_text_of(config: TokenizerConfig) -> str:
     """The token that separates documents. `auto`: the eos_token that an existing tokenizer's folder names,
     or else `<|endoftext|>`."""
-    from raymill.data.chat.folder import read_settings, special_token_variables
-
     if config.end_of_text != AUTO:
         return config.end_of_text
     named = {} if config.path is None else special_token_variables(read_settings(Path(config.path)))
     return named.get("eos_token", END_OF_TEXT)
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json, or nothing where there is none.
+
+    Raises:
+        DataError: it can't be read, or isn't a JSON object.
+    """
+    path = folder / SETTINGS_NAME
+    if not path.is_file():
+        return {}
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} can't be read ({error}).") from error
+    except ValueError as error:
+        raise DataError(f"{path} isn't JSON ({error}).") from error
+    if not isinstance(settings, dict):
+        raise DataError(f"{path} holds {type(settings).__name__}, expected an object.")
+    return settings
+
+
+def special_token_variables(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The special tokens that a tokenizer's settings name, plain or as {"content": …}."""
+    found = {}
+    for name in _NAMED:
+        value = settings.get(name)
+        text = value.get("content") if isinstance(value, Mapping) else value
+        if isinstance(text, str):
+            found[name] = text
+    return found
 
 
 def load(path: Path, end_of_text: str) -> Tokenizer:
@@ -141,8 +173,7 @@ def save(tokenizer: Tokenizer, folder: Path, end_of_text: str, source: Path | No
         for name in COPIED:
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)
-        if (source / "tokenizer_config.json").is_file():
-            settings = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))
+        settings = read_settings(source)
     settings.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
     settings.setdefault("clean_up_tokenization_spaces", False)
     for role in ("bos_token", "eos_token", "pad_token"):
@@ -152,7 +183,7 @@ def save(tokenizer: Tokenizer, folder: Path, end_of_text: str, source: Path | No
     # auto_map names code to run; none is taken over.
     settings.pop("auto_map", None)
     text = json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False)
-    write_atomic(folder / "tokenizer_config.json", text + "\n")
+    write_atomic(folder / SETTINGS_NAME, text + "\n")
     write_atomic(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
     fsync_path(folder)
 

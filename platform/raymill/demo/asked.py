@@ -88,6 +88,7 @@ class Speaker:
     ) -> list[str]:
         """What the model writes after each prompt, until it ends its turn or its text."""
         from raymill.generate.batch import complete
+        from raymill.generate.conversation import print_note
 
         stops = {self.end_of_text_id}
         if self.encoder is not None:
@@ -103,6 +104,8 @@ class Speaker:
             batch_size=BATCH,
             pad_id=self.end_of_text_id,
         )
+        if cut := sum(one.left_out > 0 for one in found):
+            print_note(f"the model hasn't the positions to see {cut} of {len(found)} prompts whole")
         return [self.tokenizer.decode([i for i in one.ids if i not in stops]) for one in found]
 
     def text_prompt(self, text: str) -> list[int]:

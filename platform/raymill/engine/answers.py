@@ -60,15 +60,23 @@ class AnsweredQuestions:
             (own[place - 1][0][-max(1, room - len(answer)) :], answer)
             for place, (_, answer) in enumerate(own)
         ]
+        cut = sum(len(ids) < len(own[place - 1][0]) for place, (ids, _) in enumerate(other))
         figures = {
             "answers/loss": self._loss(model, group, own),
             "answers/loss_other_question": self._loss(model, group, other),
+            **self._cut(
+                occasion, cut, "other_questions_cut", f"of {room} tokens, before another's answer"
+            ),
         }
         plainly = occasion.first and not self.parent_chats
         if plainly:
             asked = [(plain, question.answer_ids) for plain, question in self._plain]
             figures["answers/loss_plain"] = self._loss(model, group, asked)
-        answers = self._answers(model, group, plainly)
+        answers, cut = self._answers(model, group, plainly)
+        beside = f"evaluation.answer_tokens={self.settings.answer_tokens}"
+        figures |= self._cut(
+            occasion, cut, "questions_cut", f"of the model's positions, beside {beside}"
+        )
         figures |= score(answers, self.settings.refusal_phrase).metrics("answers")
         if self.journal is not None:
             self._write(self.journal, answers, occasion)
@@ -89,8 +97,20 @@ class AnsweredQuestions:
         nats, weight = group.sum(nats, weight)
         return nats / weight
 
-    def _answers(self, model: Any, group: WorkerGroup, plainly: bool) -> list[Answer]:
-        """Greedy answers to all questions, on every rank; collective."""
+    def _cut(self, occasion: Occasion, count: int, name: str, room: str) -> dict[str, float]:
+        """The figure of how many questions lose their beginning, where some do; in words the first time."""
+        if not count:
+            return {}
+        if self.journal is not None and name not in self._told:
+            self._told.add(name)
+            lost = f"{count} of {len(self._asked)} held-out questions lose their beginning"
+            text = f"{lost}: they are longer than the room {room}"
+            self.journal.write("message", occasion.step, text=text)
+        return {f"answers/{name}": float(count)}
+
+    def _answers(self, model: Any, group: WorkerGroup, plainly: bool) -> tuple[list[Answer], int]:
+        """Greedy answers to all questions, on every rank, and how many of these weren't seen whole.
+        Collective."""
         prompts = [plain if plainly else question.prompt_ids for plain, question in self._plain]
         share = -(-len(prompts) // group.world_size)
         places = [p % len(prompts) for p in range(group.rank * share, (group.rank + 1) * share)]
@@ -113,13 +133,16 @@ class AnsweredQuestions:
             [[i for i in one.ids if i not in stops] for one in found], skip_special_tokens=False
         )
         mine = [
-            (text.strip(), one.finish == "stop") for text, one in zip(texts, found, strict=True)
+            (text.strip(), one.finish == "stop", one.left_out > 0)
+            for text, one in zip(texts, found, strict=True)
         ]
-        all_of_them = [pair for part in group.gather(mine) for pair in part]
-        return [
+        # The last ranks answer the first questions once more.
+        gathered = [one for part in group.gather(mine) for one in part][: len(prompts)]
+        answers = [
             Answer(question.question, question.reference, text, ended)
-            for question, (text, ended) in zip(self._asked, all_of_them, strict=False)
+            for question, (text, ended, _) in zip(self._asked, gathered, strict=True)
         ]
+        return answers, sum(cut for _, _, cut in gathered)
 
     def _write(self, journal: Journal, answers: Sequence[Answer], occasion: Occasion) -> None:
         """A table of the answers beside the parent's, as a file that MLflow shows as a table."""
@@ -137,6 +160,10 @@ class AnsweredQuestions:
             for answer in answers
         ]
         write_table(self.run_dir, journal, "answers", occasion.step, COLUMNS, rows)
+
+    @cached_property
+    def _told(self) -> set[str]:
+        return set()
 
     @cached_property
     def _asked(self) -> list[Question]:

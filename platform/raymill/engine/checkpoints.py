@@ -13,13 +13,15 @@ from typing import Any
 from raymill.checkpoint.background import CPU_SHARE, BackgroundCommits, Outcome
 from raymill.checkpoint.fence import FencedError
 from raymill.checkpoint.manifest import Manifest
-from raymill.checkpoint.retention import apply_retention, registered_checkpoints
+from raymill.checkpoint.remote import RemoteRun
+from raymill.checkpoint.retention import Keep, apply_retention, registered_checkpoints
 from raymill.data.manifest import Prepared
 from raymill.engine.assignment import Assignment
 from raymill.engine.group import WorkerGroup
 from raymill.engine.host_copy import HostCopy
 from raymill.engine.journal import Journal
 from raymill.engine.learner import Learner
+from raymill.engine.schedule import decay_start
 from raymill.errors import CheckpointError, StorageError
 
 
@@ -132,11 +134,19 @@ class Checkpoints:
 
     def _retain(self, _directory: Path) -> None:
         """On rank 0, behind the training. What can't be deleted is tried again next time."""
-        keep = self._assignment.job.checkpoint
         with suppress(OSError, StorageError, CheckpointError):
-            protected = registered_checkpoints(self._assignment.run_dir)
-            if self._remote is not None:
-                self._remote.retain(keep.keep_last, keep.keep_every, protected)
-            apply_retention(
-                self._assignment.checkpoints, keep.keep_last, keep.keep_every, protected
-            )
+            retain(self._assignment, self._remote)
+
+
+def retain(assignment: Assignment, remote: RemoteRun | None = None) -> None:
+    """Delete the checkpoints that may go: in the object store, if the run is kept in one, and here.
+
+    The newest from before the learning rate decays stays: a longer run goes on from there.
+    """
+    settings = assignment.job.checkpoint
+    before = decay_start(assignment.job.schedule, assignment.total_steps)
+    keep = Keep(settings.keep_last, settings.keep_every, before)
+    protected = registered_checkpoints(assignment.run_dir)
+    if remote is not None:
+        remote.retain(keep, protected)
+    apply_retention(assignment.checkpoints, keep, protected)

@@ -67,24 +67,18 @@ class Totals:
         """Independent of the tokenizer: all nats, also of tokens that stand for no text, over the bytes."""
         return self.nats / math.log(2) / self.bytes
 
-    def metrics(self, prefix: str) -> dict[str, float]:
-        """As they are logged."""
-        return {
-            f"{prefix}/loss": self.loss,
-            f"{prefix}/perplexity": math.exp(min(self.loss, 700.0)),
-            f"{prefix}/bits_per_byte": self.bits_per_byte,
-        }
-
 
 @dataclass(frozen=True)
 class HeldOutLoss:
     """Loss, perplexity and bits per byte over fixed held-out sets, each shared out over the ranks.
 
-    `sets` are (name, rows); with several, the figures of all together carry no name.
+    `sets` are (name, rows), one a weight of the mixture. With several, each has figures of its own, and those
+    without a name are the mean by weight: of the losses, and of the bits per byte.
     """
 
     objective: Objective
     sets: tuple[tuple[str, ValidationSet], ...]
+    weights: tuple[float, ...]
     every: int  # steps; also before the first and after the last
     prefix: str = "eval"
 
@@ -93,15 +87,28 @@ class HeldOutLoss:
         if not (occasion.first or occasion.due(self.every)):
             return {}
         found = {name: total(model, self.objective, rows, group) for name, rows in self.sets}
-        figures = Totals(
-            sum(one.nats for one in found.values()),
-            sum(one.weight for one in found.values()),
-            sum(one.bytes for one in found.values()),
-        ).metrics(self.prefix)
+        figures = _named(
+            self.prefix,
+            self._mean([one.loss for one in found.values()]),
+            self._mean([one.bits_per_byte for one in found.values()]),
+        )
         if len(found) > 1:
             for name, one in found.items():
-                figures |= one.metrics(f"{self.prefix}/{name}")
+                figures |= _named(f"{self.prefix}/{name}", one.loss, one.bits_per_byte)
         return figures
+
+    def _mean(self, values: list[float]) -> float:
+        shares = [weight / sum(self.weights) for weight in self.weights]
+        return sum(share * value for share, value in zip(shares, values, strict=True))
+
+
+def _named(prefix: str, loss: float, bits_per_byte: float) -> dict[str, float]:
+    """Figures as they are logged."""
+    return {
+        f"{prefix}/loss": loss,
+        f"{prefix}/perplexity": math.exp(min(loss, 700.0)),
+        f"{prefix}/bits_per_byte": bits_per_byte,
+    }
 
 
 def total(model: Any, objective: Objective, rows_: ValidationSet, group: WorkerGroup) -> Totals:

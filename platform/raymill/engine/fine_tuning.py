@@ -60,7 +60,8 @@ class FineTuning(Recipe[SftJob]):
             refuse_leaks(model, objective, group, 2 if several else 1, job.train.precision)
 
         named = held_out_sets(self.prepared, settings, group)
-        evaluators: list[Evaluator] = [HeldOutLoss(objective, named, settings.every)]
+        weights = self.assignment.weights
+        evaluators: list[Evaluator] = [HeldOutLoss(objective, named, weights, settings.every)]
         if settings.questions:
             assert self.assignment.model_folder is not None
             evaluators.append(
@@ -79,13 +80,17 @@ class FineTuning(Recipe[SftJob]):
             watched = load_prepared(self.assignment.forgetting)
             text = LanguageModelling(watched.manifest.tokenizer.end_of_text_id)
             rows = held_out_sets([watched], settings, group)
-            evaluators.append(HeldOutLoss(text, rows, settings.answer_every, prefix="forgetting"))
+            evaluators.append(HeldOutLoss(text, rows, (1.0,), settings.answer_every, "forgetting"))
         return evaluators
 
     def flops_per_token(self, model: torch.nn.Module) -> float:
-        chat = self.prepared[0].manifest.chat
-        assert chat is not None
-        share = chat.learned_tokens / max(1, chat.statistics["train"]["tokens"])
+        weights = self.assignment.weights
+        share = 0.0
+        for data, weight in zip(self.prepared, weights, strict=True):
+            chat = data.manifest.chat
+            assert chat is not None
+            learned = chat.learned_tokens / max(1, chat.statistics["train"]["tokens"])
+            share += weight / sum(weights) * learned
         return flops_per_token(model, self.job.data.sequence_length, share)
 
 

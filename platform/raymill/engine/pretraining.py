@@ -48,9 +48,10 @@ class Pretraining(Recipe[PretrainJob]):
         journal: Journal | None,
     ) -> list[Evaluator]:
         job = self.job
-        held_out = held_out_sets(self.prepared[:1], job.evaluation, group)
+        held_out = held_out_sets(self.prepared, job.evaluation, group)
+        weights = self.assignment.weights
         evaluators: list[Evaluator] = [
-            HeldOutLoss(learners[0].objective, held_out, job.evaluation.every)
+            HeldOutLoss(learners[0].objective, held_out, weights, job.evaluation.every)
         ]
         if job.evaluation.prompts:
             run_dir, seed = self.assignment.run_dir, job.run.seed

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from raymill.config.schema import DpoJob, PretrainJob, RewardJob, RlhfJob, SftJob, TrainJob
+from raymill.config.schema import TrainJob
 from raymill.data.manifest import Prepared
 from raymill.engine.assignment import Assignment
 from raymill.engine.evaluation import Evaluator
@@ -77,21 +77,3 @@ class Recipe(ABC, Generic[J]):
         """What is learned from in a step: the rows that were drawn, unless the job makes others of
         them."""
         return GivenRows(learners[0].objective, group, self.prepared)
-
-
-def recipe_of(assignment: Assignment, prepared: list[Prepared]) -> Recipe[Any]:
-    """The recipe of an assignment's job."""
-    from raymill.engine.fine_tuning import FineTuning
-    from raymill.engine.preference_tuning import PreferenceTuning
-    from raymill.engine.pretraining import Pretraining
-    from raymill.engine.reinforcement import Reinforcement
-    from raymill.engine.reward_modelling import RewardModelling
-
-    recipes: dict[type[TrainJob], type[Recipe[Any]]] = {
-        PretrainJob: Pretraining,
-        SftJob: FineTuning,
-        RewardJob: RewardModelling,
-        DpoJob: PreferenceTuning,
-        RlhfJob: Reinforcement,
-    }
-    return recipes[type(assignment.job)](assignment, assignment.job, prepared)

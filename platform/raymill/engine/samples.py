@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ class SampledText:
             temperature=settings.temperature,
             top_p=settings.top_p,
             seed=self.seed + step,
+            note=partial(self._tell, step),
             lockstep=True,
         )
         if self.journal is not None:
@@ -56,3 +58,7 @@ class SampledText:
                 write_atomic(self.run_dir / path, json.dumps(body, ensure_ascii=False, indent=1))
                 self.journal.write("samples", step, samples_path=path)
         return {}
+
+    def _tell(self, step: int, text: str) -> None:
+        if self.journal is not None:
+            self.journal.write("message", step, text=f"evaluation.prompts: {text}")

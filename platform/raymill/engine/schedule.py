@@ -10,6 +10,16 @@ import math
 from raymill.config.schema import ScheduleConfig
 
 
+def decay_start(schedule: ScheduleConfig, total_steps: int) -> int | None:
+    """The last step before the rate begins to fall, or None where it never does."""
+    if schedule.name == "constant" or schedule.final_fraction == 1:
+        return None
+    if schedule.name != "wsd":
+        return schedule.warmup_steps
+    decay_steps = max(1, round(schedule.decay_fraction * total_steps))
+    return max(schedule.warmup_steps, total_steps - decay_steps)
+
+
 def learning_rate_factor(schedule: ScheduleConfig, step: int, total_steps: int) -> float:
     """Fraction of the peak rate that update number `step` (1 is the first) of `total_steps` uses.
 
@@ -19,14 +29,8 @@ def learning_rate_factor(schedule: ScheduleConfig, step: int, total_steps: int) 
     warmup = schedule.warmup_steps
     if step <= warmup:
         return step / warmup
-    if schedule.name == "constant":
-        return 1.0
-    if schedule.name == "wsd":
-        decay_steps = max(1, round(schedule.decay_fraction * total_steps))
-        start = max(warmup, total_steps - decay_steps)
-    else:
-        start = warmup
-    if step <= start:
+    start = decay_start(schedule, total_steps)
+    if start is None or step <= start:
         return 1.0
     progress = min(1.0, (step - start) / max(1, total_steps - start))
     shape = (1 + math.cos(math.pi * progress)) / 2 if schedule.name == "cosine" else 1 - progress

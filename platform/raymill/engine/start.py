@@ -15,13 +15,15 @@ from raymill.checkpoint.resume import (
     find_fork,
     newest_verified,
 )
-from raymill.checkpoint.retention import remove_leftovers, set_aside
+from raymill.checkpoint.retention import committed_steps, remove_leftovers, set_aside
 from raymill.config.identity import CHANGEABLE_ON_FORK, CHANGEABLE_ON_RESUME
 from raymill.data.manifest import Prepared, load_prepared
 from raymill.data.order import Order, SourceShape
 from raymill.engine.assignment import Assignment
 from raymill.engine.guard import windows_from
+from raymill.engine.schedule import decay_start, learning_rate_factor
 from raymill.errors import ConfigError
+from raymill.plan.batch import total_steps
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +112,8 @@ def decide_start(assignment: Assignment, data_digests: tuple[str, ...]) -> Start
     """Resume this run, fork another, or start anew. Rank 0 decides; nobody else looks.
 
     Raises:
-        ConfigError: the configuration or the data contradicts the checkpoint; names the keys.
+        ConfigError: the configuration or the data contradicts the checkpoint, or the learning rate would jump;
+            names the keys.
         CheckpointError: checkpoints exist and none verifies.
     """
     found = newest_verified(assignment.checkpoints)
@@ -123,13 +126,72 @@ def decide_start(assignment: Assignment, data_digests: tuple[str, ...]) -> Start
                     f"{assignment.total_steps} steps asked for; ask for more, or choose a new run.name"
                 ]
             )
-        damaged = tuple(f"passed over a damaged checkpoint: {text}" for text in found.passed_over)
-        return Start(found, resumed=True, messages=damaged)
+        damaged = (f"passed over a damaged checkpoint: {text}" for text in found.passed_over)
+        messages = (*damaged, *_another_length(found.manifest, assignment))
+        return Start(found, resumed=True, messages=messages)
     if assignment.job.run.from_ is not None:
         found = find_fork(assignment.runs, assignment.job.run.from_)
         _refuse_contradictions(found.manifest, assignment, CHANGEABLE_ON_FORK, data_digests)
         return fork(found, assignment)
     return Start(None, resumed=False)
+
+
+def _another_length(manifest: Manifest, assignment: Assignment) -> tuple[str, ...]:
+    """What to tell of a run that will have another number of steps than was planned when this checkpoint was
+    made.
+
+    Raises:
+        ConfigError: the learning rate has begun to decay, by the plan of before or by the one of now, so that
+            it would jump. Says from which checkpoint to go on.
+    """
+    job, now = assignment.job, assignment.total_steps
+    planned = {key: manifest.config[f"train.{key}"] for key in ("steps", "tokens")}
+    before = total_steps(replace(job, train=replace(job.train, **planned)))
+    start, new_start = (decay_start(job.schedule, total) for total in (before, now))
+    if now in (before, manifest.step) or start is None or new_start is None:
+        return ()
+    begun = min(start, new_start)
+    key = "train.tokens" if job.train.steps is None else "train.steps"
+    asked = f"{key}={job.train.tokens if job.train.steps is None else now}"
+    if manifest.step <= begun:
+        return (
+            f"{asked}: the learning rate decays from step {new_start} to {now}, and not from {start} to "
+            f"{before} as planned before",
+        )
+    rates = [
+        learning_rate_factor(job.schedule, manifest.step + 1, total) for total in (before, now)
+    ]
+    kept = _kept_before_decay(assignment, begun)
+    advice = (
+        "no checkpoint from before the decay is left, so choose another run.name"
+        if kept is None
+        else f"go on from before the decay, as another run: run.name=<another> run.from={job.run.name}@{kept}"
+    )
+    raise ConfigError(
+        [
+            f"{asked}: {before} steps were planned; the learning rate decays from step {begun} on, and would "
+            f"jump from {rates[0]:.0%} of its peak to {rates[1]:.0%} after step {manifest.step}; {advice}"
+        ]
+    )
+
+
+def _kept_before_decay(assignment: Assignment, start: int) -> int | None:
+    """The step of the newest checkpoint that there is from before the decay."""
+    remote = assignment.remote
+    here = [step for step, _ in committed_steps(assignment.checkpoints)]
+    steps = here if remote is None else remote.steps()
+    return max((step for step in steps if step <= start), default=None)
+
+
+def going_on(assignment: Assignment) -> str | None:
+    """What to add to a finished run's command for more steps, or None where it would have to begin anew."""
+    start = decay_start(assignment.job.schedule, assignment.total_steps)
+    if start is None:
+        return "train.steps=…"
+    kept = _kept_before_decay(assignment, start)
+    if kept is None:
+        return None
+    return f"run.name=… run.from={assignment.job.run.name}@{kept} train.steps=…"
 
 
 def fork(found: Found, assignment: Assignment) -> Start:

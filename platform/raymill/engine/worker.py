@@ -77,7 +77,7 @@ def build_loop(
 
     from raymill.engine.agreement import on_all_ranks, on_rank_zero
     from raymill.engine.loop import Loop
-    from raymill.engine.recipe import recipe_of
+    from raymill.engine.recipes import recipe_of
     from raymill.engine.setup import build_learners
     from raymill.engine.start import begin, open_data
 

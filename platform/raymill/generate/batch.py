@@ -8,7 +8,7 @@ in `sampling.py`, the global random state is never touched.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -21,11 +21,14 @@ class Completion:
     """What a model wrote after a prompt: with the stop token, if it drew one.
 
     `log_probs`, where asked for: of every token, under the distribution that it was drawn from.
+    `left_out`: tokens of the prompt's beginning that the model hasn't seen.
     """
 
     ids: tuple[int, ...]
     finish: Literal["stop", "length"]
     log_probs: tuple[float, ...] = ()
+    # Of the prompt: what was written is the same after what was left of it.
+    left_out: int = field(default=0, compare=False)
 
 
 def complete(
@@ -46,8 +49,8 @@ def complete(
 
     A row draws from a generator of its own, seeded by its seed: what it becomes doesn't depend on
     the rows beside it, up to floating point, and is what `sample` gives with that seed. A prompt
-    longer than the model's positions minus `max_new_tokens` keeps its last part. The model is in
-    evaluation mode meanwhile, and then as it was.
+    longer than the model's positions minus `max_new_tokens` keeps its last part, and its completion says how
+    much it lost. The model is in evaluation mode meanwhile, and then as it was.
 
     With `lockstep`, each batch takes exactly `max_new_tokens` forward passes whatever is drawn, as
     ranks must that gather weights together (ZeRO-3); give all of them as many prompts.
@@ -85,7 +88,9 @@ def complete(
                     if not batch.running and not lockstep:
                         break
                     batch.step(model, temperature, top_p, uniform_B)
-            completions |= zip(chosen, batch.completions(), strict=True)
+            for index, completion in zip(chosen, batch.completions(), strict=True):
+                left_out = max(0, len(prompts[index]) - room)
+                completions[index] = replace(completion, left_out=left_out)
     finally:
         model.train(was_training)
     return [completions[index] for index in range(len(prompts))]

@@ -6,7 +6,7 @@ training changes nothing after it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,11 @@ def sample(
                 yield token
 
 
+def unseen(model: Any, prompt_ids: Sequence[int]) -> int:
+    """Tokens of a prompt's beginning that `sample` leaves off: the model has no positions for them."""
+    return max(0, len(prompt_ids) - int(model.config.max_position_embeddings))
+
+
 def sample_texts(
     model: Any,
     tokenizer_folder: Path,
@@ -120,9 +125,13 @@ def sample_texts(
     temperature: float,
     top_p: float,
     seed: int,
+    note: Callable[[str], None],
     lockstep: bool = False,
 ) -> list[str]:
-    """Continuations of `prompts`, without them; a document starts with the end-of-text token."""
+    """Continuations of `prompts`, without them; a document starts with the end-of-text token.
+
+    `note` is told which prompts the model doesn't see whole.
+    """
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
@@ -131,6 +140,11 @@ def sample_texts(
     texts = []
     for number, prompt in enumerate(prompts):
         ids = [end_of_text_id, *tokenizer.encode(prompt, add_special_tokens=False).ids]
+        if left_out := unseen(model, ids):
+            note(
+                f"prompt {prompt[:40]!r}: the model has no positions for the first {left_out} of its "
+                f"{len(ids)} tokens, and continues the rest"
+            )
         tokens = sample(
             model,
             ids,

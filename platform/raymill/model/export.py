@@ -39,11 +39,13 @@ def plan_shards(
 
 @contextmanager
 def replaced_whole(target: Path) -> Iterator[Path]:
-    """A temporary folder to fill, which takes `target`'s place when the block ends without an error."""
+    """A temporary folder to fill, which takes `target`'s place when the block ends without an error, and whose
+    files may then be read by whom the umask lets read them."""
     temporary = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex[:8]}")
     temporary.mkdir(parents=True)
     try:
         yield temporary
+        _follow_umask(temporary)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -55,6 +57,17 @@ def replaced_whole(target: Path) -> Iterator[Path]:
     else:
         temporary.replace(target)
     fsync_path(target.parent)
+
+
+def _follow_umask(folder: Path) -> None:
+    """Give every file the mode of a new one: safetensors writes through private temporary files."""
+    probe = folder / uuid.uuid4().hex
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode & 0o777)
 
 
 def export_folder(

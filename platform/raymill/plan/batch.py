@@ -21,6 +21,13 @@ def update_rows(job: TrainJob) -> int:
     return job.train.global_batch * job.rollout.group // max(1, job.algorithm.minibatches)
 
 
+def update_unit(job: TrainJob) -> str:
+    """What an update's rows are."""
+    if isinstance(job, RlhfJob):
+        return "answers"
+    return "pairs" if isinstance(job, RewardJob | DpoJob) else "rows"
+
+
 def passed_length(job: TrainJob) -> int:
     """Predictions of one row that a forward pass sees: an answer comes after its prompt."""
     if isinstance(job, RlhfJob):

@@ -6,10 +6,8 @@ from rich.console import Console
 
 from raymill.config.schema import (
     ArchConfig,
-    DpoJob,
     ParentJob,
     PretrainJob,
-    RewardJob,
     RlhfJob,
     TrainJob,
 )
@@ -22,9 +20,11 @@ from raymill.plan.batch import (
     passed_rows,
     total_steps,
     update_rows,
+    update_unit,
 )
 from raymill.plan.flops import flops_per_token
 from raymill.plan.memory import moment_bytes, worker_memory
+from raymill.plan.mixture import drawn_shares, rounding_warnings
 from raymill.plan.parameters import ParameterCount, count_parameters
 
 ASSUMED_MFU = 0.4  # published large runs reach 0.38 to 0.55
@@ -107,9 +107,10 @@ def _checkpoint(job: TrainJob, count: ParameterCount) -> str:
 
 
 def _samples(job: TrainJob) -> str:
+    unit = update_unit(job)
     if isinstance(job, RlhfJob):
-        return f"answers an update, to {job.train.global_batch:,} prompts a step"
-    return "pairs" if isinstance(job, RewardJob | DpoJob) else "rows"
+        return f"{unit} an update, to {job.train.global_batch:,} prompts a step"
+    return unit
 
 
 def roles_plan(
@@ -207,7 +208,7 @@ def _text_data(job: PretrainJob) -> str:
 def _places(job: TrainJob, data: str) -> list[tuple[str, str]]:
     root = job.storage.folder
     if job.data.mixture:
-        data = ", ".join(f"{name} ({weight:g})" for name, weight in job.data.mixture.items())
+        data = drawn_shares(job.data.mixture)
     run_dir = root / "runs" / str(job.run.name)
     state = "exists: it would resume" if run_dir.exists() else "new"
     if job.storage.uri is not None:  # which isn't asked
@@ -217,6 +218,7 @@ def _places(job: TrainJob, data: str) -> list[tuple[str, str]]:
     )
     return [
         ("data", data),
+        *(("warning", text) for text in rounding_warnings(job.data.mixture)),
         ("run", f"{run_dir} ({state})"),
         ("tracking", f"{tracking}"),
         ("registers", f"models:/{job.tracking.registered_model}@{job.tracking.alias}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raymill.data.manifest import Prepared
-from raymill.report.page import Card, Column, Curve, Tile, sheet
+from raymill.report.page import Card, Column, Curve, Tile, by_source, sheet
 
 PAIR_COLUMNS = (
     Column("held-out loss", "pairs/loss", ".4f"),
@@ -29,7 +29,10 @@ REWARD_CURVE = Curve("rollout/reward", "prompts/reward", "reward")
 
 
 def pairs_card(
-    run_dir: Path, prepared: Prepared, events: Sequence[dict[str, Any]], summary: dict[str, Any]
+    run_dir: Path,
+    prepared: Sequence[Prepared],
+    events: Sequence[dict[str, Any]],
+    summary: dict[str, Any],
 ) -> Card:
     """What a run on compared answers has to say: a reward model's, or DPO's."""
     found = summary["figures"]
@@ -55,7 +58,7 @@ def pairs_card(
         tuple(tiles),
         PAIR_COLUMNS if policy else PAIR_COLUMNS[:-1],
         (),
-        _pairs(prepared),
+        by_source(prepared, _pairs),
         "python jobs/generate.py model={model}"
         if policy
         else "python jobs/rlhf.py reward.model={model}",
@@ -73,7 +76,10 @@ def _pairs(prepared: Prepared) -> tuple[tuple[str, str], ...]:
 
 
 def reward_card(
-    run_dir: Path, prepared: Prepared, events: Sequence[dict[str, Any]], summary: dict[str, Any]
+    run_dir: Path,
+    prepared: Sequence[Prepared],
+    events: Sequence[dict[str, Any]],
+    summary: dict[str, Any],
 ) -> Card:
     """What a run of reinforcement learning has to say."""
     evaluations = [event for event in events if "prompts/length" in event]
@@ -117,7 +123,7 @@ def reward_card(
         ),
         tuple(columns),
         (_tables(run_dir),),
-        _prompts(prepared),
+        by_source(prepared, _prompts),
         "python jobs/generate.py model={model}",
         REWARD_CURVE,
     )

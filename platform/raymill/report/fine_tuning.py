@@ -13,7 +13,7 @@ from raymill.data.manifest import Prepared
 from raymill.data.split import TRAIN
 from raymill.evaluate.answers import refuses
 from raymill.evaluate.spelling import spelling_refusal_f1
-from raymill.report.page import Card, Column, Tile, sheet
+from raymill.report.page import Card, Column, Tile, by_source, sheet
 
 SHOWN = 12  # answers on the page
 SPELLING = "yardstick/spelling_refusal_f1"
@@ -47,7 +47,10 @@ def yardsticks(prepared: Prepared, job: TrainJob) -> dict[str, float]:
 
 
 def fine_tuning_card(
-    run_dir: Path, prepared: Prepared, events: Sequence[dict[str, Any]], summary: dict[str, Any]
+    run_dir: Path,
+    prepared: Sequence[Prepared],
+    events: Sequence[dict[str, Any]],
+    summary: dict[str, Any],
 ) -> Card:
     """What a fine-tuning run has to say."""
     found = summary["figures"]
@@ -66,7 +69,7 @@ def fine_tuning_card(
         )
         tiles.append(Tile(f"{after - before:+.3f}", "bits per byte forgotten"))
     return Card(
-        tuple(headlines), tuple(tiles), COLUMNS, (_answers(run_dir),), _data(prepared),
+        tuple(headlines), tuple(tiles), COLUMNS, (_answers(run_dir),), by_source(prepared, _data),
         "python jobs/generate.py model={model}",
     )  # fmt: skip
 

@@ -6,12 +6,14 @@ What is shown of a kind of job is its card's business; this is the page around i
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from raymill.data.manifest import Prepared
+from raymill.engine.source_names import source_names
 from raymill.report.curve import draw_curve
 from raymill.track.follow import last_of_each_step
 
@@ -78,6 +80,18 @@ class Card:
     lineage: tuple[tuple[str, str], ...]
     ask: str  # the command that uses the model, which is {model} there
     curve: Curve = Curve()
+
+
+def by_source(
+    prepared: Sequence[Prepared], describe: Callable[[Prepared], tuple[tuple[str, str], ...]]
+) -> tuple[tuple[str, str], ...]:
+    """Topics and texts of each data source, under its name where there are several."""
+    if len(prepared) == 1:
+        return describe(prepared[0])
+    named = zip(source_names(prepared), prepared, strict=True)
+    return tuple(
+        (f"{name}: {topic}", text) for name, data in named for topic, text in describe(data)
+    )
 
 
 def write_report(
@@ -179,8 +193,7 @@ def _origin(summary: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _commands(summary: dict[str, Any], ask: str) -> str:
-    return (
-        f"# use it\n{ask.replace('{model}', summary['export'])}\n\n"
-        f"# go on (the same command with more steps resumes)\n{summary['command']} "
-        "train.steps=…\n"
-    )
+    use = f"# use it\n{ask.replace('{model}', summary['export'])}\n"
+    if summary["going_on"] is None:
+        return use
+    return f"{use}\n# go on, for more steps\n{summary['command']} {summary['going_on']}\n"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from raymill.data.manifest import Prepared
+from raymill.engine.source_names import source_names
 from raymill.errors import DataError
 from raymill.evaluate.baselines import Baselines, baselines
-from raymill.report.page import Card, Column, Tile
+from raymill.report.page import Card, Column, Tile, by_source
 
 COLUMNS = (
     Column("held-out loss", "eval/loss", ".4f"),
@@ -21,28 +23,51 @@ COLUMNS = (
 
 
 def pretraining_card(
-    run_dir: Path, prepared: Prepared, events: Sequence[dict[str, Any]], summary: dict[str, Any]
+    run_dir: Path,
+    prepared: Sequence[Prepared],
+    events: Sequence[dict[str, Any]],
+    summary: dict[str, Any],
 ) -> Card:
     """What a pretraining run has to say."""
     figures = summary["figures"]
     before, after = figures["eval/bits_per_byte/before"], figures["eval/bits_per_byte"]
     headlines = [f"held out: {before:.4f} bits per byte before training, {after:.4f} after"]
     tiles = [Tile(f"{after:.3f}", "bits per byte, held out", True), Tile(f"{before:.3f}", "before")]
-    known = _baselines_or_none(prepared)
-    if known is not None:
-        headlines.append(
-            f"          byte trigram {known.byte_trigram:.4f}, gzip -9 {known.gzip:.4f}, "
-            f"xz -9 {known.xz:.4f}"
-        )
-        tiles += [
-            Tile(f"{known.byte_trigram:.3f}", "byte trigram, same training text"),
-            Tile(f"{known.gzip:.3f}", "gzip -9"),
-            Tile(f"{known.xz:.3f}", "xz -9"),
-        ]
+    columns = list(COLUMNS)
+    if len(prepared) == 1:
+        known = _baselines_or_none(prepared[0])
+        headlines += [] if known is None else [f"          {_spelled(known)}"]
+        tiles += [] if known is None else _yardsticks(known)
+    else:
+        headlines[0] += f", the mean by weight of {len(prepared)} sources"
+        for name, data in zip(source_names(prepared), prepared, strict=True):
+            figure = f"eval/{name}/bits_per_byte"
+            columns.append(Column(f"{name}, bits per byte", figure, ".4f"))
+            known = _baselines_or_none(data)
+            yardsticks = "" if known is None else f"; {_spelled(known)}"
+            headlines.append(f"          {name} {_change(figures, figure)}{yardsticks}")
     return Card(
-        tuple(headlines), tuple(tiles), COLUMNS, (_samples(run_dir),), _data(prepared),
+        tuple(headlines), tuple(tiles), tuple(columns), (_samples(run_dir),), by_source(prepared, _data),
         "python jobs/generate.py model={model}",
     )  # fmt: skip
+
+
+def _change(figures: dict[str, float], name: str) -> str:
+    """A figure before and after; a run that went on may have none of before."""
+    before = figures.get(f"{name}/before", math.nan)
+    return f"{before:.4f} → {figures.get(name, math.nan):.4f}"
+
+
+def _spelled(known: Baselines) -> str:
+    return f"byte trigram {known.byte_trigram:.4f}, gzip -9 {known.gzip:.4f}, xz -9 {known.xz:.4f}"
+
+
+def _yardsticks(known: Baselines) -> list[Tile]:
+    return [
+        Tile(f"{known.byte_trigram:.3f}", "byte trigram, same training text"),
+        Tile(f"{known.gzip:.3f}", "gzip -9"),
+        Tile(f"{known.xz:.3f}", "xz -9"),
+    ]
 
 
 def _baselines_or_none(prepared: Prepared) -> Baselines | None:

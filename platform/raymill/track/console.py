@@ -78,7 +78,7 @@ class RunConsole:
             self._bits = event["eval/bits_per_byte"]
             self.say(
                 f"step {event['step']:>6}  held-out loss {event['eval/loss']:.4f}, perplexity "
-                f"{event['eval/perplexity']:.1f}, {self._bits:.4f} bits per byte"
+                f"{event['eval/perplexity']:.1f}, {self._bits:.4f} bits per byte{_by_source(event)}"
             )
         if "answers/loss" in event:
             ended = event.get("answers/ended")
@@ -115,6 +115,17 @@ class RunConsole:
             f"{event['perf/tokens_per_s']:,.0f} tokens/s  {event['perf/mfu']:.0%} "
             f"{self._share_name}" + (f"  {_duration(left)} left" if known else "")
         )
+
+
+def _by_source(event: dict[str, Any]) -> str:
+    """` (wiki 1.0312, code 0.7720)`: bits per byte where sources have figures of their own."""
+    ends = "eval/", "/bits_per_byte"
+    listed = ", ".join(
+        f"{name.removeprefix(ends[0]).removesuffix(ends[1])} {value:.4f}"
+        for name, value in event.items()
+        if name.startswith(ends[0]) and name.endswith(ends[1]) and name.count("/") > 1
+    )
+    return f" ({listed})" if listed else ""
 
 
 def _duration(seconds: float) -> str:

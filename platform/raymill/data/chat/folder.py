@@ -6,19 +6,16 @@ without importing it: a folder is a few JSON files.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from raymill.data.chat.encode import ChatEncoder
 from raymill.data.chat.template import ChatTemplate
+from raymill.data.tokenizer import read_settings, special_token_variables
 from raymill.errors import DataError
 
 TEMPLATE_NAME = "chat_template.jinja"
-SETTINGS_NAME = "tokenizer_config.json"
-# What a template may name beside the messages.
-_NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 def load_chat_encoder(folder: Path) -> ChatEncoder | None:
@@ -51,17 +48,6 @@ def load_chat_encoder(folder: Path) -> ChatEncoder | None:
         raise DataError(f"{folder}: {error}") from error
 
 
-def special_token_variables(settings: Mapping[str, Any]) -> dict[str, str]:
-    """The special tokens that a tokenizer's settings name, plain or as {"content": …}."""
-    found = {}
-    for name in _NAMED:
-        value = settings.get(name)
-        text = value.get("content") if isinstance(value, Mapping) else value
-        if isinstance(text, str):
-            found[name] = text
-    return found
-
-
 def own_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     """The chat template that a Hugging Face folder carries, in either of its two places."""
     path = folder / TEMPLATE_NAME
@@ -72,20 +58,6 @@ def own_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
         named = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}
         found = named.get("default")
     return found if isinstance(found, str) else None
-
-
-def read_settings(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json, or nothing where there is none."""
-    path = folder / SETTINGS_NAME
-    if not path.is_file():
-        return {}
-    try:
-        settings = json.loads(_text(path))
-    except ValueError as error:
-        raise DataError(f"{path} isn't JSON ({error}).") from error
-    if not isinstance(settings, dict):
-        raise DataError(f"{path} holds {type(settings).__name__}, expected an object.")
-    return settings
 
 
 def _text(path: Path) -> str:

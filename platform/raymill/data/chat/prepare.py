@@ -58,6 +58,7 @@ def preparation(job: ChatPrepareJob, tokenizer: ChatTokenizer) -> Preparation:
     folder = chat_folder(job.data, tokenizer, job.seed, job.storage.folder)
     settings = _settings(job, tokenizer, folder)
     return Preparation(
+        data=job.data,
         tokenizer=tokenizer,
         settings=settings,
         plan=partial(plan_chat_units, job.data),

@@ -15,15 +15,10 @@ from typing import TYPE_CHECKING, Any
 from raymill.data import tokenizer as tokenizers_room
 from raymill.data.chat.chatml import BRIEF, BRIEF_TOKENS
 from raymill.data.chat.encode import ChatEncoder
-from raymill.data.chat.folder import (
-    SETTINGS_NAME,
-    TEMPLATE_NAME,
-    own_template,
-    read_settings,
-    special_token_variables,
-)
+from raymill.data.chat.folder import TEMPLATE_NAME, own_template
 from raymill.data.chat.template import CHATML, ChatTemplate
 from raymill.data.manifest import TokenizerIdentity
+from raymill.data.tokenizer import SETTINGS_NAME, read_settings, special_token_variables
 from raymill.durable import sha256_text, write_atomic
 from raymill.errors import ConfigError, DataError
 

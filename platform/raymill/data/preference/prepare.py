@@ -58,6 +58,7 @@ def preparation(job: PreferencePrepareJob, tokenizer: ChatTokenizer) -> Preparat
         seed=job.seed,
     )
     return Preparation(
+        data=job.data,
         tokenizer=tokenizer,
         settings=settings,
         plan=partial(plan_message_units, data, "preferences"),

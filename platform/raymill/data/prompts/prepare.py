@@ -64,6 +64,7 @@ def preparation(job: PromptsPrepareJob, tokenizer: ChatTokenizer) -> Preparation
         seed=job.seed,
     )
     return Preparation(
+        data=job.data,
         tokenizer=tokenizer,
         settings=settings,
         plan=partial(plan_prompt_units, data),

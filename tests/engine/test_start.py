@@ -1,0 +1,132 @@
+"""A resume with another number of steps: told before the learning rate decays, refused after."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raymill.checkpoint.commit import commit
+from raymill.checkpoint.fence import raise_fence
+from raymill.checkpoint.manifest import Manifest
+from raymill.checkpoint.retention import committed_steps
+from raymill.cluster.training import assignment_of
+from raymill.config import load
+from raymill.engine.assignment import Assignment
+from raymill.engine.checkpoints import retain
+from raymill.engine.schedule import learning_rate_factor
+from raymill.engine.start import decide_start, going_on
+from raymill.errors import ConfigError
+
+DIGESTS = ("d" * 64,)
+
+
+class Alone:
+    """A group of one."""
+
+    rank = 0
+    world_size = 1
+
+    def gather(self, value: object) -> list[object]:
+        return [value]
+
+    def broadcast(self, value: object) -> object:
+        return value
+
+
+def assigned(root: Path, *overrides: str) -> Assignment:
+    """A run of 100 steps that decays from step 80 on, unless the overrides say otherwise."""
+    settings = ["tracking=none", f"storage.root={root}", "run.name=base", "train.steps=100"]
+    return assignment_of(load("pretrain", [*settings, *overrides]), {root / "data": 1.0})
+
+
+def commit_at(assignment: Assignment, *steps: int) -> None:
+    """Checkpoints of the run as they would be left at these steps."""
+    raise_fence(assignment.checkpoints, 0)
+    for step in steps:
+        manifest = Manifest(
+            step, step * 32, step * 320, 1, 1, assignment.config, assignment.config_digest, DIGESTS,
+            "t" * 64, None, None, {},
+        )  # fmt: skip
+        values = {"fp32": np.zeros(4, dtype=np.float32)}
+        commit(assignment.checkpoints, manifest, {"a": (4,)}, [("a", 0, values)], Alone())
+
+
+@pytest.mark.parametrize("steps", ["train.steps=200", "train.steps=90"])
+def test_another_number_of_steps_is_refused_once_the_decay_has_begun(
+    tmp_path: Path, steps: str
+) -> None:
+    commit_at(assigned(tmp_path), 40, 70, 80, 85)
+    asked = assigned(tmp_path, steps)
+    last = min(80, round(0.8 * asked.total_steps))
+    kept = 80 if last == 80 else 70
+    with pytest.raises(ConfigError, match=re.escape(f"{steps}:")) as refusal:
+        decide_start(asked, DIGESTS)
+    assert f"decays from step {last} on" in str(refusal.value)
+    assert f"run.from=base@{kept}" in str(refusal.value)
+    jump = [
+        learning_rate_factor(asked.job.schedule, 86, total) for total in (100, asked.total_steps)
+    ]
+    assert f"from {jump[0]:.0%} of its peak to {jump[1]:.0%}" in str(refusal.value)
+    fork = assigned(tmp_path, steps, "run.name=longer", f"run.from=base@{kept}")
+    assert decide_start(fork, DIGESTS).step == kept, "what the refusal says to do works"
+
+
+def test_a_finished_run_is_not_made_longer_and_says_from_where_to_go_on(tmp_path: Path) -> None:
+    done = assigned(tmp_path)
+    commit_at(done, 60, 100)
+    with pytest.raises(ConfigError, match=r"from 0% of its peak to 100%.*run\.from=base@60"):
+        decide_start(assigned(tmp_path, "train.steps=200"), DIGESTS)
+    assert decide_start(done, DIGESTS).messages == ()
+    assert going_on(done) == "run.name=… run.from=base@60 train.steps=…"
+
+
+def test_before_the_decay_more_steps_are_told(tmp_path: Path) -> None:
+    commit_at(assigned(tmp_path), 80)
+    start = decide_start(assigned(tmp_path, "train.steps=200"), DIGESTS)
+    assert (start.step, start.resumed) == (80, True)
+    assert start.messages == (
+        "train.steps=200: the learning rate decays from step 160 to 200, and not from 80 to 100 as "
+        "planned before",
+    )
+
+
+def test_tokens_count_as_the_steps_that_they_make(tmp_path: Path) -> None:
+    commit_at(assigned(tmp_path), 90)
+    same = assigned(tmp_path, "train.steps=null", f"train.tokens={100 * 32 * 256}")
+    assert decide_start(same, DIGESTS).messages == ()
+    more = assigned(tmp_path, "train.steps=null", f"train.tokens={150 * 32 * 256}")
+    with pytest.raises(ConfigError, match=r"train\.tokens=1228800: .*decays from step 80 on"):
+        decide_start(more, DIGESTS)
+
+
+def test_a_cosine_decays_from_the_end_of_the_warm_up(tmp_path: Path) -> None:
+    commit_at(assigned(tmp_path, "schedule=cosine"), 40)
+    with pytest.raises(
+        ConfigError, match=r"decays from step 20 on.*no checkpoint from before .* is left"
+    ):
+        decide_start(assigned(tmp_path, "schedule=cosine", "train.steps=200"), DIGESTS)
+    assert going_on(assigned(tmp_path, "schedule=cosine")) is None
+
+
+@pytest.mark.parametrize("schedule", ["schedule=constant", "schedule.final_fraction=1"])
+def test_where_nothing_decays_a_run_may_be_of_any_length(tmp_path: Path, schedule: str) -> None:
+    commit_at(assigned(tmp_path, schedule), 100)
+    start = decide_start(assigned(tmp_path, schedule, "train.steps=200"), DIGESTS)
+    assert (start.step, start.messages) == (100, ())
+    assert going_on(assigned(tmp_path, schedule)) == "train.steps=…"
+
+
+def test_a_run_may_end_where_it_is(tmp_path: Path) -> None:
+    commit_at(assigned(tmp_path), 85)
+    assert decide_start(assigned(tmp_path, "train.steps=85"), DIGESTS).step == 85
+
+
+def test_the_checkpoint_from_before_the_decay_is_kept(tmp_path: Path) -> None:
+    run = assigned(tmp_path, "checkpoint.keep_last=1")
+    for step in (30, 60, 80, 90, 100):
+        commit_at(run, step)
+        retain(run)
+    assert [step for step, _ in committed_steps(run.checkpoints)] == [80, 100]

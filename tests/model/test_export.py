@@ -1,0 +1,83 @@
+"""Published folders can be read by whom the umask lets read them, whatever wrote their files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import AutoModelForCausalLM
+
+from data.prepared_factory import write_prepared
+from raymill.checkpoint.fragments import FragmentReader, merge_slices, write_fragments
+from raymill.config import load
+from raymill.config.schema import LoraConfig
+from raymill.model.build import build_model
+from raymill.model.export import export_folder, replaced_whole
+from raymill.model.finetuned import save_finetuned
+from raymill.model.parent import load_parent, with_adapters
+
+TINY = (
+    "arch.layers=1", "arch.hidden_size=32", "arch.heads=2", "arch.kv_heads=2", "arch.head_dim=16",
+    "arch.intermediate_size=64",
+)  # fmt: skip
+VOCAB = 300
+
+
+@pytest.fixture(params=[0o022, 0o027, 0o077], ids=["022", "027", "077"])
+def mode(request: pytest.FixtureRequest) -> Iterator[int]:
+    """What files have under the umask that is set for the test."""
+    before = os.umask(request.param)
+    yield 0o666 & ~request.param
+    os.umask(before)
+
+
+def modes(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
+
+
+def test_exported_weights_follow_the_umask(mode: int, tmp_path: Path) -> None:
+    arch = load("pretrain", list(TINY)).arch
+    model = build_model(arch, VOCAB, 0, 1)
+    values = {name: p.detach().numpy().ravel() for name, p in model.named_parameters()}
+    fragments = [(name, 0, {"fp32": array}) for name, array in values.items()]
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    (tmp_path / "checkpoint").mkdir()
+    slices, _, _ = write_fragments(tmp_path / "checkpoint", "rank-0.safetensors", fragments)
+    reader = FragmentReader(tmp_path / "checkpoint", merge_slices(shapes, [slices]))
+    tokenizer = write_prepared(tmp_path / "data").tokenizer_folder
+    export = export_folder(reader, arch, VOCAB, 0, tokenizer, tmp_path / "export", "fp32")
+    found = modes(export)
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= found.keys()
+    assert set(found.values()) == {mode}, found
+    again = AutoModelForCausalLM.from_pretrained(export).state_dict()
+    for name, array in values.items():
+        assert np.array_equal(again[name].numpy().ravel(), array), name
+
+
+def test_fine_tuned_weights_and_adapters_follow_the_umask(mode: int, tmp_path: Path) -> None:
+    arch = load("pretrain", list(TINY)).arch
+    build_model(arch, VOCAB, 0, 1).save_pretrained(tmp_path / "parent")
+    model = with_adapters(
+        load_parent(tmp_path / "parent", VOCAB, [], "sdpa", 7), LoraConfig(rank=2), [], 7
+    )
+    tokenizer = write_prepared(tmp_path / "data").tokenizer_folder
+    save_finetuned(
+        model, tokenizer, tmp_path / "export", precision="fp32", stop_ids=(0,), pad_id=0,
+        probe_ids=[[1, 2, 3]],
+    )  # fmt: skip
+    for folder, weights in (("export", "model"), ("adapter", "adapter_model")):
+        found = modes(tmp_path / folder)
+        assert f"{weights}.safetensors" in found
+        assert set(found.values()) == {mode}, found
+
+
+def test_folders_within_follow_it_too_and_nothing_is_left_over(mode: int, tmp_path: Path) -> None:
+    with replaced_whole(tmp_path / "target") as temporary:
+        (temporary / "inner").mkdir()
+        descriptor = os.open(temporary / "inner" / "secret", os.O_CREAT | os.O_WRONLY, 0o600)
+        os.close(descriptor)
+    assert modes(tmp_path / "target" / "inner") == {"secret": mode}
+    assert [path.name for path in (tmp_path / "target").iterdir()] == ["inner"]
