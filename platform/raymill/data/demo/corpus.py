@@ -18,7 +18,7 @@ from raymill.data.demo.exercises import (
     function_names,
     words,
 )
-from raymill.data.demo.names import drill, index, name_questions
+from raymill.data.demo.names import combined, drill, index
 from raymill.data.split import unit_hash
 
 FOLDER = "notes"
@@ -37,7 +37,9 @@ ASKED = {
 }
 COPIES = 8000
 DRILLS = 5000  # questions about names, answered with the name alone
-PASSES = 2  # times that the index lists every real name
+COMBINED = 650  # names of parts that names have, in copies
+PASSES = 24  # times that the index lists every name
+LISTED = 6  # names a line
 LINES = 12  # of a document
 
 
@@ -83,8 +85,8 @@ def _together(lines: list[str]) -> Iterator[str]:
 @lru_cache(maxsize=1)
 def _lines(name: str, fraction: float, seed: int) -> list[str]:
     if name == "copies":
-        names = (one.name for one in name_questions(fraction, seed) if not one.held_out)
-        pool = (*argument_names(), *function_names(), *words(), *names)
+        names = [combined(number, fraction, seed) for number in range(DRILLS, DRILLS + COMBINED)]
+        pool = (*argument_names(), *function_names(), *words(), *index(fraction, seed), *names)
         return [copy_note(random.Random(f"copy {seed} {n}"), pool) for n in range(COPIES)]
     if name == "drills":
         return [drill(number, fraction, seed) for number in range(DRILLS)]
@@ -93,6 +95,6 @@ def _lines(name: str, fraction: float, seed: int) -> list[str]:
         return [one.asked for one in islice(exercises(kind, False, seed, "asked"), ASKED[kind])]
     if name in NOTES:
         return [one.note for one in islice(exercises(name, False, seed, "note"), NOTES[name])]
-    lines = list(index(fraction, seed))
-    random.Random(f"index {seed} {name}").shuffle(lines)
-    return lines
+    names = [f"`{one}`" for one in index(fraction, seed)]
+    random.Random(f"index {seed} {name}").shuffle(names)
+    return [", ".join(names[first : first + LISTED]) for first in range(0, len(names), LISTED)]

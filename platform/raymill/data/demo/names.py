@@ -1,7 +1,7 @@
 """The library's names, and names that don't exist: what the assistant is asked about, and an index.
 
-Every real name that a question is about stands in the index that pretraining reads, held-out ones too: what is
-held out is what they do, and every question about them. Made-up names are made as `stdlib_unknown` does.
+Every name that is held out stands in the index that pretraining reads: what is held out is what they do, and
+every question about them. Made-up names are made as `stdlib_unknown` does.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import groupby
 
 from raymill.data.chat import stdlib_phrases as phrases
 from raymill.data.chat.stdlib import split
@@ -23,9 +22,9 @@ HELD_OUT = (
     0.35  # of the short names that the embedded conversations train on, held out here as well
 )
 LONGEST = 20  # characters of a name
-LONGEST_HELD_OUT = 11
+LONGEST_DRILLED = 16
+LONGEST_LISTED = 11
 MOST_WORDS = 10  # of an answer that is trained on: what a small model can't know takes no room
-LISTED = 10  # names a line of the index
 
 
 @dataclass(frozen=True)
@@ -55,27 +54,25 @@ def name_questions(fraction: float, seed: int) -> tuple[NameQuestion, ...]:
 
 @lru_cache(maxsize=2)
 def index(fraction: float, seed: int) -> tuple[str, ...]:
-    """Every real name that is asked about, by owner: lines of "`os`: `chdir`, `fsync`."."""
-    facts = sorted(
-        (fact for side, _, _ in _sides(fraction, seed) for fact in side), key=lambda f: f.name
-    )
-    lines = []
-    for owner, found in groupby(facts, key=lambda fact: fact.owner):
-        leaves = [f"`{fact.leaf}`" for fact in found]
-        for first in range(0, len(leaves), LISTED):
-            lines.append(f"`{owner}`: {', '.join(leaves[first : first + LISTED])}.")
-    return tuple(lines)
+    """Every short function's name, held out or not."""
+    sides = _sides(fraction, seed)
+    return tuple(sorted(fact.name for facts, _, _ in sides for fact in facts if _is_listed(fact)))
 
 
 def drill(number: int, fraction: float, seed: int) -> str:
-    """A question about a name that is asked about nowhere else, and the name again: nothing is said of
-    whether it exists."""
+    """A question about a name, and the name again: nothing is said of whether it exists."""
+    name = combined(number, fraction, seed)
+    return f"{asked(name, seed)}\n`{name}`."
+
+
+def combined(number: int, fraction: float, seed: int) -> str:
+    """A name of two parts that names have, which is asked about nowhere."""
     taken, owners, leaves = _parts(fraction, seed)
-    choose = random.Random(f"drill {seed} {number}")
+    choose = random.Random(f"combined {seed} {number}")
     while True:
         name = f"{choose.choice(owners)}.{choose.choice(leaves)}"
         if name not in taken:
-            return f"{asked(name, seed)}\n`{name}`."
+            return name
 
 
 def asked(name: str, seed: int) -> str:
@@ -88,7 +85,8 @@ def _parts(fraction: float, seed: int) -> tuple[frozenset[str], tuple[str, ...],
     """Names that are asked about; owners and last parts of training's names."""
     taken = frozenset(one.name for one in name_questions(fraction, seed))
     _, (training, _, _) = _sides(fraction, seed)
-    owners, leaves = {fact.owner for fact in training}, {fact.leaf for fact in training}
+    short = [fact for fact in training if len(fact.name) <= LONGEST_DRILLED]
+    owners, leaves = {fact.owner for fact in short}, {fact.leaf for fact in short}
     return taken, tuple(sorted(owners)), tuple(sorted(leaves))
 
 
@@ -99,11 +97,11 @@ Side = tuple[list[Fact], bool, list[str]]
 def _sides(fraction: float, seed: int) -> tuple[Side, Side]:
     """(real names, whether held out, made-up names) of the held-out side, and of training's."""
     untrained, trained = split(fraction, seed)
-    held_out = [fact for fact in untrained if _may_be_held_out(fact)]
+    held_out = [fact for fact in untrained if _is_listed(fact)]
     held_out += [
         fact
         for fact in trained
-        if _may_be_held_out(fact) and is_held_out(f"name {fact.name}", HELD_OUT, seed)
+        if _is_listed(fact) and is_held_out(f"name {fact.name}", HELD_OUT, seed)
     ]
     taken = {fact.name for fact in held_out}
     training = [fact for fact in trained if _is_short(fact) and fact.name not in taken]
@@ -112,9 +110,9 @@ def _sides(fraction: float, seed: int) -> tuple[Side, Side]:
     return (held_out, True, unknown), (training, False, also)
 
 
-def _may_be_held_out(fact: Fact) -> bool:
+def _is_listed(fact: Fact) -> bool:
     return (
-        fact.kind == "function" and fact.name.count(".") == 1 and len(fact.name) <= LONGEST_HELD_OUT
+        fact.kind == "function" and fact.name.count(".") == 1 and len(fact.name) <= LONGEST_LISTED
     )
 
 
