@@ -1,9 +1,17 @@
-"""transformers and DeepSpeed without the bars and notices that they print to a user's terminal."""
+"""transformers and DeepSpeed without the bars and notices that they print to a user's terminal, and without
+taking files for absent that can't be read."""
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from raymill.reading import files_below, opened, retried
+
+T = TypeVar("T")
 
 
 def quieten() -> None:
@@ -16,3 +24,23 @@ def quieten() -> None:
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
+
+
+def from_folder(folder: Path, load: Callable[[], T]) -> T:
+    """Return what `load` has transformers make of a Hugging Face folder.
+
+    Raises:
+        StorageError: a file of the folder can't be read.
+        OSError: transformers has another complaint about the folder, which was there to be read.
+    """
+
+    def loaded() -> T:
+        try:
+            return load()
+        except OSError:
+            # What it can't look at it takes for absent, so whatever is absent is looked for.
+            for path in files_below(folder):
+                opened(path).close()
+        return load()
+
+    return retried(folder, loaded, parses=True)
