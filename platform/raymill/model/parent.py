@@ -30,6 +30,7 @@ def load_parent(
 
     Raises:
         ConfigError: transformers can't load it.
+        DataError: its weights are damaged.
         StorageError: it can't be read.
     """
     from transformers import AutoModelForCausalLM
@@ -52,6 +53,7 @@ def load_scalar(
 
     Raises:
         ConfigError: transformers can't load it so.
+        DataError: its weights are damaged.
         StorageError: it can't be read.
     """
     import torch

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from raymill.errors import DataError
 from raymill.reading import files_below, opened, retried
 
 T = TypeVar("T")
@@ -30,17 +31,24 @@ def from_folder(folder: Path, load: Callable[[], T]) -> T:
     """Return what `load` has transformers make of a Hugging Face folder.
 
     Raises:
+        DataError: its weights are damaged.
         StorageError: a file of the folder can't be read.
-        OSError: transformers has another complaint about the folder, which was there to be read.
+        OSError, ValueError: transformers has another complaint about the folder, which was there to be read.
     """
+    from safetensors import SafetensorError
 
     def loaded() -> T:
         try:
             return load()
-        except OSError:
-            # What it can't look at it takes for absent, so whatever is absent is looked for.
+        except (OSError, ValueError):
+            # It takes a file that it can't look at for absent, or for another one: each is looked at here.
             for path in files_below(folder):
                 opened(path).close()
         return load()
 
-    return retried(folder, loaded, parses=True)
+    try:
+        return retried(folder, loaded, parses=True)
+    except SafetensorError as error:
+        raise DataError(
+            f"{folder}: its weights are damaged or incomplete ({error}); restore the files"
+        ) from error
