@@ -46,6 +46,7 @@ from raymill.data.unit import UNITS_FOLDER, Settings, finished, run_unit
 from raymill.durable import sha256_file
 from raymill.engine.guard import LEFT_OUT_NAME, leave_out, noted_windows
 from raymill.engine.journal import Journal, attempts_in
+from raymill.engine.pulse import Pulse, read_pulse
 from raymill.engine.reference import CachedReference
 from raymill.errors import CheckpointError, ConfigError, DataError, RaymillError, StorageError
 from raymill.evaluate.baselines import baselines
@@ -587,6 +588,12 @@ def a_journals_events(place: Path) -> Case:
 @without_bytes
 def a_journals_end(place: Path) -> Case:
     return journal_case(place, lambda path: Follower.at_end(path).offset)
+
+
+@without_bytes
+def a_sign_of_life(place: Path) -> Case:
+    Pulse(place, 0).beat("forward")
+    return Case(place / "rank-00000.pulse", lambda: read_pulse(place, 0))
 
 
 @without_bytes

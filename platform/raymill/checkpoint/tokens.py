@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from raymill.durable import fsync_path, write_atomic
-from raymill.reading import entries, read_bytes
+from raymill.reading import read_bytes, retried
 from raymill.storage.bucket import Bucket
 
 _NAME = re.compile(r"(\d{8})\.json")
@@ -113,7 +113,9 @@ class LinkedTokens:
                 self._path(old).unlink(missing_ok=True)
 
     def _given(self) -> list[int]:
-        names = (_NAME.fullmatch(path.name) for path in entries(self._folder))
+        # A folder that is gone isn't one without tokens, whose holder would have lost the run.
+        listed = retried(self._folder, lambda: os.listdir(self._folder))
+        names = (_NAME.fullmatch(name) for name in listed)
         return sorted(int(match[1]) for match in names if match)
 
     def _path(self, token: int) -> Path:
