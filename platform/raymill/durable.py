@@ -8,14 +8,17 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from raymill.errors import DataError
+from raymill.reading import opened
 
 _CHUNK_BYTES = 8 * 2**20
+_PIECE_BYTES = 2**18  # one that stays in the processor's cache while it is digested
 
 
 def fsync_path(path: Path) -> None:
@@ -49,9 +52,11 @@ def write_atomic(path: Path, text: str) -> None:
 
 def cut_torn_line(path: Path) -> None:
     """Make a file of lines end with a whole one: what a killed writer left of its last line goes."""
-    if not path.exists():
+    try:
+        stream = path.open("r+b")
+    except FileNotFoundError:
         return
-    with path.open("r+b") as stream:
+    with stream:
         end = stream.seek(0, os.SEEK_END)
         while end:
             begin = max(0, end - _CHUNK_BYTES)
@@ -82,10 +87,17 @@ def only_one(folder: Path, refusal: str) -> Iterator[None]:
 def sha256_file(path: Path) -> str:
     """Hex digest of a file's bytes, read in pieces so that memory stays flat."""
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
+    piece = memoryview(bytearray(_PIECE_BYTES))
+    with opened(path) as stream:
+        while count := stream.readinto(piece):
+            digest.update(piece[:count])
     return digest.hexdigest()
+
+
+def sha256_files(paths: Sequence[Path]) -> list[str]:
+    """Hex digests of files, a few at a time."""
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        return list(pool.map(sha256_file, paths))
 
 
 def canonical_json(value: Any) -> str:

@@ -51,4 +51,7 @@ class ClusterError(RaymillError):
 
 
 class StorageError(RaymillError):
-    """An object store did not do what was asked."""
+    """Storage did not do what was asked: an object store, or a file system that a file can't be read from.
+
+    It counts as lost infrastructure: what was to be read is none the worse for it, and is read in a later try.
+    """

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from raymill.checkpoint import manifest as manifest_module
+from faults.weather import Weather
+from raymill import reading
 from raymill.checkpoint.commit import commit
 from raymill.checkpoint.fence import FencedError, advance_fence, raise_fence, writing_folder
 from raymill.checkpoint.fragments import (
@@ -41,7 +42,7 @@ from raymill.checkpoint.retention import (
 from raymill.checkpoint.safetensors_file import write_safetensors
 from raymill.config.identity import CHANGEABLE_ON_FORK, CHANGEABLE_ON_RESUME
 from raymill.durable import sha256_file
-from raymill.errors import CheckpointError, ConfigError
+from raymill.errors import CheckpointError, ConfigError, StorageError
 
 KINDS = ("fp32", *ADAMW_MOMENTS)
 
@@ -162,22 +163,25 @@ def test_damage_is_named_and_the_one_before_is_used(
     assert found.passed_over == tuple(heard)
 
 
-def test_one_that_cannot_be_read_is_passed_over_too(
+def test_one_that_cannot_be_read_is_read_again_and_never_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for step in (1, 2):
         save(tmp_path, step)
-
-    def broken(path: Path) -> str:
-        if "step-00000002" in str(path):
-            raise OSError(5, "Input/output error")
-        return sha256_file(path)
-
-    monkeypatch.setattr(manifest_module, "sha256_file", broken)
-    found = newest_verified(tmp_path)
-    assert found is not None
-    assert found.manifest.step == 1
-    assert "can't be read: [Errno 5]" in found.passed_over[0]
+    monkeypatch.setattr(reading, "PAUSE_S", 0.0)
+    weather = Weather(monkeypatch)
+    heard: list[str] = []
+    newest = tmp_path / "step-00000002" / "rank-00000.safetensors"
+    weather.away(newest, times=3)
+    found = newest_verified(tmp_path, heard.append)
+    assert found is not None and found.manifest.step == 2
+    assert weather.met == 3
+    weather.away(newest, times=100)
+    with pytest.raises(
+        StorageError, match=r"rank-00000\.safetensors can't be read: Input/output error"
+    ):
+        newest_verified(tmp_path, heard.append)
+    assert not heard, "nothing is blamed on the checkpoint"
 
 
 def test_when_none_verifies_the_run_is_not_silently_started_anew(tmp_path: Path) -> None:

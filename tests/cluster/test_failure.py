@@ -16,6 +16,7 @@ from raymill.cluster.diagnosis import diagnose
 from raymill.cluster.failure import Cause, Failure, GiveUp, Retry, verdict
 from raymill.cluster.interrupt import end_preempted, on_termination
 from raymill.config.entry import EXIT_PREEMPTED
+from raymill.errors import StorageError
 
 
 def lost(step: int, committed: int) -> Failure:
@@ -95,6 +96,17 @@ def test_a_disk_that_is_full_may_take_it_later() -> None:
     cause, what = diagnose(WorkerGroupError("text", {0: full}))
     assert cause is Cause.LOST
     assert what == "rank 0: OSError: [Errno 28] No space left on device"
+
+
+def test_a_file_that_cannot_be_read_counts_as_lost_infrastructure() -> None:
+    away = StorageError("/data/00000.parquet can't be read: Stale file handle")
+    cause, what = diagnose(WorkerGroupError("text", {0: ValueError("no"), 1: away}))
+    assert cause is Cause.RAISED, "what a rank raised goes first"
+    cause, what = diagnose(WorkerGroupError("text", {1: away}))
+    assert (cause, what) == (Cause.LOST, f"rank 1: StorageError: {away}")
+    assert isinstance(verdict([Failure(cause, what, 5, 0)] * 3, 3), Retry), "however often alike"
+    timed_out = OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+    assert diagnose(WorkerGroupError("text", {0: timed_out}))[0] is Cause.LOST
 
 
 def test_sigterm_is_heard_once_and_then_ignored() -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from faults.weather import Weather
+from raymill import reading
 from raymill.cluster.watchdog import (
     FIRST_S,
     FROZEN_S,
@@ -60,6 +62,23 @@ def beat(pulses: list[Pulse], step: int, *phases: str, but: int | None = None) -
             if number != but:
                 pulse.step = step
                 pulse.beat(phase)
+
+
+def test_nobody_is_blamed_for_a_record_that_cannot_be_read(
+    tmp_path: Path, pulses: list[Pulse], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "PAUSE_S", 0.0)
+    weather = Weather(monkeypatch)
+    watchdog = Watchdog(tmp_path, len(RANKS), None, clock)
+    beat(pulses, 7, "data", "forward")
+    assert watchdog.look(1.0) == []
+    weather.away(tmp_path / "rank-00001.pulse", times=10**6)
+    assert look_for(watchdog, clock, 2000.0, 1.0) == []
+    assert weather.met > 0
+    weather.clear()
+    assert watchdog.look(1.0) == [], "the time in which nothing was seen isn't counted"
+    assert look_for(watchdog, clock, 110.0, 1.0) == []
+    assert look_for(watchdog, clock, 10.0, 1.0) != [], "and that after it is"
 
 
 def test_the_rank_that_is_behind_is_named(

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from data.prepared_factory import write_prepared
+from faults.weather import Weather
+from raymill import reading
 from raymill.data.manifest import Prepared
 from raymill.data.order import Order, SourceShape
 from raymill.data.stream import (
@@ -23,7 +25,7 @@ from raymill.data.stream import (
     read_rows,
 )
 from raymill.data.validation import ValidationSet
-from raymill.errors import DataError
+from raymill.errors import DataError, StorageError
 
 
 def order_of(*prepared: Prepared, weights: tuple[float, ...] = (1.0,), seed: int = 3) -> Order:
@@ -171,6 +173,26 @@ def test_an_error_reaches_who_asks_for_the_batch(prepared: Prepared, error: Exce
     assert blocks.asked.wait(10), "opening raises nothing"
     with pytest.raises(type(error), match=str(error)):
         next(stream)
+
+
+@pytest.mark.parametrize(("what", "error"), [("away", StorageError), ("damaged", DataError)])
+def test_what_kept_a_unit_from_being_read_arrives_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, error: type[Exception]
+) -> None:
+    """A shard that can't be read for now isn't one that is damaged."""
+    prepared = write_prepared(tmp_path / "prepared", shard_rows=(40,))
+    [shard] = prepared.manifest.splits["train"].shards
+    path, spec = prepared.shard_path(shard), spec_of(prepared, 1, steps=2)
+    assert spec.units_in(0) == 1, "the manifest is read here, while it can be"
+    monkeypatch.setattr(reading, "PAUSE_S", 0.0)
+    weather = Weather(monkeypatch)
+    if what == "away":
+        weather.away(path, times=10**6)
+    else:
+        path.write_bytes(b"?" * shard.file_bytes)
+    blocks = blocks_of(spec)
+    with pytest.raises(error, match=r"00000\.parquet"):
+        next(RankStream(spec, 0, lambda _: blocks))  # type: ignore[arg-type, return-value]
 
 
 def test_a_stream_without_steps_opens_nothing(prepared: Prepared) -> None:

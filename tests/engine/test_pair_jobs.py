@@ -3,6 +3,7 @@ with a reference that is kept or asked; exact resume; exports that say what was 
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ from raymill.cluster.exports import export_checkpoint
 from raymill.data.manifest import load_prepared
 from raymill.data.validation import ValidationSet
 from raymill.engine.assignment import Assignment
+from raymill.engine.reference import CachedReference
 from raymill.objective.pairs import Sides
+from raymill.track.marker import write_marker
+from track.test_marker import flip
 
 LN2 = 0.69314718
 
@@ -155,3 +159,49 @@ def test_transformers_alone_confirms_the_reward_model(place: Path) -> None:
             weight += float(sides.weight[pair])
     told = [event for event in found if event["kind"] == "evaluation"][-1]
     assert told["pairs/reward/accuracy"] == pytest.approx(right / weight, abs=1e-6)
+
+
+def test_an_export_is_written_again_where_it_was_changed(
+    place: Path, trained: dict[str, list[dict[str, Any]]]
+) -> None:
+    assignment = made(place, "dpo", "lora-1", "run.workers=1", *ADAPTERS["lora"])
+    newest = newest_verified(assignment.checkpoints)
+    assert newest is not None
+    export = export_checkpoint(assignment, newest)
+    assert export.adapter is not None
+    files = [
+        path
+        for folder in (export.folder, export.adapter)
+        for path in folder.iterdir()
+        if path.name in ("model.safetensors", "adapter_model.safetensors", "tokenizer.json")
+    ]
+    assert len(files) == 4
+    whole = {path: (path.read_bytes(), path.stat().st_ino) for path in files}
+    export_checkpoint(assignment, newest)
+    assert whole == {path: (path.read_bytes(), path.stat().st_ino) for path in files}
+    for path in files[1:3]:
+        flip(path)
+        export_checkpoint(assignment, newest)
+        assert {one: one.read_bytes() for one in files} == {k: v for k, (v, _) in whole.items()}
+    shutil.rmtree(export.adapter)
+    export_checkpoint(assignment, newest)
+    assert {one: one.read_bytes() for one in files} == {k: v for k, (v, _) in whole.items()}
+
+
+def test_a_parent_that_was_changed_has_another_reference(place: Path, tmp_path: Path) -> None:
+    """Also where it is an export that says from which checkpoint it came."""
+    parent = shutil.copytree(place / "parent", tmp_path / "parent")
+    (tmp_path / "pairs.jsonl").symlink_to(place / "pairs.jsonl")
+    write_marker(parent, {"checkpoint_digest": "c" * 64})
+
+    def reference() -> CachedReference:
+        assignment = made(tmp_path, "dpo", "changed")
+        digests = tuple(load_prepared(folder).manifest.digest for folder in assignment.folders)
+        return CachedReference.of(assignment, digests)
+
+    before = reference()
+    before.record, before.values = np.arange(2), np.zeros((2, 2), np.float32)
+    before._save()
+    assert reference().known
+    flip(parent / "model.safetensors")
+    assert not reference().known

@@ -37,6 +37,7 @@ from raymill.checkpoint.remote import RemoteRun
 from raymill.checkpoint.retention import step_directory_name
 from raymill.durable import fsync_path, sha256_file, write_atomic
 from raymill.errors import CheckpointError, StorageError
+from raymill.reading import is_folder
 
 T = TypeVar("T")
 
@@ -107,7 +108,7 @@ def _explained(
     """What a failed commit means: the run is another's, or this checkpoint just isn't there."""
     try:
         # The storage that refused the checkpoint may not answer this either.
-        with suppress(OSError):
+        with suppress(OSError, StorageError):
             check_fence(checkpoints, manifest.token, manifest.start)
         if remote is not None:
             with suppress(StorageError):
@@ -177,7 +178,8 @@ def _commit_rank_zero(
 
 
 def _is_there(final: Path, digest: str) -> bool:
+    """Whether this very checkpoint is in its place. One that can't be read isn't taken for absent."""
     try:
-        return final.is_dir() and verify(final).digest == digest
+        return is_folder(final) and verify(final).digest == digest
     except CheckpointError:
         return False

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from raymill.durable import fsync_path
 from raymill.errors import CheckpointError
+from raymill.reading import entries, is_folder
 
 _WRITING = "writing-"
 _NAME = re.compile(rf"{_WRITING}(\d+)(?:\.(\d+))?")
@@ -37,8 +38,9 @@ def raise_fence(checkpoints: Path, token: int) -> None:
             with suppress(FileNotFoundError):
                 folder.replace(folder.with_name(f"fenced-{uuid.uuid4().hex[:8]}"))
     writing_folder(checkpoints, token).mkdir(exist_ok=True)
-    for grave in checkpoints.glob("fenced-*"):
-        shutil.rmtree(grave, ignore_errors=True)
+    for grave in entries(checkpoints):
+        if grave.name.startswith("fenced-"):
+            shutil.rmtree(grave, ignore_errors=True)
 
 
 def advance_fence(checkpoints: Path, token: int, start: int) -> Path:
@@ -73,9 +75,10 @@ def check_fence(checkpoints: Path, token: int, start: int = 0) -> None:
     """
     Raises:
         FencedError: workers of this start may not write.
-        OSError: that can't be known: the folder of checkpoints itself can't be looked at.
+        OSError: that can't be known: there is no folder of checkpoints.
+        StorageError: nor can it be where that can't be looked at.
     """
-    if not writing_folder(checkpoints, token, start).is_dir():
+    if not is_folder(writing_folder(checkpoints, token, start)):
         checkpoints.stat()
         raise _fenced(token)
 
@@ -88,7 +91,7 @@ def _fenced(token: int) -> FencedError:
 
 
 def _folders(checkpoints: Path) -> list[Path]:
-    return [path for path in checkpoints.glob(f"{_WRITING}*") if _NAME.fullmatch(path.name)]
+    return [path for path in entries(checkpoints) if _NAME.fullmatch(path.name)]
 
 
 def _fence_of(folder: Path) -> tuple[int, int]:

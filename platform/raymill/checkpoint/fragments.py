@@ -19,6 +19,7 @@ from raymill.checkpoint.safetensors_file import FloatArray as FloatArray
 from raymill.checkpoint.safetensors_file import Rest as Rest
 from raymill.checkpoint.safetensors_file import write_safetensors
 from raymill.errors import CheckpointError
+from raymill.reading import MISSING, is_file, read_text, retried
 
 WEIGHT = "fp32"
 ADAMW_MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -124,12 +125,15 @@ def read_index(path: Path) -> dict[str, ParameterEntry]:
     """Read index.json.
 
     Raises:
-        CheckpointError: the file can't be read as an index.
+        CheckpointError: the file is missing, or isn't an index.
+        StorageError: it can't be read.
     """
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = json.loads(read_text(path))
         return {name: _entry(**entry) for name, entry in stored.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except MISSING:
+        raise CheckpointError(f"{path} is missing: the checkpoint isn't whole") from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{path} can't be read as a checkpoint index: {error}") from error
 
 
@@ -155,16 +159,25 @@ class FragmentReader:
 
     def _open(self, file: str) -> Any:
         if file not in self._files:
-            from safetensors import safe_open
+            from safetensors import SafetensorError, safe_open
 
-            self._files[file] = safe_open(self.directory / file, framework="numpy")
+            path = self.directory / file
+            if not is_file(path):
+                raise CheckpointError(f"{path} is missing: the checkpoint isn't whole")
+            try:
+                self._files[file] = retried(
+                    path, lambda: safe_open(path, framework="numpy"), parses=True
+                )
+            except (OSError, SafetensorError) as error:
+                raise CheckpointError(f"{path} isn't a safetensors file: {error}") from error
         return self._files[file]
 
     def read(self, kind: str, name: str, start: int = 0, numel: int | None = None) -> FloatArray:
         """Elements [start, start + numel) of a parameter's `kind`: "fp32", or one of its moments.
 
         Raises:
-            CheckpointError: the checkpoint has no such parameter, kind or range.
+            CheckpointError: the checkpoint has no such parameter, kind or range, or lacks a file.
+            StorageError: a file can't be read.
         """
         entry = self.index.get(name)
         if entry is None:

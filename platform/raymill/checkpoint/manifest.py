@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raymill.durable import sha256_file, sha256_json
+from raymill.durable import sha256_files, sha256_json
 from raymill.errors import CheckpointError
+from raymill.reading import MISSING, read_text, status
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "MANIFEST.json"
@@ -74,15 +74,16 @@ def read_manifest(directory: Path) -> Manifest:
 
     Raises:
         CheckpointError: the manifest is missing, isn't JSON, was altered, or is of another format.
+        StorageError: it can't be read.
     """
     try:
-        text = (directory / MANIFEST_NAME).read_text(encoding="utf-8")
-    except FileNotFoundError:
+        text = read_text(directory / MANIFEST_NAME)
+    except MISSING:
         raise CheckpointError(
             f"{directory} has no {MANIFEST_NAME}: it was never committed"
         ) from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{directory / MANIFEST_NAME} can't be read: {error}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{directory / MANIFEST_NAME} isn't text: {error}") from error
     return parse_manifest(text, str(directory))
 
 
@@ -96,7 +97,7 @@ def parse_manifest(text: str, place: str) -> Manifest:
     try:
         stored = json.loads(text)
     except ValueError as error:
-        raise CheckpointError(f"{path} can't be read: {error}") from error
+        raise CheckpointError(f"{path} isn't JSON: {error}") from error
     if not isinstance(stored, dict) or stored.get("format_version") != FORMAT_VERSION:
         found = stored.get("format_version") if isinstance(stored, dict) else type(stored).__name__
         raise CheckpointError(f"{path}: expected format version {FORMAT_VERSION}, found {found}")
@@ -115,26 +116,23 @@ def verify(directory: Path) -> Manifest:
     """Check every byte of a checkpoint against its manifest.
 
     Raises:
-        CheckpointError: names the file that is missing, of another size, or of another digest, or that
-            can't be read.
+        CheckpointError: names the file that is missing, of another size, or of another digest.
+        StorageError: a file can't be read, which says nothing about the checkpoint.
     """
-    try:
-        return _verify(directory)
-    except OSError as error:
-        raise CheckpointError(f"{directory} can't be read: {error}") from error
-
-
-def _verify(directory: Path) -> Manifest:
     manifest = read_manifest(directory)
     for name, record in manifest.files.items():
         path = directory / name
-        size = path.stat().st_size if path.is_file() else None
-        if size is None:
+        found = status(path)
+        if found is None:
             raise CheckpointError(f"{path} is missing")
-        if size != record.bytes:
-            raise CheckpointError(f"{path} has {size} bytes, its manifest says {record.bytes}")
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        digests = list(pool.map(lambda name: sha256_file(directory / name), manifest.files))
+        if found.st_size != record.bytes:
+            raise CheckpointError(
+                f"{path} has {found.st_size} bytes, its manifest says {record.bytes}"
+            )
+    try:
+        digests = sha256_files([directory / name for name in manifest.files])
+    except MISSING as error:  # since it was looked for
+        raise CheckpointError(f"{error.filename} is missing") from error
     for (name, record), digest in zip(manifest.files.items(), digests, strict=True):
         if digest != record.sha256:
             raise CheckpointError(

@@ -34,6 +34,7 @@ from raymill.checkpoint.retention import (
 )
 from raymill.durable import write_atomic
 from raymill.errors import CheckpointError, ConfigError, StorageError
+from raymill.reading import entries, is_file, is_folder, read_bytes, read_text
 from raymill.storage.bucket import Bucket
 from raymill.storage.mirror import Mirror
 
@@ -118,9 +119,9 @@ class RemoteRun:
             FencedError: the run is another's.
         """
         self._ledger.check_holder()
-        for path in run_dir.glob(f"*/{marker}"):
+        for path in (folder / marker for folder in entries(run_dir)):
             key = path.relative_to(run_dir).as_posix()
-            if self._bucket.get(key) != path.read_bytes():
+            if is_file(path) and self._bucket.get(key) != read_bytes(path):
                 self._bucket.delete([key])
         Mirror(self._bucket, run_dir, _is_result).push(last=marker)
 
@@ -157,7 +158,7 @@ class RemoteRun:
         held = run_dir / HELD_NAME
         # This process's token follows the one that the folder was last worked in: nobody else came between.
         before, now = (f"{self.uri} {token}" for token in (self._token - 1, self._token))
-        if not held.exists() or held.read_text(encoding="utf-8") != before:
+        if not is_file(held) or read_text(held) != before:
             self._pull_files(run_dir)
         write_atomic(held, now)
         self.pull_newest(run_dir, say)
@@ -197,7 +198,7 @@ class RemoteRun:
     def _fetch(self, commit: Commit, checkpoints: Path, say: Callable[[str], None]) -> bool:
         """Whether the checkpoint is here now, and whole; a damaged one is here as it is, to be told of."""
         target = checkpoints / step_directory_name(commit.step)
-        if target.exists():
+        if is_folder(target):
             if _is_whole(target, commit):
                 return True
             remove(target)

@@ -41,6 +41,7 @@ def newest_verified(
     Raises:
         CheckpointError: checkpoints exist but none verifies. Starting anew would silently throw the
             run away, so that is left to the user.
+        StorageError: one can't be read. It is none the worse for it, so an older one isn't taken in its place.
     """
     passed_over: list[str] = []
     damaged: list[Path] = []

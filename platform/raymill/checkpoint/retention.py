@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from raymill.reading import entries, is_folder, read_json
 
 REGISTERED_NAME = "registered.json"
 _STEP_DIRECTORY = re.compile(r"step-(\d{8,})")
@@ -21,12 +22,10 @@ def step_directory_name(step: int) -> str:
 
 def committed_steps(checkpoints: Path) -> list[tuple[int, Path]]:
     """(step, directory) of every step directory that was renamed into place, oldest first."""
-    if not checkpoints.is_dir():
-        return []
     found = []
-    for path in checkpoints.iterdir():
+    for path in entries(checkpoints):
         match = _STEP_DIRECTORY.fullmatch(path.name)
-        if match and path.is_dir():
+        if match and is_folder(path):
             found.append((int(match[1]), path))
     return sorted(found)
 
@@ -84,11 +83,12 @@ def remove(directory: Path) -> None:
 
 def remove_leftovers(checkpoints: Path, writing: Path) -> None:
     """Delete directories that a killed attempt left half-written, in `writing`, or half-deleted."""
-    for path in writing.glob("*"):
+    for path in entries(writing):
         # Renamed first: an attempt that still lives somewhere mustn't commit what is half deleted.
         path.replace(checkpoints / f"{path.name}.deleted")
-    for path in checkpoints.glob("*.deleted"):
-        shutil.rmtree(path, ignore_errors=True)
+    for path in entries(checkpoints):
+        if path.name.endswith(".deleted"):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def set_aside(directory: Path) -> Path:
@@ -101,8 +101,5 @@ def set_aside(directory: Path) -> Path:
 
 def registered_checkpoints(run_dir: Path) -> list[Path]:
     """Checkpoints that registered versions point to; kept beside the run so that no server is asked."""
-    path = run_dir / REGISTERED_NAME
-    if not path.exists():
-        return []
-    entries = json.loads(path.read_text(encoding="utf-8"))
-    return [run_dir / entry["checkpoint"] for entry in entries]
+    records = read_json(run_dir / REGISTERED_NAME, missing=[])
+    return [run_dir / record["checkpoint"] for record in records]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from raymill.durable import fsync_path, write_atomic
+from raymill.reading import read_bytes, retried
 from raymill.storage.bucket import Bucket
 
 _NAME = re.compile(r"(\d{8})\.json")
@@ -84,7 +85,7 @@ class LinkedTokens:
             if not tokens:
                 return 0, None
             try:
-                return tokens[-1], Holder.of_bytes(self._path(tokens[-1]).read_bytes())
+                return tokens[-1], Holder.of_bytes(read_bytes(self._path(tokens[-1])))
             except FileNotFoundError:  # a newer holder has just deleted it
                 continue
 
@@ -112,7 +113,9 @@ class LinkedTokens:
                 self._path(old).unlink(missing_ok=True)
 
     def _given(self) -> list[int]:
-        names = (_NAME.fullmatch(path.name) for path in self._folder.iterdir())
+        # A folder that is gone isn't one without tokens, whose holder would have lost the run.
+        listed = retried(self._folder, lambda: os.listdir(self._folder))
+        names = (_NAME.fullmatch(name) for name in listed)
         return sorted(int(match[1]) for match in names if match)
 
     def _path(self, token: int) -> Path:

@@ -21,7 +21,13 @@ from raymill.cluster.session import NOTHING, Beside
 from raymill.cluster.watchdog import Watchdog, end_one
 from raymill.config.schema import RlhfJob
 from raymill.engine.assignment import Assignment
-from raymill.errors import CheckpointError, ClusterError, ConfigError, RaymillError
+from raymill.errors import (
+    CheckpointError,
+    ClusterError,
+    ConfigError,
+    RaymillError,
+    StorageError,
+)
 from raymill.plan.batch import allowed_workers
 from raymill.track.console import RunConsole
 from raymill.track.follow import Follower
@@ -175,7 +181,7 @@ class Attempts:
         step = last_committed(assignment.checkpoints)
         while True:
             ended = workers.wait(POLL_S)
-            for event in follower.read():
+            for event in _news(follower):
                 self._console.show(event)
                 step = event["step"] if event["kind"] == "step" else step
                 if event["kind"] in ("status", "attempt"):
@@ -292,6 +298,14 @@ class Attempts:
         while time.monotonic() < until and self._asked is None:
             time.sleep(POLL_S)
         return self._asked is None
+
+
+def _news(follower: Follower) -> list[dict[str, Any]]:
+    """A journal's new events; none while it can't be read: the workers go on, and it is read later."""
+    try:
+        return follower.read()
+    except StorageError:
+        return []
 
 
 def as_raised(ending: dict[str, Any]) -> RaymillError:

@@ -13,9 +13,10 @@ _OF_OTHERS = (
     "failed to recv", "client socket has timed out",
 )  # fmt: skip
 
-# What a disk says that may take it later.
+# What a disk says that may answer later.
 _OF_STORAGE = (
     "no space left on device", "disk quota exceeded", "input/output error", "stale file handle",
+    "connection timed out", "remote i/o error", "host is down", "transport endpoint is not connected",
 )  # fmt: skip
 
 _OF_MEMORY = ("out of memory", "outofmemory", "running low on memory", "memory monitor")

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from raymill.checkpoint.resume import Found
-from raymill.config.schema import PretrainJob, RewardJob
+from raymill.config.schema import ParentJob, PretrainJob, RewardJob
 from raymill.data.chat.questions import read_questions
 from raymill.data.manifest import Prepared, load_prepared
 from raymill.data.split import VALIDATION
 from raymill.data.validation import ValidationSet
-from raymill.durable import write_atomic
 from raymill.engine.assignment import Assignment
-from raymill.track.registry import MARKER_NAME
+from raymill.track.marker import is_exported, write_marker
 
 PROBES = 4  # held-out conversations on which a saved model is compared with the trained one
 
@@ -29,9 +27,14 @@ class Export:
 
 
 def export_checkpoint(assignment: Assignment, found: Found) -> Export:
-    """The checkpoint as Hugging Face folders; not written again if they are there already."""
+    """The checkpoint as Hugging Face folders; not written again where every byte of them is there already.
+
+    Raises:
+        StorageError: that can't be known.
+    """
+    job = assignment.job
     target = assignment.run_dir / "export"
-    marker = target / MARKER_NAME
+    adapter = target.with_name("adapter") if isinstance(job, ParentJob) and job.lora.rank else None
     lineage = {
         "checkpoint": found.directory.name,
         "checkpoint_digest": found.manifest.digest,
@@ -41,17 +44,16 @@ def export_checkpoint(assignment: Assignment, found: Found) -> Export:
         "parent": found.manifest.parent,
         "data": [str(folder) for folder in assignment.folders],
     }
-    adapter = target.with_name("adapter")
-    if not (marker.exists() and json.loads(marker.read_text(encoding="utf-8")) == lineage):
+    folders = [target] if adapter is None else [target, adapter]
+    if not all(is_exported(folder, lineage) for folder in folders):
         prepared = [load_prepared(folder) for folder in assignment.folders]
-        if isinstance(assignment.job, PretrainJob):
-            _pretrained(assignment.job, prepared[0], found, target)
+        if isinstance(job, PretrainJob):
+            _pretrained(job, prepared[0], found, target)
         else:
             _fine_tuned(assignment, prepared, found, target)
-        write_atomic(marker, json.dumps(lineage, indent=1))
-        if adapter.is_dir():
-            write_atomic(adapter / marker.name, json.dumps(lineage, indent=1))
-    return Export(target, adapter if adapter.is_dir() else None)
+        for folder in folders:
+            write_marker(folder, lineage)
+    return Export(target, adapter)
 
 
 def _pretrained(job: PretrainJob, prepared: Prepared, found: Found, target: Path) -> None:

@@ -13,7 +13,8 @@ from raymill.errors import ConfigError
 from raymill.model.shape import gives_a_number, positions_of
 from raymill.plan.batch import longest_tokens
 from raymill.reward.names import check_names
-from raymill.track.registry import ResolvedModel, resolve_model, weights_digest
+from raymill.track.marker import weights_digest
+from raymill.track.registry import ResolvedModel, resolve_model
 
 
 def judges_of(job: RlhfJob, parent: ResolvedModel, tokenizer: ChatTokenizer) -> dict[str, Any]:

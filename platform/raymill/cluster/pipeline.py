@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +23,7 @@ from raymill.config.schema import (
     TrainJob,
 )
 from raymill.data import prepare
+from raymill.reading import is_file, read_json
 from raymill.serve import command as serve
 from raymill.track.history import read_history
 
@@ -73,11 +73,7 @@ def _show(job: PipelineJob) -> None:
         stage: getattr(job, stage) for stage in job.stages if stage not in ("prepare", "rank")
     }
     paths = {stage: _run_dir(found) / SUMMARY_NAME for stage, found in trained.items()}
-    summaries = {
-        stage: json.loads(path.read_text(encoding="utf-8"))
-        for stage, path in paths.items()
-        if path.exists()
-    }
+    summaries = {stage: read_json(path) for stage, path in paths.items() if is_file(path)}
     data, seed = job.pretrain.data, job.pretrain.run.seed
     show(summaries, job.pretrain.storage.folder, data.validation.fraction, seed)
 
@@ -131,10 +127,9 @@ def _made(job: PipelineJob, reference: str) -> str:
     if model != f"models:/{name}" or stage is None:
         return reference
     trained: TrainJob = getattr(job, stage)
-    path = _run_dir(trained) / SUMMARY_NAME
-    if not path.exists():
+    summary = read_json(_run_dir(trained) / SUMMARY_NAME)
+    if summary is None:
         return reference
-    summary = json.loads(path.read_text(encoding="utf-8"))
     registered = summary["registered"]
     return str(registered.split()[0] if registered else summary["export"])
 

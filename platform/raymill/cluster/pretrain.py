@@ -10,11 +10,12 @@ from raymill.cluster.session import connect, warm_up
 from raymill.cluster.training import assignment_of, complete, held, last_checkpoint, train
 from raymill.config.schema import PretrainJob
 from raymill.data.location import prepared_folder
-from raymill.data.manifest import MANIFEST_NAME, Prepared, load_prepared
+from raymill.data.manifest import MANIFEST_NAME, Prepared, is_finished, load_prepared
 from raymill.engine.assignment import Assignment
 from raymill.errors import ConfigError, DataError
 from raymill.plan.report import memory_plan
 from raymill.storage.mirror import fetch
+from raymill.track.marker import weights_digest
 
 
 def run(job: PretrainJob) -> int:
@@ -57,13 +58,15 @@ def resolve(job: PretrainJob) -> Assignment:
     prepared = [_open_prepared(folder, job) for folder in folders]
     _check_together(prepared, job)
     model_folder, parent = _resolve_model(job)
+    parent_digest = None if model_folder is None else weights_digest(model_folder)
     if job.run.from_ is not None:
-        parent = f"run:{job.run.from_}"
+        parent, parent_digest = f"run:{job.run.from_}", None
     return assignment_of(
         job,
         folders,
         model_folder=model_folder,
         parent=parent,
+        parent_digest=parent_digest,
         memory_plan=memory_plan(job, job.arch, prepared[0].manifest.tokenizer.vocab_size),
     )
 
@@ -78,7 +81,7 @@ def _resolve_model(job: PretrainJob) -> tuple[Path | None, str | None]:
 
 
 def _open_prepared(folder: Path, job: PretrainJob) -> Prepared:
-    if not (folder / MANIFEST_NAME).exists():
+    if not is_finished(folder):
         arguments = " ".join(a for a in sys.argv[1:] if not a.startswith("stages"))
         raise DataError(
             f"there is no prepared data in {folder}. Prepare it first, with the same overrides:\n"

@@ -30,11 +30,12 @@ from raymill.engine.assignment import Assignment
 from raymill.errors import CheckpointError, StorageError
 from raymill.plan.batch import total_steps
 from raymill.plan.mixture import rounding_warnings
+from raymill.reading import entries, is_folder
 from raymill.track.console import RunConsole
 from raymill.track.forwarder import clamp_offset
 from raymill.track.history import History
 from raymill.track.lineage import code_commit
-from raymill.track.registry import MARKER_NAME
+from raymill.track.marker import MARKER_NAME
 
 
 def assignment_of(job: TrainJob, folders: Mapping[Path, float], **resolved: Any) -> Assignment:
@@ -66,7 +67,7 @@ def last_checkpoint(assignment: Assignment) -> Found | None:
     """
     from raymill.engine.start import decide_start
 
-    if not assignment.checkpoints.exists():
+    if not is_folder(assignment.checkpoints):
         return None
     digests = tuple(load_prepared(folder).manifest.digest for folder in assignment.folders)
     start = decide_start(assignment, digests)
@@ -232,7 +233,8 @@ def _signals(attempts: Attempts, console: RunConsole) -> Iterator[None]:
 
 
 def _prepare_run_dir(assignment: Assignment) -> None:
-    for path in assignment.run_dir.glob("stop-requested*"):
-        path.unlink(missing_ok=True)
+    for path in entries(assignment.run_dir):
+        if path.name.startswith("stop-requested"):
+            path.unlink(missing_ok=True)
     text = yaml.safe_dump(to_tree(assignment.job), sort_keys=False)
     write_atomic(assignment.run_dir / "config.yaml", text)

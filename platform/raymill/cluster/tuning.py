@@ -16,12 +16,20 @@ from raymill.cluster.training import assignment_of, complete, held, last_checkpo
 from raymill.config.memory_check import memory_problems
 from raymill.config.schema import DpoJob, ParentJob, RewardJob, RlhfJob, SftJob
 from raymill.data.chat.tokenizer import ChatTokenizer, chat_tokenizer
-from raymill.data.manifest import MANIFEST_NAME, Prepared, load_prepared, tokenizer_fingerprint
+from raymill.data.manifest import (
+    MANIFEST_NAME,
+    Prepared,
+    is_finished,
+    load_prepared,
+    tokenizer_fingerprint,
+)
 from raymill.engine.assignment import Assignment
 from raymill.errors import ConfigError, DataError
 from raymill.plan.batch import longest_tokens
+from raymill.reading import is_folder
 from raymill.storage.mirror import fetch
-from raymill.track.registry import ResolvedModel, resolve_model, weights_digest
+from raymill.track.marker import weights_digest
+from raymill.track.registry import ResolvedModel, resolve_model
 
 Tuning = SftJob | RewardJob | DpoJob | RlhfJob
 
@@ -84,7 +92,7 @@ def _prepared(job: Tuning, tokenizer: ChatTokenizer) -> dict[Path, float]:
     preparation = job.preparation()
     folder = kind_of(job.data).preparation(preparation, tokenizer).folder
     fetch(job.storage, folder, MANIFEST_NAME)
-    if not (folder / MANIFEST_NAME).exists():
+    if not is_finished(folder):
         prepared_messages(preparation, tokenizer)
     return {folder: 1.0}  # what was prepared is trained on, wherever its inputs are by now
 
@@ -186,7 +194,7 @@ def _forgetting(job: SftJob, parent: ResolvedModel) -> Path | None:
     if asked == "none" or (asked == "auto" and not parent.data):
         return None
     folder = Path(parent.data[0] if asked == "auto" else asked)
-    if asked == "auto" and not folder.is_dir():
+    if asked == "auto" and not is_folder(folder):
         return None
     if not folder.is_absolute():
         folder = job.storage.folder / "data" / folder

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from raymill.engine.pulse import read_pulse
+from raymill.errors import StorageError
 
 LEAST_S = 120.0
 STEPS = 20  # median steps that a rank may take for one phase
@@ -88,14 +89,17 @@ class Watchdog:
     def look(self, median_step_s: float | None) -> list[Standing]:
         """If every rank has stood still for too long: the ranks at the earliest point, one of which keeps all
         the others waiting; the one that has been there longest comes first."""
+        try:
+            records = [read_pulse(self._folder, number) for number in range(self._workers)]
+        except StorageError:
+            return []  # nobody is judged by what can't be seen, nor is that time counted later
         now = self._clock()
         if (unseen := now - self._looked) > FROZEN_S:
             self._seen = {
                 number: (since + unseen, record) for number, (since, record) in self._seen.items()
             }
         self._looked = now
-        for number in range(self._workers):
-            record = read_pulse(self._folder, number)
+        for number, record in enumerate(records):
             before = self._seen.get(number)
             if record is not None and (before is None or before[1] != record):
                 self._seen[number] = (now, record)

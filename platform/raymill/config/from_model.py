@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from raymill.errors import ConfigError
+from raymill.reading import is_file
 
 NAME = "from_model"
 
@@ -19,7 +20,7 @@ def fill_architecture(tree: dict[str, Any], problems: list[str]) -> bool:
     from raymill.model.shape import own_architecture
 
     folder = Path(str(tree.get("model"))).expanduser()
-    if not (folder / "config.json").is_file():
+    if not is_file(folder / "config.json"):
         problems.append(
             f"arch=from_model: needs model= with a Hugging Face folder (one with a config.json), not "
             f"{tree.get('model')}; a registered model's arch= is chosen by its name"

@@ -16,6 +16,7 @@ from raymill.data.manifest import Prepared
 from raymill.data.sources import EMBEDDED, Piece, Unit
 from raymill.data.unit import UNITS_FOLDER, UnitSettings, unit_digest
 from raymill.errors import DataError
+from raymill.reading import MISSING, opened, read_text
 
 READ_BYTES = 1 << 20
 NAMED = 5
@@ -66,7 +67,7 @@ def piece_sha256(piece: Piece) -> str:
         digest.update("".join(documents(piece.name)).encode())
         return digest.hexdigest()
     left = piece.length
-    with Path(piece.path).open("rb") as file:
+    with opened(Path(piece.path)) as file:
         file.seek(piece.offset)
         while left and (content := file.read(min(READ_BYTES, left))):
             digest.update(content)
@@ -82,7 +83,7 @@ def _some(names: set[str]) -> str:
 def _untouched(folder: Path, index: int, unit: Unit, settings: UnitSettings) -> bool:
     """Whether the unit's sidecar names the same files, with the same sizes and times."""
     try:
-        text = (folder / UNITS_FOLDER / f"{index:05d}.json").read_text(encoding="utf-8")
+        text = read_text(folder / UNITS_FOLDER / f"{index:05d}.json")
         return bool(json.loads(text)["unit_digest"] == unit_digest(index, unit, settings))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (*MISSING, ValueError, KeyError, TypeError):
         return False

@@ -12,10 +12,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raymill.durable import canonical_json, sha256_file, sha256_text, write_atomic
-from raymill.errors import DataError
+from raymill.errors import DataError, StorageError
+from raymill.reading import MISSING, is_file, is_folder, read_text, status
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -199,6 +203,11 @@ class Prepared:
         return self.folder / shard.path
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether a prepared folder has its manifest. Raises StorageError where that isn't known."""
+    return is_file(folder / MANIFEST_NAME)
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     """Commit a prepared folder: write `manifest.json`, and return it with its digest filled in."""
     tree = asdict(manifest)
@@ -215,18 +224,19 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         DataError: no manifest, not JSON, another format version, or contents that don't match its
         digest.
+        StorageError: it can't be read.
     """
     path = folder / MANIFEST_NAME
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        tree = json.loads(read_text(path))
+    except MISSING:
         state = (
             "holds no manifest.json: its preparation didn't finish"
-            if folder.is_dir()
+            if is_folder(folder)
             else "doesn't exist"
         )
         raise DataError(f"The prepared folder {folder} {state}; {AGAIN}.") from None
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise DataError(
             f"{path} can't be read as JSON ({error}); delete it and {AGAIN}."
         ) from error
@@ -264,6 +274,7 @@ def load_prepared(folder: Path) -> Prepared:
 
     Raises:
         DataError: names the file, what was expected and what was found.
+        StorageError: a file can't be read.
     """
     manifest = read_manifest(folder)
     for split in manifest.splits.values():
@@ -290,7 +301,7 @@ def _files_beside(manifest: Manifest) -> list[tuple[str, str]]:
 
 
 def _check_file(path: Path, sha256: str) -> None:
-    found = sha256_file(path) if path.is_file() else "nothing"
+    found = sha256_file(path) if is_file(path) else "nothing"
     if found != sha256:
         raise DataError(
             f"{path}: expected sha256 {sha256[:12]}, found {found[:12]}; restore it, or delete "
@@ -298,30 +309,46 @@ def _check_file(path: Path, sha256: str) -> None:
         )
 
 
+def read_tokenizer(file: Path) -> Tokenizer:
+    """The tokenizer in a tokenizer.json.
+
+    Raises:
+        DataError: there is no such file, or it holds something else.
+        StorageError: it can't be read.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_str(read_text(file))
+    except StorageError:
+        raise
+    except Exception as error:  # `tokenizers` raises nothing narrower for a malformed file
+        raise DataError(f"{file} isn't a tokenizer.json ({error}).") from error
+
+
 def tokenizer_fingerprint(path: Path) -> str:
     """sha256 over a `tokenizer.json`'s canonical JSON: equal for equal tokenizers."""
     try:
-        return sha256_text(canonical_json(json.loads(path.read_text(encoding="utf-8"))))
-    except FileNotFoundError:
+        return sha256_text(canonical_json(json.loads(read_text(path))))
+    except MISSING:
         raise DataError(f"{path} is missing; {AGAIN}.") from None
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise DataError(f"{path} can't be read as JSON ({error}).") from error
 
 
 def check_shard_size(folder: Path, shard: Shard) -> None:
     """Raise DataError unless the shard exists with the size its manifest states."""
     path = folder / shard.path
-    try:
-        found = path.stat().st_size
-    except FileNotFoundError:
+    found = status(path)
+    if found is None:
         raise DataError(
             f"{path} is missing: the manifest lists it with {shard.file_bytes} bytes; restore it, "
             f"or delete {MANIFEST_NAME} and {AGAIN}."
-        ) from None
-    if found != shard.file_bytes:
-        what = "is truncated" if found < shard.file_bytes else "is too long"
+        )
+    if found.st_size != shard.file_bytes:
+        what = "is truncated" if found.st_size < shard.file_bytes else "is too long"
         raise DataError(
-            f"{path} {what}: expected {shard.file_bytes} bytes, found {found}; restore it, or "
+            f"{path} {what}: expected {shard.file_bytes} bytes, found {found.st_size}; restore it, or "
             f"delete {MANIFEST_NAME} and {AGAIN}."
         )
 

@@ -20,11 +20,11 @@ from raymill.data.inputs_check import refuse_changed_inputs
 from raymill.data.location import NOT_SHAPING
 from raymill.data.manifest import (
     FORMAT_VERSION,
-    MANIFEST_NAME,
     TOKENIZER_FOLDER,
     Manifest,
     Prepared,
     Split,
+    is_finished,
     load_prepared,
     write_manifest,
 )
@@ -44,6 +44,7 @@ from raymill.data.sources import (
 from raymill.data.unit import UnitResult, UnitSettings
 from raymill.durable import canonical_json, sha256_text, write_atomic
 from raymill.errors import DataError
+from raymill.reading import read_text
 
 CONVERSATIONS_VERSION = 1  # of the embedded ones: raise it when their wording changes
 
@@ -102,7 +103,7 @@ class Preparation:
 
     @property
     def _finished(self) -> bool:
-        return (self.folder / MANIFEST_NAME).exists()
+        return is_finished(self.folder)
 
     def _existing(self, units: Sequence[Unit]) -> Prepared:
         prepared = load_prepared(self.folder)
@@ -188,7 +189,7 @@ def judged_manifest(
     folder = Path(settings.folder)
     quarantine = folder / QUARANTINE_NAME
     kept = [quarantine_path(folder, result.index) for result in results]
-    write_atomic(quarantine, "".join(path.read_text(encoding="utf-8") for path in kept))
+    write_atomic(quarantine, "".join(map(read_text, kept)))
     bad = judged_bad_inputs(data, results, quarantine)
     documents = sum(result.documents for result in results)
     splits = {

@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from raymill.data.manifest import Prepared
+from raymill.data.manifest import Prepared, read_tokenizer
 from raymill.data.prepare_report import say
 from raymill.data.prepare_steps import causes_text
 from raymill.data.shards import row_groups
@@ -50,9 +50,7 @@ def say_figures(
 
 def prepared_tokenizer(prepared: Prepared) -> Tokenizer:
     """The tokenizer that wrote a prepared folder's ids."""
-    from tokenizers import Tokenizer
-
-    return Tokenizer.from_file(str(prepared.tokenizer_folder / "tokenizer.json"))
+    return read_tokenizer(prepared.tokenizer_folder / "tokenizer.json")
 
 
 def say_legend(console: Console) -> None:

@@ -25,6 +25,7 @@ from raymill.data.manifest import (
     Prepared,
     Split,
     TokenizerIdentity,
+    is_finished,
     load_prepared,
     tokenizer_fingerprint,
     write_manifest,
@@ -38,6 +39,7 @@ from raymill.data.tasks import measure_contamination, train_tokenizer
 from raymill.data.unit import UNITS_FOLDER, Settings, UnitResult
 from raymill.durable import canonical_json, sha256_text, write_atomic
 from raymill.errors import DataError
+from raymill.reading import MISSING, read_text
 from raymill.storage.mirror import fetch, keep
 
 
@@ -53,7 +55,7 @@ def run(job: PrepareJob) -> Prepared:
     units = plan_units(job.data, job.seed)
     folder = job_folder(job)
     fetch(job.storage, folder, MANIFEST_NAME)
-    if (folder / MANIFEST_NAME).exists():
+    if is_finished(folder):
         prepared = existing(job, units)
     else:
         with connect(job.cluster):
@@ -66,7 +68,7 @@ def describe(job: PrepareJob) -> str:
     """What `run` would read and write, for a dry run; reads no text."""
     folder = job_folder(job)
     units = plan_units(job.data, job.seed)
-    state = "finished" if (folder / MANIFEST_NAME).exists() else "not finished"
+    state = "finished" if is_finished(folder) else "not finished"
     return f"{planned(units, passed_over(job.data))} → {folder} ({state})"
 
 
@@ -101,7 +103,7 @@ def prepare_with_ray(
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     with only_writer(folder):
-        if (folder / MANIFEST_NAME).exists():
+        if is_finished(folder):
             return existing(job, units)
         announce(folder, units, passed_over(job.data))
         identity = _tokenizer(job, units, folder)
@@ -148,12 +150,12 @@ def _tokenizer(job: PrepareJob, units: Sequence[Unit], folder: Path) -> Tokenize
     )
     sidecar = folder / UNITS_FOLDER / "tokenizer.json"
     try:
-        earlier = json.loads(sidecar.read_text(encoding="utf-8"))
+        earlier = json.loads(read_text(sidecar))
         identity = TokenizerIdentity(**earlier["identity"])
         found = tokenizer_fingerprint(target / "tokenizer.json")
         if earlier["digest"] == digest and found == identity.fingerprint:
             return identity
-    except (OSError, ValueError, KeyError, TypeError, DataError):
+    except (*MISSING, ValueError, KeyError, TypeError, DataError):
         pass  # nothing usable from an earlier try: train
     identity = train_tokenizer(units, _reading(job), config, target)
     sidecar.parent.mkdir(exist_ok=True)

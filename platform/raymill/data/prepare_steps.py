@@ -15,6 +15,7 @@ from raymill.data.tasks import do_unit, parallel
 from raymill.data.unit import UNITS_FOLDER, UnitResult, UnitSettings
 from raymill.durable import only_one
 from raymill.errors import DataError
+from raymill.reading import entries
 
 NAMED_BAD = 20  # bad records named in the manifest and in the refusal
 
@@ -72,10 +73,10 @@ def remove_leftovers(folder: Path, manifest: Manifest, units: int) -> None:
     """Delete shards and sidecars of earlier tries that the manifest doesn't name."""
     named = {shard.path for split in manifest.splits.values() for shard in split.shards}
     for split in ("train", "validation"):
-        for path in (folder / split).glob("*"):
+        for path in entries(folder / split):
             if f"{split}/{path.name}" not in named:
                 path.unlink()
     current = {"tokenizer", *(f"{index:05d}" for index in range(units))}
-    for path in (folder / UNITS_FOLDER).glob("*"):
+    for path in entries(folder / UNITS_FOLDER):
         if path.name.split(".")[0] not in current:
             path.unlink()

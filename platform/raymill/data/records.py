@@ -24,9 +24,11 @@ import pyarrow.parquet as pq
 from raymill.data import stdlib_corpus
 from raymill.data.manifest import AGAIN
 from raymill.data.raw_streams import READ_BYTES, Hashing, Zstandard
+from raymill.data.shards import parsed_footer, read_footer
 from raymill.data.sources import BY_RECORD, LINE_BYTES, Piece
 from raymill.data.split import TRAIN, VALIDATION, is_held_out
 from raymill.errors import DataError
+from raymill.reading import opened, status
 
 DOCUMENT_BYTES = 8 * 2**20  # a longer text file is read as several documents, cut at line ends
 PARQUET_ROWS = 256
@@ -135,6 +137,7 @@ def read_records(piece: Piece, meaning: Meaning, digest: hashlib._Hash) -> Itera
     Raises:
         DataError: the file is gone, changed since it was planned, or is damaged beyond single
         records.
+        StorageError: it can't be read, which says nothing about its bytes.
     """
     if piece.length == 0:
         yield Bad(piece.name, "the file is empty")
@@ -149,15 +152,15 @@ def read_records(piece: Piece, meaning: Meaning, digest: hashlib._Hash) -> Itera
         return
     path = Path(piece.path)
     try:
-        status = path.stat()
-        if (status.st_size, status.st_mtime_ns) != (piece.file_bytes, piece.modified_ns):
+        now = status(path)
+        if now is None or (now.st_size, now.st_mtime_ns) != (piece.file_bytes, piece.modified_ns):
             raise DataError(
                 f"{path} changed while it was being prepared; {AGAIN} when it is at rest."
             )
         if piece.format in ("parquet", "arrow"):
             yield from _table(piece, meaning, digest)
             return
-        with path.open("rb") as file:
+        with opened(path) as file:
             file.seek(piece.offset)
             if piece.format in ("txt", "md"):
                 yield from _text(piece, meaning, file, digest)
@@ -165,6 +168,7 @@ def read_records(piece: Piece, meaning: Meaning, digest: hashlib._Hash) -> Itera
                 yield from _json_lines(piece, meaning, Hashing(file, digest, piece.length))
             else:
                 yield from _compressed(piece, meaning, Hashing(file, digest, piece.length))
+    # The OSErrors that are left are gzip's and Arrow's, about bytes that they have read.
     except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
         raise DataError(
             f"{path} can't be read to its end ({error}): the file is damaged or incomplete; "
@@ -232,7 +236,7 @@ def _whole_characters(content: bytes) -> bytes:
 def _first_line(piece: Piece) -> int:
     """The number of a piece's first line: counted only when there is something to name."""
     left, lines = piece.offset, 1
-    with Path(piece.path).open("rb") as file:
+    with opened(Path(piece.path)) as file:
         while left and (content := file.read(min(READ_BYTES, left))):
             lines += content.count(b"\n")
             left -= len(content)
@@ -283,18 +287,19 @@ def _json_record(line: bytes, piece: Piece, meaning: Meaning, number: int) -> An
 
 def _table(piece: Piece, meaning: Meaning, digest: hashlib._Hash) -> Iterator[Any]:
     """Row groups of a Parquet file, or an Arrow stream as `datasets.save_to_disk` writes it."""
-    with Path(piece.path).open("rb") as raw:
+    path = Path(piece.path)
+    with opened(path) as raw:
         raw.seek(piece.offset)
         Hashing(raw, digest, piece.length).drain()
     if piece.format == "arrow":
-        with pa.memory_map(piece.path) as source, pa.ipc.open_stream(source) as stream:
+        with opened(path) as source, pa.ipc.open_stream(source) as stream:
             rows = sum(batch.num_rows for batch in stream)
-        with pa.memory_map(piece.path) as source, pa.ipc.open_stream(source) as stream:
+        with opened(path) as source, pa.ipc.open_stream(source) as stream:
             wanted = meaning.columns(stream.schema, piece)
             yield from _batches(piece, wanted, meaning, stream, 0, rows)
         return
     groups = range(piece.first_group, piece.first_group + piece.groups)
-    with pq.ParquetFile(piece.path, page_checksum_verification=True) as file:
+    with opened(path) as source, pq.ParquetFile(source, page_checksum_verification=True) as file:
         metadata = file.metadata
         rows = sum(metadata.row_group(group).num_rows for group in groups)
         first = sum(metadata.row_group(group).num_rows for group in range(piece.first_group))
@@ -343,7 +348,8 @@ def _first_number(piece: Piece) -> int:
     if piece.format == "arrow":
         return 0
     if piece.format == "parquet":
-        metadata = pq.read_metadata(piece.path)
+        path = Path(piece.path)
+        metadata = parsed_footer(path, read_footer(path))
         return sum(metadata.row_group(group).num_rows for group in range(piece.first_group))
     return _first_line(piece)
 

@@ -18,6 +18,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -32,6 +33,7 @@ from raymill.data.pack import RowGroup
 from raymill.data.rows import ROW_COLUMNS, TOKEN_COLUMNS, Rows
 from raymill.durable import fsync_path, sha256_file
 from raymill.errors import DataError
+from raymill.reading import MISSING, opened, retried
 
 READ_BYTES = 1 << 20
 DIGESTS_KEY = (
@@ -173,6 +175,7 @@ def read_row_group(path: Path, shard: Shard, group: int, dtype: str, kind: str =
 
     Raises:
         DataError: names the file and the row group, and says what doesn't match.
+        StorageError: they can't be read, which says nothing about them.
     """
     if not 0 <= group < shard.row_groups:
         raise DataError(
@@ -180,13 +183,13 @@ def read_row_group(path: Path, shard: Shard, group: int, dtype: str, kind: str =
         )
     try:
         footer = _footer(path, shard, dtype, kind)
-        with pq.ParquetFile(path, metadata=footer.parquet, page_checksum_verification=True) as file:
-            table = file.read_row_group(group, use_threads=False)
+        table = retried(path, partial(_read_table, path, footer, group), parses=True)
         stored = _to_numpy(table, dtype, kind)
-    except FileNotFoundError:
+    except MISSING:
         raise DataError(
             f"{path} is missing; restore it, or delete manifest.json and {AGAIN}."
         ) from None
+    # The OSErrors that are left are Arrow's, about bytes that it has read.
     except (OSError, pa.ArrowException, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(_damaged(path, group, reason)) from error
@@ -204,6 +207,11 @@ def read_row_group(path: Path, shard: Shard, group: int, dtype: str, kind: str =
     return Rows(length=stored.length, bytes=stored.bytes, **by_token, **stored.by_row)
 
 
+def _read_table(path: Path, footer: Footer, group: int) -> pa.Table:
+    with pq.ParquetFile(path, metadata=footer.parquet, page_checksum_verification=True) as file:
+        return file.read_row_group(group, use_threads=False)
+
+
 def row_groups(path: Path, shard: Shard, dtype: str, kind: str = "text") -> Iterator[Rows]:
     """All row groups of a shard in file order."""
     for group in range(shard.row_groups):
@@ -211,8 +219,9 @@ def row_groups(path: Path, shard: Shard, dtype: str, kind: str = "text") -> Iter
 
 
 def read_footer(path: Path) -> bytes:
-    """The raw footer of a Parquet file, with length and magic; raises DataError if it has none."""
-    with path.open("rb") as file:
+    """The raw footer of a Parquet file, with length and magic; raises DataError if it has none, and
+    StorageError if it can't be read."""
+    with opened(path) as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 8))
         tail = file.read(8)
@@ -221,6 +230,17 @@ def read_footer(path: Path) -> bytes:
             raise DataError(f"{path} isn't a Parquet file: its last bytes are {tail!r}.")
         file.seek(size - 8 - length)
         return file.read()
+
+
+def parsed_footer(path: Path, footer: bytes) -> pq.FileMetaData:
+    """What a raw footer says, once it is known to name no extension type.
+
+    Raises:
+        DataError: it names one.
+        OSError, pa.ArrowException: it isn't one.
+    """
+    refuse_extension_types(path, footer)
+    return pq.read_metadata(pa.BufferReader(footer))
 
 
 def refuse_extension_types(path: Path, footer: bytes) -> None:
@@ -270,9 +290,8 @@ def _footer(path: Path, shard: Shard, dtype: str, kind: str) -> Footer:
             f"{shard.footer_sha256[:12]}; the shard was damaged or replaced: restore it, or "
             f"delete manifest.json and {AGAIN}."
         )
-    refuse_extension_types(path, raw)
-    with pq.ParquetFile(path) as file:
-        metadata, stored = file.metadata, file.schema_arrow
+    metadata = parsed_footer(path, raw)
+    stored = metadata.schema.to_arrow_schema()
     expected = schema(dtype, kind)
     if not stored.equals(expected, check_metadata=False):
         raise DataError(

@@ -7,11 +7,13 @@ the planned pieces is `records.py`'s work.
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -20,9 +22,10 @@ import pyarrow.parquet as pq
 
 from raymill.config.schema import DataConfig, RowsConfig
 from raymill.data import stdlib_corpus
-from raymill.data.shards import read_footer, refuse_extension_types
+from raymill.data.shards import parsed_footer, read_footer
 from raymill.data.split import TRAIN, VALIDATION, held_out_groups
 from raymill.errors import DataError
+from raymill.reading import entries, files_below, is_file, is_folder, opened, status
 
 Format = Literal[
     "txt",
@@ -74,7 +77,8 @@ def plan_units(data: RowsConfig, seed: int) -> list[Unit]:
     names.
 
     Raises:
-        DataError: a path matches nothing, a file can't be read, or nothing would be held out.
+        DataError: a path matches nothing, or nothing would be held out.
+        StorageError: a file can't be read, or a folder can't be listed.
     """
     own_validation = data.validation.path
     if isinstance(data, DataConfig) and data.source in EMBEDDED_TEXT:
@@ -146,13 +150,14 @@ def passed_over(data: RowsConfig) -> Counter[str]:
 def _status(path: Path, key: str) -> os.stat_result:
     try:
         str(path).encode("utf-8")
-        return path.stat()
+        found = status(path)
     except UnicodeEncodeError:
         raise DataError(
             f"{key}: the file name {os.fsencode(path)!r} isn't UTF-8; rename the file."
         ) from None
-    except OSError as error:
-        raise DataError(f"{key}: {path} can't be read ({error.strerror}).") from error
+    if found is None:
+        raise DataError(f"{key}: {path} can't be read ({os.strerror(errno.ENOENT)}).")
+    return found
 
 
 def format_of(path: Path) -> Format | None:
@@ -177,33 +182,67 @@ def no_held_out_message(what: str) -> str:
 def _matches(pattern: str) -> tuple[Path, list[Path]]:
     """(the folder that names are relative to, files) of a folder, a file or a glob."""
     expanded = Path(os.path.expanduser(pattern))
-    if expanded.is_dir():
+    if is_folder(expanded):
         root = expanded.resolve()
         _refuse_all_splits(root)
-        paths = [Path(base) / name for base, _, names in os.walk(root) for name in names]
-        # Hidden files are editors' and file systems' droppings, not text someone meant to give.
-        visible = [
-            p for p in paths if not any(x.startswith(".") for x in p.relative_to(root).parts)
-        ]
-        return root, [path for path in visible if not _is_cache(path)]
-    if expanded.is_file():
+        paths = files_below(root, _is_visible, links=True)
+        return root, [path for path in paths if _is_visible(path) and not _is_cache(path)]
+    if is_file(expanded):
         return expanded.resolve().parent, [expanded.resolve()]
     fixed = Path(*_leading_fixed(expanded.parts))
     root = fixed.resolve()
-    hits = (Path(hit).resolve() for hit in glob.iglob(str(expanded), recursive=True))
-    return root, [hit for hit in hits if hit.is_file() and hit.is_relative_to(root)]
+    hits = _globbed(root, expanded.parts[len(fixed.parts) :])
+    # A file that is matched by a link, too, is one; what is linked from elsewhere goes by its link.
+    places = ((hit.resolve(), hit) for hit in hits if is_file(hit))
+    return root, [place if place.is_relative_to(root) else hit for place, hit in places]
+
+
+def _is_visible(path: Path) -> bool:
+    """Whether someone meant to give it: hidden files are editors' and file systems' droppings."""
+    return not path.name.startswith(".")
+
+
+def _globbed(folder: Path, pattern: Sequence[str]) -> Iterator[Path]:
+    """What lies below a folder and matches a glob's parts, as `glob` finds it; but where `glob` leaves a folder
+    out that can't be listed, a StorageError is raised."""
+    if not pattern:
+        yield folder
+        return
+    part, rest = pattern[0], pattern[1:]
+    if part == "**":
+        for path in _folders(folder, set()):
+            yield from _globbed(path, rest or ("*",))
+        return
+    if not glob.has_magic(part):
+        yield from _globbed(folder / part, rest)
+        return
+    for path in entries(folder):
+        if fnmatch(path.name, part) and (part.startswith(".") or _is_visible(path)):
+            yield from _globbed(path, rest)
+
+
+def _folders(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+    """The folder and all below it, each once, wherever links lead to it."""
+    found = status(folder)
+    if found is None or (found.st_dev, found.st_ino) in seen:
+        return
+    seen.add((found.st_dev, found.st_ino))
+    yield folder
+    for path in entries(folder):
+        if _is_visible(path) and is_folder(path):
+            yield from _folders(path, seen)
 
 
 def _is_cache(path: Path) -> bool:
     """What `datasets` leaves beside a saved data set when it is mapped or filtered."""
-    return path.name.startswith("cache-") and (path.parent / "state.json").is_file()
+    return path.name.startswith("cache-") and is_file(path.parent / "state.json")
 
 
 def _refuse_all_splits(root: Path) -> None:
     """A folder of `DatasetDict.save_to_disk` holds training and test data side by side."""
     listing = root / "dataset_dict.json"
-    if listing.is_file():
-        splits = sorted(path.name for path in root.iterdir() if path.is_dir())
+    if is_file(listing):
+        splits = [path.name for path in entries(root) if is_folder(path)]
         raise DataError(
             f"{root} holds several splits ({', '.join(splits)}): give one of them, as in "
             f"data.path={root / (splits[0] if splits else 'train')}, and perhaps another as "
@@ -222,7 +261,7 @@ def _nothing_found(key: str, pattern: str, root: Path, paths: Sequence[Path]) ->
     endings = " ".join(f".{kind}" for kind in FORMATS)
     if paths:
         state = f"{len(paths)} files match, such as {paths[0].name}, but none ends in {endings}"
-    elif not root.exists() or not (glob.has_magic(pattern) or Path(pattern).exists()):
+    elif status(root) is None or not (glob.has_magic(pattern) or status(Path(pattern))):
         state = "it doesn't exist"
     else:
         state = f"no file matches (looked in {root})"
@@ -320,7 +359,7 @@ def _pieces(files: Iterable[Piece], unit_bytes: int) -> Iterator[Piece]:
 
 def _line_pieces(file: Piece, unit_bytes: int) -> Iterator[Piece]:
     """Byte ranges of about unit_bytes that end after a newline or at the file's end."""
-    with Path(file.path).open("rb") as stream:
+    with opened(Path(file.path)) as stream:
         start = 0
         while start < file.file_bytes:
             stream.seek(min(start + unit_bytes, file.file_bytes) - 1)
@@ -336,9 +375,8 @@ def _parquet_pieces(file: Piece, unit_bytes: int) -> Iterator[Piece]:
     if not file.file_bytes:
         yield file  # the reader names it as empty
         return
-    refuse_extension_types(path, read_footer(path))
     try:
-        metadata = pq.read_metadata(path)
+        metadata = parsed_footer(path, read_footer(path))
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} can't be read as Parquet: {error}") from error
     first, begin, end = 0, -1, 0

@@ -27,6 +27,7 @@ from types import BuiltinFunctionType, ModuleType
 from typing import Literal
 
 from raymill.data.split import unit_hash
+from raymill.reading import files_below, read_bytes, retried
 
 Kind = Literal["source", "members", "topic"]
 
@@ -103,7 +104,7 @@ def read(entry_name: str) -> str:
         return _members_text(rest.removesuffix(".txt"))
     if kind == "topics":
         return _topics()[rest.removesuffix(".txt")]
-    return decode_source((_library() / rest).read_bytes())
+    return decode_source(read_bytes(_library() / rest))
 
 
 def decode_source(content: bytes) -> str:
@@ -150,12 +151,14 @@ def _library() -> Path:
 def _sources() -> Iterator[Entry]:
     root = _library()
     left_out = frozenset(LEFT_OUT.split())
-    for path in root.rglob("*.py"):
+    for path in files_below(root):
         relative = path.relative_to(root)
+        if path.suffix != ".py":
+            continue
         if not left_out.isdisjoint(relative.parts) or relative.parts[0].startswith("config-"):
             continue
         module = relative.parts[0].removesuffix(".py").lstrip("_")
-        size = path.stat().st_size
+        size = retried(path, path.stat).st_size
         if size:
             name = f"source/{relative.as_posix()}"
             yield Entry(name, "source", family_of(module), size, path)

@@ -12,6 +12,7 @@ and cut into n pieces, so that n ranks don't all read every row group.
 from __future__ import annotations
 
 import math
+import pickle
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -29,7 +30,7 @@ from raymill.data.manifest import Prepared, load_prepared
 from raymill.data.order import Ints, Located, Order
 from raymill.data.rows import TOKEN_COLUMNS, Rows
 from raymill.data.shards import read_row_group
-from raymill.errors import DataError
+from raymill.errors import DataError, RaymillError
 
 if TYPE_CHECKING:
     from ray.data import DataIterator
@@ -165,15 +166,15 @@ def _read_unit(
 ) -> dict[str, npt.NDArray[Any]]:
     """Ray Data's task: unit number → its rows.
 
-    An error meant for the user travels as a column: it arrives as it is, and isn't tried again.
+    An error that was raised on purpose travels as a column: it arrives as it is, and isn't tried again here.
     """
     unit = int(batch["id"][0])
     step = (segment * spec.segment_units + unit // spec.world_size) * spec.steps_per_unit
     sample, located = spec.rank_samples(step, spec.steps_per_unit, unit % spec.world_size)
     try:
         return {"sample_id": sample, **read_rows(spec.folders, located).columns()}
-    except DataError as error:
-        return {"sample_id": sample, "error": np.full(len(sample), str(error), dtype=object)}
+    except RaymillError as error:
+        return {"sample_id": sample, "error": np.full(len(sample), pickle.dumps(error), object)}
 
 
 def read_rows(folders: tuple[Path, ...], located: Located) -> Rows:
@@ -181,6 +182,7 @@ def read_rows(folders: tuple[Path, ...], located: Located) -> Rows:
 
     Raises:
         DataError: names the file and row group that is missing or damaged.
+        StorageError: names the file that can't be read.
     """
     manifest = _opened(folders[0]).manifest
     count, width = len(located.row), manifest.sequence_length + 1
@@ -308,7 +310,8 @@ class RankStream:
                 f"{where}, found {len(found)} with {_at(found, where)}"
             )
         if "error" in block:
-            raise DataError(str(block["error"][0]))
+            error: RaymillError = pickle.loads(block["error"][0])
+            raise error
         rows, count = Rows.of(block), self.spec.rank_rows
         steps = min(self.spec.steps_per_unit, self.spec.steps - first_step)
         for start in range(0, steps * count, count):

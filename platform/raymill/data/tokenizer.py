@@ -8,7 +8,6 @@ isn't imported: the folder it reads is two small JSON files.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymill.config.schema import TokenizerConfig
-from raymill.data.manifest import TokenizerIdentity
+from raymill.data.manifest import TokenizerIdentity, read_tokenizer
 from raymill.durable import canonical_json, fsync_path, sha256_text, write_atomic
 from raymill.errors import DataError
+from raymill.reading import is_file, is_folder, read_bytes, read_json
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -71,17 +71,11 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json, or nothing where there is none.
 
     Raises:
-        DataError: it can't be read, or isn't a JSON object.
+        DataError: it isn't a JSON object.
+        StorageError: it can't be read.
     """
     path = folder / SETTINGS_NAME
-    if not path.is_file():
-        return {}
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} can't be read ({error}).") from error
-    except ValueError as error:
-        raise DataError(f"{path} isn't JSON ({error}).") from error
+    settings = read_json(path, missing={})
     if not isinstance(settings, dict):
         raise DataError(f"{path} holds {type(settings).__name__}, expected an object.")
     return settings
@@ -104,13 +98,11 @@ def load(path: Path, end_of_text: str) -> Tokenizer:
     Raises:
         DataError: nothing there, not a tokenizer, or no special token `end_of_text`.
     """
-    from tokenizers import Tokenizer
-
     file = tokenizer_file(path)
     try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # `tokenizers` raises nothing narrower for a malformed file
-        raise DataError(f"tokenizer.path: {file} isn't a tokenizer.json ({error}).") from error
+        tokenizer = read_tokenizer(file)
+    except DataError as error:
+        raise DataError(f"tokenizer.path: {error}") from error
     # A file may carry training-time padding and truncation, which would silently cut documents.
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -137,8 +129,8 @@ def add_special_tokens(tokenizer: Tokenizer, tokens: Sequence[str]) -> None:
 
 def tokenizer_file(path: Path) -> Path:
     """The `tokenizer.json` that a path stands for; raises DataError if there is none."""
-    file = path / "tokenizer.json" if path.is_dir() else path
-    if not file.is_file():
+    file = path / "tokenizer.json" if is_folder(path) else path
+    if not is_file(file):
         raise DataError(
             f"tokenizer.path: {file} doesn't exist; expected a tokenizer.json or a Hugging Face "
             "folder with one. Leave tokenizer.path out to train a tokenizer."
@@ -169,10 +161,10 @@ def save(tokenizer: Tokenizer, folder: Path, end_of_text: str, source: Path | No
     """
     folder.mkdir(parents=True, exist_ok=True)
     settings: dict[str, Any] = {}
-    if source is not None and source.is_dir():
+    if source is not None and is_folder(source):
         for name in COPIED:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, folder / name)
+            if is_file(source / name):
+                (folder / name).write_bytes(read_bytes(source / name))
         settings = read_settings(source)
     settings.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
     settings.setdefault("clean_up_tokenization_spaces", False)

@@ -25,6 +25,7 @@ from raymill.data.shards import ShardWriter
 from raymill.data.sources import Unit
 from raymill.durable import canonical_json, sha256_file, sha256_text, write_atomic
 from raymill.errors import DataError
+from raymill.reading import MISSING, read_text
 
 UNITS_FOLDER = "units"
 EXAMPLES = 20  # bad records named for each unit
@@ -91,18 +92,21 @@ def unit_digest(index: int, unit: Unit, settings: UnitSettings) -> str:
 
 
 def finished(index: int, unit: Unit, settings: UnitSettings) -> UnitResult | None:
-    """The result of an earlier run of this unit, if it is complete and its shards are whole."""
+    """The result of an earlier run of this unit, if it is complete and its shards are whole.
+
+    Raises:
+        StorageError: that can't be known.
+    """
     folder = Path(settings.folder)
     try:
-        tree = json.loads(_sidecar(folder, index).read_text(encoding="utf-8"))
+        tree = json.loads(read_text(_sidecar(folder, index)))
         if tree["unit_digest"] != unit_digest(index, unit, settings):
             return None
         result = _result_from_tree(tree["result"])
         for shard in result.shards.values():
-            path = folder / shard.path
-            if path.stat().st_size != shard.file_bytes or sha256_file(path) != shard.sha256:
+            if sha256_file(folder / shard.path) != shard.sha256:
                 return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (*MISSING, ValueError, KeyError, TypeError):
         return None
     return result
 

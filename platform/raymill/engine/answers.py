@@ -16,7 +16,7 @@ import numpy as np
 
 from raymill.config.schema import ChatEvaluation
 from raymill.data.chat.questions import Question, read_questions
-from raymill.data.manifest import Prepared
+from raymill.data.manifest import Prepared, read_tokenizer
 from raymill.data.rows import Rows
 from raymill.data.split import VALIDATION
 from raymill.durable import write_atomic
@@ -27,6 +27,7 @@ from raymill.engine.journal import Journal
 from raymill.evaluate.answers import Answer, score
 from raymill.generate.batch import complete
 from raymill.objective.assistant_tokens import AssistantTokens
+from raymill.reading import read_json
 
 COLUMNS = ("question", "reference", "parent", "answer")
 PARENT_NAME = "samples/parent-answers.json"
@@ -153,8 +154,7 @@ class AnsweredQuestions:
                 parent_path.parent.mkdir(exist_ok=True)
                 write_atomic(parent_path, json.dumps(texts, ensure_ascii=False))
         # A run that was resumed with other settings may ask what the parent was never asked.
-        known = parent_path.exists()
-        parents = json.loads(parent_path.read_text(encoding="utf-8")) if known else {}
+        parents = read_json(parent_path, missing={})
         rows = [
             [answer.question, answer.reference, parents.get(answer.question, ""), answer.text]
             for answer in answers
@@ -187,9 +187,7 @@ class AnsweredQuestions:
 
     @cached_property
     def _tokenizer(self) -> Any:
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_file(str(self.prepared.tokenizer_folder / "tokenizer.json"))
+        tokenizer = read_tokenizer(self.prepared.tokenizer_folder / "tokenizer.json")
         tokenizer.encode_special_tokens = True
         return tokenizer
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from raymill.config.schema import RlhfJob
-from raymill.data.manifest import Prepared
+from raymill.data.manifest import Prepared, read_tokenizer
 from raymill.data.prompts.book import PromptRecord, read_book
 from raymill.data.rows import SOURCE_SHIFT
 from raymill.engine.answer_source import Desk
@@ -142,9 +142,7 @@ def _below(job: RlhfJob, folder: str | None) -> Path | None:
 
 
 def _decoder(prepared: Prepared) -> Any:
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(prepared.tokenizer_folder / "tokenizer.json"))
+    tokenizer = read_tokenizer(prepared.tokenizer_folder / "tokenizer.json")
 
     def decode(ids: Sequence[Sequence[int]]) -> list[str]:
         found: list[str] = tokenizer.decode_batch(

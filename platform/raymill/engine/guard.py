@@ -15,6 +15,7 @@ from typing import Any
 
 from raymill.config.schema import GuardConfig
 from raymill.durable import write_atomic
+from raymill.reading import read_json
 
 REMEMBERED = 64  # losses that a new one is compared with
 LEFT_OUT_NAME = "left-out.json"
@@ -115,8 +116,5 @@ def noted_windows(run_dir: Path) -> list[tuple[int, int]]:
 
 
 def _left_out(run_dir: Path) -> list[dict[str, Any]]:
-    path = run_dir / LEFT_OUT_NAME
-    if not path.exists():
-        return []
-    found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    found: list[dict[str, Any]] = read_json(run_dir / LEFT_OUT_NAME, missing=[])
     return found

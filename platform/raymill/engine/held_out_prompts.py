@@ -23,6 +23,7 @@ from raymill.engine.group import WorkerGroup
 from raymill.engine.journal import Journal
 from raymill.engine.reference import FrozenModel
 from raymill.objective.rollouts import token_log_probs
+from raymill.reading import read_json
 
 PARENT_NAME = "samples/parent-prompts.json"
 
@@ -88,8 +89,7 @@ class HeldOutPrompts:
                 path.parent.mkdir(exist_ok=True)
                 write_atomic(path, json.dumps(pairs, ensure_ascii=False))
         parent: Sequence[Any] = [("", None)] * len(pairs)
-        if path.exists():
-            parent = json.loads(path.read_text(encoding="utf-8"))
+        parent = read_json(path, missing=parent)
         rows = [
             [prompt, *before, *after]
             for prompt, before, after in zip(asked, parent, pairs, strict=False)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from raymill.durable import cut_torn_line
+from raymill.reading import is_file, opened
 
 
 class Journal:
@@ -64,7 +65,7 @@ def _is_nonfinite(value: Any) -> bool:
 
 def attempts_in(path: Path) -> int:
     """How often workers have begun to write a journal."""
-    if not path.exists():
+    if not is_file(path):
         return 0
-    with path.open("rb") as stream:
+    with opened(path) as stream:
         return sum(b'"kind": "attempt"' in line and line.endswith(b"\n") for line in stream)

@@ -29,6 +29,7 @@ from raymill.engine.schedule import learning_rate_factor
 from raymill.engine.start import Start
 from raymill.engine.stragglers import OWN, Stragglers
 from raymill.errors import CheckpointError, DataError, RaymillError
+from raymill.reading import is_file
 from raymill.timeline import mark
 
 
@@ -125,7 +126,7 @@ class Loop:
         batch, upcoming, refusal = self._next_batch(batches)
         phases.enter(None)
         refusal = refusal or self.checkpoints.settle(self.step)
-        asked = self.group.rank == 0 and self.assignment.stop_request.exists()
+        asked = self.group.rank == 0 and is_file(self.assignment.stop_request)
         refusals, stop = self.group.sum(refusal is not None, asked)
         if refusals:
             raise next(error for error in self.group.gather(refusal) if error is not None)

@@ -9,6 +9,8 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from raymill.reading import MISSING, read_bytes
+
 NODE = "RAYMILL_NODE"  # the variable with the id of the Ray node that a worker is on
 # For each other; twice what the watchdog gives the longest phase, so that it names who is late.
 WAIT_S = 7200
@@ -40,10 +42,14 @@ class Pulse:
 
 
 def read_pulse(folder: Path, rank: int) -> dict[str, Any] | None:
-    """What a rank wrote last; None before its first."""
+    """What a rank wrote last; None before its first, and where it is being written.
+
+    Raises:
+        StorageError: it can't be read, which says nothing about the rank.
+    """
     try:
-        found: dict[str, Any] = json.loads(_path(folder, rank).read_bytes())
-    except (OSError, ValueError):  # not there yet, or a network file system's hiccup
+        found: dict[str, Any] = json.loads(read_bytes(_path(folder, rank)))
+    except (*MISSING, ValueError):
         return None
     return found
 

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -27,6 +28,7 @@ from raymill.engine.evaluation import evaluating
 from raymill.engine.group import WorkerGroup
 from raymill.errors import DataError
 from raymill.objective.pairs import Sides, answer_log_probs
+from raymill.reading import MISSING, is_file, read_bytes
 
 Ints = npt.NDArray[np.int64]
 Floats32 = npt.NDArray[np.float32]
@@ -87,7 +89,7 @@ class CachedReference:
         }
         name = f"{sha256_json(identity)[:16]}.npz"
         cache = cls(job.storage.folder / "references" / name)
-        if cache.path.exists():
+        if is_file(cache.path):
             cache.load()
         return cache
 
@@ -144,13 +146,14 @@ class CachedReference:
 
         Raises:
             DataError: it is damaged.
+            StorageError: it can't be read.
         """
         try:
-            with np.load(self.path, allow_pickle=False) as stored:
+            with np.load(BytesIO(read_bytes(self.path)), allow_pickle=False) as stored:
                 self.record, self.values = stored["record"], stored["values"]
                 digest = str(stored["digest"])
-        except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
-            raise DataError(f"{self.path} can't be read ({error}); delete it") from error
+        except (*MISSING, EOFError, ValueError, KeyError, BadZipFile) as error:
+            raise DataError(f"{self.path} isn't what was written ({error}); delete it") from error
         if digest != self._digest():
             raise DataError(f"{self.path} isn't what was written: it is damaged; delete it")
 

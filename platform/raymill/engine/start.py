@@ -215,8 +215,10 @@ def _refuse_contradictions(
     problems = contradictions(manifest.config, assignment.config, changeable)
     if assignment.parent_digest != manifest.parent_digest and "parent" in assignment.config:
         problems.append(
-            f"parent={assignment.config['parent']} is {assignment.parent} now, the run started from "
-            f"{manifest.parent}: give that one to go on with the run, or choose another run.name"
+            f"parent={assignment.config['parent']} is {assignment.parent} with weights "
+            f"{(assignment.parent_digest or 'unknown')[:12]} now, the run started from {manifest.parent} with "
+            f"{(manifest.parent_digest or 'unknown')[:12]}: give that one, as it was, to go on with the run, "
+            "or choose another run.name"
         )
     for key, digest in manifest.model_digests.items():
         now = assignment.model_digests.get(key)

@@ -19,10 +19,11 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import numpy.typing as npt
 
-from raymill.data.manifest import Prepared
+from raymill.data.manifest import Prepared, read_tokenizer
 from raymill.data.shards import row_groups
 from raymill.durable import write_atomic
 from raymill.errors import DataError
+from raymill.reading import read_json
 
 Bytes = npt.NDArray[np.uint8]
 _DOCUMENTS_A_BATCH = 256
@@ -40,8 +41,9 @@ class Baselines:
 def baselines(prepared: Prepared) -> Baselines:
     """Measure, or read back what was measured on the same data."""
     cache = prepared.folder / f"baselines-{prepared.manifest.digest[:12]}.json"
-    if cache.exists():
-        return Baselines(**json.loads(cache.read_text(encoding="utf-8")))
+    known = read_json(cache)
+    if known is not None:
+        return Baselines(**known)
     held_out = text_bytes(prepared, "validation")
     found = Baselines(
         byte_trigram=trigram_bits_per_byte(text_bytes(prepared, "train"), held_out),
@@ -58,9 +60,7 @@ def text_bytes(prepared: Prepared, split: str) -> bytes:
     Raises:
         DataError: they aren't as many bytes as the manifest says; the tokenizer loses something.
     """
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(prepared.tokenizer_folder / "tokenizer.json"))
+    tokenizer = read_tokenizer(prepared.tokenizer_folder / "tokenizer.json")
     text = bytearray()
     batch: list[list[int]] = []
     for document in documents(prepared, split):

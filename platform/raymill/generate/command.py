@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymill.config.schema import GenerateJob
 from raymill.errors import ConfigError, DataError
+from raymill.reading import MISSING, read_text
 
 if TYPE_CHECKING:
     from raymill.data.chat.encode import ChatEncoder
@@ -96,8 +97,8 @@ def _given_prompt(job: GenerateJob) -> str | None:
         return job.prompt
     if job.prompt_file is not None:
         try:
-            return Path(job.prompt_file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            return read_text(Path(job.prompt_file))
+        except (*MISSING, UnicodeDecodeError) as error:
             raise ConfigError([f"prompt_file={job.prompt_file}: can't be read: {error}"]) from error
     return None if sys.stdin.isatty() else sys.stdin.read()
 
@@ -119,14 +120,15 @@ def load(folder: Path) -> tuple[Any, Any, int | None]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from raymill.model.quiet import quieten
+    from raymill.model.quiet import from_folder, quieten
 
     quieten()
-    tokenizer = AutoTokenizer.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=False
-    )
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=False
+    tokenizer, model = from_folder(
+        folder,
+        lambda: [
+            cls.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            for cls in (AutoTokenizer, AutoModelForCausalLM)
+        ],
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     ends = named_ids(model.config.eos_token_id)

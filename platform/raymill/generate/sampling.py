@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from raymill.data.manifest import read_tokenizer
+
 
 def next_token(
     logits_BV: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator
@@ -132,9 +134,7 @@ def sample_texts(
 
     `note` is told which prompts the model doesn't see whole.
     """
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
+    tokenizer = read_tokenizer(tokenizer_folder / "tokenizer.json")
     was_training = model.training
     model.eval()
     texts = []

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymill.config.schema import ArchConfig
 from raymill.errors import ConfigError
+from raymill.model.quiet import from_folder
 from raymill.model.shape import SHAPE_KEYS
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def load_pretrained(
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = from_folder(folder, lambda: AutoConfig.from_pretrained(folder, local_files_only=True))
     own = hugging_face_config(arch, vocab_size, end_of_text_id)
     problems = [
         f"arch.{key}={getattr(arch, key)}: the model in {folder} has {found}; choose its own arch="
@@ -112,12 +113,15 @@ def load_pretrained(
         )
     if problems:
         raise ConfigError(problems)
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+    model: PreTrainedModel = from_folder(
         folder,
-        config=own,
-        local_files_only=True,
-        dtype=torch.float32,
-        attn_implementation=arch.attention,
+        lambda: AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=own,
+            local_files_only=True,
+            dtype=torch.float32,
+            attn_implementation=arch.attention,
+        ),
     )
     return model
 

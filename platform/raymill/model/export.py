@@ -17,6 +17,7 @@ from typing import Any
 from raymill.checkpoint.fragments import FragmentReader, Index
 from raymill.config.schema import ArchConfig
 from raymill.durable import fsync_path, write_atomic
+from raymill.reading import entries, is_folder, read_bytes
 
 _SHARD_BYTES = 5 * 2**30
 
@@ -49,7 +50,7 @@ def replaced_whole(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    if target.exists():
+    if is_folder(target):
         old = target.with_name(f"{target.name}.old-{uuid.uuid4().hex[:8]}")
         target.replace(old)
         temporary.replace(target)
@@ -114,8 +115,8 @@ def export_folder(
                 "weight_map": weight_map,
             }
             write_atomic(temporary / "model.safetensors.index.json", json.dumps(body, indent=1))
-        for path in sorted(tokenizer_folder.iterdir()):
-            shutil.copyfile(path, temporary / path.name)
+        for path in entries(tokenizer_folder):
+            (temporary / path.name).write_bytes(read_bytes(path))
     return target
 
 

@@ -4,7 +4,6 @@ any. What merging does is measured, not trusted."""
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ from typing import Any
 from raymill.durable import fsync_path, write_atomic
 from raymill.errors import CheckpointError
 from raymill.model.export import replaced_whole
+from raymill.reading import entries, read_bytes
 
 # Largest |Δ logit| over the largest |logit|: rounding of weights, several times over, is below these.
 MERGE_TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
@@ -112,8 +112,8 @@ def _save_whole(
 
 
 def _copy_tokenizer(tokenizer_folder: Path, target: Path) -> None:
-    for path in sorted(tokenizer_folder.iterdir()):
-        shutil.copyfile(path, target / path.name)
+    for path in entries(tokenizer_folder):
+        (target / path.name).write_bytes(read_bytes(path))
 
 
 def _logits(model: Any, ids: Sequence[int]) -> Any:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymill.config.schema import LoraConfig
 from raymill.errors import ConfigError
+from raymill.model.quiet import from_folder
 from raymill.model.shape import gives_a_number
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ def load_parent(
 
     Raises:
         ConfigError: transformers can't load it.
+        DataError: its weights are damaged.
+        StorageError: it can't be read.
     """
     from transformers import AutoModelForCausalLM
 
@@ -50,6 +53,8 @@ def load_scalar(
 
     Raises:
         ConfigError: transformers can't load it so.
+        DataError: its weights are damaged.
+        StorageError: it can't be read.
     """
     import torch
     from transformers import AutoModelForSequenceClassification
@@ -87,13 +92,16 @@ def _loaded(cls: Any, folder: Path, attention: str, **settings: Any) -> Any:
     import torch
 
     try:
-        return cls.from_pretrained(
+        return from_folder(
             folder,
-            local_files_only=True,
-            trust_remote_code=False,  # a model's own code is never run, nor asked about
-            dtype=torch.float32,
-            attn_implementation=attention,
-            **settings,
+            lambda: cls.from_pretrained(
+                folder,
+                local_files_only=True,
+                trust_remote_code=False,  # a model's own code is never run, nor asked about
+                dtype=torch.float32,
+                attn_implementation=attention,
+                **settings,
+            ),
         )
     except (OSError, ValueError, ImportError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

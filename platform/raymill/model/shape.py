@@ -8,6 +8,7 @@ from typing import Any
 
 from raymill.config.schema import ArchConfig
 from raymill.errors import ConfigError
+from raymill.reading import MISSING, read_text
 
 # transformers spells a shape differently in each family.
 SHAPE_KEYS = {
@@ -25,12 +26,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a Hugging Face folder.
 
     Raises:
-        ConfigError: it can't be read.
+        ConfigError: there is none, or it isn't JSON.
+        StorageError: it can't be read.
     """
     path = folder / "config.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = json.loads(read_text(path))
+    except (*MISSING, ValueError) as error:
         raise ConfigError([f"parent: {path} can't be read as JSON ({error})"]) from error
     return found if isinstance(found, dict) else {}
 

@@ -12,7 +12,7 @@ from raymill.config.schema import (
     TrainJob,
 )
 from raymill.data.location import prepared_folder
-from raymill.data.manifest import MANIFEST_NAME
+from raymill.data.manifest import is_finished
 from raymill.plan.batch import (
     accumulation_steps,
     allowed_workers,
@@ -26,6 +26,7 @@ from raymill.plan.flops import flops_per_token
 from raymill.plan.memory import moment_bytes, worker_memory
 from raymill.plan.mixture import drawn_shares, rounding_warnings
 from raymill.plan.parameters import ParameterCount, count_parameters
+from raymill.reading import is_folder
 
 ASSUMED_MFU = 0.4  # published large runs reach 0.38 to 0.55
 GIB = 2**30
@@ -201,7 +202,7 @@ def memory_plan(job: TrainJob, arch: ArchConfig, vocabulary: int) -> str:
 def _text_data(job: PretrainJob) -> str:
     root = job.storage.folder
     folder = prepared_folder(job.data, job.tokenizer, job.run.seed, root)
-    state = "prepared" if (folder / MANIFEST_NAME).exists() else "not prepared yet"
+    state = "prepared" if is_finished(folder) else "not prepared yet"
     return f"{folder} ({state})"
 
 
@@ -210,7 +211,7 @@ def _places(job: TrainJob, data: str) -> list[tuple[str, str]]:
     if job.data.mixture:
         data = drawn_shares(job.data.mixture)
     run_dir = root / "runs" / str(job.run.name)
-    state = "exists: it would resume" if run_dir.exists() else "new"
+    state = "exists: it would resume" if is_folder(run_dir) else "new"
     if job.storage.uri is not None:  # which isn't asked
         state = f"kept in {job.storage.uri}"
     tracking = {None: f"sqlite:///{root / 'mlflow.db'}", "none": "off"}.get(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from raymill.data.manifest import Prepared
+from raymill.reading import entries, read_json
 from raymill.report.page import Card, Column, Curve, Tile, by_source, sheet
 
 PAIR_COLUMNS = (
@@ -140,10 +140,10 @@ def _prompts(prepared: Prepared) -> tuple[tuple[str, str], ...]:
 
 def _tables(run_dir: Path) -> str:
     """The held-out prompts with answers before and after."""
-    files = sorted((run_dir / "samples").glob("prompts-*.json"))
+    files = [path for path in entries(run_dir / "samples") if path.name.startswith("prompts-")]
     if not files:
         return ""
-    table = json.loads(files[-1].read_text(encoding="utf-8"))
+    table = read_json(files[-1])
     return (
         "<h2>Held-out prompts</h2><p class=sub>sampled with the same seeds before and after</p>"
         f"{sheet(table)}"

@@ -19,6 +19,7 @@ from raymill.checkpoint.retention import committed_steps
 from raymill.config.schema import AuditJob
 from raymill.engine.guard import noted_windows
 from raymill.errors import CheckpointError, ConfigError
+from raymill.reading import entries, is_file, is_folder
 from raymill.track.follow import Follower, last_of_each_step
 from raymill.track.history import HISTORY_NAME, read_history
 
@@ -67,8 +68,8 @@ def run(job: AuditJob) -> int:
         return _run_remote(RemoteRun(f"{job.storage.uri}/runs/{job.run.name}"), str(job.run.name))
     runs = job.storage.folder / "runs"
     run_dir = runs / str(job.run.name)
-    if not (run_dir / HISTORY_NAME).exists():
-        there = sorted(path.parent.name for path in runs.glob(f"*/{HISTORY_NAME}"))
+    if not is_file(run_dir / HISTORY_NAME):
+        there = [folder.name for folder in entries(runs) if is_file(folder / HISTORY_NAME)]
         raise ConfigError(
             [
                 f"run.name={job.run.name}: {runs} has no such run; there is: {', '.join(there) or 'none'}"
@@ -146,7 +147,7 @@ def _verified(checkpoints: Path) -> tuple[list[Manifest], list[str]]:
         try:
             manifests.append(verify(directory))
         except CheckpointError as error:
-            if directory.exists():  # it isn't where the run goes on meanwhile
+            if is_folder(directory):  # it isn't where the run goes on meanwhile
                 problems.append(str(error))
     return manifests, problems
 

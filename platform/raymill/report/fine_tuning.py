@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from raymill.data.manifest import Prepared
 from raymill.data.split import TRAIN
 from raymill.evaluate.answers import refuses
 from raymill.evaluate.spelling import spelling_refusal_f1
+from raymill.reading import entries, read_json
 from raymill.report.page import Card, Column, Tile, by_source, sheet
 
 SHOWN = 12  # answers on the page
@@ -112,10 +112,10 @@ def _answer_tiles(found: dict[str, float]) -> list[Tile]:
 
 
 def _answers(run_dir: Path) -> str:
-    files = sorted((run_dir / "samples").glob("answers-*.json"))
+    files = [path for path in entries(run_dir / "samples") if path.name.startswith("answers-")]
     if not files:
         return ""
-    table = json.loads(files[-1].read_text(encoding="utf-8"))
+    table = read_json(files[-1])
     step = int(files[-1].stem.removeprefix("answers-"))
     return (
         f"<h2>Held-out questions</h2><p class=sub>after step {step:,}, answered greedily; "

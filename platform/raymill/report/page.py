@@ -14,6 +14,7 @@ from typing import Any
 
 from raymill.data.manifest import Prepared
 from raymill.engine.source_names import source_names
+from raymill.reading import read_bytes, read_text
 from raymill.report.curve import draw_curve
 from raymill.track.follow import last_of_each_step
 
@@ -104,7 +105,7 @@ def write_report(
     shown = card.curve
     draw_curve(steps, evaluations, shown.train, shown.held_out, shown.label, curve)
     figures = summary["figures"]
-    picture = base64.b64encode(curve.read_bytes()).decode("ascii")
+    picture = base64.b64encode(read_bytes(curve)).decode("ascii")
     sections = [
         f"<h1>{escape(summary['run'])}</h1>",
         f"<p class=sub>{figures['steps']:,} steps, {figures['tokens']:,} tokens, "
@@ -120,7 +121,7 @@ def write_report(
         "<h2>What to type next</h2>",
         f"<pre>{escape(_commands(summary, card.ask))}</pre>",
         "<h2>Configuration</h2>",
-        f"<pre>{escape((run_dir / 'config.yaml').read_text(encoding='utf-8'))}</pre>",
+        f"<pre>{escape(read_text(run_dir / 'config.yaml'))}</pre>",
     ]
     page = document(f"{summary['run']} – Raymill", "\n".join(sections))
     path.write_text(page, encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from html import escape
@@ -13,6 +12,7 @@ from raymill.data.manifest import Prepared
 from raymill.engine.source_names import source_names
 from raymill.errors import DataError
 from raymill.evaluate.baselines import Baselines, baselines
+from raymill.reading import entries, read_json
 from raymill.report.page import Card, Column, Tile, by_source
 
 COLUMNS = (
@@ -78,7 +78,7 @@ def _baselines_or_none(prepared: Prepared) -> Baselines | None:
 
 
 def _samples(run_dir: Path) -> str:
-    files = sorted((run_dir / "samples").glob("step-*.json"))
+    files = [path for path in entries(run_dir / "samples") if path.name.startswith("step-")]
     if not files:
         return ""
     shown = [files[0], files[-1]] if len(files) > 1 else files
@@ -86,7 +86,7 @@ def _samples(run_dir: Path) -> str:
     for path in shown:
         step = int(path.stem.removeprefix("step-"))
         parts.append(f"<p class=sub>after step {step:,} (the prompt is coloured)</p>")
-        for sample in json.loads(path.read_text(encoding="utf-8")):
+        for sample in read_json(path):
             parts.append(f"<pre><em>{escape(sample['prompt'])}</em>{escape(sample['text'])}</pre>")
     return "\n".join(parts)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
@@ -50,14 +51,20 @@ class RewardModelSpec:
     gpu: bool = False
 
     def build(self) -> RewardModelEngine:
-        """The model, with its weights."""
+        """The model, with its weights. Raises StorageError where they can't be read."""
         from transformers import AutoModelForSequenceClassification
 
-        from raymill.model.quiet import quieten
+        from raymill.model.quiet import from_folder, quieten
 
         quieten()
-        model = AutoModelForSequenceClassification.from_pretrained(
-            self.folder, local_files_only=True, trust_remote_code=False, dtype=DTYPES[self.dtype]
+        model = from_folder(
+            Path(self.folder),
+            lambda: AutoModelForSequenceClassification.from_pretrained(
+                self.folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                dtype=DTYPES[self.dtype],
+            ),
         )
         return RewardModelEngine(model.to("cuda" if self.gpu else "cpu").eval(), self.threads)
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from raymill.data.shards import read_footer, refuse_extension_types
 from raymill.durable import canonical_json, replaced
 from raymill.errors import DataError
+from raymill.reading import MISSING, read_bytes
 from raymill.rollout.engine import Sampling
 from raymill.rollout.generation import UnitResult
 
@@ -126,10 +127,12 @@ def read_rollout(path: Path) -> Rollout:
 
     Raises:
         DataError: the file is missing, isn't a record, or isn't as it was written.
+        StorageError: it can't be read.
     """
     try:
         refuse_extension_types(path, read_footer(path))
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        data = pa.BufferReader(read_bytes(path))
+        with pq.ParquetFile(data, page_checksum_verification=True) as file:
             table = file.read()
         about = json.loads((table.schema.metadata or {})[KEY])
         if about["format"] != FORMAT:
@@ -138,7 +141,7 @@ def read_rollout(path: Path) -> Rollout:
                 "sample them again"
             )
         rollout, expected = _from_table(table, about), about["digest"]
-    except FileNotFoundError:
+    except MISSING:
         raise DataError(
             f"{path} is missing: rollouts of this step weren't dumped there; dump them with "
             "rollout.dump, or replay another folder"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -32,6 +33,7 @@ class ModelSpec:
 
         Raises:
             ConfigError: transformers knows no such model.
+            StorageError: its folder can't be read.
         """
         return TransformersEngine(_empty_model(self), self.threads)
 
@@ -40,12 +42,15 @@ def _empty_model(spec: ModelSpec) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
-    from raymill.model.quiet import quieten
+    from raymill.model.quiet import from_folder, quieten
 
     quieten()
     try:
-        config = AutoConfig.from_pretrained(
-            spec.folder, local_files_only=True, trust_remote_code=False
+        config = from_folder(
+            Path(spec.folder),
+            lambda: AutoConfig.from_pretrained(
+                spec.folder, local_files_only=True, trust_remote_code=False
+            ),
         )
         config.vocab_size = max(config.vocab_size, spec.vocab_size)
         # On its device, not on "meta": what a model computes at its birth and never stores (the

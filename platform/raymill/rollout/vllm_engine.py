@@ -12,6 +12,7 @@ import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -97,10 +98,15 @@ def _outline(spec: VllmSpec) -> Any:
     """transformers' model without memory: what the policy's weights are called, and their shapes."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from raymill.model.quiet import quieten
+    from raymill.model.quiet import from_folder, quieten
 
     quieten()
-    config = AutoConfig.from_pretrained(spec.folder, local_files_only=True, trust_remote_code=False)
+    config = from_folder(
+        Path(spec.folder),
+        lambda: AutoConfig.from_pretrained(
+            spec.folder, local_files_only=True, trust_remote_code=False
+        ),
+    )
     config.vocab_size = max(config.vocab_size, spec.vocab_size)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(

@@ -14,6 +14,7 @@ from raymill.config.schema import RankJob
 from raymill.durable import only_one
 from raymill.errors import ConfigError, DataError
 from raymill.progress_line import ProgressLine
+from raymill.reading import MISSING, is_file, is_folder, read_text
 from raymill.serve.app import PAGE, Site, create_app
 from raymill.serve.candidates import Drawing, Preparation, prepare
 from raymill.serve.database import DATABASE_NAME, Database
@@ -42,7 +43,7 @@ def run(job: RankJob) -> int:
     judge = None if job.judge is None else judge_named(job.judge, job.judge_noise, job.seed)
     instructions = _instructions(job)
     if job.export_only:
-        if not folder.exists():
+        if not is_folder(folder):
             take_newest(job.storage, folder, DATABASE_NAME)
         return _export_only(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +82,7 @@ def _judge(
 
 def _export_only(folder: Path) -> int:
     path = folder / DATABASE_NAME
-    if not path.exists():
+    if not is_file(path):
         raise DataError(f"There are no judgements in {folder}; name= says which ranking is meant.")
     with Database(path) as database:
         if not _export(database, folder):
@@ -234,6 +235,6 @@ def _address(bound: socket.socket, host: str) -> str:
 def _instructions(job: RankJob) -> str:
     path = PAGE / f"{job.mode}.md" if job.instructions is None else Path(job.instructions)
     try:
-        return path.expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(path.expanduser())
+    except (*MISSING, UnicodeDecodeError) as error:
         raise ConfigError([f"instructions={path}: can't be read: {error}"]) from error

@@ -9,7 +9,8 @@ from raymill.data.chat.folder import load_chat_encoder
 from raymill.data.chat.problems import Problem
 from raymill.errors import DataError
 from raymill.serve.items import Answer, Messages
-from raymill.track.registry import ResolvedModel, weights_digest
+from raymill.track.marker import weights_digest
+from raymill.track.registry import ResolvedModel
 
 BATCH = 32  # prompts of a forward pass
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from raymill.durable import replaced, sha256_json
 from raymill.errors import StorageError
+from raymill.reading import read_bytes, retried
 
 _PIECE_BYTES = 64 * 2**20
 _SMALL_BYTES = 32 * 2**20
@@ -76,8 +77,8 @@ class Bucket:
 
         with self._told(f"uploading {path} to {key}"):
             # Whoever appends to a small file meanwhile disturbs nothing.
-            small = path.stat().st_size <= _SMALL_BYTES
-            obstore.put(self._store, key, path.read_bytes() if small else path)
+            small = retried(path, path.stat).st_size <= _SMALL_BYTES
+            obstore.put(self._store, key, read_bytes(path) if small else path)
 
     def download(self, key: str, path: Path, got: Callable[[int], None] = lambda _: None) -> None:
         """Write an object's bytes to a file, whole or not at all; `got` hears of them as they come."""

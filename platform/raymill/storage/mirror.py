@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from raymill.config.storage import StorageConfig
 from raymill.durable import sha256_file, write_atomic
 from raymill.errors import StorageError
 from raymill.progress_line import ProgressLine
+from raymill.reading import MISSING, files_below, is_file, read_bytes, status
 from raymill.storage.bucket import Bucket
 
 T = TypeVar("T")
@@ -64,23 +64,24 @@ class Mirror:
 
     def _kept(self) -> Iterator[Path]:
         """Files to copy. Folders that aren't wanted, where others come and go, aren't looked into."""
-        for folder, folders, files in os.walk(self._folder):
-            place = Path(folder).relative_to(self._folder)
-            folders[:] = [name for name in folders if self._wanted((place / name).as_posix())]
-            for name in files:
-                if ".tmp-" not in name and self._wanted((place / name).as_posix()):
-                    yield Path(folder) / name
+
+        def wanted(path: Path) -> bool:
+            return self._wanted(path.relative_to(self._folder).as_posix())
+
+        for path in files_below(self._folder, wanted):
+            if ".tmp-" not in path.name and wanted(path):
+                yield path
 
     def _upload(self, path: Path) -> None:
         name = path.relative_to(self._folder).as_posix()
         try:
-            stat = path.stat()
-            state = stat.st_size, stat.st_mtime_ns
-            if self._pushed.get(name) != state:
+            found = status(path)
+            state = None if found is None else (found.st_size, found.st_mtime_ns)
+            if state is not None and self._pushed.get(name) != state:
                 self._bucket.upload(path, name)
                 self._pushed[name] = state
         except (FileNotFoundError, StorageError):
-            if path.exists():  # or else somebody deleted it meanwhile, and it needn't be kept
+            if is_file(path):  # or else somebody deleted it meanwhile, and it needn't be kept
                 raise
 
 
@@ -116,7 +117,7 @@ def fetch(storage: StorageConfig, folder: Path, marker: str) -> None:
     """Have a finished folder here that is in the object store, if there is one; `marker` is the file whose
     presence says that it is finished."""
     bucket = _bucket_of(storage, folder)
-    if bucket is None or (folder / marker).exists() or bucket.get(marker) is None:
+    if bucket is None or is_file(folder / marker) or bucket.get(marker) is None:
         return
     print(f"fetching {bucket.uri} → {folder}", flush=True)
     Mirror(bucket, folder, _visible).pull(last=marker)
@@ -132,7 +133,7 @@ def keep(storage: StorageConfig, folder: Path, marker: str) -> None:
     if bucket is None:
         return
     there = bucket.get(marker)
-    if there == (folder / marker).read_bytes():
+    if there == read_bytes(folder / marker):
         return
     if there is not None:
         raise StorageError(
@@ -178,18 +179,18 @@ def give_newest(storage: StorageConfig, folder: Path, name: str) -> None:
 
 def _version(folder: Path) -> bytes | None:
     try:
-        return (folder / _VERSION_NAME).read_bytes()
-    except FileNotFoundError:
+        return read_bytes(folder / _VERSION_NAME)
+    except MISSING:
         return None
 
 
 def _is_changed(folder: Path, name: str) -> bool:
     """Whether a file is another than when its folder and the store's were the same; of a database, what a
     process that was killed left beside it counts."""
-    if not (folder / name).exists():
+    if not is_file(folder / name):
         return False
-    beside = folder / f"{name}-wal"
-    if beside.exists() and beside.stat().st_size:
+    beside = status(folder / f"{name}-wal")
+    if beside is not None and beside.st_size:
         return True
     known = _version(folder)
     return known is None or json.loads(known)["sha256"] != sha256_file(folder / name)

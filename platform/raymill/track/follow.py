@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from raymill.engine.journal import attempts_in
+from raymill.reading import MISSING, retried, status
 
 _LONGEST_LINE = 2**20  # bytes
 
@@ -29,34 +30,42 @@ class Follower:
     def at_end(cls, path: Path) -> Follower:
         """One that gives what is written from now on. A line that a killed writer left half-written is no
         end: it will be cut off; and what an attempt of before still writes isn't given."""
-        if not path.exists():
+        found = status(path)
+        if found is None:
             return cls(path)
-        with path.open("rb") as stream:
-            begin = max(0, stream.seek(0, os.SEEK_END) - _LONGEST_LINE)
-            stream.seek(begin)
-            follower = cls(path, begin + stream.read().rfind(b"\n") + 1)
+        begin = max(0, found.st_size - _LONGEST_LINE)
+        tail = b"".join(_lines(path, begin))
+        follower = cls(path, begin + tail.rfind(b"\n") + 1)
         follower._attempt = 1 + attempts_in(path)
         return follower
 
     def read(self, limit: int | None = None) -> list[dict[str, Any]]:
-        """Events since the last call, at most `limit`; none if the journal doesn't exist yet."""
+        """Events since the last call, of at most `limit` lines; none if the journal doesn't exist yet."""
         events: list[dict[str, Any]] = []
-        try:
-            stream = self.path.open("rb")
-        except FileNotFoundError:
-            return events
-        with stream:
-            stream.seek(self.offset)
-            for line in stream:
-                if not line.endswith(b"\n") or (limit is not None and len(events) >= limit):
-                    break
-                self.offset += len(line)
-                event = json.loads(line)
-                attempt = event.get("attempt", self._attempt)
-                if attempt >= self._attempt:
-                    self._attempt = attempt
-                    events.append(event)
+        for line in _lines(self.path, self.offset, limit):
+            if not line.endswith(b"\n"):
+                break
+            self.offset += len(line)
+            event = json.loads(line)
+            attempt = event.get("attempt", self._attempt)
+            if attempt >= self._attempt:
+                self._attempt = attempt
+                events.append(event)
         return events
+
+
+def _lines(path: Path, offset: int, limit: int | None = None) -> list[bytes]:
+    """A file's lines from an offset on, at most `limit`; none where there is no file."""
+
+    def read() -> list[bytes]:
+        with path.open("rb") as stream:
+            stream.seek(offset)
+            return list(islice(stream, limit))
+
+    try:
+        return retried(path, read)
+    except MISSING:
+        return []
 
 
 def last_of_each_step(events: Iterable[dict[str, Any]], kind: str) -> list[dict[str, Any]]:

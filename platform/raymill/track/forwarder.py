@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymill.durable import write_atomic
 from raymill.engine.assignment import Assignment
+from raymill.reading import read_json, status
 from raymill.track.follow import Follower
 from raymill.track.server import experiment_id
 
@@ -202,14 +203,12 @@ def clamp_offset(run_dir: Path, journal: Path) -> None:
     and the middle of a line is no event."""
     path = run_dir / STATE_NAME
     state = _read_state(path)
-    size = journal.stat().st_size if journal.exists() else 0
+    found = status(journal)
+    size = 0 if found is None else found.st_size
     if state.get("offset", 0) > size:
         write_atomic(path, json.dumps(state | {"offset": 0}))
 
 
 def _read_state(path: Path) -> dict[str, Any]:
-    try:
-        state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
+    state: dict[str, Any] = read_json(path, missing={})
     return state

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raymill.durable import cut_torn_line
+from raymill.reading import MISSING, read_text
 
 HISTORY_NAME = "history.jsonl"
 
@@ -36,8 +37,8 @@ class History:
 
 def read_history(run_dir: Path) -> list[dict[str, Any]]:
     """All lines that were written whole, oldest first; none where there is no history."""
-    path = run_dir / HISTORY_NAME
-    if not path.exists():
+    try:
+        lines = read_text(run_dir / HISTORY_NAME).splitlines(keepends=True)
+    except MISSING:
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]

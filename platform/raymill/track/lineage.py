@@ -6,13 +6,15 @@ import hashlib
 import subprocess
 from pathlib import Path
 
+from raymill.reading import files_below, read_bytes, status
+
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def code_commit() -> str:
     """The git commit, with `+changes` if the package differs from it; without git, `sources-<digest>`."""
     root = _PACKAGE.parents[1]
-    if (root / ".git").exists():
+    if status(root / ".git") is not None:
         commit = _git(root, "rev-parse", "HEAD")
         if commit:
             dirty = _git(root, "status", "--porcelain", "--", "platform", "conf", "jobs")
@@ -23,9 +25,9 @@ def code_commit() -> str:
 def sources_digest() -> str:
     """sha256 over the package's Python files, by relative path."""
     digest = hashlib.sha256()
-    for path in sorted(_PACKAGE.rglob("*.py")):
+    for path in sorted(path for path in files_below(_PACKAGE) if path.suffix == ".py"):
         digest.update(f"{path.relative_to(_PACKAGE).as_posix()}\0".encode())
-        digest.update(path.read_bytes())
+        digest.update(read_bytes(path))
     return digest.hexdigest()
 
 

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 from raymill.checkpoint.retention import REGISTERED_NAME
 from raymill.config.schema import TrackingConfig
 from raymill.config.storage import is_uri
-from raymill.durable import sha256_file, sha256_json, write_atomic
+from raymill.durable import write_atomic
 from raymill.errors import ConfigError, StorageError, TrackingError
+from raymill.reading import is_file, is_folder, read_json
 from raymill.storage.bucket import Bucket
 from raymill.storage.mirror import Mirror
+from raymill.track.marker import MARKER_NAME, read_marker
 from raymill.track.server import call, connect, database, tracking_uri
 
 if TYPE_CHECKING:
@@ -40,7 +42,6 @@ TOLD = (
 )
 FURTHEST = "auto"
 STAGES = ("pretrained", "sft", "aligned", "champion")  # aliases, from first to last
-MARKER_NAME = "raymill.json"  # in an exported folder: what it was exported from
 # Stricter than MLflow, whose client accepts names such as `m%2e` or with newlines.
 _REFERENCE = re.compile(
     r"models:/(?P<name>[A-Za-z0-9_][A-Za-z0-9._-]*)"
@@ -79,7 +80,7 @@ def register_export(
     tracking = assignment.job.tracking
     name, alias = tracking.registered_model + suffix, tracking.alias
     record_path = assignment.run_dir / REGISTERED_NAME
-    records = json.loads(record_path.read_text()) if record_path.exists() else []
+    records = read_json(record_path, missing=[])
     client, run_id = forwarder.client, forwarder.run_id
     assert run_id is not None
     for record in records:
@@ -170,6 +171,8 @@ def resolve_model(
 
     Raises:
         ConfigError: the reference names nothing; says what there is.
+        DataError: its raymill.json isn't what an export writes.
+        StorageError: its folder can't be read.
         TrackingError: the registry can't be reached.
     """
     if reference == FURTHEST:
@@ -178,7 +181,7 @@ def resolve_model(
         return _described(_fetched(reference, root, key), reference)
     if not reference.startswith("models:"):
         folder = Path(reference).expanduser()
-        if not (folder / "config.json").is_file():
+        if not is_file(folder / "config.json"):
             raise ConfigError(
                 [
                     f"{key}={reference}: there is no Hugging Face folder (one with a config.json); "
@@ -192,7 +195,7 @@ def resolve_model(
     uri = tracking_uri(tracking, root)
     if uri == "none":
         raise ConfigError([f"{key}={reference}: tracking.uri=none has no registry; give a folder"])
-    if tracking.uri is None and not database(root).exists():
+    if tracking.uri is None and not is_file(database(root)):
         raise ConfigError(
             [
                 f"{key}={reference}: there is no registry yet in {database(root)}; train a model first "
@@ -202,7 +205,7 @@ def resolve_model(
     client = connect(tracking, root)
     version = _find_version(client, match, f"{key}={reference}", uri)
     folder = Path(call(lambda: _download(version.source, uri), uri))
-    if not (folder / "config.json").is_file():
+    if not is_file(folder / "config.json"):
         raise TrackingError(f"{reference} points to {version.source}, where there is no model")
     return _described(folder, f"models:/{version.name}/{version.version}")
 
@@ -223,7 +226,7 @@ def _fetched(uri: str, root: Path, key: str) -> Path:
     # Named by what it holds: others may use what was fetched before.
     before = bucket.fingerprint()
     folder = root / "models" / before[:16]
-    if not folder.exists():
+    if not is_folder(folder):
         print(f"fetching {bucket.uri}", flush=True)
         draft = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
         try:
@@ -241,7 +244,7 @@ def _furthest(tracking: TrackingConfig, root: Path) -> str:
     """The alias of the last stage of training that is registered; pretraining's where there is none."""
     name, uri = tracking.registered_model, tracking_uri(tracking, root)
     first = f"models:/{name}@{STAGES[0]}"
-    if uri == "none" or (tracking.uri is None and not database(root).exists()):
+    if uri == "none" or (tracking.uri is None and not is_file(database(root))):
         return first
     from mlflow.exceptions import MlflowException
 
@@ -258,26 +261,7 @@ def _furthest(tracking: TrackingConfig, root: Path) -> str:
 
 
 def _described(folder: Path, name: str) -> ResolvedModel:
-    return ResolvedModel(folder, name, tuple(_marker(folder).get("data", ())))
-
-
-def weights_digest(folder: Path) -> str:
-    """Which weights a folder holds: the checkpoint they were exported from, where the export says so, or
-    else a digest of the files themselves."""
-    known = _marker(folder).get("checkpoint_digest")
-    if known:
-        return str(known)
-    files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin"))
-    return sha256_json({path.name: sha256_file(path) for path in files})
-
-
-def _marker(folder: Path) -> dict[str, Any]:
-    """What an export of ours says of itself."""
-    try:
-        found = json.loads((folder / MARKER_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return ResolvedModel(folder, name, tuple(read_marker(folder).get("data", ())))
 
 
 def _find_version(client: MlflowClient, match: re.Match[str], asked: str, uri: str) -> Any:

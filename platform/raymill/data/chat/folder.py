@@ -12,8 +12,10 @@ from typing import Any
 
 from raymill.data.chat.encode import ChatEncoder
 from raymill.data.chat.template import ChatTemplate
+from raymill.data.manifest import read_tokenizer
 from raymill.data.tokenizer import read_settings, special_token_variables
 from raymill.errors import DataError
+from raymill.reading import MISSING, is_file, read_text
 
 TEMPLATE_NAME = "chat_template.jinja"
 
@@ -30,12 +32,10 @@ def load_chat_encoder(folder: Path) -> ChatEncoder | None:
     source = own_template(folder, settings)
     if source is None:
         return None
-    from tokenizers import Tokenizer
-
     path = folder / "tokenizer.json"
     try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # `tokenizers` raises nothing narrower
+        tokenizer = read_tokenizer(path)
+    except DataError as error:
         raise DataError(
             f"{folder} has a chat template, but {path} can't be read ({error})."
         ) from error
@@ -51,7 +51,7 @@ def load_chat_encoder(folder: Path) -> ChatEncoder | None:
 def own_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     """The chat template that a Hugging Face folder carries, in either of its two places."""
     path = folder / TEMPLATE_NAME
-    if path.is_file():
+    if is_file(path):
         return _text(path)
     found = settings.get("chat_template")
     if isinstance(found, list):  # several by name, as in [{"name": "default", "template": …}, …]
@@ -62,6 +62,6 @@ def own_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(path)
+    except (*MISSING, UnicodeDecodeError) as error:
         raise DataError(f"{path} can't be read ({error}).") from error

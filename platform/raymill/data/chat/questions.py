@@ -13,6 +13,7 @@ from raymill.data.chat.encode import EncodedChat
 from raymill.data.split import TRAIN, VALIDATION, unit_hash
 from raymill.durable import canonical_json, write_atomic
 from raymill.errors import DataError
+from raymill.reading import MISSING, read_text
 
 QUESTIONS_NAME = "questions.jsonl"
 TRAINING_QUESTIONS = 4000  # listed as text
@@ -75,15 +76,16 @@ def read_questions(path: Path) -> Iterator[Question]:
 
     Raises:
         DataError: the file isn't that.
+        StorageError: it can't be read.
     """
     try:
         # Not splitlines(): it also cuts at U+2028 and the like, which JSON leaves as they are.
-        for line in path.read_text(encoding="utf-8").split("\n"):
+        for line in read_text(path).split("\n"):
             if not line:
                 continue
             stored = json.loads(line)
             stored["prompt_ids"] = tuple(stored["prompt_ids"])
             stored["answer_ids"] = tuple(stored["answer_ids"])
             yield Question(**stored)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (*MISSING, ValueError, TypeError, KeyError) as error:
         raise DataError(f"{path} can't be read as questions: {error}") from error

@@ -17,10 +17,11 @@ from raymill.data.chat.chatml import BRIEF, BRIEF_TOKENS
 from raymill.data.chat.encode import ChatEncoder
 from raymill.data.chat.folder import TEMPLATE_NAME, own_template
 from raymill.data.chat.template import CHATML, ChatTemplate
-from raymill.data.manifest import TokenizerIdentity
+from raymill.data.manifest import TokenizerIdentity, read_tokenizer
 from raymill.data.tokenizer import SETTINGS_NAME, read_settings, special_token_variables
 from raymill.durable import sha256_text, write_atomic
 from raymill.errors import ConfigError, DataError
+from raymill.reading import MISSING, is_file, read_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -55,7 +56,7 @@ class ChatTokenizer:
         The end of a turn is its `eos_token`: that is where generation stops.
         """
         tokenizers_room.save(self.tokenizer, folder, self.end_of_text)
-        written = json.loads((folder / SETTINGS_NAME).read_text(encoding="utf-8"))
+        written = json.loads(read_text(folder / SETTINGS_NAME))
         settings = {**written, **self.settings}
         for name in ("auto_map", "chat_template", "added_tokens_decoder", "extra_special_tokens"):
             settings.pop(name, None)  # tokenizer.json lists the tokens, and the template is a file
@@ -70,7 +71,7 @@ def chat_tokenizer(parent: Path, template: str, special_tokens: Sequence[str]) -
     """The tokenizer of `parent` (a Hugging Face folder) with the template that `data.template` means.
 
     Raises:
-        ConfigError: the template file can't be read.
+        ConfigError: there is no such template file, or it isn't text.
         DataError: the parent has no usable tokenizer, or the template doesn't work with it.
     """
     settings = read_settings(parent)
@@ -82,7 +83,7 @@ def chat_tokenizer(parent: Path, template: str, special_tokens: Sequence[str]) -
             f"{parent / SETTINGS_NAME} names no eos_token, so there is nothing that ends a text; "
             "name one there."
         )
-    if not (parent / "tokenizer.json").is_file():
+    if not is_file(parent / "tokenizer.json"):
         raise DataError(
             f"{parent} has no tokenizer.json, which is what a parent's text is encoded with; save its "
             "tokenizer there in that form (AutoTokenizer.from_pretrained(…).save_pretrained(…))."
@@ -109,8 +110,8 @@ def _template(parent: Path, settings: dict[str, Any], template: str) -> tuple[st
     if template == "brief":
         return BRIEF, BRIEF_TOKENS
     try:
-        return Path(template).expanduser().read_text(encoding="utf-8"), ()
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(Path(template).expanduser()), ()
+    except (*MISSING, UnicodeDecodeError) as error:
         raise ConfigError(
             [f"data.template={template}: expected auto, chatml, brief or a Jinja file ({error})"]
         ) from error
@@ -127,14 +128,8 @@ def new_token_ids(parent: Path, folder: Path) -> list[int]:
     Raises:
         DataError: the two disagree about a token that both have.
     """
-    from tokenizers import Tokenizer
-
-    before, now = (
-        Tokenizer.from_file(str(tokenizers_room.tokenizer_file(place))).get_vocab(
-            with_added_tokens=True
-        )
-        for place in (parent, folder)
-    )
+    files = (tokenizers_room.tokenizer_file(place) for place in (parent, folder))
+    before, now = (read_tokenizer(file).get_vocab(with_added_tokens=True) for file in files)
     differ = [token for token, index in before.items() if now.get(token) != index]
     if differ:
         raise DataError(

@@ -15,6 +15,7 @@ from typing import Any
 from raymill.data.manifest import AGAIN
 from raymill.durable import replaced, write_atomic
 from raymill.errors import DataError
+from raymill.reading import MISSING, opened
 
 BOOK_NAME = "prompts.jsonl"
 
@@ -110,7 +111,7 @@ def _prompt(stored: Any) -> PromptRecord:
 def _binary_lines(path: Path) -> Iterator[bytes]:
     """Lines as they are: only a line feed ends one."""
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             yield from file
-    except OSError as error:
+    except MISSING as error:
         raise DataError(f"{path} can't be read ({error.strerror}).") from error
