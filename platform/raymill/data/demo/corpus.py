@@ -23,7 +23,7 @@ from raymill.data.split import unit_hash
 
 FOLDER = "notes"
 LIBRARY = "library"
-EXCERPT = 1400  # characters of a document of the library
+EXCERPT = 1550  # characters of a document of the library
 # Notes of each kind; those of positions say all there is to say about a signature.
 NOTES = {"position": 900, "backwards": 1500, "larger": 3000}
 # Questions of each kind with their answers, as plain text: fine-tuning then has their form to teach only.
@@ -38,8 +38,7 @@ ASKED = {
 COPIES = 8000
 DRILLS = 5000  # questions about names, answered with the name alone
 COMBINED = 650  # names of parts that names have, in copies
-PASSES = 24  # times that the index lists every name
-LISTED = 6  # names a line
+PASSES = 10  # times that the index says of every name where it is
 LINES = 12  # of a document
 
 
@@ -95,6 +94,6 @@ def _lines(name: str, fraction: float, seed: int) -> list[str]:
         return [one.asked for one in islice(exercises(kind, False, seed, "asked"), ASKED[kind])]
     if name in NOTES:
         return [one.note for one in islice(exercises(name, False, seed, "note"), NOTES[name])]
-    names = [f"`{one}`" for one in index(fraction, seed)]
+    names = list(index(fraction, seed))
     random.Random(f"index {seed} {name}").shuffle(names)
-    return [", ".join(names[first : first + LISTED]) for first in range(0, len(names), LISTED)]
+    return [f"`{one}` is in `{one.partition('.')[0]}`." for one in names]
