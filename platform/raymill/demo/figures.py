@@ -99,14 +99,16 @@ def measure(folders: dict[str, Path], fraction: float, seed: int, digest: str) -
         right = sum(answer.verdict == "right" for answer in asked[stage])
         print(f"  @{stage}: {right:,} of {len(held_out):,} held-out answers right", flush=True)
     last = asked[[*asked][-1]]
-    order = sorted(range(len(held_out)), key=lambda n: unit_hash(f"{digest} {n}", seed))
+    order = order_of(held_out, digest, seed)
     by_kind = {kind: [n for n in order if held_out[n].kind == kind] for kind in SHOWN}
     wrong = [n for n in order if last[n].verdict == "wrong"]
     return Figures(
         functions=_functions(speakers, fraction, seed),
         kinds=tuple(_kind(name, asked, training) for name in KINDS if name != BEYOND),
         honesty=_honesty(asked, training, held_out),
-        gain=_gain(speakers, held_out, order, seed),
+        gain=gain(speakers, held_out, order, seed)
+        if {"sft", "aligned"} <= speakers.keys()
+        else None,
         questions=tuple(_shown(asked, places[0]) for places in by_kind.values() if places),
         failures=tuple(_shown(asked, place) for place in wrong[:2]),
     )
@@ -156,11 +158,15 @@ def _honesty(
     )
 
 
-def _gain(
+def order_of(held_out: Sequence[Entry], digest: str, seed: int) -> list[int]:
+    """The held-out questions in the order in which they are chosen, which the corpus decides."""
+    return sorted(range(len(held_out)), key=lambda n: unit_hash(f"{digest} {n}", seed))
+
+
+def gain(
     speakers: dict[str, Speaker], held_out: Sequence[Entry], order: Sequence[int], seed: int
-) -> Gain | None:
-    if not {"sft", "aligned"} <= speakers.keys():
-        return None
+) -> Gain:
+    """What "aligned" gained over "sft" on the first questions in that order, by answers that are drawn."""
     compared = [held_out[place] for place in order[:COMPARED]]
     print(f"  drawing {BEST_OF} answers to each of {len(compared)} questions …", flush=True)
     draws = []
