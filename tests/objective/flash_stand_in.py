@@ -6,8 +6,9 @@ in float64 computes what the kernels compute. Nothing of it knows what Raymill p
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 from unittest.mock import patch
 
@@ -16,7 +17,9 @@ import torch
 NAME = "flash_attention_2"
 
 
-def attend(q_QHD: torch.Tensor, k_KGD: torch.Tensor, v_KGD: torch.Tensor, scale: float) -> Any:
+def attend(
+    q_QHD: torch.Tensor, k_KGD: torch.Tensor, v_KGD: torch.Tensor, scale: float
+) -> torch.Tensor:
     """Causal attention of one sequence, [tokens, heads, width]; heads may share keys."""
     shared = q_QHD.shape[1] // k_KGD.shape[1]
     k_KHD, v_KHD = (one.double().repeat_interleave(shared, dim=1) for one in (k_KGD, v_KGD))
@@ -50,19 +53,34 @@ def flash_attn_varlen_func(
     assert cu_seqlens_q.dtype == torch.int32, "the kernel reads 32 bits"
     assert int(cu_seqlens_q[0]) == 0 and int(cu_seqlens_q[-1]) == len(q)
     bounds = cu_seqlens_q.tolist()
-    sizes = [stop - start for start, stop in zip(bounds, bounds[1:], strict=False)]
+    sizes = [stop - start for start, stop in pairwise(bounds)]
     assert min(sizes) > 0 and int(max_seqlen_q) == int(max_seqlen_k) == max(sizes)
     parts = zip(q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
     return torch.cat([attend(*part, softmax_scale) for part in parts])
 
 
+def leaking(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    softmax_scale: float,
+    causal: bool,
+) -> torch.Tensor:
+    """What a kernel would do that doesn't look at the bounds."""
+    return attend(q, k, v, softmax_scale)
+
+
 @contextmanager
-def flash_attention(model: Any) -> Iterator[Any]:
+def flash_attention(
+    model: Any, varlen: Callable[..., Any] = flash_attn_varlen_func
+) -> Iterator[Any]:
     """Within the block, `model` computes with FlashAttention."""
     from transformers import modeling_flash_attention_utils as theirs
 
     def functions(*_: Any, **__: Any) -> tuple[Any, ...]:
-        return flash_attn_func, flash_attn_varlen_func, None, None, None
+        return flash_attn_func, varlen, None, None, None
 
     before = model.config._attn_implementation
     with (

@@ -95,7 +95,9 @@ def test_packed_documents_do_not_see_each_other(kernel: str, family: str) -> Non
     found = gradient(model, losses_B.sum())
     expected = []
     for group in ((0, 1), (2, 3, 0)):
-        own = [lone_text(model, [END, *TEXTS[n], *([END] if n != group[-1] else [])]) for n in group]
+        own = [
+            lone_text(model, [END, *TEXTS[n], *([END] if n != group[-1] else [])]) for n in group
+        ]
         expected.append(torch.stack(own).sum())
     torch.testing.assert_close(losses_B, torch.stack(expected).float(), rtol=1e-5, atol=1e-5)
     reference = gradient(model, torch.stack(expected).sum())
