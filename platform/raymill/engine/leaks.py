@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from raymill.engine.compilation import uncompiled
 from raymill.engine.evaluation import evaluating
 from raymill.engine.group import WorkerGroup
 from raymill.errors import ConfigError
@@ -64,7 +65,8 @@ def leaks(
     other_BT[0, :HALF] = tokens_BT[0, :HALF].flip(0)
     opens_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
     opens_BT[:, HALF] = packed
-    with evaluating(model):
+    # Masks and bounds are made outside of what `train.compile` compiles.
+    with uncompiled(), evaluating(model):
         one_BTH, other_BTH = (
             _hidden(model, head, Sequences.of(tokens, opens_BT), device)
             for tokens in (tokens_BT, other_BT)
