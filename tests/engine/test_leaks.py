@@ -17,7 +17,7 @@ from raymill.engine import setup
 from raymill.engine.assignment import Assignment
 from raymill.engine.group import WorkerGroup
 from raymill.engine.leaks import leaks, refuse_leaks
-from raymill.engine.recipe import recipe_of
+from raymill.engine.recipes import recipe_of
 from raymill.engine.start import Start
 from raymill.errors import ConfigError
 from rollout.tiny import tiny_model
