@@ -10,6 +10,7 @@ import pytest
 from faults.weather import Weather
 from raymill import reading
 from raymill.cluster.watchdog import (
+    COMPILE_S,
     FIRST_S,
     FROZEN_S,
     LONG_S,
@@ -161,6 +162,8 @@ def test_slow_is_not_still(tmp_path: Path, pulses: list[Pulse], clock: Clock) ->
         (None, 1.0, "evaluate", LONG_S),
         (None, 1.0, "gather", LONG_S),
         (None, 1.0, "commit", LONG_S),
+        (None, 1.0, "compile", COMPILE_S),
+        (5.0, 1.0, "compile", COMPILE_S),
     ],
 )
 def test_limits(
@@ -172,6 +175,30 @@ def test_limits(
     assert watchdog.look(median) == []
     assert look_for(watchdog, clock, limit - 0.1, median) == []
     assert look_for(watchdog, clock, 0.2, median)
+
+
+def test_who_compiles_alone_is_waited_for(
+    tmp_path: Path, pulses: list[Pulse], clock: Clock
+) -> None:
+    """In whatever phase: it isn't behind for that, and those that are through wait longer than their limit."""
+    watchdog = Watchdog(tmp_path, len(RANKS), 10.0, clock)
+    beat(pulses, 7, "forward")
+    assert watchdog.look(1.0) == []
+    clock.now += 5
+    pulses[1].aside("compile")
+    assert watchdog.look(1.0) == []
+    assert look_for(watchdog, clock, COMPILE_S - 1, 1.0) == []
+    pulses[1].aside(None)
+    assert look_for(watchdog, clock, 1, 1.0) == [], (
+        "it goes on with its phase, which takes time too"
+    )
+    assert look_for(watchdog, clock, 8, 1.0) == []
+    assert {standing.phase for standing in look_for(watchdog, clock, 2, 1.0)} == {"forward"}
+    pulses[1].aside("compile")
+    assert watchdog.look(1.0) == []
+    assert look_for(watchdog, clock, COMPILE_S - 1, 1.0) == []
+    late = look_for(watchdog, clock, 2, 1.0)
+    assert [one.phase for one in late if one.rank == RANKS[1]] == ["compile"]
 
 
 def test_rows_that_are_given_are_gathered_in_no_time(

@@ -150,6 +150,7 @@ def test_a_batch_that_cannot_be_divided_is_told_in_its_own_unit() -> None:
         ("zero.offload_params=cpu", "needs zero.stage=3"),
         ("data=files", "data.path: data=files needs"),
         ("arch.attention=flash_attention_2", "needs cluster.gpu=true"),
+        ("arch.attention=flash_attention_2", "its kernels compute in 16 bits alone; set train.precision=bf16"),
         ("tokenizer.vocab_size=100", "at least 257"),
         ("cluster.device_memory_gib=0.01", "one worker needs about"),
         ("train.activation_checkpointing=1", "expected true or false"),

@@ -16,10 +16,8 @@ from raymill.config.schema import ChatEvaluation
 from raymill.data.chat.questions import Question
 from raymill.engine.answers import AnsweredQuestions
 from raymill.engine.evaluation import Occasion
-from raymill.engine.fine_tuning import refuse_leaks
 from raymill.engine.group import WorkerGroup
 from raymill.engine.journal import Journal
-from raymill.errors import ConfigError
 from raymill.model.parent import load_parent
 from raymill.objective.assistant_tokens import AssistantTokens
 
@@ -27,26 +25,6 @@ from raymill.objective.assistant_tokens import AssistantTokens
 @pytest.fixture
 def model(tmp_path: Path) -> Any:
     return load_parent(write_parent(tmp_path / "parent"), VOCAB, NEW_IDS, "sdpa", 7)
-
-
-class Leaky(torch.nn.Module):
-    """A model that doesn't read restarting positions as packed rows."""
-
-    def __init__(self, inner: Any) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, position_ids: torch.Tensor, **arguments: Any) -> Any:
-        return self.inner(**arguments)
-
-
-@pytest.mark.parametrize("batch", [1, 2])
-def test_packing_is_refused_where_attention_leaks(model: Any, batch: int) -> None:
-    group = WorkerGroup(torch.device("cpu"))
-    objective = AssistantTokens(model.get_output_embeddings())
-    refuse_leaks(model, objective, group, batch, "fp32")
-    with pytest.raises(ConfigError, match=r"data\.packing=true: this model's attention"):
-        refuse_leaks(Leaky(model), objective, group, batch, "fp32")
 
 
 class FakeJournal(Journal):

@@ -13,6 +13,13 @@ import torch
 from engine.probe import Case, resumed, spawn
 from engine.test_parity import bare_losses
 from engine.test_state import check_every_layout
+from objective.test_sequences import END, TEXTS, conversations, documents
+from raymill.data.rows import Rows
+from raymill.engine.leaks import leaks
+from raymill.objective.assistant_tokens import AssistantTokens
+from raymill.objective.language_modelling import LanguageModelling
+from raymill.objective.objective import Objective
+from rollout.tiny import tiny_model
 
 pytestmark = [
     pytest.mark.gpu,
@@ -48,6 +55,27 @@ def test_the_bare_loops_losses_under_every_stage(tmp_path: Path) -> None:
 
 def test_resume_is_bit_exact_in_every_layout(tmp_path: Path) -> None:
     check_every_layout(1, tmp_path, gpu=True)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+def test_flash_attention_sees_what_masks_let_it_see(family: str) -> None:
+    """The real kernels: packed documents and conversations of several rows, against SDPA's masks."""
+    pytest.importorskip("flash_attn")
+    device = torch.device("cuda")
+    model = tiny_model(family).to(device, torch.bfloat16)
+    chats = conversations([TEXTS[0], TEXTS[1]], [TEXTS[3], TEXTS[1], TEXTS[0]])
+    packed: list[tuple[Objective, Rows]] = [
+        (LanguageModelling(END, document_mask=True), documents(TEXTS[:2], TEXTS[1:])),
+        (AssistantTokens(model.get_output_embeddings()), chats),
+    ]
+
+    def losses(attention: str) -> torch.Tensor:
+        model.set_attn_implementation(attention)
+        assert max(leaks(model, model.get_output_embeddings(), True, device)) < 1e-3
+        with torch.no_grad():
+            return torch.cat([job.losses(model, rows, device) for job, rows in packed])
+
+    torch.testing.assert_close(losses("flash_attention_2"), losses("sdpa"), rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize("first", ["gpu", "cpu"])

@@ -46,6 +46,22 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
+def test_a_compiled_run_has_the_losses_of_a_plain_one(place: Path) -> None:
+    """By torch's own compiler; what it took is told with the steps that it interrupted."""
+    plain, compiled = run(
+        [
+            made(place, "dpo", f"compile-{on}", f"train.compile={on}", "train.steps=6")
+            for on in ("false", "true")
+        ]
+    )
+    losses = [[event["train/loss"] for event in steps(found)] for found in (plain, compiled)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert not any("perf/compile_s" in event for event in steps(plain))
+    took = [event.get("perf/compile_s", 0.0) for event in steps(compiled)]
+    assert took[0] > 0 and took[3:] == [0.0, 0.0, 0.0], took
+
+
 def made(root: Path, kind: str, name: str, *overrides: str) -> Assignment:
     return assigned(
         kind, root / "parent", root / "storage", f"data.path={root / 'pairs.jsonl'}",

@@ -130,3 +130,14 @@ def test_noise_only_in_training_and_repeatable(model: Any, chats: list[EncodedCh
     noisy = total(model, rows).item()
     torch.manual_seed(1)
     assert total(model, rows).item() == noisy != quiet
+
+
+def test_noise_does_not_shrink_where_rows_become_one(model: Any) -> None:
+    embed = model.get_input_embeddings()
+    clean_THs = [embed(torch.ones(1, length, dtype=torch.long)) for length in (8, 32)]
+    add_embedding_noise(model, 5.0, row_length=8)
+    model.train()
+    for clean_TH, length in zip(clean_THs, (8, 32), strict=True):
+        noise_TH = embed(torch.ones(1, length, dtype=torch.long)) - clean_TH
+        most = 5.0 / (8 * noise_TH.shape[2]) ** 0.5
+        assert 0.95 * most < noise_TH.abs().max().item() <= most

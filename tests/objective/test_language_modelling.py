@@ -9,7 +9,7 @@ import torch
 from raymill.config import load
 from raymill.data.rows import Rows
 from raymill.model.build import build_model
-from raymill.objective.language_modelling import LanguageModelling, document_positions
+from raymill.objective.language_modelling import LanguageModelling
 
 CPU = torch.device("cpu")
 
@@ -48,11 +48,6 @@ def test_padding_and_splitting_change_nothing(model: torch.nn.Module) -> None:
         alone += objective.losses(model, part, CPU).sum().item()
     assert whole == pytest.approx(alone, rel=1e-5)
     assert objective.weight(mixed) == 16 + 8 + 1 + 12
-
-
-def test_document_positions_restart_at_end_of_text() -> None:
-    inputs = torch.tensor([[0, 5, 6, 0, 7, 8, 9], [3, 4, 0, 0, 1, 2, 3]])
-    assert document_positions(inputs, 0).tolist() == [[0, 1, 2, 0, 1, 2, 3], [0, 1, 0, 0, 1, 2, 3]]
 
 
 def test_document_mask_makes_documents_independent(model: torch.nn.Module) -> None:

@@ -13,17 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raymill.engine.pulse import read_pulse
+from raymill.engine.pulse import COMPILE, read_pulse
 from raymill.errors import StorageError
 
 LEAST_S = 120.0
 STEPS = 20  # median steps that a rank may take for one phase
-FIRST_S = 1200.0  # before there is a median: first steps open data, compile and fill caches
+FIRST_S = 1200.0  # before there is a median: first steps open data and fill caches
 # Phases whose length a step's doesn't tell: an evaluation or a write to slow storage takes what it takes, and
 # where answers are sampled and judged for a step, that has limits of its own.
 _LONG = ("evaluate", "commit")
 _SAMPLING = "gather"
 LONG_S = 3600.0
+COMPILE_S = 1800.0  # a layer's code, within any phase; a rank may do it alone
 # All ranks alike read a checkpoint, or pass a reference model over all pairs.
 START_S = 24 * 3600.0
 # Without a look for so long, the machine slept, or everything was stopped, the ranks perhaps too.
@@ -112,13 +113,17 @@ class Watchdog:
             if record["beat"] == earliest
         ]
         behind.sort(key=lambda standing: standing.seconds, reverse=True)
-        if behind[0].seconds < self._limit(behind[0].phase, median_step_s):
+        # Any of them may be the one that the others wait for, so each has its own time: one that compiles has
+        # more, and one that is done with it starts anew.
+        if any(one.seconds < self._limit(one.phase, median_step_s) for one in behind):
             return []
         return behind
 
     def _limit(self, phase: str, median_step_s: float | None) -> float:
         if phase == "start":
             return START_S
+        if phase == COMPILE:
+            return max(COMPILE_S, self._timeout_s or 0.0)
         if phase in self._long:
             return max(LONG_S, self._timeout_s or 0.0)
         if median_step_s is None:

@@ -153,7 +153,7 @@ def _from_parent(job: ParentJob) -> Iterator[str]:
     yield from _messages(job.data)
     yield from _training(job)
     yield from _lora(job.lora)
-    yield from _attention("attention", job.attention, job.cluster)
+    yield from _attention("attention", job.attention, job)
     if job.run.from_ is not None:
         yield "run.from: a fork of this job isn't supported; give its export as parent"
 
@@ -206,9 +206,16 @@ def _lora(lora: LoraConfig) -> Iterator[str]:
         yield "lora.targets: name the modules to adapt, or all-linear"
 
 
-def _attention(key: str, attention: str, cluster: ClusterConfig) -> Iterator[str]:
-    if attention == "flash_attention_2" and not cluster.gpu:
+def _attention(key: str, attention: str, job: TrainJob) -> Iterator[str]:
+    if attention != "flash_attention_2":
+        return
+    if not job.cluster.gpu:
         yield f"{key}=flash_attention_2: needs cluster.gpu=true; use sdpa on a CPU"
+    if job.train.precision == "fp32":
+        yield (
+            f"{key}=flash_attention_2, train.precision=fp32: its kernels compute in 16 bits alone; set "
+            f"train.precision=bf16, or {key}=sdpa"
+        )
 
 
 def _rows(data: RowsConfig) -> Iterator[str]:
@@ -270,7 +277,7 @@ def _arch(arch: ArchConfig) -> Iterator[str]:
 
 
 def _fresh_model(job: PretrainJob) -> Iterator[str]:
-    yield from _attention("arch.attention", job.arch.attention, job.cluster)
+    yield from _attention("arch.attention", job.arch.attention, job)
     if job.run.from_ is not None and job.model is not None:
         yield "run.from and model are both set: a fork brings its own weights"
     if job.data.sequence_length > job.arch.max_positions:

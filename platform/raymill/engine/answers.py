@@ -21,6 +21,7 @@ from raymill.data.rows import Rows
 from raymill.data.split import VALIDATION
 from raymill.durable import write_atomic
 from raymill.engine.answer_table import write_table
+from raymill.engine.compilation import uncompiled
 from raymill.engine.evaluation import Occasion, evaluating
 from raymill.engine.group import WorkerGroup
 from raymill.engine.journal import Journal
@@ -73,7 +74,8 @@ class AnsweredQuestions:
         if plainly:
             asked = [(plain, question.answer_ids) for plain, question in self._plain]
             figures["answers/loss_plain"] = self._loss(model, group, asked)
-        answers, cut = self._answers(model, group, plainly)
+        with uncompiled():
+            answers, cut = self._answers(model, group, plainly)
         beside = f"evaluation.answer_tokens={self.settings.answer_tokens}"
         figures |= self._cut(
             occasion, cut, "questions_cut", f"of the model's positions, beside {beside}"

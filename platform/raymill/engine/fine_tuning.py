@@ -5,29 +5,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from raymill.config.schema import SftJob
 from raymill.data.chat.tokenizer import has_template
 from raymill.data.manifest import load_prepared
-from raymill.data.rows import Rows
 from raymill.engine.answers import AnsweredQuestions
-from raymill.engine.evaluation import Evaluator, HeldOutLoss, evaluating
+from raymill.engine.evaluation import Evaluator, HeldOutLoss
 from raymill.engine.experience import Experience
 from raymill.engine.group import WorkerGroup
 from raymill.engine.journal import Journal
 from raymill.engine.learner import Learner
 from raymill.engine.parents import flops_per_token, held_out_sets, policy_model
 from raymill.engine.recipe import Recipe
-from raymill.errors import ConfigError
 from raymill.objective.assistant_tokens import AssistantTokens
 from raymill.objective.language_modelling import LanguageModelling
+from raymill.objective.sequences import FLAT_KERNELS
 
 
 @dataclass(frozen=True)
 class FineTuning(Recipe[SftJob]):
     """See `Recipe`."""
+
+    @property
+    def packing_key(self) -> str | None:
+        return "data.packing" if self.job.data.packing else None
 
     def build_model(self, fresh: bool) -> torch.nn.Module:
         """Whether or not a checkpoint follows: it holds only what is trained."""
@@ -38,7 +40,9 @@ class FineTuning(Recipe[SftJob]):
         if job.freeze:
             freeze(model, job.freeze)
         if job.neftune_alpha:
-            add_embedding_noise(model, job.neftune_alpha)
+            flat = job.attention in FLAT_KERNELS
+            length = job.data.sequence_length if flat else None
+            add_embedding_noise(model, job.neftune_alpha, length)
         return model  # type: ignore[no-any-return]
 
     def objective(self, model: Any, group: WorkerGroup) -> AssistantTokens:
@@ -51,14 +55,9 @@ class FineTuning(Recipe[SftJob]):
         group: WorkerGroup,
         journal: Journal | None,
     ) -> list[Evaluator]:
-        model = learners[0].model
         job, settings = self.job, self.job.evaluation
         objective = learners[0].objective
         assert isinstance(objective, AssistantTokens)
-        if job.data.packing:
-            several = max(job.train.micro_batch, settings.batch) > 1
-            refuse_leaks(model, objective, group, 2 if several else 1, job.train.precision)
-
         named = held_out_sets(self.prepared, settings, group)
         weights = self.assignment.weights
         evaluators: list[Evaluator] = [HeldOutLoss(objective, named, weights, settings.every)]
@@ -92,35 +91,3 @@ class FineTuning(Recipe[SftJob]):
             learned = chat.learned_tokens / max(1, chat.statistics["train"]["tokens"])
             share += weight / sum(weights) * learned
         return flops_per_token(model, self.job.data.sequence_length, share)
-
-
-def refuse_leaks(
-    model: Any, objective: AssistantTokens, group: WorkerGroup, batch: int, precision: str
-) -> None:
-    """Make sure that a conversation's loss doesn't depend on the one packed before it; collective.
-
-    transformers tells packed rows by positions that restart, but not for every family and kernel.
-
-    Raises:
-        ConfigError: it does, so packing would train across conversations.
-    """
-    half = 8
-    tokens = np.stack([np.arange(1, 2 * half + 1), np.arange(1, 2 * half + 1)])
-    tokens[1, :half] = tokens[0, :half][::-1]  # another neighbour, the same conversation after it
-    second = np.tile(np.arange(2 * half) >= half, (2, 1))
-    weight = (second & (np.arange(2 * half) > half)).astype(np.float32)
-    rows = Rows(
-        tokens, np.full(2, 2 * half, np.int32), weight=weight, segment=second.astype(np.uint16)
-    )
-    with evaluating(model):
-        parts = [rows.part(first, first + batch) for first in range(0, 2, batch)]
-        losses = torch.cat([objective.losses(model, part, group.device) for part in parts])
-    first, other = losses.tolist()
-    if abs(first - other) > (1e-5 if precision == "fp32" else 1e-3) * abs(first):
-        raise ConfigError(
-            [
-                "data.packing=true: this model's attention doesn't keep the conversations of a row "
-                f"apart (a loss of {first:.6f} or {other:.6f}, by its neighbour); set "
-                "data.packing=false, or another attention="
-            ]
-        )

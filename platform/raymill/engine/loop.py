@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +16,7 @@ from raymill.data.manifest import Prepared
 from raymill.data.stream import RankStream, StepBatch
 from raymill.engine.assignment import Assignment
 from raymill.engine.checkpoints import Checkpoints, Position
+from raymill.engine.compilation import Compiles
 from raymill.engine.device import device_memory
 from raymill.engine.divergence import Divergence
 from raymill.engine.evaluation import Evaluator, Occasion
@@ -58,10 +59,12 @@ class Loop:
     _ahead: StepBatch | None = field(default=None, init=False)  # drawn already, for the next step
     _divergence: Divergence = field(init=False)
     _stragglers: Stragglers = field(default_factory=Stragglers, init=False)
+    _compiles: Compiles = field(init=False)
 
     def __post_init__(self) -> None:
         start, group, journal = self.start, self.group, self.journal
         self.step, self.samples, self.tokens = start.step, start.samples, start.tokens
+        self._compiles = Compiles(self.pulse)
         self.guard = Guard(self.assignment.job.guard)
         self.guard.restore(start.guard)
         self.guard.left_out(start.windows)
@@ -75,7 +78,8 @@ class Loop:
     def run(self) -> str:
         """Train to the end or until asked to stop; returns "finished" or "stopped"."""
         try:
-            return self._run()
+            with self._compiles.told() if self.assignment.job.train.compile else nullcontext():
+                return self._run()
         except RaymillError:
             self._beat("commit")
             with suppress(CheckpointError):
@@ -212,6 +216,7 @@ class Loop:
                 "perf/mfu": per_second * self.flops_per_token / self.peak_flops,
                 "perf/step_s": seconds,
                 **device_memory(self.group.device),
+                **self._compiles.figures(),
                 "perf/data_wait_s": phases.seconds["data"],
                 **{
                     f"perf/{phase}_s": phases.seconds[phase]

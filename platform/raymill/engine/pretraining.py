@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -23,6 +23,12 @@ from raymill.plan.flops import flops_per_token
 @dataclass(frozen=True)
 class Pretraining(Recipe[PretrainJob]):
     """See `Recipe`."""
+
+    attention_key: ClassVar[str] = "arch.attention"
+
+    @property
+    def packing_key(self) -> str | None:
+        return "data.document_mask" if self.job.data.document_mask else None
 
     def build_model(self, fresh: bool) -> torch.nn.Module:
         from raymill.model.build import build_model, load_pretrained

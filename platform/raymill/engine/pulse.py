@@ -15,6 +15,7 @@ NODE = "RAYMILL_NODE"  # the variable with the id of the Ray node that a worker 
 # For each other; twice what the watchdog gives the longest phase, so that it names who is late.
 WAIT_S = 7200
 _BYTES = 512
+COMPILE = "compile"  # what a rank does aside
 
 
 def place() -> dict[str, Any]:
@@ -30,12 +31,20 @@ class Pulse:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = os.open(_path(folder, rank), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         self._place = place()
-        self._beats = 0
+        self._beats, self._phase = 0, "start"
         self.step = 0
 
     def beat(self, phase: str) -> None:
         """The rank is in this phase of its step now."""
         self._beats += 1
+        self._phase = phase
+        self._write(phase)
+
+    def aside(self, phase: str | None) -> None:
+        """Within its phase the rank does something that the others needn't do; None: no longer."""
+        self._write(phase or self._phase)
+
+    def _write(self, phase: str) -> None:
         now = {"beat": self._beats, "step": self.step, "phase": phase}
         record = json.dumps(now | self._place)
         os.pwrite(self._file, record.ljust(_BYTES).encode(), 0)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 
@@ -30,6 +30,12 @@ class Recipe(ABC, Generic[J]):
     assignment: Assignment
     job: J
     prepared: list[Prepared]
+    attention_key: ClassVar[str] = "attention"
+
+    @property
+    def packing_key(self) -> str | None:
+        """The key with which sequences that mustn't see each other share a row; None where none do."""
+        return None
 
     @abstractmethod
     def build_model(self, fresh: bool) -> torch.nn.Module:

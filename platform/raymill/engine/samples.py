@@ -11,6 +11,7 @@ from typing import Any
 from raymill.config.schema import TextEvaluation
 from raymill.data.manifest import Prepared
 from raymill.durable import write_atomic
+from raymill.engine.compilation import uncompiled
 from raymill.engine.evaluation import Occasion
 from raymill.engine.group import WorkerGroup
 from raymill.engine.journal import Journal
@@ -35,18 +36,19 @@ class SampledText:
         settings, step = self.settings, occasion.step
         if not occasion.due(settings.sample_every):
             return {}
-        texts = sample_texts(
-            model,
-            self.prepared.tokenizer_folder,
-            settings.prompts,
-            end_of_text_id=self.prepared.manifest.tokenizer.end_of_text_id,
-            max_new_tokens=settings.sample_tokens,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            seed=self.seed + step,
-            note=partial(self._tell, step),
-            lockstep=True,
-        )
+        with uncompiled():
+            texts = sample_texts(
+                model,
+                self.prepared.tokenizer_folder,
+                settings.prompts,
+                end_of_text_id=self.prepared.manifest.tokenizer.end_of_text_id,
+                max_new_tokens=settings.sample_tokens,
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+                seed=self.seed + step,
+                note=partial(self._tell, step),
+                lockstep=True,
+            )
         if self.journal is not None:
             path = f"samples/step-{step:08d}.json"
             body = [

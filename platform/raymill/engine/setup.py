@@ -10,6 +10,7 @@ import torch
 from raymill.engine.agreement import on_all_ranks
 from raymill.engine.assignment import Assignment
 from raymill.engine.group import WorkerGroup
+from raymill.engine.leaks import refuse_leaks
 from raymill.engine.learner import Learner
 from raymill.engine.recipe import Recipe
 from raymill.engine.start import Start
@@ -58,8 +59,24 @@ def _build(
         trainer = Trainer(job, model.to(group.device), group, prefix)
         if reader is not None:
             trainer.load_state(reader, start.updates(prefix), start.keeps_moments)
+        refuse_leaks(
+            trainer.model,
+            _head(trainer.model),
+            recipe.packing_key,
+            recipe.attention_key,
+            job.train.precision,
+            group,
+        )
         of = recipe.critic_objective if critic else recipe.objective
         learners.append(
             Learner(trainer, of(trainer.model, group), group, job.train.micro_batch, rate, prefix)
         )
     return learners
+
+
+def _head(model: Any) -> torch.nn.Module:
+    """What takes the last hidden states: the output matrix, or the head that gives one number."""
+    from raymill.model.parent import scalar_head
+
+    output: torch.nn.Module | None = model.get_output_embeddings()
+    return scalar_head(model) if output is None else output

@@ -11,6 +11,7 @@ import torch
 
 from raymill.checkpoint.fragments import MUON_MOMENTS, WEIGHT, FloatArray, FragmentReader
 from raymill.config.schema import TrainJob
+from raymill.engine.compilation import compile_layers, layers_of
 from raymill.engine.group import WorkerGroup
 from raymill.engine.matrix_exchange import Matrix, MatrixExchange
 from raymill.engine.muon import Muon
@@ -50,6 +51,7 @@ class Trainer:
         self, job: TrainJob, model: torch.nn.Module, group: WorkerGroup, prefix: str = ""
     ) -> None:
         import deepspeed
+        from deepspeed.utils import set_z3_leaf_module
 
         self.group = group
         self.updates = 0  # applied so far
@@ -67,6 +69,12 @@ class Trainer:
             model.gradient_checkpointing_enable(  # type: ignore[operator]
                 gradient_checkpointing_kwargs={"use_reentrant": False}
             )
+        if job.train.compile:
+            layers = layers_of(model)
+            compile_layers(layers)
+            for layer in layers:
+                # Under ZeRO-3 its weights are gathered at once, by a hook outside of what is compiled.
+                set_z3_leaf_module(layer, True)
         self.optimizer = build_optimizer(model, job.optim, job.train.precision)
         self.engine, *_ = deepspeed.initialize(
             model=model,
@@ -74,8 +82,6 @@ class Trainer:
             config=deepspeed_config(job, group.world_size),
             dist_init_required=False,
         )
-        if job.train.compile:
-            self.engine.compile()
         self.model = self.engine.module
         self._parameters = {
             parameter: trained[name]

@@ -209,18 +209,19 @@ def freeze(model: torch.nn.Module, patterns: Sequence[str]) -> None:
         raise ConfigError(problems)
 
 
-def add_embedding_noise(model: Any, alpha: float) -> None:
+def add_embedding_noise(model: Any, alpha: float, row_length: int | None = None) -> None:
     """NEFTune (Jain et al. 2023): uniform noise of magnitude alpha / √(T·H) on embeddings, in training.
 
-    T is the length of the row. The noise comes from torch's global generator, which the loop seeds by step
-    and rank, so it is the same after a restart.
+    T is the length of the pass's rows, or `row_length` where a pass makes one row of several. The noise comes
+    from torch's global generator, which the loop seeds by step and rank, so it is the same after a restart.
     """
     import torch
 
     def noisy(module: torch.nn.Module, _inputs: Any, output_BTH: torch.Tensor) -> torch.Tensor:
         if not module.training:
             return output_BTH
-        magnitude = alpha / (output_BTH.shape[1] * output_BTH.shape[2]) ** 0.5
+        length = output_BTH.shape[1] if row_length is None else row_length
+        magnitude = alpha / (length * output_BTH.shape[2]) ** 0.5
         return output_BTH + torch.empty_like(output_BTH).uniform_(-magnitude, magnitude)
 
     model.get_input_embeddings().register_forward_hook(noisy)

@@ -3,8 +3,8 @@
 Shapes: B rows of a micro-batch, T predictions a row (a row holds T + 1 tokens), N tokens learned from in
 all of them, V vocabulary.
 
-A row holds several conversations. Positions restart with each, and transformers masks attention between
-them, so packing changes no gradient. Logits are computed at the learned places alone.
+A row holds several conversations, which don't see each other (see `Sequences`), so packing changes no
+gradient. Logits are computed at the learned places alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 
 from raymill.data.rows import Rows
-from raymill.objective.language_modelling import restarting_positions
 from raymill.objective.objective import Forward, Tally
 from raymill.objective.places import logits_at
 
@@ -47,14 +46,7 @@ class AssistantTokens:
         segment_BT = torch.from_numpy(rows.segment[:, : width - 1].astype(np.int64))
         opens_BT = torch.ones_like(segment_BT, dtype=torch.bool)
         opens_BT[:, 1:] = segment_BT[:, 1:] != segment_BT[:, :-1]
-        places = logits_at(
-            forward,
-            self.head,
-            tokens_BT1,
-            weight_BT,
-            device,
-            position_ids=restarting_positions(opens_BT),
-        )
+        places = logits_at(forward, self.head, tokens_BT1, weight_BT, device, opens_BT)
         nats_N = F.cross_entropy(places.logits.float(), places.target, reduction="none")
         weighted_N = nats_N * weight_BT.to(device)[places.row, places.column]
         zero_B = torch.zeros(len(rows), dtype=torch.float32, device=device)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from raymill.data.rows import Rows
 from raymill.objective.objective import IGNORE, Forward, Tally, predicted_tokens
+from raymill.objective.sequences import Sequences, passed
 
 
 @dataclass(frozen=True)
@@ -36,30 +37,13 @@ class LanguageModelling:
         labels_BT = tokens_BT1[:, 1:].clone()
         column_T = torch.arange(labels_BT.shape[1])
         labels_BT[column_T >= torch.from_numpy(rows.length.astype(np.int64))[:, None] - 1] = IGNORE
-        arguments: dict[str, torch.Tensor] = {"input_ids": inputs_BT.to(device)}
-        if self.document_mask:
-            positions_BT = document_positions(inputs_BT, self.end_of_text_id)
-            arguments["position_ids"] = positions_BT.to(device)
-        logits_BTV = forward(**arguments, use_cache=False).logits
+        # An end of text opens the document after it.
+        opens_BT = inputs_BT == self.end_of_text_id if self.document_mask else None
+        logits = passed(forward, Sequences.of(inputs_BT, opens_BT), device).logits
         nats_BT = F.cross_entropy(
-            logits_BTV.flatten(0, 1).float(),
+            logits.flatten(0, 1).float(),
             labels_BT.flatten().to(device),
             ignore_index=IGNORE,
             reduction="none",
         ).view(labels_BT.shape)
         return nats_BT.sum(dim=1)
-
-
-def document_positions(inputs_BT: torch.Tensor, end_of_text_id: int) -> torch.Tensor:
-    """Positions that restart at every end-of-text token, which opens the document after it.
-
-    transformers reads restarting positions as packed sequences and masks attention between them.
-    """
-    return restarting_positions(inputs_BT == end_of_text_id)
-
-
-def restarting_positions(opens_BT: torch.Tensor) -> torch.Tensor:
-    """[B, T] Positions that count from 0 at every place where `opens_BT` is true."""
-    column_BT = torch.arange(opens_BT.shape[1]).expand_as(opens_BT)
-    start_BT = torch.where(opens_BT, column_BT, torch.zeros_like(column_BT))
-    return column_BT - start_BT.cummax(dim=1).values

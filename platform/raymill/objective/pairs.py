@@ -3,8 +3,7 @@
 Shapes: P pairs, S = 2P sequences (all better ones, then all worse), L tokens of the longest, T = L - 1
 predictions, N answer tokens in all of them.
 
-A row holds both conversations one after the other; here each becomes a row of its own, padded on the
-right, which causal attention never looks at. So no kernel has to keep the two apart.
+A row holds both conversations one after the other; here each becomes a row of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import torch
 from raymill.data.rows import Rows
 from raymill.objective.log_probs import response_log_probs
 from raymill.objective.objective import Forward, Tally
-from raymill.objective.places import attention_mask, logits_at
+from raymill.objective.places import logits_at
 from raymill.objective.preferences import LOSSES, PairLogProbs, bradley_terry_loss
 from raymill.objective.scores import last_scores
 
@@ -63,11 +62,6 @@ class Sides:
             torch.from_numpy(pair_weights(rows)),
             torch.from_numpy(rows.margin.astype(np.float32)),
         )
-
-    @property
-    def attention(self) -> torch.Tensor:
-        """[S, L] 1 where a token is."""
-        return attention_mask(self.length, self.tokens.shape[1])
 
 
 def pair_weights(rows: Rows) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -155,9 +149,7 @@ class RewardPairs(PairObjective):
         self, forward: Forward, sides: Sides, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """([P], [P]) of the better and the worse answers, fp32."""
-        score_S = last_scores(
-            forward, self.head, sides.tokens, sides.attention, sides.length - 1, device
-        )
+        score_S = last_scores(forward, self.head, sides.tokens, sides.length - 1, device)
         better_P, worse_P = score_S.chunk(2)
         return better_P, worse_P
 
@@ -209,14 +201,7 @@ def answer_log_probs(
 
     Logits are computed at the answers' places alone.
     """
-    places = logits_at(
-        forward,
-        head,
-        sides.tokens,
-        sides.answer[:, 1:],
-        device,
-        attention_mask=sides.attention[:, :-1].contiguous(),
-    )
+    places = logits_at(forward, head, sides.tokens, sides.answer[:, 1:], device)
     log_prob_N, _ = response_log_probs(places.logits, places.target, 1.0)
     zero_S = torch.zeros(len(sides.tokens), dtype=torch.float32, device=device)
     better_P, worse_P = zero_S.index_add(0, places.row, log_prob_N * places.counts).chunk(2)

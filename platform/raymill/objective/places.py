@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from raymill.objective.objective import Forward
+from raymill.objective.sequences import Sequences, passed
 
 
 @dataclass(frozen=True)
@@ -34,29 +35,21 @@ def logits_at(
     tokens_BL: torch.Tensor,
     chosen_BT: torch.Tensor,
     device: torch.device,
-    **arguments: torch.Tensor,
+    opens_BT: torch.Tensor | None = None,
 ) -> Places:
     """A forward pass over all tokens but each row's last, with logits where `chosen_BT` isn't 0.
 
-    `head` is the model's output matrix; `arguments` go to the model, moved to the device.
+    `head` is the model's output matrix; rows are cut into sequences where `opens_BT` is true.
     """
     row_N, column_N = torch.nonzero(chosen_BT, as_tuple=True)
     idle = not len(row_N)
     if idle:
         row_N, column_N = torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long)
+    sequences = Sequences.of(tokens_BL[:, :-1].contiguous(), opens_BT)
     with _only_at(head, (row_N * chosen_BT.shape[1] + column_N).to(device)):
-        logits_NV = forward(
-            input_ids=tokens_BL[:, :-1].contiguous().to(device),
-            **{name: value.to(device) for name, value in arguments.items()},
-            use_cache=False,
-        ).logits
+        logits_NV = passed(forward, sequences, device).logits
     target_N = tokens_BL[row_N, column_N + 1].to(device)
     return Places(row_N.to(device), column_N.to(device), target_N, logits_NV, float(not idle))
-
-
-def attention_mask(length_B: torch.Tensor, width: int) -> torch.Tensor:
-    """[B, width] 1 where a token is, of rows that are padded on the right."""
-    return (torch.arange(width) < length_B[:, None]).long()
 
 
 @contextmanager

@@ -130,4 +130,4 @@ class Critic:
 
     def values(self, forward: Forward, rows: Rollouts, device: torch.device) -> torch.Tensor:
         """[B, T] What is still to come, seen from before each token is drawn."""
-        return all_scores(forward, self.head, rows.tokens, rows.attention, device)[:, :-1]
+        return all_scores(forward, self.head, rows.tokens, device)[:, :-1]

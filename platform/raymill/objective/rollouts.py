@@ -13,7 +13,7 @@ import torch
 
 from raymill.objective.log_probs import response_log_probs
 from raymill.objective.objective import Forward
-from raymill.objective.places import attention_mask, logits_at
+from raymill.objective.places import logits_at
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,6 @@ class Rollouts:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    @property
-    def attention(self) -> torch.Tensor:
-        """[B, L] 1 where a token is."""
-        return attention_mask(self.length, self.tokens.shape[1])
-
     def part(self, start: int, stop: int) -> Rollouts:
         """Answers [start, stop), as wide as the longest of them."""
         return self.take(torch.arange(start, min(stop, len(self))))
@@ -94,14 +89,7 @@ def token_log_probs(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """([B, T], [B, T]) Log-probabilities of the answers' tokens and the distributions' entropies, in nats,
     fp32, at this temperature; 0 where the mask is. Logits are computed at the answers' places alone."""
-    places = logits_at(
-        forward,
-        head,
-        rollouts.tokens,
-        rollouts.mask,
-        device,
-        attention_mask=rollouts.attention[:, :-1].contiguous(),
-    )
+    places = logits_at(forward, head, rollouts.tokens, rollouts.mask, device)
     log_prob_N, entropy_N = response_log_probs(places.logits, places.target, temperature)
     zero_BT = torch.zeros(rollouts.mask.shape, dtype=torch.float32, device=device)
     at = (places.row, places.column)

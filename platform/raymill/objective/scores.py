@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from raymill.objective.objective import Forward
+from raymill.objective.sequences import Sequences, passed
 
 
 def all_scores(
     forward: Forward,
     head: torch.nn.Module,
     tokens_SL: torch.Tensor,
-    attention_SL: torch.Tensor,
     device: torch.device,
 ) -> torch.Tensor:
     """[S, L] fp32: the head's score at every token."""
@@ -30,22 +30,19 @@ def all_scores(
 
     handle = head.register_forward_hook(note)
     try:
-        forward(
-            input_ids=tokens_SL.to(device), attention_mask=attention_SL.to(device), use_cache=False
-        )
+        passed(forward, Sequences.of(tokens_SL), device)
     finally:
         handle.remove()
-    return seen[0].squeeze(-1).float()
+    return seen[0].float().view(tokens_SL.shape)
 
 
 def last_scores(
     forward: Forward,
     head: torch.nn.Module,
     tokens_SL: torch.Tensor,
-    attention_SL: torch.Tensor,
     place_S: torch.Tensor,
     device: torch.device,
 ) -> torch.Tensor:
     """[S] fp32: the score at one place of each sequence."""
-    score_SL = all_scores(forward, head, tokens_SL, attention_SL, device)
+    score_SL = all_scores(forward, head, tokens_SL, device)
     return score_SL[torch.arange(len(place_S), device=device), place_S.to(device)]

@@ -14,7 +14,6 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from raymill.objective.places import attention_mask
 from raymill.objective.scores import last_scores
 from raymill.reward.task import Score, failed
 from raymill.rollout.engine import Sampling
@@ -94,12 +93,9 @@ class RewardModelEngine:
         length_S = torch.tensor([len(one) for one in sequences])
         width = int(length_S.max())
         tokens_SL = torch.tensor([[*one, *[0] * (width - len(one))] for one in sequences])
-        attention_SL = attention_mask(length_S, width)
         device = next(self._model.parameters()).device
         with torch.no_grad():
-            scores_S = last_scores(
-                self._model, self._head, tokens_SL, attention_SL, length_S - 1, device
-            )
+            scores_S = last_scores(self._model, self._head, tokens_SL, length_S - 1, device)
         found: list[float] = scores_S.cpu().tolist()
         return found
 

@@ -1,0 +1,151 @@
+"""`train.compile`: layers are compiled a few times, whatever is learned from, and give the losses that they
+give uncompiled; a compile is told as such."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from engine.probe import ARCH, Case, job_of, join
+from engine.ranks import run_ranks
+from objective.test_pairs import classifier, rows_of, some_pairs
+from objective.test_policy import sampled, with_columns
+from objective.test_sequences import END, conversations, documents
+from raymill.config.schema import AlgorithmConfig
+from raymill.engine.compilation import Compiles, layers_of, uncompiled
+from raymill.engine.evaluation import evaluating
+from raymill.engine.pulse import Pulse, read_pulse
+from raymill.errors import ConfigError
+from raymill.model.build import build_model
+from raymill.objective.assistant_tokens import AssistantTokens
+from raymill.objective.language_modelling import LanguageModelling
+from raymill.objective.pairs import PreferredAnswers, RewardPairs
+from raymill.objective.policy import PolicyGradient
+from rollout.tiny import VOCAB_SIZE, tiny_model
+from servers import free_port
+
+STEPS, WARM = 12, 4
+Learned = tuple[Any, Any, Callable[[int], Any]]  # a model, what it learns, and the rows of a step
+
+
+def texts(step: int, count: int) -> list[list[int]]:
+    """Of other lengths in every step."""
+    drawn = np.random.default_rng(step)
+    return [drawn.integers(1, 100, int(size)).tolist() for size in drawn.integers(2, 9, count)]
+
+
+def wide_model() -> Any:
+    """Whose matrices are large enough that ZeRO-3 really shares them out (above 100,000 elements)."""
+    arch = replace(ARCH, hidden_size=320, intermediate_size=640, heads=4, kv_heads=4)
+    return build_model(arch, VOCAB_SIZE, None, 1)
+
+
+def learned(kind: str) -> Learned:
+    if kind == "reward":
+        model = classifier("llama")
+        return model, RewardPairs(model.score), lambda step: rows_of(some_pairs(4, step))
+    model = wide_model() if kind == "wide" else tiny_model()
+    head = model.get_output_embeddings()
+    if kind == "pretrain":
+        rows = lambda step: documents(*(texts(4 * step + n, 2) for n in range(4)))  # noqa: E731
+        return model, LanguageModelling(END, document_mask=True), rows
+    if kind in ("sft", "wide"):
+        rows = lambda step: conversations(*(texts(4 * step + n, 3) for n in range(4)), width=33)  # noqa: E731
+        return model, AssistantTokens(head), rows
+    if kind == "dpo":
+        pairs = lambda step: rows_of(some_pairs(4, step))  # noqa: E731
+        return model, PreferredAnswers(head, "orpo", 0.3, 0.0, 0.0), pairs
+    policy = PolicyGradient(head, AlgorithmConfig("grpo", "grpo", kl="loss"), 0.7, 8)
+    answers = [with_columns(sampled(4, step), model) for step in range(STEPS)]
+    return model, policy, lambda step: answers[step]
+
+
+CASES = [*((kind, 1) for kind in ("pretrain", "sft", "dpo", "rlhf")), ("reward", 0), ("wide", 3)]
+
+
+def train(rank: int, world: int, port: int, folder: Path) -> None:
+    """Each case compiled and not; how many graphs there were after each step, and the losses."""
+    group = join(rank, world, port, folder)
+    import torch._dynamo
+    from torch._dynamo.utils import counters
+
+    from raymill.engine.trainer import Trainer
+
+    real = torch.compile
+    # Instead of compiling C++, what was captured is run as it is.
+    torch.compile = lambda code, **settings: real(code, **settings | {"backend": "eager"})
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    found = {}
+    for (kind, stage), compiled in ((case, on) for case in CASES for on in (False, True)):
+        torch._dynamo.reset()
+        counters.clear()
+        model, objective, rows = learned(kind)
+        job = job_of(Case(stage, micro_batch=4, batch=4))
+        job = replace(job, train=replace(job.train, compile=compiled))
+        trainer = Trainer(job, model, group)
+        losses, graphs = [], []
+        for step in range(STEPS):
+            trainer.begin_micro_batch(last=True)
+            losses_B = objective.losses(trainer.engine, rows(step), group.device)
+            trainer.backward(losses_B.sum(), 100.0)
+            trainer.update(1e-3)
+            with evaluating(trainer.model):
+                measured_B = objective.losses(trainer.model, rows(step).part(0, 3), group.device)
+            losses += [float(losses_B.detach().sum()), float(measured_B.sum())]
+            graphs.append(counters["stats"]["unique_graphs"])
+        found[f"{kind} {stage} {compiled}"] = {"losses": losses, "graphs": graphs}
+        trainer.engine.destroy()
+    (folder / "found.json").write_text(json.dumps(found))
+    os._exit(0)  # Gloo's threads may still be ending
+
+
+def test_no_jobs_rows_compile_layers_anew(tmp_path: Path) -> None:
+    """However many places are learned from, however long the rows are."""
+    run_ranks(train, (1, free_port(), tmp_path), 1)
+    found = json.loads((tmp_path / "found.json").read_text())
+    for kind, stage in CASES:
+        plain, compiled = (found[f"{kind} {stage} {on}"] for on in (False, True))
+        assert plain["graphs"] == [0] * STEPS
+        graphs = compiled["graphs"]
+        assert 0 < graphs[0] <= graphs[-1] == graphs[WARM] <= 6, (kind, stage, graphs)
+        assert compiled["losses"] == pytest.approx(plain["losses"], rel=1e-4), (kind, stage)
+
+
+def test_a_compile_is_told_as_a_phase_of_its_own(tmp_path: Path) -> None:
+    """It interrupts one that all ranks are in, and counts for no beat: the others needn't compile."""
+    pulse, seen = Pulse(tmp_path, 0), []
+    compiles = Compiles(pulse)
+
+    def backend(graph: Any, _inputs: Any) -> Any:
+        seen.append(read_pulse(tmp_path, 0))
+        return graph.forward
+
+    doubled = torch.compile(lambda x: x * 2, backend=backend)
+    pulse.beat("data")
+    pulse.beat("forward")
+    before = read_pulse(tmp_path, 0)
+    with compiles.told():
+        assert doubled(torch.ones(3)).tolist() == [2.0, 2.0, 2.0]
+        after = read_pulse(tmp_path, 0)
+        with uncompiled():
+            doubled(torch.ones(3, 3, 3))
+    assert before is not None and before == after
+    assert seen == [before | {"phase": "compile"}]
+    assert compiles.figures()["perf/compile_s"] > 0
+    assert compiles.figures() == {}, "told once"
+    doubled(torch.ones(2, 2, dtype=torch.long))
+    assert len(seen) == 2 and read_pulse(tmp_path, 0) == after, "nobody is told any longer"
+
+
+def test_what_is_not_made_of_layers_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"train\.compile=true: Linear isn't made of layers"):
+        layers_of(torch.nn.Linear(2, 2))
+    assert len(layers_of(tiny_model("gpt2"))) == len(layers_of(classifier("qwen3"))) == 2
