@@ -73,6 +73,9 @@ def test_zero_memory_is_the_papers() -> None:
     """7.5B parameters on 64 GPUs: 120, 31.4, 16.6, 1.9 GB (Rajbhandari et al. 2020, figure 1)."""
     found = [sum(state_bytes(7_500_000_000, stage, 64, "bf16")) / 1e9 for stage in range(4)]
     assert found == pytest.approx([120, 31.4, 16.6, 1.9], abs=0.06)
+    for stage, share in ((0, 1), (1, 1), (2, 64), (3, 64)):  # fp32 sums of micro-batches
+        paper, ours = (state_bytes(10**9, stage, 64, "bf16", fp32)[1] for fp32 in (False, True))
+        assert (paper, ours) == (2e9 / share, 4e9 / share)
 
 
 def test_fp32_state() -> None:

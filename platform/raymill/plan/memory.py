@@ -2,8 +2,8 @@
 
 State: Rajbhandari et al. 2020 ("ZeRO"), section 3 and figure 1: mixed precision holds 2 bytes of weights,
 2 of gradients and 12 of fp32 weights and Adam moments a parameter, of which stage 1 shares out the 12,
-stage 2 the gradients too, stage 3 everything. Gradients are accumulated here in fp32 under ZeRO 1-3 in
-bf16, which the paper doesn't count; `accumulate_fp32` says so. In fp32, weights and gradients take
+stage 2 the gradients too, stage 3 everything. Gradients are accumulated here in fp32 in bf16 too, which the
+paper doesn't count; `accumulate_fp32` says so. In fp32, weights and gradients take
 4 bytes each and moments 8; stages 1 to 3 keep a partitioned fp32 copy of the weights besides.
 With Muon a matrix of the blocks has one moment, 4 bytes. When activations are gone, a worker has a bucket of
 whole matrices, their updates, and the products of the largest (`update_bytes`).
@@ -78,7 +78,7 @@ def state_bytes(
 ) -> tuple[float, float, float]:
     """(weights, gradients, optimizer) in bytes of one worker; `moments` of the whole model, or else Adam's."""
     low = 2 if precision == "bf16" else 4
-    gradient = 4 if precision != "bf16" or (accumulate_fp32 and stage > 0) else 2
+    gradient = 4 if precision != "bf16" or accumulate_fp32 else 2
     masters = 4 * parameters if precision == "bf16" or stage > 0 else 0
     optimizer = masters + (8 * parameters if moments is None else moments)
     share = 1 / workers
