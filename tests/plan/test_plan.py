@@ -11,6 +11,7 @@ from raymill.config.schema import ArchConfig
 from raymill.data.order import PATTERN, Order, SourceShape
 from raymill.engine.optimizers import moments_of, muon_names
 from raymill.model.build import hugging_face_config
+from raymill.plan.batch import step_tokens, total_steps
 from raymill.plan.flops import flops_per_token
 from raymill.plan.memory import moment_bytes, state_bytes, worker_memory
 from raymill.plan.parameters import count_parameters
@@ -93,6 +94,23 @@ def test_offloaded_state_moves_to_the_host() -> None:
     assert away.state == here.gradients
 
 
+def test_an_output_matrix_in_fp32_is_counted() -> None:
+    arch = load("pretrain", []).arch
+    settings = {
+        "stage": 0,
+        "workers": 1,
+        "micro_batch": 1,
+        "sequence_length": 64,
+        "recompute": False,
+    }
+    for precision, elements in (("fp32", 0), ("bf16", 4096 * arch.hidden_size)):
+        plain, wide = (
+            worker_memory(arch, 4096, precision=precision, **settings, fp32_head=head).device
+            for head in (False, True)
+        )
+        assert wide - plain == 8 * elements
+
+
 def test_flops_of_gpt3() -> None:
     """175B parameters x 300B tokens: 3.14e23 FLOPs as published (6ND)."""
     arch = load("pretrain", ["arch=gpt2_124m", "arch.hidden_size=12288", "arch.layers=96",
@@ -100,6 +118,20 @@ def test_flops_of_gpt3() -> None:
                              "arch.max_positions=2048"]).arch  # fmt: skip
     total = flops_per_token(arch, 50257, 2048) * 300e9
     assert total == pytest.approx(3.14e23, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", ["reward", "dpo", "rlhf"])
+def test_tokens_are_of_all_sequences_of_a_step(kind: str) -> None:
+    """Both answers of a pair, and every answer of a group with its prompt."""
+    sizes = ["data.sequence_length=100", "train.global_batch=16", "train.micro_batch=8"]
+    if kind == "rlhf":
+        sizes += ["rollout.group=4", "rollout.max_new_tokens=28"]
+        a_step = 16 * 4 * (100 + 28)
+    else:
+        sizes += ["data.path=x"]
+        a_step = 16 * 2 * 100
+    job = load(kind, [*sizes, "train.steps=null", f"train.tokens={7 * a_step - 1}"])
+    assert (step_tokens(job), total_steps(job)) == (a_step, 7)
 
 
 def test_the_plan_spells_out_the_batch() -> None:

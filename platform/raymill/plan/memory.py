@@ -107,9 +107,15 @@ def activation_bytes(
 
 
 def logits_bytes(vocab_size: int, micro_batch: int, sequence_length: int, precision: str) -> float:
-    """Logits as computed, their fp32 copy and its gradient; often the peak of a small model."""
+    """Logits as computed, their fp32 copy and its gradient; often the peak of a small model. Where the output
+    matrix computes in fp32, there is no copy of them, and `head_bytes` come on top."""
     copies = 4 + 4 + (2 if precision == "bf16" else 0)
     return float(micro_batch * sequence_length * vocab_size * copies)
+
+
+def head_bytes(arch: ArchConfig, vocab_size: int, precision: str) -> float:
+    """fp32 copies of the output matrix and its gradient, where it computes in fp32 (DPO, RL)."""
+    return 8.0 * vocab_size * arch.hidden_size if precision == "bf16" else 0.0
 
 
 def worker_memory(
@@ -126,6 +132,7 @@ def worker_memory(
     offload_params: Offload = "none",
     optimizer_name: str = "adamw",
     bucket_elements: int = 0,
+    fp32_head: bool = False,
 ) -> Memory:
     """Plan one worker; an estimate without allocator overhead and, but for Muon's, communication buffers."""
     count = count_parameters(arch, vocab_size)
@@ -145,12 +152,15 @@ def worker_memory(
         host += weights
     if offload_params != "none":
         weights = 0.0
+    logits = logits_bytes(vocab_size, micro_batch, sequence_length, precision)
+    if fp32_head:
+        logits += head_bytes(arch, vocab_size, precision)
     return Memory(
         weights=weights,
         gradients=gradients,
         optimizer=optimizer,
         activations=activation_bytes(arch, micro_batch, sequence_length, precision, recompute),
-        logits=logits_bytes(vocab_size, micro_batch, sequence_length, precision),
+        logits=logits,
         host=host,
         update=update,
     )
