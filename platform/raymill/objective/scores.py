@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from raymill.objective.heads import Fp32Head
 from raymill.objective.objective import Forward
 
 
@@ -30,12 +31,15 @@ def all_scores(
 
     handle = head.register_forward_hook(note)
     try:
-        forward(
-            input_ids=tokens_SL.to(device), attention_mask=attention_SL.to(device), use_cache=False
-        )
+        with Fp32Head(head):
+            forward(
+                input_ids=tokens_SL.to(device),
+                attention_mask=attention_SL.to(device),
+                use_cache=False,
+            )
     finally:
         handle.remove()
-    return seen[0].squeeze(-1).float()
+    return seen[0].squeeze(-1)
 
 
 def last_scores(
