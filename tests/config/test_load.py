@@ -16,7 +16,7 @@ from raymill.config import digest, flatten, load
 from raymill.config.compose import groups
 from raymill.config.entry import main
 from raymill.config.help import help_text
-from raymill.config.identity import is_changeable
+from raymill.config.identity import CHANGEABLE_ON_FORK, is_changeable
 from raymill.config.topics import TOPICS
 from raymill.errors import ConfigError
 
@@ -171,9 +171,26 @@ def test_muon_takes_adamws_rates_and_no_adapters() -> None:
     assert "momentum=1.0: Muon needs one" in problems("optim=muon", "optim.momentum=1")
     with pytest.raises(ConfigError, match=r"optim.name=muon, lora.rank=4: adapters are trained by"):
         load("sft", ["optim=muon", "lora.rank=4"])
-    nvme = ("zero=stage3", "zero.offload_optimizer=nvme", "zero.nvme_path=/nvme")
-    assert "Muon's momentum isn't swapped" in problems("optim=muon", *nvme)
     assert "Muon" not in problems("optim=muon", "zero=stage3", "zero.offload_optimizer=cpu")
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_optimizer_state_isnt_swapped_to_files(optimizer: str) -> None:
+    asked = ("zero=stage3", "zero.offload_optimizer=nvme", "zero.nvme_path=/nvme", "dry_run=true")
+    found = problems(f"optim={optimizer}", *asked)
+    assert "checkpointed nor resumed; use zero.offload_optimizer=cpu" in found
+    assert "zero.nvme_path" not in found
+    assert "zero.nvme_path" in problems("zero=stage3", "zero.offload_params=nvme")
+
+
+def test_the_precision_of_sums_over_workers_is_part_of_what_a_run_is() -> None:
+    low = ("train.precision=bf16", "train.reduce_precision=bf16")
+    assert load("pretrain", []).train.reduce_precision == "fp32"
+    assert load("pretrain", ["train.precision=bf16"]).train.reduce_precision == "fp32"
+    assert load("pretrain", low).train.reduce_precision == "bf16"
+    assert "rounded on their way alone" in problems("train.reduce_precision=bf16")
+    assert not is_changeable("train.reduce_precision")
+    assert is_changeable("train.reduce_precision", CHANGEABLE_ON_FORK)
 
 
 def test_zero_3_offload_needs_to_know_the_memory() -> None:

@@ -4,6 +4,7 @@ with a reference that is kept or asked; exact resume; exports that say what was 
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,19 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from data.chat_factory import write_jsonl
-from engine.alignment_probe import assigned, events, run, steps, write_parent
+from engine.alignment_probe import ADDED, VOCAB, assigned, events, run, steps, write_parent
 from engine.test_reinforcement import comparable
 from raymill.checkpoint.resume import newest_verified
 from raymill.cluster.exports import export_checkpoint
+from raymill.data.chat.tokenizer import chat_tokenizer
 from raymill.data.manifest import load_prepared
 from raymill.data.validation import ValidationSet
+from raymill.engine import reference
 from raymill.engine.assignment import Assignment
+from raymill.engine.preference_tuning import PreferenceTuning
+from raymill.engine.recipe import recipe_of
 from raymill.engine.reference import CachedReference
+from raymill.model.parent import load_parent
 from raymill.objective.pairs import Sides
 from raymill.track.marker import write_marker
 from track.test_marker import flip
@@ -62,9 +68,9 @@ def test_a_compiled_run_has_the_losses_of_a_plain_one(place: Path) -> None:
     assert took[0] > 0 and took[3:] == [0.0, 0.0, 0.0], took
 
 
-def made(root: Path, kind: str, name: str, *overrides: str) -> Assignment:
+def made(root: Path, kind: str, name: str, *overrides: str, parent: str = "parent") -> Assignment:
     return assigned(
-        kind, root / "parent", root / "storage", f"data.path={root / 'pairs.jsonl'}",
+        kind, root / parent, root / "storage", f"data.path={root / 'pairs.jsonl'}",
         "data.sequence_length=48", "data.row_group_rows=4", "data.validation.fraction=0.2",
         "train.global_batch=8", "train.micro_batch=2", "train.steps=3", "evaluation.every=0",
         "evaluation.batch=3", "optim.learning_rate=1e-3", f"run.name={name}", *overrides,
@@ -82,6 +88,10 @@ ADAPTERS = {
     "lora": ("lora.rank=4",),
     "lora live": ("lora.rank=4", "loss.reference=live"),
     "lora zero3 live": ("lora.rank=4", "loss.reference=live", "zero=stage3"),
+}
+IN_BF16 = {
+    "bf16": ("train.precision=bf16", "loss.reference=live"),
+    "bf16 zero3": ("train.precision=bf16", "loss.reference=live", "zero=stage3"),
 }
 MUON = {
     "muon": ("optim=muon",),
@@ -104,7 +114,7 @@ def trained(place: Path) -> dict[str, list[dict[str, Any]]]:
                 place, "reward" if "reward" in name else "dpo", f"{name}-{world}".replace(" ", "-"),
                 f"run.workers={world}", *more,
             )
-            for name, more in (DPO | ADAPTERS | MUON | REWARD).items()
+            for name, more in (DPO | ADAPTERS | IN_BF16 | MUON | REWARD).items()
             if world == 2 or name in ("cached", "lora", "reward")
         }  # fmt: skip
         results = run(list(cases.values()), world)
@@ -118,6 +128,10 @@ def test_the_first_loss_is_ln_2(trained: dict[str, list[dict[str, Any]]]) -> Non
         if "reward" not in name:
             assert steps(found)[0]["train/loss"] == pytest.approx(LN2, abs=1e-4), name
             assert steps(found)[-1]["train/loss"] < LN2, name
+        if (
+            "bf16" in name
+        ):  # both compute the same, bit by bit, from weights in bf16 and positions in fp32
+            assert steps(found)[0]["train/loss"] == pytest.approx(LN2, abs=1e-7), name
 
 
 def test_how_the_work_is_shared_changes_nothing(
@@ -150,6 +164,31 @@ def test_resume_is_bit_exact(place: Path, kind: str) -> None:
     assert [event["attempt"] for event in resumed] == [1, 1, 2, 2]
     for ours, theirs in zip(resumed, steps(whole), strict=True):
         assert comparable(ours) == comparable(theirs)
+
+
+def test_a_cached_reference_is_of_one_seed_where_the_seed_decides_weights(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The template's two tokens are drawn, unless the parent has them."""
+    known = place / "known"
+    load_parent(place / "parent", VOCAB + ADDED, [], "sdpa", 5).save_pretrained(known)
+    chat_tokenizer(place / "parent", "auto", ()).save(known)
+
+    def path(seed: int, parent: str = "parent") -> Path:
+        made_for = made(place, "dpo", "cache", parent=parent)
+        # The same data, as a mixture is, which wasn't split by this seed.
+        job = replace(made_for.job, run=replace(made_for.job.run, seed=seed))
+        assignment = replace(made_for, job=job)
+        prepared = [load_prepared(folder) for folder in assignment.folders]
+        recipe = recipe_of(assignment, prepared)
+        assert isinstance(recipe, PreferenceTuning)
+        return recipe._cache.path
+
+    assert path(1) == path(1) != path(2)
+    assert path(1, known.name) == path(2, known.name)
+    now = path(1)
+    monkeypatch.setattr(reference, "FORMAT", 1)
+    assert path(1) != now, "what was cached in another format isn't read"
 
 
 def test_transformers_alone_confirms_the_reward_model(place: Path) -> None:
@@ -213,7 +252,7 @@ def test_a_parent_that_was_changed_has_another_reference(place: Path, tmp_path: 
     def reference() -> CachedReference:
         assignment = made(tmp_path, "dpo", "changed")
         digests = tuple(load_prepared(folder).manifest.digest for folder in assignment.folders)
-        return CachedReference.of(assignment, digests)
+        return CachedReference.of(assignment, digests, draws=False)
 
     before = reference()
     before.record, before.values = np.arange(2), np.zeros((2, 2), np.float32)

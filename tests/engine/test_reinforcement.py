@@ -3,14 +3,18 @@ ZeRO stage, on two ranks, with adapters; exact resume; dumped rollouts replayed.
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch.multiprocessing import ProcessRaisedException
 
+from data.prepared_factory import _write_tokenizer
 from engine.alignment_probe import (
+    VOCAB,
     assigned,
     events,
     run,
@@ -20,11 +24,14 @@ from engine.alignment_probe import (
     write_prompts,
 )
 from raymill.cluster.finish import _refuse_unchanged
+from raymill.config import load
 from raymill.config.schema import RlhfJob
 from raymill.data.manifest import load_prepared
 from raymill.engine.assignment import Assignment
+from raymill.engine.recipe import recipe_of
 from raymill.engine.start import decide_start
 from raymill.errors import ConfigError, RaymillError
+from raymill.model.build import build_model
 from raymill.rollout.record import Rollout, read_rollout, rollout_path
 
 WORDS = [f"{word} {number}" for word in ("say", "tell", "ask me about") for number in range(16)]
@@ -41,9 +48,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def grpo(root: Path, name: str, *overrides: str) -> Assignment:
+def grpo(root: Path, name: str, *overrides: str, parent: str = "parent") -> Assignment:
     return assigned(
-        "rlhf", root / "parent", root / "storage", f"data.path={root / 'prompts.jsonl'}",
+        "rlhf", root / parent, root / "storage", f"data.path={root / 'prompts.jsonl'}",
         "data.sequence_length=48", "data.row_group_rows=4", "data.validation.fraction=0.2",
         "reward.functions={token_share: 1.0}", "rollout.actors=0", "rollout.max_new_tokens=8",
         "rollout.group=4", "rollout.batch=8", "train.global_batch=4", "train.micro_batch=4",
@@ -67,6 +74,13 @@ def by_stage(place: Path) -> dict[str, list[dict[str, Any]]]:
             )
             for stage in (range(4) if world == 2 else (0,))
         }
+        if world == 2:
+            cases |= {
+                f"2 bf16 zero{stage}": grpo(
+                    place, f"low{stage}", f"zero=stage{stage}", workers, "train.precision=bf16", *KL
+                )
+                for stage in (0, 3)
+            }
         cases[f"{world} lora"] = grpo(
             place, f"lora{world}", "zero=stage3", workers, "lora.rank=4", *KL
         )
@@ -98,7 +112,36 @@ def test_the_sampler_is_the_policy_after_every_sync(
     for name, found in by_stage.items():
         for event in steps(found):
             # With several updates it is measured against π_old, which sampled.
-            assert 1 - 1e-5 < event["sampler/ratio"] < 1.001, (name, event["step"])
+            # In bf16 the cache and the padding of a sampler's batch show.
+            most = 1.02 if "bf16" in name else 1.001
+            assert 1 - 1e-5 < event["sampler/ratio"] < most, (name, event["step"])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_parents_dropout_doesnt_enter_the_ratio(place: Path, family: str) -> None:
+    """Old log-probabilities and values are computed in evaluation mode, new ones in training mode."""
+    parent = place / f"dropout-{family}"
+    shape = {"layers": 2, "hidden_size": 32, "heads": 4, "kv_heads": 4, "intermediate_size": 64}
+    arch = replace(
+        load("pretrain", ["experiment=tiny"]).arch, **shape, family=family, head_dim=None,
+        max_positions=128, dropout=0.3,
+    )  # fmt: skip
+    build_model(arch, VOCAB, 0, 1).save_pretrained(parent)
+    _write_tokenizer(parent, VOCAB)
+    assignment = grpo(place, f"of-{family}", "algorithm=ppo", parent=parent.name)
+    recipe = recipe_of(assignment, [load_prepared(folder) for folder in assignment.folders])
+    for model in (recipe.build_model(fresh=True), recipe.build_critic()):
+        assert model is not None
+        ids = torch.arange(60).view(2, 30)
+        trained, evaluated = model.train()(ids).logits, model.eval()(ids).logits
+        assert torch.equal(trained, evaluated)
+    config = json.loads((parent / "config.json").read_text())
+    dropout = {key: value for key, value in config.items() if "drop" in key and value == 0.3}
+    built = recipe.build_model(fresh=True).config.to_dict()
+    assert dropout
+    assert dropout == {key: built[key] for key in dropout}, (
+        "it is still there for whoever trains next"
+    )
 
 
 def test_every_trainable_parameter_learns(by_stage: dict[str, list[dict[str, Any]]]) -> None:

@@ -60,6 +60,9 @@ class ScriptedModel:
     def parameters(self) -> Any:
         return iter([torch.zeros(1)])
 
+    def get_output_embeddings(self) -> torch.nn.Module:
+        return torch.nn.Identity()
+
     def __call__(self, input_ids: torch.Tensor, cache: Any, use_cache: bool) -> Any:
         if cache is None:
             self.asked.append(input_ids[0].tolist())

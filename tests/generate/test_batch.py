@@ -107,6 +107,7 @@ def test_logits_are_those_without_padding(model: Any) -> None:
         return output
 
     watched.parameters, watched.config = model.parameters, model.config  # type: ignore[attr-defined]
+    watched.get_output_embeddings = model.get_output_embeddings  # type: ignore[attr-defined]
     watched.training, watched.eval, watched.train = False, model.eval, model.train  # type: ignore[attr-defined]
     together(watched, batch_size=7)
     by_length = sorted(range(7), key=lambda index: -len(PROMPTS[index]))

@@ -82,6 +82,7 @@ def test_lockstep_makes_every_pass_whatever_is_drawn(model: torch.nn.Module) -> 
 
     counted.parameters = model.parameters  # type: ignore[attr-defined]
     counted.config = model.config  # type: ignore[attr-defined]
+    counted.get_output_embeddings = model.get_output_embeddings  # type: ignore[attr-defined]
     likeliest = int(model(input_ids=torch.tensor([[0, 5]])).logits[0, -1].argmax())
     settings = {"max_new_tokens": 7, "temperature": 0.0, "top_p": 1.0,
                 "generator": torch.Generator(), "end_of_text_id": likeliest}  # fmt: skip

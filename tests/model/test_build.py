@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,9 @@ from raymill.config.schema import ArchConfig
 from raymill.errors import ConfigError
 from raymill.model.build import build_model, load_pretrained
 from raymill.model.shape import own_architecture
+
+LOADS = ("from_pretrained", "from_config")
+PACKAGE = Path(__file__).resolve().parents[2] / "platform" / "raymill"
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 60}
 LLAMA = SMALL | {"intermediate_size": 48, "num_key_value_heads": 2, "max_position_embeddings": 64}
@@ -77,3 +83,37 @@ def test_another_shape_or_vocabulary_is_refused(tmp_path: Path) -> None:
             load_pretrained(tmp_path, arch, vocab_size, 7)
     with pytest.raises(ConfigError, match=r"arch\.max_positions=32: the model in .* has 64"):
         load_pretrained(tmp_path, replace(arch, max_positions=32), 60, 7)
+
+
+def test_a_folders_own_code_is_never_run_nor_asked_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arch = saved(LlamaConfig(**LLAMA), tmp_path)
+    asked: list[str] = []
+    monkeypatch.setattr(builtins, "input", lambda *text: asked.append(str(text)) or "y")
+    (tmp_path / "own.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w')\n"
+        "from transformers import LlamaConfig\n"
+        "class Own(LlamaConfig):\n    model_type = 'own'\n"
+    )
+    path = tmp_path / "config.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {
+            "model_type": "own", "auto_map": {"AutoConfig": "own.Own"},
+        })
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match=r"model=.*: transformers can't load it: .* custom code"):
+        load_pretrained(tmp_path, arch, 60, 7)
+    assert asked == []
+    assert not (tmp_path / "ran").exists()
+
+
+def test_every_call_that_builds_a_model_refuses_its_code() -> None:
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in LOADS:
+                given = {one.arg: ast.unparse(one.value) for one in node.keywords}
+                found.append((path.name, node.lineno, given.get("trust_remote_code")))
+    assert len(found) > 9, found
+    assert {trusted for _, _, trusted in found} == {"False"}, found

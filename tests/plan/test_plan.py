@@ -11,6 +11,7 @@ from raymill.config.schema import ArchConfig
 from raymill.data.order import PATTERN, Order, SourceShape
 from raymill.engine.optimizers import moments_of, muon_names
 from raymill.model.build import hugging_face_config
+from raymill.plan.batch import step_tokens, total_steps
 from raymill.plan.flops import flops_per_token
 from raymill.plan.memory import moment_bytes, state_bytes, worker_memory
 from raymill.plan.parameters import count_parameters
@@ -73,6 +74,9 @@ def test_zero_memory_is_the_papers() -> None:
     """7.5B parameters on 64 GPUs: 120, 31.4, 16.6, 1.9 GB (Rajbhandari et al. 2020, figure 1)."""
     found = [sum(state_bytes(7_500_000_000, stage, 64, "bf16")) / 1e9 for stage in range(4)]
     assert found == pytest.approx([120, 31.4, 16.6, 1.9], abs=0.06)
+    for stage, share in ((0, 1), (1, 1), (2, 64), (3, 64)):  # fp32 sums of micro-batches
+        paper, ours = (state_bytes(10**9, stage, 64, "bf16", fp32)[1] for fp32 in (False, True))
+        assert (paper, ours) == (2e9 / share, 4e9 / share)
 
 
 def test_fp32_state() -> None:
@@ -90,6 +94,23 @@ def test_offloaded_state_moves_to_the_host() -> None:
     assert away.state == here.gradients
 
 
+def test_an_output_matrix_in_fp32_is_counted() -> None:
+    arch = load("pretrain", []).arch
+    settings = {
+        "stage": 0,
+        "workers": 1,
+        "micro_batch": 1,
+        "sequence_length": 64,
+        "recompute": False,
+    }
+    for precision, elements in (("fp32", 0), ("bf16", 4096 * arch.hidden_size)):
+        plain, wide = (
+            worker_memory(arch, 4096, precision=precision, **settings, fp32_head=head).device
+            for head in (False, True)
+        )
+        assert wide - plain == 8 * elements
+
+
 def test_flops_of_gpt3() -> None:
     """175B parameters x 300B tokens: 3.14e23 FLOPs as published (6ND)."""
     arch = load("pretrain", ["arch=gpt2_124m", "arch.hidden_size=12288", "arch.layers=96",
@@ -97,6 +118,20 @@ def test_flops_of_gpt3() -> None:
                              "arch.max_positions=2048"]).arch  # fmt: skip
     total = flops_per_token(arch, 50257, 2048) * 300e9
     assert total == pytest.approx(3.14e23, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", ["reward", "dpo", "rlhf"])
+def test_tokens_are_of_all_sequences_of_a_step(kind: str) -> None:
+    """Both answers of a pair, and every answer of a group with its prompt."""
+    sizes = ["data.sequence_length=100", "train.global_batch=16", "train.micro_batch=8"]
+    if kind == "rlhf":
+        sizes += ["rollout.group=4", "rollout.max_new_tokens=28"]
+        a_step = 16 * 4 * (100 + 28)
+    else:
+        sizes += ["data.path=x"]
+        a_step = 16 * 2 * 100
+    job = load(kind, [*sizes, "train.steps=null", f"train.tokens={7 * a_step - 1}"])
+    assert (step_tokens(job), total_steps(job)) == (a_step, 7)
 
 
 def test_the_plan_spells_out_the_batch() -> None:

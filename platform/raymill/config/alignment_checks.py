@@ -8,6 +8,7 @@ from raymill.config.ranges import above, at_least, fraction, safe_name
 from raymill.config.schema import (
     AlgorithmConfig,
     DpoJob,
+    LoraConfig,
     RankJob,
     RewardConfig,
     RewardJob,
@@ -52,6 +53,7 @@ def reinforcement(job: RlhfJob) -> list[str]:
         *_algorithm(job.algorithm, job.rollout),
         *_rollout(job),
         *_reward(job.reward),
+        *_dropout(job.lora),
         *above("critic.learning_rate", job.critic.learning_rate, 0),
         *at_least("evaluation.answers_shown", job.evaluation.answers_shown, 0),
         *at_least("evaluation.table_every", job.evaluation.table_every, 0),
@@ -81,6 +83,15 @@ def ranking(job: RankJob) -> list[str]:
             else []
         ),
     ]
+
+
+def _dropout(lora: LoraConfig) -> Iterator[str]:
+    if lora.dropout:
+        yield (
+            f"lora.dropout={lora.dropout}: an answer's old log-probability is computed without dropout and its "
+            "new one with it, so the ratio of the two would be noise before anything is learned; use "
+            "lora.dropout=0"
+        )
 
 
 def _algorithm(algorithm: AlgorithmConfig, rollout: RolloutConfig) -> Iterator[str]:

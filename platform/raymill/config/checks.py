@@ -163,6 +163,7 @@ def _training(job: TrainJob) -> Iterator[str]:
     yield from _tracking(job.tracking)
     yield from _optimizer(job)
     yield from _zero(job)
+    yield from _precision(job)
     yield from run_problems(job)
 
 
@@ -329,8 +330,6 @@ def _muon(job: TrainJob) -> Iterator[str]:
             f"optim.name=muon, lora.rank={job.lora.rank}: adapters are trained by AdamW, which leaves "
             "Muon nothing; use optim=adamw, or lora.rank=0"
         )
-    if job.zero.offload_optimizer == "nvme":
-        yield "zero.offload_optimizer=nvme: Muon's momentum isn't swapped; use cpu, or optim=adamw"
 
 
 def _zero(job: TrainJob) -> Iterator[str]:
@@ -340,14 +339,28 @@ def _zero(job: TrainJob) -> Iterator[str]:
         yield f"zero.offload_optimizer={zero.offload_optimizer}: needs zero.stage of 1 to 3"
     if zero.offload_params != "none" and zero.stage != 3:
         yield f"zero.offload_params={zero.offload_params}: needs zero.stage=3, not {zero.stage}"
-    if "nvme" in (zero.offload_optimizer, zero.offload_params) and (
-        zero.nvme_path is None or zero.stage != 3
-    ):
+    if zero.offload_optimizer == "nvme":
+        # DeepSpeed leaves tensors without elements behind (swap_tensor/optimizer_utils.py, `release_memory`).
+        yield (
+            "zero.offload_optimizer=nvme: optimizer state that DeepSpeed has swapped out can neither be "
+            "checkpointed nor resumed; use zero.offload_optimizer=cpu, or more workers for zero.stage=3 to "
+            "share it out over"
+        )
+    if zero.offload_params == "nvme" and (zero.nvme_path is None or zero.stage != 3):
         yield "zero.nvme_path: offloading to NVMe needs zero.stage=3 and the folder to write to"
     if "cpu" in (zero.offload_optimizer, zero.offload_params) and cluster.host_memory_gib is None:
         yield (
             "cluster.host_memory_gib: offloading to the host needs to know how much memory a node "
             "has, as in cluster.host_memory_gib=512"
+        )
+
+
+def _precision(job: TrainJob) -> Iterator[str]:
+    if job.train.precision == "fp32" and job.train.reduce_precision != "fp32":
+        yield (
+            f"train.reduce_precision={job.train.reduce_precision}: with train.precision=fp32 gradients are "
+            "fp32, and would be rounded on their way alone; use train.reduce_precision=fp32, or "
+            "train.precision=bf16"
         )
 
 

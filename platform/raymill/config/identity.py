@@ -46,6 +46,7 @@ CHANGEABLE_ON_FORK = (
     "optim.*",
     "schedule.*",
     "train.precision",
+    "train.reduce_precision",
     "arch.dropout",
     "arch.attention",
     "model",

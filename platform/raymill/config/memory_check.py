@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from raymill.config.schema import ArchConfig, TrainJob
+from raymill.config.schema import ArchConfig, DpoJob, RlhfJob, TrainJob
 
 GIB = 2**30
 
@@ -31,6 +31,7 @@ def _memory_problems(job: TrainJob, arch: ArchConfig, vocab_size: int) -> Iterat
         offload_params=job.zero.offload_params,
         optimizer_name=job.optim.name,
         bucket_elements=job.zero.bucket_elements,
+        fp32_head=isinstance(job, DpoJob | RlhfJob),
     )
     device, host = job.cluster.device_memory_gib, job.cluster.host_memory_gib
     if device is not None and memory.device > device * GIB:

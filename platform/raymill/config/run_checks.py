@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from raymill.config.ranges import SAFE_NAME, above, at_least, safe_name
 from raymill.config.schema import RlhfJob, TrainJob
-from raymill.plan.batch import allowed_workers, update_rows, update_unit
+from raymill.plan.batch import allowed_workers, step_tokens, update_rows, update_unit
 
 
 def run_problems(job: TrainJob) -> Iterator[str]:
@@ -51,10 +51,9 @@ def _batch(job: TrainJob) -> Iterator[str]:
             f"train.global_batch={train.global_batch}{answers}: isn't workers x micro-batch x "
             f"accumulation ({workers} x {train.micro_batch} x a whole number); {advice}"
         )
-    if train.tokens is not None and train.tokens < train.global_batch * job.data.sequence_length:
+    if train.tokens is not None and train.tokens < step_tokens(job):
         yield (
-            f"train.tokens={train.tokens}: less than one global batch of "
-            f"{train.global_batch * job.data.sequence_length} tokens"
+            f"train.tokens={train.tokens}: less than one global batch of {step_tokens(job)} tokens"
         )
 
 

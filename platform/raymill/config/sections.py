@@ -174,6 +174,7 @@ class TrainConfig:
     global_batch: int = 32  # rows an optimizer step, over all workers
     micro_batch: int = 8  # rows a forward pass on one worker; accumulation follows
     precision: Literal["fp32", "bf16"] = "fp32"
+    reduce_precision: Literal["fp32", "bf16"] = "fp32"  # of gradients summed over the workers
     activation_checkpointing: bool = False
     compile: bool = False
     deterministic: bool = True  # on a GPU, at some cost: a resumed run is bit-equal, as on a CPU

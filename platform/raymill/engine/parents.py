@@ -26,6 +26,17 @@ def new_ids(assignment: Assignment, prepared: Prepared) -> list[int]:
     return new_token_ids(assignment.model_folder, prepared.tokenizer_folder)
 
 
+def drawn_ids(assignment: Assignment, prepared: Prepared) -> list[int]:
+    """Tokens whose embeddings the run's seed decides: the parent has none for them, or untrained ones."""
+    from raymill.model.parent import untrained_ids
+    from raymill.model.shape import read_config
+
+    assert assignment.model_folder is not None
+    vocab_size = prepared.manifest.tokenizer.vocab_size
+    before = int(read_config(assignment.model_folder).get("vocab_size", vocab_size))
+    return untrained_ids(before, vocab_size, new_ids(assignment, prepared))
+
+
 def policy_model(assignment: Assignment, job: ParentJob, prepared: Prepared) -> Any:
     """The parent as a language model, with adapters where the job has them."""
     from raymill.model.parent import load_parent, with_adapters

@@ -17,6 +17,7 @@ from raymill.engine.held_out_pairs import HeldOutPairs
 from raymill.engine.journal import Journal
 from raymill.engine.learner import Learner
 from raymill.engine.parents import (
+    drawn_ids,
     flops_per_token,
     frozen_reference,
     policy_model,
@@ -82,4 +83,5 @@ class PreferenceTuning(Recipe[DpoJob]):
     @cached_property
     def _cache(self) -> CachedReference:
         digests = tuple(data.manifest.digest for data in self.prepared)
-        return CachedReference.of(self.assignment, digests)
+        draws = bool(drawn_ids(self.assignment, self.prepared[0]))
+        return CachedReference.of(self.assignment, digests, draws)

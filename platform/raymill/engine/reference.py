@@ -31,6 +31,7 @@ from raymill.objective.pairs import Sides, answer_log_probs
 from raymill.reading import MISSING, is_file, read_bytes
 
 Ints = npt.NDArray[np.int64]
+FORMAT = 2  # of the cached values; 1: log-probabilities of logits in the parent's precision
 Floats32 = npt.NDArray[np.float32]
 
 
@@ -69,7 +70,8 @@ class LiveReference:
 class CachedReference:
     """Log-probabilities of pairs' answers by the number of the record, computed once for all.
 
-    They lie in a file named by what they depend on: the parent's weights, the data and the arithmetic.
+    They lie in a file named by what they depend on: the parent's weights, the seed where it decides some of
+    them, the data and the arithmetic.
     """
 
     path: Path
@@ -77,15 +79,18 @@ class CachedReference:
     values: Floats32 = field(default_factory=lambda: np.empty((0, 2), np.float32))  # [P, 2]
 
     @classmethod
-    def of(cls, assignment: Assignment, data_digests: tuple[str, ...]) -> CachedReference:
-        """Loaded if it is there."""
+    def of(
+        cls, assignment: Assignment, data_digests: tuple[str, ...], draws: bool
+    ) -> CachedReference:
+        """Loaded if it is there. `draws`: whether tokens' embeddings are drawn from the run's seed."""
         job = assignment.job
         identity = {
             "parent": assignment.parent_digest,
             "data": list(data_digests),
             "precision": job.train.precision,
             "attention": assignment.config.get("attention"),
-            "format": 1,
+            "seed": job.run.seed if draws else None,
+            "format": FORMAT,
         }
         name = f"{sha256_json(identity)[:16]}.npz"
         cache = cls(job.storage.folder / "references" / name)

@@ -30,7 +30,10 @@ class Reinforcement(Recipe[RlhfJob]):
     """See `Recipe`."""
 
     def build_model(self, fresh: bool) -> torch.nn.Module:
+        from raymill.model.parent import switch_dropout_off
+
         model: torch.nn.Module = policy_model(self.assignment, self.job, self.prepared[0])
+        switch_dropout_off(model)  # π_old is computed in evaluation mode
         return model
 
     def objective(self, model: Any, group: WorkerGroup) -> PolicyGradient:
@@ -45,10 +48,13 @@ class Reinforcement(Recipe[RlhfJob]):
         folder = self.assignment.critic_folder
         if folder is None:
             return None
-        model, had_head = scalar_model(self.assignment, self.job, self.prepared[0], folder)
-        if not had_head:  # what nothing is known of is worth nothing, and not something at random
-            from raymill.model.parent import scalar_head
+        from raymill.model.parent import scalar_head, switch_dropout_off
 
+        model, had_head = scalar_model(self.assignment, self.job, self.prepared[0], folder)
+        switch_dropout_off(
+            model
+        )  # the values that it is clipped to are computed in evaluation mode
+        if not had_head:  # what nothing is known of is worth nothing, and not something at random
             with torch.no_grad():
                 for parameter in scalar_head(model).parameters():
                     parameter.zero_()

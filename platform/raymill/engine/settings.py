@@ -37,6 +37,8 @@ def deepspeed_config(job: TrainJob, world_size: int) -> dict[str, Any]:
         "gradient_accumulation_steps": accumulation_steps(job, world_size),
         "gradient_clipping": job.optim.grad_clip if clips_gradients_itself(job) else 0.0,
         "zero_optimization": zero,
+        # DeepSpeed's default is that of the forward pass: in bf16 every hop over the ranks would round.
+        "communication_data_type": job.train.reduce_precision,
         # A non-finite norm must not become an update; without the check stage 2 would apply it.
         "bf16": {"enabled": bf16, "check_grad_overflow": bf16},
         "zero_allow_untested_optimizer": True,

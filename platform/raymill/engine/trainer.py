@@ -89,6 +89,13 @@ class Trainer:
             if name in trained
         }
         self._undo_warm_up_step()
+        self._replicated = self.engine.zero_optimization_stage() == 0
+        self._low_precision = [
+            parameter
+            for parameter in self._parameters
+            if self._replicated and parameter.dtype != torch.float32
+        ]
+        self._accumulate_in_fp32()
         if isinstance(self.optimizer, Muon):
             self.optimizer.exchange = MatrixExchange(
                 self._matrices(), group, job.zero.bucket_elements
@@ -105,20 +112,29 @@ class Trainer:
         for owned in owned_by_this_rank(self.engine, self._parameters, 0, 1):
             owned.set_updates(self.optimizer, 0)
 
+    def _accumulate_in_fp32(self) -> None:
+        """Under ZeRO-0 autograd itself adds up the micro-batches, in each parameter's own precision unless it
+        is told another; under the other stages DeepSpeed does, in fp32."""
+        for parameter in self._low_precision:
+            parameter.grad_dtype = torch.float32
+
     def _matrices(self) -> Iterator[Matrix]:
         """What Muon trains, with what each rank has of it."""
         group = self.group
-        replicated = self.engine.zero_optimization_stage() == 0
-        shares = (0, 1) if replicated else (group.rank, group.world_size)
+        shares = (0, 1) if self._replicated else (group.rank, group.world_size)
         for owned in layout(self.engine, self._parameters, *shares):
             if owned.parameter.moments == MUON_MOMENTS:
                 rows, columns = owned.parameter.shape
-                partition = replace(owned.partition, replicated=replicated)
+                partition = replace(owned.partition, replicated=self._replicated)
                 yield Matrix((rows, columns), partition, owned.key, owned.offset, owned.numel)
 
     def begin_micro_batch(self, last: bool) -> None:
         """Before each forward pass: whether the update follows this micro-batch."""
         self.engine.set_gradient_accumulation_boundary(last)
+        for parameter in self._low_precision if last else ():
+            # DeepSpeed would give what was never used a gradient of zeros in the parameter's own precision.
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter, dtype=torch.float32)
 
     def backward(self, loss_sum: torch.Tensor, global_tokens: float) -> None:
         """Accumulate the gradient of the global per-token mean.
@@ -170,7 +186,7 @@ class Trainer:
         """
         # Unpartitioned state (stage 0) is written in shares, but every rank needs all of it.
         self.updates = updates
-        shares = self.group.world_size if self.engine.zero_optimization_stage() > 0 else 1
+        shares = 1 if self._replicated else self.group.world_size
         rank = self.group.rank if shares > 1 else 0
         with torch.no_grad():
             for owned in owned_by_this_rank(self.engine, self._parameters, rank, shares):
@@ -184,12 +200,14 @@ class Trainer:
 def frozen(job: TrainJob, model: torch.nn.Module, group: WorkerGroup) -> torch.nn.Module:
     """A model for forward passes alone, on this worker's device; under ZeRO-3 its weights are shared out
     over the workers, as the trained model's are. Collective."""
+    # Parameters alone, as DeepSpeed does: rotary frequencies are buffers, and stay in fp32.
+    dtype = torch.bfloat16 if job.train.precision == "bf16" else torch.float32
     for parameter in model.parameters():
         parameter.requires_grad_(False)
+        parameter.data = parameter.data.to(dtype)
     model.eval()
-    dtype = torch.bfloat16 if job.train.precision == "bf16" else torch.float32
     if job.zero.stage < 3:
-        return model.to(group.device, dtype)
+        return model.to(group.device)
     import deepspeed
 
     config = deepspeed_config(job, group.world_size)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 
 from raymill.generate.sampling import draw
+from raymill.objective.heads import Fp32Head
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ def complete(
     A row draws from a generator of its own, seeded by its seed: what it becomes doesn't depend on
     the rows beside it, up to floating point, and is what `sample` gives with that seed. A prompt
     longer than the model's positions minus `max_new_tokens` keeps its last part, and its completion says how
-    much it lost. The model is in evaluation mode meanwhile, and then as it was.
+    much it lost. The model is in evaluation mode meanwhile, with its output matrix in fp32, and then as it
+    was.
 
     With `lockstep`, each batch takes exactly `max_new_tokens` forward passes whatever is drawn, as
     ranks must that gather weights together (ZeRO-3); give all of them as many prompts.
@@ -70,6 +72,7 @@ def complete(
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     completions: dict[int, Completion] = {}
     device = next(model.parameters()).device
+    head = Fp32Head(model.get_output_embeddings())
     was_training = model.training
     model.eval()
     try:
@@ -83,7 +86,7 @@ def complete(
                 log_probs,
             )
             uniform_TB = _uniform([seeds[index] for index in chosen], max_new_tokens).to(device)
-            with torch.no_grad():
+            with torch.no_grad(), head:
                 for uniform_B in uniform_TB:
                     if not batch.running and not lockstep:
                         break

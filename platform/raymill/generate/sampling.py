@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from raymill.data.manifest import read_tokenizer
+from raymill.objective.heads import Fp32Head
 
 
 def next_token(
@@ -84,24 +85,26 @@ def sample(
     """Continue a prompt of at least one token, until the end of text or `max_new_tokens`.
 
     A prompt and answer longer than the model's positions slide: the cache is rebuilt from the last
-    half of them. With `lockstep`, exactly `max_new_tokens` forward passes are made whatever is drawn,
-    as ranks must that gather weights together.
+    half of them. The output matrix is in fp32. With `lockstep`, exactly `max_new_tokens` forward passes
+    are made whatever is drawn, as ranks must that gather weights together.
     """
     device = next(model.parameters()).device
     limit = int(model.config.max_position_embeddings)
     ids = list(prompt_ids)[-limit:]
     cache: Any = None
+    head = Fp32Head(model.get_output_embeddings())
     ended = False
     with torch.no_grad():
         for _ in range(max_new_tokens):
             if cache is not None and len(ids) > limit:
                 ids, cache = ids[-limit // 2 :], None
             fresh = ids if cache is None else ids[-1:]
-            output = model(
-                input_ids=torch.tensor([fresh], device=device),
-                cache=cache,
-                use_cache=True,
-            )
+            with head:  # for this pass alone: whoever takes the tokens may use the model in between
+                output = model(
+                    input_ids=torch.tensor([fresh], device=device),
+                    cache=cache,
+                    use_cache=True,
+                )
             cache = output.cache
             token = int(next_token(output.logits[:, -1].float(), temperature, top_p, generator))
             ids.append(token)

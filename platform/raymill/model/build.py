@@ -71,7 +71,10 @@ def build_model(
     torch.manual_seed(seed)
     config = hugging_face_config(arch, vocab_size, end_of_text_id)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(
-        config, dtype=torch.float32, attn_implementation=arch.attention
+        config,
+        dtype=torch.float32,
+        attn_implementation=arch.attention,
+        trust_remote_code=False,
     )
     return model
 
@@ -83,13 +86,22 @@ def load_pretrained(
     export build it from `arch` alone.
 
     Raises:
-        ConfigError: the folder's model has another shape than `arch`, computes something else, or has
-        another vocabulary.
+        ConfigError: the folder's model has another shape than `arch`, computes something else, has another
+        vocabulary, or needs code of its own.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = from_folder(folder, lambda: AutoConfig.from_pretrained(folder, local_files_only=True))
+    try:
+        config = from_folder(
+            folder,
+            lambda: AutoConfig.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            ),
+        )
+    except (OSError, ValueError, ImportError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError([f"model={folder}: transformers can't load it: {reason}"]) from error
     own = hugging_face_config(arch, vocab_size, end_of_text_id)
     problems = [
         f"arch.{key}={getattr(arch, key)}: the model in {folder} has {found}; choose its own arch="
@@ -119,6 +131,7 @@ def load_pretrained(
             folder,
             config=own,
             local_files_only=True,
+            trust_remote_code=False,
             dtype=torch.float32,
             attn_implementation=arch.attention,
         ),

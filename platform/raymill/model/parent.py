@@ -121,9 +121,7 @@ def extend_vocabulary(model: Any, vocab_size: int, new_ids: Sequence[int], seed:
     before = model.config.vocab_size
     if vocab_size > before:
         model.resize_token_embeddings(vocab_size, mean_resizing=False)
-    # Rows that were just made are new whether or not the parent's tokenizer knows their tokens already:
-    # transformers draws them at random, and every rank and restart must have the same.
-    new_ids = sorted({*new_ids, *range(before, vocab_size)})
+    new_ids = untrained_ids(before, vocab_size, new_ids)
     if not new_ids:
         return
     generator = torch.Generator().manual_seed(seed)
@@ -139,6 +137,15 @@ def extend_vocabulary(model: Any, vocab_size: int, new_ids: Sequence[int], seed:
             for index in new_ids:
                 noise_H = torch.randn(len(mean_H), generator=generator)
                 matrix_VH[index] = mean_H + NEW_TOKEN_NOISE * spread_H * noise_H
+
+
+def untrained_ids(before: int, vocab_size: int, new_ids: Sequence[int]) -> list[int]:
+    """Tokens whose embeddings are drawn anew, of a model that has had room for `before`.
+
+    Rows that are made now are new whether or not the parent's tokenizer knows their tokens already:
+    transformers draws them at random, and every rank and restart must have the same.
+    """
+    return sorted({*new_ids, *range(before, vocab_size)})
 
 
 def with_adapters(
@@ -207,6 +214,19 @@ def freeze(model: torch.nn.Module, patterns: Sequence[str]) -> None:
         problems.append("freeze: nothing is left to train")
     if problems:
         raise ConfigError(problems)
+
+
+def switch_dropout_off(model: torch.nn.Module) -> None:
+    """Make a pass in training mode the one in evaluation mode, whatever dropout the parent was trained with."""
+    import torch
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(
+            getattr(module, "attention_dropout", None), float
+        ):  # as most families' attention has it
+            module.attention_dropout = 0.0  # type: ignore[assignment]
 
 
 def add_embedding_noise(model: Any, alpha: float, row_length: int | None = None) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from raymill.data.rows import Rows
+from raymill.objective.heads import Fp32Head
 from raymill.objective.log_probs import response_log_probs
 from raymill.objective.objective import Forward, Tally
 from raymill.objective.places import logits_at
@@ -201,7 +202,8 @@ def answer_log_probs(
 
     Logits are computed at the answers' places alone.
     """
-    places = logits_at(forward, head, sides.tokens, sides.answer[:, 1:], device)
+    with Fp32Head(head):
+        places = logits_at(forward, head, sides.tokens, sides.answer[:, 1:], device)
     log_prob_N, _ = response_log_probs(places.logits, places.target, 1.0)
     zero_S = torch.zeros(len(sides.tokens), dtype=torch.float32, device=device)
     better_P, worse_P = zero_S.index_add(0, places.row, log_prob_N * places.counts).chunk(2)

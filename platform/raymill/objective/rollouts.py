@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 
 import torch
 
+from raymill.objective.heads import Fp32Head
 from raymill.objective.log_probs import response_log_probs
 from raymill.objective.objective import Forward
 from raymill.objective.places import logits_at
@@ -89,7 +90,8 @@ def token_log_probs(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """([B, T], [B, T]) Log-probabilities of the answers' tokens and the distributions' entropies, in nats,
     fp32, at this temperature; 0 where the mask is. Logits are computed at the answers' places alone."""
-    places = logits_at(forward, head, rollouts.tokens, rollouts.mask, device)
+    with Fp32Head(head):
+        places = logits_at(forward, head, rollouts.tokens, rollouts.mask, device)
     log_prob_N, entropy_N = response_log_probs(places.logits, places.target, temperature)
     zero_BT = torch.zeros(rollouts.mask.shape, dtype=torch.float32, device=device)
     at = (places.row, places.column)

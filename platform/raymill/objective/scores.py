@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from raymill.objective.heads import Fp32Head
 from raymill.objective.objective import Forward
 from raymill.objective.sequences import Sequences, passed
 
@@ -30,10 +31,11 @@ def all_scores(
 
     handle = head.register_forward_hook(note)
     try:
-        passed(forward, Sequences.of(tokens_SL), device)
+        with Fp32Head(head):
+            passed(forward, Sequences.of(tokens_SL), device)
     finally:
         handle.remove()
-    return seen[0].float().view(tokens_SL.shape)
+    return seen[0].view(tokens_SL.shape)
 
 
 def last_scores(

@@ -10,7 +10,19 @@ def total_steps(job: TrainJob) -> int:
     if job.train.steps is not None:
         return job.train.steps
     assert job.train.tokens is not None  # validation admits exactly one of the two
-    return -(-job.train.tokens // (job.train.global_batch * job.data.sequence_length))
+    return -(-job.train.tokens // step_tokens(job))
+
+
+def step_tokens(job: TrainJob) -> int:
+    """Predictions of a step whose rows are full, over all workers: what `train.tokens` is divided by."""
+    return step_rows(job) * passed_length(job)
+
+
+def step_rows(job: TrainJob) -> int:
+    """Sequences that a step passes through the model, over all workers: both of a pair, and each answer with
+    its prompt."""
+    answers = job.rollout.group if isinstance(job, RlhfJob) else 1
+    return passed_rows(job, job.train.global_batch * answers)
 
 
 def update_rows(job: TrainJob) -> int:

@@ -2,8 +2,8 @@
 
 State: Rajbhandari et al. 2020 ("ZeRO"), section 3 and figure 1: mixed precision holds 2 bytes of weights,
 2 of gradients and 12 of fp32 weights and Adam moments a parameter, of which stage 1 shares out the 12,
-stage 2 the gradients too, stage 3 everything. Gradients are accumulated here in fp32 under ZeRO 1-3 in
-bf16, which the paper doesn't count; `accumulate_fp32` says so. In fp32, weights and gradients take
+stage 2 the gradients too, stage 3 everything. Gradients are accumulated here in fp32 in bf16 too, which the
+paper doesn't count; `accumulate_fp32` says so. In fp32, weights and gradients take
 4 bytes each and moments 8; stages 1 to 3 keep a partitioned fp32 copy of the weights besides.
 With Muon a matrix of the blocks has one moment, 4 bytes. When activations are gone, a worker has a bucket of
 whole matrices, their updates, and the products of the largest (`update_bytes`).
@@ -78,7 +78,7 @@ def state_bytes(
 ) -> tuple[float, float, float]:
     """(weights, gradients, optimizer) in bytes of one worker; `moments` of the whole model, or else Adam's."""
     low = 2 if precision == "bf16" else 4
-    gradient = 4 if precision != "bf16" or (accumulate_fp32 and stage > 0) else 2
+    gradient = 4 if precision != "bf16" or accumulate_fp32 else 2
     masters = 4 * parameters if precision == "bf16" or stage > 0 else 0
     optimizer = masters + (8 * parameters if moments is None else moments)
     share = 1 / workers
@@ -107,9 +107,15 @@ def activation_bytes(
 
 
 def logits_bytes(vocab_size: int, micro_batch: int, sequence_length: int, precision: str) -> float:
-    """Logits as computed, their fp32 copy and its gradient; often the peak of a small model."""
+    """Logits as computed, their fp32 copy and its gradient; often the peak of a small model. Where the output
+    matrix computes in fp32, there is no copy of them, and `head_bytes` come on top."""
     copies = 4 + 4 + (2 if precision == "bf16" else 0)
     return float(micro_batch * sequence_length * vocab_size * copies)
+
+
+def head_bytes(arch: ArchConfig, vocab_size: int, precision: str) -> float:
+    """fp32 copies of the output matrix and its gradient, where it computes in fp32 (DPO, RL)."""
+    return 8.0 * vocab_size * arch.hidden_size if precision == "bf16" else 0.0
 
 
 def worker_memory(
@@ -126,6 +132,7 @@ def worker_memory(
     offload_params: Offload = "none",
     optimizer_name: str = "adamw",
     bucket_elements: int = 0,
+    fp32_head: bool = False,
 ) -> Memory:
     """Plan one worker; an estimate without allocator overhead and, but for Muon's, communication buffers."""
     count = count_parameters(arch, vocab_size)
@@ -145,12 +152,15 @@ def worker_memory(
         host += weights
     if offload_params != "none":
         weights = 0.0
+    logits = logits_bytes(vocab_size, micro_batch, sequence_length, precision)
+    if fp32_head:
+        logits += head_bytes(arch, vocab_size, precision)
     return Memory(
         weights=weights,
         gradients=gradients,
         optimizer=optimizer,
         activations=activation_bytes(arch, micro_batch, sequence_length, precision, recompute),
-        logits=logits_bytes(vocab_size, micro_batch, sequence_length, precision),
+        logits=logits,
         host=host,
         update=update,
     )

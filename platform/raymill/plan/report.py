@@ -6,6 +6,7 @@ from rich.console import Console
 
 from raymill.config.schema import (
     ArchConfig,
+    DpoJob,
     ParentJob,
     PretrainJob,
     RlhfJob,
@@ -18,6 +19,8 @@ from raymill.plan.batch import (
     allowed_workers,
     passed_length,
     passed_rows,
+    step_rows,
+    step_tokens,
     total_steps,
     update_rows,
     update_unit,
@@ -66,12 +69,10 @@ def _computation(job: TrainJob, arch: ArchConfig, vocabulary: int) -> list[tuple
     count = count_parameters(arch, vocabulary)
     train, length = job.train, passed_length(job)
     workers = allowed_workers(job)[0]  # which have the most to hold each
-    answers = job.rollout.group if isinstance(job, RlhfJob) else 1
-    rows = passed_rows(job, train.global_batch * answers)
-    step_tokens = rows * length
-    steps = total_steps(job)
+    rows, steps = step_rows(job), total_steps(job)
+    tokens = steps * step_tokens(job)
     per_token = flops_per_token(arch, vocabulary, length)
-    total_flops = per_token * steps * step_tokens
+    total_flops = per_token * tokens
     accumulation = accumulation_steps(job, workers)
     return [
         (
@@ -81,9 +82,9 @@ def _computation(job: TrainJob, arch: ArchConfig, vocabulary: int) -> list[tuple
         ),
         (
             "tokens",
-            f"{steps * step_tokens:,} = {steps:,} steps x {rows:,} rows x {length:,}"
+            f"{tokens:,} = {steps:,} steps x {rows:,} rows x {length:,}"
             f"{' at most' if rows != train.global_batch else ''}; "
-            f"{steps * step_tokens / count.total:.1f} a parameter",
+            f"{tokens / count.total:.1f} a parameter",
         ),
         (
             "batch",
@@ -183,6 +184,7 @@ def memory_plan(job: TrainJob, arch: ArchConfig, vocabulary: int) -> str:
         offload_params=job.zero.offload_params,
         optimizer_name=job.optim.name,
         bucket_elements=job.zero.bucket_elements,
+        fp32_head=isinstance(job, DpoJob | RlhfJob),
     )
     parts = (
         f"{memory.device / GIB:.2f} GiB a worker: weights {memory.weights / GIB:.2f}, gradients "

@@ -128,6 +128,7 @@ def _start(spec: VllmSpec, model: Any, max_tokens: int) -> Any:
         hf_overrides={
             "vocab_size": model.config.vocab_size,
             "architectures": [type(model).__name__],
+            "head_dtype": "float32",  # as the policy's: vLLM's own would be the model's
         },
         skip_tokenizer_init=True,  # tokens go in, tokens come out
         load_format="dummy",

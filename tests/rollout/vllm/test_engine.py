@@ -83,6 +83,25 @@ def test_bf16_is_as_exact_as_transformers_in_bf16(tmp_path: Path, build: Build, 
     assert np.max(ours) < 2 * np.max(theirs)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_logits_are_fp32_in_bf16(tmp_path: Path, build: Build, tied: bool) -> None:
+    model = small_model("llama", tied)
+    engine = build(spec_of(model, tmp_path, dtype="bf16"))
+    bring(engine, model, "bf16")
+    weight = model.get_output_embeddings().weight.detach().bfloat16().double()
+    hidden = (10 * torch.randn(3, weight.shape[1])).bfloat16()
+
+    def logits_of(inside: Any) -> torch.Tensor:
+        with torch.no_grad():
+            logits: torch.Tensor = inside.compute_logits(hidden)
+        return logits
+
+    [logits] = engine.llm.apply_model(logits_of)
+    exact = hidden.double() @ weight.T
+    assert logits.dtype == torch.float32
+    assert (logits[:, : len(weight)].double() - exact).abs().max() < 1e-5 * exact.abs().max()
+
+
 def test_new_weights_replace_the_old(engine: VllmEngine, model: Any) -> None:
     unit = units()[0]
     first = engine.generate(unit.prompts, SAMPLING, unit.seeds)
