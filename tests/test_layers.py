@@ -15,7 +15,7 @@ PURE = (
     "data/manifest.py", "data/chat/pack.py", "data/chat/template.py", "data/chat/encode.py",
     "objective", "engine/schedule.py", "engine/settings.py", "engine/journal.py",
     "evaluate", "generate/sampling.py", "report", "errors.py", "durable.py", "lifetime.py", "timeline.py",
-    "progress_line.py",
+    "progress_line.py", "redaction.py",
 )  # fmt: skip
 TORCHLESS = ("config", "storage", "plan", "checkpoint", "data")
 DOORS = {
@@ -35,9 +35,9 @@ DOORS = {
 }
 # From the ground up; a room may import itself and what stands before it. Every room stands here.
 ROOMS = (
-    "__init__", "errors", "durable", "lifetime", "timeline", "progress_line", "config", "storage",
-    "checkpoint", "data", "plan", "objective", "model", "generate", "evaluate", "rollout", "reward",
-    "engine", "track", "report", "demo", "serve", "cluster",
+    "__init__", "errors", "durable", "lifetime", "timeline", "progress_line", "redaction", "config",
+    "storage", "checkpoint", "data", "plan", "objective", "model", "generate", "evaluate", "rollout",
+    "reward", "engine", "track", "report", "demo", "serve", "cluster",
 )  # fmt: skip
 # A job's entry point reaches up for the session and the registry it is given; the checks ask the plan, and
 # arch=from_model how a folder spells its shape: both need the schema alone.

@@ -23,7 +23,7 @@ from raymill.track import tracker as tracker_module
 from raymill.track.follow import Follower
 from raymill.track.forwarder import clamp_offset, metrics_of
 from raymill.track.registry import resolve_model
-from raymill.track.server import shown
+from raymill.track.server import call
 from raymill.track.tracker import Tracker
 from servers import free_port, hanging_server, mlflow_server, refusing_server
 
@@ -174,9 +174,12 @@ def test_a_bad_server_costs_the_flush_timeout_and_nothing_else(
 
 
 @pytest.mark.slow
-def test_a_server_that_comes_back_gets_everything_once(tmp_path: Path) -> None:
+def test_a_server_that_comes_back_gets_everything_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And MLflow, which likes to print where that is, doesn't tell the password."""
     port = free_port()
-    uri = f"http://127.0.0.1:{port}"
+    uri = f"http://user:CANARY@127.0.0.1:{port}"
     assignment = assignment_for(tmp_path, uri, flush_timeout_s=90)
     write_steps(assignment)
     tracker = Tracker(assignment)
@@ -185,6 +188,10 @@ def test_a_server_that_comes_back_gets_everything_once(tmp_path: Path) -> None:
     with mlflow_server(tmp_path, port):
         tracker.close("finished")
         assert history(assignment, uri) == EXPECTED
+    told = capsys.readouterr()
+    assert f"tracked  http://127.0.0.1:{port}/#/experiments/1/runs/" in told.out
+    assert "CANARY" not in told.out + told.err
+    assert "CANARY" not in (assignment.run_dir / "logs" / "tracking.log").read_text()
 
 
 def test_registration_is_once_a_checkpoint_and_resolves(tmp_path: Path) -> None:
@@ -253,5 +260,14 @@ def test_what_becomes_a_metric() -> None:
     assert metrics_of({"kind": "attempt", "step": 0}) == {}
 
 
-def test_passwords_are_not_shown() -> None:
-    assert shown("https://user:secret@host:5000/x") == "https://host:5000/x"
+def test_errors_of_libraries_repeat_no_secrets() -> None:
+    uri = "postgresql://user:SECRET/1@x@host/db"
+    for text in (f"can't open {uri}", "could not translate host name SECRET", "1"):
+
+        def fail(text: str = text) -> None:
+            raise ValueError(text)
+
+        with pytest.raises(TrackingError, match=r"^MLflow at postgresql://host/db: ") as found:
+            call(fail, uri)
+        assert "SECRET" not in str(found.value)
+    assert str(found.value).endswith(": 1")

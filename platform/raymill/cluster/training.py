@@ -17,7 +17,7 @@ from raymill.checkpoint.resume import Found, newest_verified, parse_fork
 from raymill.checkpoint.retention import committed_steps
 from raymill.cluster.attempts import Attempts, last_committed
 from raymill.cluster.failure import RunState
-from raymill.cluster.finish import finish, preempted, same_command
+from raymill.cluster.finish import finish, preempted
 from raymill.cluster.interrupt import end_preempted, on_interrupt, on_termination
 from raymill.cluster.session import NOTHING, Beside
 from raymill.config import digest, flatten, to_tree
@@ -30,6 +30,7 @@ from raymill.engine.assignment import Assignment
 from raymill.errors import CheckpointError, StorageError
 from raymill.plan.batch import total_steps
 from raymill.plan.mixture import rounding_warnings
+from raymill.redaction import typed_command
 from raymill.track.console import RunConsole
 from raymill.track.forwarder import clamp_offset
 from raymill.track.history import History
@@ -163,7 +164,7 @@ def train(assignment: Assignment, lease: Lease, beside: Beside = NOTHING) -> int
     for text in rounding_warnings(job.data.mixture):
         console.say(f"warning: {text}")
     history = History(assignment.run_dir, lease.token)
-    attempts = Attempts(assignment, lease, console, history, same_command(), beside)
+    attempts = Attempts(assignment, lease, console, history, typed_command(), beside)
     ended = RunState.FAILED
     with on_termination(lambda: console.say("the run has ended; what follows it is completed")):
         try:
@@ -189,7 +190,7 @@ def train(assignment: Assignment, lease: Lease, beside: Beside = NOTHING) -> int
             if attempts.drained:
                 console.say(preempted())
                 return EXIT_PREEMPTED
-            console.say(f"to go on, run:\n  {same_command()}")
+            console.say(f"to go on, run:\n  {typed_command()}")
             return EXIT_FAILED if status == "broken off" else 0
         except KeyboardInterrupt:
             if ended is not RunState.FINISHED:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymill.checkpoint.retention import REGISTERED_NAME
 from raymill.config.schema import TrackingConfig
-from raymill.config.storage import is_uri
+from raymill.config.storage import is_uri, store_problems
 from raymill.durable import sha256_file, sha256_json, write_atomic
 from raymill.errors import ConfigError, StorageError, TrackingError
 from raymill.storage.bucket import Bucket
@@ -175,6 +175,8 @@ def resolve_model(
     if reference == FURTHEST:
         reference = _furthest(tracking, root)
     if is_uri(reference):
+        if refused := store_problems(key, reference):
+            raise ConfigError(refused)
         return _described(_fetched(reference, root, key), reference)
     if not reference.startswith("models:"):
         folder = Path(reference).expanduser()

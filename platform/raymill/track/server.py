@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymill.config.schema import TrackingConfig
 from raymill.errors import TrackingError
+from raymill.redaction import redacted, redacted_value, secrets_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -21,9 +21,10 @@ _SHORT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_DISABLE_AUTO_LOGGING_WARNINGS": "true",
+    # It prints the address with its password.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-_CREDENTIALS = re.compile(r"//[^/@]*@")
 
 
 def tracking_uri(tracking: TrackingConfig, root: Path) -> str:
@@ -34,11 +35,6 @@ def tracking_uri(tracking: TrackingConfig, root: Path) -> str:
 def database(root: Path) -> Path:
     """The file that is tracked to by default."""
     return root / "mlflow.db"
-
-
-def shown(uri: str) -> str:
-    """The address without a password."""
-    return _CREDENTIALS.sub("//", uri)
 
 
 def is_local(uri: str) -> bool:
@@ -77,9 +73,18 @@ def call(work: Any, uri: str) -> Any:
     try:
         return work()
     except Exception as error:
-        text = str(error).strip().splitlines()
-        reason = text[0] if text else type(error).__name__
-        raise TrackingError(f"MLflow at {shown(uri)}: {reason[:500]}") from error
+        raise TrackingError(f"MLflow at {redacted_value(uri)}: {_reason(error, uri)}") from error
+
+
+def _reason(error: Exception, uri: str) -> str:
+    """An error's first line, unless a library has cut the address up and repeats a part of its secrets."""
+    lines = redacted(str(error).strip()).splitlines()
+    kind = type(error).__name__
+    if not lines:
+        return kind
+    if any(word in lines[0] for word in secrets_of(uri)):
+        return f"{kind} (its text repeats the address's secrets and is left out)"
+    return lines[0][:500]
 
 
 def experiment_id(client: MlflowClient, tracking: TrackingConfig, root: Path) -> str:

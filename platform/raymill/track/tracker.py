@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from raymill.engine.assignment import Assignment
 from raymill.errors import TrackingError
+from raymill.redaction import redacted_value
 from raymill.track.follow import Follower
 from raymill.track.forwarder import Forwarder
 from raymill.track.registry import register_export
-from raymill.track.server import call, connect, shown, tracking_uri
+from raymill.track.server import call, connect, is_local, tracking_uri
 
 if TYPE_CHECKING:
     from raymill.checkpoint.resume import Found
@@ -114,6 +115,8 @@ class Tracker:
         assert self._forwarder is not None
         forwarder = self._forwarder
         call(lambda: forwarder.end(self._status), self._uri)
+        if not is_local(self._uri):
+            print(f"tracked  {redacted_value(self._uri)}/#{forwarder.page}", flush=True)
         self._ended = True
 
     def register(
@@ -129,7 +132,7 @@ class Tracker:
         self._wanted.set()
         if not self._ready.wait(self._tracking.flush_timeout_s):
             raise TrackingError(
-                f"MLflow at {shown(self._uri)} can't be reached; the model is in {export}, and the "
+                f"MLflow at {redacted_value(self._uri)} can't be reached; the model is in {export}, and the "
                 "same command registers it once MLflow is back"
             )
         assert self._forwarder is not None
@@ -158,7 +161,7 @@ class Tracker:
         self._thread.join(self._tracking.flush_timeout_s)
         if not self._ended:
             print(
-                f"tracking: MLflow at {shown(self._uri)} didn't take everything "
+                f"tracking: MLflow at {redacted_value(self._uri)} didn't take everything "
                 f"(see {self.assignment.run_dir / 'logs' / 'tracking.log'}); nothing is lost: "
                 "the same command sends the rest once it is back"
             )
