@@ -36,10 +36,12 @@ def _prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracker_module, "MAX_BACK_OFF_S", 1.0)
 
 
-def assignment_for(root: Path, uri: str | None, flush_timeout_s: float = 3.0) -> Assignment:
+def assignment_for(
+    root: Path, uri: str | None, flush_timeout_s: float = 3.0, *more: str
+) -> Assignment:
     overrides = [
         "experiment=tiny", f"storage.root={root}", "run.name=r", "tracking.system_metrics=false",
-        f"tracking.flush_timeout_s={flush_timeout_s}",
+        f"tracking.flush_timeout_s={flush_timeout_s}", *more,
     ]  # fmt: skip
     job = load("pretrain", overrides + ([f"tracking.uri={uri}"] if uri else []))
     prepared = write_prepared(root / "prepared")

@@ -10,7 +10,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 from raymill.checkpoint.retention import REGISTERED_NAME
 from raymill.config.schema import TrackingConfig
@@ -19,7 +21,8 @@ from raymill.durable import sha256_file, sha256_json, write_atomic
 from raymill.errors import ConfigError, StorageError, TrackingError
 from raymill.storage.bucket import Bucket
 from raymill.storage.mirror import Mirror
-from raymill.track.server import call, connect, database, tracking_uri
+from raymill.track.flavor import describe, kind_of
+from raymill.track.server import call, connect, database, patient, tracking_uri, upload
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -90,9 +93,10 @@ def register_export(
     place = f"model{suffix}/{found.directory.name}"
 
     def register() -> str:
-        client.log_artifacts(run_id, str(export), place)
-        _ensure_model(client, name)
         source = f"{client.get_run(run_id).info.artifact_uri}/{place}"
+        upload(client, run_id, export, place)
+        _upload_description(client, run_id, export, place, source)
+        _ensure_model(client, name)
         tags = _lineage_tags(forwarder, found, figures)
         created = client.create_model_version(name, source, run_id=run_id, tags=tags)
         client.set_registered_model_alias(name, alias, created.version)
@@ -109,6 +113,20 @@ def register_export(
     )
     write_atomic(record_path, json.dumps(records, indent=1))
     return f"models:/{name}/{version} as {name}@{alias}"
+
+
+def _upload_description(
+    client: MlflowClient, run_id: str, export: Path, place: str, source: str
+) -> None:
+    """Put beside an export's files those by which MLflow's own tools load it, where it is a whole model."""
+    kind = kind_of(export)
+    if kind is None:
+        return
+    # A model that is asked for stop words looks for its tokenizer there.
+    spelled = unquote(urlsplit(source).path) if source.startswith("file:") else str(export)
+    with TemporaryDirectory() as folder:
+        describe(export, kind, Path(folder), run_id=run_id, place=place, source=spelled)
+        upload(client, run_id, Path(folder), place)
 
 
 def _point_to(client: MlflowClient, name: str, alias: str, version: str) -> bool:
@@ -315,4 +333,5 @@ def _known_references(client: MlflowClient) -> list[str]:
 def _download(source: str, uri: str) -> str:
     from mlflow.artifacts import download_artifacts
 
-    return str(download_artifacts(artifact_uri=source, tracking_uri=uri))
+    with patient():
+        return str(download_artifacts(artifact_uri=source, tracking_uri=uri))
