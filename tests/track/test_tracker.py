@@ -100,6 +100,31 @@ def test_sqlite_gets_everything_once_however_often_it_is_sent(tmp_path: Path) ->
     assert history(assignment, f"sqlite:///{tmp_path / 'mlflow.db'}") == EXPECTED
 
 
+def test_what_the_machines_say_is_sent_and_what_they_do_not_say_stops_nothing(
+    tmp_path: Path,
+) -> None:
+    from mlflow import MlflowClient
+
+    def failing() -> dict[str, float]:
+        raise RuntimeError("a node is away")
+
+    told = {"system/cpu_percent": 5.0, "system/host-2/gpu_0_percent": 90.0}
+    assignment = assignment_for(tmp_path, None, 60, "tracking.system_metrics=true")
+    write_steps(assignment)
+    for readings in (failing, lambda: told):
+        tracker = Tracker(assignment, readings)
+        tracker.start()
+        tracker.close("finished")
+    run_id = json.loads((assignment.run_dir / "tracking.json").read_text())["run_id"]
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    sent = MlflowClient(uri).get_run(run_id).data.metrics
+    assert {name: value for name, value in sent.items() if name.startswith("system/")} == told
+    assert history(assignment, uri) == EXPECTED
+    assert (
+        "RuntimeError: a node is away" in (assignment.run_dir / "logs" / "tracking.log").read_text()
+    )
+
+
 def test_a_database_that_knows_nothing_of_the_run_gets_everything_anew(tmp_path: Path) -> None:
     """As on another machine, with the journal, and the note of what was sent, of the first one."""
     write_steps(assignment_for(tmp_path, None))

@@ -19,6 +19,7 @@ from raymill.cluster.attempts import Attempts, last_committed
 from raymill.cluster.failure import RunState
 from raymill.cluster.finish import finish, preempted
 from raymill.cluster.interrupt import end_preempted, on_interrupt, on_termination
+from raymill.cluster.readings import ClusterReadings
 from raymill.cluster.session import NOTHING, Beside
 from raymill.config import digest, flatten, to_tree
 from raymill.config.entry import EXIT_FAILED, EXIT_PREEMPTED
@@ -157,7 +158,8 @@ def train(assignment: Assignment, lease: Lease, beside: Beside = NOTHING) -> int
 
     job, remote = assignment.job, assignment.remote
     _prepare_run_dir(assignment)
-    tracker = Tracker(assignment)
+    readings = ClusterReadings(assignment)
+    tracker = Tracker(assignment, readings)
     tracker.start()
     console = RunConsole(peak_is_measured=job.cluster.peak_tflops is None)
     console.say(f"run {job.run.name} → {assignment.run_dir}")
@@ -199,6 +201,7 @@ def train(assignment: Assignment, lease: Lease, beside: Beside = NOTHING) -> int
         finally:
             history.enter(ended)
             tracker.close(ended.value)
+            readings.close()
             if remote is not None:
                 # What matters of it was kept with the last checkpoint.
                 with suppress(OSError, StorageError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,9 @@ from raymill.track.server import call, connect, is_local, tracking_uri
 if TYPE_CHECKING:
     from raymill.checkpoint.resume import Found
 
+# Figures of the machines that a run is on, by names of metrics.
+Readings = Callable[[], Mapping[str, float]]
+
 POLL_S = 1.0
 SYSTEM_EVERY_S = 10.0
 MAX_BACK_OFF_S = 60.0
@@ -32,10 +35,13 @@ FIRST_STEP_S = 30.0
 class Tracker:
     """Forwards a run to MLflow from a daemon thread. Nothing here raises into training, blocks it,
     or shares a process with it; what couldn't be sent stays in the journal and is sent by the next
-    run of the same command."""
+    run of the same command.
 
-    def __init__(self, assignment: Assignment) -> None:
+    `readings` is called every `SYSTEM_EVERY_S`, from that thread."""
+
+    def __init__(self, assignment: Assignment, readings: Readings = dict) -> None:
         self.assignment = assignment
+        self._readings = readings
         self._tracking = assignment.job.tracking
         self._root = assignment.job.storage.folder
         self._uri = tracking_uri(self._tracking, self._root)
@@ -107,7 +113,16 @@ class Tracker:
 
     def _system(self) -> None:
         assert self._forwarder is not None
-        forwarder, readings = self._forwarder, system_readings()
+        forwarder = self._forwarder
+        try:
+            readings = self._readings()
+        except (
+            Exception
+        ) as error:  # of a node or of Ray, whatever they may be; figures are sent all the same
+            self._log.warning(
+                "the machines' use can't be read: %s: %s", type(error).__name__, error
+            )
+            return
         step = int(time.time())
         call(lambda: forwarder.log_system(readings, time.time(), step), self._uri)
 
@@ -165,18 +180,6 @@ class Tracker:
                 f"(see {self.assignment.run_dir / 'logs' / 'tracking.log'}); nothing is lost: "
                 "the same command sends the rest once it is back"
             )
-
-
-def system_readings() -> dict[str, float]:
-    """Processor and memory use of this machine."""
-    import psutil
-
-    memory = psutil.virtual_memory()
-    return {
-        "system/cpu_percent": psutil.cpu_percent(),
-        "system/memory_used_gib": memory.used / 2**30,
-        "system/memory_percent": memory.percent,
-    }
 
 
 def _file_log(path: Path) -> logging.Logger:
