@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from raymill.data.chat.folder import own_template, read_settings, special_token_variables
+from raymill.data.chat.folder import own_template
 from raymill.data.chat.template import ChatTemplate
 from raymill.data.chat.tokenizer import has_template
+from raymill.data.tokenizer import read_settings, special_token_variables
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
