@@ -15,7 +15,7 @@ PURE = (
     "data/manifest.py", "data/chat/pack.py", "data/chat/template.py", "data/chat/encode.py",
     "objective", "engine/schedule.py", "engine/settings.py", "engine/journal.py",
     "evaluate", "generate/sampling.py", "report", "errors.py", "reading.py", "durable.py", "lifetime.py",
-    "timeline.py", "progress_line.py",
+    "timeline.py", "progress_line.py", "redaction.py",
 )  # fmt: skip
 TORCHLESS = ("config", "storage", "plan", "checkpoint", "data")
 DOORS = {
@@ -35,7 +35,7 @@ DOORS = {
 }
 # From the ground up; a room may import itself and what stands before it. Every room stands here.
 ROOMS = (
-    "__init__", "errors", "reading", "durable", "lifetime", "timeline", "progress_line", "config",
+    "__init__", "errors", "reading", "durable", "lifetime", "timeline", "progress_line", "redaction", "config",
     "storage", "checkpoint", "data", "plan", "objective", "model", "generate", "evaluate", "rollout",
     "reward", "engine", "track", "report", "demo", "serve", "cluster",
 )  # fmt: skip

@@ -39,6 +39,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.bodies.append(body)
         path = self.path.strip("/")
         count = self.server.attempts[path] = self.server.attempts.get(path, 0) + 1
+        path = path.partition("?")[0]
         if path == "length":
             time.sleep(0.02 * (len(body["answer"]) % 3))
             self.reply(200, {"reward": len(body["answer"])})

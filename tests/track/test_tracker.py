@@ -23,7 +23,7 @@ from raymill.track import tracker as tracker_module
 from raymill.track.follow import Follower
 from raymill.track.forwarder import clamp_offset, metrics_of
 from raymill.track.registry import resolve_model
-from raymill.track.server import shown
+from raymill.track.server import call
 from raymill.track.tracker import Tracker
 from servers import free_port, hanging_server, mlflow_server, refusing_server
 
@@ -36,10 +36,12 @@ def _prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracker_module, "MAX_BACK_OFF_S", 1.0)
 
 
-def assignment_for(root: Path, uri: str | None, flush_timeout_s: float = 3.0) -> Assignment:
+def assignment_for(
+    root: Path, uri: str | None, flush_timeout_s: float = 3.0, *more: str
+) -> Assignment:
     overrides = [
         "experiment=tiny", f"storage.root={root}", "run.name=r", "tracking.system_metrics=false",
-        f"tracking.flush_timeout_s={flush_timeout_s}",
+        f"tracking.flush_timeout_s={flush_timeout_s}", *more,
     ]  # fmt: skip
     job = load("pretrain", overrides + ([f"tracking.uri={uri}"] if uri else []))
     prepared = write_prepared(root / "prepared")
@@ -96,6 +98,31 @@ def test_sqlite_gets_everything_once_however_often_it_is_sent(tmp_path: Path) ->
     state.write_text(json.dumps(json.loads(state.read_text()) | {"offset": 0}))
     track(assignment)
     assert history(assignment, f"sqlite:///{tmp_path / 'mlflow.db'}") == EXPECTED
+
+
+def test_what_the_machines_say_is_sent_and_what_they_do_not_say_stops_nothing(
+    tmp_path: Path,
+) -> None:
+    from mlflow import MlflowClient
+
+    def failing() -> dict[str, float]:
+        raise RuntimeError("a node is away")
+
+    told = {"system/cpu_percent": 5.0, "system/host-2/gpu_0_percent": 90.0}
+    assignment = assignment_for(tmp_path, None, 60, "tracking.system_metrics=true")
+    write_steps(assignment)
+    for readings in (failing, lambda: told):
+        tracker = Tracker(assignment, readings)
+        tracker.start()
+        tracker.close("finished")
+    run_id = json.loads((assignment.run_dir / "tracking.json").read_text())["run_id"]
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    sent = MlflowClient(uri).get_run(run_id).data.metrics
+    assert {name: value for name, value in sent.items() if name.startswith("system/")} == told
+    assert history(assignment, uri) == EXPECTED
+    assert (
+        "RuntimeError: a node is away" in (assignment.run_dir / "logs" / "tracking.log").read_text()
+    )
 
 
 def test_a_database_that_knows_nothing_of_the_run_gets_everything_anew(tmp_path: Path) -> None:
@@ -174,9 +201,12 @@ def test_a_bad_server_costs_the_flush_timeout_and_nothing_else(
 
 
 @pytest.mark.slow
-def test_a_server_that_comes_back_gets_everything_once(tmp_path: Path) -> None:
+def test_a_server_that_comes_back_gets_everything_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And MLflow, which likes to print where that is, doesn't tell the password."""
     port = free_port()
-    uri = f"http://127.0.0.1:{port}"
+    uri = f"http://user:CANARY@127.0.0.1:{port}"
     assignment = assignment_for(tmp_path, uri, flush_timeout_s=90)
     write_steps(assignment)
     tracker = Tracker(assignment)
@@ -185,6 +215,10 @@ def test_a_server_that_comes_back_gets_everything_once(tmp_path: Path) -> None:
     with mlflow_server(tmp_path, port):
         tracker.close("finished")
         assert history(assignment, uri) == EXPECTED
+    told = capsys.readouterr()
+    assert f"tracked  http://127.0.0.1:{port}/#/experiments/1/runs/" in told.out
+    assert "CANARY" not in told.out + told.err
+    assert "CANARY" not in (assignment.run_dir / "logs" / "tracking.log").read_text()
 
 
 def test_registration_is_once_a_checkpoint_and_resolves(tmp_path: Path) -> None:
@@ -253,5 +287,14 @@ def test_what_becomes_a_metric() -> None:
     assert metrics_of({"kind": "attempt", "step": 0}) == {}
 
 
-def test_passwords_are_not_shown() -> None:
-    assert shown("https://user:secret@host:5000/x") == "https://host:5000/x"
+def test_errors_of_libraries_repeat_no_secrets() -> None:
+    uri = "postgresql://user:SECRET/1@x@host/db"
+    for text in (f"can't open {uri}", "could not translate host name SECRET", "1"):
+
+        def fail(text: str = text) -> None:
+            raise ValueError(text)
+
+        with pytest.raises(TrackingError, match=r"^MLflow at postgresql://host/db: ") as found:
+            call(fail, uri)
+        assert "SECRET" not in str(found.value)
+    assert str(found.value).endswith(": 1")

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import getpass
 import os
-import shlex
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -28,6 +26,7 @@ from raymill.checkpoint.fence import FencedError, lower_fence, raise_fence
 from raymill.checkpoint.ledger import Ledger
 from raymill.checkpoint.tokens import Holder, LinkedTokens, StoredTokens, Tokens
 from raymill.errors import RaymillError, StorageError
+from raymill.redaction import typed_command
 from raymill.storage.bucket import Bucket
 
 BEAT_S = 5.0
@@ -51,7 +50,7 @@ def this_process() -> Holder:
         pid=os.getpid(),
         started=_started(os.getpid()) or 0.0,
         user=_user(),
-        command=shlex.join(["python", *sys.argv])[:200],
+        command=typed_command()[:200],
         since=datetime.now(UTC).isoformat(timespec="seconds"),
         nonce=uuid.uuid4().hex,
     )

@@ -12,6 +12,7 @@ from raymill.checkpoint.fragments import FragmentReader, read_index
 from raymill.checkpoint.manifest import INDEX_NAME, Manifest, verify
 from raymill.checkpoint.retention import committed_steps, step_directory_name
 from raymill.config.identity import is_changeable
+from raymill.config.tree import without_secrets
 from raymill.errors import CheckpointError, ConfigError
 
 _FORK = re.compile(r"(?P<run>[A-Za-z0-9_][A-Za-z0-9._-]*)@(?P<step>\d+)")
@@ -101,6 +102,8 @@ def contradictions(
 ) -> list[str]:
     """What the configuration asks that the checkpoint contradicts, one line a key."""
     problems = []
+    # Manifests from before may hold secrets, which aren't part of what a run is.
+    stored = without_secrets(dict(stored))
     for key in sorted({*stored, *asked}):
         if is_changeable(key, changeable) or stored.get(key) == asked.get(key):
             continue

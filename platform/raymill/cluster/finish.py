@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import shlex
 import statistics
-import sys
 from typing import TYPE_CHECKING, Any
 
 from raymill.checkpoint.resume import Found
@@ -16,6 +14,7 @@ from raymill.durable import write_atomic
 from raymill.engine.assignment import Assignment
 from raymill.engine.start import going_on
 from raymill.errors import RaymillError, TrackingError
+from raymill.redaction import typed_command
 from raymill.track.console import RunConsole
 from raymill.track.follow import Follower, last_of_each_step
 from raymill.track.forwarder import metrics_of
@@ -26,14 +25,9 @@ if TYPE_CHECKING:
 SUMMARY_NAME = "summary.json"
 
 
-def same_command() -> str:
-    """What to type to run, or resume, this again."""
-    return shlex.join(["python", *sys.argv])
-
-
 def preempted() -> str:
     """What to say to whom is ended at another's request."""
-    return f"preempted, resume with the same command:\n  {same_command()}"
+    return f"preempted, resume with the same command:\n  {typed_command()}"
 
 
 def finish(assignment: Assignment, found: Found, tracker: Tracker, console: RunConsole) -> int:
@@ -144,6 +138,6 @@ def _summary(
         "config_digest": assignment.config_digest,
         "code_commit": assignment.code_commit,
         "metrics": str(assignment.journal),
-        "command": same_command(),
+        "command": typed_command(),
         "going_on": going_on(assignment),
     }

@@ -17,8 +17,9 @@ from raymill.checkpoint.resume import Found, newest_verified, parse_fork
 from raymill.checkpoint.retention import committed_steps
 from raymill.cluster.attempts import Attempts, last_committed
 from raymill.cluster.failure import RunState
-from raymill.cluster.finish import finish, preempted, same_command
+from raymill.cluster.finish import finish, preempted
 from raymill.cluster.interrupt import end_preempted, on_interrupt, on_termination
+from raymill.cluster.readings import ClusterReadings
 from raymill.cluster.session import NOTHING, Beside
 from raymill.config import digest, flatten, to_tree
 from raymill.config.entry import EXIT_FAILED, EXIT_PREEMPTED
@@ -31,6 +32,7 @@ from raymill.errors import CheckpointError, StorageError
 from raymill.plan.batch import total_steps
 from raymill.plan.mixture import rounding_warnings
 from raymill.reading import entries, is_folder
+from raymill.redaction import typed_command
 from raymill.track.console import RunConsole
 from raymill.track.forwarder import clamp_offset
 from raymill.track.history import History
@@ -157,14 +159,15 @@ def train(assignment: Assignment, lease: Lease, beside: Beside = NOTHING) -> int
 
     job, remote = assignment.job, assignment.remote
     _prepare_run_dir(assignment)
-    tracker = Tracker(assignment)
+    readings = ClusterReadings(assignment)
+    tracker = Tracker(assignment, readings)
     tracker.start()
     console = RunConsole(peak_is_measured=job.cluster.peak_tflops is None)
     console.say(f"run {job.run.name} → {assignment.run_dir}")
     for text in rounding_warnings(job.data.mixture):
         console.say(f"warning: {text}")
     history = History(assignment.run_dir, lease.token)
-    attempts = Attempts(assignment, lease, console, history, same_command(), beside)
+    attempts = Attempts(assignment, lease, console, history, typed_command(), beside)
     ended = RunState.FAILED
     with on_termination(lambda: console.say("the run has ended; what follows it is completed")):
         try:
@@ -190,7 +193,7 @@ def train(assignment: Assignment, lease: Lease, beside: Beside = NOTHING) -> int
             if attempts.drained:
                 console.say(preempted())
                 return EXIT_PREEMPTED
-            console.say(f"to go on, run:\n  {same_command()}")
+            console.say(f"to go on, run:\n  {typed_command()}")
             return EXIT_FAILED if status == "broken off" else 0
         except KeyboardInterrupt:
             if ended is not RunState.FINISHED:
@@ -199,6 +202,7 @@ def train(assignment: Assignment, lease: Lease, beside: Beside = NOTHING) -> int
         finally:
             history.enter(ended)
             tracker.close(ended.value)
+            readings.close()
             if remote is not None:
                 # What matters of it was kept with the last checkpoint.
                 with suppress(OSError, StorageError):

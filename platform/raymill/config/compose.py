@@ -224,6 +224,8 @@ def _read_overrides(
     for text in overrides:
         key, equals, raw = text.partition("=")
         mapping = _mapping_of(key, types)
+        if mapping is not None:  # whose names may hold "=", as addresses do
+            key, equals, raw = text.rpartition("=")
         refusal = _refusal(mapping or key, equals, text)
         if refusal:
             problems.append(refusal)

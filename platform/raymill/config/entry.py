@@ -9,6 +9,7 @@ from typing import Any
 
 from raymill.config.compose import load
 from raymill.errors import ConfigError, RaymillError
+from raymill.redaction import redacted
 from raymill.timeline import mark
 
 EXIT_FAILED = 1
@@ -42,10 +43,12 @@ def main(job: str, run: Callable[[Any], int], arguments: Sequence[str] | None = 
         mark("configuration")
         return run(loaded)
     except ConfigError as error:
-        print(f"{error}\n(python jobs/{job}.py --help shows the keys)", file=sys.stderr)
+        print(
+            f"{redacted(str(error))}\n(python jobs/{job}.py --help shows the keys)", file=sys.stderr
+        )
         return EXIT_REFUSED
     except RaymillError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redacted(str(error))}", file=sys.stderr)
         return EXIT_FAILED
     except OSError as error:
         if error.errno not in _OF_STORAGE:

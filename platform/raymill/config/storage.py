@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from raymill.redaction import holds_secrets, redacted_value
+
 SCHEMES = ("s3", "gs", "az")
 _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 
@@ -37,6 +39,17 @@ def is_uri(place: str) -> bool:
     return _URI.match(place) is not None
 
 
+def store_problems(key: str, uri: str) -> list[str]:
+    """What an object store's address mustn't hold: the store's clients take nothing of it, and it's repeated
+    wherever the run is named."""
+    if not holds_secrets(uri):
+        return []
+    return [
+        f"{key}={redacted_value(uri)}: leave out keys, passwords and queries; credentials come from the "
+        "environment (AWS_ACCESS_KEY_ID, AZURE_STORAGE_SAS_TOKEN, GOOGLE_APPLICATION_CREDENTIALS, …)"
+    ]
+
+
 def placed(storage: StorageConfig, joins: bool, problems: list[str]) -> StorageConfig:
     """The same with absolute folders; `joins`: whether the job runs on a cluster that is there already."""
     match = _URI.match(storage.root)
@@ -47,6 +60,9 @@ def placed(storage: StorageConfig, joins: bool, problems: list[str]) -> StorageC
                 "done in it"
             )
         return StorageConfig(_absolute("storage.root", storage.root, problems))
+    if refused := store_problems("storage.root", storage.root):
+        problems += refused
+        return storage
     scheme, path = match[1].lower(), match[2].strip("/")
     if scheme not in SCHEMES or not path:
         problems.append(

@@ -1,4 +1,7 @@
-"""Configuration objects back to plain trees: for storing, comparing and naming runs."""
+"""Configuration objects back to plain trees: for storing, comparing and naming runs.
+
+Trees are what gets written, so they hold no secrets; digests are of the configuration as it is.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,23 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from raymill.redaction import redacted_names, redacted_value
+
 
 def to_tree(job: Any) -> dict[str, Any]:
-    """A configuration object as a plain tree, keys as the user types them (`from`, not `from_`)."""
-    tree: dict[str, Any] = _plain(job)
+    """A configuration object as a plain tree, keys as the user types them (`from`, not `from_`); redacted."""
+    tree: dict[str, Any] = without_secrets(_plain(job))
     return tree
+
+
+def without_secrets(value: Any) -> Any:
+    """A tree's keys and values, redacted."""
+    if isinstance(value, dict):
+        shown = redacted_names(value)
+        return {shown[key]: without_secrets(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_secrets(item) for item in value]
+    return redacted_value(value) if isinstance(value, str) else value
 
 
 def _plain(value: Any) -> Any:
@@ -29,7 +44,11 @@ def _plain(value: Any) -> Any:
 
 
 def flatten(job: Any) -> dict[str, Any]:
-    """Dotted key → scalar, list or null; an empty group stays visible as `{}`."""
+    """Dotted key → scalar, list or null, redacted; an empty group stays visible as `{}`."""
+    return _flat(to_tree(job))
+
+
+def _flat(tree: dict[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
 
     def visit(prefix: str, value: Any) -> None:
@@ -39,12 +58,12 @@ def flatten(job: Any) -> dict[str, Any]:
         else:
             flat[prefix] = value
 
-    visit("", to_tree(job))
+    visit("", tree)
     return flat
 
 
 def digest(job: Any, ignore: Callable[[str], bool] = lambda key: False) -> str:
     """sha256 of the flattened configuration, without the keys that `ignore` admits."""
-    kept = {key: value for key, value in flatten(job).items() if not ignore(key)}
+    kept = {key: value for key, value in _flat(_plain(job)).items() if not ignore(key)}
     text = json.dumps(kept, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -30,6 +30,7 @@ from raymill.plan.memory import moment_bytes, worker_memory
 from raymill.plan.mixture import drawn_shares, rounding_warnings
 from raymill.plan.parameters import ParameterCount, count_parameters
 from raymill.reading import is_folder
+from raymill.redaction import redacted_value
 
 ASSUMED_MFU = 0.4  # published large runs reach 0.38 to 0.55
 GIB = 2**30
@@ -223,7 +224,7 @@ def _places(job: TrainJob, data: str) -> list[tuple[str, str]]:
         ("data", data),
         *(("warning", text) for text in rounding_warnings(job.data.mixture)),
         ("run", f"{run_dir} ({state})"),
-        ("tracking", f"{tracking}"),
+        ("tracking", redacted_value(f"{tracking}")),
         ("registers", f"models:/{job.tracking.registered_model}@{job.tracking.alias}")
         if job.tracking.register
         else ("registers", "nothing"),

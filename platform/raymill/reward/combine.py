@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from raymill.redaction import redacted_names
 from raymill.reward.task import Score
 
 
@@ -21,9 +22,9 @@ from raymill.reward.task import Score
 class Combined:
     """Rewards in the samples' order, None where dropped, and what they are made of.
 
-    `components`: each function's own values, before weights. `causes`: how many samples each
-    `function: cause` spoiled; one sample may have several causes. `incidents`: whoever was lost while
-    judging, and replaced.
+    `components`: each function's own values, before weights; addresses are redacted. `causes`: how many
+    samples each `function: cause` spoiled; one sample may have several causes. `incidents`: whoever was lost
+    while judging, and replaced.
     """
 
     rewards: tuple[float | None, ...]
@@ -52,14 +53,17 @@ class Combination:
         if any(length != len(tokens) for length in lengths.values()):
             raise ValueError(f"expected {len(tokens)} scores each, got {lengths}")
         causes: Counter[str] = Counter()
+        shown = redacted_names(self.weights)
         components = {
-            name: tuple(_value(name, score, causes) for score in column)
+            shown[name]: tuple(_value(shown[name], score, causes) for score in column)
             for name, column in scores.items()
         }
         rewards = []
         for place, length in enumerate(tokens):
             row = [
-                (weight, components[name][place]) for name, weight in self.weights.items() if weight
+                (weight, components[shown[name]][place])
+                for name, weight in self.weights.items()
+                if weight
             ]
             rewards.append(self._reward(row, length, causes))
         return Combined(tuple(rewards), components, dict(causes))

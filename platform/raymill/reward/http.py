@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from queue import Empty, SimpleQueue
 from urllib.parse import urlsplit
 
+from raymill.redaction import MASK, redacted_value, secrets_of
 from raymill.reward.task import RewardError, Sample, Score, failed, judged
 
 CONCURRENT = 8
@@ -36,7 +37,7 @@ class Endpoint:
 
     def __init__(self, address: str, *, timeout_s: float, concurrent: int = CONCURRENT) -> None:
         if problems := list(address_problems(address)):
-            raise RewardError(f"no address: {address}, {'; '.join(problems)}")
+            raise RewardError(f"no address: {redacted_value(address)}, {'; '.join(problems)}")
         self.address = address
         self.timeout_s = timeout_s
         self.concurrent = concurrent
@@ -94,10 +95,16 @@ class Endpoint:
             except _PassingError as passing:
                 why = str(passing)
             except RewardError as final:
-                return failed(str(final), time.monotonic() - begin)
+                return failed(self._masked(str(final)), time.monotonic() - begin)
             else:
                 return judged(value, time.monotonic() - begin)
-        return failed(why, time.monotonic() - begin)
+        return failed(self._masked(why), time.monotonic() - begin)
+
+    def _masked(self, why: str) -> str:
+        """A reason without the address's secrets, which services like to repeat."""
+        for word in sorted(secrets_of(self.address), key=len, reverse=True):
+            why = why.replace(word, MASK)
+        return why
 
     def _post(self, body: bytes, seconds: float) -> float:
         parts = urlsplit(self.address)
@@ -136,8 +143,8 @@ def address_problems(address: str) -> Iterator[str]:
     try:
         parts = urlsplit(address)
         port = parts.port
-    except ValueError as error:
-        yield f"not an address, {error}"
+    except ValueError:  # whose text may repeat a password
+        yield "not an address: expected http://host:port/path"
         return
     if not parts.hostname or port == 0:
         yield "expected http://host:port/path"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from raymill.config.bind import nearest
+from raymill.redaction import redacted_value
 from raymill.reward import sandbox
 from raymill.reward.functions import NO_VERIFIER, REWARDS, resolve
 from raymill.reward.http import address_problems
@@ -44,7 +45,7 @@ def check_verifiers(verifiers: Iterable[str | None]) -> list[str]:
 
 def _problem(name: str) -> Iterator[str]:
     if is_address(name):
-        yield from (f"{name}: {text}" for text in address_problems(name))
+        yield from (f"{redacted_value(name)}: {text}" for text in address_problems(name))
         return
     try:
         resolve(name)

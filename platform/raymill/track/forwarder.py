@@ -8,6 +8,8 @@ time).
 from __future__ import annotations
 
 import json
+import posixpath
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,7 @@ STATE_NAME = "tracking.json"
 _PARAMETER_LIMIT = 6000  # characters; MLflow would cut silently
 _PARAMETERS_A_CALL = 100
 _METRICS_A_CALL = 900
+_NOT_IN_NAMES = re.compile(r"://|[^\w.\- :/]+")
 _NOT_METRICS = ("step", "attempt", "time")
 
 
@@ -43,6 +46,13 @@ class Forwarder:
     def run_id(self) -> str | None:
         found: str | None = self._state.get("run_id")
         return found
+
+    @property
+    def page(self) -> str:
+        """Where MLflow's page shows the run, below the server's address."""
+        assert self.run_id is not None
+        experiment = self.client.get_run(self.run_id).info.experiment_id
+        return f"/experiments/{experiment}/runs/{self.run_id}"
 
     def begin(self) -> None:
         """Create the MLflow run, or continue the one this run has."""
@@ -93,7 +103,7 @@ class Forwarder:
 
         assert self.run_id is not None
         parameters = [
-            Param(key, str(value)[:_PARAMETER_LIMIT])
+            Param(parameter_name(key), str(value)[:_PARAMETER_LIMIT])
             for key, value in self.assignment.config.items()
         ]
         for first in range(0, len(parameters), _PARAMETERS_A_CALL):
@@ -182,6 +192,11 @@ class Forwarder:
     def _remember(self, **values: Any) -> None:
         self._state |= values
         write_atomic(self._state_path, json.dumps(self._state))
+
+
+def parameter_name(key: str) -> str:
+    """A key as MLflow takes it: an address among a mapping's names holds what it refuses."""
+    return posixpath.normpath(_NOT_IN_NAMES.sub("_", key))
 
 
 def metrics_of(event: Mapping[str, Any]) -> dict[str, float]:

@@ -10,18 +10,21 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 from raymill.checkpoint.retention import REGISTERED_NAME
 from raymill.config.schema import TrackingConfig
-from raymill.config.storage import is_uri
+from raymill.config.storage import is_uri, store_problems
 from raymill.durable import write_atomic
 from raymill.errors import ConfigError, StorageError, TrackingError
 from raymill.reading import is_file, is_folder, read_json
 from raymill.storage.bucket import Bucket
 from raymill.storage.mirror import Mirror
+from raymill.track.flavor import describe, kind_of
 from raymill.track.marker import MARKER_NAME, read_marker
-from raymill.track.server import call, connect, database, tracking_uri
+from raymill.track.server import call, connect, database, patient, tracking_uri, upload
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -91,9 +94,10 @@ def register_export(
     place = f"model{suffix}/{found.directory.name}"
 
     def register() -> str:
-        client.log_artifacts(run_id, str(export), place)
-        _ensure_model(client, name)
         source = f"{client.get_run(run_id).info.artifact_uri}/{place}"
+        upload(client, run_id, export, place)
+        _upload_description(client, run_id, export, place, source)
+        _ensure_model(client, name)
         tags = _lineage_tags(forwarder, found, figures)
         created = client.create_model_version(name, source, run_id=run_id, tags=tags)
         client.set_registered_model_alias(name, alias, created.version)
@@ -110,6 +114,20 @@ def register_export(
     )
     write_atomic(record_path, json.dumps(records, indent=1))
     return f"models:/{name}/{version} as {name}@{alias}"
+
+
+def _upload_description(
+    client: MlflowClient, run_id: str, export: Path, place: str, source: str
+) -> None:
+    """Put beside an export's files those by which MLflow's own tools load it, where it is a whole model."""
+    kind = kind_of(export)
+    if kind is None:
+        return
+    # A model that is asked for stop words looks for its tokenizer there.
+    spelled = unquote(urlsplit(source).path) if source.startswith("file:") else str(export)
+    with TemporaryDirectory() as folder:
+        describe(export, kind, Path(folder), run_id=run_id, place=place, source=spelled)
+        upload(client, run_id, Path(folder), place)
 
 
 def _point_to(client: MlflowClient, name: str, alias: str, version: str) -> bool:
@@ -178,6 +196,8 @@ def resolve_model(
     if reference == FURTHEST:
         reference = _furthest(tracking, root)
     if is_uri(reference):
+        if refused := store_problems(key, reference):
+            raise ConfigError(refused)
         return _described(_fetched(reference, root, key), reference)
     if not reference.startswith("models:"):
         folder = Path(reference).expanduser()
@@ -297,4 +317,5 @@ def _known_references(client: MlflowClient) -> list[str]:
 def _download(source: str, uri: str) -> str:
     from mlflow.artifacts import download_artifacts
 
-    return str(download_artifacts(artifact_uri=source, tracking_uri=uri))
+    with patient():
+        return str(download_artifacts(artifact_uri=source, tracking_uri=uri))

@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
-import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymill.config.schema import TrackingConfig
 from raymill.errors import TrackingError
+from raymill.redaction import redacted, redacted_value, secrets_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 # MLflow's own defaults block a caller for minutes when a server is down.
+_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"  # seconds, of any one request
 _SHORT = {
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    _TIMEOUT: "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_DISABLE_AUTO_LOGGING_WARNINGS": "true",
+    # It prints the address with its password.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-_CREDENTIALS = re.compile(r"//[^/@]*@")
+
+_SLOWEST_BYTES_PER_S = 10 * 2**20  # of a server that passes files on to its store
+_LARGEST_FILE = 5 * 2**30  # bytes; exports are cut into files of that size
 
 
 def tracking_uri(tracking: TrackingConfig, root: Path) -> str:
@@ -34,11 +42,6 @@ def tracking_uri(tracking: TrackingConfig, root: Path) -> str:
 def database(root: Path) -> Path:
     """The file that is tracked to by default."""
     return root / "mlflow.db"
-
-
-def shown(uri: str) -> str:
-    """The address without a password."""
-    return _CREDENTIALS.sub("//", uri)
 
 
 def is_local(uri: str) -> bool:
@@ -77,9 +80,37 @@ def call(work: Any, uri: str) -> Any:
     try:
         return work()
     except Exception as error:
-        text = str(error).strip().splitlines()
-        reason = text[0] if text else type(error).__name__
-        raise TrackingError(f"MLflow at {shown(uri)}: {reason[:500]}") from error
+        raise TrackingError(f"MLflow at {redacted_value(uri)}: {_reason(error, uri)}") from error
+
+
+def _reason(error: Exception, uri: str) -> str:
+    """An error's first line, unless a library has cut the address up and repeats a part of its secrets."""
+    lines = redacted(str(error).strip()).splitlines()
+    kind = type(error).__name__
+    if not lines:
+        return kind
+    if any(word in lines[0] for word in secrets_of(uri)):
+        return f"{kind} (its text repeats the address's secrets and is left out)"
+    return lines[0][:500]
+
+
+def upload(client: MlflowClient, run_id: str, folder: Path, place: str) -> None:
+    """Store a folder's files as artifacts of a run; may raise what MLflow raises."""
+    with patient(max((path.stat().st_size for path in folder.rglob("*")), default=0)):
+        client.log_artifacts(run_id, str(folder), place)
+
+
+@contextmanager
+def patient(largest_file: int = _LARGEST_FILE) -> Iterator[None]:
+    """Within the block a request may take as long as a server needs to store, or to fetch, a file of so many
+    bytes before it answers. Other threads' requests wait as long for a server that hangs; training doesn't."""
+    before = os.environ[_TIMEOUT]
+    limit = int(before) + math.ceil(largest_file / _SLOWEST_BYTES_PER_S)
+    os.environ[_TIMEOUT] = str(limit)
+    try:
+        yield
+    finally:
+        os.environ[_TIMEOUT] = before
 
 
 def experiment_id(client: MlflowClient, tracking: TrackingConfig, root: Path) -> str:

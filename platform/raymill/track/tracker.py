@@ -5,20 +5,24 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymill.engine.assignment import Assignment
 from raymill.errors import TrackingError
+from raymill.redaction import redacted_value
 from raymill.track.follow import Follower
 from raymill.track.forwarder import Forwarder
 from raymill.track.registry import register_export
-from raymill.track.server import call, connect, shown, tracking_uri
+from raymill.track.server import call, connect, is_local, tracking_uri
 
 if TYPE_CHECKING:
     from raymill.checkpoint.resume import Found
+
+# Figures of the machines that a run is on, by names of metrics.
+Readings = Callable[[], Mapping[str, float]]
 
 POLL_S = 1.0
 SYSTEM_EVERY_S = 10.0
@@ -31,10 +35,13 @@ FIRST_STEP_S = 30.0
 class Tracker:
     """Forwards a run to MLflow from a daemon thread. Nothing here raises into training, blocks it,
     or shares a process with it; what couldn't be sent stays in the journal and is sent by the next
-    run of the same command."""
+    run of the same command.
 
-    def __init__(self, assignment: Assignment) -> None:
+    `readings` is called every `SYSTEM_EVERY_S`, from that thread."""
+
+    def __init__(self, assignment: Assignment, readings: Readings = dict) -> None:
         self.assignment = assignment
+        self._readings = readings
         self._tracking = assignment.job.tracking
         self._root = assignment.job.storage.folder
         self._uri = tracking_uri(self._tracking, self._root)
@@ -106,7 +113,16 @@ class Tracker:
 
     def _system(self) -> None:
         assert self._forwarder is not None
-        forwarder, readings = self._forwarder, system_readings()
+        forwarder = self._forwarder
+        try:
+            readings = self._readings()
+        except (
+            Exception
+        ) as error:  # of a node or of Ray, whatever they may be; figures are sent all the same
+            self._log.warning(
+                "the machines' use can't be read: %s: %s", type(error).__name__, error
+            )
+            return
         step = int(time.time())
         call(lambda: forwarder.log_system(readings, time.time(), step), self._uri)
 
@@ -114,6 +130,8 @@ class Tracker:
         assert self._forwarder is not None
         forwarder = self._forwarder
         call(lambda: forwarder.end(self._status), self._uri)
+        if not is_local(self._uri):
+            print(f"tracked  {redacted_value(self._uri)}/#{forwarder.page}", flush=True)
         self._ended = True
 
     def register(
@@ -129,7 +147,7 @@ class Tracker:
         self._wanted.set()
         if not self._ready.wait(self._tracking.flush_timeout_s):
             raise TrackingError(
-                f"MLflow at {shown(self._uri)} can't be reached; the model is in {export}, and the "
+                f"MLflow at {redacted_value(self._uri)} can't be reached; the model is in {export}, and the "
                 "same command registers it once MLflow is back"
             )
         assert self._forwarder is not None
@@ -158,22 +176,10 @@ class Tracker:
         self._thread.join(self._tracking.flush_timeout_s)
         if not self._ended:
             print(
-                f"tracking: MLflow at {shown(self._uri)} didn't take everything "
+                f"tracking: MLflow at {redacted_value(self._uri)} didn't take everything "
                 f"(see {self.assignment.run_dir / 'logs' / 'tracking.log'}); nothing is lost: "
                 "the same command sends the rest once it is back"
             )
-
-
-def system_readings() -> dict[str, float]:
-    """Processor and memory use of this machine."""
-    import psutil
-
-    memory = psutil.virtual_memory()
-    return {
-        "system/cpu_percent": psutil.cpu_percent(),
-        "system/memory_used_gib": memory.used / 2**30,
-        "system/memory_percent": memory.percent,
-    }
 
 
 def _file_log(path: Path) -> logging.Logger:

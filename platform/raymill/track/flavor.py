@@ -1,0 +1,155 @@
+"""Files that MLflow's own tools look for in a model's folder, so that they load, serve and evaluate a version.
+
+They lie beside the exported files, which stay as they are: `MLmodel` describes them in MLflow's transformers
+flavor and names the folder itself as the place of the weights. The tokenizer must lie in a folder of its own,
+so its files are copied there.
+
+A model with a chat template takes and gives messages (`llm/v1/chat`), one without takes a prompt
+(`llm/v1/completions`), both as OpenAI's API does. A reward model takes a text, a rendered conversation with its
+last answer, and gives its score.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+
+from raymill.data.chat.folder import own_template
+from raymill.data.chat.template import ChatTemplate
+from raymill.data.chat.tokenizer import has_template
+from raymill.data.tokenizer import read_settings, special_token_variables
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
+
+Kind = Literal["chat", "completions", "score"]
+
+_NOT_TOKENIZERS = ("config.json", "generation_config.json", "saved.json", "raymill.json")
+_QUESTION = {"role": "user", "content": "How are you?"}
+_ANSWER = {"role": "assistant", "content": "Fine."}
+_NEW_TOKENS = 256  # where a request doesn't say
+_LIBRARIES = ("mlflow", "torch", "transformers", "safetensors")
+_CONDA, _VIRTUALENV, _REQUIREMENTS = "conda.yaml", "python_env.yaml", "requirements.txt"
+
+
+def kind_of(export: Path) -> Kind | None:
+    """What an exported folder takes and gives; None where it's no whole model, as adapters aren't."""
+    if not (export / "config.json").is_file() or not _config(export).get("architectures"):
+        return None
+    if _config(export)["architectures"][0].endswith("ForSequenceClassification"):
+        return "score"
+    return "chat" if has_template(export) else "completions"
+
+
+def describe(
+    export: Path, kind: Kind, folder: Path, *, run_id: str, place: str, source: str
+) -> None:
+    """Write into `folder` what makes a copy of `export` a model of MLflow's, both put into one place.
+
+    `place`: that place among the artifacts of the run; `source`: its name for whoever asks the model, a path
+    where there is one.
+    """
+    from mlflow import pyfunc
+    from mlflow.models import Model
+    from mlflow.models.utils import _save_example
+
+    model = Model(artifact_path=place, run_id=run_id, signature=_signature(kind))
+    model.add_flavor("transformers", **_flavor(export, kind, source))
+    pyfunc.add_to_model(
+        model,
+        loader_module="mlflow.transformers",
+        conda_env=_CONDA,
+        python_env=_VIRTUALENV,
+        model_config=None if kind == "score" else {"max_new_tokens": _new_tokens(export)},
+    )
+    if kind != "score":
+        model.metadata = {"task": f"llm/v1/{kind}"}
+    model.model_size_bytes = sum(path.stat().st_size for path in export.iterdir())
+    _save_example(model, _example(export, kind), str(folder))
+    model.save(str(folder / "MLmodel"))
+    _write_environment(folder)
+    tokenizer = folder / "components" / "tokenizer"
+    tokenizer.mkdir(parents=True)
+    for path in export.iterdir():
+        if path.name not in _NOT_TOKENIZERS and not path.name.startswith("model"):
+            shutil.copyfile(path, tokenizer / path.name)
+
+
+def _flavor(export: Path, kind: Kind, source: str) -> dict[str, Any]:
+    flavor = {
+        "transformers_version": version("transformers"),
+        "code": None,
+        "task": "text-classification" if kind == "score" else "text-generation",
+        "instance_type": f"Text{'Classification' if kind == 'score' else 'Generation'}Pipeline",
+        "pipeline_model_type": _config(export)["architectures"][0],
+        "source_model_name": source,
+        "model_binary": ".",
+        "components": ["tokenizer"],
+        # A class that transformers doesn't have would be looked for in the folder's own code.
+        "tokenizer_type": "AutoTokenizer",
+    }
+    return flavor if kind == "score" else {**flavor, "inference_task": f"llm/v1/{kind}"}
+
+
+def _signature(kind: Kind) -> ModelSignature:
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema, llm
+
+    if kind == "chat":
+        return ModelSignature(llm.CHAT_MODEL_INPUT_SCHEMA, llm.CHAT_MODEL_OUTPUT_SCHEMA)
+    if kind == "completions":
+        return ModelSignature(
+            llm.COMPLETIONS_MODEL_INPUT_SCHEMA, llm.COMPLETIONS_MODEL_OUTPUT_SCHEMA
+        )
+    scores = Schema([ColSpec("string", "label"), ColSpec("double", "score")])
+    return ModelSignature(Schema([ColSpec("string")]), scores)
+
+
+def _example(export: Path, kind: Kind) -> Any:
+    if kind == "chat":
+        return {"messages": [_QUESTION], "max_tokens": 16}
+    if kind == "completions":
+        return {"prompt": "Once upon a time", "max_tokens": 16}
+    settings = read_settings(export)
+    source = own_template(export, settings)
+    if source is None:
+        return _ANSWER["content"]
+    template = ChatTemplate(source, special_token_variables(settings))
+    return "".join(segment.text for segment in template.segments([_QUESTION, _ANSWER]))
+
+
+def _new_tokens(export: Path) -> int:
+    """Half of what the model reads, at most: a prompt comes before them."""
+    positions = _config(export).get("max_position_embeddings") or 2 * _NEW_TOKENS
+    return min(_NEW_TOKENS, int(positions) // 2)
+
+
+def _config(export: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((export / "config.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _write_environment(folder: Path) -> None:
+    """Name what MLflow installs for a model that it serves in an environment of its own."""
+    # A build's own suffix, as in 2.13.0+cpu, is none of PyPI's.
+    pinned = [f"{name}=={version(name).partition('+')[0]}" for name in _LIBRARIES]
+    python = platform.python_version()
+    (folder / _REQUIREMENTS).write_text("\n".join(pinned) + "\n", encoding="utf-8")
+    virtualenv = {
+        "python": python,
+        "build_dependencies": ["pip", "setuptools", "wheel"],
+        "dependencies": [f"-r {_REQUIREMENTS}"],
+    }
+    conda = {
+        "name": "mlflow-env",
+        "channels": ["conda-forge"],
+        "dependencies": [f"python={python}", "pip", {"pip": pinned}],
+    }
+    for name, tree in ((_VIRTUALENV, virtualenv), (_CONDA, conda)):
+        (folder / name).write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
