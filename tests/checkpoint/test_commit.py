@@ -380,6 +380,16 @@ def test_retention_on_disk_spares_protected_and_clears_leftovers(tmp_path: Path)
     assert left(tmp_path) == ["step-00000001", "step-00000003"]
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_from_before_a_key_existed_has_the_value_that_it_had(precision: str) -> None:
+    stored = {"train.precision": precision}
+    same = stored | {"train.reduce_precision": precision}
+    assert contradictions(stored, same, CHANGEABLE_ON_RESUME) == []
+    other = stored | {"train.reduce_precision": "bf16" if precision == "fp32" else "fp32"}
+    (problem,) = contradictions(stored, other, CHANGEABLE_ON_RESUME)
+    assert f"was trained with {precision!r}" in problem
+
+
 def test_contradictions_name_the_key() -> None:
     stored: Mapping[str, Any] = {"optim.learning_rate": 0.1, "train.steps": 5, "arch.layers": 2}
     asked = {"optim.learning_rate": 0.2, "train.steps": 9, "arch.layers": 2, "zero.stage": 3}

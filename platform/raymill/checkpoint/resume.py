@@ -11,7 +11,7 @@ from typing import Any
 from raymill.checkpoint.fragments import FragmentReader, read_index
 from raymill.checkpoint.manifest import INDEX_NAME, Manifest, verify
 from raymill.checkpoint.retention import committed_steps, step_directory_name
-from raymill.config.identity import is_changeable
+from raymill.config.identity import FORMERLY, is_changeable
 from raymill.config.tree import without_secrets
 from raymill.errors import CheckpointError, ConfigError
 
@@ -104,6 +104,7 @@ def contradictions(
     problems = []
     # Manifests from before may hold secrets, which aren't part of what a run is.
     stored = without_secrets(dict(stored))
+    stored = {key: stored.get(other) for key, other in FORMERLY.items() if key in asked} | stored
     for key in sorted({*stored, *asked}):
         if is_changeable(key, changeable) or stored.get(key) == asked.get(key):
             continue

@@ -52,6 +52,9 @@ CHANGEABLE_ON_FORK = (
     "model",
 )
 
+# Keys that runs of before don't have, and the key whose value theirs was.
+FORMERLY = {"train.reduce_precision": "train.precision"}
+
 
 def is_changeable(key: str, patterns: tuple[str, ...] = CHANGEABLE_ON_RESUME) -> bool:
     """Whether `key`, as a user types it, is outside what a run is."""
