@@ -23,9 +23,9 @@ from raymill.data.split import unit_hash
 
 FOLDER = "notes"
 LIBRARY = "library"
-EXCERPT = 1550  # characters of a document of the library
+EXCERPT = 1750  # characters of a document of the library
 # Notes of each kind; those of positions say all there is to say about a signature.
-NOTES = {"position": 900, "backwards": 1500, "larger": 3000}
+NOTES = {"position": 900, "backwards": 800, "larger": 3000}
 # Questions of each kind with their answers, as plain text: fine-tuning then has their form to teach only.
 ASKED = {
     "position": 2200,
