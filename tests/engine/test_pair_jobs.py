@@ -26,6 +26,8 @@ from raymill.engine.assignment import Assignment
 from raymill.engine.preference_tuning import PreferenceTuning
 from raymill.engine.recipe import recipe_of
 from raymill.engine.reference import CachedReference
+from raymill.engine.start import decide_start
+from raymill.errors import ConfigError
 from raymill.model.parent import load_parent
 from raymill.objective.pairs import Sides
 from raymill.track.marker import write_marker
@@ -241,6 +243,18 @@ def test_an_export_is_written_again_where_it_was_changed(
     shutil.rmtree(export.adapter)
     export_checkpoint(assignment, newest)
     assert {one: one.read_bytes() for one in files} == {k: v for k, (v, _) in whole.items()}
+
+
+def test_a_run_does_not_go_on_with_other_weights_than_it_began_with(
+    place: Path, trained: dict[str, list[dict[str, Any]]]
+) -> None:
+    assignment = made(place, "dpo", "lora-1", "run.workers=1", *ADAPTERS["lora"])
+    digests = tuple(load_prepared(folder).manifest.digest for folder in assignment.folders)
+    assert decide_start(assignment, digests).resumed
+    with pytest.raises(
+        ConfigError, match=r"parent has other weights now \(ffffffffffff\) than those"
+    ):
+        decide_start(replace(assignment, parent_digest="f" * 64), digests)
 
 
 def test_a_parent_that_was_changed_has_another_reference(place: Path, tmp_path: Path) -> None:

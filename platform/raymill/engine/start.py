@@ -214,12 +214,7 @@ def _refuse_contradictions(
 ) -> None:
     problems = contradictions(manifest.config, assignment.config, changeable)
     if assignment.parent_digest != manifest.parent_digest and "parent" in assignment.config:
-        problems.append(
-            f"parent={assignment.config['parent']} is {assignment.parent} with weights "
-            f"{(assignment.parent_digest or 'unknown')[:12]} now, the run started from {manifest.parent} with "
-            f"{(manifest.parent_digest or 'unknown')[:12]}: give that one, as it was, to go on with the run, "
-            "or choose another run.name"
-        )
+        problems.append(_other_parent(manifest, assignment))
     for key, digest in manifest.model_digests.items():
         now = assignment.model_digests.get(key)
         if now is not None and now != digest:
@@ -234,6 +229,20 @@ def _refuse_contradictions(
         ]
     if problems:
         raise ConfigError(problems)
+
+
+def _other_parent(manifest: Manifest, assignment: Assignment) -> str:
+    asked = f"parent={assignment.config['parent']}"
+    if assignment.parent != manifest.parent:
+        return (
+            f"{asked} is {assignment.parent} now, the run started from {manifest.parent}: give that one to go "
+            "on with the run, or choose another run.name"
+        )
+    now, before = assignment.parent_digest or "none", manifest.parent_digest or "none"
+    return (
+        f"{asked}: {assignment.parent} has other weights now ({now[:12]}) than those the run began with "
+        f"({before[:12]}): restore them to go on with the run, or choose another run.name"
+    )
 
 
 def _short(digests: tuple[str, ...]) -> str:
