@@ -18,27 +18,26 @@ from raymill.data.demo.exercises import (
     function_names,
     words,
 )
-from raymill.data.demo.names import combined, drill, index
+from raymill.data.demo.names import drill, index, indexed
 from raymill.data.split import unit_hash
 
 FOLDER = "notes"
 LIBRARY = "library"
-EXCERPT = 1750  # characters of a document of the library
+EXCERPT = 850  # characters of a document of the library
 # Notes of each kind; those of positions say all there is to say about a signature.
-NOTES = {"position": 900, "backwards": 800, "larger": 3000}
+NOTES = {"position": 900, "backwards": 2400, "larger": 2500}
 # Questions of each kind with their answers, as plain text: fine-tuning then has their form to teach only.
 ASKED = {
     "position": 2200,
     "count": 800,
     "default": 1200,
     "backwards": 1300,
-    "larger": 4000,
+    "larger": 2500,
     "sum": 500,
 }
 COPIES = 8000
-DRILLS = 5000  # questions about names, answered with the name alone
-COMBINED = 650  # names of parts that names have, in copies
-PASSES = 10  # times that the index says of every name where it is
+DRILLS = 3000  # questions about names, answered with the name alone
+PASSES = 20  # times that the index lists every real name
 LINES = 12  # of a document
 
 
@@ -84,8 +83,8 @@ def _together(lines: list[str]) -> Iterator[str]:
 @lru_cache(maxsize=1)
 def _lines(name: str, fraction: float, seed: int) -> list[str]:
     if name == "copies":
-        names = [combined(number, fraction, seed) for number in range(DRILLS, DRILLS + COMBINED)]
-        pool = (*argument_names(), *function_names(), *words(), *index(fraction, seed), *names)
+        real, made_up = index(fraction, seed)
+        pool = (*argument_names(), *function_names(), *words(), *real, *made_up)
         return [copy_note(random.Random(f"copy {seed} {n}"), pool) for n in range(COPIES)]
     if name == "drills":
         return [drill(number, fraction, seed) for number in range(DRILLS)]
@@ -94,6 +93,10 @@ def _lines(name: str, fraction: float, seed: int) -> list[str]:
         return [one.asked for one in islice(exercises(kind, False, seed, "asked"), ASKED[kind])]
     if name in NOTES:
         return [one.note for one in islice(exercises(name, False, seed, "note"), NOTES[name])]
-    names = list(index(fraction, seed))
-    random.Random(f"index {seed} {name}").shuffle(names)
-    return [f"`{one}` is in `{one.partition('.')[0]}`." for one in names]
+    number = int(name.removeprefix("index-"))
+    real, made_up = index(fraction, seed)
+    share = len(made_up) // PASSES
+    others = made_up[number * share : (number + 1) * share]
+    lines = [indexed(one, True) for one in real] + [indexed(one, False) for one in others]
+    random.Random(f"index {seed} {number}").shuffle(lines)
+    return lines
