@@ -103,8 +103,8 @@ def contradictions(
     """What the configuration asks that the checkpoint contradicts, one line a key."""
     problems = []
     # Manifests from before may hold secrets, which aren't part of what a run is.
-    stored = without_secrets(dict(stored))
-    stored = {key: stored.get(other) for key, other in FORMERLY.items() if key in asked} | stored
+    kept: dict[str, Any] = without_secrets(dict(stored))
+    stored = {key: kept.get(other) for key, other in FORMERLY.items() if key in asked} | kept
     for key in sorted({*stored, *asked}):
         if is_changeable(key, changeable) or stored.get(key) == asked.get(key):
             continue
