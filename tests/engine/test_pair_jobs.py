@@ -24,7 +24,7 @@ from raymill.data.validation import ValidationSet
 from raymill.engine import reference
 from raymill.engine.assignment import Assignment
 from raymill.engine.preference_tuning import PreferenceTuning
-from raymill.engine.recipe import recipe_of
+from raymill.engine.recipes import recipe_of
 from raymill.engine.reference import CachedReference
 from raymill.engine.start import decide_start
 from raymill.errors import ConfigError

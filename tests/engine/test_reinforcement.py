@@ -28,7 +28,7 @@ from raymill.config import load
 from raymill.config.schema import RlhfJob
 from raymill.data.manifest import load_prepared
 from raymill.engine.assignment import Assignment
-from raymill.engine.recipe import recipe_of
+from raymill.engine.recipes import recipe_of
 from raymill.engine.start import decide_start
 from raymill.errors import ConfigError, RaymillError
 from raymill.model.build import build_model
