@@ -79,16 +79,16 @@ def _work(config: dict[str, Any]) -> None:
 
 def _fit(assignment: Assignment, workers: int, scratch: Path) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
 
-    from raymill.cluster.lean_trainer import LeanTrainer
+    from raymill.cluster.lean_trainer import AttemptTrainer, LeanTrainer
 
     mark("trainer")
     job = assignment.job
     resources = {"CPU": job.cluster.cpus_per_worker}
     if job.cluster.gpu:
         resources["GPU"] = 1.0
-    trainer = LeanTrainer if job.cluster.address == "local" else TorchTrainer
+    trainer = LeanTrainer if job.cluster.address == "local" else AttemptTrainer
     trainer(
         _work,
         train_loop_config={"assignment": assignment},
