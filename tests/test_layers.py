@@ -14,8 +14,8 @@ PURE = (
     "config", "plan", "checkpoint", "data/order.py", "data/pack.py", "data/rows.py",
     "data/manifest.py", "data/chat/pack.py", "data/chat/template.py", "data/chat/encode.py",
     "objective", "engine/schedule.py", "engine/settings.py", "engine/journal.py",
-    "evaluate", "generate/sampling.py", "report", "errors.py", "reading.py", "durable.py", "lifetime.py",
-    "timeline.py", "progress_line.py", "redaction.py",
+    "evaluate", "generate/sampling.py", "report", "errors.py", "causes.py", "reading.py", "durable.py",
+    "lifetime.py", "timeline.py", "progress_line.py", "redaction.py",
 )  # fmt: skip
 TORCHLESS = ("config", "storage", "plan", "checkpoint", "data")
 DOORS = {
@@ -35,8 +35,8 @@ DOORS = {
 }
 # From the ground up; a room may import itself and what stands before it. Every room stands here.
 ROOMS = (
-    "__init__", "errors", "reading", "durable", "lifetime", "timeline", "progress_line", "redaction", "config",
-    "storage", "checkpoint", "data", "plan", "objective", "model", "generate", "evaluate", "rollout",
+    "__init__", "errors", "causes", "reading", "durable", "lifetime", "timeline", "progress_line", "redaction",
+    "config", "storage", "checkpoint", "data", "plan", "objective", "model", "generate", "evaluate", "rollout",
     "reward", "engine", "track", "report", "demo", "serve", "cluster",
 )  # fmt: skip
 # A job's entry point reaches up for the session and the registry it is given; the checks ask the plan, and

@@ -6,10 +6,13 @@ Every message says what was expected, what was found, where, and what to do abou
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 
 class RaymillError(Exception):
     """Base of every error that Raymill raises on purpose; its message is meant for the user."""
+
+    agreed = False  # whether all ranks of a run raise it, each by itself
 
 
 class ConfigError(RaymillError):
@@ -37,9 +40,13 @@ class CheckpointError(RaymillError):
 class NonFiniteError(RaymillError):
     """A loss or gradient was NaN or infinite; raised on every rank before the update."""
 
+    agreed = True
+
 
 class RewindError(RaymillError):
-    """The run is to go on from its last checkpoint, past what came after it."""
+    """The run is to go on from its last checkpoint, past what came after it; raised on every rank."""
+
+    agreed = True
 
 
 class TrackingError(RaymillError):
@@ -55,3 +62,8 @@ class StorageError(RaymillError):
 
     It counts as lost infrastructure: what was to be read is none the worse for it, and is read in a later try.
     """
+
+
+def ends_run(error: BaseException) -> TypeGuard[RaymillError]:
+    """Tell whether another try would meet the same error; storage that is away may be back by then."""
+    return isinstance(error, RaymillError) and not isinstance(error, StorageError)

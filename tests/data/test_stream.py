@@ -195,6 +195,34 @@ def test_what_kept_a_unit_from_being_read_arrives_as_it_is(
         next(RankStream(spec, 0, lambda _: blocks))  # type: ignore[arg-type, return-value]
 
 
+def test_no_segment_is_opened_before_the_other_ranks_do(prepared: Prepared) -> None:
+    """Opening one is a call that all ranks make at the same step: neither a stream that ends early nor one that
+    has more to say leads to it, or past it."""
+    spec = spec_of(prepared, 1, steps=6, unit_rows=12, segment_units=3)
+    opened = []
+
+    class Broken(Blocks):
+        """Ends with an error after its last block."""
+
+        def iter_batches(self, **_: object) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
+            yield from self.blocks
+            raise RuntimeError("after the last block")
+
+    def open_segment(segment: int, units: int, kind: type[Blocks] = Blocks) -> Any:
+        opened.append(segment)
+        blocks = [_read_unit({"id": np.array([unit])}, spec, segment) for unit in range(units)]
+        return kind(blocks, None)
+
+    stream = RankStream(spec, 0, lambda segment: open_segment(segment, 2))
+    assert [len(next(stream).sample_id) for _ in range(2)] == [12, 12]
+    with pytest.raises(DataError, match="rank 0: the stream ended at step 2 of 6"):
+        next(stream)
+    assert opened == [0]
+    stream = RankStream(spec, 0, lambda segment: open_segment(segment, 3, Broken))
+    assert np.concatenate([batch.sample_id for batch in stream]).tolist() == list(range(72))
+    assert opened == [0, 0, 1]
+
+
 def test_a_stream_without_steps_opens_nothing(prepared: Prepared) -> None:
     def never(_: int) -> Any:
         raise AssertionError("a segment was opened")

@@ -159,12 +159,13 @@ def test_an_error_on_one_rank_is_raised_on_all() -> None:
     def fail() -> None:
         raise DataError("shard 3 is missing")
 
+    told = DataError("shard 3 is missing")
     with pytest.raises(DataError, match="shard 3"):
-        on_all_ranks(TwoRanks(0, [None]), fail)  # type: ignore[arg-type]
+        on_all_ranks(TwoRanks(0, [[0.0], None]), fail)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="shard 3"):
-        on_all_ranks(TwoRanks(1, [DataError("shard 3 is missing")]), lambda: 1)  # type: ignore[arg-type]
+        on_all_ranks(TwoRanks(1, [[1.0], told]), lambda: 1)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="shard 3"):
-        on_rank_zero(TwoRanks(1, [(None, DataError("shard 3 is missing"))]), lambda: 1)  # type: ignore[arg-type]
+        on_rank_zero(TwoRanks(1, [(None, told)]), lambda: 1)  # type: ignore[arg-type]
     assert on_rank_zero(TwoRanks(1, [(7, None)]), lambda: 1) == 7  # type: ignore[arg-type]
 
 

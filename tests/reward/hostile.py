@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from raymill.reward.functions import register
-from raymill.reward.task import Sample
+from raymill.reward.task import Sample, time_left_s
 
 
 def behave(sample: Sample) -> float:
@@ -39,6 +39,12 @@ def leaves(sample: Sample) -> float:
 def hangs(sample: Sample) -> float:
     while True:
         time.sleep(1)
+
+
+def uses_all_its_time(sample: Sample) -> float:
+    """Stops by itself, as late as it may."""
+    time.sleep(time_left_s())
+    return 1.0
 
 
 def hangs_in_c(sample: Sample) -> float:

@@ -109,8 +109,14 @@ def test_registered_functions_those_of_prompts_included(pool: RewardPool) -> Non
     assert [score.cause for score in scores if score.error] == [
         "no reference", "unknown verifier", "unknown function", "timeout",
     ]  # fmt: skip
-    # The expression's own limit ends it; on a busy machine the pool's may come first.
-    assert pool.restarts <= before + 1
+    assert pool.restarts == before, "the expression's own limit ends it, and not the pool"
+
+
+def test_a_function_that_uses_all_its_time_is_heard(pool: RewardPool) -> None:
+    before = pool.restarts
+    score = one(pool, "uses_all_its_time")
+    assert (score.value, score.error) == (1.0, None)
+    assert pool.restarts == before
 
 
 def test_what_cannot_be_sent_is_an_error(pool: RewardPool) -> None:

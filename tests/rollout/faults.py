@@ -99,7 +99,10 @@ class ToyEngine:
     ) -> list[Completion]:
         what = ordered(self._orders, seeds)
         if what == "break":
-            raise ZeroDivisionError("in the engine")
+            try:
+                raise ZeroDivisionError("in the engine")
+            except ZeroDivisionError as error:
+                raise RuntimeError("the library's own") from error
         if what:
             os.kill(os.getpid(), getattr(signal, what))
         drawn = [

@@ -6,14 +6,15 @@ import shutil
 import statistics
 import time
 from collections import deque
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from raymill.checkpoint.lease import Lease
 from raymill.checkpoint.retention import committed_steps
-from raymill.cluster.diagnosis import diagnose
+from raymill.cluster.diagnosis import as_raised, diagnose, final_error
 from raymill.cluster.failure import Cause, Failure, GiveUp, RunState, verdict
 from raymill.cluster.launch import WorkerRun
 from raymill.cluster.room import choose, draining_nodes, room_for_workers, wished
@@ -21,13 +22,8 @@ from raymill.cluster.session import NOTHING, Beside
 from raymill.cluster.watchdog import Watchdog, end_one
 from raymill.config.schema import RlhfJob
 from raymill.engine.assignment import Assignment
-from raymill.errors import (
-    CheckpointError,
-    ClusterError,
-    ConfigError,
-    RaymillError,
-    StorageError,
-)
+from raymill.engine.failure_note import FailureNote, read_notes
+from raymill.errors import CheckpointError, ClusterError, StorageError
 from raymill.plan.batch import allowed_workers
 from raymill.track.console import RunConsole
 from raymill.track.follow import Follower
@@ -46,6 +42,7 @@ class Ending:
     status: str | None
     error: BaseException | None
     step: int
+    notes: Mapping[int, FailureNote] = field(default_factory=dict)  # of ranks that couldn't go on
 
 
 class Attempts:
@@ -196,7 +193,7 @@ class Attempts:
                 look = time.monotonic() + LOOK_S
                 self._look_at_the_cluster()
         if ending.get("status") == "failed":
-            error = as_raised(ending)
+            error = as_raised(ending["error_type"], ending["error"])
             if not self._moving or ending["error_type"] != CheckpointError.__name__:
                 raise error
             # Nobody asked it to end: it goes on from the checkpoint before.
@@ -204,7 +201,8 @@ class Attempts:
         if ending.get("status") == "rewind":
             self._console.say(f"warning: {ending['why']}")
             self._history.enter(RunState.RECOVERING, cause="rewind", what=ending["why"], step=step)
-        return Ending(ending.get("status"), workers.error, step)
+        notes = read_notes(assignment.pulses, self._workers)
+        return Ending(ending.get("status"), workers.error, step, notes)
 
     def _watch(self, pulses: Path) -> None:
         """End a rank that stands still; the others end with it, and the run goes on from its last commit."""
@@ -270,15 +268,15 @@ class Attempts:
 
         Raises:
             ClusterError: the run had better not be tried again.
+            RaymillError: a rank's own, which another try would meet again.
         """
-        cause, what = (
-            (Cause.LOST, "the workers ended without a word")
-            if ending.error is None
-            else diagnose(ending.error)
-        )
+        cause, what = diagnose(ending.error, ending.notes)
         committed = last_committed(self._assignment.checkpoints)
         self._failures.append(Failure(cause, what, ending.step, committed))
         facts = {"cause": cause.value, "what": what, "step": ending.step, "committed": committed}
+        if (final := final_error(ending.error, ending.notes)) is not None:
+            self._history.enter(RunState.FAILED, **facts)
+            raise final
         decision = verdict(self._failures, self._assignment.job.run.max_failures)
         logs = self._assignment.run_dir / "logs"
         if isinstance(decision, GiveUp):
@@ -306,13 +304,6 @@ def _news(follower: Follower) -> list[dict[str, Any]]:
         return follower.read()
     except StorageError:
         return []
-
-
-def as_raised(ending: dict[str, Any]) -> RaymillError:
-    """The workers' error as the class it was, so that its exit code is the same."""
-    if ending.get("error_type") == "ConfigError":
-        return ConfigError([line.split(". ", 1)[-1] for line in ending["error"].splitlines()[1:]])
-    return RaymillError(ending["error"])
 
 
 def last_committed(checkpoints: Path) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from raymill.cluster.failure import Cause
-from raymill.errors import StorageError
+from raymill.engine.failure_note import FailureNote, note_of
+from raymill.errors import ConfigError, RaymillError, StorageError
 
 # What the others say when one rank has gone: the words of torch's process groups.
 _OF_OTHERS = (
@@ -21,45 +22,69 @@ _OF_STORAGE = (
 
 _OF_MEMORY = ("out of memory", "outofmemory", "running low on memory", "memory monitor")
 
-
-def diagnose(error: BaseException) -> tuple[Cause, str]:
-    """The cause and one line about it, of what Ray Train raised."""
-    failures = getattr(error, "worker_failures", None)
-    if not failures:
-        return _single(getattr(error, "controller_failure", error))
-    return _of_ranks(failures)
+# Ray's own errors by which it passes on what somebody's code raised.
+_PASSED_ON = ("RayError", "RayTaskError", "UserCodeException", "UnserializableException")
+_WITHOUT_A_WORD = "the workers ended without a word"
 
 
-def _of_ranks(failures: Mapping[int, BaseException]) -> tuple[Cause, str]:
-    """The first rank's cause that isn't the echo of another's."""
-    found = {rank: _single(error) for rank, error in sorted(failures.items())}
-    echoes = {rank for rank, (_, text) in found.items() if _is_echo(text)}
-    order = sorted(found, key=lambda rank: (rank in echoes, found[rank][0] is Cause.LOST, rank))
-    rank = order[0]
-    cause, text = found[rank]
+def diagnose(
+    error: BaseException | None, notes: Mapping[int, FailureNote] | None = None
+) -> tuple[Cause, str]:
+    """The cause and one line about it, of what Ray Train raised and of the notes of ranks that left one."""
+    rank, note = _named(error, notes or {})
+    if note is None:
+        return Cause.LOST, _WITHOUT_A_WORD
     # A rank whose neighbour vanished says so; who vanished may have said nothing.
-    return (Cause.LOST if rank in echoes else cause), f"rank {rank}: {text}"
+    cause = Cause.LOST if _is_echo(note) else _cause(note)
+    return cause, note.cause if rank is None else f"rank {rank}: {note.cause}"
 
 
-def _single(error: BaseException) -> tuple[Cause, str]:
-    from ray.exceptions import RayError, RayTaskError
-    from ray.train.v2._internal.exceptions import RayTrainError
-
-    error = getattr(error, "health_check_failure", error)
-    text = _one_line(error)
-    if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _OF_MEMORY):
-        return Cause.MEMORY, text
-    if isinstance(error, StorageError) or any(sign in str(error).lower() for sign in _OF_STORAGE):
-        return Cause.LOST, text
-    of_ray = isinstance(error, RayError | RayTrainError) and not isinstance(error, RayTaskError)
-    return (Cause.LOST if of_ray else Cause.RAISED), text
+def final_error(
+    error: BaseException | None, notes: Mapping[int, FailureNote]
+) -> RaymillError | None:
+    """The failed rank's error, where another try would meet it again."""
+    _, note = _named(error, notes)
+    if note is None or RaymillError.__name__ not in note.kinds or _cause(note) is not Cause.RAISED:
+        return None
+    return as_raised(note.kinds[0], note.text)
 
 
-def _is_echo(text: str) -> bool:
-    return any(sign in text.lower() for sign in _OF_OTHERS)
+def as_raised(kind: str, text: str) -> RaymillError:
+    """A worker's error as the class it was, so that its exit code is the same."""
+    if kind == ConfigError.__name__:
+        return ConfigError([line.split(". ", 1)[-1] for line in text.splitlines()[1:]])
+    return RaymillError(text)
 
 
-def _one_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = lines[0] if lines else "it said nothing"
-    return f"{type(error).__name__}: {said}"
+def _named(
+    error: BaseException | None, notes: Mapping[int, FailureNote]
+) -> tuple[int | None, FailureNote | None]:
+    """The rank that failed, where one did, and its error: the first that isn't the echo of another's.
+
+    A note says more than Ray knows, which sees no more than that the process has gone.
+    """
+    failures: Mapping[int, BaseException] = getattr(error, "worker_failures", None) or {}
+    found = {rank: note_of(failure) for rank, failure in failures.items()} | dict(notes)
+    if found:
+        rank = min(
+            found, key=lambda one: (_is_echo(found[one]), _cause(found[one]) is Cause.LOST, one)
+        )
+        return rank, found[rank]
+    return None, None if error is None else note_of(error)
+
+
+def _cause(note: FailureNote) -> Cause:
+    kinds = {*note.kinds, note.cause.partition(":")[0]}
+    text = f"{note.text} {note.cause}".lower()
+    if MemoryError.__name__ in kinds or any(sign in text for sign in _OF_MEMORY):
+        return Cause.MEMORY
+    if StorageError.__name__ in kinds or any(sign in text for sign in _OF_STORAGE):
+        return Cause.LOST
+    of_ray = kinds & {"RayError", "RayTrainError"} and note.kinds[0] not in _PASSED_ON
+    return Cause.LOST if of_ray else Cause.RAISED
+
+
+def _is_echo(note: FailureNote) -> bool:
+    if RaymillError.__name__ in note.kinds:
+        return False
+    return note.waited or any(sign in note.text.lower() for sign in _OF_OTHERS)

@@ -51,13 +51,14 @@ def patience_s(job: TrainJob) -> int:
     as that may take, so that what is late is named by its own limit and not by theirs."""
     if not isinstance(job, RlhfJob):
         return WAIT_S
+    from raymill.reward.task import GRACE_S
     from raymill.rollout.crew import TRIES
 
     rollout, reward = job.rollout, job.reward
     answers = job.train.global_batch * rollout.group
     units = math.ceil(answers / rollout.batch)
     sampling = (math.ceil(units / max(1, rollout.actors)) + TRIES) * rollout.timeout_s
-    judging = answers * len(reward.functions) * reward.timeout_s / reward.workers
+    judging = answers * len(reward.functions) * (reward.timeout_s + GRACE_S) / reward.workers
     return WAIT_S + math.ceil(sampling + judging)
 
 
@@ -78,16 +79,16 @@ def _work(config: dict[str, Any]) -> None:
 
 def _fit(assignment: Assignment, workers: int, scratch: Path) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
 
-    from raymill.cluster.lean_trainer import LeanTrainer
+    from raymill.cluster.lean_trainer import AttemptTrainer, LeanTrainer
 
     mark("trainer")
     job = assignment.job
     resources = {"CPU": job.cluster.cpus_per_worker}
     if job.cluster.gpu:
         resources["GPU"] = 1.0
-    trainer = LeanTrainer if job.cluster.address == "local" else TorchTrainer
+    trainer = LeanTrainer if job.cluster.address == "local" else AttemptTrainer
     trainer(
         _work,
         train_loop_config={"assignment": assignment},

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raymill.cluster.nodes import answer, on_node
 from raymill.engine.pulse import COMPILE, read_pulse
 from raymill.errors import StorageError
 
@@ -141,7 +142,9 @@ def end_one(behind: Sequence[Standing], logs: Path) -> str:
     seen = _look_at([standing.rank for standing in behind])
     culprit, found = blamed(list(zip(behind, seen, strict=True)))
     rank = culprit.rank
-    killed = _on_node(rank, _kill)  # first: a storage that hangs may be why it stands still
+    killed = on_node(
+        rank.node, _kill, rank.pid
+    )  # first: a storage that hangs may be why it stands still
     what = (
         f"rank {rank.number} (process {rank.pid} on {rank.host}) made no progress for "
         f"{culprit.seconds:.0f} s in step {culprit.step}, phase {culprit.phase}"
@@ -178,26 +181,14 @@ def _stack_path(logs: Path, rank: Rank) -> Path:
 
 def _look_at(ranks: Sequence[Rank]) -> list[Seen | None]:
     """What each rank's process is doing; None for one whose node doesn't answer."""
-    found = [_answer(asked) for asked in [_on_node(rank, _look_here) for rank in ranks]]
+    found = [
+        _answer(asked) for asked in [on_node(rank.node, _look_here, rank.pid) for rank in ranks]
+    ]
     return [None if isinstance(seen, Exception) else Seen(*seen) for seen in found]
 
 
-def _on_node(rank: Rank, work: Callable[[int], Any]) -> Any:
-    """Begin a look at, or the end of, a rank's process where it is."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    there = NodeAffinitySchedulingStrategy(rank.node, soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=there, max_retries=0)(work).remote(rank.pid)
-
-
 def _answer(asked: Any) -> Any:
-    import ray
-
-    try:
-        return ray.get(asked, timeout=2 * _STACK_S)
-    except ray.exceptions.RayError as error:
-        return error
+    return answer(asked, 2 * _STACK_S)
 
 
 def _look_here(pid: int) -> tuple[str, str]:

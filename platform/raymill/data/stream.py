@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -290,13 +291,15 @@ class RankStream:
             if opened is None:
                 opened = self._open_segment(segment)
             blocks = opened.iter_batches(batch_size=None, prefetch_batches=2, batch_format="numpy")
-            for block in blocks:
+            end = step + self.spec.units_in(segment) * self.spec.steps_per_unit
+            # No block more is asked for, nor the next segment opened, than on the other ranks at this step.
+            for block in islice(blocks, self.spec.units_in(segment)):
                 yield from self._unit(block, step)
                 step += self.spec.steps_per_unit
-        if step < self.spec.steps:
-            raise DataError(
-                f"rank {self.rank}: the stream ended at step {step} of {self.spec.steps}"
-            )
+            if step < end:
+                raise DataError(
+                    f"rank {self.rank}: the stream ended at step {step} of {self.spec.steps}"
+                )
 
     def _unit(self, block: dict[str, npt.NDArray[Any]], first_step: int) -> Iterator[StepBatch]:
         expected, located = self.spec.rank_samples(first_step, self.spec.steps_per_unit, self.rank)

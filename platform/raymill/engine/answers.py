@@ -20,6 +20,7 @@ from raymill.data.manifest import Prepared, read_tokenizer
 from raymill.data.rows import Rows
 from raymill.data.split import VALIDATION
 from raymill.durable import write_atomic
+from raymill.engine.agreement import on_all_ranks
 from raymill.engine.answer_table import write_table
 from raymill.engine.compilation import uncompiled
 from raymill.engine.evaluation import Occasion, evaluating
@@ -52,7 +53,10 @@ class AnsweredQuestions:
 
     def measure(self, model: Any, group: WorkerGroup, occasion: Occasion) -> dict[str, float]:
         """See `Evaluator`."""
-        if not (occasion.first or occasion.due(self.settings.answer_every)) or not self._asked:
+        if not (occasion.first or occasion.due(self.settings.answer_every)):
+            return {}
+        on_all_ranks(group, lambda: self._plain)  # read by all before any of them begins
+        if not self._asked:
             return {}
         own = [(question.prompt_ids, question.answer_ids) for question in self._asked]
         # The questions stand in the order of a hash: the next one is any other.

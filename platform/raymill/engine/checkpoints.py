@@ -16,6 +16,7 @@ from raymill.checkpoint.manifest import Manifest
 from raymill.checkpoint.remote import RemoteRun
 from raymill.checkpoint.retention import Keep, apply_retention, registered_checkpoints
 from raymill.data.manifest import Prepared
+from raymill.engine.agreement import agreed
 from raymill.engine.assignment import Assignment
 from raymill.engine.group import WorkerGroup
 from raymill.engine.host_copy import HostCopy
@@ -114,7 +115,7 @@ class Checkpoints:
         if not (last or isinstance(error, FencedError)):
             return None
         if wait:
-            raise error
+            raise agreed(error)
         return error
 
     def _tell(self, outcome: Outcome, step: int) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from raymill.data.validation import ValidationSet
+from raymill.engine.agreement import each_on_all_ranks
 from raymill.engine.group import WorkerGroup
 from raymill.objective.objective import Objective
 
@@ -115,7 +116,7 @@ def total(model: Any, objective: Objective, rows_: ValidationSet, group: WorkerG
     """Evaluate `model` on held-out rows; collective."""
     nats, weight, size = 0.0, 0.0, 0
     with evaluating(model):
-        for weighted in rows_:
+        for weighted in each_on_all_ranks(group, rows_):
             rows = weighted.unweighted()  # figures of text, whatever training makes of it
             nats += float(objective.losses(model, rows, group.device).double().sum())
             weight += objective.weight(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from raymill.config.schema import SftJob
 from raymill.data.chat.tokenizer import has_template
 from raymill.data.manifest import load_prepared
+from raymill.engine.agreement import on_all_ranks
 from raymill.engine.answers import AnsweredQuestions
 from raymill.engine.evaluation import Evaluator, HeldOutLoss
 from raymill.engine.experience import Experience
@@ -63,6 +65,7 @@ class FineTuning(Recipe[SftJob]):
         evaluators: list[Evaluator] = [HeldOutLoss(objective, named, weights, settings.every)]
         if settings.questions:
             assert self.assignment.model_folder is not None
+            parent_chats = partial(has_template, self.assignment.model_folder)
             evaluators.append(
                 AnsweredQuestions(
                     prepared=self.prepared[0],
@@ -70,13 +73,13 @@ class FineTuning(Recipe[SftJob]):
                     objective=objective,
                     run_dir=self.assignment.run_dir,
                     seed=job.run.seed,
-                    parent_chats=has_template(self.assignment.model_folder),
+                    parent_chats=on_all_ranks(group, parent_chats),
                     lockstep=job.zero.stage == 3,
                     journal=journal,
                 )
             )
         if self.assignment.forgetting is not None:
-            watched = load_prepared(self.assignment.forgetting)
+            watched = on_all_ranks(group, partial(load_prepared, self.assignment.forgetting))
             text = LanguageModelling(watched.manifest.tokenizer.end_of_text_id)
             rows = held_out_sets([watched], settings, group)
             evaluators.append(HeldOutLoss(text, rows, (1.0,), settings.answer_every, "forgetting"))

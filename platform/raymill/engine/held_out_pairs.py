@@ -13,6 +13,7 @@ import torch
 from raymill.config.schema import EvaluationConfig
 from raymill.data.manifest import Prepared
 from raymill.data.validation import ValidationSet
+from raymill.engine.agreement import each_on_all_ranks
 from raymill.engine.evaluation import Occasion, evaluating
 from raymill.engine.group import WorkerGroup
 from raymill.engine.learner import Learner, means
@@ -70,7 +71,7 @@ class HeldOutPairs:
     def _measured(self, model: Any, rows_: ValidationSet, group: WorkerGroup) -> tuple[Tally, Bins]:
         tally, bins = Tally(), Bins()
         with evaluating(model):
-            for rows in rows_:
+            for rows in each_on_all_ranks(group, rows_):
                 found = self.objective.compared(model, rows, group.device)
                 found.count(tally)
                 weight = float(found.weight.sum())

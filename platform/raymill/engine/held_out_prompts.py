@@ -16,6 +16,7 @@ from raymill.config.schema import RlhfJob
 from raymill.data.manifest import Prepared
 from raymill.data.validation import ValidationSet
 from raymill.durable import write_atomic
+from raymill.engine.agreement import on_all_ranks
 from raymill.engine.answer_source import AnswerSource, Judged, Prompt
 from raymill.engine.answer_table import rounded, write_table
 from raymill.engine.evaluation import Occasion, evaluating
@@ -44,10 +45,13 @@ class HeldOutPrompts:
 
     def measure(self, model: Any, group: WorkerGroup, occasion: Occasion) -> dict[str, float]:
         """See `Evaluator`."""
-        if not (occasion.first or occasion.due(self.job.evaluation.every)) or not self._prompts:
+        if not (occasion.first or occasion.due(self.job.evaluation.every)):
+            return {}
+        prompts = on_all_ranks(group, lambda: self._prompts)
+        if not prompts:
             return {}
         self.source.sync(occasion.step)
-        judged = self.source.sample(-1, self._prompts, 1)
+        judged = self.source.sample(-1, prompts, 1)
         if self.journal is not None:
             self._write(self.journal, judged, occasion)
         return judged.figures("prompts") | {"prompts/kl": self._distance(model, judged, group)}

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from raymill.engine.agreement import agreed
 from raymill.engine.compilation import uncompiled
 from raymill.engine.evaluation import evaluating
 from raymill.engine.group import WorkerGroup
@@ -52,7 +53,7 @@ def refuse_leaks(
         )
     for found in group.gather(problem):
         if found is not None:
-            raise ConfigError([found])
+            raise agreed(ConfigError([found]))
 
 
 def leaks(

@@ -14,6 +14,7 @@ import torch
 
 from raymill.data.manifest import Prepared
 from raymill.data.stream import RankStream, StepBatch
+from raymill.engine.agreement import raise_together
 from raymill.engine.assignment import Assignment
 from raymill.engine.checkpoints import Checkpoints, Position
 from raymill.engine.compilation import Compiles
@@ -21,6 +22,7 @@ from raymill.engine.device import device_memory
 from raymill.engine.divergence import Divergence
 from raymill.engine.evaluation import Evaluator, Occasion
 from raymill.engine.experience import Experience, Floats
+from raymill.engine.failure_note import OtherRankError
 from raymill.engine.group import WorkerGroup
 from raymill.engine.guard import Guard
 from raymill.engine.journal import Journal
@@ -29,7 +31,7 @@ from raymill.engine.pulse import Pulse
 from raymill.engine.schedule import learning_rate_factor
 from raymill.engine.start import Start
 from raymill.engine.stragglers import OWN, Stragglers
-from raymill.errors import CheckpointError, DataError, RaymillError
+from raymill.errors import RaymillError
 from raymill.reading import is_file
 from raymill.timeline import mark
 
@@ -79,14 +81,16 @@ class Loop:
         """Train to the end or until asked to stop; returns "finished" or "stopped"."""
         try:
             with self._compiles.told() if self.assignment.job.train.compile else nullcontext():
-                return self._run()
-        except RaymillError:
+                status = self._run()
+        except (RaymillError, OtherRankError):
             self._beat("commit")
-            with suppress(CheckpointError):
-                self.checkpoints.settle(self.step, wait=True)  # the one under way isn't given up
-            raise
-        finally:
+            # The one under way isn't given up, unless the ranks that it takes are lost too.
+            with suppress(Exception):
+                self.checkpoints.settle(self.step, wait=True)
             self.experience.close()
+            raise
+        self.experience.close()
+        return status
 
     def _run(self) -> str:
         job, total = self.assignment.job, self.assignment.total_steps
@@ -133,7 +137,7 @@ class Loop:
         asked = self.group.rank == 0 and is_file(self.assignment.stop_request)
         refusals, stop = self.group.sum(refusal is not None, asked)
         if refusals:
-            raise next(error for error in self.group.gather(refusal) if error is not None)
+            raise_together(self.group, refusal)
         if stop:
             return False
         assert batch is not None
@@ -177,7 +181,7 @@ class Loop:
 
     def _next_batch(
         self, batches: Iterator[StepBatch]
-    ) -> tuple[StepBatch | None, StepBatch | None, RaymillError | None]:
+    ) -> tuple[StepBatch | None, StepBatch | None, Exception | None]:
         """The next batch and, where it is wanted, the one after it; or why there is none. The other ranks
         must hear of that before anyone raises."""
         try:
@@ -185,7 +189,7 @@ class Loop:
             if self.experience.lookahead and self.step + 1 < self.assignment.total_steps:
                 self._ahead = next(batches)
             return batch, self._ahead, None
-        except DataError as error:
+        except Exception as error:  # noqa: BLE001  (raised again once the others have heard)
             return None, None, error
 
     def _log_step(

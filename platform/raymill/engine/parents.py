@@ -78,18 +78,21 @@ def frozen_reference(
 def held_out_sets(
     prepared: Sequence[Prepared], settings: EvaluationConfig, group: WorkerGroup
 ) -> tuple[tuple[str, ValidationSet], ...]:
-    """(name, this rank's held-out rows) of every data source."""
-    sets = [
-        ValidationSet(
-            data.folder,
-            rank=group.rank,
-            world_size=group.world_size,
-            batch_rows=settings.batch,
-            rows=settings.rows,
-            source=source,
-        )
-        for source, data in enumerate(prepared)
-    ]
+    """(name, this rank's held-out rows) of every data source; collective."""
+    sets = on_all_ranks(
+        group,
+        lambda: [
+            ValidationSet(
+                data.folder,
+                rank=group.rank,
+                world_size=group.world_size,
+                batch_rows=settings.batch,
+                rows=settings.rows,
+                source=source,
+            )
+            for source, data in enumerate(prepared)
+        ],
+    )
     return tuple(zip(source_names(prepared), sets, strict=True))
 
 

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from raymill.data.rows import Rows
 from raymill.data.split import TRAIN, VALIDATION
 from raymill.data.validation import ValidationSet
 from raymill.durable import replaced, sha256_json
+from raymill.engine.agreement import each_on_all_ranks, on_all_ranks, on_rank_zero
 from raymill.engine.assignment import Assignment
 from raymill.engine.evaluation import evaluating
 from raymill.engine.group import WorkerGroup
@@ -122,7 +124,8 @@ class CachedReference:
             head = model.get_output_embeddings()
             for source, folder in enumerate(folders):
                 for split in (TRAIN, VALIDATION):
-                    rows_ = ValidationSet(
+                    opened = partial(
+                        ValidationSet,
                         folder,
                         rank=group.rank,
                         world_size=group.world_size,
@@ -130,7 +133,7 @@ class CachedReference:
                         split=split,
                         source=source,
                     )
-                    for rows in rows_:
+                    for rows in each_on_all_ranks(group, on_all_ranks(group, opened)):
                         pair = answer_log_probs(model, head, Sides.of(rows), group.device)
                         if len(rows):
                             assert rows.record is not None
@@ -142,9 +145,7 @@ class CachedReference:
         self.record = np.array(sorted(merged), dtype=np.int64)
         ordered = [merged[number] for number in self.record.tolist()]
         self.values = np.array(ordered, dtype=np.float32).reshape(-1, 2)
-        if group.rank == 0:
-            self._save()
-        group.gather(None)  # nobody goes on before it is written
+        on_rank_zero(group, self._save)
 
     def load(self) -> None:
         """Read the file.

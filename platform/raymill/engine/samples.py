@@ -6,16 +6,20 @@ import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raymill.config.schema import TextEvaluation
-from raymill.data.manifest import Prepared
+from raymill.data.manifest import Prepared, read_tokenizer
 from raymill.durable import write_atomic
+from raymill.engine.agreement import on_all_ranks
 from raymill.engine.compilation import uncompiled
 from raymill.engine.evaluation import Occasion
 from raymill.engine.group import WorkerGroup
 from raymill.engine.journal import Journal
 from raymill.generate.sampling import sample_texts
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -36,10 +40,11 @@ class SampledText:
         settings, step = self.settings, occasion.step
         if not occasion.due(settings.sample_every):
             return {}
+        tokenizer = on_all_ranks(group, self._tokenizer)
         with uncompiled():
             texts = sample_texts(
                 model,
-                self.prepared.tokenizer_folder,
+                tokenizer,
                 settings.prompts,
                 end_of_text_id=self.prepared.manifest.tokenizer.end_of_text_id,
                 max_new_tokens=settings.sample_tokens,
@@ -64,3 +69,6 @@ class SampledText:
     def _tell(self, step: int, text: str) -> None:
         if self.journal is not None:
             self.journal.write("message", step, text=f"evaluation.prompts: {text}")
+
+    def _tokenizer(self) -> Tokenizer:
+        return read_tokenizer(self.prepared.tokenizer_folder / "tokenizer.json")

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from raymill.engine.agreement import on_all_ranks
+from raymill.engine.agreement import on_all_ranks, seen_by_all
 from raymill.engine.assignment import Assignment
 from raymill.engine.group import WorkerGroup
 from raymill.engine.leaks import refuse_leaks
@@ -25,8 +25,9 @@ def build_learners(
 
     DeepSpeed communicates while it starts, so every rank must have its models by then.
     """
-    work = recipe.parent_work()
-    if work is not None:
+    work = on_all_ranks(group, recipe.parent_work)
+    known = seen_by_all(group, work is None, "what was computed of the parent before")
+    if work is not None and not known:
         parents = _build(recipe, assignment, Start(None, False), group)
         work(parents[0].model, group)
         if start.found is None:
@@ -40,7 +41,7 @@ def _build(
     recipe: Recipe[Any], assignment: Assignment, start: Start, group: WorkerGroup
 ) -> list[Learner]:
     job = assignment.job
-    reader = start.found.reader() if start.found else None
+    reader = on_all_ranks(group, start.found.reader) if start.found else None
 
     def build(critic: bool) -> torch.nn.Module | None:
         built = recipe.build_critic() if critic else recipe.build_model(fresh=reader is None)
@@ -58,7 +59,8 @@ def _build(
         rate = recipe.critic_learning_rate() if critic else job.optim.learning_rate
         trainer = Trainer(job, model.to(group.device), group, prefix)
         if reader is not None:
-            trainer.load_state(reader, start.updates(prefix), start.keeps_moments)
+            updates, moments = start.updates(prefix), start.keeps_moments
+            on_all_ranks(group, partial(trainer.load_state, reader, updates, moments))
         refuse_leaks(
             trainer.model,
             _head(trainer.model),

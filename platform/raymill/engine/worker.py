@@ -7,8 +7,9 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from raymill.engine.assignment import Assignment
+from raymill.engine.failure_note import ending_at_once
 from raymill.engine.pulse import Pulse, place
-from raymill.errors import RaymillError, RewindError, StorageError
+from raymill.errors import RaymillError, RewindError, ends_run
 from raymill.timeline import mark
 
 if TYPE_CHECKING:
@@ -25,14 +26,19 @@ logger = logging.getLogger(__name__)
 def train_worker(config: dict[str, Any]) -> None:
     """Ray Train's entry point; `config["assignment"]` is an Assignment.
 
-    An error that a retry can't mend (bad data, contradicting configuration, a non-finite loss) is
-    written to the journal and ends the run normally, so that Ray doesn't try it again. Anything else
-    propagates: Ray restarts the workers, and they resume from the last commit.
+    An error that a retry can't mend (bad data, contradicting configuration, a non-finite loss), and that all
+    ranks agree on, is written to the journal and ends the run normally. Any other ends this process at once,
+    and with it the group: a rank that only left would keep the others waiting for it.
     """
     assignment: Assignment = config["assignment"]
     rank = int(os.environ.get("RANK", "0"))
     pulse = Pulse(assignment.pulses, rank)
     pulse.beat("start")
+    with ending_at_once(assignment.pulses, rank):
+        _train(assignment, rank, pulse)
+
+
+def _train(assignment: Assignment, rank: int, pulse: Pulse) -> None:
     import torch
 
     from raymill.engine.device import choose_device, join_deepspeed
@@ -54,9 +60,9 @@ def train_worker(config: dict[str, Any]) -> None:
         ending = {"status": loop.run()}
     except RewindError as error:
         ending = {"status": "rewind", "why": str(error)}
-    except StorageError:  # the store is away: a try later may find it
-        raise
     except RaymillError as error:
+        if not (error.agreed and ends_run(error)):
+            raise
         logger.exception("the run failed")
         ending = {"status": "failed", "error": str(error), "error_type": type(error).__name__}
     if journal is not None:

@@ -7,14 +7,15 @@ training changes nothing after it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from raymill.data.manifest import read_tokenizer
 from raymill.objective.heads import Fp32Head
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 def next_token(
@@ -122,7 +123,7 @@ def unseen(model: Any, prompt_ids: Sequence[int]) -> int:
 
 def sample_texts(
     model: Any,
-    tokenizer_folder: Path,
+    tokenizer: Tokenizer,
     prompts: Sequence[str],
     *,
     end_of_text_id: int,
@@ -137,7 +138,6 @@ def sample_texts(
 
     `note` is told which prompts the model doesn't see whole.
     """
-    tokenizer = read_tokenizer(tokenizer_folder / "tokenizer.json")
     was_training = model.training
     model.eval()
     texts = []

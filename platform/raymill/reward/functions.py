@@ -26,7 +26,6 @@ REWARDS: dict[str, RewardFunction] = {}
 AUTO = "auto"
 NO_VERIFIER = "none"  # how a record spells that it names none
 REGEX_SECONDS = 2.0
-MARGIN = 0.9  # of the time a call has: what stops itself does so before it is killed
 
 
 def register(name: str) -> Callable[[RewardFunction], RewardFunction]:
@@ -113,7 +112,7 @@ def regex(sample: Sample) -> float:
         pattern = re.compile(_reference(sample))
     except re.error as error:
         raise RewardError(f"broken reference: not a regular expression, {error}") from None
-    seconds = min(REGEX_SECONDS, MARGIN * time_left_s())
+    seconds = min(REGEX_SECONDS, time_left_s())
     with _interrupted_after(seconds):
         return float(pattern.search(sample.answer_text) is not None)
 
@@ -162,7 +161,7 @@ def code(sample: Sample) -> float:
     How it is confined stands in sandbox.py. As in any checker that runs both in one interpreter,
     a reward is only as good as its tests: code that returns objects equal to everything passes them.
     """
-    seconds = min(sandbox.WALL_SECONDS, MARGIN * time_left_s())
+    seconds = min(sandbox.WALL_SECONDS, time_left_s())
     return float(sandbox.passes(sandbox.last_code(sample.answer_text), _reference(sample), seconds))
 
 

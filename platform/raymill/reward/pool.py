@@ -18,7 +18,7 @@ from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from raymill.reward.task import RewardError, Sample, Score, failed
+from raymill.reward.task import GRACE_S, RewardError, Sample, Score, failed
 from raymill.reward.worker import Call, Setup
 from raymill.reward.worker_process import WorkerProcess
 
@@ -31,8 +31,9 @@ class RewardPool:
     with this process, however that ends.
 
     Workers have this process's module path, working directory and environment; `names` are loaded
-    before calls are timed. One thread owns them all, since Linux's way to end a child with its parent
-    is to end it with the thread that started it. Batches may come from several threads.
+    before calls are timed; a call that doesn't end within `timeout_s` is killed GRACE_S later. One
+    thread owns them all, since Linux's way to end a child with its parent is to end it with the thread
+    that started it. Batches may come from several threads.
 
     Processes that a function starts itself end with a worker that is killed here. If this process is
     killed, only the workers (and code that is judged) are certain to end with it.
@@ -128,7 +129,7 @@ class RewardPool:
     async def _ask(self, worker: WorkerProcess, name: str, request: bytes) -> Score:
         begin = time.monotonic()
         try:
-            async with asyncio.timeout(self.timeout_s):
+            async with asyncio.timeout(self.timeout_s + GRACE_S):
                 return Score(**await worker.ask(request))
         except TimeoutError:
             error = f"timeout: {name} took longer than {self.timeout_s:g} s"

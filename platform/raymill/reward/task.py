@@ -10,6 +10,9 @@ from typing import Any
 
 from raymill.errors import RaymillError
 
+# Between the end of a call's time, by which a function that can stop itself has, and the end of its process.
+# Long beside what a busy machine keeps a process waiting, or the second limit would come before the first.
+GRACE_S = 2.0
 _ERROR_CHARACTERS = 500
 
 
@@ -76,14 +79,14 @@ _deadline = math.inf
 
 
 def limit_call(seconds: float) -> None:
-    """Set when the call that begins now is killed; a pool's worker does before each."""
+    """Set when the time of the call that begins now is over; a pool's worker does before each."""
     global _deadline
     _deadline = time.monotonic() + seconds
 
 
 def time_left_s() -> float:
-    """Until the running call is killed; infinite outside a pool.
+    """Return what is left of the running call's time; infinite outside a pool.
 
-    A function that can stop by itself, with an answer, should do so before.
+    A function that can stop by itself, with an answer, should do so by then: GRACE_S later it is killed.
     """
     return _deadline - time.monotonic()

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from raymill.causes import cause_of, innermost
 from raymill.errors import RaymillError
 from raymill.rollout.actor import JudgingActor, Place, SamplingActor
 from raymill.rollout.engine import EngineSpec, Sampling
@@ -214,10 +215,10 @@ class Crew:
         try:
             value = ray.get(call.ref, timeout=FETCH_S)
         except RayError as error:
-            cause = error.cause if isinstance(error, RayTaskError) else error
-            if not isinstance(cause, RayError):  # the engine refused, as another one would
-                raise self._refusal(member, call, cause) from error
-            self._replace(member, _first_line(cause))
+            if isinstance(error, RayTaskError) and not isinstance(error.cause, RayError):
+                # The engine refused, as another one would.
+                raise self._refusal(member, call, error) from error
+            self._replace(member, cause_of(error))
             return
         member.call = None
         if call.unit is not None:
@@ -231,12 +232,12 @@ class Crew:
         else:
             member.place = value
 
-    def _refusal(self, member: _Member, call: _Call, cause: BaseException) -> RaymillError:
-        if isinstance(cause, RaymillError):
-            return cause
+    def _refusal(self, member: _Member, call: _Call, error: BaseException) -> RaymillError:
+        inner = innermost(error)
+        if isinstance(inner, RaymillError):
+            return inner
         return RolloutError(
-            f"{self._named(member)} on {member.place} failed {self._work_of(call)}: "
-            f"{type(cause).__name__}: {_first_line(cause)}"
+            f"{self._named(member)} on {member.place} failed {self._work_of(call)}: {cause_of(error)}"
         )
 
     def _replace(self, member: _Member, reason: str) -> None:
@@ -266,10 +267,6 @@ class Crew:
         if call.unit is not None:
             return f"{_WORK[self._role]} unit {call.unit}, a {self._units[call.unit]}"
         return "starting" if call.weights is None else "taking over weights"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _resources() -> str:
