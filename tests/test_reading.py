@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raymill import reading
-from raymill.data.sources import _matches
+from raymill.data.globs import matches
 from raymill.errors import StorageError
 from raymill.reading import files_below, opened, read_bytes, retried
 
@@ -180,7 +180,7 @@ PATTERNS = (
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_globs_match_what_glob_matches(tmp_path: Path, pattern: str) -> None:
+def test_globs_match_what_globmatches(tmp_path: Path, pattern: str) -> None:
     for name in (
         "x.txt",
         "a/x.txt",
@@ -197,7 +197,7 @@ def test_globs_match_what_glob_matches(tmp_path: Path, pattern: str) -> None:
         for hit in glob.iglob(str(tmp_path / pattern), recursive=True)
         if Path(hit).is_file()
     }
-    assert {str(path) for path in _matches(str(tmp_path / pattern))[1]} == expected
+    assert {str(path) for path in matches(str(tmp_path / pattern))[1]} == expected
 
 
 def test_files_that_are_linked_from_elsewhere_match_too(tmp_path: Path) -> None:
@@ -207,5 +207,5 @@ def test_files_that_are_linked_from_elsewhere_match_too(tmp_path: Path) -> None:
     (tmp_path / "data" / "link").symlink_to(tmp_path / "store" / "v3")
     (tmp_path / "data" / "loop").symlink_to(tmp_path / "data")
     for pattern in ("data/*/*.txt", "data/**/*.txt", "data"):
-        _, found = _matches(str(tmp_path / pattern))
+        _, found = matches(str(tmp_path / pattern))
         assert [str(path) for path in found] == [str(tmp_path / "data" / "link" / "x.txt")], pattern

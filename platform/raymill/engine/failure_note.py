@@ -15,6 +15,8 @@ from pathlib import Path
 
 from raymill.causes import cause_of, innermost
 from raymill.durable import write_atomic
+from raymill.errors import StorageError
+from raymill.reading import MISSING, read_text
 
 _COMMUNICATION = (f"torch{os.sep}distributed{os.sep}", f"deepspeed{os.sep}comm{os.sep}")
 
@@ -77,12 +79,12 @@ def note_of(error: BaseException) -> FailureNote:
 
 
 def read_notes(folder: Path, ranks: int) -> dict[int, FailureNote]:
-    """Read the notes of those of so many ranks that left one, by rank."""
+    """Read the notes of those of so many ranks that left one, by rank; what can't be read is left out."""
     found = {}
     for rank in range(ranks):
         # By name, since a network file system may list a folder as it was a minute ago.
-        with suppress(OSError, ValueError):
-            kept = json.loads(_path(folder, rank).read_text(encoding="utf-8"))
+        with suppress(*MISSING, StorageError, ValueError):
+            kept = json.loads(read_text(_path(folder, rank)))
             found[rank] = FailureNote(**kept | {"kinds": tuple(kept["kinds"])})
     return found
 
