@@ -154,7 +154,7 @@ def test_four_thousand_answers_have_as_many_scores(adapters: bool) -> None:
     tokens_SL = torch.cartesian_prod(torch.arange(64), torch.arange(64))
     place_S = torch.ones(len(tokens_SL), dtype=torch.long)
     with torch.no_grad(), watched(head) as seen:
-        score_S = last_scores(model, head, tokens_SL, torch.ones_like(tokens_SL), place_S, CPU)
+        score_S = last_scores(model, head, tokens_SL, place_S, CPU)
     exact_S = seen[0][0][:, 1, 0]
     assert score_S.dtype == torch.float32
     assert (score_S.double() - exact_S).abs().max() < 1e-5 * float(exact_S.abs().max())
