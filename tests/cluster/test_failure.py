@@ -5,18 +5,20 @@ from __future__ import annotations
 import errno
 import os
 import signal
+from dataclasses import replace
 from functools import partial
 
 import pytest
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, RayTaskError, UserCodeException
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from raymill.cluster.diagnosis import diagnose
+from raymill.cluster.diagnosis import diagnose, final_error
 from raymill.cluster.failure import Cause, Failure, GiveUp, Retry, verdict
 from raymill.cluster.interrupt import end_preempted, on_termination
 from raymill.config.entry import EXIT_PREEMPTED
-from raymill.errors import StorageError
+from raymill.engine.failure_note import FailureNote, note_of
+from raymill.errors import ConfigError, DataError, StorageError
 
 
 def lost(step: int, committed: int) -> Failure:
@@ -89,6 +91,55 @@ def test_a_lost_worker_is_named_before_the_ranks_that_noticed() -> None:
     assert what.startswith("rank 1: ActorDiedError: ")
     cause, _ = diagnose(ControllerError(ActorDiedError()))
     assert cause is Cause.LOST
+
+
+def left(error: Exception, waited: bool = False) -> FailureNote:
+    """A rank's note."""
+    return replace(note_of(error), waited=waited)
+
+
+def test_a_note_says_more_than_that_a_process_has_gone() -> None:
+    gone = WorkerHealthCheckFailedError("check", ActorDiedError())
+    error = WorkerGroupError("text", {0: gone, 1: gone})
+    echo, mill = left(RuntimeError("a timeout"), waited=True), left(ValueError("no such mill"))
+    assert diagnose(error, {0: echo, 1: mill}) == (Cause.RAISED, "rank 1: ValueError: no such mill")
+    assert diagnose(None, {1: mill}) == (Cause.RAISED, "rank 1: ValueError: no such mill")
+    cause, what = diagnose(error, {0: echo})
+    assert (cause, what[:24]) == (Cause.LOST, "rank 1: ActorDiedError: ")
+    assert diagnose(None, {1: echo}) == (Cause.LOST, "rank 1: RuntimeError: a timeout")
+    full = left(RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), waited=True)
+    assert diagnose(error, {0: echo, 1: full})[0] is Cause.LOST
+    assert diagnose(error, {0: full})[0] is Cause.LOST
+    assert diagnose(None, {}) == (Cause.LOST, "the workers ended without a word")
+
+
+def test_what_another_try_would_meet_again_is_the_runs_error() -> None:
+    gone = WorkerGroupError("text", {0: ActorDiedError()})
+    data = final_error(gone, {1: left(DataError("shard 3 is missing\nprepare it again"))})
+    assert str(data) == "shard 3 is missing\nprepare it again"
+    refused = final_error(gone, {1: left(ConfigError(["no key", "no value"]))})
+    assert isinstance(refused, ConfigError) and refused.problems == ("no key", "no value")
+    away = {1: left(StorageError("the store of gloo is away"))}
+    assert final_error(gone, away) is None
+    assert diagnose(gone, away)[0] is Cause.LOST
+    assert final_error(gone, {1: left(ValueError("no such mill"))}) is None
+    assert final_error(None, {}) is None
+
+
+def test_what_ray_passes_on_is_the_cause_of_who_raised_it() -> None:
+    def passed_on(error: Exception) -> Exception:
+        text = f'Traceback (most recent call last):\n  File "a.py", line 7, in f\n{type(error).__name__}: {error}'
+        raised: Exception = RayTaskError(
+            "f", text, error, "ray::f", 8, "10.0.0.2"
+        ).as_instanceof_cause()
+        return raised
+
+    formed = ControllerError(passed_on(RuntimeError("[/gloo/pair.cc:7] Connection refused")))
+    assert diagnose(formed) == (Cause.LOST, "RuntimeError: Connection refused")
+    own = ControllerError(passed_on(UserCodeException("no such mill")))
+    assert diagnose(own) == (Cause.RAISED, "UserCodeException: no such mill")
+    assert diagnose(ControllerError(passed_on(StorageError("it is away"))))[0] is Cause.LOST
+    assert diagnose(ControllerError(passed_on(MemoryError("too much of it"))))[0] is Cause.MEMORY
 
 
 def test_a_disk_that_is_full_may_take_it_later() -> None:
