@@ -128,7 +128,8 @@ def test_what_another_try_would_meet_again_is_the_runs_error() -> None:
 
 def test_what_ray_passes_on_is_the_cause_of_who_raised_it() -> None:
     def passed_on(error: Exception) -> Exception:
-        text = f'Traceback (most recent call last):\n  File "a.py", line 7, in f\n{type(error).__name__}: {error}'
+        place = 'Traceback (most recent call last):\n  File "a.py", line 7, in f\n'
+        text = f"{place}{type(error).__name__}: {error}"
         raised: Exception = RayTaskError(
             "f", text, error, "ray::f", 8, "10.0.0.2"
         ).as_instanceof_cause()
