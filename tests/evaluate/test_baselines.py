@@ -60,4 +60,3 @@ def test_bits_per_byte() -> None:
     result = Totals(nats=1000.0, weight=400, bytes=1200)
     assert result.loss == 2.5
     assert result.bits_per_byte == pytest.approx(1000 / math.log(2) / 1200)
-    assert result.metrics("eval")["eval/perplexity"] == pytest.approx(math.exp(2.5))
