@@ -18,7 +18,8 @@ from cluster import faulty, job
 from cluster.conftest import Workshop
 from raymill.cluster import launch
 
-pytestmark = pytest.mark.integration
+# They take minutes together, and leave another `builtins` behind in this process.
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 # The watchdog would end a rank that waits for one that has left.
 WAITS_S = 30
 COMMON = (
