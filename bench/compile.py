@@ -108,7 +108,8 @@ def main() -> None:
         without, with_ = (statistics.median(rates[on][WARM_UP:]) for on in (False, True))
         print(
             f"{name}: {with_:,.0f} tokens/s compiled, {without:,.0f} not: {with_ / without:.2f} times "
-            f"(first {WARM_UP} steps of both: {first:.0f} s)"
+            f"(first {WARM_UP} steps of both: {first:.0f} s)",
+            flush=True,
         )
 
 
