@@ -78,6 +78,7 @@ bench: bench-models ## measurements against bare PyTorch, torchrun, a DataLoader
 	@$(BIN)/python bench/stream.py
 	@$(BIN)/python bench/sft.py 2>/dev/null
 	@$(BIN)/python bench/trainer_alone.py 2>/dev/null
+	@$(BIN)/python bench/compile.py 2>/dev/null
 	@$(BIN)/python bench/overhead.py
 	@$(BIN)/python bench/checkpoint.py
 	@$(BIN)/python bench/tracking.py
