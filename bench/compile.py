@@ -1,4 +1,4 @@
-"""What `train.compile` brings: tokens/s of a pass there and back, compiled and not, taking turns, on one core.
+"""Gain from `train.compile`: tokens/s of a pass there and back, compiled and not, taking turns, on one core.
 
     .venv/bin/python bench/compile.py
 

@@ -45,6 +45,11 @@ def cause_of(error: BaseException) -> str:
     return _line(*next((one for one in found if " " in one[1]), found[0]))
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's own message, or the name of its class where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def innermost(error: BaseException) -> BaseException:
     """Return the error that the others are wrapped around; none within a RaymillError, which is written for
     the user."""

@@ -58,12 +58,12 @@ def retried(path: Path, read: Callable[[], T], *, parses: bool = False) -> T:
 
 
 def _number(error: OSError) -> int:
-    """What the storage refused with, however little the error says."""
+    """Return what the storage refused with, however little the error says."""
     return error.errno or (errno.ENOENT if isinstance(error, MISSING) else errno.EIO)
 
 
 def _refusal(error: OSError) -> int | None:
-    """What the storage refused a library with; None where the library complains about bytes."""
+    """Return what the storage refused a library with; None where the library complains about bytes."""
     found: BaseException | None = error
     while found is not None:
         if isinstance(found, OSError):
@@ -181,8 +181,10 @@ def read_json(path: Path, missing: Any = None) -> Any:
 
 
 def status(path: Path) -> os.stat_result | None:
-    """What the file system says of a path; None where there is nothing. A StorageError where that isn't known:
-    `Path.exists` and its kin take it for nothing."""
+    """Return what the file system says of a path, None where there is nothing.
+
+    Raises StorageError where that isn't known: `Path.exists` and its kin take it for nothing.
+    """
     try:
         return retried(path, path.stat)
     except MISSING:
@@ -190,19 +192,19 @@ def status(path: Path) -> os.stat_result | None:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a file. Raises StorageError where that isn't known."""
+    """Tell whether there is a file. Raises StorageError where that isn't known."""
     found = status(path)
     return found is not None and stat.S_ISREG(found.st_mode)
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is a folder. Raises StorageError where that isn't known."""
+    """Tell whether there is a folder. Raises StorageError where that isn't known."""
     found = status(path)
     return found is not None and stat.S_ISDIR(found.st_mode)
 
 
 def entries(folder: Path) -> list[Path]:
-    """What lies in a folder, by name; nothing where there is no such folder.
+    """List what lies in a folder, by name; nothing where there is no such folder.
 
     Raises:
         StorageError: it can't be listed; `Path.glob` and `os.walk` leave such folders out in silence.

@@ -47,7 +47,7 @@ def redacted_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def holds_secrets(address: str) -> bool:
-    """Whether an address would be shown without a part of it."""
+    """Tell whether an address would be shown without a part of it."""
     return redacted_value(address) != address
 
 

@@ -18,7 +18,7 @@ from cluster import faulty, job
 from cluster.conftest import Workshop
 from raymill.cluster import launch
 
-# They take minutes together, and leave another `builtins` behind in this process.
+# Whole runs of two workers: a minute together.
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 # The watchdog would end a rank that waits for one that has left.
 WAITS_S = 30

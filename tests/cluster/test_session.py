@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import inspect
 import os
 import signal
 import sys
@@ -63,3 +65,15 @@ def test_sigterm_while_ray_starts_is_a_preemption(
         signal.signal(signal.SIGTERM, before)
     assert ended.value.code == 85
     assert capsys.readouterr().out == "the same command\n"
+
+
+def test_ray_leaves_print_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would replace it when it prints a worker's line, and with it a document of the embedded corpus."""
+    from ray.experimental import tqdm_ray
+
+    monkeypatch.setattr(builtins, "print", builtins.print)
+    monkeypatch.setattr(tqdm_ray, "_manager", None)
+    monkeypatch.delenv("RAY_TQDM_PATCH_PRINT", raising=False)
+    session._quieten()
+    tqdm_ray.instance()
+    assert inspect.isbuiltin(builtins.print)

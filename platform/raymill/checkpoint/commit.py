@@ -178,7 +178,7 @@ def _commit_rank_zero(
 
 
 def _is_there(final: Path, digest: str) -> bool:
-    """Whether this very checkpoint is in its place. One that can't be read isn't taken for absent."""
+    """Tell whether this very checkpoint is in its place. One that can't be read isn't taken for absent."""
     try:
         return is_folder(final) and verify(final).digest == digest
     except CheckpointError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def committed_steps(checkpoints: Path) -> list[tuple[int, Path]]:
 
 @dataclass(frozen=True)
 class Keep:
-    """Which checkpoints stay: the last so many, multiples of `every` (0: none), and of those not after the
+    """Checkpoints that stay: the last so many, multiples of `every` (0: none), and of those not after the
     step `before`, the newest."""
 
     last: int
@@ -40,15 +40,20 @@ class Keep:
     before: int | None = None
 
 
+def newest_until(steps: Iterable[int], last: int) -> int | None:
+    """The newest of the steps that aren't after `last`; None where there is none."""
+    return max((step for step in steps if step <= last), default=None)
+
+
 def steps_to_delete(steps: Sequence[int], keep: Keep, protected: Collection[int]) -> list[int]:
     """Steps that may go: neither to keep nor protected."""
-    stays = set(sorted(steps)[-max(1, keep.last) :])
-    if keep.before is not None:
-        stays |= {max((step for step in steps if step <= keep.before), default=keep.before)}
+    stays = {*sorted(steps)[-max(1, keep.last) :]}
+    kept = None if keep.before is None else newest_until(steps, keep.before)
     return [
         step
         for step in sorted(steps)
         if step not in stays
+        and step != kept
         and step not in protected
         and not (keep.every > 0 and step % keep.every == 0)
     ]

@@ -1,4 +1,4 @@
-"""How busy the machines of a run are: processor, memory, GPUs.
+"""Use of the machines of a run: processor, memory, GPUs.
 
 The driver reads its own. On each other node where the run has workers or actors an actor reads, which takes no
 resources and lives as long as the run is followed; nodes of others are left alone, so that an idle one may
@@ -22,9 +22,8 @@ from raymill.engine.assignment import Assignment
 from raymill.track.follow import Follower
 
 READ_S = 5.0  # a node that takes longer is left out this time
-MOST_NAMED = (
-    16  # nodes with figures of their own; of more, the least, the mean and the most are kept
-)
+# Nodes with figures of their own; of more, the least, the mean and the most are kept.
+MOST_NAMED = 16
 _GPU_NUMBER = re.compile(r"gpu_\d+_")
 
 
@@ -101,9 +100,7 @@ class ClusterReadings:
 
     assignment: Assignment
     _nodes: dict[str, _Node] = field(default_factory=dict, init=False)
-    _hosts: dict[str, str] = field(
-        default_factory=dict, init=False
-    )  # by the ids of the run's nodes
+    _hosts: dict[str, str] = field(default_factory=dict, init=False)  # by ids of the run's nodes
 
     def __post_init__(self) -> None:
         psutil.cpu_percent()

@@ -103,6 +103,9 @@ def warm_up(cluster: ClusterConfig) -> None:
 def _quieten() -> None:
     """Ray's own chatter goes to its log folder; what the user must know, we say ourselves."""
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    # Or else Ray, once it has printed a worker's line, puts a `print` of its own in the place of Python's. The
+    # documentation of Python's is in the embedded corpus, which must be the same in every process.
+    os.environ.setdefault("RAY_TQDM_PATCH_PRINT", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
     # Nodes that are drained are seen by cluster/attempts.py; Ray's actor for it would start with each attempt.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")

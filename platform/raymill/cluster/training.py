@@ -28,6 +28,7 @@ from raymill.config.schema import TrainJob
 from raymill.data.manifest import load_prepared
 from raymill.durable import write_atomic
 from raymill.engine.assignment import Assignment
+from raymill.engine.start import going_on
 from raymill.errors import CheckpointError, StorageError
 from raymill.plan.batch import total_steps
 from raymill.plan.mixture import rounding_warnings
@@ -79,7 +80,6 @@ def last_checkpoint(assignment: Assignment) -> Found | None:
 
 def complete(assignment: Assignment, found: Found) -> int:
     """Redo what follows training, where it is missing: export, registration, report."""
-    from raymill.engine.start import going_on
     from raymill.track.tracker import Tracker
 
     console = RunConsole(peak_is_measured=False)

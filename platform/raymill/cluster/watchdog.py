@@ -142,9 +142,8 @@ def end_one(behind: Sequence[Standing], logs: Path) -> str:
     seen = _look_at([standing.rank for standing in behind])
     culprit, found = blamed(list(zip(behind, seen, strict=True)))
     rank = culprit.rank
-    killed = on_node(
-        rank.node, _kill, rank.pid
-    )  # first: a storage that hangs may be why it stands still
+    # First of all: a storage that hangs may be why it stands still.
+    killed = on_node(rank.node, _kill, rank.pid)
     what = (
         f"rank {rank.number} (process {rank.pid} on {rank.host}) made no progress for "
         f"{culprit.seconds:.0f} s in step {culprit.step}, phase {culprit.phase}"

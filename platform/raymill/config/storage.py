@@ -40,7 +40,7 @@ def is_uri(place: str) -> bool:
 
 
 def store_problems(key: str, uri: str) -> list[str]:
-    """What an object store's address mustn't hold: the store's clients take nothing of it, and it's repeated
+    """Refuse secrets in an object store's address: the store's clients take nothing of it, and it's repeated
     wherever the run is named."""
     if not holds_secrets(uri):
         return []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Topic:
-    """What `--help` says about one job."""
+    """Text of `--help` about one job."""
 
     summary: str
     groups: tuple[str, ...]

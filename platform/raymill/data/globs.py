@@ -31,13 +31,13 @@ def matches(pattern: str) -> tuple[Path, list[Path]]:
 
 
 def _is_visible(path: Path) -> bool:
-    """Whether someone meant to give it: hidden files are editors' and file systems' droppings."""
+    """Tell whether someone meant to give it: hidden files are editors' and file systems' droppings."""
     return not path.name.startswith(".")
 
 
 def _globbed(folder: Path, pattern: Sequence[str]) -> Iterator[Path]:
-    """What lies below a folder and matches a glob's parts, as `glob` finds it; but where `glob` leaves a folder
-    out that can't be listed, a StorageError is raised."""
+    """Yield what lies below a folder and matches a glob's parts, as `glob` does; but where `glob` leaves a
+    folder out that can't be listed, a StorageError is raised."""
     if not pattern:
         yield folder
         return
@@ -67,7 +67,7 @@ def _folders(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
 
 
 def _is_cache(path: Path) -> bool:
-    """What `datasets` leaves beside a saved data set when it is mapped or filtered."""
+    """Tell whether `datasets` left it beside a saved data set when it is mapped or filtered."""
     return path.name.startswith("cache-") and is_file(path.parent / "state.json")
 
 

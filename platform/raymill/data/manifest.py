@@ -204,7 +204,7 @@ class Prepared:
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a prepared folder has its manifest. Raises StorageError where that isn't known."""
+    """Tell whether a prepared folder has its manifest. Raises StorageError where that isn't known."""
     return is_file(folder / MANIFEST_NAME)
 
 

@@ -72,7 +72,7 @@ class Progress:
 
 
 def planned(units: Sequence[Unit], passed_over: Counter[str]) -> str:
-    """How much there is to read, and how many files, by ending, are passed over; in words."""
+    """Say how much there is to read, and how many files, by ending, are passed over."""
     pieces = [piece for unit in units for piece in unit]
     if all(piece.format == EMBEDDED for piece in pieces):
         return "conversations about this Python's functions"

@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from raymill.causes import first_line
 from raymill.data.manifest import AGAIN, Shard
 from raymill.data.pack import RowGroup
 from raymill.data.rows import ROW_COLUMNS, TOKEN_COLUMNS, Rows
@@ -191,8 +192,7 @@ def read_row_group(path: Path, shard: Shard, group: int, dtype: str, kind: str =
         ) from None
     # The OSErrors that are left are Arrow's, about bytes that it has read.
     except (OSError, pa.ArrowException, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(_damaged(path, group, reason)) from error
+        raise DataError(_damaged(path, group, first_line(error))) from error
     expected = footer.digests[group * DIGEST_HEX : (group + 1) * DIGEST_HEX]
     found = _group_digest(stored)
     if found != expected:
@@ -233,7 +233,7 @@ def read_footer(path: Path) -> bytes:
 
 
 def parsed_footer(path: Path, footer: bytes) -> pq.FileMetaData:
-    """What a raw footer says, once it is known to name no extension type.
+    """Return what a raw footer says, once it is known to name no extension type.
 
     Raises:
         DataError: it names one.

@@ -139,8 +139,8 @@ def find_files(patterns: Sequence[str], key: str) -> list[Piece]:
 
 
 def passed_over(data: RowsConfig) -> Counter[str]:
-    """How many files of the given folders, or matching the given globs, aren't read, since their endings stand
-    for no format; by ending, "" where there is none."""
+    """Count files of the given folders, or matching the given globs, that aren't read, since their endings
+    stand for no format; by ending, "" where there is none."""
     made = isinstance(data, DataConfig) and data.source in EMBEDDED_TEXT
     patterns = (*(() if made else data.path or ()), *(data.validation.path or ()))
     paths = {path for pattern in patterns for path in matches(pattern)[1]}

@@ -151,7 +151,7 @@ def _library() -> Path:
 def _sources() -> Iterator[Entry]:
     root = _library()
     left_out = frozenset(LEFT_OUT.split())
-    for path in files_below(root):
+    for path in files_below(root, lambda folder: folder.name not in left_out):
         relative = path.relative_to(root)
         if path.suffix != ".py":
             continue

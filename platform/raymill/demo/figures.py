@@ -166,7 +166,7 @@ def order_of(held_out: Sequence[Entry], digest: str, seed: int) -> list[int]:
 def gain(
     speakers: dict[str, Speaker], held_out: Sequence[Entry], order: Sequence[int], seed: int
 ) -> Gain:
-    """What "aligned" gained over "sft" on the first questions in that order, by answers that are drawn."""
+    """Measure what "aligned" gained over "sft" on the first questions in that order, by drawn answers."""
     compared = [held_out[place] for place in order[:COMPARED]]
     print(f"  drawing {BEST_OF} answers to each of {len(compared)} questions …", flush=True)
     draws = []

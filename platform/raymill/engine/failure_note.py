@@ -94,7 +94,7 @@ def _path(folder: Path, rank: int) -> Path:
 
 
 def _is_of_communication(error: BaseException) -> bool:
-    """Whether torch's collectives raised it; they raise other classes for what they are given."""
+    """Tell whether torch's collectives raised it; they raise other classes for what they are given."""
     if not isinstance(error, RuntimeError):
         return False
     frames = traceback.extract_tb(error.__traceback__)

@@ -51,7 +51,7 @@ class Pulse:
 
 
 def read_pulse(folder: Path, rank: int) -> dict[str, Any] | None:
-    """What a rank wrote last; None before its first, and where it is being written.
+    """Return what a rank wrote last; None before its first, and where it is being written.
 
     Raises:
         StorageError: it can't be read, which says nothing about the rank.

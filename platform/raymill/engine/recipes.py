@@ -1,4 +1,4 @@
-"""Which recipe trains which kind of job."""
+"""The recipe of every kind of job."""
 
 from __future__ import annotations
 

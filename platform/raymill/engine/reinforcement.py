@@ -51,9 +51,7 @@ class Reinforcement(Recipe[RlhfJob]):
         from raymill.model.parent import scalar_head, switch_dropout_off
 
         model, had_head = scalar_model(self.assignment, self.job, self.prepared[0], folder)
-        switch_dropout_off(
-            model
-        )  # the values that it is clipped to are computed in evaluation mode
+        switch_dropout_off(model)  # values that it is clipped to are computed in evaluation mode
         if not had_head:  # what nothing is known of is worth nothing, and not something at random
             with torch.no_grad():
                 for parameter in scalar_head(model).parameters():

@@ -77,7 +77,7 @@ def _build(
 
 
 def _head(model: Any) -> torch.nn.Module:
-    """What takes the last hidden states: the output matrix, or the head that gives one number."""
+    """Return what takes the last hidden states: the output matrix, or the head that gives one number."""
     from raymill.model.parent import scalar_head
 
     output: torch.nn.Module | None = model.get_output_embeddings()

@@ -15,7 +15,7 @@ from raymill.checkpoint.resume import (
     find_fork,
     newest_verified,
 )
-from raymill.checkpoint.retention import committed_steps, remove_leftovers, set_aside
+from raymill.checkpoint.retention import committed_steps, newest_until, remove_leftovers, set_aside
 from raymill.config.identity import CHANGEABLE_ON_FORK, CHANGEABLE_ON_RESUME
 from raymill.data.manifest import Prepared, load_prepared
 from raymill.data.order import Order, SourceShape
@@ -137,7 +137,7 @@ def decide_start(assignment: Assignment, data_digests: tuple[str, ...]) -> Start
 
 
 def _another_length(manifest: Manifest, assignment: Assignment) -> tuple[str, ...]:
-    """What to tell of a run that will have another number of steps than was planned when this checkpoint was
+    """Tell of a run that it will have another number of steps than was planned when this checkpoint was
     made.
 
     Raises:
@@ -180,11 +180,11 @@ def _kept_before_decay(assignment: Assignment, start: int) -> int | None:
     remote = assignment.remote
     here = [step for step, _ in committed_steps(assignment.checkpoints)]
     steps = here if remote is None else remote.steps()
-    return max((step for step in steps if step <= start), default=None)
+    return newest_until(steps, start)
 
 
 def going_on(assignment: Assignment) -> str | None:
-    """What to add to a finished run's command for more steps, or None where it would have to begin anew."""
+    """Say what to add to a finished run's command for more steps; None where it would have to begin anew."""
     start = decay_start(assignment.job.schedule, assignment.total_steps)
     if start is None:
         return "train.steps=…"

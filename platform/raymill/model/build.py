@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raymill.causes import first_line
 from raymill.config.schema import ArchConfig
 from raymill.errors import ConfigError
-from raymill.model.quiet import from_folder
+from raymill.model.quiet import config_of, from_folder
 from raymill.model.shape import SHAPE_KEYS
 
 if TYPE_CHECKING:
@@ -90,18 +91,14 @@ def load_pretrained(
         vocabulary, or needs code of its own.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     try:
-        config = from_folder(
-            folder,
-            lambda: AutoConfig.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            ),
-        )
+        config = config_of(folder)
     except (OSError, ValueError, ImportError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError([f"model={folder}: transformers can't load it: {reason}"]) from error
+        raise ConfigError(
+            [f"model={folder}: transformers can't load it: {first_line(error)}"]
+        ) from error
     own = hugging_face_config(arch, vocab_size, end_of_text_id)
     problems = [
         f"arch.{key}={getattr(arch, key)}: the model in {folder} has {found}; choose its own arch="

@@ -115,9 +115,14 @@ def export_folder(
                 "weight_map": weight_map,
             }
             write_atomic(temporary / "model.safetensors.index.json", json.dumps(body, indent=1))
-        for path in entries(tokenizer_folder):
-            (temporary / path.name).write_bytes(read_bytes(path))
+        copy_tokenizer(tokenizer_folder, temporary)
     return target
+
+
+def copy_tokenizer(tokenizer_folder: Path, target: Path) -> None:
+    """Copy the tokenizer's files into a model's folder."""
+    for path in entries(tokenizer_folder):
+        (target / path.name).write_bytes(read_bytes(path))
 
 
 def _architecture_name(config: Any) -> str:

@@ -12,8 +12,7 @@ from typing import Any
 
 from raymill.durable import fsync_path, write_atomic
 from raymill.errors import CheckpointError
-from raymill.model.export import replaced_whole
-from raymill.reading import entries, read_bytes
+from raymill.model.export import copy_tokenizer, replaced_whole
 
 # Largest |Δ logit| over the largest |logit|: rounding of weights, several times over, is below these.
 MERGE_TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
@@ -57,7 +56,7 @@ def save_finetuned(
         if adapter is not None:
             temporary = stack.enter_context(replaced_whole(adapter))
             model.save_pretrained(temporary)
-            _copy_tokenizer(tokenizer_folder, temporary)
+            copy_tokenizer(tokenizer_folder, temporary)
             (temporary / "README.md").unlink(missing_ok=True)  # peft's unfilled template
             model = model.merge_and_unload()
         if not scalar:
@@ -91,7 +90,7 @@ def _save_whole(
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     with replaced_whole(target) as temporary:
         merged.to(dtype).save_pretrained(temporary)
-        _copy_tokenizer(tokenizer_folder, temporary)
+        copy_tokenizer(tokenizer_folder, temporary)
         again = loader.from_pretrained(
             temporary, local_files_only=True, trust_remote_code=False, dtype=torch.float32
         ).eval()
@@ -109,11 +108,6 @@ def _save_whole(
         for path in temporary.iterdir():
             fsync_path(path)
     return saved
-
-
-def _copy_tokenizer(tokenizer_folder: Path, target: Path) -> None:
-    for path in entries(tokenizer_folder):
-        (target / path.name).write_bytes(read_bytes(path))
 
 
 def _logits(model: Any, ids: Sequence[int]) -> Any:

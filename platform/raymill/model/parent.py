@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raymill.causes import first_line
 from raymill.config.schema import LoraConfig
 from raymill.errors import ConfigError
 from raymill.model.quiet import from_folder
@@ -104,8 +105,9 @@ def _loaded(cls: Any, folder: Path, attention: str, **settings: Any) -> Any:
             ),
         )
     except (OSError, ValueError, ImportError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError([f"parent: transformers can't load {folder}: {reason}"]) from error
+        raise ConfigError(
+            [f"parent: transformers can't load {folder}: {first_line(error)}"]
+        ) from error
 
 
 def extend_vocabulary(model: Any, vocab_size: int, new_ids: Sequence[int], seed: int) -> None:
@@ -223,9 +225,8 @@ def switch_dropout_off(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-        if isinstance(
-            getattr(module, "attention_dropout", None), float
-        ):  # as most families' attention has it
+        # Most families' attention has it as a number.
+        if isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0  # type: ignore[assignment]
 
 

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from raymill.errors import DataError
 from raymill.reading import files_below, opened, retried
@@ -25,6 +25,16 @@ def quieten() -> None:
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
+
+
+def config_of(folder: Path) -> Any:
+    """Return transformers' configuration of a Hugging Face folder; raises as `from_folder` does."""
+    from transformers import AutoConfig
+
+    return from_folder(
+        folder,
+        lambda: AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False),
+    )
 
 
 def from_folder(folder: Path, load: Callable[[], T]) -> T:

@@ -23,9 +23,7 @@ class Fp32Head:
     def __init__(self, head: torch.nn.Module) -> None:
         self._head = head
         self._products = _Fp32Products()
-        self._around: Any = (
-            None  # what another block, around this one, has put in the module's place
-        )
+        self._around: Any = None  # the forward of another block, around this one
 
     def __enter__(self) -> None:
         plain = self._head.forward

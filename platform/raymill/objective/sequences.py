@@ -1,4 +1,4 @@
-"""Which tokens of a pass may see each other: rows cut into sequences, for every job and every kernel.
+"""Tokens of a pass that may see each other: rows cut into sequences, for every job and every kernel.
 
 Shapes: B rows, T tokens of the longest, S sequences in all rows. Rows are padded on the right, where causal
 attention never looks from a token that counts: padding needs no mask.
@@ -38,7 +38,7 @@ class Sequences:
 
     @property
     def packed(self) -> bool:
-        """Whether a row holds several."""
+        """Tell whether a row holds several."""
         return len(self.cu_seqlens) - 1 > len(self.tokens)
 
     @property
@@ -48,7 +48,7 @@ class Sequences:
         return (torch.arange(self.tokens.numel()) - start_N).view(self.tokens.shape)
 
     def arguments(self, flat: bool) -> dict[str, torch.Tensor | int]:
-        """What transformers' models take, on the host.
+        """Return what transformers' models take, on the host.
 
         Rows stay rows: from positions that restart transformers makes a mask for each row. With `flat` they
         become one, with its sequences' bounds, which transformers hands to the kernel.

@@ -34,7 +34,7 @@ def update_rows(job: TrainJob) -> int:
 
 
 def update_unit(job: TrainJob) -> str:
-    """What an update's rows are."""
+    """Name what an update's rows are."""
     if isinstance(job, RlhfJob):
         return "answers"
     return "pairs" if isinstance(job, RewardJob | DpoJob) else "rows"

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from raymill.data.manifest import Prepared
-from raymill.reading import entries, read_json
-from raymill.report.page import Card, Column, Curve, Tile, by_source, sheet
+from raymill.reading import read_json
+from raymill.report.page import Card, Column, Curve, Tile, by_source, sample_files, sheet
 
 PAIR_COLUMNS = (
     Column("held-out loss", "pairs/loss", ".4f"),
@@ -140,7 +140,7 @@ def _prompts(prepared: Prepared) -> tuple[tuple[str, str], ...]:
 
 def _tables(run_dir: Path) -> str:
     """The held-out prompts with answers before and after."""
-    files = [path for path in entries(run_dir / "samples") if path.name.startswith("prompts-")]
+    files = sample_files(run_dir, "prompts")
     if not files:
         return ""
     table = read_json(files[-1])

@@ -12,8 +12,8 @@ from raymill.data.manifest import Prepared
 from raymill.data.split import TRAIN
 from raymill.evaluate.answers import refuses
 from raymill.evaluate.spelling import spelling_refusal_f1
-from raymill.reading import entries, read_json
-from raymill.report.page import Card, Column, Tile, by_source, sheet
+from raymill.reading import read_json
+from raymill.report.page import Card, Column, Tile, by_source, sample_files, sheet
 
 SHOWN = 12  # answers on the page
 SPELLING = "yardstick/spelling_refusal_f1"
@@ -112,7 +112,7 @@ def _answer_tiles(found: dict[str, float]) -> list[Tile]:
 
 
 def _answers(run_dir: Path) -> str:
-    files = [path for path in entries(run_dir / "samples") if path.name.startswith("answers-")]
+    files = sample_files(run_dir, "answers")
     if not files:
         return ""
     table = read_json(files[-1])

@@ -14,7 +14,7 @@ from typing import Any
 
 from raymill.data.manifest import Prepared
 from raymill.engine.source_names import source_names
-from raymill.reading import read_bytes, read_text
+from raymill.reading import entries, read_bytes, read_text
 from raymill.report.curve import draw_curve
 from raymill.track.follow import last_of_each_step
 
@@ -93,6 +93,11 @@ def by_source(
     return tuple(
         (f"{name}: {topic}", text) for name, data in named for topic, text in describe(data)
     )
+
+
+def sample_files(run_dir: Path, kind: str) -> list[Path]:
+    """Files of a run's samples of one kind, in the order of their steps."""
+    return [path for path in entries(run_dir / "samples") if path.name.startswith(f"{kind}-")]
 
 
 def write_report(

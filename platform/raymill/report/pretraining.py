@@ -12,8 +12,8 @@ from raymill.data.manifest import Prepared
 from raymill.engine.source_names import source_names
 from raymill.errors import DataError
 from raymill.evaluate.baselines import Baselines, baselines
-from raymill.reading import entries, read_json
-from raymill.report.page import Card, Column, Tile, by_source
+from raymill.reading import read_json
+from raymill.report.page import Card, Column, Tile, by_source, sample_files
 
 COLUMNS = (
     Column("held-out loss", "eval/loss", ".4f"),
@@ -78,7 +78,7 @@ def _baselines_or_none(prepared: Prepared) -> Baselines | None:
 
 
 def _samples(run_dir: Path) -> str:
-    files = [path for path in entries(run_dir / "samples") if path.name.startswith("step-")]
+    files = sample_files(run_dir, "step")
     if not files:
         return ""
     shown = [files[0], files[-1]] if len(files) > 1 else files

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from raymill.causes import first_line
 from raymill.data.shards import read_footer, refuse_extension_types
 from raymill.durable import canonical_json, replaced
 from raymill.errors import DataError
@@ -147,8 +148,9 @@ def read_rollout(path: Path) -> Rollout:
             "rollout.dump, or replay another folder"
         ) from None
     except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"{path} can't be read as a record of rollouts: {reason}") from error
+        raise DataError(
+            f"{path} can't be read as a record of rollouts: {first_line(error)}"
+        ) from error
     found = _digest(rollout)
     if found != expected:
         raise DataError(

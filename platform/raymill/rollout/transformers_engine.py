@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from raymill.causes import first_line
 from raymill.errors import ConfigError
 from raymill.generate.batch import Completion, complete
 from raymill.rollout.engine import Sampling
@@ -39,19 +40,14 @@ class ModelSpec:
 
 
 def _empty_model(spec: ModelSpec) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
-    from raymill.model.quiet import from_folder, quieten
+    from raymill.model.quiet import config_of, quieten
 
     quieten()
     try:
-        config = from_folder(
-            Path(spec.folder),
-            lambda: AutoConfig.from_pretrained(
-                spec.folder, local_files_only=True, trust_remote_code=False
-            ),
-        )
+        config = config_of(Path(spec.folder))
         config.vocab_size = max(config.vocab_size, spec.vocab_size)
         # On its device, not on "meta": what a model computes at its birth and never stores (the
         # frequencies of rotary positions) comes with no weights.
@@ -63,9 +59,8 @@ def _empty_model(spec: ModelSpec) -> Any:
                 trust_remote_code=False,
             )
     except (OSError, ValueError, ImportError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
-            [f"parent: transformers can't build the model of {spec.folder}: {reason}"]
+            [f"parent: transformers can't build the model of {spec.folder}: {first_line(error)}"]
         ) from error
     model.tie_weights()
     return model.eval()

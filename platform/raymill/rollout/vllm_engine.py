@@ -96,17 +96,12 @@ def _require_vllm(gpu: bool) -> None:
 
 def _outline(spec: VllmSpec) -> Any:
     """transformers' model without memory: what the policy's weights are called, and their shapes."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    from raymill.model.quiet import from_folder, quieten
+    from raymill.model.quiet import config_of, quieten
 
     quieten()
-    config = from_folder(
-        Path(spec.folder),
-        lambda: AutoConfig.from_pretrained(
-            spec.folder, local_files_only=True, trust_remote_code=False
-        ),
-    )
+    config = config_of(Path(spec.folder))
     config.vocab_size = max(config.vocab_size, spec.vocab_size)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(

@@ -11,9 +11,7 @@ last answer, and gives its score.
 
 from __future__ import annotations
 
-import json
 import platform
-import shutil
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,6 +22,8 @@ from raymill.data.chat.folder import own_template
 from raymill.data.chat.template import ChatTemplate
 from raymill.data.chat.tokenizer import has_template
 from raymill.data.tokenizer import read_settings, special_token_variables
+from raymill.model.shape import read_config
+from raymill.reading import entries, is_file, read_bytes, retried
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -39,10 +39,13 @@ _CONDA, _VIRTUALENV, _REQUIREMENTS = "conda.yaml", "python_env.yaml", "requireme
 
 
 def kind_of(export: Path) -> Kind | None:
-    """What an exported folder takes and gives; None where it's no whole model, as adapters aren't."""
-    if not (export / "config.json").is_file() or not _config(export).get("architectures"):
+    """Tell what an exported folder takes and gives; None where it's no whole model, as adapters aren't."""
+    if not is_file(export / "config.json"):
         return None
-    if _config(export)["architectures"][0].endswith("ForSequenceClassification"):
+    architectures = read_config(export).get("architectures")
+    if not architectures:
+        return None
+    if architectures[0].endswith("ForSequenceClassification"):
         return "score"
     return "chat" if has_template(export) else "completions"
 
@@ -70,15 +73,15 @@ def describe(
     )
     if kind != "score":
         model.metadata = {"task": f"llm/v1/{kind}"}
-    model.model_size_bytes = sum(path.stat().st_size for path in export.iterdir())
+    model.model_size_bytes = sum(retried(path, path.stat).st_size for path in entries(export))
     _save_example(model, _example(export, kind), str(folder))
     model.save(str(folder / "MLmodel"))
     _write_environment(folder)
     tokenizer = folder / "components" / "tokenizer"
     tokenizer.mkdir(parents=True)
-    for path in export.iterdir():
+    for path in entries(export):
         if path.name not in _NOT_TOKENIZERS and not path.name.startswith("model"):
-            shutil.copyfile(path, tokenizer / path.name)
+            (tokenizer / path.name).write_bytes(read_bytes(path))
 
 
 def _flavor(export: Path, kind: Kind, source: str) -> dict[str, Any]:
@@ -87,7 +90,7 @@ def _flavor(export: Path, kind: Kind, source: str) -> dict[str, Any]:
         "code": None,
         "task": "text-classification" if kind == "score" else "text-generation",
         "instance_type": f"Text{'Classification' if kind == 'score' else 'Generation'}Pipeline",
-        "pipeline_model_type": _config(export)["architectures"][0],
+        "pipeline_model_type": read_config(export)["architectures"][0],
         "source_model_name": source,
         "model_binary": ".",
         "components": ["tokenizer"],
@@ -126,13 +129,8 @@ def _example(export: Path, kind: Kind) -> Any:
 
 def _new_tokens(export: Path) -> int:
     """Half of what the model reads, at most: a prompt comes before them."""
-    positions = _config(export).get("max_position_embeddings") or 2 * _NEW_TOKENS
+    positions = read_config(export).get("max_position_embeddings") or 2 * _NEW_TOKENS
     return min(_NEW_TOKENS, int(positions) // 2)
-
-
-def _config(export: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((export / "config.json").read_text(encoding="utf-8"))
-    return found
 
 
 def _write_environment(folder: Path) -> None:

@@ -49,7 +49,7 @@ class Forwarder:
 
     @property
     def page(self) -> str:
-        """Where MLflow's page shows the run, below the server's address."""
+        """Place of the run on MLflow's pages, below the server's address."""
         assert self.run_id is not None
         experiment = self.client.get_run(self.run_id).info.experiment_id
         return f"/experiments/{experiment}/runs/{self.run_id}"

@@ -29,7 +29,7 @@ def write_marker(folder: Path, lineage: Mapping[str, Any]) -> None:
 
 
 def read_marker(folder: Path) -> dict[str, Any]:
-    """What an export of ours says of itself; nothing where a folder is none.
+    """Return what an export of ours says of itself; nothing where a folder is none.
 
     Raises:
         DataError: it isn't what an export writes.
@@ -45,7 +45,7 @@ def read_marker(folder: Path) -> dict[str, Any]:
 
 
 def is_exported(folder: Path, lineage: Mapping[str, Any]) -> bool:
-    """Whether a folder was exported from this, and every one of its files is still as it was then.
+    """Tell whether a folder was exported from this, and every one of its files is still as it was then.
 
     Raises:
         StorageError: that can't be known.

@@ -116,9 +116,7 @@ class Tracker:
         forwarder = self._forwarder
         try:
             readings = self._readings()
-        except (
-            Exception
-        ) as error:  # of a node or of Ray, whatever they may be; figures are sent all the same
+        except Exception as error:  # whatever a node or Ray has: figures are sent all the same
             self._log.warning(
                 "the machines' use can't be read: %s: %s", type(error).__name__, error
             )
