@@ -3,6 +3,7 @@ with a reference that is kept or asked; exact resume; exports that say what was 
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +41,9 @@ LN2 = 0.69314718
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("pairs")
     write_parent(root / "parent", hidden=32)
+    # Were its dropout left on, no first loss would be ln 2, nor any two runs the same.
+    config = root / "parent" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"attention_dropout": 0.3}))
     drawn = np.random.default_rng(5)
     records = [
         {

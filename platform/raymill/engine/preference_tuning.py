@@ -33,7 +33,10 @@ class PreferenceTuning(Recipe[DpoJob]):
     """See `Recipe`."""
 
     def build_model(self, fresh: bool) -> torch.nn.Module:
+        from raymill.model.parent import switch_dropout_off
+
         model: torch.nn.Module = policy_model(self.assignment, self.job, self.prepared[0])
+        switch_dropout_off(model)  # the reference is computed in evaluation mode
         return model
 
     def objective(self, model: Any, group: WorkerGroup) -> PreferredAnswers:

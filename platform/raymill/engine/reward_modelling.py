@@ -24,11 +24,14 @@ class RewardModelling(Recipe[RewardJob]):
     """See `Recipe`."""
 
     def build_model(self, fresh: bool) -> torch.nn.Module:
+        from raymill.model.parent import switch_dropout_off
+
         assert self.assignment.model_folder is not None
         model: torch.nn.Module
         model, _ = scalar_model(
             self.assignment, self.job, self.prepared[0], self.assignment.model_folder
         )
+        switch_dropout_off(model)  # a pair's two scores would differ by chance
         return model
 
     def objective(self, model: Any, group: WorkerGroup) -> RewardPairs:

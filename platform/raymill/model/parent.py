@@ -219,11 +219,14 @@ def freeze(model: torch.nn.Module, patterns: Sequence[str]) -> None:
 
 
 def switch_dropout_off(model: torch.nn.Module) -> None:
-    """Make a pass in training mode the one in evaluation mode, whatever dropout the parent was trained with."""
+    """Make a pass in training mode the one in evaluation mode, whatever dropout the parent was trained with.
+
+    That of adapters, which is the job's (`lora.dropout`), stays.
+    """
     import torch
 
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Dropout) and "lora_dropout" not in name.split("."):
             module.p = 0.0
         # Most families' attention has it as a number.
         if isinstance(getattr(module, "attention_dropout", None), float):
