@@ -28,11 +28,13 @@ from raymill.config import load
 from raymill.config.schema import RlhfJob
 from raymill.data.manifest import load_prepared
 from raymill.engine.assignment import Assignment
+from raymill.engine.desk import _engine
 from raymill.engine.recipes import recipe_of
 from raymill.engine.start import decide_start
 from raymill.errors import ConfigError, RaymillError
 from raymill.model.build import build_model
 from raymill.rollout.record import Rollout, read_rollout, rollout_path
+from raymill.rollout.transformers_engine import ModelSpec
 
 WORDS = [f"{word} {number}" for word in ("say", "tell", "ask me about") for number in range(16)]
 
@@ -249,6 +251,25 @@ def same_answers(one: Rollout, other: Rollout) -> bool:
         for column in ("answers", "log_probs")
         for ours, theirs in zip(getattr(one, column), getattr(other, column), strict=True)
     )
+
+
+def test_actors_on_cpus_sample_for_a_trainer_on_gpus(place: Path) -> None:
+    on_gpus = (
+        "cluster.gpu=true",
+        "train.precision=bf16",
+        "attention=flash_attention_2",
+        "train.steps=1",
+    )
+    assignment = grpo(place, "flat", *on_gpus, "rollout.actors=1")
+    job = assignment.job
+    assert isinstance(job, RlhfJob)
+    facts = load_prepared(Path(assignment.folders[0]))
+    found = {}
+    for actors in (0, 1):
+        spec = _engine(assignment, replace(job, rollout=replace(job.rollout, actors=actors)), facts)
+        assert isinstance(spec, ModelSpec)
+        found[actors] = (spec.gpu, spec.attention)
+    assert found == {0: (True, "flash_attention_2"), 1: (False, "sdpa")}
 
 
 def test_answers_without_a_reward_are_dropped_and_their_cause_is_told_once(place: Path) -> None:

@@ -13,6 +13,7 @@ from raymill.data.rows import SOURCE_SHIFT
 from raymill.engine.answer_source import Desk
 from raymill.engine.assignment import Assignment
 from raymill.errors import ConfigError
+from raymill.objective.sequences import FLAT_KERNELS
 from raymill.reward.combine import Combination
 from raymill.reward.functions import AUTO
 from raymill.reward.judge import MODEL, Judge
@@ -92,13 +93,15 @@ def _engine(assignment: Assignment, job: RlhfJob, prepared: Prepared) -> EngineS
             max_tokens=facts.sequence_length + 1 + rollout.max_new_tokens,  # a row holds one more
             gpu=rollout.gpus_per_actor > 0,
         )
+    gpu = rollout.gpus_per_actor > 0 or (rollout.actors == 0 and job.cluster.gpu)
     return ModelSpec(
         folder=folder,
         vocab_size=vocab_size,
-        attention=job.attention,
+        # Actors on CPUs may sample for a trainer on GPUs, whose kernels they don't have.
+        attention="sdpa" if job.attention in FLAT_KERNELS and not gpu else job.attention,
         dtype=job.train.precision,
         threads=_threads(job),
-        gpu=rollout.gpus_per_actor > 0 or (rollout.actors == 0 and job.cluster.gpu),
+        gpu=gpu,
     )
 
 
