@@ -46,6 +46,7 @@ from raymill.durable import canonical_json, sha256_text, write_atomic
 from raymill.errors import DataError
 from raymill.reading import read_text
 
+READING_VERSION = 2  # of records: raise it when the same ones are read as something else
 CONVERSATIONS_VERSION = 1  # of the embedded ones: raise it when their wording changes
 
 
@@ -122,6 +123,7 @@ def shaping_messages(
     left_out = (*NOT_SHAPING, "template", "special_tokens")
     tree = {key: value for key, value in asdict(data).items() if key not in left_out}
     return {
+        "reading": READING_VERSION,
         "data": {**tree, **versions},
         "tokenizer": tokenizer.identity.fingerprint,
         "template": tokenizer.template_sha256,

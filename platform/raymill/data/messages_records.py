@@ -2,14 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import pyarrow as pa
 
-from raymill.data.records import Bad, place_of, side_of
+from raymill.data.chat.keys import MEDIA, unread_names
+from raymill.data.records import Bad, Meaning, place_of, read_records, side_of
 from raymill.data.sources import BY_RECORD, EMBEDDED, Piece
 from raymill.data.split import TRAIN, VALIDATION, is_held_out
+
+LISTED = 2  # sets of columns of a format, in a message
+
+
+class MessageRecord(Protocol):
+    """What a record of messages is read as; a dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """The names of what the record held and nobody read."""
+        ...
+
+
+R = TypeVar("R", bound=MessageRecord)
+
+
+class _Told(Generic[R]):
+    """A reading of one piece that also tells which of a table's columns it doesn't read."""
+
+    def __init__(self, meaning: Meaning) -> None:
+        self._meaning, self._unread = meaning, ()
+
+    def of_text(self, text: str, piece: Piece) -> R | Bad:
+        found: R | Bad = self._meaning.of_text(text, piece)
+        return found
+
+    def of_record(self, record: Mapping[str, Any], piece: Piece, number: int) -> R | Bad:
+        found: R | Bad = self._meaning.of_record(record, piece, number)
+        if isinstance(found, Bad) or not self._unread:
+            return found
+        return replace(found, unused=(*found.unused, *self._unread))
+
+    def columns(self, stored: pa.Schema, piece: Piece) -> list[str] | Bad:
+        wanted = self._meaning.columns(stored, piece)
+        if not isinstance(wanted, Bad):
+            self._unread = unread_names(stored.names, wanted, "column")
+        return wanted
+
+
+def read_told(piece: Piece, meaning: Meaning, digest: hashlib._Hash) -> Iterator[Any]:
+    """As `read_records`; the columns of a table that aren't read are among the records' `unused`."""
+    return read_records(piece, _Told(meaning), digest)
+
+
+def without_group(unused: tuple[str, ...], group_column: str | None) -> tuple[str, ...]:
+    """The names of what nobody read, without the column that decided the side."""
+    return tuple(name for name in unused if name != f"column {group_column!r}")
 
 
 def plain_record(record: Mapping[str, Any], piece: Piece) -> dict[str, Any]:
@@ -47,20 +99,37 @@ def place_of_record(piece: Piece, number: int) -> str:
 def known_columns(
     stored: pa.Schema, formats: Mapping[str, Sequence[Sequence[str]]], others: Sequence[str]
 ) -> list[str] | Bad:
-    """A table's columns that are worth reading: all that some format or `others` knows.
+    """A table's columns that are read: what some format or `others` knows, and all else that JSON can hold,
+    or that mustn't be there.
 
     `formats`: name → the sets of columns of which a format needs one whole. A table that has none of
     them is Bad, of the cause `format`.
     """
-    wanted = [column for ways in formats.values() for way in ways for column in way]
-    present = [name for name in dict.fromkeys((*wanted, *others)) if name in stored.names]
-    if any(set(way) <= set(present) for ways in formats.values() for way in ways):
-        return present
+    if any(set(way) <= set(stored.names) for ways in formats.values() for way in ways):
+        wanted = [column for ways in formats.values() for way in ways for column in way]
+        others = (*wanted, *others, *MEDIA)
+        rest = [name for name in stored.names if _is_json(stored.field(name).type)]
+        return [name for name in dict.fromkeys((*others, *rest)) if name in stored.names]
     needed = "; ".join(
-        f"{name}: {' or '.join(', '.join(way) for way in ways)}" for name, ways in formats.items()
+        f"{name}: {' or '.join(', '.join(way) for way in ways[:LISTED])}"
+        for name, ways in formats.items()
     )
     known = ", ".join(stored.names[:8])
     return Bad("", f"no format's columns (expected {needed}; has {known})", cause="format")
+
+
+def _is_json(stored: pa.DataType) -> bool:
+    """Whether values of a table's column are JSON: no times, bytes, decimals or maps."""
+    if isinstance(stored, pa.DictionaryType):
+        return _is_json(stored.value_type)
+    if isinstance(stored, pa.StructType):
+        return all(_is_json(stored.field(index).type) for index in range(stored.num_fields))
+    if isinstance(stored, pa.ListType | pa.LargeListType | pa.FixedSizeListType):
+        return _is_json(stored.value_type)
+    kinds = pa.types
+    text = kinds.is_string(stored) or kinds.is_large_string(stored) or kinds.is_string_view(stored)
+    number = kinds.is_integer(stored) or kinds.is_floating(stored)
+    return bool(text or number or kinds.is_boolean(stored) or kinds.is_null(stored))
 
 
 def _without_nulls(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,10 @@ def say_figures(
     lines = [
         *figures,
         ("bad", f"{bad.count:,}{causes_text(results)}"),
+        *(
+            ("unused", f"{name}, in {count:,} records: nothing reads it")
+            for name, count in unused_keys(results).items()
+        ),
         *(("warning", text) for text in warnings),
         ("folder", f"{prepared.folder} (manifest {manifest.digest[:12]})"),
     ]
@@ -46,6 +51,14 @@ def say_figures(
     say(f"Prepared in {seconds:.1f} s")
     for name, text in lines:
         say(f"  {name:<14}{text}")
+
+
+def unused_keys(results: Sequence[UnitResult]) -> dict[str, int]:
+    """What records hold and nobody read: its name → the records that hold it, most first."""
+    total: Counter[str] = Counter()
+    for result in results:
+        total.update(result.facts["unused"])
+    return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
 
 
 def prepared_tokenizer(prepared: Prepared) -> Tokenizer:

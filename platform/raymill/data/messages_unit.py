@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from raymill.data.chat.encode import ChatEncoder
 from raymill.data.chat.folder import load_chat_encoder
 from raymill.data.manifest import TOKENIZER_FOLDER, InputDigest, Shard, TokenizerIdentity
+from raymill.data.messages_records import MessageRecord
 from raymill.data.order import hash_key
 from raymill.data.pack import RowGroup, dtype_for
 from raymill.data.records import Bad
@@ -33,7 +34,10 @@ UNIT_BITS = 32  # of a row's number
 QUARANTINED = 10_000  # records a unit keeps; the others are counted only
 RECORD_CHARACTERS = 100_000  # of a quarantined record
 
-R = TypeVar("R")
+UNUSED_NAMES = 100  # keys that are told; others are counted together
+OTHER_KEYS = "other keys"
+
+R = TypeVar("R", bound=MessageRecord)
 R_co = TypeVar("R_co", covariant=True)
 
 
@@ -93,11 +97,12 @@ class MessagesSettings:
 
 class Intake(Generic[R]):
     """A unit's records as they come in; what can't be used is counted by cause and kept, with its
-    place."""
+    place; what records hold and nobody reads is counted by its name."""
 
     def __init__(self, index: int, unit: Unit, reading: RecordReading[R]) -> None:
         self._index, self._unit, self._reading = index, unit, reading
         self._causes: Counter[str] = Counter()
+        self._unused: Counter[str] = Counter()
         self._quarantine: list[dict[str, Any]] = []
         self._inputs: list[InputDigest] = []
         self._records = 0
@@ -111,6 +116,7 @@ class Intake(Generic[R]):
                 if isinstance(record, Bad):
                     self.refuse(record)
                 else:
+                    self._tell(record.unused)
                     yield record
             self._inputs.append(
                 InputDigest(piece.name, piece.offset, piece.length, digest.hexdigest())
@@ -134,10 +140,16 @@ class Intake(Generic[R]):
                     pass  # what JSON can't hold is named by its place alone
             self._quarantine.append(entry)
 
+    def _tell(self, unused: Iterable[str]) -> None:
+        for name in unused:
+            told = name in self._unused or len(self._unused) < UNUSED_NAMES
+            self._unused[name if told else OTHER_KEYS] += 1
+
     def finish(
         self, folder: Path, shards: dict[str, Shard], documents: int, facts: Mapping[str, Any]
     ) -> UnitResult:
-        """Write the unit's quarantine file and put its result together; `facts` get the causes."""
+        """Write the unit's quarantine file and put its result together; `facts` get the causes, and what
+        is unused."""
         (folder / UNITS_FOLDER).mkdir(exist_ok=True)
         lines = "".join(canonical_json(entry) + "\n" for entry in self._quarantine)
         write_atomic(quarantine_path(folder, self._index), lines)
@@ -150,7 +162,11 @@ class Intake(Generic[R]):
             bad=self._causes.total(),
             bad_examples=tuple(f"{e['where']}: {e['why']}" for e in self._quarantine[:EXAMPLES]),
             bytes_read=sum(piece.length for piece in self._unit),
-            facts={"causes": dict(sorted(self._causes.items())), **facts},
+            facts={
+                "causes": dict(sorted(self._causes.items())),
+                "unused": dict(sorted(self._unused.items())),
+                **facts,
+            },
         )
 
 

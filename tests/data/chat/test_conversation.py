@@ -40,6 +40,7 @@ RECORDS: dict[str, dict[str, Any]] = {
         "system": "Be short.",
     },
     "prompt_completion": {"prompt": [SYSTEM, USER], "completion": [REPLY]},
+    "question_answer": {"query": "Why?", "response": "Because.", "system": "Be short."},
 }
 KEYS = (
     "messages", "conversations", "role", "content", "from", "value", "tool_calls", "instruction",

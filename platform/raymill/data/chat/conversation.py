@@ -6,21 +6,16 @@ which message (counted from 1); nothing is repaired silently.
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from raymill.data.chat.formats import (
-    FORMATS,
-    detect_format,
-    given_messages,
-    kind_of,
-    raw_messages,
-)
+from raymill.data.chat.formats import FORMATS, beside, detect_format, stated
+from raymill.data.chat.keys import UnusedKeys, refuse_altering
+from raymill.data.chat.message import ROLES, check_json, check_text, checked_message
 from raymill.data.chat.problems import CAUSES, Problem, Refused
+from raymill.data.chat.spelling import Message, kind_of, parsed
 from raymill.errors import DataError
 
 __all__ = [
@@ -28,9 +23,7 @@ __all__ = [
     "checked_messages", "checked_tools", "detect_format", "read_conversation",
 ]  # fmt: skip
 
-ROLES = ("system", "user", "assistant", "tool")
 LEAST_WEIGHT = 1e-6  # losses are computed in 32 bits
-NESTING = 64  # levels of lists and objects within tools and arguments
 
 # Who may follow whom; None stands for the beginning.
 _FOLLOWS = {
@@ -39,25 +32,26 @@ _FOLLOWS = {
     "assistant": ("user", "tool"),
     "tool": ("assistant", "tool"),
 }
-# Noncharacters (U+FDD0 to U+FDEF) mark the assistant's text inside a rendering: see template.py.
-_UNUSABLE = re.compile("[\ud800-\udfff\ufdd0-\ufdef]")
 
 
 @dataclass(frozen=True)
 class Conversation:
     """Checked messages: `role` and `content` (text, "" only beside tool calls), and where given
-    `tool_calls` ([{"type": "function", "function": {"name", "arguments"}}]), `name`,
-    `tool_call_id`, and `weight` 0 of an assistant's turn that isn't learned.
+    `reasoning_content` (what the assistant thought before it), `tool_calls` ([{"type": "function",
+    "function": {"name", "arguments"}}]), `name`, `tool_call_id`, and `weight` 0 of an assistant's turn that
+    isn't learned.
 
     It ends with an assistant's turn. `tools`: what the assistant may call, as JSON schemas;
     `weight`: of the conversation's loss, above 0; `given`: how many messages at the beginning are a
-    prompt, from which nothing is learned whoever wrote them.
+    prompt, from which nothing is learned whoever wrote them; `unused`: the names of what the record
+    held beside, and nobody read.
     """
 
     messages: tuple[dict[str, Any], ...]
     tools: tuple[dict[str, Any], ...] | None = None
     weight: float = 1.0
     given: int = 0
+    unused: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def first_user(self) -> str:
@@ -71,7 +65,7 @@ class Conversation:
 def read_conversation(record: Any, format: str | None = None) -> Conversation | Problem:
     """A record as a conversation, or what is wrong with it. `format`: one of FORMATS, or detected.
 
-    Keys that no format knows are ignored.
+    Keys that would change what is learned, and that no format knows, are refused; others are `unused`.
 
     Raises:
         DataError: no such format.
@@ -85,120 +79,59 @@ def read_conversation(record: Any, format: str | None = None) -> Conversation | 
         if found is None:
             columns = ", ".join(sorted(map(str, record))[:8]) or "none"
             raise Refused("format", f"none of the formats {', '.join(FORMATS)} (has {columns})")
-        messages = checked_messages(raw_messages(record, found))
+        refuse_altering(record, "column")
+        said, unused = stated(record, found), UnusedKeys()
+        messages = checked_messages(said.messages, unused=unused)
+        _check_learned(messages, said.given)
+        unused.note(beside(record, said.read, messages), (), "column")
         tools, weight = checked_tools(record.get("tools")), _weight(record.get("weight"))
-        return Conversation(messages, tools, weight, given_messages(record, found))
+        return Conversation(messages, tools, weight, said.given, unused.names)
     except Refused as refused:
         return refused.problem
 
 
 def checked_messages(
-    raw: Sequence[Mapping[str, Any]], last: Sequence[str] = ("assistant",)
+    raw: Sequence[Message], last: Sequence[str] = ("assistant",), unused: UnusedKeys | None = None
 ) -> tuple[dict[str, Any], ...]:
-    """Messages as a `Conversation` holds them. `last`: who may speak last, the assistant or others.
+    """Messages as a `Conversation` holds them. `last`: who may speak last, the assistant or others;
+    `unused`: notes the keys that aren't read.
 
     Raises:
         Refused: what is wrong with which of them.
     """
-    messages = tuple(_message(item, f"message {n}") for n, item in enumerate(raw, 1))
+    unused = unused or UnusedKeys()
+    messages = tuple(
+        checked_message(item, f"message {number}", unused) for number, item in enumerate(raw, 1)
+    )
     _check_order([message["role"] for message in messages], last)
     return messages
 
 
 def checked_tools(value: object) -> tuple[dict[str, Any], ...] | None:
-    """A list of objects, also as JSON text, which columns of one type force on many data sets.
+    """A list of objects; it or they also as JSON text, which columns of one type force on many data sets.
 
     Raises:
         Refused: it is something else.
     """
-    value = _parsed(value, "tools")
+    value = parsed(value, "tools")
     if value is None or value == []:
         return None
+    if isinstance(value, list):
+        value = [parsed(tool, "tools") for tool in value]
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
         raise Refused("type", f"tools is {kind_of(value)}, expected a list of objects")
     check_json(value, "tools")
     return tuple(value)
 
 
-def _message(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
-    role = raw.get("role")
-    if not isinstance(role, str) or role not in ROLES:
-        raise Refused("role", f"{where}: the role is {role!r}, expected one of {', '.join(ROLES)}")
-    message: dict[str, Any] = {"role": role}
-    calls = raw.get("tool_calls")
-    tool_calls = [] if calls is None else _tool_calls(calls, role, where)
-    content = _content(raw.get("content"), where, optional=bool(tool_calls))
-    check_text(content, f"{where}: content")
-    if not content.strip() and not tool_calls:
-        raise Refused("empty", f"{where}: the {role}'s content is empty")
-    message["content"] = content
-    if tool_calls:
-        message["tool_calls"] = tool_calls
-    if role == "assistant" and raw.get("weight") == 0:  # OpenAI's way to leave a turn out
-        message["weight"] = 0
-    for key in ("name", "tool_call_id"):
-        value = raw.get(key)
-        if value is None:
-            continue
-        if not isinstance(value, str):
-            raise Refused("type", f"{where}: {key} is {kind_of(value)}, expected text")
-        check_text(value, f"{where}: {key}")
-        message[key] = value
-    return message
-
-
-def _content(value: object, where: str, *, optional: bool) -> str:
-    """Text, or text parts put together."""
-    if isinstance(value, str):
-        return value
-    if value is None and optional:
-        return ""
-    if value is None:
-        raise Refused("empty", f"{where}: the content is missing")
-    if not isinstance(value, list):
-        raise Refused("type", f"{where}: content is {kind_of(value)}, expected text")
-    texts = []
-    for number, part in enumerate(value, 1):
-        kind = part.get("type") if isinstance(part, Mapping) else kind_of(part)
-        text = part.get("text") if isinstance(part, Mapping) else None
-        if kind != "text" or not isinstance(text, str):
-            raise Refused(
-                "type",
-                f"{where}: content part {number} is {kind!r}, expected type 'text' with text",
-            )
-        texts.append(text)
-    return "".join(texts)
-
-
-def _tool_calls(value: object, role: str, where: str) -> list[dict[str, Any]]:
-    if not isinstance(value, list):
-        raise Refused("type", f"{where}: tool_calls is {kind_of(value)}, expected a list")
-    if value and role != "assistant":
-        raise Refused("role", f"{where}: the {role} has tool_calls; only an assistant calls tools")
-    return [_tool_call(call, f"{where}: tool call {n}") for n, call in enumerate(value, 1)]
-
-
-def _tool_call(call: object, where: str) -> dict[str, Any]:
-    """OpenAI's nested or the flat form, always returned nested, arguments parsed."""
-    function = call.get("function") if isinstance(call, Mapping) else None
-    function = call if function is None else function
-    if not isinstance(call, Mapping) or not isinstance(function, Mapping):
+def _check_learned(messages: Sequence[Mapping[str, Any]], given: int) -> None:
+    """Refuse messages of which no assistant's turn is left to learn."""
+    spoken = [message for message in messages[given:] if message["role"] == "assistant"]
+    if spoken and all(message.get("weight") == 0 for message in spoken):
         raise Refused(
-            "type", f"{where} is {kind_of(call)}, expected an object with name, arguments"
+            "no_assistant",
+            "every turn of the assistant is left out by its weight, train, loss or mask: nothing to learn",
         )
-    name, arguments = function.get("name"), function.get("arguments")
-    if not isinstance(name, str) or not name.strip():
-        raise Refused("type", f"{where}: the name is {name!r}, expected text")
-    # OpenAI sends arguments as JSON text; templates print them as JSON, which would quote it twice.
-    arguments = _parsed(arguments, f"{where}: arguments") if arguments is not None else {}
-    if not isinstance(arguments, dict):
-        raise Refused("type", f"{where}: arguments is {kind_of(arguments)}, expected an object")
-    checked: dict[str, Any] = {"type": "function"}
-    if isinstance(call.get("id"), str):
-        checked["id"] = call["id"]
-    checked["function"] = {"name": name, "arguments": arguments}
-    check_json(checked, where)
-    return checked
 
 
 def _weight(value: object) -> float:
@@ -212,15 +145,6 @@ def _weight(value: object) -> float:
     if not number or not LEAST_WEIGHT <= weight <= 1 / LEAST_WEIGHT:
         raise Refused("type", f"weight is {value!r}, expected a number from 1e-6 to 1e6")
     return weight
-
-
-def _parsed(value: object, where: str) -> object:
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError) as error:
-        raise Refused("type", f"{where} is text that isn't JSON ({error})") from error
 
 
 def _check_order(roles: list[str], last: Sequence[str]) -> None:
@@ -246,48 +170,4 @@ def _check_order(roles: list[str], last: Sequence[str]) -> None:
         raise Refused("order", f"message {len(roles)}: ends with {what} that nobody answers")
     raise Refused(
         "order", f"message {len(roles)}: ends with the {roles[-1]}, expected {' or '.join(last)}"
-    )
-
-
-def check_json(value: object, where: str, level: int = 0) -> None:
-    """Refuse what JSON doesn't have, or text that `check_text` refuses.
-
-    Raises:
-        Refused: names `where` it stands.
-    """
-    if level > NESTING:
-        raise Refused("type", f"{where}: nested deeper than {NESTING} levels")
-    if isinstance(value, str):
-        check_text(value, where)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise Refused("type", f"{where}: a key is {kind_of(key)}, expected text")
-            check_text(key, where)
-            check_json(item, where, level + 1)
-    elif isinstance(value, list):
-        for item in value:
-            check_json(item, where, level + 1)
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise Refused("type", f"{where}: holds {value}, which isn't JSON")
-    elif value is not None and not isinstance(value, bool | int | float):
-        raise Refused("type", f"{where}: holds {kind_of(value)}, which isn't JSON")
-
-
-def check_text(text: str, where: str) -> None:
-    """Refuse halves of surrogate pairs, and the noncharacters that Raymill marks text with.
-
-    Raises:
-        Refused: names `where` it stands.
-    """
-    found = _UNUSABLE.search(text)
-    if found is None:
-        return
-    code = ord(found.group())
-    if code < 0xE000:
-        raise Refused("type", f"{where}: half of a surrogate pair, which isn't text")
-    raise Refused(
-        "special_text",
-        f"{where}: U+{code:04X} at character {found.start() + 1}, a noncharacter that Unicode "
-        "keeps for internal use, as Raymill does",
     )

@@ -30,6 +30,7 @@ from raymill.data.messages_preparation import (
     repeated,
     shaping_messages,
 )
+from raymill.data.messages_report import unused_keys
 from raymill.data.sources import Unit
 from raymill.data.unit import UnitResult
 from raymill.durable import sha256_file
@@ -130,6 +131,7 @@ def _manifest(
                 "train": train.to_json(),
                 "validation": held_out.to_json(),
                 **repeated(results),
+                "unused": unused_keys(results),
             },
         ),
     )

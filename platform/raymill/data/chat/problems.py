@@ -11,6 +11,7 @@ CAUSES = (
     "order",  # roles in an order that no chat has
     "empty",  # nothing, or nothing but whitespace, where text belongs
     "no_assistant",  # nobody to learn from
+    "unread",  # something that would change what is learned, and that nothing reads
     "special_text",  # characters kept for marking, or control tokens that can't be made text
     "template",  # the chat template refused it, or its assistant's part can't be told apart
     "boundary",  # a token lies half inside and half outside what is learned

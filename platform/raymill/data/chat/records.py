@@ -10,29 +10,30 @@ from typing import Any
 import pyarrow as pa
 
 from raymill.data.chat.conversation import Conversation, Problem, read_conversation
-from raymill.data.chat.formats import COLUMNS
+from raymill.data.chat.formats import BESIDE, COLUMNS
 from raymill.data.messages_records import (
     known_columns,
     message_side,
     place_of_record,
     plain_record,
+    read_told,
+    without_group,
 )
-from raymill.data.records import Bad, read_records
+from raymill.data.records import Bad
 from raymill.data.sources import EMBEDDED, Piece
 from raymill.data.split import TRAIN, VALIDATION
 from raymill.durable import canonical_json
 
-_OTHER_COLUMNS = ("system", "input", "tools", "weight")
-
 
 @dataclass(frozen=True)
 class ChatRecord:
-    """A usable conversation, its split, and where it stands."""
+    """A usable conversation, its split, where it stands, and the names of what nobody read beside it."""
 
     split: str
     conversation: Conversation
     piece: Piece
     number: int
+    unused: tuple[str, ...] = ()
 
     @property
     def where(self) -> str:
@@ -62,18 +63,20 @@ class ChatReading:
         side = message_side(
             piece, plain, found.first_user, self.group_column, self.fraction, self.seed
         )
-        return side if isinstance(side, Bad) else ChatRecord(side, found, piece, number)
+        if isinstance(side, Bad):
+            return side
+        unused = without_group(found.unused, self.group_column)
+        return ChatRecord(side, found, piece, number, unused)
 
     def columns(self, stored: pa.Schema, piece: Piece) -> list[str] | Bad:
-        """Every column that some format knows; others aren't read."""
-        names = [self.format] if self.format else list(COLUMNS)
-        formats = {name: (COLUMNS[name],) for name in names}
-        return known_columns(stored, formats, (*_OTHER_COLUMNS, self.group_column or ""))
+        """All that some format knows, or that JSON can hold."""
+        formats = {self.format: COLUMNS[self.format]} if self.format else COLUMNS
+        return known_columns(stored, formats, (*BESIDE, self.group_column or ""))
 
     def read(self, piece: Piece, digest: hashlib._Hash) -> Iterator[ChatRecord | Bad]:
         """The piece's conversations in order; `digest` has seen its bytes at the end."""
         if piece.format != EMBEDDED:
-            yield from read_records(piece, self, digest)
+            yield from read_told(piece, self, digest)
             return
         from raymill.data.demo.embedded import entries
 

@@ -6,14 +6,16 @@ the conversation that it makes with its prompt.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from raymill.data.chat import problems
 from raymill.data.chat.conversation import Conversation, read_conversation
-from raymill.data.chat.formats import kind_of
+from raymill.data.chat.formats import BESIDE, beside
+from raymill.data.chat.keys import UnusedKeys, refuse_altering
 from raymill.data.chat.problems import Problem, Refused
+from raymill.data.chat.spelling import kind_of
 from raymill.data.preference.formats import FORMATS, Stated, detect_format, stated
 from raymill.durable import canonical_json
 from raymill.errors import DataError
@@ -41,7 +43,7 @@ class Comparison:
     """Checked answers to one prompt; each is a conversation whose `given` messages are the prompt.
 
     `ties` are numbers of answers that were judged equally good; `annotator` is who judged, if that is
-    known.
+    known; `unused` are the names of what the record held beside, and nobody read.
     """
 
     answers: tuple[Conversation, ...]
@@ -49,6 +51,7 @@ class Comparison:
     pairs: tuple[Pair, ...]
     ties: tuple[tuple[int, int], ...]
     annotator: str | None = None
+    unused: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def weight(self) -> float:
@@ -70,7 +73,8 @@ class Comparison:
 def read_comparison(record: Any, format: str | None = None) -> Comparison | Problem:
     """A record as a comparison, or what is wrong with it. `format`: one of FORMATS, or detected.
 
-    Keys that no format knows are ignored: a prompt is known by what it says, not by an id.
+    A prompt is known by what it says, not by an id. Keys that would change what is learned, and that no
+    format knows, are refused; others are `unused`.
 
     Raises:
         DataError: no such format.
@@ -85,11 +89,18 @@ def read_comparison(record: Any, format: str | None = None) -> Comparison | Prob
         found = format or detect_format(record)
         if found is None:
             columns = ", ".join(sorted(map(str, record))[:8]) or "none"
-            raise Refused("format", f"none of the formats {', '.join(FORMATS)} (has {columns})")
+            raise Refused(
+                "format",
+                f"none of the formats {', '.join(FORMATS)} (has {columns}){_about_feedback(record)}",
+            )
+        refuse_altering(record, "column")
         said = stated(record, found)
         answers = tuple(_answer(record, said, number) for number in range(len(said.answers)))
         pairs, ties = _order(said)
-        return Comparison(answers, said.names, pairs, ties, _annotator(record.get("annotator")))
+        annotator = _annotator(record.get("annotator"))
+        return Comparison(
+            answers, said.names, pairs, ties, annotator, _unused(record, said, answers)
+        )
     except Refused as refused:
         return refused.problem
 
@@ -115,6 +126,26 @@ def _answer(record: Mapping[str, Any], said: Stated, number: int) -> Conversatio
     if after != "assistant":
         raise Refused("order", f"{name} begins with the {after}, expected assistant")
     return found
+
+
+def _unused(
+    record: Mapping[str, Any], said: Stated, answers: Sequence[Conversation]
+) -> tuple[str, ...]:
+    messages = [message for answer in answers for message in answer.messages]
+    unused = UnusedKeys()
+    unused.note(beside(record, (*said.read, *BESIDE, "annotator"), messages), ("text",), "column")
+    names = (name for answer in answers for name in answer.unused)
+    return tuple(dict.fromkeys((*unused.names, *names)))
+
+
+def _about_feedback(record: Mapping[str, Any]) -> str:
+    held = [name for name in ("label", "kto_tag") if record.get(name) is not None]
+    if not held:
+        return ""
+    return (
+        f": a {held[0]!r} beside one answer is unpaired feedback, which is compared with nothing; make pairs "
+        "of good and bad answers to one prompt"
+    )
 
 
 def _order(said: Stated) -> tuple[tuple[Pair, ...], tuple[tuple[int, int], ...]]:

@@ -19,6 +19,7 @@ from raymill.data.messages_preparation import (
     plan_message_units,
     shaping_messages,
 )
+from raymill.data.messages_report import unused_keys
 from raymill.data.preference.judgements import (
     agreement,
     from_texts,
@@ -103,6 +104,7 @@ def _manifest(
                 # A prompt on both sides would make held-out figures flatter.
                 "leaked": shared_prompts(judged["train"], judged["validation"]),
                 "agreement": agreement(everything),
+                "unused": unused_keys(results),
             },
         ),
     )

@@ -9,25 +9,34 @@ from typing import Any
 
 import pyarrow as pa
 
+from raymill.data.chat.formats import BESIDE
 from raymill.data.chat.problems import Problem
-from raymill.data.messages_records import known_columns, message_side, plain_record
+from raymill.data.messages_records import (
+    known_columns,
+    message_side,
+    plain_record,
+    read_told,
+    without_group,
+)
 from raymill.data.preference.comparison import Comparison, read_comparison
-from raymill.data.preference.formats import COLUMNS
-from raymill.data.records import Bad, place_of, read_records
+from raymill.data.preference.formats import ASKED, COLUMNS
+from raymill.data.records import Bad, place_of
 from raymill.data.sources import Piece
 
-_OTHER_COLUMNS = ("prompt", "messages", "tools", "weight", "margin", "tie", "annotator")
+_OTHER_COLUMNS = (*ASKED, *BESIDE, "margin", "tie", "annotator")
 
 
 @dataclass(frozen=True)
 class PreferenceRecord:
-    """A usable comparison, its split, the record that it was, and where that stands."""
+    """A usable comparison, its split, the record that it was, where that stands, and the names of what nobody
+    read in it."""
 
     split: str
     comparison: Comparison
     record: dict[str, Any]
     piece: Piece
     number: int
+    unused: tuple[str, ...] = ()
 
     @property
     def where(self) -> str:
@@ -61,13 +70,14 @@ class PreferenceReading:
         )
         if isinstance(side, Bad):
             return side
-        return PreferenceRecord(side, found, plain, piece, number)
+        unused = without_group(found.unused, self.group_column)
+        return PreferenceRecord(side, found, plain, piece, number, unused)
 
     def columns(self, stored: pa.Schema, piece: Piece) -> list[str] | Bad:
-        """Every column that some format knows; others aren't read."""
+        """All that some format knows, or that JSON can hold."""
         formats = {self.format: COLUMNS[self.format]} if self.format else COLUMNS
         return known_columns(stored, formats, (*_OTHER_COLUMNS, self.group_column or ""))
 
     def read(self, piece: Piece, digest: hashlib._Hash) -> Iterator[PreferenceRecord | Bad]:
         """The piece's comparisons in order; `digest` has seen its bytes at the end."""
-        return read_records(piece, self, digest)
+        return read_told(piece, self, digest)

@@ -22,6 +22,7 @@ from raymill.data.messages_preparation import (
     repeated,
     shaping_messages,
 )
+from raymill.data.messages_report import unused_keys
 from raymill.data.prompts.book import BOOK_NAME, merge_books
 from raymill.data.prompts.records import PromptsReading
 from raymill.data.prompts.report import summarise
@@ -107,6 +108,7 @@ def _manifest(
             statistics={
                 **{split: found.to_json() for split, found in statistics.items()},
                 **repeated(results),
+                "unused": unused_keys(results),
             },
         ),
     )

@@ -4,10 +4,12 @@ A record has what is asked in the first of these columns that it has:
 
 - `messages`: OpenAI's list; where it ends with the assistant's turn, that turn is the reference answer;
 - `prompt`: text, or a list of messages;
-- `question`: text.
+- `question`, `query`, `problem`: text; `instruction`: text, with `input` below;
+- `conversations`: as `messages`; `input`: as `prompt`.
 
 Beside it may stand `answer` (the reference, text or a number; it counts before a last turn), `verifier` (a
-reward function's name), `system`, `tools` and `id`. Everything else is kept as `extra`, for reward functions.
+reward function's name), a system column, `history`, `tools` and `id`. Everything else is kept as `extra`, for
+reward functions; where there is no `answer`, one of its columns (REFERENCES) is the reference too.
 """
 
 from __future__ import annotations
@@ -23,8 +25,18 @@ from raymill.data.chat.conversation import (
     checked_messages,
     checked_tools,
 )
-from raymill.data.chat.formats import kind_of
+from raymill.data.chat.formats import alpaca_question
+from raymill.data.chat.keys import UnusedKeys, refuse_altering
 from raymill.data.chat.problems import Problem, Refused
+from raymill.data.chat.spelling import (
+    SYSTEM_COLUMNS,
+    Message,
+    as_messages,
+    asked_messages,
+    history_messages,
+    kind_of,
+    with_system,
+)
 from raymill.durable import canonical_json
 
 __all__ = ["CAUSES", "COLUMNS", "Problem", "Prompt", "read_prompt"]
@@ -34,12 +46,18 @@ CAUSES = (
     "extra",  # the other columns hold too much to be kept beside every prompt
     "encoding",  # the chat template refuses the prompt, or the tokenizer can't encode it
 )
-COLUMNS = ("messages", "prompt", "question")  # of which the first that a record has is asked
-OTHER_COLUMNS = ("answer", "verifier", "system", "tools", "id")
+COLUMNS = (  # of which the first that a record has is asked
+    "messages", "prompt", "question", "query", "problem", "conversations", "instruction", "input",
+)  # fmt: skip
+LISTS = ("messages", "conversations")  # which may end with the reference
+OTHER_COLUMNS = ("answer", "verifier", *SYSTEM_COLUMNS, "history", "tools", "id")
+# Columns, or keys within one, of which the first that holds text or a number is the reference without `answer`.
+REFERENCES = (
+    ("ground_truth",), ("reward_model", "ground_truth"), ("expected_answer",), ("solution",), ("response",),
+    ("output",),
+)  # fmt: skip
 EXTRA_BYTES = 64 * 2**10  # of `extra` as JSON: every process that rewards answers holds all of them
 LARGEST = 1e300  # number that an answer may be
-
-Message = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -47,7 +65,8 @@ class Prompt:
     """Checked messages that end with a user's turn or a tool's result, and what belongs to them.
 
     `answer`: the reference; `verifier`: a reward function's name, "none" where none is wanted, None where
-    nothing is said; `tools`: what the assistant may call, as JSON schemas; `extra`: JSON.
+    nothing is said; `tools`: what the assistant may call, as JSON schemas; `extra`: JSON; `unused`: the names
+    of what its messages held beside, and nobody read.
     """
 
     messages: tuple[dict[str, Any], ...]
@@ -56,6 +75,7 @@ class Prompt:
     tools: tuple[dict[str, Any], ...] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     id: str | None = None
+    unused: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def first_user(self) -> str:
@@ -71,56 +91,56 @@ def read_prompt(record: Any) -> Prompt | Problem:
         column = next((name for name in COLUMNS if record.get(name) is not None), None)
         if column is None:
             known = ", ".join(sorted(map(str, record))[:8]) or "none"
-            raise Refused("format", f"expected a column {' or '.join(COLUMNS)} (has {known})")
+            raise Refused(
+                "format",
+                f"expected a column {' or '.join(COLUMNS[:3])} (has {known}); also read are "
+                f"{', '.join(COLUMNS[3:])}",
+            )
+        refuse_altering(record, "column")
         answer = _answer(record.get("answer"))
-        asked = _with_system(record.get("system"), _asked(record[column], column))
-        if column == "messages" and asked and asked[-1].get("role") == "assistant":
-            messages, answer = _parted(asked, answer)
+        asked, read, unused = *_asked(record, column), UnusedKeys()
+        if column in LISTS and asked and asked[-1].get("role") == "assistant":
+            messages, answer = _parted(asked, answer, unused)
         else:
-            messages = checked_messages(asked, last=("user", "tool"))
+            messages = checked_messages(asked, ("user", "tool"), unused)
         return Prompt(
             messages,
-            answer,
+            _reference(record) if answer is None else answer,
             _name(record.get("verifier"), "verifier"),
             checked_tools(record.get("tools")),
-            _extra(record, column),
+            _extra(record, read),
             _id(record.get("id")),
+            unused.names,
         )
     except Refused as refused:
         return refused.problem
 
 
-def _asked(value: object, column: str) -> list[Message]:
-    """What the column holds, as messages that aren't checked yet."""
-    if isinstance(value, str) and column != "messages":
-        return [{"role": "user", "content": value}]
-    if not isinstance(value, list) or column == "question":
-        expected = {"messages": "a list of messages", "question": "text"}
-        wanted = expected.get(column, "text or a list of messages")
+def _asked(record: Mapping[str, Any], column: str) -> tuple[list[Message], tuple[str, ...]]:
+    """What the column holds, as messages that aren't checked yet, and the columns that were read."""
+    value, read = record[column], (column,)
+    if column == "instruction":
+        value, more = alpaca_question(record)
+        read = (column, more or column)
+    if isinstance(value, str) and column not in LISTS:
+        asked = asked_messages(value)
+    elif isinstance(value, list) and column in (*LISTS, "prompt", "input"):
+        asked = as_messages(value, column)
+    else:
+        lists = column in LISTS
+        wanted = "a list of messages" if lists else "text"
+        if column in ("prompt", "input"):
+            wanted = "text or a list of messages"
         raise Refused("type", f"column {column!r} holds {kind_of(value)}, expected {wanted}")
-    for number, item in enumerate(value, 1):
-        if not isinstance(item, Mapping):
-            raise Refused(
-                "type", f"{column}: message {number} is {kind_of(item)}, expected an object"
-            )
-    return value
-
-
-def _with_system(value: object, asked: list[Message]) -> list[Message]:
-    """With the column's text as the first message; many data sets write "" where there is none."""
-    text = _name(value, "system")
-    if text is None:
-        return asked
-    if asked and asked[0].get("role") == "system":
-        raise Refused("order", "column 'system' and message 1 are both the system's, expected one")
-    return [{"role": "system", "content": text}, *asked]
+    history = history_messages(record, beside_text=isinstance(value, str))
+    return with_system(record, [*history, *asked]), read
 
 
 def _parted(
-    asked: list[Message], answer: str | None
+    asked: list[Message], answer: str | None, unused: UnusedKeys
 ) -> tuple[tuple[dict[str, Any], ...], str | None]:
     """The messages before the assistant's last turn, and the reference answer."""
-    *before, last = checked_messages(asked)
+    *before, last = checked_messages(asked, unused=unused)
     if answer is None and last.get("tool_calls"):
         raise Refused(
             "order",
@@ -146,6 +166,21 @@ def _answer(value: object) -> str | None:
     return value
 
 
+def _reference(record: Mapping[str, Any]) -> str | None:
+    """The reference of a record without `answer`, where another column holds text or a number."""
+    for way in REFERENCES:
+        value: object = record
+        for key in way:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if (
+            isinstance(value, str | int | float)
+            and not isinstance(value, bool)
+            and str(value).strip()
+        ):
+            return _answer(value)
+    return None
+
+
 def _name(value: object, column: str) -> str | None:
     """Text; None where it is missing or blank."""
     if value is None:
@@ -161,9 +196,9 @@ def _id(value: object) -> str | None:
     return _name(str(value) if number else value, "id")
 
 
-def _extra(record: Mapping[str, Any], column: str) -> dict[str, Any]:
+def _extra(record: Mapping[str, Any], read: tuple[str, ...]) -> dict[str, Any]:
     """All other columns; a null counts as missing, as in a table."""
-    known = (column, *OTHER_COLUMNS)
+    known = (*read, *OTHER_COLUMNS)
     extra = {
         name: value for name, value in record.items() if name not in known and value is not None
     }

@@ -14,9 +14,10 @@ from raymill.data.messages_records import (
     message_side,
     place_of_record,
     plain_record,
+    read_told,
 )
 from raymill.data.prompts.prompt import COLUMNS, OTHER_COLUMNS, Problem, Prompt, read_prompt
-from raymill.data.records import Bad, read_records
+from raymill.data.records import Bad
 from raymill.data.sources import EMBEDDED, Piece
 from raymill.data.split import TRAIN, VALIDATION
 from raymill.durable import canonical_json
@@ -27,7 +28,8 @@ EMBEDDED_VERIFIER = "answer_f1"  # of the embedded prompts, where data.verifier 
 
 @dataclass(frozen=True)
 class PlacedPrompt:
-    """A usable prompt, its split, the record that it was, and where that stands.
+    """A usable prompt, its split, the record that it was, where that stands, and the names of what nobody
+    read in it.
 
     The prompt's verifier is the one that judges: the record's own, or else data.verifier; None: none.
     """
@@ -37,6 +39,7 @@ class PlacedPrompt:
     record: dict[str, Any]
     piece: Piece
     number: int
+    unused: tuple[str, ...] = ()
 
     @property
     def where(self) -> str:
@@ -70,18 +73,17 @@ class PromptsReading:
             return side
         name = found.verifier or self.verifier
         found = replace(found, verifier=None if name == NO_VERIFIER else name)
-        return PlacedPrompt(side, found, plain, piece, number)
+        return PlacedPrompt(side, found, plain, piece, number, found.unused)
 
     def columns(self, stored: pa.Schema, piece: Piece) -> list[str] | Bad:
         """All that JSON can hold (others aren't read), if what is asked is among them."""
-        others = [name for name in stored.names if _is_json(stored.field(name).type)]
         formats = {name: ((name,),) for name in COLUMNS}
-        return known_columns(stored, formats, (*OTHER_COLUMNS, self.group_column or "", *others))
+        return known_columns(stored, formats, (*OTHER_COLUMNS, self.group_column or ""))
 
     def read(self, piece: Piece, digest: hashlib._Hash) -> Iterator[PlacedPrompt | Bad]:
         """The piece's prompts in order; `digest` has seen its bytes at the end."""
         if piece.format != EMBEDDED:
-            yield from read_records(piece, self, digest)
+            yield from read_told(piece, self, digest)
             return
         from raymill.data.demo.embedded import entries
 
@@ -95,17 +97,3 @@ class PromptsReading:
             assert isinstance(found, Prompt)  # the embedded corpus is well-formed
             side = VALIDATION if entry.held_out else TRAIN
             yield PlacedPrompt(side, found, record, piece, number)
-
-
-def _is_json(stored: pa.DataType) -> bool:
-    """Whether values of a table's column are JSON: no times, bytes, decimals or maps."""
-    if isinstance(stored, pa.DictionaryType):
-        return _is_json(stored.value_type)
-    if isinstance(stored, pa.StructType):
-        return all(_is_json(stored.field(index).type) for index in range(stored.num_fields))
-    if isinstance(stored, pa.ListType | pa.LargeListType | pa.FixedSizeListType):
-        return _is_json(stored.value_type)
-    kinds = pa.types
-    text = kinds.is_string(stored) or kinds.is_large_string(stored) or kinds.is_string_view(stored)
-    number = kinds.is_integer(stored) or kinds.is_floating(stored)
-    return bool(text or number or kinds.is_boolean(stored) or kinds.is_null(stored))
