@@ -9,12 +9,12 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import pyarrow as pa
 
-from raymill.data.chat.keys import MEDIA, unread_names
+from raymill.data.chat.keys import COLUMN, MEDIA, unread_names
 from raymill.data.records import Bad, Meaning, place_of, read_records, side_of
 from raymill.data.sources import BY_RECORD, EMBEDDED, Piece
 from raymill.data.split import TRAIN, VALIDATION, is_held_out
 
-LISTED = 2  # sets of columns of a format, in a message
+LISTED = 3  # sets of columns of a format, in a message
 
 
 class MessageRecord(Protocol):
@@ -35,7 +35,8 @@ class _Told(Generic[R]):
     """A reading of one piece that also tells which of a table's columns it doesn't read."""
 
     def __init__(self, meaning: Meaning) -> None:
-        self._meaning, self._unread = meaning, ()
+        self._meaning = meaning
+        self._unread: tuple[str, ...] = ()
 
     def of_text(self, text: str, piece: Piece) -> R | Bad:
         found: R | Bad = self._meaning.of_text(text, piece)
@@ -50,7 +51,7 @@ class _Told(Generic[R]):
     def columns(self, stored: pa.Schema, piece: Piece) -> list[str] | Bad:
         wanted = self._meaning.columns(stored, piece)
         if not isinstance(wanted, Bad):
-            self._unread = unread_names(stored.names, wanted, "column")
+            self._unread = unread_names(stored.names, wanted)
         return wanted
 
 
@@ -61,7 +62,7 @@ def read_told(piece: Piece, meaning: Meaning, digest: hashlib._Hash) -> Iterator
 
 def without_group(unused: tuple[str, ...], group_column: str | None) -> tuple[str, ...]:
     """The names of what nobody read, without the column that decided the side."""
-    return tuple(name for name in unused if name != f"column {group_column!r}")
+    return tuple(name for name in unused if name != f"{COLUMN} {group_column!r}")
 
 
 def plain_record(record: Mapping[str, Any], piece: Piece) -> dict[str, Any]:
@@ -107,9 +108,10 @@ def known_columns(
     """
     if any(set(way) <= set(stored.names) for ways in formats.values() for way in ways):
         wanted = [column for ways in formats.values() for way in ways for column in way]
-        others = (*wanted, *others, *MEDIA)
         rest = [name for name in stored.names if _is_json(stored.field(name).type)]
-        return [name for name in dict.fromkeys((*others, *rest)) if name in stored.names]
+        # Media are read, though JSON can't hold them, since records that have any are refused.
+        every = dict.fromkeys((*wanted, *others, *rest, *MEDIA))
+        return [name for name in every if name in stored.names]
     needed = "; ".join(
         f"{name}: {' or '.join(', '.join(way) for way in ways[:LISTED])}"
         for name, ways in formats.items()

@@ -44,7 +44,9 @@ RECORDS: dict[str, dict[str, Any]] = {
 }
 KEYS = (
     "messages", "conversations", "role", "content", "from", "value", "tool_calls", "instruction",
-    "output", "prompt", "completion", "system", "tools", "weight",
+    "output", "prompt", "completion", "system", "tools", "weight", "history", "conversation", "query",
+    "response", "input", "thinking", "reasoning", "train", "loss", "mask", "label", "type", "function_call",
+    "human", "other",
 )  # fmt: skip
 
 
@@ -188,7 +190,8 @@ def test_weights() -> None:
             st.lists(inner, max_size=3)
             | st.dictionaries(
                 st.sampled_from(KEYS),
-                inner | st.sampled_from(["user", "assistant", "human", "gpt"]),
+                inner
+                | st.sampled_from(["user", "assistant", "human", "gpt", "tool_call", "text", "[]"]),
                 max_size=4,
             )
         ),
@@ -197,3 +200,206 @@ def test_weights() -> None:
 )
 def test_no_record_raises(record: Any) -> None:
     assert isinstance(read_conversation(record), Conversation | Problem)
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "messages": {"messages": [USER, REPLY]},
+    "sharegpt": {"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "Because."}]},
+    "alpaca": {"instruction": "Why?", "output": "Because."},
+    "prompt_completion": {"prompt": "Why?", "completion": "Because."},
+    "prompt_completion, lists": {"prompt": [USER], "completion": [REPLY]},
+    "question_answer": {"query": "Why?", "response": "Because."},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("column", ["system", "system_prompt", "system_message"])
+def test_a_system_column_stands_beside_every_shape(name: str, column: str) -> None:
+    record = SHAPES[name]
+    assert good({**record, column: "Be short."}).messages == (SYSTEM, USER, REPLY)
+    for empty in ("", " \n", None):
+        assert good({**record, column: empty}).messages == (USER, REPLY)
+    assert problem({**record, column: 3}).why == f"{column} is a number, expected text"
+    other = problem({**record, "system": "Be long.", "system_prompt": "Be short."})
+    assert (other.cause, "differ" in other.why) == ("order", True)
+
+
+def test_a_system_column_and_a_system_message() -> None:
+    record = messages(SYSTEM, USER, REPLY, system="Be long.")
+    assert "both the system's, expected one" in problem(record).why
+    assert good({**record, "system": " Be short. "}).messages == (SYSTEM, USER, REPLY)
+    given = good({"prompt": [USER], "completion": [REPLY], "system": "Be short."}).given
+    assert given == 2  # nothing of the prompt is learned, whatever was put before it
+
+
+@pytest.mark.parametrize("history", [[["Q", "A"]], '[["Q", "A"]]', [
+    {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"},
+]])  # fmt: skip
+def test_a_history_beside_text_becomes_earlier_turns(history: Any) -> None:
+    before = ({"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"})
+    for name in ("alpaca", "prompt_completion", "question_answer"):
+        record = {**SHAPES[name], "history": history}
+        found = good({**record, "system": "Be short."})
+        assert found.messages == (SYSTEM, *before, USER, REPLY)
+        assert found.given == 0  # earlier answers are learned, as in LLaMA-Factory and ms-swift
+    for name in ("messages", "sharegpt", "prompt_completion, lists"):
+        assert problem({**SHAPES[name], "history": history}).cause == "unread"
+        assert good({**SHAPES[name], "history": []}).messages == (USER, REPLY)
+
+
+@pytest.mark.parametrize(
+    "history", ["Q", 3, {"Q": "A"}, [["Q"]], [["Q", 3]], ["Q", "A"], [["Q", "A"], 3]]
+)
+def test_a_history_of_another_form_is_refused(history: Any) -> None:
+    assert problem({**SHAPES["alpaca"], "history": history}).cause == "type"
+
+
+@pytest.mark.parametrize("key", ["weight", "loss_weight", "loss_mask", "loss", "train", "training"])
+@pytest.mark.parametrize("shape", ["messages", "sharegpt"])
+def test_turns_are_left_out(key: str, shape: str) -> None:
+    def record(value: Any) -> dict[str, Any]:
+        if shape == "messages":
+            return messages(USER, {**REPLY, key: value}, USER, REPLY)
+        turns = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "Because."}]
+        return {"conversations": [turns[0], {**turns[1], key: value}, *turns]}
+
+    for no in (0, 0.0, False):
+        assert good(record(no)).messages == (USER, {**REPLY, "weight": 0}, USER, REPLY)
+    for yes in (1, 1.0, True, None):
+        assert good(record(yes)).messages == (USER, REPLY, USER, REPLY)
+    for odd in (0.5, -1, 2, "0", "false", [0], float("nan"), 10**400):
+        assert f"message 2: {key} is " in problem(record(odd)).why
+        assert problem(record(odd)).cause == "type"
+
+
+def test_masks_and_flags_of_turns() -> None:
+    assert good(messages(USER, REPLY | {"mask": True}, USER, REPLY)).messages[1]["weight"] == 0
+    assert "weight" not in good(messages(USER, REPLY | {"masked": False})).messages[1]
+    agreeing = {"weight": 0, "train": False, "mask": 1}
+    assert good(messages(USER, REPLY | agreeing, USER, REPLY)).messages[1]["weight"] == 0
+    contradicting = problem(messages(USER, REPLY | {"weight": 0, "train": True}))
+    assert "weight and train contradict each other" in contradicting.why
+    assert good(messages(USER | {"train": False, "weight": 0}, REPLY)).messages == (USER, REPLY)
+    learned = problem(messages(USER | {"train": True}, REPLY))
+    assert learned.cause == "unread" and "only the assistant's are" in learned.why
+    nothing = problem(messages(USER, REPLY | {"weight": 0}, USER, REPLY | {"loss": False}))
+    assert nothing.cause == "no_assistant" and "is left out by its weight" in nothing.why
+    given = {"prompt": [USER, REPLY, USER], "completion": [REPLY | {"weight": 0}]}
+    assert problem(given).cause == "no_assistant"
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "thinking", "reasoning"])
+def test_thinking_has_one_place(key: str) -> None:
+    thought = {**REPLY, "reasoning_content": "Hm."}
+    assert good(messages(USER, REPLY | {key: "Hm."})).messages == (USER, thought)
+    assert good(messages(USER, REPLY | {key: ""})).messages == (USER, REPLY)
+    turns = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "Because.", key: "Hm."}]
+    assert good({"conversations": turns}).messages == (USER, thought)
+    for name in ("alpaca", "prompt_completion", "question_answer"):
+        assert good({**SHAPES[name], key: "Hm."}).messages == (USER, thought)
+        assert good({**SHAPES[name], key: "off"}).messages == (USER, REPLY)
+    assert problem({**SHAPES["messages"], key: "Hm."}).cause == "unread"
+    assert "only an assistant thinks" in problem(messages(USER | {key: "Hm."}, REPLY)).why
+    assert "is a list, expected text" in problem(messages(USER, REPLY | {key: ["Hm."]})).why
+    assert "half of a surrogate" in problem(messages(USER, REPLY | {key: "\ud800"})).why
+
+
+def test_thinking_in_parts_and_under_several_names() -> None:
+    thought = {**REPLY, "reasoning_content": "Hm."}
+    text = {"type": "text", "text": "Because."}
+    for part in (
+        {"type": "thinking", "thinking": "Hm.", "signature": "x"},
+        {"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]},
+        {"type": "reasoning", "text": "Hm."},
+        {"type": "reasoning", "value": "Hm."},
+    ):
+        record = messages(USER, REPLY | {"content": [part, text]})
+        assert good(record).messages == (USER, thought)
+        assert good(record).unused == ()
+        assert problem(messages(USER, REPLY | {"content": [text, part]})).cause == "order"
+    both = REPLY | {"reasoning_content": "Hm.", "thinking": "Hm."}
+    assert good(messages(USER, both)).messages == (USER, thought)
+    different = problem(messages(USER, both | {"reasoning": "No."}))
+    assert "reasoning_content and reasoning hold different thoughts" in different.why
+    for key in ("thought", "thinking_content", "reasoning_text"):
+        unread = problem(messages(USER, REPLY | {key: "Hm."}))
+        assert unread.cause == "unread" and "rename it to 'reasoning_content'" in unread.why
+
+
+def test_calls_of_tools_as_turns_of_their_own() -> None:
+    call = {"role": "tool_call", "content": '{"name": "f", "arguments": {}}'}
+    said = good(messages(USER, REPLY, call, call, TOOL, TOOL, REPLY)).messages
+    called = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    assert said == (USER, {**REPLY, "tool_calls": [called, called]}, TOOL, TOOL, REPLY)
+    several = {"from": "function_call", "value": json.dumps([{"name": "f"}, {"name": "f"}])}
+    asked = {"from": "human", "value": "Why?"}
+    answered = {"from": "observation", "value": "3"}
+    record = {"conversations": [asked, several, answered, {"from": "gpt", "value": "Because."}]}
+    assert good(record).messages[1]["tool_calls"] == [called, called]
+    assert "isn't JSON" in problem(messages(USER, {"role": "tool_call", "content": "f()"})).why
+    differing = messages(USER, call | {"loss": False}, call | {"loss": True}, TOOL, REPLY)
+    assert "'loss' differs within one turn" in problem(differing).why
+    twice = REPLY | {"tool_calls": [{"name": "f"}], "function_call": {"name": "f"}}
+    assert "calls tools in 2 ways" in problem(messages(USER, twice)).why
+
+
+def test_speakers_and_words_under_two_names() -> None:
+    for same in ({"role": "user", "from": "human"}, {"role": "human"}, {"from": "User"}):
+        assert good(messages({**same, "content": "Why?", "value": "Why?"}, REPLY)).messages == (
+            USER,
+            REPLY,
+        )
+    assert problem(messages({"role": "user", "from": "gpt", "content": "x"}, REPLY)).cause == "role"
+    assert problem(messages({"role": "user", "content": "x", "value": "y"}, REPLY)).cause == "type"
+
+
+@pytest.mark.parametrize(
+    ("record", "why"),
+    [
+        (messages(USER, REPLY, images=[{"path": "a.png"}]), "column 'images' isn't empty"),
+        (messages(USER, REPLY, video="a.mp4"), "column 'video' isn't empty"),
+        (messages(USER | {"images": ["a.png"]}, REPLY), "message 1: 'images' isn't empty"),
+        (messages(USER, REPLY | {"refusal": "I won't."}), "message 2: 'refusal' is what"),
+        (messages(USER, REPLY | {"prefix": True}), "message 2: 'prefix' makes"),
+        (messages(USER, REPLY | {"tools": [{"name": "f"}]}), "give it beside the messages"),
+        (messages(USER, REPLY, functions=[{"name": "f"}]), "give it as 'tools'"),
+        (messages(USER, REPLY, sample_weight=0.5), "rename it to 'weight'"),
+        (messages(USER, REPLY, train=False), "rename it to 'weight'"),
+        (messages(USER, REPLY, assistant_masks=[0, 1]), "says which tokens are learned"),
+        (messages(USER, REPLY, chat_template_kwargs={"enable_thinking": False}), "changes what a"),
+        (messages(USER, REPLY, mask=[1]), "column 'mask' is [1]"),
+        ({"prompt": "Why?", "completion": "Because.", "label": 0}, "judged bad"),
+    ],
+)
+def test_what_would_change_what_is_learned_is_refused(record: Any, why: str) -> None:
+    found = problem(record)
+    assert found.cause == "unread"
+    assert why in found.why
+
+
+def test_what_says_nothing_or_the_usual_is_no_matter() -> None:
+    empty = {"images": [], "videos": [None], "chat_template_kwargs": {"x": None}, "functions": "",
+             "weights": [], "history": [], "audio": {}}  # fmt: skip
+    usual = {"sample_weight": 1, "train": True, "mask": "User", "label": True}
+    found = good(messages(USER | {"images": []}, REPLY | {"prefix": False}, **empty, **usual))
+    assert found.messages == (USER, REPLY)
+    assert found.unused == ()
+
+
+def test_other_keys_are_named_once() -> None:
+    part = {"type": "text", "text": "Why?", "emphasis": 3}
+    call = {"name": "f", "arguments": {}, "strict": True}
+    calling = {"role": "assistant", "content": "", "tool_calls": [call, call], "mood": "good"}
+    record = messages(
+        {"role": "user", "content": [part, part], "mood": "bad"}, calling, TOOL, REPLY, id="x", note="y",
+        extra={"a": 1}, question="Why?Why?", copy=[USER | {"content": "Because."}], nothing={"b": [" "]},
+        **{"\ud800" + "x" * 100: 1},
+    )  # fmt: skip
+    found = good(record)
+    assert found.unused[:4] == (
+        "message key 'mood'", "content part key 'emphasis'", "tool call key 'strict'", "column 'extra'",
+    )  # fmt: skip
+    [odd] = found.unused[4:]
+    odd.encode()  # names of keys are printed and written, whatever they are made of
+    assert len(odd) < 80
+    assert found == good({**record, "extra": None})  # what is told makes no difference

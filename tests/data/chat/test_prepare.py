@@ -249,6 +249,23 @@ def test_odd_line_ends_and_turns_left_out(
         assert "Left out" not in learned
 
 
+def test_what_nobody_reads_is_told_once(
+    parent: Path, tokenizer: ChatTokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = [{**record, "colour": "red", "source": "x"} for record in pairs(60)]
+    for record in records[:50]:
+        record["messages"][1]["mood"] = "good"
+    path = write_jsonl(tmp_path / "chats.jsonl", records)
+    prepared = prepare(job(tmp_path, parent, f"data.path={path}"), tokenizer)
+    said = capsys.readouterr().out
+    assert said.count("colour") == said.count("mood") == 1
+    assert "unused        column 'colour', in 60 records: nothing reads it" in said
+    assert "unused        message key 'mood', in 50 records: nothing reads it" in said
+    assert prepared.manifest.chat is not None
+    unused = {"column 'colour'": 60, "message key 'mood'": 50}
+    assert prepared.manifest.chat.statistics["unused"] == unused
+
+
 def test_a_changed_questions_file_is_refused(
     parent: Path, tokenizer: ChatTokenizer, tmp_path: Path
 ) -> None:

@@ -311,3 +311,63 @@ def test_a_format_that_was_asked_for() -> None:
     assert read({**SIMPLE["hh"], "prompt": "ignored"}, "hh").first_user == "Hi?"
     with pytest.raises(DataError, match="isn't a format of preferences"):
         read_comparison(text, "nonsense")
+
+
+@pytest.mark.parametrize("name", SIMPLE)
+def test_a_system_column_stands_beside_every_form(name: str) -> None:
+    found = read({**SIMPLE[name], "system": "Be short."})
+    prompt = "system: Be short.\nuser: Hi?"
+    assert spelled(found) == [(prompt, "assistant: Yo"), (prompt, "assistant: No")]
+    assert found.unused == ()
+    assert read({**SIMPLE[name], "system": " "}).prompt_key == read(SIMPLE["text"]).prompt_key
+
+
+def test_a_system_column_and_a_system_message() -> None:
+    system = {"role": "system", "content": "Be short."}
+    record = {"prompt": [system, user("Hi?")], "chosen": "Yo", "rejected": "No"}
+    assert spelled(read({**record, "system": "Be short."})) == spelled(read(record))
+    found = read_comparison({**record, "system": "Be long."})
+    assert isinstance(found, Problem) and "both the system's" in found.why
+    whole = [system, user("Hi?")]
+    implicit = {
+        "prompt": "Hi?", "system": "Be short.",
+        "chosen": [*whole, assistant("Yo")], "rejected": [*whole, assistant("No")],
+    }  # fmt: skip
+    assert spelled(read(implicit)) == spelled(read(record))
+
+
+def test_a_history_is_part_of_the_prompt() -> None:
+    found = read({**SIMPLE["text"], "history": [["a", "b"]]})
+    prompt = "user: a\nassistant: b\nuser: Hi?"
+    assert spelled(found) == [(prompt, "assistant: Yo"), (prompt, "assistant: No")]
+    for name in ("messages", "implicit prompt", "hh"):
+        refused = read_comparison({**SIMPLE[name], "history": [["a", "b"]]})
+        assert isinstance(refused, Problem) and refused.cause == "unread"
+
+
+def test_thinking_and_turns_left_out() -> None:
+    thought = {**assistant("Yo"), "thinking": "Hm."}
+    found = read({"prompt": "Hi?", "chosen": [thought], "rejected": [assistant("No")]})
+    assert found.answers[0].messages[-1] == {**assistant("Yo"), "reasoning_content": "Hm."}
+    left_out = [assistant("Yo") | {"train": False}]
+    refused = read_comparison({"prompt": "Hi?", "chosen": left_out, "rejected": "No"})
+    assert isinstance(refused, Problem) and refused.cause == "no_assistant"
+
+
+def test_strengths_are_margins_and_ties() -> None:
+    record = {"prompt": "q", "response_1": "a", "response_2": "b"}
+    assert read({**record, "preference_strength": -2}).pairs == (Pair(0, 1, 2.0),)
+    assert read({**record, "preference_strength": 1}).pairs == (Pair(1, 0, 1.0),)
+    assert read({**record, "preference_strength": 0}).ties == ((0, 1),)
+
+
+def test_what_nobody_reads_is_told_or_refused() -> None:
+    record = {**SIMPLE["text"], "id": 1, "score_chosen": 2.0, "question": "Hi?", "colour": "red"}
+    assert read(record).unused == ("column 'colour'",)
+    inside = {**SIMPLE["messages"], "chosen": [assistant("Yo") | {"mood": 1}]}
+    assert read(inside).unused == ("message key 'mood'",)
+    for key, value in (("images", ["a.png"]), ("enable_thinking", True), ("sample_weight", 2)):
+        found = read_comparison({**SIMPLE["text"], key: value})
+        assert isinstance(found, Problem) and found.cause == "unread"
+    unpaired = read_comparison({"prompt": "q", "completion": "a", "label": True})
+    assert isinstance(unpaired, Problem) and "unpaired feedback" in unpaired.why

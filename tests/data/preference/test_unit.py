@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import random
 from collections import Counter, defaultdict
@@ -25,6 +26,7 @@ from data.preference.preference_factory import (
 )
 from raymill.data.chat.tokenizer import ChatTokenizer, chat_tokenizer
 from raymill.data.manifest import Prepared
+from raymill.data.messages_report import unused_keys
 from raymill.data.split import is_held_out
 from raymill.errors import DataError
 
@@ -433,3 +435,52 @@ def test_templates_that_rewrite_earlier_turns(tmp_path: Path) -> None:
             "x</think>b<|im_end|>", "y</think>c<|im_end|>",
         ]  # fmt: skip
         assert "hm" not in words(prepared, row.ids[0])
+
+
+def test_what_nobody_reads_is_counted(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
+    """Once for each key, in the manifest and in what is said; a table's columns that can't be read too."""
+    records = [
+        {
+            "prompt": f"p{n}", "chosen": "a", "rejected": "b", "colour": "red", "topic": "x", "asked by": n % 7,
+            "mood": None if n % 2 else "good",
+        }
+        for n in range(30)
+    ]  # fmt: skip
+    path = write_jsonl(tmp_path / "pairs.jsonl", records)
+    grouped = {"validation": {"group_column": "asked by"}}
+    prepared, results = prepared_here(job(tmp_path / "lines", path, **grouped), tokenizer)
+    assert prepared.manifest.preference is not None
+    unused = {"column 'colour'": 30, "column 'mood'": 15}
+    assert prepared.manifest.preference.statistics["unused"] == unused
+    assert unused_keys(results) == unused
+
+    table = pa.Table.from_pylist(records)
+    for name in ("heard", "created_at"):
+        moments = pa.array([datetime.datetime(2024, 1, 1)] * 30, pa.timestamp("ns"))
+        table = table.append_column(name, moments)
+    pq.write_table(table, tmp_path / "pairs.parquet")
+    made = job(tmp_path / "table", tmp_path / "pairs.parquet", **grouped)
+    prepared, results = prepared_here(made, tokenizer)
+    assert unused_keys(results) == {**unused, "column 'heard'": 30}
+
+
+def test_keys_without_end_are_counted_together(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
+    records = [
+        {"prompt": f"p{n}", "chosen": "a", "rejected": "b", f"note{n}": 1} for n in range(130)
+    ]
+    path = write_jsonl(tmp_path / "pairs.jsonl", records)
+    _, results = prepared_here(job(tmp_path, path), tokenizer)
+    assert unused_keys(results)["other keys"] == 30
+    assert len(unused_keys(results)) == 101
+
+
+def test_pictures_in_a_table_are_refused(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
+    pair = {
+        "prompt": "p",
+        "chosen": "a",
+        "rejected": "b",
+        "image": {"bytes": b"\xff", "path": None},
+    }
+    pq.write_table(pa.Table.from_pylist([pair] * 4), tmp_path / "pairs.parquet")
+    with pytest.raises(DataError, match=r"pairs\.parquet, row 0: column 'image' isn't empty"):
+        prepared_here(job(tmp_path, tmp_path / "pairs.parquet"), tokenizer)

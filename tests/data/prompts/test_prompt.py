@@ -178,15 +178,33 @@ def test_columns_of_a_table_that_json_can_hold() -> None:
         "scores": pa.list_(pa.float32(), 2),
         "nothing": pa.null(),
         "correct": pa.bool_(),
-        "image": pa.struct({"bytes": pa.binary(), "path": text}),
+        "image": pa.struct({"bytes": pa.binary(), "path": text}),  # refused where there is one
         "when": pa.timestamp("us"),
         "counts": pa.map_(text, number),
         "days": pa.list_(pa.date32()),
     }
     reading = PromptsReading("none", None, 0.1, 0)
     piece = Piece("a", "a", "parquet", "train", 0, 1, 1, 0)
-    read = ["prompt", "answer", "level", "scores", "nothing", "correct"]
+    read = ["prompt", "answer", "level", "scores", "nothing", "correct", "image"]
     assert reading.columns(pa.schema(stored), piece) == read
     del stored["prompt"]
     found = reading.columns(pa.schema(stored), piece)
     assert isinstance(found, Bad) and found.cause == "format"
+
+
+def test_system_history_and_thinking() -> None:
+    asked = [USER, REPLY, {"role": "user", "content": "And?"}]
+    record = {"prompt": "And?", "history": [["Why?", "Because."]], "system_prompt": "Be short."}
+    assert good(record).messages == (SYSTEM, *asked)
+    assert good(record).extra == {}
+    assert problem({"messages": asked, "history": [["a", "b"]]}).cause == "unread"
+    found = good({"messages": [USER, {**REPLY, "thinking": "Hm."}, USER], "system": "Be short."})
+    assert found.messages[2] == {**REPLY, "reasoning_content": "Hm."}
+
+
+def test_what_nobody_reads_is_told_or_refused() -> None:
+    assert good({"prompt": [{**USER, "mood": 1, "id": 3}]}).unused == ("message key 'mood'",)
+    for key, value in (("images", ["a.png"]), ("chat_template_kwargs", {"enable_thinking": True})):
+        assert problem({"prompt": "Why?", key: value}).cause == "unread"
+    kept = {"weights": [0.5], "loss": 1.5, "train": False}  # for reward functions
+    assert good({"prompt": "Why?", **kept}).extra == kept

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raymill.data.chat.formats import FORMATS, beside, detect_format, stated
-from raymill.data.chat.keys import UnusedKeys, refuse_altering
+from raymill.data.chat.keys import COLUMN, UnusedKeys, refuse_altering
 from raymill.data.chat.message import ROLES, check_json, check_text, checked_message
 from raymill.data.chat.problems import CAUSES, Problem, Refused
 from raymill.data.chat.spelling import Message, kind_of, parsed
@@ -79,11 +79,11 @@ def read_conversation(record: Any, format: str | None = None) -> Conversation | 
         if found is None:
             columns = ", ".join(sorted(map(str, record))[:8]) or "none"
             raise Refused("format", f"none of the formats {', '.join(FORMATS)} (has {columns})")
-        refuse_altering(record, "column")
+        refuse_altering(record, "column", "record")
         said, unused = stated(record, found), UnusedKeys()
         messages = checked_messages(said.messages, unused=unused)
         _check_learned(messages, said.given)
-        unused.note(beside(record, said.read, messages), (), "column")
+        unused.note(beside(record, said.read, messages), (), COLUMN)
         tools, weight = checked_tools(record.get("tools")), _weight(record.get("weight"))
         return Conversation(messages, tools, weight, said.given, unused.names)
     except Refused as refused:

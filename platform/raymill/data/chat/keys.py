@@ -8,14 +8,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from raymill.data.chat.problems import Refused
 
-__all__ = ["MEDIA", "THINKING", "UnusedKeys", "is_empty", "refuse_altering", "unread_names"]
+__all__ = [
+    "COLUMN",
+    "MEDIA",
+    "THINKING",
+    "UnusedKeys",
+    "is_empty",
+    "refuse_altering",
+    "unread_names",
+]
 
 THINKING = ("reasoning_content", "thinking", "reasoning")
 MEDIA = ("image", "images", "image_url", "video", "videos", "audio", "audios", "input_audio")
+COLUMN = "column"
 NAME_CHARACTERS = 60  # of an unknown key, in what is told
 
 # Where a record or a message is from, what it is about, and how others rated it.
@@ -56,28 +65,33 @@ _TEMPLATE = (
 )
 _MASK = "says which tokens are learned, which is read from the turns' weight alone; remove it"
 _RENAME = "weighs what is learned, but isn't read; rename it to 'weight', or remove it"
-_ALTERING: dict[str, str] = {
+# Key → why it mustn't be there, by what holds it: a prompt's record, any other record, a message.
+_OF_PROMPTS: dict[str, str] = {
     **dict.fromkeys(MEDIA, _UNSEEN),
     **dict.fromkeys(("chat_template_kwargs", "enable_thinking", "reasoning_effort"), _TEMPLATE),
-    **dict.fromkeys(("assistant_mask", "assistant_masks", "completion_mask", "token_mask"), _MASK),
-    "train_detail": "learns parts of a turn, but turns are learned whole or not at all; remove it",
     "functions": "says what may be called, but isn't read; give it as 'tools'",
-}  # fmt: skip
-_ALTERING_RECORD = {
-    **_ALTERING,
+}
+_OF_RECORDS = {
+    **_OF_PROMPTS,
+    **dict.fromkeys(("assistant_mask", "assistant_masks", "completion_mask", "token_mask"), _MASK),
     **dict.fromkeys(
-        ("loss", "loss_mask", "loss_scale", "loss_weight", "train", "weights", "sample_weight",
-         "example_weight"), _RENAME,
+        (
+            "loss", "loss_mask", "loss_scale", "loss_weight", "train", "weights", "sample_weight",
+            "example_weight",
+        ),
+        _RENAME,
     ),
 }  # fmt: skip
-_ALTERING_MESSAGE = {
-    **_ALTERING,
+_OF_MESSAGES = {
+    **_OF_PROMPTS,
+    "train_detail": "learns parts of a turn, but turns are learned whole or not at all; remove it",
     "refusal": "is what the assistant said in place of its content; make it the content",
     "tools": "says what may be called, but isn't read there; give it beside the messages",
     "prefix": "makes the content the beginning of an answer; remove it",
     "partial": "makes the content the beginning of an answer; remove it",
 }
-_WEIGHTS = frozenset(key for key, why in _ALTERING_RECORD.items() if why == _RENAME)
+_ALTERING = {"prompt": _OF_PROMPTS, "record": _OF_RECORDS, "message": _OF_MESSAGES}
+_WEIGHTS = frozenset(key for key, why in _OF_RECORDS.items() if why == _RENAME)
 _SWITCHES = frozenset(("prefix", "partial"))  # say nothing where they are false
 _THOUGHT = re.compile("think|thought|reasoning")
 
@@ -94,15 +108,18 @@ class UnusedKeys:
         return tuple(self._names)
 
     def note(self, holder: Mapping[Any, Any], read: Collection[str], what: str) -> None:
-        """Name the keys of a `what` that aren't `read`, empty or harmless."""
+        """Name the keys of a `what` that aren't `read`, empty or harmless; those that `refuse_altering` looks
+        at have passed."""
+        passed = _OF_RECORDS if what == COLUMN else _OF_MESSAGES
         for key, value in holder.items():
-            if key not in read and not _is_harmless(key) and not is_empty(value):
+            said_nothing = key in read or key in passed or _is_harmless(key) or is_empty(value)
+            if not said_nothing:
                 self._names[_named(what, key)] = None
 
 
-def unread_names(keys: Iterable[str], read: Collection[str], what: str) -> tuple[str, ...]:
-    """The names of those keys that are neither `read` nor harmless, as `UnusedKeys` has them."""
-    return tuple(_named(what, key) for key in keys if key not in read and not _is_harmless(key))
+def unread_names(keys: Iterable[str], read: Collection[str]) -> tuple[str, ...]:
+    """The names of those columns that are neither `read` nor harmless, as `UnusedKeys` has them."""
+    return tuple(_named(COLUMN, key) for key in keys if key not in read and not _is_harmless(key))
 
 
 def is_empty(value: object) -> bool:
@@ -122,21 +139,22 @@ def is_empty(value: object) -> bool:
     return True
 
 
-def refuse_altering(holder: Mapping[Any, Any], where: str, *, message: bool = False) -> None:
-    """Refuse what would change what is learned or asked, if it were read. `message`: of a message, or a part
-    of its content; otherwise of a whole record.
+def refuse_altering(
+    holder: Mapping[Any, Any], where: str, kind: Literal["prompt", "record", "message"]
+) -> None:
+    """Refuse what would change what is learned or asked, if it were read. `kind` of the holder: a prompt's
+    record, any other record, or a message or part of its content.
 
     Raises:
         Refused: of the cause `unread`, naming `where` and the key.
     """
-    altering = _ALTERING_MESSAGE if message else _ALTERING_RECORD
-    for key, why in altering.items():
+    for key, why in _ALTERING[kind].items():
         value = holder.get(key)
         if is_empty(value) or (key in _SWITCHES and value is False):
             continue
         if not (key in _WEIGHTS and isinstance(value, bool | int | float) and value == 1):
             raise Refused("unread", f"{where} {key!r} {why}")
-    if message and holder.get("role") == "assistant":
+    if kind == "message" and holder.get("role") == "assistant":
         for key, value in holder.items():
             unread = isinstance(key, str) and key not in THINKING and _THOUGHT.search(key)
             if unread and isinstance(value, str) and not is_empty(value):

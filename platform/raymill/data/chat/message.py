@@ -46,7 +46,7 @@ def checked_message(raw: Message, where: str, unused: UnusedKeys) -> dict[str, A
     role = raw.get("role")
     if not isinstance(role, str) or role not in ROLES:
         raise Refused("role", f"{where}: the role is {role!r}, expected one of {', '.join(ROLES)}")
-    refuse_altering(raw, f"{where}:", message=True)
+    refuse_altering(raw, f"{where}:", "message")
     unused.note(raw, _READ, "message key")
     message: dict[str, Any] = {"role": role}
     content, thoughts, calls = _content(raw.get("content"), where, unused)
@@ -122,7 +122,7 @@ def _content(
         text = _part_text(part, kind) if isinstance(part, Mapping) else None
         if kind not in ("text", "tool_call", *THINKING) or not isinstance(text, str):
             raise Refused("type", f"{here} is {kind!r}, expected type 'text' with text")
-        refuse_altering(part, here, message=True)
+        refuse_altering(part, here, "message")
         unused.note(part, ("type", "text", "value", *THINKING), "content part key")
         if (calls and kind != "tool_call") or (texts and kind in THINKING):
             raise Refused(

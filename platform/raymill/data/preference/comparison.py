@@ -13,7 +13,7 @@ from typing import Any
 from raymill.data.chat import problems
 from raymill.data.chat.conversation import Conversation, read_conversation
 from raymill.data.chat.formats import BESIDE, beside
-from raymill.data.chat.keys import UnusedKeys, refuse_altering
+from raymill.data.chat.keys import COLUMN, UnusedKeys, refuse_altering
 from raymill.data.chat.problems import Problem, Refused
 from raymill.data.chat.spelling import kind_of
 from raymill.data.preference.formats import FORMATS, Stated, detect_format, stated
@@ -93,7 +93,7 @@ def read_comparison(record: Any, format: str | None = None) -> Comparison | Prob
                 "format",
                 f"none of the formats {', '.join(FORMATS)} (has {columns}){_about_feedback(record)}",
             )
-        refuse_altering(record, "column")
+        refuse_altering(record, "column", "record")
         said = stated(record, found)
         answers = tuple(_answer(record, said, number) for number in range(len(said.answers)))
         pairs, ties = _order(said)
@@ -133,7 +133,7 @@ def _unused(
 ) -> tuple[str, ...]:
     messages = [message for answer in answers for message in answer.messages]
     unused = UnusedKeys()
-    unused.note(beside(record, (*said.read, *BESIDE, "annotator"), messages), ("text",), "column")
+    unused.note(beside(record, (*said.read, *BESIDE, "annotator"), messages), ("text",), COLUMN)
     names = (name for answer in answers for name in answer.unused)
     return tuple(dict.fromkeys((*unused.names, *names)))
 

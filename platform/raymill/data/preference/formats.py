@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raymill.data.chat.formats import alpaca_question, found_columns
+from raymill.data.chat.keys import THINKING
 from raymill.data.chat.problems import Refused
 from raymill.data.chat.spelling import (
     Message,
@@ -126,9 +127,10 @@ def _pairs(record: Mapping[str, Any]) -> Stated:
     answers = [_said(record[name], "assistant", name) for name in way]
     whole = not any(texts) and all(one[0].get("role") in ("system", "user") for one in answers)
     if asked is None or (whole and _is_repeated(record, asked, answers[0])):
-        return _parted(record, *answers, read=(*way, asked or ""))
+        return _parted(record, answers[0], answers[1], (*way, asked or ""))
     prompt, read = _prompt(record, asked)
-    return _judged_pair(record, prompt, *_continued(prompt, answers), read=(*read, *way))
+    better, worse = _continued(prompt, answers)
+    return _judged_pair(record, prompt, better, worse, (*read, *way))
 
 
 def _continuing_pair(record: Mapping[str, Any], way: tuple[str, ...]) -> Stated:
@@ -194,10 +196,12 @@ def _ranked(record: Mapping[str, Any], column: str) -> tuple[str, Any, Any]:
                 isinstance(one, Mapping) and {judged, answer} <= one.keys() for one in entries
             ):
                 return judged, [one[answer] for one in entries], [one[judged] for one in entries]
+    known = ", ".join(sorted(map(str, record))[:8])
     raise Refused(
         "format",
-        f"expected a column 'ranks' or 'scores' beside {column!r} (has {', '.join(sorted(map(str, record))[:8])}"
-        f"), or objects in it with one of {', '.join(_ENTRY_RANKS)} and one of {', '.join(_ENTRY_ANSWERS)}",
+        f"nothing says which of the {column} is better (expected rankings: prompt, {column}, ranks or prompt, "
+        f"{column}, scores or objects in {column!r} with one of {', '.join(_ENTRY_RANKS)} beside one of "
+        f"{', '.join(_ENTRY_ANSWERS)}; has {known})",
     )
 
 
@@ -275,16 +279,22 @@ def _judged_pair(
 
 
 def _continued(asked: list[Message], answers: list[list[Message]]) -> list[list[Message]]:
-    """Answers without the prompt, where all of them repeat it at their beginning."""
-    length = len(asked)
-    repeated = all(
-        len(answer) > length and all(map(_same, asked, answer[:length])) for answer in answers
-    )
-    return [answer[length:] for answer in answers] if repeated else answers
+    """Answers without the prompt, where all of them repeat it, or it without the system's message, at their
+    beginning."""
+    begins_with_system = bool(asked) and asked[0].get("role") == "system"
+    for repeated in (asked, asked[1:]) if begins_with_system else (asked,):
+        length = len(repeated)
+        if all(
+            len(answer) > length and all(map(_same, repeated, answer[:length]))
+            for answer in answers
+        ):
+            return [answer[length:] for answer in answers]
+    return answers
 
 
 def _same(one: Message, other: Message) -> bool:
-    return all(one.get(key) == other.get(key) for key in ("role", "content", "tool_calls"))
+    keys = ("role", "content", "tool_calls", *THINKING)
+    return all((one.get(key) or None) == (other.get(key) or None) for key in keys)
 
 
 def _said(value: object, role: str, name: str) -> list[Message]:

@@ -96,7 +96,7 @@ def read_prompt(record: Any) -> Prompt | Problem:
                 f"expected a column {' or '.join(COLUMNS[:3])} (has {known}); also read are "
                 f"{', '.join(COLUMNS[3:])}",
             )
-        refuse_altering(record, "column")
+        refuse_altering(record, "column", "prompt")
         answer = _answer(record.get("answer"))
         asked, read, unused = *_asked(record, column), UnusedKeys()
         if column in LISTS and asked and asked[-1].get("role") == "assistant":
@@ -118,7 +118,8 @@ def read_prompt(record: Any) -> Prompt | Problem:
 
 def _asked(record: Mapping[str, Any], column: str) -> tuple[list[Message], tuple[str, ...]]:
     """What the column holds, as messages that aren't checked yet, and the columns that were read."""
-    value, read = record[column], (column,)
+    value: object = record[column]
+    read: tuple[str, ...] = (column,)
     if column == "instruction":
         value, more = alpaca_question(record)
         read = (column, more or column)
