@@ -14,8 +14,8 @@ from typing import Any
 from raymill.data.chat.formats import FORMATS, beside, detect_format, stated
 from raymill.data.chat.keys import COLUMN, UnusedKeys, refuse_altering
 from raymill.data.chat.message import ROLES, check_json, check_text, checked_message
+from raymill.data.chat.message_list import Message, kind_of, parsed
 from raymill.data.chat.problems import CAUSES, Problem, Refused
-from raymill.data.chat.spelling import Message, kind_of, parsed
 from raymill.errors import DataError
 
 __all__ = [

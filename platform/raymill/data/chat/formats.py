@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raymill.data.chat.keys import THINKING, is_empty
-from raymill.data.chat.problems import Refused
-from raymill.data.chat.spelling import (
+from raymill.data.chat.message_list import (
     SYSTEM_COLUMNS,
     Message,
     as_messages,
@@ -28,6 +27,7 @@ from raymill.data.chat.spelling import (
     role_named,
     with_system,
 )
+from raymill.data.chat.problems import Refused
 
 __all__ = [
     "BESIDE", "COLUMNS", "FORMATS", "Stated", "alpaca_question", "beside", "detect_format", "found_columns",

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raymill.data.chat.keys import THINKING, UnusedKeys, is_empty, refuse_altering
+from raymill.data.chat.message_list import Message, kind_of, parsed
 from raymill.data.chat.problems import Refused
-from raymill.data.chat.spelling import Message, kind_of, parsed
 
 __all__ = ["ROLES", "THOUGHT", "check_json", "check_text", "checked_message"]
 

@@ -17,8 +17,7 @@ from typing import Any
 
 from raymill.data.chat.formats import alpaca_question, found_columns
 from raymill.data.chat.keys import THINKING
-from raymill.data.chat.problems import Refused
-from raymill.data.chat.spelling import (
+from raymill.data.chat.message_list import (
     Message,
     as_messages,
     asked_messages,
@@ -27,6 +26,7 @@ from raymill.data.chat.spelling import (
     kind_of,
     with_system,
 )
+from raymill.data.chat.problems import Refused
 
 # Columns of the better and the worse answer.
 ANSWERS = (

@@ -27,8 +27,7 @@ from raymill.data.chat.conversation import (
 )
 from raymill.data.chat.formats import alpaca_question
 from raymill.data.chat.keys import UnusedKeys, refuse_altering
-from raymill.data.chat.problems import Problem, Refused
-from raymill.data.chat.spelling import (
+from raymill.data.chat.message_list import (
     SYSTEM_COLUMNS,
     Message,
     as_messages,
@@ -37,6 +36,7 @@ from raymill.data.chat.spelling import (
     kind_of,
     with_system,
 )
+from raymill.data.chat.problems import Problem, Refused
 from raymill.durable import canonical_json
 
 __all__ = ["CAUSES", "COLUMNS", "Problem", "Prompt", "read_prompt"]
