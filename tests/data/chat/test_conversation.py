@@ -81,6 +81,10 @@ def test_forms_within_the_formats() -> None:
     assert good({"prompt": "Why?", "completion": "Because."}).messages == (USER, REPLY)
     joined = good({"instruction": "Add.", "input": "1 2", "output": "3"})
     assert joined.messages[0]["content"] == "Add.\n\n1 2"
+    joined = good({"instruction": "Add.", "input": "", "context": "1 2", "response": "3"})
+    assert joined.messages[0]["content"] == "Add.\n\n1 2"
+    both = good({"instruction": "Add.", "input": "1 2", "context": "3 4", "response": "3"})
+    assert both.unused == ("column 'context'",)
     turns = [{"role": "user", "content": "Why?"}, {"from": "bing", "value": "Because."}]
     assert good({"conversations": turns, "system": ""}).messages == (USER, REPLY)
     parts = [{"type": "text", "text": "Wh"}, {"type": "text", "text": "y?"}]

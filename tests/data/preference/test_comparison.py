@@ -364,6 +364,10 @@ def test_strengths_are_margins_and_ties() -> None:
 def test_what_nobody_reads_is_told_or_refused() -> None:
     record = {**SIMPLE["text"], "id": 1, "score_chosen": 2.0, "question": "Hi?", "colour": "red"}
     assert read(record).unused == ("column 'colour'",)
+    whole = {**SIMPLE["implicit prompt"], "messages": [user("Ho?")]}
+    assert read(whole).unused == ("column 'messages'",)
+    joined = read({"context": "C", "question": "q", "chosen": "a", "rejected": "b"})
+    assert spelled(joined)[0] == ("user: C\n\nq", "assistant: a")
     inside = {**SIMPLE["messages"], "chosen": [assistant("Yo") | {"mood": 1}]}
     assert read(inside).unused == ("message key 'mood'",)
     for key, value in (("images", ["a.png"]), ("enable_thinking", True), ("sample_weight", 2)):

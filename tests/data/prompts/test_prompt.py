@@ -197,6 +197,8 @@ def test_system_history_and_thinking() -> None:
     record = {"prompt": "And?", "history": [["Why?", "Because."]], "system_prompt": "Be short."}
     assert good(record).messages == (SYSTEM, *asked)
     assert good(record).extra == {}
+    found = good({"context": "C", "question": "Why?", "answer": "4"})
+    assert (found.messages[0]["content"], found.extra) == ("C\n\nWhy?", {})
     assert problem({"messages": asked, "history": [["a", "b"]]}).cause == "unread"
     found = good({"messages": [USER, {**REPLY, "thinking": "Hm."}, USER], "system": "Be short."})
     assert found.messages[2] == {**REPLY, "reasoning_content": "Hm."}

@@ -30,7 +30,7 @@ from raymill.data.chat.message_list import (
 from raymill.data.chat.problems import Refused
 
 __all__ = [
-    "BESIDE", "COLUMNS", "FORMATS", "Stated", "alpaca_question", "beside", "detect_format", "found_columns",
+    "BESIDE", "COLUMNS", "FORMATS", "Stated", "asked_text", "beside", "detect_format", "found_columns",
     "stated",
 ]  # fmt: skip
 
@@ -49,6 +49,8 @@ FORMATS = tuple(COLUMNS)
 # What may stand beside every format.
 BESIDE = (*SYSTEM_COLUMNS, "history", "tools", "weight", "mask")
 _FEEDBACK = ("label", "kto_tag")  # whether people liked the answer
+# What belongs to a text that is asked; the first that isn't empty.
+_MORE = {"instruction": ("input", "context"), "question": ("context",)}
 # Columns of other kinds of training, and of whole renderings: a conversation is read without them.
 _OF_OTHER_KINDS = (
     "chosen", "rejected", "rejected_response", "rejected_messages", "margin", "reward_model", "ground_truth",
@@ -121,12 +123,20 @@ def beside(
     }
 
 
-def alpaca_question(record: Mapping[str, Any]) -> tuple[str, str | None]:
-    """An instruction, with its input or context below, and the column of these that was read."""
-    asked = _text(record["instruction"], "instruction")
-    column = next((name for name in ("input", "context") if record.get(name) is not None), None)
-    more = "" if column is None else _text(record[column], column)
-    return ("\n\n".join((asked, more)) if more else asked), column
+def asked_text(record: Mapping[str, Any], column: str) -> tuple[str, str]:
+    """What a column of text asks, and the column that was read beside it ("": none): an instruction with its
+    input or context below, or a question with its context above.
+
+    Raises:
+        Refused: one of them isn't text.
+    """
+    asked = _text(record[column], column)
+    beside = _MORE.get(column, ())
+    more = next((name for name in beside if not is_empty(record.get(name))), "")
+    if not more:
+        return asked, ""
+    texts = [asked, _text(record[more], more)]
+    return "\n\n".join(texts if column == "instruction" else reversed(texts)), more
 
 
 Parts = tuple[
@@ -140,8 +150,8 @@ def _listed(record: Mapping[str, Any], columns: tuple[str, ...]) -> Parts:
 
 
 def _alpaca(record: Mapping[str, Any], columns: tuple[str, ...]) -> Parts:
-    asked, more = alpaca_question(record)
-    return *_exchange(asked, record[columns[1]]), (*columns, more or "")
+    asked, more = asked_text(record, "instruction")
+    return *_exchange(asked, record[columns[1]]), (*columns, more)
 
 
 def _prompt_completion(record: Mapping[str, Any], columns: tuple[str, ...]) -> Parts:
@@ -162,11 +172,8 @@ def _question_answer(record: Mapping[str, Any], columns: tuple[str, ...]) -> Par
     if isinstance(record[asking], list):
         asked = as_messages(record[asking], asking)
         return asked, [{"role": "assistant", "content": record[answering]}], columns
-    question = _text(record[asking], asking)
-    context = record.get("context")
-    if asking == "question" and isinstance(context, str) and context.strip():
-        return *_exchange(f"{context}\n\n{question}", record[answering]), (*columns, "context")
-    return *_exchange(question, record[answering]), columns
+    question, more = asked_text(record, asking)
+    return *_exchange(question, record[answering]), (*columns, more)
 
 
 def _exchange(asked: str, answered: object) -> tuple[list[Message], list[Message]]:
@@ -182,7 +189,7 @@ def _with_thinking(
         for key in THINKING
         if isinstance(record.get(key), str)
         and not is_empty(record[key])
-        and record[key] not in _SETTINGS
+        and record[key].strip().lower() not in _SETTINGS
     }
     if not held:
         return messages

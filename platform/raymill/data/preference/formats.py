@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raymill.data.chat.formats import alpaca_question, found_columns
+from raymill.data.chat.formats import asked_text, found_columns
 from raymill.data.chat.keys import THINKING
 from raymill.data.chat.message_list import (
     Message,
@@ -44,7 +44,7 @@ STRENGTHS = (
 )  # fmt: skip
 # What is asked, where answers don't repeat it; the first that a record has.
 ASKED = (
-    "prompt", "messages", "conversations", "context", "question", "query", "instruction", "input",
+    "prompt", "messages", "conversations", "question", "query", "instruction", "input", "context",
 )  # fmt: skip
 _JUDGED = ("ranks", "scores")
 _ENTRIES = ("answers", "completions")
@@ -127,7 +127,7 @@ def _pairs(record: Mapping[str, Any]) -> Stated:
     answers = [_said(record[name], "assistant", name) for name in way]
     whole = not any(texts) and all(one[0].get("role") in ("system", "user") for one in answers)
     if asked is None or (whole and _is_repeated(record, asked, answers[0])):
-        return _parted(record, answers[0], answers[1], (*way, asked or ""))
+        return _parted(record, answers[0], answers[1], way)
     prompt, read = _prompt(record, asked)
     better, worse = _continued(prompt, answers)
     return _judged_pair(record, prompt, better, worse, (*read, *way))
@@ -213,12 +213,12 @@ def _prompt(record: Mapping[str, Any], column: str | None) -> tuple[list[Message
     """What is asked, after a system column and the history; and the columns that were read."""
     if column is None:
         raise Refused("format", f"there is no prompt: expected a column {' or '.join(ASKED)}")
-    value, more = record[column], None
-    if column == "instruction" and isinstance(value, str):
-        value, more = alpaca_question(record)
+    value, more = record[column], ""
+    if isinstance(value, str):
+        value, more = asked_text(record, column)
     asked = _said(value, "user", column)
     history = history_messages(record, beside_text=isinstance(value, str))
-    return with_system(record, [*history, *asked]), (column, more or "")
+    return with_system(record, [*history, *asked]), (column, more)
 
 
 def _is_repeated(record: Mapping[str, Any], column: str, conversation: list[Message]) -> bool:

@@ -4,7 +4,8 @@ A record has what is asked in the first of these columns that it has:
 
 - `messages`: OpenAI's list; where it ends with the assistant's turn, that turn is the reference answer;
 - `prompt`: text, or a list of messages;
-- `question`, `query`, `problem`: text; `instruction`: text, with `input` below;
+- `question`, `query`, `problem`: text; `instruction`: text, with `input` below. A `context` belongs to a
+  question or an instruction;
 - `conversations`: as `messages`; `input`: as `prompt`.
 
 Beside it may stand `answer` (the reference, text or a number; it counts before a last turn), `verifier` (a
@@ -25,7 +26,7 @@ from raymill.data.chat.conversation import (
     checked_messages,
     checked_tools,
 )
-from raymill.data.chat.formats import alpaca_question
+from raymill.data.chat.formats import asked_text
 from raymill.data.chat.keys import UnusedKeys, refuse_altering
 from raymill.data.chat.message_list import (
     SYSTEM_COLUMNS,
@@ -120,11 +121,9 @@ def _asked(record: Mapping[str, Any], column: str) -> tuple[list[Message], tuple
     """What the column holds, as messages that aren't checked yet, and the columns that were read."""
     value: object = record[column]
     read: tuple[str, ...] = (column,)
-    if column == "instruction":
-        value, more = alpaca_question(record)
-        read = (column, more or column)
     if isinstance(value, str) and column not in LISTS:
-        asked = asked_messages(value)
+        text, more = asked_text(record, column)
+        asked, read = asked_messages(text), (column, more)
     elif isinstance(value, list) and column in (*LISTS, "prompt", "input"):
         asked = as_messages(value, column)
     else:
