@@ -14,6 +14,7 @@ from data.prepared_factory import write_prepared
 from raymill.checkpoint.fragments import FragmentReader, merge_slices, write_fragments
 from raymill.config import load
 from raymill.config.schema import LoraConfig
+from raymill.data.control_tokens import ControlTokens
 from raymill.model.build import build_model
 from raymill.model.export import export_folder, replaced_whole
 from raymill.model.finetuned import save_finetuned
@@ -48,7 +49,8 @@ def test_exported_weights_follow_the_umask(mode: int, tmp_path: Path) -> None:
     slices, _, _ = write_fragments(tmp_path / "checkpoint", "rank-0.safetensors", fragments)
     reader = FragmentReader(tmp_path / "checkpoint", merge_slices(shapes, [slices]))
     tokenizer = write_prepared(tmp_path / "data").tokenizer_folder
-    export = export_folder(reader, arch, VOCAB, 0, tokenizer, tmp_path / "export", "fp32")
+    tokens = ControlTokens(0, 0, (0,))
+    export = export_folder(reader, arch, VOCAB, tokens, tokenizer, tmp_path / "export", "fp32")
     found = modes(export)
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= found.keys()
     assert set(found.values()) == {mode}, found
@@ -65,8 +67,8 @@ def test_fine_tuned_weights_and_adapters_follow_the_umask(mode: int, tmp_path: P
     )
     tokenizer = write_prepared(tmp_path / "data").tokenizer_folder
     save_finetuned(
-        model, tokenizer, tmp_path / "export", precision="fp32", stop_ids=(0,), pad_id=0,
-        probe_ids=[[1, 2, 3]],
+        model, tokenizer, tmp_path / "export", precision="fp32",
+        tokens=ControlTokens(0, 0, (0,)), probe_ids=[[1, 2, 3]],
     )  # fmt: skip
     for folder, weights in (("export", "model"), ("adapter", "adapter_model")):
         found = modes(tmp_path / folder)
