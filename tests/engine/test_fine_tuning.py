@@ -13,8 +13,8 @@ import torch
 from data.chat_factory import write_parent
 from engine.chat_probe import NEW_IDS, VOCAB
 from raymill.config.schema import ChatEvaluation
-from raymill.data.control_tokens import ControlTokens
 from raymill.data.chat.questions import Question
+from raymill.data.control_tokens import ControlTokens
 from raymill.engine.answers import AnsweredQuestions
 from raymill.engine.evaluation import Occasion
 from raymill.engine.group import WorkerGroup

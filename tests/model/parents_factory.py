@@ -84,7 +84,12 @@ def _config(family: str, vocab_size: int, ends: Any) -> Any:
         Qwen3Config,
     )
 
-    ids = {"vocab_size": vocab_size, "bos_token_id": None, "eos_token_id": ends, "pad_token_id": None}
+    ids = {
+        "vocab_size": vocab_size,
+        "bos_token_id": None,
+        "eos_token_id": ends,
+        "pad_token_id": None,
+    }
     if family == "gpt2":
         return GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=128, **ids)
     if family == "bloom":

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
-    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     GenerationConfig,
@@ -24,12 +23,14 @@ from raymill.errors import CheckpointError
 from raymill.model.finetuned import save_finetuned
 from raymill.model.parent import load_parent, load_scalar, with_adapters
 from raymill.model.saved import TEXTS, compared, loaded_outputs, trained_outputs
+from raymill.model.shape import read_config
 from raymill.reward.model import NO_SAMPLING, RewardModelSpec
 
 EXCHANGE = [{"role": "user", "content": "Is 2 + 2 = 4?"}, {"role": "assistant", "content": "Yes."}]
 # Every kind of special tokens with one family, and every family with one kind.
 REWARDS = [("llama", specials) for specials in SPECIALS] + [
-    (family, specials) for family in FAMILIES[1:] for specials in ("one", "own pad")
+    pytest.param(family, "one", marks=() if family == "gpt2" else pytest.mark.slow)
+    for family in FAMILIES[1:]
 ]
 
 
@@ -38,12 +39,13 @@ def exported(
 ) -> Path:
     """A folder that a job would export, of a model that differs from its parent."""
     prepared, tokens = prepared_with(parent, folder / "data")
-    size = prepared.manifest.tokenizer.vocab_size
+    size, kind = prepared.manifest.tokenizer.vocab_size, read_config(parent)["model_type"]
+    attention = "eager" if kind == "bloom" else "sdpa"
     model: Any
     if scalar:
-        model = load_scalar(parent, size, [], "sdpa", 7, tokens.padding)[0]
+        model = load_scalar(parent, size, [], attention, 7, tokens.padding)[0]
     else:
-        model = load_parent(parent, size, [], "sdpa", 7)
+        model = load_parent(parent, size, [], attention, 7)
     if rank:
         model = with_adapters(
             model, LoraConfig(rank=rank), [], 7, "SEQ_CLS" if scalar else "CAUSAL_LM"
@@ -67,7 +69,7 @@ def exported(
 def test_an_export_stops_where_its_parent_does(specials: str, tmp_path: Path) -> None:
     parent = write_parent(tmp_path / "parent", "llama", specials)
     export = exported(parent, tmp_path)
-    tokens, named, _, ends, settings = SPECIALS[specials]
+    _, named, _, ends, settings = SPECIALS[specials]
     tokenizer = AutoTokenizer.from_pretrained(export)
     generation = GenerationConfig.from_pretrained(export)
     found = generation.eos_token_id
@@ -84,9 +86,10 @@ def test_an_export_stops_where_its_parent_does(specials: str, tmp_path: Path) ->
     if "pad_token" in named:
         assert tokenizer.pad_token == named["pad_token"]
     config = json.loads((export / "config.json").read_text())
-    assert config["eos_token_id"] == json.loads((export / "generation_config.json").read_text())[
-        "eos_token_id"
-    ]
+    assert (
+        config["eos_token_id"]
+        == json.loads((export / "generation_config.json").read_text())["eos_token_id"]
+    )
 
 
 def test_what_the_parent_says_survives_a_second_stage(tmp_path: Path) -> None:
@@ -100,9 +103,7 @@ def test_what_the_parent_says_survives_a_second_stage(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("specials", SPECIALS)
-def test_texts_and_conversations_are_encoded_as_in_training(
-    specials: str, tmp_path: Path
-) -> None:
+def test_texts_and_conversations_are_encoded_as_in_training(specials: str, tmp_path: Path) -> None:
     parent = write_parent(tmp_path / "parent", "llama", specials)
     prepared, _ = prepared_with(parent, tmp_path / "data")
     before = AutoTokenizer.from_pretrained(parent)
@@ -149,6 +150,17 @@ def test_a_reward_models_score_is_transformers(family: str, specials: str, tmp_p
     assert alone == pytest.approx(ours, abs=2e-5)
 
 
+def test_a_reward_model_from_elsewhere_needs_no_padding(tmp_path: Path) -> None:
+    parent = write_parent(tmp_path / "parent", "llama", "no pad")
+    model, _ = load_scalar(parent, 258, [], "sdpa", 7, 0)
+    model.config.pad_token_id = None
+    model.save_pretrained(tmp_path / "judge")
+    engine = RewardModelSpec(str(tmp_path / "judge"), "fp32", 1).build()
+    sequences = [[5, 6, 7], [8, 9]]
+    alone = [engine.generate([one], NO_SAMPLING, (0,))[0] for one in sequences]
+    assert engine.generate(sequences, NO_SAMPLING, (0, 0)) == pytest.approx(alone, abs=1e-5)
+
+
 def test_a_reward_models_padding_costs_it_no_policy(tmp_path: Path) -> None:
     """Its tokenizer is the policy's, and one token more."""
     parent = write_parent(tmp_path / "parent", "llama", "one")
@@ -168,7 +180,7 @@ def test_a_reward_models_padding_costs_it_no_policy(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scalar", [False, True], ids=["chat", "reward"])
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_adapters_alone_compute_what_the_merged_model_does(
     family: str, scalar: bool, tmp_path: Path
 ) -> None:
@@ -208,10 +220,27 @@ def test_the_check_sees_what_only_another_tool_would(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_that_transformers_reads_otherwise_is_refused(tmp_path: Path) -> None:
-    parent = write_parent(tmp_path / "parent", "llama", "several")
-    path = parent / "tokenizer_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "LlamaTokenizer"}))
+    """A family's class builds a tokenizer of its own; an exported folder names none."""
+    parent = write_parent(tmp_path / "parent", "llama", "pad=unk")
+    write_spaces_tokenizer(parent)
     with pytest.raises(CheckpointError, match="transformers reads the tokenizer in"):
         loaded_outputs(parent, [[5, 6], [7]], scalar=False)
-    export = exported(parent, tmp_path)
-    assert AutoModelForCausalLM.from_pretrained(export) is not None
+    assert exported(parent, tmp_path).is_dir()
+
+
+def write_spaces_tokenizer(folder: Path) -> None:
+    """Replace a folder's tokenizer by one with ▁ for a space, and none put in front."""
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+
+    tokens = SPECIALS["pad=unk"][0]
+    symbols = (*tokens, *(f"<0x{byte:02X}>" for byte in range(256)))
+    vocab = {text: index for index, text in enumerate(symbols)}
+    tokenizer = Tokenizer(
+        models.BPE(vocab=vocab, merges=[], unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in tokens])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text()) | {"tokenizer_class": "LlamaTokenizer"}
+    path.write_text(json.dumps(settings))

@@ -7,7 +7,7 @@ none follows from another: a model that begins its texts with a token doesn't en
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -79,37 +79,43 @@ def write_generation(folder: Path, settings: Mapping[str, Any], tokens: ControlT
 def named_stops(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Every id at which the folder's model is said to stop, its tokenizer's eos_token first.
 
-    What a model's configuration says alone may be the default of its family, an ordinary token here: it counts
-    where it is one of the tokenizer's added tokens.
-
     Raises:
         DataError: one of the folder's files isn't a JSON object.
         StorageError: it can't be read.
     """
-    added = tokenizer.get_added_tokens_decoder()
     eos = _id_of(tokenizer, special_token_variables(read_settings(folder)).get("eos_token"))
+    own = () if eos is None else (eos,)
+    return tuple(dict.fromkeys((*own, *model_stops(folder, tokenizer))))
+
+
+def model_stops(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Those that generation_config.json and config.json name.
+
+    What a model's configuration says alone may be the default of its family, an ordinary token here: it counts
+    where it is one of the tokenizer's added tokens. Raises as `named_stops`.
+    """
+    added = tokenizer.get_added_tokens_decoder()
     generation, config = (_object(folder / name) for name in (GENERATION_NAME, "config.json"))
     said = [*_ids(generation), *_ids(config), *_ids(config.get("text_config") or {})]
     explicit = () if generation.get("_from_model_config") else _ids(generation)
     size = tokenizer.get_vocab_size(with_added_tokens=True)
     known = [one for one in said if one in added or (one in explicit and one < size)]
-    return tuple(dict.fromkeys([*(() if eos is None else (eos,)), *known]))
+    return tuple(dict.fromkeys(known))
 
 
 def end_of_text_among(
-    named: Mapping[str, str], stops: Iterable[str], end_of_turn: str | None = None
+    named: Mapping[str, str], stops: Sequence[str], end_of_turn: str | None = None
 ) -> str | None:
     """The token that ends a text, by what a tokenizer's settings name and where its model stops.
 
-    A chat model's eos_token ends its turns: then another one at which it stops, or else its padding, which
-    Qwen's is; where there is neither, one token ends both.
+    A chat model's eos_token ends its turns: then it is another one at which the model stops, or both are one.
+    A tokenizer without a model says nothing of that: there it may be the padding, as Qwen's is.
     """
     eos = named.get("eos_token")
     if eos is not None and eos != end_of_turn:
         return eos
-    for stop in stops:
-        if stop != end_of_turn:
-            return stop
+    if stops:
+        return next((stop for stop in stops if stop != end_of_turn), eos)
     padding = named.get("pad_token")
     return padding if padding not in (None, named.get("unk_token")) else eos
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from raymill.config.schema import ChatEvaluation
 from raymill.data.chat.questions import Question, read_questions
-from raymill.data.manifest import Prepared, read_tokenizer
 from raymill.data.control_tokens import ControlTokens
+from raymill.data.manifest import Prepared, read_tokenizer
 from raymill.data.rows import Rows
 from raymill.data.split import VALIDATION
 from raymill.durable import write_atomic

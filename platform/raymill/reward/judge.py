@@ -15,8 +15,8 @@ MODEL = "model"  # the reward model's name among the components
 
 @dataclass(frozen=True)
 class Judge:
-    """`model` is None where there is no reward model. It learned from whole renderings: `closing` are the tokens
-    that the template writes after a turn that ends with `end_of_turn`."""
+    """`model` is None where there is no reward model. It learned from whole renderings: `closing` are the
+    tokens that the template writes after a turn that ends with `end_of_turn`."""
 
     scorer: Scorer
     combination: Combination

@@ -17,7 +17,7 @@ from raymill.data.chat.chatml import BRIEF, BRIEF_TOKENS
 from raymill.data.chat.encode import ChatEncoder
 from raymill.data.chat.folder import TEMPLATE_NAME, closing_ids, own_template
 from raymill.data.chat.template import CHATML, ChatTemplate
-from raymill.data.control_tokens import end_of_text_among, named_stops
+from raymill.data.control_tokens import end_of_text_among, model_stops
 from raymill.data.manifest import TokenizerIdentity, read_tokenizer
 from raymill.data.tokenizer import SETTINGS_NAME, read_settings, special_token_variables
 from raymill.durable import sha256_text, write_atomic
@@ -114,13 +114,13 @@ def chat_tokenizer(parent: Path, template: str, special_tokens: Sequence[str]) -
 
 
 def _stops(parent: Path) -> list[str]:
-    """Tokens at which the parent stops."""
+    """Tokens at which the parent's model stops."""
     tokenizer = read_tokenizer(tokenizers_room.tokenizer_file(parent))
-    found = (tokenizer.id_to_token(index) for index in named_stops(parent, tokenizer))
+    found = (tokenizer.id_to_token(index) for index in model_stops(parent, tokenizer))
     return [token for token in found if token is not None]
 
 
-def _with_own_end(source: str, eos: str | None, end_of_turn: str) -> str:
+def _with_own_end(source: str, eos: str | None, end_of_turn: str | None) -> str:
     """The template with the parent's eos_token, where it names that and the saved folder names another."""
     if eos in (None, end_of_turn) or "eos_token" not in source:
         return source
