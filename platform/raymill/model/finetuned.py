@@ -118,4 +118,4 @@ def _adapted(parent: Path, adapter: Path, scalar: bool) -> Any:
     )
     _make_room(base, len(tokenizer) - 1)
     base.config.pad_token_id = base.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    return PeftModel.from_pretrained(base, adapter)
+    return PeftModel.from_pretrained(base, adapter, trust_remote_code=False)
