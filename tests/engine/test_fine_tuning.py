@@ -14,6 +14,7 @@ from data.chat_factory import write_parent
 from engine.chat_probe import NEW_IDS, VOCAB
 from raymill.config.schema import ChatEvaluation
 from raymill.data.chat.questions import Question
+from raymill.data.control_tokens import ControlTokens
 from raymill.engine.answers import AnsweredQuestions
 from raymill.engine.evaluation import Occasion
 from raymill.engine.group import WorkerGroup
@@ -56,6 +57,7 @@ def answered(model: Any, folder: Path, count: int, journal: FakeJournal) -> Answ
         run_dir=folder,
         seed=1,
         parent_chats=True,
+        tokens=ControlTokens(None, 0, (258, 0)),
         lockstep=False,
         journal=journal,
     )

@@ -12,6 +12,8 @@ import torch
 from data.chat_factory import chat_encoder, conversations, encoded, rows_of, write_parent
 from engine.chat_probe import NEW_IDS, VOCAB, Case, spawn
 from raymill.config.schema import LoraConfig
+from raymill.data.chat.tokenizer import chat_tokenizer
+from raymill.data.control_tokens import ControlTokens
 from raymill.data.rows import Rows
 from raymill.errors import ConfigError
 from raymill.model.finetuned import save_finetuned
@@ -91,10 +93,10 @@ def test_merging_is_checked_by_logits(parent: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         adapted = model(input_ids=torch.tensor(ids)).logits
     tokenizer = tmp_path / "tokenizer"
-    tokenizer.mkdir()
+    chat_tokenizer(parent, "chatml", ()).save(tokenizer)
     saved = save_finetuned(
-        model, tokenizer, tmp_path / "export", precision="fp32", stop_ids=(258, 0), pad_id=0,
-        probe_ids=ids,
+        model, tokenizer, tmp_path / "export", precision="fp32",
+        tokens=ControlTokens(None, 0, (258, 0)), probe_ids=ids, parent=parent,
     )  # fmt: skip
     assert saved.logit_difference < 1e-5
     assert saved.same_choice == 1.0

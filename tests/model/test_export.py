@@ -1,10 +1,12 @@
-"""Published folders can be read by whom the umask lets read them, whatever wrote their files."""
+"""Published folders: who may read them, and that they are what was trained."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ from data.prepared_factory import write_prepared
 from raymill.checkpoint.fragments import FragmentReader, merge_slices, write_fragments
 from raymill.config import load
 from raymill.config.schema import LoraConfig
+from raymill.data.control_tokens import ControlTokens
+from raymill.errors import CheckpointError
 from raymill.model.build import build_model
 from raymill.model.export import export_folder, replaced_whole
 from raymill.model.finetuned import save_finetuned
@@ -38,23 +42,56 @@ def modes(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
 
 
-def test_exported_weights_follow_the_umask(mode: int, tmp_path: Path) -> None:
-    arch = load("pretrain", list(TINY)).arch
-    model = build_model(arch, VOCAB, 0, 1)
+def checkpointed(model: Any, folder: Path) -> FragmentReader:
+    """A checkpoint of the model."""
     values = {name: p.detach().numpy().ravel() for name, p in model.named_parameters()}
     fragments = [(name, 0, {"fp32": array}) for name, array in values.items()]
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    (tmp_path / "checkpoint").mkdir()
-    slices, _, _ = write_fragments(tmp_path / "checkpoint", "rank-0.safetensors", fragments)
-    reader = FragmentReader(tmp_path / "checkpoint", merge_slices(shapes, [slices]))
+    folder.mkdir()
+    slices, _, _ = write_fragments(folder, "rank-0.safetensors", fragments)
+    return FragmentReader(folder, merge_slices(shapes, [slices]))
+
+
+def test_exported_weights_follow_the_umask(mode: int, tmp_path: Path) -> None:
+    arch = load("pretrain", list(TINY)).arch
+    model = build_model(arch, VOCAB, 0, 1)
+    reader = checkpointed(model, tmp_path / "checkpoint")
     tokenizer = write_prepared(tmp_path / "data").tokenizer_folder
-    export = export_folder(reader, arch, VOCAB, 0, tokenizer, tmp_path / "export", "fp32")
+    tokens = ControlTokens(0, 0, (0,))
+    export = export_folder(reader, arch, VOCAB, tokens, tokenizer, tmp_path / "export", "fp32")
     found = modes(export)
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= found.keys()
     assert set(found.values()) == {mode}, found
     again = AutoModelForCausalLM.from_pretrained(export).state_dict()
-    for name, array in values.items():
-        assert np.array_equal(again[name].numpy().ravel(), array), name
+    for name, parameter in model.named_parameters():
+        assert np.array_equal(again[name].numpy(), parameter.detach().numpy()), name
+
+
+def test_a_base_models_export_is_compared_and_keeps_its_parents_settings(tmp_path: Path) -> None:
+    arch = load("pretrain", list(TINY)).arch
+    model = build_model(arch, VOCAB, 0, 1)
+    reader = checkpointed(model, tmp_path / "checkpoint")
+    prepared = write_prepared(tmp_path / "data")
+    parent = tmp_path / "parent"
+    parent.mkdir()
+    (parent / "config.json").write_text("{}")
+    settings = {"eos_token_id": [0, 7], "temperature": 0.6, "top_p": 0.9}
+    (parent / "generation_config.json").write_text(json.dumps(settings))
+
+    def export(trained: Any) -> Path:
+        return export_folder(
+            reader, arch, VOCAB, ControlTokens.of(prepared, parent), prepared.tokenizer_folder,
+            tmp_path / "export", "fp32", parent=parent, trained=lambda: trained,
+            probe_ids=[[0, 5, 6, 7], [0, 9]],
+        )  # fmt: skip
+
+    found = json.loads((export(model) / "generation_config.json").read_text())
+    assert found == settings | {"bos_token_id": 0, "pad_token_id": 0}
+    compared = json.loads((tmp_path / "export" / "saved.json").read_text())
+    assert 0 <= compared["logit_difference"] < 1e-5
+    with pytest.raises(CheckpointError, match="nothing was exported"):
+        export(build_model(arch, VOCAB, 0, 2))
+    assert json.loads((tmp_path / "export" / "saved.json").read_text()) == compared
 
 
 def test_fine_tuned_weights_and_adapters_follow_the_umask(mode: int, tmp_path: Path) -> None:
@@ -65,8 +102,8 @@ def test_fine_tuned_weights_and_adapters_follow_the_umask(mode: int, tmp_path: P
     )
     tokenizer = write_prepared(tmp_path / "data").tokenizer_folder
     save_finetuned(
-        model, tokenizer, tmp_path / "export", precision="fp32", stop_ids=(0,), pad_id=0,
-        probe_ids=[[1, 2, 3]],
+        model, tokenizer, tmp_path / "export", precision="fp32",
+        tokens=ControlTokens(0, 0, (0,)), probe_ids=[[1, 2, 3]],
     )  # fmt: skip
     for folder, weights in (("export", "model"), ("adapter", "adapter_model")):
         found = modes(tmp_path / folder)

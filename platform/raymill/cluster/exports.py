@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from raymill.checkpoint.resume import Found
 from raymill.config.schema import ParentJob, PretrainJob, RewardJob
 from raymill.data.chat.questions import read_questions
+from raymill.data.control_tokens import ControlTokens
 from raymill.data.manifest import Prepared, load_prepared
 from raymill.data.split import VALIDATION
 from raymill.data.validation import ValidationSet
@@ -16,6 +18,7 @@ from raymill.engine.assignment import Assignment
 from raymill.track.marker import is_exported, write_marker
 
 PROBES = 4  # held-out conversations on which a saved model is compared with the trained one
+PROBE_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ def export_checkpoint(assignment: Assignment, found: Found) -> Export:
     if not all(is_exported(folder, lineage) for folder in folders):
         prepared = [load_prepared(folder) for folder in assignment.folders]
         if isinstance(job, PretrainJob):
-            _pretrained(job, prepared[0], found, target)
+            _pretrained(assignment, prepared, found, target)
         else:
             _fine_tuned(assignment, prepared, found, target)
         for folder in folders:
@@ -56,60 +59,77 @@ def export_checkpoint(assignment: Assignment, found: Found) -> Export:
     return Export(target, adapter)
 
 
-def _pretrained(job: PretrainJob, prepared: Prepared, found: Found, target: Path) -> None:
+def _pretrained(
+    assignment: Assignment, prepared: list[Prepared], found: Found, target: Path
+) -> None:
     from raymill.model.export import export_folder
 
-    tokenizer = prepared.manifest.tokenizer
+    job, first = assignment.job, prepared[0]
+    assert isinstance(job, PretrainJob)
     export_folder(
         found.reader(),
         job.arch,
-        job.arch.vocab_size or tokenizer.vocab_size,
-        tokenizer.end_of_text_id,
-        prepared.tokenizer_folder,
+        job.arch.vocab_size or first.manifest.tokenizer.vocab_size,
+        ControlTokens.of(first, assignment.model_folder),
+        first.tokenizer_folder,
         target,
         job.train.precision,
+        parent=assignment.model_folder,
+        trained=partial(_trained, assignment, prepared, found),
+        probe_ids=_probes(first),
     )
 
 
 def _fine_tuned(
     assignment: Assignment, prepared: list[Prepared], found: Found, target: Path
 ) -> None:
-    """Built as the workers built it: a checkpoint holds only what was trained."""
+    from raymill.model.finetuned import save_finetuned
+
+    scalar = isinstance(assignment.job, RewardJob)
+    save_finetuned(
+        _trained(assignment, prepared, found),
+        prepared[0].tokenizer_folder,
+        target,
+        precision=assignment.job.train.precision,
+        tokens=ControlTokens.of(prepared[0], assignment.model_folder),
+        probe_ids=_probes(prepared[0], whole=scalar),
+        parent=assignment.model_folder,
+        scalar=scalar,
+    )
+
+
+def _trained(assignment: Assignment, prepared: list[Prepared], found: Found) -> Any:
+    """The model, built as the workers built it: a checkpoint holds only what was trained."""
     from raymill.engine.recipes import recipe_of
     from raymill.engine.trainer import load_weights
-    from raymill.model.finetuned import save_finetuned
     from raymill.model.quiet import quieten
 
     quieten()
     model: Any = recipe_of(assignment, prepared).build_model(fresh=False)
     load_weights(model, found.reader())
-    manifest = prepared[0].manifest
-    assert manifest.messages is not None
-    save_finetuned(
-        model,
-        prepared[0].tokenizer_folder,
-        target,
-        precision=assignment.job.train.precision,
-        stop_ids=(manifest.messages.end_of_turn_id, manifest.tokenizer.end_of_text_id),
-        pad_id=manifest.tokenizer.end_of_text_id,
-        probe_ids=_probes(prepared[0]),
-        scalar=isinstance(assignment.job, RewardJob),
-    )
+    return model
 
 
-def _probes(prepared: Prepared) -> list[list[int]]:
-    """Held-out questions with their answers, better answers, or prompts."""
-    chat = prepared.manifest.chat
+def _probes(prepared: Prepared, *, whole: bool = False) -> list[list[int]]:
+    """Held-out texts, questions with their answers, better answers, or prompts, of unequal lengths: what is
+    shorter is padded. Their beginnings, unless `whole`: a logit for each word of a vocabulary is a lot."""
+    chat, end = prepared.manifest.chat, prepared.manifest.tokenizer.end_of_text_id
     if chat is not None:
         questions = read_questions(prepared.folder / chat.questions)
         held_out = (q for q in questions if q.split == VALIDATION)
         found = [
-            [*q.prompt_ids, *q.answer_ids] for _, q in zip(range(PROBES), held_out, strict=False)
+            [*q.prompt_ids, *q.answer_ids, chat.end_of_turn_id]
+            for _, q in zip(range(PROBES), held_out, strict=False)
         ]
-        return found or [[chat.end_of_turn_id]]
-    rows_ = ValidationSet(prepared.folder, rank=0, world_size=1, batch_rows=PROBES, rows=PROBES)
-    return [
-        tokens[:length].tolist()
-        for rows in rows_
-        for tokens, length in zip(rows.tokens, rows.first_length, strict=True)
-    ]
+    else:
+        rows_ = ValidationSet(prepared.folder, rank=0, world_size=1, batch_rows=PROBES, rows=PROBES)
+        found = [
+            tokens[:length].tolist()
+            for rows in rows_
+            for tokens, length in zip(rows.tokens, rows.first_length, strict=True)
+        ]
+    if whole:
+        return found or [[end], [end, end]]
+    # A row of running text holds one token more than the model has places.
+    longest = min(PROBE_TOKENS, prepared.manifest.sequence_length)
+    return [ids[: max(1, longest - n)] for n, ids in enumerate(found)] or [[end], [end, end]]

@@ -7,7 +7,7 @@ from typing import Any
 
 from raymill.cluster.session import NOTHING, Beside
 from raymill.config.schema import RlhfJob, TrainJob
-from raymill.data.chat.tokenizer import ChatTokenizer
+from raymill.data.chat.tokenizer import ChatTokenizer, encodes_as
 from raymill.data.manifest import tokenizer_fingerprint
 from raymill.errors import ConfigError
 from raymill.model.shape import gives_a_number, positions_of
@@ -65,21 +65,24 @@ def _problems(job: RlhfJob, key: str, model: ResolvedModel, tokenizer: ChatToken
             f"{key}={job.reward.model}: {model.folder} is a language model and gives no reward; "
             "train one with jobs/reward.py"
         )
-    theirs = tokenizer_fingerprint(model.folder / "tokenizer.json")
-    if theirs != tokenizer.identity.fingerprint:
+    if not encodes_as(model.folder, tokenizer.tokenizer):
+        theirs = tokenizer_fingerprint(model.folder / "tokenizer.json")
         problems.append(
             f"{key}={job.reward.model}: it has another tokenizer ({theirs[:12]}) than the policy "
             f"({tokenizer.identity.fingerprint[:12]}); answers are never encoded again, so train the "
             "reward model on the same parent"
         )
-    return [*problems, *_too_short(job, f"{key}={job.reward.model}", model)]
+    closing = len(tokenizer.closing_ids)
+    return [*problems, *_too_short(job, f"{key}={job.reward.model}", model, closing)]
 
 
-def _too_short(job: RlhfJob, what: str, model: ResolvedModel) -> list[str]:
-    positions, longest = positions_of(model.folder), longest_tokens(job)
+def _too_short(job: RlhfJob, what: str, model: ResolvedModel, closing: int = 0) -> list[str]:
+    """`closing`: tokens that come after an answer."""
+    positions, longest = positions_of(model.folder), longest_tokens(job) + closing
     if positions is None or longest <= positions:
         return []
+    after = f", with the {closing} that the template writes after an answer," if closing else ""
     return [
-        f"{what}: has {positions} positions; data.sequence_length + 1 + rollout.max_new_tokens "
-        f"are {longest}"
+        f"{what}: has {positions} positions; data.sequence_length + 1 + rollout.max_new_tokens"
+        f"{after} are {longest}"
     ]

@@ -166,7 +166,8 @@ def save(tokenizer: Tokenizer, folder: Path, end_of_text: str, source: Path | No
             if is_file(source / name):
                 (folder / name).write_bytes(read_bytes(source / name))
         settings = read_settings(source)
-    settings.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
+    # A family's own class would build another tokenizer than tokenizer.json holds.
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     settings.setdefault("clean_up_tokenization_spaces", False)
     for role in ("bos_token", "eos_token", "pad_token"):
         if settings.get(role) is None:

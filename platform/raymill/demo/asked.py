@@ -92,7 +92,7 @@ class Speaker:
 
         stops = {self.end_of_text_id}
         if self.encoder is not None:
-            stops.add(self.encoder.end_of_turn_id)
+            stops |= self.encoder.stop_ids
         found = complete(
             self.model,
             prompts,

@@ -16,6 +16,7 @@ import numpy as np
 
 from raymill.config.schema import ChatEvaluation
 from raymill.data.chat.questions import Question, read_questions
+from raymill.data.control_tokens import ControlTokens
 from raymill.data.manifest import Prepared, read_tokenizer
 from raymill.data.rows import Rows
 from raymill.data.split import VALIDATION
@@ -48,6 +49,7 @@ class AnsweredQuestions:
     run_dir: Path
     seed: int
     parent_chats: bool
+    tokens: ControlTokens
     lockstep: bool  # ranks gather weights together
     journal: Journal | None
 
@@ -121,9 +123,7 @@ class AnsweredQuestions:
         prompts = [plain if plainly else question.prompt_ids for plain, question in self._plain]
         share = -(-len(prompts) // group.world_size)
         places = [p % len(prompts) for p in range(group.rank * share, (group.rank + 1) * share)]
-        manifest = self.prepared.manifest
-        assert manifest.chat is not None
-        stops = {manifest.chat.end_of_turn_id, manifest.tokenizer.end_of_text_id}
+        stops = {*self.tokens.stops}
         found = complete(
             model,
             [prompts[place] for place in places],
@@ -133,7 +133,7 @@ class AnsweredQuestions:
             seeds=[self.seed] * len(places),
             stop_ids=stops,
             batch_size=4 * self.settings.batch,
-            pad_id=manifest.tokenizer.end_of_text_id,
+            pad_id=self.tokens.padding,
             lockstep=self.lockstep,
         )
         texts = self._tokenizer.decode_batch(

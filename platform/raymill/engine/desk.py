@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from raymill.config.schema import RlhfJob
+from raymill.data.chat.folder import closing_ids, load_chat_encoder
 from raymill.data.manifest import Prepared, read_tokenizer
 from raymill.data.prompts.book import PromptRecord, read_book
 from raymill.data.rows import SOURCE_SHIFT
@@ -45,7 +46,7 @@ def open_desk(assignment: Assignment, job: RlhfJob, prepared: Sequence[Prepared]
             raise ConfigError(problems)
     return Desk(
         pool=_pool(assignment, job, prepared[0]),
-        judge=_judge(assignment, job),
+        judge=_judge(assignment, job, prepared[0]),
         book=book,
         decode=_decoder(prepared[0]),
         dump=_below(job, job.rollout.dump),
@@ -105,7 +106,7 @@ def _engine(assignment: Assignment, job: RlhfJob, prepared: Prepared) -> EngineS
     )
 
 
-def _judge(assignment: Assignment, job: RlhfJob) -> Judge:
+def _judge(assignment: Assignment, job: RlhfJob, prepared: Prepared) -> Judge:
     reward, rollout = job.reward, job.rollout
     weights = dict(reward.functions)
     model: SequenceJudge | None = None
@@ -132,7 +133,10 @@ def _judge(assignment: Assignment, job: RlhfJob) -> Judge:
             )
     scorer = Scorer(list(reward.functions), workers=reward.workers, timeout_s=reward.timeout_s)
     combination = Combination(weights, rollout.max_new_tokens, reward.length_penalty)
-    return Judge(scorer, combination, model)
+    encoder = load_chat_encoder(prepared.tokenizer_folder)
+    # Prompts are prepared with a template.
+    assert encoder is not None
+    return Judge(scorer, combination, model, encoder.end_of_turn_id, closing_ids(encoder))
 
 
 def _threads(job: RlhfJob) -> int:

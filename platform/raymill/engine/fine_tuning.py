@@ -10,6 +10,7 @@ import torch
 
 from raymill.config.schema import SftJob
 from raymill.data.chat.tokenizer import has_template
+from raymill.data.control_tokens import ControlTokens
 from raymill.data.manifest import load_prepared
 from raymill.engine.agreement import on_all_ranks
 from raymill.engine.answers import AnsweredQuestions
@@ -65,15 +66,17 @@ class FineTuning(Recipe[SftJob]):
         evaluators: list[Evaluator] = [HeldOutLoss(objective, named, weights, settings.every)]
         if settings.questions:
             assert self.assignment.model_folder is not None
-            parent_chats = partial(has_template, self.assignment.model_folder)
+            parent, first = self.assignment.model_folder, self.prepared[0]
+            parent_chats = partial(has_template, parent)
             evaluators.append(
                 AnsweredQuestions(
-                    prepared=self.prepared[0],
+                    prepared=first,
                     settings=settings,
                     objective=objective,
                     run_dir=self.assignment.run_dir,
                     seed=job.run.seed,
                     parent_chats=on_all_ranks(group, parent_chats),
+                    tokens=on_all_ranks(group, partial(ControlTokens.of, first, parent)),
                     lockstep=job.zero.stage == 3,
                     journal=journal,
                 )

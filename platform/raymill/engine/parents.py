@@ -28,20 +28,24 @@ def new_ids(assignment: Assignment, prepared: Prepared) -> list[int]:
 
 def drawn_ids(assignment: Assignment, prepared: Prepared) -> list[int]:
     """Tokens whose embeddings the run's seed decides: the parent has none for them, or untrained ones."""
+    assert assignment.model_folder is not None
+    return _drawn_ids(assignment.model_folder, prepared)
+
+
+def _drawn_ids(folder: Path, prepared: Prepared) -> list[int]:
     from raymill.model.parent import untrained_ids
     from raymill.model.shape import read_config
 
-    assert assignment.model_folder is not None
     vocab_size = prepared.manifest.tokenizer.vocab_size
-    before = int(read_config(assignment.model_folder).get("vocab_size", vocab_size))
-    return untrained_ids(before, vocab_size, new_ids(assignment, prepared))
+    before = int(read_config(folder).get("vocab_size", vocab_size))
+    return untrained_ids(before, vocab_size, new_token_ids(folder, prepared.tokenizer_folder))
 
 
 def policy_model(assignment: Assignment, job: ParentJob, prepared: Prepared) -> Any:
     """The parent as a language model, with adapters where the job has them."""
     from raymill.model.parent import load_parent, with_adapters
 
-    added, seed = new_ids(assignment, prepared), job.run.seed
+    added, seed = drawn_ids(assignment, prepared), job.run.seed
     assert assignment.model_folder is not None
     vocab_size = prepared.manifest.tokenizer.vocab_size
     model: Any = load_parent(assignment.model_folder, vocab_size, added, job.attention, seed)
@@ -55,7 +59,7 @@ def scalar_model(
     from raymill.model.parent import load_scalar, with_adapters
 
     seed, tokenizer = job.run.seed, prepared.manifest.tokenizer
-    added = new_token_ids(folder, prepared.tokenizer_folder)
+    added = _drawn_ids(folder, prepared)
     model, has_head = load_scalar(
         folder, tokenizer.vocab_size, added, job.attention, seed, tokenizer.end_of_text_id
     )

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from raymill.config.schema import RlhfJob
-from raymill.engine.agreement import on_rank_zero
+from raymill.data.control_tokens import ControlTokens
+from raymill.engine.agreement import on_all_ranks, on_rank_zero
 from raymill.engine.answer_source import AnswerSource, Desk
 from raymill.engine.desk import open_desk
 from raymill.engine.evaluation import Evaluator
@@ -72,8 +73,8 @@ class Reinforcement(Recipe[RlhfJob]):
     ) -> Experience:
         job = self.job
         policy, prepared = learners[0].model, self.prepared[0]
-        facts = prepared.manifest
-        assert facts.messages is not None
+        parent = self.assignment.model_folder
+        tokens = on_all_ranks(group, lambda: ControlTokens.of(prepared, parent))
         rollout = job.rollout
         source = AnswerSource(
             model=policy,
@@ -82,8 +83,8 @@ class Reinforcement(Recipe[RlhfJob]):
                 rollout.max_new_tokens,
                 rollout.temperature,
                 rollout.top_p,
-                tuple(sorted({facts.messages.end_of_turn_id, facts.tokenizer.end_of_text_id})),
-                facts.tokenizer.end_of_text_id,
+                tuple(sorted(tokens.stops)),
+                tokens.padding,
             ),
             batch=rollout.batch,
             seed=job.run.seed,

@@ -9,15 +9,19 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from raymill.checkpoint.fragments import FragmentReader, Index
 from raymill.config.schema import ArchConfig
+from raymill.data.control_tokens import GENERATION_NAME, ControlTokens, write_generation
 from raymill.durable import fsync_path, write_atomic
-from raymill.reading import entries, is_folder, read_bytes
+from raymill.model.saved import Probes, Saved, compared, loaded_outputs, note, trained_outputs
+from raymill.reading import entries, is_folder, read_bytes, read_json
 
 _SHARD_BYTES = 5 * 2**30
 
@@ -75,14 +79,22 @@ def export_folder(
     reader: FragmentReader,
     arch: ArchConfig,
     vocab_size: int,
-    end_of_text_id: int,
+    tokens: ControlTokens,
     tokenizer_folder: Path,
     target: Path,
     precision: str,
+    *,
+    parent: Path | None = None,
+    trained: Callable[[], Any] | None = None,
+    probe_ids: Probes = (),
 ) -> Path:
     """Write `target` so that `AutoModelForCausalLM.from_pretrained(target)` loads it; replaces it whole.
 
-    Tied weights are stored once, under the input embedding's name, as transformers expects.
+    Tied weights are stored once, under the input embedding's name, as transformers expects. How `parent` is
+    sampled is kept. What `trained` gives, the model in memory, is compared with the folder on `probe_ids`.
+
+    Raises:
+        CheckpointError: the folder's model doesn't compute what the trained one does.
     """
     import torch
     from safetensors.torch import save_file
@@ -90,7 +102,8 @@ def export_folder(
     from raymill.model.build import hugging_face_config
 
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    config = hugging_face_config(arch, vocab_size, end_of_text_id)
+    config = hugging_face_config(arch, vocab_size, tokens.stops[0])
+    config.update(tokens.settings())
     config.architectures = [_architecture_name(config)]
     config.dtype = dtype
     with replaced_whole(target) as temporary:
@@ -106,7 +119,6 @@ def export_folder(
             )
             tensors = {name: torch.from_numpy(reader.tensor(name)).to(dtype) for name in names}
             save_file(tensors, temporary / file, metadata={"format": "pt"})
-            fsync_path(temporary / file)
             weight_map.update(dict.fromkeys(names, file))
             total_bytes += sum(tensor.numel() * dtype.itemsize for tensor in tensors.values())
         if len(shards) > 1:
@@ -116,7 +128,30 @@ def export_folder(
             }
             write_atomic(temporary / "model.safetensors.index.json", json.dumps(body, indent=1))
         copy_tokenizer(tokenizer_folder, temporary)
+        settings = {} if parent is None else read_json(parent / GENERATION_NAME, missing={})
+        write_generation(temporary, settings, tokens)
+        if trained is not None:
+            note(temporary, _compared(trained, temporary, probe_ids, precision, reader.index))
+        flush(temporary)
     return target
+
+
+def _compared(
+    trained: Callable[[], Any], folder: Path, probe_ids: Probes, precision: str, index: Index
+) -> Saved | None:
+    """None where memory has no room for the model, which writing it doesn't need."""
+    size = 4 * sum(entry.numel for entry in index.values())
+    if 1.5 * size > psutil.virtual_memory().available:
+        return None
+    # One after the other, so that only one of them is in memory.
+    before = trained_outputs(trained(), probe_ids, scalar=False)
+    return compared(before, loaded_outputs(folder, probe_ids, scalar=False), precision)
+
+
+def flush(folder: Path) -> None:
+    """Make a folder's files outlive a crash."""
+    for path in folder.iterdir():
+        fsync_path(path)
 
 
 def copy_tokenizer(tokenizer_folder: Path, target: Path) -> None:

@@ -1,32 +1,18 @@
 """A fine-tuned model as standard Hugging Face folders: the whole model, and its adapters where there are
-any. What merging does is measured, not trusted."""
+any."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from raymill.durable import fsync_path, write_atomic
-from raymill.errors import CheckpointError
-from raymill.model.export import copy_tokenizer, replaced_whole
-
-# Largest |Δ logit| over the largest |logit|: rounding of weights, several times over, is below these.
-MERGE_TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
-
-
-Probe = Sequence[tuple[Sequence[int], Any]]  # ids, and the trained model's logits
-
-
-@dataclass(frozen=True)
-class Saved:
-    """How a saved model compares with the one in memory, on a few rows of held-out conversations."""
-
-    logit_difference: float  # largest |Δ logit| over the largest |logit|
-    same_choice: float  # share of places where the likeliest token is the same
+from raymill.data.control_tokens import ControlTokens, give_own_padding, write_generation
+from raymill.model.export import copy_tokenizer, flush, replaced_whole
+from raymill.model.quiet import from_folder
+from raymill.model.saved import Probes, Saved, compared, loaded_outputs, note, trained_outputs
 
 
 def save_finetuned(
@@ -35,93 +21,101 @@ def save_finetuned(
     target: Path,
     *,
     precision: str,
-    stop_ids: Sequence[int],
-    pad_id: int,
-    probe_ids: Sequence[Sequence[int]],
+    tokens: ControlTokens,
+    probe_ids: Probes,
+    parent: Path | None = None,
     scalar: bool = False,
 ) -> Saved:
     """Write `target`, replacing it whole, so that `AutoModelForCausalLM.from_pretrained(target)` loads it,
-    and compare it with `model` by logits. Adapters are merged into it, and lie in `target`/../adapter too.
+    and compare it with `model`, which changes. Adapters are merged into it, and lie in `target`/../adapter too,
+    to be put on `parent`.
 
-    `stop_ids`: where generation stops, the end of turn first. `scalar`: the model gives one number, and
-    `AutoModelForSequenceClassification` loads it.
+    `scalar`: the model gives one number, and `AutoModelForSequenceClassification` loads it. Its tokenizer has a
+    padding token that is nothing else, by which transformers finds the last token.
 
     Raises:
-        CheckpointError: the saved model doesn't compute what `model` does.
+        CheckpointError: a saved model doesn't compute what `model` does.
     """
-    model.eval()
-    probe = [(ids, _logits(model, ids)) for ids in probe_ids]
-    adapter = target.with_name("adapter") if hasattr(model, "merge_and_unload") else None
+    before = trained_outputs(model, probe_ids, scalar)
     with ExitStack() as stack:
-        if adapter is not None:
-            temporary = stack.enter_context(replaced_whole(adapter))
-            model.save_pretrained(temporary)
-            copy_tokenizer(tokenizer_folder, temporary)
-            (temporary / "README.md").unlink(missing_ok=True)  # peft's unfilled template
+        if hasattr(model, "merge_and_unload"):
+            adapter = stack.enter_context(replaced_whole(target.with_name("adapter")))
+            _write_adapter(model, tokenizer_folder, adapter, tokens, scalar)
+            if parent is not None:
+                load = partial(_adapted, parent, adapter, scalar)
+                # Adapters are kept in fp32.
+                compared(before, loaded_outputs(adapter, probe_ids, scalar, load), "fp32")
             model = model.merge_and_unload()
-        if not scalar:
-            _say_where_to_stop(model, stop_ids, pad_id)
-        return _save_whole(model, tokenizer_folder, target, precision, scalar, probe)
-
-
-def _say_where_to_stop(model: Any, stop_ids: Sequence[int], pad_id: int) -> None:
-    from transformers import GenerationConfig
-
-    model.config.eos_token_id = stop_ids[0]
-    model.config.pad_token_id = pad_id
-    model.generation_config = GenerationConfig(
-        eos_token_id=list(stop_ids), pad_token_id=pad_id, bos_token_id=model.config.bos_token_id
-    )
-
-
-def _save_whole(
-    merged: Any,
-    tokenizer_folder: Path,
-    target: Path,
-    precision: str,
-    scalar: bool,
-    probe: Probe,
-) -> Saved:
-    """Write, load again, compare; only then does the folder take its place."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
-    loader = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    with replaced_whole(target) as temporary:
-        merged.to(dtype).save_pretrained(temporary)
-        copy_tokenizer(tokenizer_folder, temporary)
-        again = loader.from_pretrained(
-            temporary, local_files_only=True, trust_remote_code=False, dtype=torch.float32
-        ).eval()
-        saved = _compared(
-            [logits for _, logits in probe], [_logits(again, ids) for ids, _ in probe]
-        )
-        if saved.logit_difference > MERGE_TOLERANCE[precision]:
-            raise CheckpointError(
-                f"the saved model's outputs differ from the trained one's by "
-                f"{saved.logit_difference:.2g} of their size, more than "
-                f"{MERGE_TOLERANCE[precision]:g} ({saved.same_choice:.1%} of the likeliest tokens "
-                "agree); nothing was exported"
-            )
-        write_atomic(temporary / "saved.json", json.dumps(asdict(saved), indent=1))
-        for path in temporary.iterdir():
-            fsync_path(path)
+        whole = stack.enter_context(replaced_whole(target))
+        padding = _write_tokenizer(tokenizer_folder, whole, tokens, scalar)
+        _write_model(model, whole, precision, replace(tokens, padding=padding), scalar)
+        saved = compared(before, loaded_outputs(whole, probe_ids, scalar), precision)
+        note(whole, saved)
+        flush(whole)
     return saved
 
 
-def _logits(model: Any, ids: Sequence[int]) -> Any:
+def _write_adapter(
+    model: Any, tokenizer_folder: Path, target: Path, tokens: ControlTokens, scalar: bool
+) -> None:
+    model.save_pretrained(target)
+    (target / "README.md").unlink(missing_ok=True)  # peft's unfilled template
+    _write_tokenizer(tokenizer_folder, target, tokens, scalar)
+
+
+def _write_tokenizer(source: Path, target: Path, tokens: ControlTokens, scalar: bool) -> int:
+    """Copy the tokenizer; return the id that pads."""
+    copy_tokenizer(source, target)
+    return give_own_padding(target, tokens.stops) if scalar else tokens.padding
+
+
+def _write_model(
+    model: Any, target: Path, precision: str, tokens: ControlTokens, scalar: bool
+) -> None:
+    import torch
+    from transformers import GenerationConfig
+
+    _make_room(model, tokens.padding)
+    for config in (model.config, model.config.get_text_config()):
+        config.update(tokens.settings())
+    settings = {} if scalar else model.generation_config.to_diff_dict()
+    if not scalar:
+        # The parent's may be such as transformers reads but doesn't save.
+        model.generation_config = GenerationConfig()
+    model.to(torch.bfloat16 if precision == "bf16" else torch.float32).save_pretrained(target)
+    if not scalar:
+        write_generation(target, settings, tokens)
+
+
+def _make_room(model: Any, index: int) -> None:
+    """Rows for all ids up to `index`; new ones are zero: nothing is trained on them."""
     import torch
 
-    with torch.no_grad():
-        logits = model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits
-    return logits.float().reshape(-1, logits.shape[-1])  # a scalar head gives one row of one number
+    before = model.get_input_embeddings().weight.shape[0]
+    if index >= before:
+        model.resize_token_embeddings(index + 1, mean_resizing=False)
+        with torch.no_grad():
+            model.get_input_embeddings().weight[before:] = 0
 
 
-def _compared(before: Sequence[Any], after: Sequence[Any]) -> Saved:
-    scale = max(float(logits.abs().max()) for logits in before)
-    difference = max(float((a - b).abs().max()) for a, b in zip(before, after, strict=True))
-    same = sum(
-        int((a.argmax(-1) == b.argmax(-1)).sum()) for a, b in zip(before, after, strict=True)
+def _adapted(parent: Path, adapter: Path, scalar: bool) -> Any:
+    """The parent with saved adapters, as peft's documentation loads them."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+    cls, settings = AutoModelForCausalLM, {}
+    if scalar:
+        cls, settings = AutoModelForSequenceClassification, {"num_labels": 1}
+    tokenizer = AutoTokenizer.from_pretrained(
+        adapter, local_files_only=True, trust_remote_code=False
     )
-    return Saved(difference / scale, same / sum(len(logits) for logits in before))
+    base: Any = from_folder(
+        parent,
+        lambda: cls.from_pretrained(
+            parent, local_files_only=True, trust_remote_code=False, dtype=torch.float32, **settings
+        ),
+    )
+    _make_room(base, len(tokenizer) - 1)
+    base.config.pad_token_id = base.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    return PeftModel.from_pretrained(base, adapter, trust_remote_code=False)

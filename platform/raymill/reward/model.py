@@ -75,6 +75,10 @@ class RewardModelEngine:
         from raymill.model.parent import scalar_head
 
         self._model, self._threads = model, threads
+        config = model.config.get_text_config()
+        if config.pad_token_id is None:
+            # transformers refuses batches without one; which it is doesn't matter where places are known.
+            config.pad_token_id = 0
         self._head = scalar_head(model)
 
     def load(self, buckets: Iterable[Bucket]) -> None:

@@ -10,20 +10,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from raymill.data.chat.conversation import Conversation, Problem
 from raymill.data.chat.encode import ChatEncoder
 from raymill.data.chat.template import ChatTemplate
+from raymill.data.control_tokens import named_stops
 from raymill.data.manifest import read_tokenizer
 from raymill.data.tokenizer import read_settings, special_token_variables
 from raymill.errors import DataError
 from raymill.reading import MISSING, is_file, read_text
 
 TEMPLATE_NAME = "chat_template.jinja"
+_EXCHANGE = Conversation(
+    ({"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"})
+)
 
 
 def load_chat_encoder(folder: Path) -> ChatEncoder | None:
     """The encoder of a model's own chat template, or None if its folder has none.
 
-    Its end of text is the folder's `eos_token`.
+    It stops where the folder's model is said to.
 
     Raises:
         DataError: the template or the tokenizer can't be read, or they don't go together.
@@ -40,12 +45,19 @@ def load_chat_encoder(folder: Path) -> ChatEncoder | None:
             f"{folder} has a chat template, but {path} can't be read ({error})."
         ) from error
     variables = special_token_variables(settings)
-    end_of_text = variables.get("eos_token")
-    end_of_text_id = None if end_of_text is None else tokenizer.token_to_id(end_of_text)
     try:
-        return ChatEncoder(tokenizer, ChatTemplate(source, variables), end_of_text_id)
+        encoder = ChatEncoder(tokenizer, ChatTemplate(source, variables))
     except DataError as error:
         raise DataError(f"{folder}: {error}") from error
+    encoder.stop_ids |= frozenset(named_stops(folder, tokenizer))
+    return encoder
+
+
+def closing_ids(encoder: ChatEncoder) -> tuple[int, ...]:
+    """Tokens that a template writes after the end of the assistant's last turn, a new line for instance."""
+    [chat] = encoder.encode([_EXCHANGE])
+    assert not isinstance(chat, Problem)
+    return tuple(chat.ids[int(chat.learned.nonzero()[0][-1]) + 1 :].tolist())
 
 
 def own_template(folder: Path, settings: Mapping[str, Any]) -> str | None:

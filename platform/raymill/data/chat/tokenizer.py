@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from raymill.data import tokenizer as tokenizers_room
 from raymill.data.chat.chatml import BRIEF, BRIEF_TOKENS
 from raymill.data.chat.encode import ChatEncoder
-from raymill.data.chat.folder import TEMPLATE_NAME, own_template
+from raymill.data.chat.folder import TEMPLATE_NAME, closing_ids, own_template
 from raymill.data.chat.template import CHATML, ChatTemplate
+from raymill.data.control_tokens import end_of_text_among, model_stops
 from raymill.data.manifest import TokenizerIdentity, read_tokenizer
 from raymill.data.tokenizer import SETTINGS_NAME, read_settings, special_token_variables
 from raymill.durable import sha256_text, write_atomic
@@ -39,6 +40,7 @@ class ChatTokenizer:
     end_of_text: str
     end_of_turn_id: int
     added: tuple[str, ...]  # special tokens that the parent's tokenizer didn't have
+    closing_ids: tuple[int, ...]  # what the template writes after the assistant's last turn
 
     @property
     def identity(self) -> TokenizerIdentity:
@@ -53,15 +55,17 @@ class ChatTokenizer:
     def save(self, folder: Path) -> None:
         """Write a folder that `AutoTokenizer.from_pretrained` loads offline, template included.
 
-        The end of a turn is its `eos_token`: that is where generation stops.
+        The end of a turn is its `eos_token`: that is where generation stops. What begins a text, and what pads,
+        stay the parent's.
         """
         tokenizers_room.save(self.tokenizer, folder, self.end_of_text)
         written = json.loads(read_text(folder / SETTINGS_NAME))
-        settings = {**written, **self.settings}
+        settings = {**written, "bos_token": None, **self.settings}
         for name in ("auto_map", "chat_template", "added_tokens_decoder", "extra_special_tokens"):
             settings.pop(name, None)  # tokenizer.json lists the tokens, and the template is a file
+        settings["tokenizer_class"] = written["tokenizer_class"]
         settings["eos_token"] = self.tokenizer.id_to_token(self.end_of_turn_id)
-        settings["pad_token"] = self.end_of_text
+        settings["pad_token"] = settings.get("pad_token") or self.end_of_text
         text = json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False)
         write_atomic(folder / SETTINGS_NAME, text + "\n")
         write_atomic(folder / TEMPLATE_NAME, self.template)
@@ -77,16 +81,17 @@ def chat_tokenizer(parent: Path, template: str, special_tokens: Sequence[str]) -
     settings = read_settings(parent)
     named = special_token_variables(settings)
     source, wanted = _template(parent, settings, template)
-    end_of_text = named.get("eos_token") or named.get("pad_token") or named.get("bos_token")
-    if end_of_text is None:
-        raise DataError(
-            f"{parent / SETTINGS_NAME} names no eos_token, so there is nothing that ends a text; "
-            "name one there."
-        )
     if not is_file(parent / "tokenizer.json"):
         raise DataError(
             f"{parent} has no tokenizer.json, which is what a parent's text is encoded with; save its "
             "tokenizer there in that form (AutoTokenizer.from_pretrained(…).save_pretrained(…))."
+        )
+    stops = _stops(parent)
+    end_of_text = end_of_text_among(named, stops)
+    if end_of_text is None:
+        raise DataError(
+            f"{parent / SETTINGS_NAME} names no eos_token, so there is nothing that ends a text; "
+            "name one there."
         )
     tokenizer = tokenizers_room.load(parent, end_of_text)
     added = tuple(
@@ -94,10 +99,32 @@ def chat_tokenizer(parent: Path, template: str, special_tokens: Sequence[str]) -
     )
     tokenizers_room.add_special_tokens(tokenizer, (*wanted, *special_tokens))
     encoder = ChatEncoder(tokenizer, ChatTemplate(source, named))
-    if tokenizer.token_to_id(end_of_text) == encoder.end_of_turn_id:
-        # A chat model's eos_token ends its turns; what ends a text goes by another name.
-        end_of_text = named.get("pad_token") or named.get("bos_token") or end_of_text
-    return ChatTokenizer(tokenizer, source, settings, end_of_text, encoder.end_of_turn_id, added)
+    end_of_turn = tokenizer.id_to_token(encoder.end_of_turn_id)
+    end_of_text = end_of_text_among(named, stops, end_of_turn) or end_of_text
+    source = _with_own_end(source, named.get("eos_token"), end_of_turn)
+    return ChatTokenizer(
+        tokenizer,
+        source,
+        settings,
+        end_of_text,
+        encoder.end_of_turn_id,
+        added,
+        closing_ids(encoder),
+    )
+
+
+def _stops(parent: Path) -> list[str]:
+    """Tokens at which the parent's model stops."""
+    tokenizer = read_tokenizer(tokenizers_room.tokenizer_file(parent))
+    found = (tokenizer.id_to_token(index) for index in model_stops(parent, tokenizer))
+    return [token for token in found if token is not None]
+
+
+def _with_own_end(source: str, eos: str | None, end_of_turn: str | None) -> str:
+    """The template with the parent's eos_token, where it names that and the saved folder names another."""
+    if eos in (None, end_of_turn) or "eos_token" not in source:
+        return source
+    return f"{{% set eos_token = {json.dumps(eos)} %}}\n{source}"
 
 
 def _template(parent: Path, settings: dict[str, Any], template: str) -> tuple[str, tuple[str, ...]]:
@@ -126,14 +153,39 @@ def new_token_ids(parent: Path, folder: Path) -> list[int]:
     """Ids that the tokenizer in `folder` has and `parent`'s doesn't know.
 
     Raises:
-        DataError: the two disagree about a token that both have.
+        DataError: the two disagree about a token that both have, or about an id.
     """
     files = (tokenizers_room.tokenizer_file(place) for place in (parent, folder))
-    before, now = (read_tokenizer(file).get_vocab(with_added_tokens=True) for file in files)
-    differ = [token for token, index in before.items() if now.get(token) != index]
+    theirs, ours = (read_tokenizer(file) for file in files)
+    before, now = (one.get_vocab(with_added_tokens=True) for one in (theirs, ours))
+    differ = [
+        token for token in before.keys() - _beside(theirs, ours) if now.get(token) != before[token]
+    ]
     if differ:
+        token = min(differ)
         raise DataError(
-            f"{folder} was prepared with another tokenizer than {parent} has: {differ[0]!r} is "
-            f"{now.get(differ[0])} there and {before[differ[0]]} here."
+            f"{folder} was prepared with another tokenizer than {parent} has: {token!r} is "
+            f"{now.get(token)} there and {before[token]} here."
         )
     return sorted(index for token, index in now.items() if token not in before)
+
+
+def encodes_as(judge: Path, policy: Tokenizer) -> bool:
+    """Tell whether the tokenizer in `judge` is the policy's, but for special tokens that it has beside, as a
+    reward model has its own padding."""
+    theirs = read_tokenizer(tokenizers_room.tokenizer_file(judge))
+    beside = _beside(theirs, policy)
+    found = json.loads(theirs.to_str())
+    found["added_tokens"] = [one for one in found["added_tokens"] if one["content"] not in beside]
+    return bool(found == json.loads(policy.to_str()))
+
+
+def _beside(theirs: Tokenizer, ours: Tokenizer) -> set[str]:
+    """Special tokens that the one tokenizer has and the other not, with ids that mean nothing there."""
+    vocabulary = ours.get_vocab(with_added_tokens=True)
+    taken = {*vocabulary.values()}
+    return {
+        token.content
+        for index, token in theirs.get_added_tokens_decoder().items()
+        if token.special and token.content not in vocabulary and index not in taken
+    }
