@@ -1,5 +1,7 @@
 """The reward functions that have names. Each is a few lines; `register` adds another.
 
+What compares with a reference looks at what follows the answer's reasoning, and `regex` at all of it.
+
 A function takes a Sample and returns a number. It may raise, hang or die: the pool that calls it (see
 pool.py) makes an error of that, which costs one sample. An answer that is merely wrong is worth 0.
 """
@@ -17,6 +19,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 
 from raymill.evaluate.answers import POINTS, token_f1, verdict
+from raymill.evaluate.reasoning import after_reasoning
 from raymill.reward import sandbox
 from raymill.reward.final_answer import final_answer, same_answer
 from raymill.reward.task import RewardError, Sample, time_left_s
@@ -91,18 +94,20 @@ def auto(sample: Sample) -> float:
 
 @register("exact")
 def exact(sample: Sample) -> float:
-    r"""1 if the final answer is the reference's: the same number, or the same text but for case and
-    space. What stands after the last `####`, `Answer:` or in `\boxed{…}` counts, in both."""
-    return float(same_answer(final_answer(sample.answer_text), final_answer(_reference(sample))))
+    r"""1 if the final answer is the reference's: the same number, or the same text but for case, space and
+    typesetting. What follows the reasoning counts, and in it what stands after the last `####` or `Answer:`
+    or in `\boxed{…}`, in both."""
+    expected = final_answer(_reference(sample))
+    return float(same_answer(final_answer(sample.answer_text, sample.in_reasoning), expected))
 
 
 @register("contains")
 def contains(sample: Sample) -> float:
     """1 if the reference stands in the answer, whatever case and white space."""
-    wanted = " ".join(_reference(sample).casefold().split())
+    wanted = " ".join(after_reasoning(_reference(sample)).casefold().split())
     if not wanted:
         raise RewardError("empty reference: every answer contains it")
-    return float(wanted in " ".join(sample.answer_text.casefold().split()))
+    return float(wanted in " ".join(sample.said.casefold().split()))
 
 
 @register("regex")
@@ -120,13 +125,13 @@ def regex(sample: Sample) -> float:
 @register("answer_f1")
 def answer_f1(sample: Sample) -> float:
     """Token F1 of the answer and the reference, as in SQuAD (see evaluate/answers.py)."""
-    return token_f1(sample.answer_text, _reference(sample))
+    return token_f1(sample.said, after_reasoning(_reference(sample)))
 
 
 @register("right_or_honest")
 def right_or_honest(sample: Sample) -> float:
     """1 for the reference, 0.3 for an answer that begins with "I don't know", 0 for any other."""
-    return POINTS[verdict(sample.answer_text, _reference(sample))]
+    return POINTS[verdict(sample.said, after_reasoning(_reference(sample)))]
 
 
 @register("length")
@@ -162,7 +167,7 @@ def code(sample: Sample) -> float:
     a reward is only as good as its tests: code that returns objects equal to everything passes them.
     """
     seconds = min(sandbox.WALL_SECONDS, time_left_s())
-    return float(sandbox.passes(sandbox.last_code(sample.answer_text), _reference(sample), seconds))
+    return float(sandbox.passes(sandbox.last_code(sample.said), _reference(sample), seconds))
 
 
 def _nearest(name: str) -> str:
@@ -173,6 +178,8 @@ def _nearest(name: str) -> str:
 def _reference(sample: Sample) -> str:
     if sample.reference is None:
         raise RewardError("no reference: this function compares with the prompt's, which has none")
+    if sample.reference.strip() and not after_reasoning(sample.reference).strip():
+        raise RewardError("no reference: nothing follows the reasoning in the prompt's")
     return sample.reference
 
 
