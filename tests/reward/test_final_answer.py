@@ -282,11 +282,11 @@ def test_answers_are_judged_in_a_millisecond_however_long_they_are() -> None:
         assert time.perf_counter() - began < 1.0, text[:20]
     steps = "Since $x^2 = 4{,}096$, \\frac12 of it is 2,048. " * 100
     began = time.perf_counter()
-    for number in range(200):
+    for number in range(50):
         assert scored(
             rf"<think>{steps}</think>{steps} \boxed{{{number:,}}}", f"{steps}\n#### {number}"
         )
-    assert time.perf_counter() - began < 200 * 0.02
+    assert time.perf_counter() - began < 50 * 0.02
 
 
 @pytest.mark.slow

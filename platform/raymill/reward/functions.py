@@ -26,13 +26,16 @@ from raymill.reward.task import RewardError, Sample, time_left_s
 
 RewardFunction = Callable[[Sample], float]
 REWARDS: dict[str, RewardFunction] = {}
+COMPARING: set[str] = set()  # names of those that can say nothing without a reference
 AUTO = "auto"
 NO_VERIFIER = "none"  # how a record spells that it names none
 REGEX_SECONDS = 2.0
 
 
-def register(name: str) -> Callable[[RewardFunction], RewardFunction]:
+def register(name: str, *, compares: bool = False) -> Callable[[RewardFunction], RewardFunction]:
     """Give a function a name, under which configurations and prompts can ask for it.
+
+    `compares`: it needs a reference, and a run whose prompts have none is refused before it starts.
 
     Raises:
         ValueError: the name is taken.
@@ -42,6 +45,8 @@ def register(name: str) -> Callable[[RewardFunction], RewardFunction]:
         if name in REWARDS:
             raise ValueError(f"reward {name!r} is registered already, as {REWARDS[name]!r}")
         REWARDS[name] = function
+        if compares:
+            COMPARING.add(name)
         return function
 
     return add
@@ -92,7 +97,7 @@ def auto(sample: Sample) -> float:
     return REWARDS[name](sample)
 
 
-@register("exact")
+@register("exact", compares=True)
 def exact(sample: Sample) -> float:
     r"""1 if the final answer is the reference's: the same number, or the same text but for case, space and
     typesetting. What follows the reasoning counts, and in it what stands after the last `####` or `Answer:`
@@ -101,7 +106,7 @@ def exact(sample: Sample) -> float:
     return float(same_answer(final_answer(sample.answer_text, sample.in_reasoning), expected))
 
 
-@register("contains")
+@register("contains", compares=True)
 def contains(sample: Sample) -> float:
     """1 if the reference stands in the answer, whatever case and white space."""
     wanted = " ".join(after_reasoning(_reference(sample)).casefold().split())
@@ -110,7 +115,7 @@ def contains(sample: Sample) -> float:
     return float(wanted in " ".join(sample.said.casefold().split()))
 
 
-@register("regex")
+@register("regex", compares=True)
 def regex(sample: Sample) -> float:
     r"""1 if the reference, a regular expression, matches somewhere in the answer (`\A…\Z`: all of it)."""
     try:
@@ -122,13 +127,13 @@ def regex(sample: Sample) -> float:
         return float(pattern.search(sample.answer_text) is not None)
 
 
-@register("answer_f1")
+@register("answer_f1", compares=True)
 def answer_f1(sample: Sample) -> float:
     """Token F1 of the answer and the reference, as in SQuAD (see evaluate/answers.py)."""
     return token_f1(sample.said, after_reasoning(_reference(sample)))
 
 
-@register("right_or_honest")
+@register("right_or_honest", compares=True)
 def right_or_honest(sample: Sample) -> float:
     """1 for the reference, 0.3 for an answer that begins with "I don't know", 0 for any other."""
     return POINTS[verdict(sample.said, after_reasoning(_reference(sample)))]
@@ -158,7 +163,7 @@ def token_share(sample: Sample) -> float:
     return sum(token in among for token in sample.answer_ids) / max(len(sample.answer_ids), 1)
 
 
-@register("code")
+@register("code", compares=True)
 def code(sample: Sample) -> float:
     """1 if the answer's last block of Python code (or else all of it) passes the reference's tests.
 
