@@ -15,8 +15,27 @@ def test_exact() -> None:
     exact = REWARDS["exact"]
     assert exact(sample("so…\n#### 1,000", "… #### 1000.0")) == 1.0
     assert exact(sample("#### 1,001", "#### 1000")) == 0.0
-    assert exact(sample("The answer is 5", "5")) == 0.0  # no marker: the whole text
+    assert exact(sample("The answer is 5", "5")) == 1.0
+    assert exact(sample("It must be 5", "5")) == 0.0  # no marker: the whole text
     assert exact(sample("", "")) == 1.0
+
+
+def test_a_thought_is_no_answer() -> None:
+    """What compares with the reference looks at what follows the reasoning."""
+    thought = "<think>Maybe Paris, or Rome?\n```python\nx = 1\n```</think>\n"
+    for name in ("exact", "contains", "answer_f1", "right_or_honest"):
+        reward = REWARDS[name]
+        assert reward(sample(f"{thought}Paris", "Paris")) == 1.0, name
+        assert reward(sample(f"{thought}Rome", "Paris")) == 0.0, name
+        assert reward(sample(f"{thought}Paris", f"{thought}Paris")) == 1.0, name
+        assert reward(sample("<think>Paris", "Paris")) == 0.0, name
+        assert reward(sample("Rome?</think>Paris", "Paris", in_reasoning=True)) == 1.0, name
+        assert reward(sample("Paris", "Paris", in_reasoning=True)) == 0.0, f"{name}: cut off"
+        with pytest.raises(RewardError, match=r"^no reference: nothing follows the reasoning"):
+            reward(sample("Paris", "<think>Paris"))
+    assert REWARDS["code"](sample(f"{thought}x = 2", "assert x == 1")) == 0.0
+    assert REWARDS["regex"](sample(f"{thought}Paris", r"\A<think>.*</think>(?s:.)*\Z")) == 0.0
+    assert REWARDS["regex"](sample(f"{thought}Paris", r"(?s)\A<think>.*</think>.*\Z")) == 1.0
 
 
 def test_contains() -> None:

@@ -85,10 +85,32 @@ def _refuse_unchanged(events: list[dict[str, Any]]) -> None:
     steps = last_of_each_step(events, "step")
     if not any("policy/ratio" in event for event in steps):
         raise RaymillError(
-            f"nothing was learned in {len(steps)} steps: no answer had a reward, or none could be learned "
-            "from (rollout/dropped, rollout/truncated, and the messages above tell why); the policy is its "
+            f"nothing was learned in {len(steps)} steps: {'; '.join(_why_nothing(steps))}. The policy is its "
             "parent still, so nothing is exported or registered"
         )
+
+
+def _why_nothing(steps: list[dict[str, Any]]) -> list[str]:
+    """What kept answers from teaching, by the figures of their steps, each with what helps."""
+    count = max(len(steps), 1)
+    dropped = sum(event.get("rollout/dropped", 0) for event in steps)
+    equal = sum(event.get("rollout/equal_groups", 0) for event in steps) / count
+    cut = sum(event.get("rollout/truncated", 0) for event in steps) / count
+    whys = []
+    if dropped:
+        whys.append(f"{dropped:,.0f} answers had no reward, for the causes in the messages above")
+    if equal:
+        whys.append(
+            f"in {equal:.0%} of the groups every answer had the same reward, from which nothing follows: take "
+            "prompts that the parent answers rightly now and then, a reward with more than two values, or a "
+            "larger rollout.group"
+        )
+    if cut:
+        whys.append(
+            f"{cut:.0%} of the answers were cut off, which algorithm.overlong=mask leaves out: raise "
+            "rollout.max_new_tokens, or use algorithm.overlong=keep"
+        )
+    return whys or ["no answer was sampled"]
 
 
 def run_figures(events: list[dict[str, Any]]) -> dict[str, Any]:

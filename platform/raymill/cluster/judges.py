@@ -3,15 +3,18 @@ functions, and what a critic starts from."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from raymill.cluster.session import NOTHING, Beside
 from raymill.config.schema import RlhfJob, TrainJob
 from raymill.data.chat.tokenizer import ChatTokenizer, encodes_as
-from raymill.data.manifest import tokenizer_fingerprint
+from raymill.data.manifest import Prepared, tokenizer_fingerprint
 from raymill.errors import ConfigError
 from raymill.model.shape import gives_a_number, positions_of
 from raymill.plan.batch import longest_tokens
+from raymill.reward.functions import AUTO, COMPARING
 from raymill.reward.names import check_names
 from raymill.track.marker import weights_digest
 from raymill.track.registry import ResolvedModel, resolve_model
@@ -45,6 +48,37 @@ def judges_of(job: RlhfJob, parent: ResolvedModel, tokenizer: ChatTokenizer) -> 
     if problems:
         raise ConfigError(problems)
     return found | {"model_digests": digests}
+
+
+def reference_problems(job: RlhfJob, prepared: Sequence[Prepared]) -> list[str]:
+    """Weighted functions that compare with references, where no prompt has one to compare with."""
+    prompts: Counter[str] = Counter()  # by verifier, of both splits
+    answered: Counter[str] = Counter()
+    for data in prepared:
+        facts = data.manifest.prompts
+        assert facts is not None
+        for split in ("train", "validation"):
+            prompts.update(facts.statistics[split]["verifiers"])
+            answered.update(facts.statistics[split]["answered"])
+    advice = (
+        "give the records a column 'answer' (or end their messages with the assistant's turn), or name a "
+        "function that needs none"
+    )
+    problems = []
+    for name, weight in job.reward.functions.items():
+        if weight and name in COMPARING and not answered.total():
+            problems.append(
+                f"reward.functions.{name}: it compares with a prompt's reference answer, and none of the "
+                f"{prompts.total():,} prompts has one; {advice}"
+            )
+        elif weight and name == AUTO:
+            problems += [
+                f"reward.functions.auto: {count:,} prompts name the verifier {verifier}, which compares with a "
+                f"reference answer, and none of them has one; {advice}"
+                for verifier, count in sorted(prompts.items())
+                if verifier in COMPARING and count and not answered[verifier]
+            ]
+    return problems
 
 
 def actors_of(job: TrainJob) -> Beside:

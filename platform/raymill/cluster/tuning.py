@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from raymill.cluster.judges import actors_of, judges_of
+from raymill.cluster.judges import actors_of, judges_of, reference_problems
 from raymill.cluster.placement import Room, reserved
 from raymill.cluster.preparation import fetched_mixture, kind_of, prepared_messages
 from raymill.cluster.session import connect, warm_up
@@ -106,6 +106,8 @@ def resolve(job: ParentJob, parent: ResolvedModel, folders: dict[Path, float]) -
     """
     prepared = [load_prepared(folder) for folder in folders]
     _check_together(prepared, job)
+    if isinstance(job, RlhfJob) and (problems := reference_problems(job, prepared)):
+        raise ConfigError(problems)
     return assignment_of(
         job,
         folders,

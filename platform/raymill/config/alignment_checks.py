@@ -184,5 +184,5 @@ def _reward(reward: RewardConfig) -> Iterator[str]:
     if not reward.functions and reward.model is None:
         yield (
             "reward.functions, reward.model: there is no reward; give one, as in "
-            "reward.functions={exact: 1.0} or reward.model=models:/assistant@reward"
+            "reward.functions.exact=1.0 or reward.model=models:/assistant@reward"
         )

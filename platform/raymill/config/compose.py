@@ -12,11 +12,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from shlex import quote
 from typing import Any, TypeVar, cast, get_args, get_origin
 
 import yaml
 
-from raymill.config.bind import bind, convert, field_types, known_keys, nearest, nearest_key
+from raymill.config.bind import (
+    bind,
+    convert,
+    describe,
+    field_types,
+    known_keys,
+    nearest,
+    nearest_key,
+)
 from raymill.config.checks import check
 from raymill.config.from_model import fill_architecture
 from raymill.config.identity import is_changeable
@@ -72,6 +81,7 @@ PREFERENCES = (
 )
 
 _UNREADABLE = object()
+_BEFORE_QUOTE = re.compile(r'(\\*)"')
 _INTERPOLATION = re.compile(r"\$\{\s*([^}]*)")
 _CONSTRUCTOR_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 
@@ -292,15 +302,38 @@ def _read_value(key: str, raw: str, hint: Any, problems: list[str]) -> Any:
     takes_list = any(get_origin(name) is tuple for name in (hint, *names))
     if raw != "null" and takes_text and not (takes_list and raw.startswith("[")):
         return raw
-    value = _parse(key, raw, problems)
+    value = _parse(key, raw, hint, problems)
     if value is _UNREADABLE or (isinstance(value, str) and "${" in value):
         return value
     before = len(problems)
     convert(float if hint is None else hint, value, key, problems)
-    return value if len(problems) == before else _UNREADABLE
+    if len(problems) == before:
+        return value
+    if get_origin(hint) is dict:
+        problems[-1] = _mistyped(key, raw, hint)
+    return _UNREADABLE
 
 
-def _parse(key: str, raw: str, problems: list[str]) -> Any:
+def _mistyped(key: str, raw: str, hint: Any) -> str:
+    """What is expected of a value that can't be read, in a spelling that can."""
+    expected = f"{key}={raw}: expected {describe(hint)}"
+    inside = raw.strip().strip("{}[]")
+    items = [item.strip() for item in inside.split(",") if item.strip()]
+    if get_origin(hint) is dict:
+        entries = [item.rpartition(":" if ":" in item else "=") for item in items]
+        first = [f"{key}.{name.strip()}={number.strip()}" for name, _, number in entries if name]
+        first = first or [f"{key}.{items[0] if items else 'name'}=0.5"]
+        spelled = " ".join(map(quote, [f"{key}={{}}", *first]))
+        return f"{expected}; give each entry by itself, as in {spelled}"
+    if any(get_origin(name) is tuple for name in (hint, *get_args(hint))):
+        # In quotes only a quote is escaped, and the backslashes right before one.
+        texts = [_BEFORE_QUOTE.sub(r'\1\1\\"', item.strip("'\"")) for item in items]
+        listed = ", ".join(f'"{text}"' for text in texts)
+        return f"{expected}; put its items in quotes, as in {quote(f'{key}=[{listed}]')}"
+    return expected
+
+
+def _parse(key: str, raw: str, hint: Any, problems: list[str]) -> Any:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Glob, Sweep
     from hydra.errors import HydraException
@@ -308,7 +341,7 @@ def _parse(key: str, raw: str, problems: list[str]) -> Any:
     try:
         value = OverridesParser.create().parse_override(f"value={raw}").value()
     except HydraException:
-        problems.append(f"{key}={raw}: the value can't be read; quote it, as in '{key}=[a, b]'")
+        problems.append(_mistyped(key, raw, float if hint is None else hint))
         return _UNREADABLE
     if isinstance(value, Sweep | Glob):
         problems.append(f"{key}={raw}: one value is expected; a sweep is several jobs")

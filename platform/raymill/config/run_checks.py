@@ -70,10 +70,15 @@ def _run(job: TrainJob) -> Iterator[str]:
     yield from safe_name("run.name", job.run.name)
     yield from above("guard.spike_z", job.guard.spike_z, 0)
     yield from at_least("guard.most_in_a_row", job.guard.most_in_a_row, 0)
-    if isinstance(job, RlhfJob) and (job.guard.spike_z is not None or job.guard.policy == "rewind"):
+    if isinstance(job, RlhfJob) and job.guard.spike_z is not None:
         yield (
-            "guard.spike_z, guard.policy=rewind: the loss of reinforcement learning has no level to spike "
-            "from, and its prompts come again in other words; use guard.policy=skip"
+            f"guard.spike_z={job.guard.spike_z}: the loss of reinforcement learning has no level to spike "
+            "from; use guard.spike_z=null"
+        )
+    if isinstance(job, RlhfJob) and job.guard.policy == "rewind":
+        yield (
+            "guard.policy=rewind: a prompt of reinforcement learning that comes again is answered in other "
+            "words; use guard.policy=skip"
         )
     yield from above("watchdog.timeout_s", job.watchdog.timeout_s, 0)
     yield from at_least("run.max_failures", job.run.max_failures, 0)

@@ -6,13 +6,15 @@ As with text, the manifest comes last, and whatever stands without one is a star
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from raymill.config.schema import MessagesConfig
 from raymill.data.chat.tokenizer import ChatTokenizer
@@ -29,10 +31,11 @@ from raymill.data.manifest import (
     write_manifest,
 )
 from raymill.data.messages_report import QUARANTINE_NAME
-from raymill.data.messages_unit import quarantine_path
+from raymill.data.messages_unit import RecordReading, quarantine_path
 from raymill.data.pack import dtype_for
 from raymill.data.prepare_report import announce, announce_existing, planned
 from raymill.data.prepare_steps import judged_bad_inputs, only_writer, remove_leftovers, run_units
+from raymill.data.records import Bad
 from raymill.data.sources import (
     BY_RECORD,
     EMBEDDED,
@@ -41,6 +44,7 @@ from raymill.data.sources import (
     passed_over,
     plan_units,
 )
+from raymill.data.split import VALIDATION
 from raymill.data.unit import UnitResult, UnitSettings
 from raymill.durable import canonical_json, sha256_text, write_atomic
 from raymill.errors import DataError
@@ -48,6 +52,18 @@ from raymill.reading import read_text
 
 READING_VERSION = 2  # of records: raise it when the same ones are read as something else
 CONVERSATIONS_VERSION = 1  # of the embedded ones: raise it when their wording changes
+
+SMALLEST_FRACTION = 2.0**-20  # that is tried where a split is empty
+SPLIT_RECORDS = 20_000  # that are read for it
+
+
+class Sided(Protocol):
+    """A record on its side of the held-out split."""
+
+    @property
+    def split(self) -> str:
+        """The side."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -171,10 +187,25 @@ def repeated(results: Sequence[UnitResult]) -> dict[str, int]:
     }
 
 
+class SplitReading(RecordReading[Sided], Protocol):
+    """How records are read, and which share of their groups is held out; a dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+class SplitSettings(UnitSettings, Protocol):
+    """Settings of units whose records a reading splits."""
+
+    @property
+    def reading(self) -> SplitReading:
+        """How their records are read."""
+        ...
+
+
 def judged_manifest(
     data: MessagesConfig,
     tokenizer: ChatTokenizer,
-    settings: UnitSettings,
+    settings: SplitSettings,
     results: Sequence[UnitResult],
     shaping: Mapping[str, Any],
     *,
@@ -200,11 +231,8 @@ def judged_manifest(
     }
     for name, missing in (("train", "to train on"), ("validation", "held out")):
         if not splits[name].rows:
-            raise DataError(
-                f"No {what} is {missing}: of {documents} usable ones all fell on the other side. "
-                f"Give more {what}s, change data.validation.fraction, or give "
-                "data.validation.path."
-            )
+            why = _why_missing(data, settings.reading, name, documents, what)
+            raise DataError(f"No {what} is {missing}: {why}.")
     return Manifest(
         format_version=FORMAT_VERSION,
         name=data.name,
@@ -220,3 +248,51 @@ def judged_manifest(
         config=dict(shaping),
         kind=kind,
     )
+
+
+def _why_missing(
+    data: MessagesConfig, reading: SplitReading, split: str, documents: int, what: str
+) -> str:
+    """Why a split has nothing, and what helps."""
+    if not documents:
+        return (
+            f"none of the records is a {what} that can be used; the bad ones are kept in quarantine"
+        )
+    if data.validation.path is not None:
+        key = "data.validation.path" if split == VALIDATION else "data.path"
+        return (
+            f"all {documents} usable ones are of the other side; give {key} files that can be used"
+        )
+    column = data.validation.group_column
+    group = "question" if column is None else f"value of data.validation.group_column={column}"
+    fraction = _dividing_fraction(data, reading, what)
+    if fraction is None:
+        return (
+            f"all {documents} usable ones have one first {group}, which is never on both sides; give some that "
+            "have another, or data.validation.path with held-out ones"
+        )
+    return (
+        f"all {documents} usable ones fell on the other side, since they have few first {group}s that "
+        f"differ; set data.validation.fraction={fraction:g}, or give data.validation.path"
+    )
+
+
+def _dividing_fraction(data: MessagesConfig, reading: SplitReading, what: str) -> float | None:
+    """A share to hold out that leaves something on both sides, found by halving; None if there is none."""
+    low, high = 0.0, 1.0
+    units = plan_message_units(data, f"{what}s")
+    while high - low > SMALLEST_FRACTION:
+        fraction = (low + high) / 2
+        tried = replace(reading, fraction=fraction)
+        records = (
+            record
+            for unit in units
+            for piece in unit
+            for record in tried.read(piece, hashlib.sha256())
+            if not isinstance(record, Bad)
+        )
+        sides = {record.split for record in islice(records, SPLIT_RECORDS)}
+        if len(sides) == 2:
+            return fraction
+        low, high = (low, fraction) if sides == {VALIDATION} else (fraction, high)
+    return None

@@ -177,7 +177,8 @@ def _manifest(
         for name in ("train", "validation")
     }
     if not splits["validation"].rows:
-        raise DataError(no_held_out_message("no usable record fell into the validation split"))
+        what = "no usable record fell into the validation split"
+        raise DataError(no_held_out_message(what, job.data.validation.group_column))
     if not splits["train"].rows:
         raise DataError("There is no usable training text: every record is bad, empty or held out.")
     return Manifest(

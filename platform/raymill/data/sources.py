@@ -169,13 +169,20 @@ def format_of(path: Path) -> Format | None:
     return None
 
 
-def no_held_out_message(what: str) -> str:
-    """What to do when a split would hold nothing out."""
+def no_held_out_message(what: str, column: str | None = None) -> str:
+    """What to do when a split would hold nothing out; `column` is the one that groups records, if one does."""
+    ways = (
+        "give more files, of which whole ones are held out, never parts; set data.validation.group_column to a "
+        "column of the records whose values keep related ones together"
+    )
+    if column is not None:
+        ways = (
+            "raise data.validation.fraction; set data.validation.group_column to a column with more different "
+            f"values than {column!r} has"
+        )
     return (
-        f"Nothing would be held out for validation: {what}. Three ways out: give more files, or "
-        "raise data.validation.fraction (whole files are held out, never parts of one); set "
-        "data.validation.group_column to a column of the records whose values keep related ones "
-        "together; or set data.validation.path to a held-out set of your own."
+        f"Nothing would be held out for validation: {what}. Three ways out: {ways}; or set "
+        "data.validation.path to a held-out set of your own."
     )
 
 
@@ -204,7 +211,8 @@ def _stdlib_files(data: RowsConfig, seed: int, *, split: bool) -> list[Piece]:
     held_out = stdlib_corpus.held_out_families(corpus, fraction, seed)
     if split and not held_out:
         raise DataError(
-            no_held_out_message(f"data.validation.fraction={fraction:g} of the families is none")
+            f"Nothing would be held out for validation: data.validation.fraction={fraction:g} of the "
+            f"{len({entry.family for entry in corpus})} families of modules is none; raise it."
         )
     return [
         Piece(
@@ -250,10 +258,9 @@ def _split_files(files: list[Piece], data: DataConfig, seed: int) -> list[Piece]
     full = [file.name for file in files if file.file_bytes]
     held_out = held_out_groups(full, data.validation.fraction, seed)
     if not held_out:
-        what = (
-            f"data.validation.fraction={data.validation.fraction:g} of {len(full)} file(s) is none"
+        raise DataError(
+            no_held_out_message(f"there is no second file beside the {len(full)} with text")
         )
-        raise DataError(no_held_out_message(what))
     return [replace(file, split=VALIDATION if file.name in held_out else TRAIN) for file in files]
 
 

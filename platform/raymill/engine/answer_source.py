@@ -21,6 +21,7 @@ from raymill.engine.agreement import on_rank_zero
 from raymill.engine.group import WorkerGroup
 from raymill.engine.trainer import gathered
 from raymill.errors import DataError
+from raymill.evaluate.reasoning import PROMPT_END, opens_reasoning
 from raymill.model.merged import merged_weights
 from raymill.objective.rollouts import Rollouts
 from raymill.reward.combine import Combined, metric_name
@@ -244,9 +245,10 @@ def _judged(
     stops = set(sampling.stop_ids)
     answers = [tuple(ids.tolist()) for ids in rollout.answers]
     texts = desk.decode([[i for i in ids if i not in stops] for ids in answers])
+    ends = desk.decode([prompt[-PROMPT_END:].tolist() for prompt in rollout.prompts])
     samples = []
-    for sample_id, ids, text, stopped in zip(
-        rollout.sample_id.tolist(), answers, texts, rollout.stopped.tolist(), strict=True
+    for sample_id, ids, text, end, stopped in zip(
+        rollout.sample_id.tolist(), answers, texts, ends, rollout.stopped.tolist(), strict=True
     ):
         entry = desk.book[record[sample_id]]
         samples.append(
@@ -258,6 +260,7 @@ def _judged(
                 entry.verifier,
                 entry.extra,
                 bool(stopped),
+                opens_reasoning(end),
             )
         )
     sequences = [

@@ -28,6 +28,7 @@ from raymill.engine.evaluation import Occasion, evaluating
 from raymill.engine.group import WorkerGroup
 from raymill.engine.journal import Journal
 from raymill.evaluate.answers import Answer, score
+from raymill.evaluate.reasoning import PROMPT_END, opens_reasoning
 from raymill.generate.batch import complete
 from raymill.objective.assistant_tokens import AssistantTokens
 from raymill.reading import read_json
@@ -145,9 +146,12 @@ class AnsweredQuestions:
         ]
         # The last ranks answer the first questions once more.
         gathered = [one for part in group.gather(mine) for one in part][: len(prompts)]
+        ends = self._tokenizer.decode_batch(
+            [prompt[-PROMPT_END:] for prompt in prompts], skip_special_tokens=False
+        )
         answers = [
-            Answer(question.question, question.reference, text, ended)
-            for question, (text, ended, _) in zip(self._asked, gathered, strict=True)
+            Answer(question.question, question.reference, text, ended, opens_reasoning(end))
+            for question, end, (text, ended, _) in zip(self._asked, ends, gathered, strict=True)
         ]
         return answers, sum(cut for _, _, cut in gathered)
 

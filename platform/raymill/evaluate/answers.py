@@ -1,8 +1,8 @@
 """Scores of generated answers against reference answers. Pure: no model, no files.
 
 Exact match and token F1 are those of SQuAD (Rajpurkar et al. 2016, arXiv:1606.05250): answers are
-compared in lower case, without punctuation and articles. Refusals are scored as a detector of the
-questions that should be refused: those whose reference refuses.
+compared in lower case, without punctuation and articles, and without the reasoning before them. Refusals
+are scored as a detector of the questions that should be refused: those whose reference refuses.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
+
+from raymill.evaluate.reasoning import after_reasoning
 
 Verdict = Literal["right", "declined", "wrong"]
 DECLINES = "I don't know"  # how an answer begins that says so
@@ -26,12 +28,24 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 @dataclass(frozen=True)
 class Answer:
-    """`text` is without end-of-turn; `ended`: the model ended its turn itself."""
+    """`text` is without end-of-turn; `ended`: the model ended its turn itself; `in_reasoning`: the prompt
+    opened reasoning, in which the text begins."""
 
     question: str
     reference: str
     text: str
     ended: bool
+    in_reasoning: bool = False
+
+    @property
+    def said(self) -> str:
+        """The text after its reasoning, which is what is scored."""
+        return after_reasoning(self.text, self.in_reasoning)
+
+    @property
+    def expected(self) -> str:
+        """The reference after its own."""
+        return after_reasoning(self.reference)
 
 
 @dataclass(frozen=True)
@@ -84,15 +98,15 @@ def refuses(text: str, phrase: str) -> bool:
 
 def score(answers: Sequence[Answer], refusal_phrase: str) -> AnswerScores:
     """All scores of a set of answers."""
-    should = [refuses(answer.reference, refusal_phrase) for answer in answers]
-    did = [refuses(answer.text, refusal_phrase) for answer in answers]
+    should = [refuses(answer.expected, refusal_phrase) for answer in answers]
+    did = [refuses(answer.said, refusal_phrase) for answer in answers]
     both = sum(expected and given for expected, given in zip(should, did, strict=True))
     written = [answer for answer in answers if answer.text.strip()]
     answerable = [answer for answer, refused in zip(answers, should, strict=True) if not refused]
     return AnswerScores(
         count=len(answers),
-        exact=_mean([exact_match(answer.text, answer.reference) for answer in answers]),
-        f1=_mean([token_f1(answer.text, answer.reference) for answer in answerable]),
+        exact=_mean([exact_match(answer.said, answer.expected) for answer in answers]),
+        f1=_mean([token_f1(answer.said, answer.expected) for answer in answerable]),
         ended=_mean([answer.ended for answer in written]),
         empty=_mean([not answer.text.strip() for answer in answers]),
         refusal_precision=both / sum(did) if any(did) else None,

@@ -1,5 +1,7 @@
 """The reward functions that have names. Each is a few lines; `register` adds another.
 
+What compares with a reference looks at what follows the answer's reasoning, and `regex` at all of it.
+
 A function takes a Sample and returns a number. It may raise, hang or die: the pool that calls it (see
 pool.py) makes an error of that, which costs one sample. An answer that is merely wrong is worth 0.
 """
@@ -17,19 +19,23 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 
 from raymill.evaluate.answers import POINTS, token_f1, verdict
+from raymill.evaluate.reasoning import after_reasoning
 from raymill.reward import sandbox
 from raymill.reward.final_answer import final_answer, same_answer
 from raymill.reward.task import RewardError, Sample, time_left_s
 
 RewardFunction = Callable[[Sample], float]
 REWARDS: dict[str, RewardFunction] = {}
+COMPARING: set[str] = set()  # names of those that can say nothing without a reference
 AUTO = "auto"
 NO_VERIFIER = "none"  # how a record spells that it names none
 REGEX_SECONDS = 2.0
 
 
-def register(name: str) -> Callable[[RewardFunction], RewardFunction]:
+def register(name: str, *, compares: bool = False) -> Callable[[RewardFunction], RewardFunction]:
     """Give a function a name, under which configurations and prompts can ask for it.
+
+    `compares`: it needs a reference, and a run whose prompts have none is refused before it starts.
 
     Raises:
         ValueError: the name is taken.
@@ -39,6 +45,8 @@ def register(name: str) -> Callable[[RewardFunction], RewardFunction]:
         if name in REWARDS:
             raise ValueError(f"reward {name!r} is registered already, as {REWARDS[name]!r}")
         REWARDS[name] = function
+        if compares:
+            COMPARING.add(name)
         return function
 
     return add
@@ -89,23 +97,25 @@ def auto(sample: Sample) -> float:
     return REWARDS[name](sample)
 
 
-@register("exact")
+@register("exact", compares=True)
 def exact(sample: Sample) -> float:
-    r"""1 if the final answer is the reference's: the same number, or the same text but for case and
-    space. What stands after the last `####`, `Answer:` or in `\boxed{…}` counts, in both."""
-    return float(same_answer(final_answer(sample.answer_text), final_answer(_reference(sample))))
+    r"""1 if the final answer is the reference's: the same number, or the same text but for case, space and
+    typesetting. What follows the reasoning counts, and in it what stands after the last `####` or `Answer:`
+    or in `\boxed{…}`, in both."""
+    expected = final_answer(_reference(sample))
+    return float(same_answer(final_answer(sample.answer_text, sample.in_reasoning), expected))
 
 
-@register("contains")
+@register("contains", compares=True)
 def contains(sample: Sample) -> float:
     """1 if the reference stands in the answer, whatever case and white space."""
-    wanted = " ".join(_reference(sample).casefold().split())
+    wanted = " ".join(after_reasoning(_reference(sample)).casefold().split())
     if not wanted:
         raise RewardError("empty reference: every answer contains it")
-    return float(wanted in " ".join(sample.answer_text.casefold().split()))
+    return float(wanted in " ".join(sample.said.casefold().split()))
 
 
-@register("regex")
+@register("regex", compares=True)
 def regex(sample: Sample) -> float:
     r"""1 if the reference, a regular expression, matches somewhere in the answer (`\A…\Z`: all of it)."""
     try:
@@ -117,16 +127,16 @@ def regex(sample: Sample) -> float:
         return float(pattern.search(sample.answer_text) is not None)
 
 
-@register("answer_f1")
+@register("answer_f1", compares=True)
 def answer_f1(sample: Sample) -> float:
     """Token F1 of the answer and the reference, as in SQuAD (see evaluate/answers.py)."""
-    return token_f1(sample.answer_text, _reference(sample))
+    return token_f1(sample.said, after_reasoning(_reference(sample)))
 
 
-@register("right_or_honest")
+@register("right_or_honest", compares=True)
 def right_or_honest(sample: Sample) -> float:
     """1 for the reference, 0.3 for an answer that begins with "I don't know", 0 for any other."""
-    return POINTS[verdict(sample.answer_text, _reference(sample))]
+    return POINTS[verdict(sample.said, after_reasoning(_reference(sample)))]
 
 
 @register("length")
@@ -153,7 +163,7 @@ def token_share(sample: Sample) -> float:
     return sum(token in among for token in sample.answer_ids) / max(len(sample.answer_ids), 1)
 
 
-@register("code")
+@register("code", compares=True)
 def code(sample: Sample) -> float:
     """1 if the answer's last block of Python code (or else all of it) passes the reference's tests.
 
@@ -162,7 +172,7 @@ def code(sample: Sample) -> float:
     a reward is only as good as its tests: code that returns objects equal to everything passes them.
     """
     seconds = min(sandbox.WALL_SECONDS, time_left_s())
-    return float(sandbox.passes(sandbox.last_code(sample.answer_text), _reference(sample), seconds))
+    return float(sandbox.passes(sandbox.last_code(sample.said), _reference(sample), seconds))
 
 
 def _nearest(name: str) -> str:
@@ -173,6 +183,8 @@ def _nearest(name: str) -> str:
 def _reference(sample: Sample) -> str:
     if sample.reference is None:
         raise RewardError("no reference: this function compares with the prompt's, which has none")
+    if sample.reference.strip() and not after_reasoning(sample.reference).strip():
+        raise RewardError("no reference: nothing follows the reasoning in the prompt's")
     return sample.reference
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raymill.errors import RaymillError
+from raymill.evaluate.reasoning import after_reasoning
 
 # Between the end of a call's time, by which a function that can stop itself has, and the end of its process.
 # Long beside what a busy machine keeps a process waiting, or the second limit would come before the first.
@@ -28,7 +29,8 @@ class Sample:
     """One answer, with what is needed to judge it.
 
     `answer_ids`: the sampled tokens, the one that ended the turn included. `reference`, `verifier`
-    and `extra` come from the prompt's record. `finished`: the model ended its turn itself.
+    and `extra` come from the prompt's record. `finished`: the model ended its turn itself. `in_reasoning`:
+    the prompt opened reasoning, as some templates do, so that the answer begins in it.
     """
 
     prompt_messages: tuple[dict[str, Any], ...]
@@ -38,6 +40,12 @@ class Sample:
     verifier: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
     finished: bool = True
+    in_reasoning: bool = False
+
+    @property
+    def said(self) -> str:
+        """The answer's text after its reasoning: what is compared with a reference."""
+        return after_reasoning(self.answer_text, self.in_reasoning)
 
 
 @dataclass(frozen=True)

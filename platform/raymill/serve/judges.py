@@ -15,6 +15,7 @@ from raymill.data.split import unit_hash
 from raymill.durable import sha256_json
 from raymill.errors import ConfigError
 from raymill.evaluate.answers import POINTS, token_f1, verdict
+from raymill.evaluate.reasoning import after_reasoning
 from raymill.serve.database import Database
 from raymill.serve.items import Answer, Item, answers_of, ready_items, shown_order
 from raymill.serve.judgements import SYNTHETIC, Submission, record
@@ -74,14 +75,16 @@ def _answer_f1(item: Item, answer: Answer) -> Score | None:
     """An answer that ends beats one that doesn't; then token F1 with the reference decides."""
     if item.reference is None:
         return None
-    return float(answer.finish == "stop"), token_f1(answer.text, item.reference)
+    return float(answer.finish == "stop"), token_f1(
+        after_reasoning(answer.text), after_reasoning(item.reference)
+    )
 
 
 def _right_or_honest(item: Item, answer: Answer) -> Score | None:
     """As the reward function of that name pays: right, before declined, before wrong."""
     if item.reference is None:
         return None
-    return (POINTS[verdict(answer.text, item.reference)],)
+    return (POINTS[verdict(after_reasoning(answer.text), after_reasoning(item.reference))],)
 
 
 def _length(item: Item, answer: Answer) -> Score:

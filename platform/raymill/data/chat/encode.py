@@ -131,13 +131,15 @@ class ChatEncoder:
             segments = self._template.segments(messages, tools, train_on=train_on)
         except DataError as error:
             return Problem("template", str(error))
+        if not any(segment.learned for segment in segments):
+            return Problem("template", "the chat template leaves out what the assistant wrote")
         left_out = _left_out(conversation)
         if left_out:
             segments = [
                 replace(one, learned=False) if one.turn in left_out else one for one in segments
             ]
         if not any(segment.learned for segment in segments):
-            return Problem("template", "the chat template leaves out what the assistant wrote")
+            return Problem("no_assistant", _nothing_learned(conversation, train_on))
         return segments
 
     def _assembled(
@@ -181,6 +183,17 @@ def _left_out(conversation: Conversation) -> set[int]:
         for turn, index in enumerate(spoken)
         if index < conversation.given or conversation.messages[index].get("weight") == 0
     }
+
+
+def _nothing_learned(conversation: Conversation, train_on: Literal["all", "last"]) -> str:
+    """Say which turns are left out, and what would change that."""
+    turns = sum(message["role"] == "assistant" for message in conversation.messages)
+    if train_on == "last" and len(_left_out(conversation)) < turns:
+        return (
+            "the assistant's last turn has weight 0, and data.train_on=last learns from no other; "
+            "use data.train_on=all, or give that turn another weight"
+        )
+    return "all of the assistant's turns have weight 0; give one another, or leave the record out"
 
 
 def _without_reserved(messages: Sequence[Mapping[str, Any]], spoken: int) -> list[dict[str, Any]]:

@@ -1,0 +1,85 @@
+r"""LaTeX's many ways to write one thing, made one: what is only typesetting goes, what says something stays.
+
+`\left( 3, \dfrac12 \right)` becomes `( 3, \frac{1}{2} )`. Text without LaTeX keeps its words.
+"""
+
+from __future__ import annotations
+
+import re
+
+SEPARATOR = "\x1f"  # a comma between digits that can only separate thousands: `1{,}234`
+_CHARACTERS = 4000  # longer texts are left as they are
+
+_TRANSLATED = str.maketrans(
+    {
+        "−": "-", "–": "-", "－": "-", "﹣": "-", "\N{NO-BREAK SPACE}": " ", "\N{THIN SPACE}": " ",
+        "\N{NARROW NO-BREAK SPACE}": " ", "％": "%", "º": "°", "≦": "≤", "≧": "≥", "⋅": "·", "∙": "·",
+        "½": " 1/2", "⅓": " 1/3", "⅔": " 2/3", "¼": " 1/4", "¾": " 3/4", "⅕": " 1/5", "⅖": " 2/5",
+        "⅗": " 3/5", "⅘": " 4/5", "⅙": " 1/6", "⅚": " 5/6", "⅛": " 1/8", "⅜": " 3/8", "⅝": " 5/8", "⅞": " 7/8",
+    }
+)  # fmt: skip
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
+_SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
+# What commands say: each is followed by what stands for it.
+_SIGNS = r"""
+times × cdot · div ÷ pm ± mp ∓ circ ° degree ° textdegree ° infty ∞ pi π le ≤ leq ≤ leqslant ≤ ge ≥ geq ≥
+geqslant ≥ lt < gt > ne ≠ neq ≠ approx ≈ in ∈ cup ∪ cap ∩ emptyset ∅ varnothing ∅ setminus ∖ to →
+rightarrow → ldots … dots … cdots … euro € pounds £ textdollar $ mid | vert | lbrace \{ rbrace \} lbrack [
+rbrack ] dfrac \frac tfrac \frac cfrac \frac % % # # & & _ _
+"""
+_SPACES = ", ; : quad qquad thinspace enspace space"
+_TYPESETTING = """
+! ( ) [ ] left right middle big Big bigl bigr Bigl Bigr displaystyle textstyle limits bf rm it tt large Large
+"""
+_COMMANDS = {
+    **dict(zip(_SIGNS.split()[::2], _SIGNS.split()[1::2], strict=True)),
+    **dict.fromkeys([" ", *_SPACES.split()], " "),
+    **dict.fromkeys(_TYPESETTING.split(), ""),
+}
+_COMMAND = re.compile(r"\\([A-Za-z]+|[^A-Za-z])")
+_ESCAPED_TWICE = re.compile(r"\\\\(?=[A-Za-z])")
+_THOUSANDS = re.compile(r"(?<=[0-9])\s*(?:\{\s*,\s*\}|,\s*\\!)\s*(?:\\!\s*)?(?=[0-9]{3})")
+_WRAPPED = re.compile(
+    r"\\(?:text(?:bf|it|rm|sf|tt|normal|up|sl|md)?|math(?:rm|bf|it|sf|tt|bb|cal|normal)|mbox|hbox|fbox|boxed|emph|"
+    r"operatorname\*?|bm|boldsymbol|underline|overbrace|unit)\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}"
+)
+_MATHEMATICS = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$", re.DOTALL)
+_TILDE = re.compile(r"(?<=[0-9{}])~(?=[0-9A-Za-z\\])")  # a space at which no line ends
+_DOLLAR = "\x1e"
+_BOLD = re.compile(r"(?<![\w*])\*\*(?=[^\s*])(.+?)(?<=[^\s*])\*\*(?![\w*])")
+_BETWEEN = re.compile(r"(\}|\\frac|\\sqrt)\s+\{")
+_BARE_PART = re.compile(r"\\(frac|sqrt)\s*([0-9A-Za-z])")
+_BARE_BELOW = re.compile(r"(\\frac\s*\{[^{}]*\})\s*([0-9A-Za-z])")
+_SCRIPT = re.compile(r"([\^_])\s*\{\s*([A-Za-z0-9°']|[+-]?[0-9]+)\s*\}(?![0-9])")
+_LONE_GROUP = re.compile(r"(?<![\^_}\\A-Za-z\]])\{\s*([^{},\\]*)\s*\}(?!\s*\{)")
+
+
+def plain(text: str) -> str:
+    """The text without typesetting."""
+    if len(text) > _CHARACTERS:
+        return text
+    text = _SUPERSCRIPT.sub(
+        lambda found: "^" + found[0].translate(_SUPERSCRIPTS), text.translate(_TRANSLATED)
+    )
+    text = _BOLD.sub(r"\1", text)
+    text = _MATHEMATICS.sub(
+        lambda found: found[1] or found[2], text.replace(r"\$", _DOLLAR)
+    ).replace(_DOLLAR, "$")
+    text = _TILDE.sub(" ", text)
+    return _unset(text) if "\\" in text or "{" in text or "^" in text else text
+
+
+def _unset(text: str) -> str:
+    text = _THOUSANDS.sub(SEPARATOR, _ESCAPED_TWICE.sub(r"\\", text))
+    for _ in range(3):  # they stand in each other
+        text = _WRAPPED.sub(r" \1 ", _SCRIPT.sub(r"\1\2", text))
+    text = _COMMAND.sub(_said, text)
+    text = _BETWEEN.sub(r"\1{", text)
+    text = _BARE_PART.sub(r"\\\1{\2}", text)
+    text = _BARE_BELOW.sub(r"\1{\2}", text)
+    text = _LONE_GROUP.sub(r"\1", _SCRIPT.sub(r"\1\2", text))
+    return re.sub(r"\s*\^\s*", "^", text).replace("^°", "°")
+
+
+def _said(command: re.Match[str]) -> str:
+    return _COMMANDS.get(command[1], command[0])
