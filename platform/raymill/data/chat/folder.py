@@ -13,7 +13,8 @@ from typing import Any
 from raymill.data.chat.encode import ChatEncoder
 from raymill.data.chat.template import ChatTemplate
 from raymill.data.manifest import read_tokenizer
-from raymill.data.tokenizer import read_settings, special_token_variables
+from raymill.data.special_tokens import special_token_variables
+from raymill.data.tokenizer import read_settings
 from raymill.errors import DataError
 from raymill.reading import MISSING, is_file, read_text
 
