@@ -23,10 +23,10 @@ from raymill.data.special_tokens import (
     begins_with,
     completed,
     special_ids,
-    special_token_variables,
     text_only,
     unknown_id,
 )
+from raymill.data.special_tokens import special_token_variables as special_token_variables
 from raymill.data.windows import Tokens, in_windows
 from raymill.durable import canonical_json, fsync_path, sha256_text, write_atomic
 from raymill.errors import DataError
@@ -283,20 +283,6 @@ class Encoder:
             return ""
         token = self._control[min(found)]
         return f"the tokenizer makes its special token {token!r} of ordinary text in it"
-
-
-def batches(texts: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
-    """Group (split, text) pairs into lists of about BATCH_CHARACTERS."""
-    batch: list[tuple[str, str]] = []
-    size = 0
-    for pair in texts:
-        batch.append(pair)
-        size += len(pair[1])
-        if size >= BATCH_CHARACTERS or len(batch) >= 4096:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _batched(texts: Sequence[str]) -> Iterator[list[str]]:

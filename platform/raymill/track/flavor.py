@@ -21,8 +21,7 @@ import yaml
 from raymill.data.chat.folder import own_template
 from raymill.data.chat.template import ChatTemplate
 from raymill.data.chat.tokenizer import has_template
-from raymill.data.special_tokens import special_token_variables
-from raymill.data.tokenizer import read_settings
+from raymill.data.tokenizer import read_settings, special_token_variables
 from raymill.model.shape import read_config
 from raymill.reading import entries, is_file, read_bytes, retried
 

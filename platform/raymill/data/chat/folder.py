@@ -13,8 +13,8 @@ from typing import Any
 from raymill.data.chat.encode import ChatEncoder
 from raymill.data.chat.template import ChatTemplate
 from raymill.data.manifest import read_tokenizer
-from raymill.data.special_tokens import special_token_variables
-from raymill.data.tokenizer import read_settings
+from raymill.data.special_tokens import completed
+from raymill.data.tokenizer import read_settings, special_token_variables
 from raymill.errors import DataError
 from raymill.reading import MISSING, is_file, read_text
 
@@ -35,7 +35,7 @@ def load_chat_encoder(folder: Path) -> ChatEncoder | None:
         return None
     path = folder / "tokenizer.json"
     try:
-        tokenizer = read_tokenizer(path)
+        tokenizer = completed(read_tokenizer(path), settings)
     except DataError as error:
         raise DataError(
             f"{folder} has a chat template, but {path} can't be read ({error})."

@@ -18,8 +18,7 @@ from raymill.data.chat.encode import ChatEncoder
 from raymill.data.chat.folder import TEMPLATE_NAME, own_template
 from raymill.data.chat.template import CHATML, ChatTemplate
 from raymill.data.manifest import TokenizerIdentity, read_tokenizer
-from raymill.data.special_tokens import special_token_variables
-from raymill.data.tokenizer import SETTINGS_NAME, read_settings
+from raymill.data.tokenizer import SETTINGS_NAME, read_settings, special_token_variables
 from raymill.durable import sha256_text, write_atomic
 from raymill.errors import ConfigError, DataError
 from raymill.reading import MISSING, is_file, read_text
