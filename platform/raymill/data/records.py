@@ -36,7 +36,7 @@ PARQUET_ROWS = 256
 
 @dataclass(frozen=True)
 class Document:
-    """One text and the split it belongs to; `number`: of its piece's lines or rows, where it is one of those."""
+    """One text and the split it belongs to; `number`: which of its piece's lines or rows it is, if one."""
 
     split: str
     text: str

@@ -61,7 +61,9 @@ def completed(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> Tokenizer:
 def begins_with(tokenizer: Tokenizer) -> tuple[int, ...]:
     """Ids that a tokenizer puts before every text."""
     encoding = tokenizer.encode("x")
-    added = takewhile(lambda pair: pair[1], zip(encoding.ids, encoding.special_tokens_mask, strict=True))
+    added = takewhile(
+        lambda pair: pair[1], zip(encoding.ids, encoding.special_tokens_mask, strict=True)
+    )
     return tuple(index for index, _ in added)
 
 

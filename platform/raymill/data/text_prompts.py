@@ -24,7 +24,9 @@ class TextPrompts:
 
     def __init__(self, tokenizer: Tokenizer, settings: Mapping[str, Any]) -> None:
         completed(tokenizer, settings)
-        self._encoder = Encoder(tokenizer, end_of_text_id=-1)  # none: documents needn't be told apart
+        self._encoder = Encoder(
+            tokenizer, end_of_text_id=-1
+        )  # none: documents needn't be told apart
         self._beginning = text_beginning(tokenizer, settings)
         named = special_token_variables(settings)
         ids = (tokenizer.token_to_id(named[role]) for role in _STANDS_ALONE if role in named)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,7 +92,11 @@ def read_settings(folder: Path) -> dict[str, Any]:
     settings = {**settings, **named}
     special = set(special_token_variables(settings).values())
     added = {
-        str(index): {"content": token, "special": token in special, "normalized": token not in special}
+        str(index): {
+            "content": token,
+            "special": token in special,
+            "normalized": token not in special,
+        }
         for token, index in _object(folder / ADDED_NAME).items()
     }
     return {**settings, "added_tokens_decoder": added} if added else settings
@@ -242,7 +246,9 @@ class Encoder:
         call = model.encode_batch if self._byte_table is None else model.encode_batch_fast
         try:
             encodings = call(texts, add_special_tokens=False)
-        except Exception:  # `tokenizers` raises nothing narrower, as for a character that Unigram lacks
+        except (
+            Exception
+        ):  # `tokenizers` raises nothing narrower, as for a character that Unigram lacks
             yield from map(self._alone, texts)
             return
         for text, encoding in zip(texts, encodings, strict=True):
@@ -347,5 +353,7 @@ def _lost(text: str, offsets: NDArray[np.int64]) -> str:
     np.add.at(begun, offsets[:, 1], -1)
     for place in np.flatnonzero(np.cumsum(begun[:-1]) == 0):
         if unicodedata.category(text[place])[0] in "LNPS":
-            return f"the tokenizer has no token for {text[place]!r}, nor one for what it doesn't know"
+            return (
+                f"the tokenizer has no token for {text[place]!r}, nor one for what it doesn't know"
+            )
     return ""

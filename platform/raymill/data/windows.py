@@ -74,7 +74,7 @@ def _joint(before: Tokens, after: Tokens, start: int) -> tuple[int, int] | None:
     # The middle of what they share is far from both edges.
     for number in sorted(range(len(right)), key=lambda index: abs(index - len(left) // 2)):
         at = place.get(right[number])
-        if at is not None and left[at : at + RUN] == right[number : number + RUN]:
-            if len(left[at : at + RUN]) == RUN:
-                return first + at + RUN // 2, number + RUN // 2
+        run = right[number : number + RUN]
+        if at is not None and len(run) == RUN and left[at : at + RUN] == run:
+            return first + at + RUN // 2, number + RUN // 2
     return None

@@ -1,4 +1,4 @@
-"""Conversations with tokenizers of every family: as transformers encodes them, and nobody writes control tokens."""
+"""Conversations with tokenizers of every family: as transformers encodes them, without forged control tokens."""
 
 from __future__ import annotations
 
