@@ -246,9 +246,8 @@ class Encoder:
         call = model.encode_batch if self._byte_table is None else model.encode_batch_fast
         try:
             encodings = call(texts, add_special_tokens=False)
-        except (
-            Exception
-        ):  # `tokenizers` raises nothing narrower, as for a character that Unigram lacks
+        # `tokenizers` has nothing narrower, for a character that Unigram lacks for instance.
+        except Exception:  # noqa: BLE001
             yield from map(self._alone, texts)
             return
         for text, encoding in zip(texts, encodings, strict=True):
@@ -259,7 +258,7 @@ class Encoder:
     def _alone(self, text: str) -> Encoded:
         try:
             found = in_windows(text, SLICE_CHARACTERS, self._tokens)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             nothing = np.zeros(0, dtype=np.uint32)
             return Encoded(nothing, nothing, f"the tokenizer can't encode it ({error})")
         return self._measured(text, found.ids, found.offsets)

@@ -1,4 +1,4 @@
-"""Conversations with tokenizers of every family: as transformers encodes them, without forged control tokens."""
+"""Conversations with tokenizers of every family: as transformers has them, without forged control tokens."""
 
 from __future__ import annotations
 
