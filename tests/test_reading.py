@@ -15,7 +15,7 @@ import pytest
 from raymill import reading
 from raymill.data.globs import matches
 from raymill.errors import StorageError
-from raymill.reading import files_below, opened, read_bytes, retried
+from raymill.reading import files_below, opened, read_bytes, read_text, retried
 
 
 @pytest.fixture
@@ -23,6 +23,11 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     found: list[float] = []
     monkeypatch.setattr(time, "sleep", found.append)
     return found
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"\xef\xbb\xbfx\xef\xbb\xbf")
+    assert read_text(tmp_path / "a") == "x\ufeff", "one inside the text is a character of it"
 
 
 class Failing:

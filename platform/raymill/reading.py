@@ -159,8 +159,8 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """A file's text in UTF-8. Raises as `retried` does, and UnicodeDecodeError."""
-    return read_bytes(path).decode("utf-8")
+    """A file's text in UTF-8, without a byte order mark. Raises as `retried` does, and UnicodeDecodeError."""
+    return read_bytes(path).decode("utf-8-sig")
 
 
 def read_json(path: Path, missing: Any = None) -> Any:

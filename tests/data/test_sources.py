@@ -67,6 +67,20 @@ def test_every_format_gives_its_documents_in_the_order_of_names(tmp_path: Path) 
     )
 
 
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    """Nor is one before a line, where files were put together."""
+    mark = "\ufeff".encode()
+    for name in ("a.txt", "b.md"):
+        (tmp_path / name).write_bytes(mark + name.encode())
+    marked = mark + lines("1") + mark + lines("2")
+    (tmp_path / "c.jsonl").write_bytes(marked)
+    (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress(marked))
+    (tmp_path / "e.jsonl.zst").write_bytes(zstandard.compress(marked))
+    found = read_all(tmp_path)
+    assert texts(found) == ["a.txt", "b.md", *["1", "2"] * 3]
+    assert not bad(found)
+
+
 def test_globs_files_and_folders_of_one_name(tmp_path: Path) -> None:
     for folder in ("x/docs", "y/docs"):
         (tmp_path / folder).mkdir(parents=True)

@@ -71,11 +71,17 @@ class Split:
 
 @dataclass(frozen=True)
 class TokenizerIdentity:
-    """Which tokenizer wrote the ids."""
+    """Which tokenizer wrote the ids. `begins_with`: what it puts before every document."""
 
     fingerprint: str
     vocab_size: int
     end_of_text_id: int
+    begins_with: tuple[int, ...] = ()
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any]) -> TokenizerIdentity:
+        """Read it back from JSON; data prepared before `begins_with` was kept has none."""
+        return cls(**{**tree, "begins_with": tuple(tree.get("begins_with", ()))})
 
 
 @dataclass(frozen=True)
@@ -368,7 +374,7 @@ def _from_tree(tree: Mapping[str, Any]) -> Manifest:
         stored = values.pop(name, None)
         facts[name] = None if stored is None else cls(**stored)
     return Manifest(
-        tokenizer=TokenizerIdentity(**values.pop("tokenizer")),
+        tokenizer=TokenizerIdentity.from_tree(values.pop("tokenizer")),
         splits=splits,
         inputs=tuple(InputDigest(**entry) for entry in values.pop("inputs")),
         bad_inputs=BadInputs(bad["count"], tuple(bad["examples"])),

@@ -1,5 +1,5 @@
 """Documents become rows of one length: the stream EOT d1 EOT d2 … dn EOT, cut with an overlap of
-one token.
+one token; or BOS d1 EOT BOS d2 EOT …, where the tokenizer begins a text with a token of its own.
 
 Legend: T sequence length (predictions a row), R rows. A row holds T+1 tokens; its last token is
 the first of the next row, so every token but the stream's first is predicted exactly once, and
@@ -8,7 +8,7 @@ none is padding. Numpy only: which token lands in which row is arithmetic, and i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +38,11 @@ def dtype_for(vocab_size: int) -> str:
     return "uint16" if vocab_size <= 1 << 16 else "uint32"
 
 
+def opening(begins_with: Sequence[int], end_of_text_id: int) -> tuple[int, ...]:
+    """What stands before a document beside the end of the one before: nothing where that begins a text."""
+    return () if tuple(begins_with) == (end_of_text_id,) else tuple(begins_with)
+
+
 class Packer:
     """Collects the documents of one shard and gives out full row groups as they fill.
 
@@ -45,15 +50,21 @@ class Packer:
     """
 
     def __init__(
-        self, *, sequence_length: int, row_group_rows: int, end_of_text_id: int, dtype: str
+        self,
+        *,
+        sequence_length: int,
+        row_group_rows: int,
+        end_of_text_id: int,
+        dtype: str,
+        begins_with: Sequence[int] = (),
     ) -> None:
         self._length = sequence_length
         self._rows = row_group_rows
         self._dtype = np.dtype(dtype)
         self._end_of_text = np.array([end_of_text_id], dtype=self._dtype)
-        self._no_bytes = np.zeros(1, dtype=np.int64)
+        self._beginning = np.array(opening(begins_with, end_of_text_id), dtype=self._dtype)
         # Tokens not yet given out. The first one was already predicted by the row before (or is the
-        # shard's first EOT), so its bytes are never counted again.
+        # shard's first), so its bytes are never counted again.
         self._tokens: list[NDArray[np.unsignedinteger]] = []
         self._bytes: list[NDArray[np.int64]] = []
         self._held = 0
@@ -65,10 +76,12 @@ class Packer:
 
         Consume the iterator: rows are given out while it runs.
         """
-        if self._held == 0:
-            self._append(self._end_of_text, self._no_bytes)
+        if len(self._beginning):
+            self._append(self._beginning)
+        elif self._held == 0:
+            self._append(self._end_of_text)
         self._append(tokens.astype(self._dtype), token_bytes.astype(np.int64))
-        self._append(self._end_of_text, self._no_bytes)
+        self._append(self._end_of_text)
         if self._held > self._rows * self._length:
             yield from self._give_out()
 
@@ -79,9 +92,12 @@ class Packer:
             yield self._group(tokens, token_bytes)
         self._tokens, self._bytes, self._held = [], [], 0
 
-    def _append(self, tokens: NDArray[np.unsignedinteger], token_bytes: NDArray[np.int64]) -> None:
+    def _append(
+        self, tokens: NDArray[np.unsignedinteger], token_bytes: NDArray[np.int64] | None = None
+    ) -> None:
+        """Without `token_bytes`, no text stands behind the tokens."""
         self._tokens.append(tokens)
-        self._bytes.append(token_bytes)
+        self._bytes.append(np.zeros(len(tokens), np.int64) if token_bytes is None else token_bytes)
         self._held += len(tokens)
 
     def _joined(self) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]:

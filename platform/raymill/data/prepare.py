@@ -151,7 +151,7 @@ def _tokenizer(job: PrepareJob, units: Sequence[Unit], folder: Path) -> Tokenize
     sidecar = folder / UNITS_FOLDER / "tokenizer.json"
     try:
         earlier = json.loads(read_text(sidecar))
-        identity = TokenizerIdentity(**earlier["identity"])
+        identity = TokenizerIdentity.from_tree(earlier["identity"])
         found = tokenizer_fingerprint(target / "tokenizer.json")
         if earlier["digest"] == digest and found == identity.fingerprint:
             return identity

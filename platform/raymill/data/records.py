@@ -36,10 +36,11 @@ PARQUET_ROWS = 256
 
 @dataclass(frozen=True)
 class Document:
-    """One text and the split it belongs to."""
+    """One text and the split it belongs to; `number`: which of its piece's lines or rows it is, if one."""
 
     split: str
     text: str
+    number: int | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Reading:
         if isinstance(found, Bad):
             return found
         split = side_of(piece, record, self.group_column, self.fraction, self.seed)
-        return split if isinstance(split, Bad) else Document(split, found)
+        return split if isinstance(split, Bad) else Document(split, found, number)
 
     def columns(self, stored: pa.Schema, piece: Piece) -> list[str] | Bad:
         """Text, and the group where it decides the side."""

@@ -8,16 +8,26 @@ isn't imported: the folder it reads is two small JSON files.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from raymill.config.schema import TokenizerConfig
 from raymill.data.manifest import TokenizerIdentity, read_tokenizer
+from raymill.data.special_tokens import (
+    begins_with,
+    completed,
+    special_ids,
+    text_only,
+    unknown_id,
+)
+from raymill.data.special_tokens import special_token_variables as special_token_variables
+from raymill.data.windows import Tokens, in_windows
 from raymill.durable import canonical_json, fsync_path, sha256_text, write_atomic
 from raymill.errors import DataError
 from raymill.reading import is_file, is_folder, read_bytes, read_json
@@ -29,9 +39,9 @@ SLICE_CHARACTERS = 1 << 18  # encoded at once: `tokenizers` needs some 100 bytes
 BATCH_CHARACTERS = 1 << 20
 AUTO, END_OF_TEXT = "auto", "<|endoftext|>"
 SETTINGS_NAME = "tokenizer_config.json"
-# What a chat template may name beside the messages.
-_NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
-COPIED = ("special_tokens_map.json", "chat_template.jinja", "added_tokens.json")
+# Where older folders name special tokens and list added ones; read, but written into the settings.
+SPECIAL_NAME, ADDED_NAME = "special_tokens_map.json", "added_tokens.json"
+TEMPLATE_NAME = "chat_template.jinja"
 
 
 def train(texts: Iterator[str], config: TokenizerConfig) -> Tokenizer:
@@ -68,27 +78,34 @@ def end_of_text_of(config: TokenizerConfig) -> str:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json, or nothing where there is none.
+    """What a folder's JSON files say of its tokenizer beside tokenizer.json: `tokenizer_config.json`, and the
+    older special_tokens_map.json and added_tokens.json as transformers takes them.
 
     Raises:
-        DataError: it isn't a JSON object.
-        StorageError: it can't be read.
+        DataError: one isn't a JSON object.
+        StorageError: one can't be read.
     """
-    path = folder / SETTINGS_NAME
-    settings = read_json(path, missing={})
-    if not isinstance(settings, dict):
-        raise DataError(f"{path} holds {type(settings).__name__}, expected an object.")
-    return settings
+    settings = _object(folder / SETTINGS_NAME)
+    named = _object(folder / SPECIAL_NAME)
+    if "added_tokens_decoder" in settings:
+        return {**named, **{key: value for key, value in settings.items() if value is not None}}
+    settings = {**settings, **named}
+    special = set(special_token_variables(settings).values())
+    added = {
+        str(index): {
+            "content": token,
+            "special": token in special,
+            "normalized": token not in special,
+        }
+        for token, index in _object(folder / ADDED_NAME).items()
+    }
+    return {**settings, "added_tokens_decoder": added} if added else settings
 
 
-def special_token_variables(settings: Mapping[str, Any]) -> dict[str, str]:
-    """The special tokens that a tokenizer's settings name, plain or as {"content": …}."""
-    found = {}
-    for name in _NAMED:
-        value = settings.get(name)
-        text = value.get("content") if isinstance(value, Mapping) else value
-        if isinstance(text, str):
-            found[name] = text
+def _object(path: Path) -> dict[str, Any]:
+    found = read_json(path, missing={})
+    if not isinstance(found, dict):
+        raise DataError(f"{path} holds {type(found).__name__}, expected an object.")
     return found
 
 
@@ -106,9 +123,9 @@ def load(path: Path, end_of_text: str) -> Tokenizer:
     # A file may carry training-time padding and truncation, which would silently cut documents.
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    special = sorted(
-        token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special
-    )
+    if is_folder(path):
+        completed(tokenizer, read_settings(path))
+    special = sorted(special_ids(tokenizer))
     if end_of_text not in special:
         known = ", ".join(special[:12]) or "none"
         raise DataError(
@@ -149,32 +166,35 @@ def identity(tokenizer: Tokenizer, end_of_text: str) -> TokenizerIdentity:
     if token_id is None:
         raise DataError(f"The tokenizer has no token {end_of_text!r}.")
     vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-    return TokenizerIdentity(fingerprint(tokenizer), vocab_size, token_id)
+    return TokenizerIdentity(fingerprint(tokenizer), vocab_size, token_id, begins_with(tokenizer))
 
 
 def save(tokenizer: Tokenizer, folder: Path, end_of_text: str, source: Path | None = None) -> None:
     """Write a folder that `transformers.AutoTokenizer.from_pretrained` loads offline.
 
-    End of text also serves as beginning and padding: rows start with it, and padding is masked by
-    length. A loaded tokenizer's other settings (chat template, …) are kept from its `source`
-    folder.
+    A loaded tokenizer's settings and chat template are kept from its `source` folder; padding, which is
+    masked by length, is its own or end of text. Where the settings name
+    no token at all, end of text also serves as beginning: that is what stands before a document.
     """
     folder.mkdir(parents=True, exist_ok=True)
     settings: dict[str, Any] = {}
     if source is not None and is_folder(source):
-        for name in COPIED:
-            if is_file(source / name):
-                (folder / name).write_bytes(read_bytes(source / name))
+        if is_file(source / TEMPLATE_NAME):
+            (folder / TEMPLATE_NAME).write_bytes(read_bytes(source / TEMPLATE_NAME))
         settings = read_settings(source)
-    # A family's own class would build another tokenizer than tokenizer.json holds.
-    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    settings.setdefault("clean_up_tokenization_spaces", False)
-    for role in ("bos_token", "eos_token", "pad_token"):
-        if settings.get(role) is None:
-            settings[role] = end_of_text
+        settings.update(special_token_variables(settings))  # mappings aren't read by everyone
+    if not special_token_variables(settings):
+        first = next(iter(begins_with(tokenizer)), None)
+        settings["bos_token"] = end_of_text if first is None else tokenizer.id_to_token(first)
+    if settings.get("pad_token") is None:
+        settings["pad_token"] = end_of_text
     settings["eos_token"] = end_of_text
-    # auto_map names code to run; none is taken over.
-    settings.pop("auto_map", None)
+    settings.setdefault("clean_up_tokenization_spaces", False)
+    # Others would be rebuilt from the vocabulary alone, by their family's rules of today.
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    # auto_map names code to run, which is never taken over; tokenizer.json lists the tokens.
+    for name in ("auto_map", "added_tokens_decoder"):
+        settings.pop(name, None)
     text = json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False)
     write_atomic(folder / SETTINGS_NAME, text + "\n")
     write_atomic(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
@@ -183,102 +203,104 @@ def save(tokenizer: Tokenizer, folder: Path, end_of_text: str, source: Path | No
 
 @dataclass(frozen=True)
 class Encoded:
-    """A document's token ids [n] and UTF-8 bytes behind each [n], which add up to its text's."""
+    """A document's token ids [n] and UTF-8 bytes behind each [n], which add up to its text's.
+
+    `problem`: why the ids aren't what the text says, if they aren't.
+    """
 
     ids: NDArray[np.uint32]
     token_bytes: NDArray[np.uint32]
+    problem: str = ""
 
 
 class Encoder:
-    """Encodes documents; special tokens that a text spells out are text, never control."""
+    """Encodes documents; special tokens that a text spells out are text, never control.
+
+    The tokenizer is copied, not changed. `end_of_text_id`: no text may become it, even if it is also the
+    tokenizer's token for what it doesn't know.
+    """
 
     def __init__(self, tokenizer: Tokenizer, end_of_text_id: int) -> None:
-        self._tokenizer = tokenizer
-        self._tokenizer.encode_special_tokens = True
-        self._end_of_text_id = end_of_text_id
+        self._tokenizer = text_only(tokenizer)
         self._byte_table = _byte_table(tokenizer)
+        self._unknown_id = unknown_id(tokenizer)
+        self._control = {index: token for token, index in special_ids(tokenizer).items()}
+        if self._unknown_id is not None and self._unknown_id != end_of_text_id:
+            self._control.pop(self._unknown_id, None)
 
     def encode(self, texts: Sequence[str]) -> Iterator[Encoded]:
         """Encode documents one after the other, in batches of bounded size.
 
-        A long document is encoded in slices cut at line ends, so that memory stays bounded.
-
-        Raises:
-            DataError: the tokenizer makes its end-of-text token from ordinary text.
+        A long document is encoded in windows, so that memory stays bounded; its ids are the whole's.
         """
-        encoded = (
-            result
-            for batch in _batched(part for text in texts for part in _slices(text))
-            for result in self._encode_slices(batch)
-        )
-        for text in texts:
-            parts = [next(encoded) for _ in _slices(text)]
-            yield Encoded(
-                np.concatenate([part.ids for part in parts]),
-                np.concatenate([part.token_bytes for part in parts]),
-            )
+        for batch in _batched(texts):
+            if len(batch[0]) > SLICE_CHARACTERS:
+                yield self._alone(batch[0])
+            else:
+                yield from self._together(batch)
 
-    def _encode_slices(self, slices: Sequence[str]) -> Iterator[Encoded]:
-        if self._byte_table is None:
-            encodings = self._tokenizer.encode_batch(slices, add_special_tokens=False)
-        else:
-            encodings = self._tokenizer.encode_batch_fast(slices, add_special_tokens=False)
-        for text, encoding in zip(slices, encodings, strict=True):
+    def _together(self, texts: list[str]) -> Iterator[Encoded]:
+        """Documents that are encoded in one call; one by one if that fails."""
+        # The fast call leaves the offsets out, which byte-level tokenizers hardly ever need.
+        model = self._tokenizer
+        call = model.encode_batch if self._byte_table is None else model.encode_batch_fast
+        try:
+            encodings = call(texts, add_special_tokens=False)
+        # `tokenizers` has nothing narrower, for a character that Unigram lacks for instance.
+        except Exception:  # noqa: BLE001
+            yield from map(self._alone, texts)
+            return
+        for text, encoding in zip(texts, encodings, strict=True):
             ids = np.array(encoding.ids, dtype=np.uint32)
-            if np.any(ids == self._end_of_text_id):
-                raise DataError(
-                    "The tokenizer turns ordinary text into its end-of-text token, so documents "
-                    f"couldn't be told apart. The text: {text[:80]!r}. Choose another "
-                    "tokenizer.end_of_text."
-                )
-            yield Encoded(ids, self._bytes_of(text, ids, encoding))
+            offsets = _offsets(encoding) if self._byte_table is None else None
+            yield self._measured(text, ids, offsets)
 
-    def _bytes_of(
-        self, text: str, ids: NDArray[np.uint32], encoding: Encoding
-    ) -> NDArray[np.uint32]:
+    def _alone(self, text: str) -> Encoded:
+        try:
+            found = in_windows(text, SLICE_CHARACTERS, self._tokens)
+        except Exception as error:  # noqa: BLE001
+            nothing = np.zeros(0, dtype=np.uint32)
+            return Encoded(nothing, nothing, f"the tokenizer can't encode it ({error})")
+        return self._measured(text, found.ids, found.offsets)
+
+    def _tokens(self, text: str) -> Tokens:
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return Tokens(np.array(encoding.ids, dtype=np.uint32), _offsets(encoding))
+
+    def _measured(
+        self, text: str, ids: NDArray[np.uint32], offsets: NDArray[np.int64] | None
+    ) -> Encoded:
+        problem = self._forged(ids)
         total = len(text.encode("utf-8"))
         if self._byte_table is not None:
             token_bytes = self._byte_table[ids]
             if int(token_bytes.sum(dtype=np.int64)) == total:
-                return token_bytes
-            # A normaliser or an unknown token changed the text; character offsets still tell.
-            encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        return _bytes_by_offsets(text, encoding.offsets, total)
+                return Encoded(ids, token_bytes, problem)
+        # A normaliser or an unknown token changed the text; character offsets still tell.
+        offsets = self._tokens(text).offsets if offsets is None else offsets
+        if self._unknown_id is None:
+            problem = problem or _lost(text, offsets)
+        return Encoded(ids, _bytes_by_offsets(text, offsets, total), problem)
+
+    def _forged(self, ids: NDArray[np.uint32]) -> str:
+        found = self._control.keys() & set(np.unique(ids).tolist())
+        if not found:
+            return ""
+        token = self._control[min(found)]
+        return f"the tokenizer makes its special token {token!r} of ordinary text in it"
 
 
-def batches(texts: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
-    """Group (split, text) pairs into lists of about BATCH_CHARACTERS."""
-    batch: list[tuple[str, str]] = []
-    size = 0
-    for pair in texts:
-        batch.append(pair)
-        size += len(pair[1])
-        if size >= BATCH_CHARACTERS or len(batch) >= 4096:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _slices(text: str) -> Iterator[str]:
-    """Parts of at most SLICE_CHARACTERS, cut after a newline where there is one; "" gives ""."""
-    start = 0
-    while len(text) - start > SLICE_CHARACTERS:
-        stop = text.rfind("\n", start, start + SLICE_CHARACTERS) + 1
-        stop = stop if stop > start else start + SLICE_CHARACTERS
-        yield text[start:stop]
-        start = stop
-    yield text[start:]
-
-
-def _batched(slices: Iterator[str]) -> Iterator[list[str]]:
-    """Lists of about BATCH_CHARACTERS."""
+def _batched(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Lists of about BATCH_CHARACTERS; a text longer than SLICE_CHARACTERS stands alone."""
     batch: list[str] = []
     size = 0
-    for part in slices:
-        batch.append(part)
-        size += len(part)
-        if size >= BATCH_CHARACTERS:
+    for text in texts:
+        if batch and (size >= BATCH_CHARACTERS or len(text) > SLICE_CHARACTERS):
+            yield batch
+            batch, size = [], 0
+        batch.append(text)
+        size += len(text)
+        if len(text) > SLICE_CHARACTERS:
             yield batch
             batch, size = [], 0
     if batch:
@@ -301,25 +323,36 @@ def _byte_table(tokenizer: Tokenizer) -> NDArray[np.uint32] | None:
     return table
 
 
-def _bytes_by_offsets(
-    text: str, offsets: Sequence[tuple[int, int]], total: int
-) -> NDArray[np.uint32]:
-    """Bytes behind each token by the character where it ends; what lies between tokens goes to the
-    later one.
+def _offsets(encoding: Encoding) -> NDArray[np.int64]:
+    return np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+
+
+def _bytes_by_offsets(text: str, offsets: ArrayLike, total: int) -> NDArray[np.uint32]:
+    """Bytes behind each token by the character where it ends ([n, 2] as `tokenizers` gives them); what lies
+    between tokens goes to the later one.
 
     The ends telescope, so the sum is exact whatever a normaliser dropped; the last token takes the
     rest.
     """
-    if not offsets:
+    ends = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)[:, 1]
+    if not len(ends):
         return np.zeros(0, dtype=np.uint32)
-    widths = np.fromiter((_utf8_width(character) for character in text), np.int64, len(text))
+    codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    widths = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)
     byte_at = np.concatenate([[0], np.cumsum(widths)])
-    ends = np.maximum.accumulate(np.array([stop for _, stop in offsets], dtype=np.int64))
-    byte_ends = byte_at[ends]
+    byte_ends = byte_at[np.maximum.accumulate(ends)]
     byte_ends[-1] = total
     return np.diff(byte_ends, prepend=0).astype(np.uint32)
 
 
-def _utf8_width(character: str) -> int:
-    code = ord(character)
-    return 1 if code < 0x80 else 2 if code < 0x800 else 3 if code < 0x10000 else 4
+def _lost(text: str, offsets: NDArray[np.int64]) -> str:
+    """The first letter, number or sign that no token stands for, where nothing stands for unknown ones."""
+    begun = np.zeros(len(text) + 1, dtype=np.int64)
+    np.add.at(begun, offsets[:, 0], 1)
+    np.add.at(begun, offsets[:, 1], -1)
+    for place in np.flatnonzero(np.cumsum(begun[:-1]) == 0):
+        if unicodedata.category(text[place])[0] in "LNPS":
+            return (
+                f"the tokenizer has no token for {text[place]!r}, nor one for what it doesn't know"
+            )
+    return ""

@@ -20,9 +20,9 @@ from typing import Any, ClassVar, Protocol
 from raymill.data import tokenizer as tokenizers_room
 from raymill.data.manifest import TOKENIZER_FOLDER, InputDigest, Shard, TokenizerIdentity
 from raymill.data.pack import Packer, dtype_for
-from raymill.data.records import Bad, Reading, read_records
+from raymill.data.records import Bad, Document, Reading, place_of, read_records
 from raymill.data.shards import ShardWriter
-from raymill.data.sources import Unit
+from raymill.data.sources import Piece, Unit
 from raymill.durable import canonical_json, sha256_file, sha256_text, write_atomic
 from raymill.errors import DataError
 from raymill.reading import MISSING, read_text
@@ -140,9 +140,15 @@ class _Work:
         packers: dict[str, Packer] = {}
         writers: dict[str, ShardWriter] = {}
         with ExitStack() as stack:
-            for batch in tokenizers_room.batches(self._texts()):
-                encoded = encoder.encode([text for _, text in batch])
-                for (split, _), document in zip(batch, encoded, strict=True):
+            for batch in _batches(self._texts()):
+                encoded = encoder.encode([record.text for _, record in batch])
+                for (piece, record), document in zip(batch, encoded, strict=True):
+                    split = record.split
+                    if document.problem:
+                        number = record.number
+                        where = piece.name if number is None else place_of(piece, number)
+                        self._told_bad(where, document.problem)
+                        continue
                     if not len(document.ids):
                         continue  # an empty text: nothing to learn from, nothing wrong
                     if split not in writers:
@@ -166,21 +172,24 @@ class _Work:
             bytes_read=sum(piece.length for piece in self._unit),
         )
 
-    def _texts(self) -> Iterator[tuple[str, str]]:
+    def _texts(self) -> Iterator[tuple[Piece, Document]]:
         for piece in self._unit:
             digest = hashlib.sha256()
             for record in read_records(piece, self._settings.reading, digest):
                 if isinstance(record, Bad):
                     self._records += record.count
-                    self._bad += record.count
-                    if len(self._examples) < EXAMPLES:
-                        self._examples.append(f"{record.where}: {record.why}")
+                    self._told_bad(record.where, record.why, record.count)
                 else:
                     self._records += 1
-                    yield record.split, record.text
+                    yield piece, record
             self._inputs.append(
                 InputDigest(piece.name, piece.offset, piece.length, digest.hexdigest())
             )
+
+    def _told_bad(self, where: str, why: str, count: int = 1) -> None:
+        self._bad += count
+        if len(self._examples) < EXAMPLES:
+            self._examples.append(f"{where}: {why}")
 
     def _packer(self) -> Packer:
         settings = self._settings
@@ -188,6 +197,7 @@ class _Work:
             sequence_length=settings.sequence_length,
             row_group_rows=settings.row_group_rows,
             end_of_text_id=settings.tokenizer.end_of_text_id,
+            begins_with=settings.tokenizer.begins_with,
             dtype=settings.dtype,
         )
 
@@ -198,6 +208,22 @@ class _Work:
             dtype=self._settings.dtype,
             sequence_length=self._settings.sequence_length,
         )
+
+
+def _batches(
+    records: Iterator[tuple[Piece, Document]],
+) -> Iterator[list[tuple[Piece, Document]]]:
+    """Lists of about BATCH_CHARACTERS."""
+    batch: list[tuple[Piece, Document]] = []
+    size = 0
+    for pair in records:
+        batch.append(pair)
+        size += len(pair[1].text)
+        if size >= tokenizers_room.BATCH_CHARACTERS or len(batch) >= 4096:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 @lru_cache(maxsize=2)

@@ -10,6 +10,7 @@ from typing import Any
 from raymill.data.chat.encode import ChatEncoder
 from raymill.data.chat.stdlib import Entry
 from raymill.evaluate.answers import POINTS, Verdict, verdict
+from raymill.generate.text import text_prompts
 
 NEW_TOKENS = 48
 BATCH = 128
@@ -110,7 +111,7 @@ class Speaker:
 
     def text_prompt(self, text: str) -> list[int]:
         """Text as a document begins."""
-        return [self.end_of_text_id, *self.tokenizer.encode(text, add_special_tokens=False)]
+        return text_prompts(self.tokenizer).ids(text)
 
     def _prompt(self, question: str) -> list[int]:
         if self.encoder is None:

@@ -20,6 +20,7 @@ from raymill.data.control_tokens import ControlTokens
 from raymill.data.manifest import Prepared, read_tokenizer
 from raymill.data.rows import Rows
 from raymill.data.split import VALIDATION
+from raymill.data.text_prompts import TextPrompts
 from raymill.durable import write_atomic
 from raymill.engine.agreement import on_all_ranks
 from raymill.engine.answer_table import write_table
@@ -185,21 +186,13 @@ class AnsweredQuestions:
 
     @cached_property
     def _plain(self) -> list[tuple[list[int], Question]]:
-        """Questions as running text: end of text, the question, a new line."""
-        end_of_text = self.prepared.manifest.tokenizer.end_of_text_id
-        encoded = self._tokenizer.encode_batch(
-            [question.question + "\n" for question in self._asked], add_special_tokens=False
-        )
-        return [
-            ([end_of_text, *one.ids], question)
-            for one, question in zip(encoded, self._asked, strict=True)
-        ]
+        """Questions as running text, each with a new line behind it."""
+        plain = TextPrompts.of_folder(self.prepared.tokenizer_folder)
+        return [(plain.ids(question.question + "\n"), question) for question in self._asked]
 
     @cached_property
     def _tokenizer(self) -> Any:
-        tokenizer = read_tokenizer(self.prepared.tokenizer_folder / "tokenizer.json")
-        tokenizer.encode_special_tokens = True
-        return tokenizer
+        return read_tokenizer(self.prepared.tokenizer_folder / "tokenizer.json")
 
 
 def _rows(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], width: int) -> Rows:

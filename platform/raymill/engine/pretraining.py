@@ -43,8 +43,9 @@ class Pretraining(Recipe[PretrainJob]):
         return model
 
     def objective(self, model: Any, group: WorkerGroup) -> LanguageModelling:
-        end_of_text_id = self.prepared[0].manifest.tokenizer.end_of_text_id
-        return LanguageModelling(end_of_text_id, self.job.data.document_mask)
+        tokenizer = self.prepared[0].manifest.tokenizer
+        first = next(iter(tokenizer.begins_with), tokenizer.end_of_text_id)
+        return LanguageModelling(first, self.job.data.document_mask)
 
     def evaluators(
         self,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymill.config.schema import TextEvaluation
 from raymill.data.manifest import Prepared, read_tokenizer
+from raymill.data.text_prompts import TextPrompts
 from raymill.durable import write_atomic
 from raymill.engine.agreement import on_all_ranks
 from raymill.engine.compilation import uncompiled
@@ -40,12 +41,12 @@ class SampledText:
         settings, step = self.settings, occasion.step
         if not occasion.due(settings.sample_every):
             return {}
-        tokenizer = on_all_ranks(group, self._tokenizer)
+        tokenizer, prompts = on_all_ranks(group, self._encoded)
         with uncompiled():
             texts = sample_texts(
                 model,
                 tokenizer,
-                settings.prompts,
+                prompts,
                 end_of_text_id=self.prepared.manifest.tokenizer.end_of_text_id,
                 max_new_tokens=settings.sample_tokens,
                 temperature=settings.temperature,
@@ -70,5 +71,8 @@ class SampledText:
         if self.journal is not None:
             self.journal.write("message", step, text=f"evaluation.prompts: {text}")
 
-    def _tokenizer(self) -> Tokenizer:
-        return read_tokenizer(self.prepared.tokenizer_folder / "tokenizer.json")
+    def _encoded(self) -> tuple[Tokenizer, list[tuple[str, list[int]]]]:
+        folder = self.prepared.tokenizer_folder
+        asked = TextPrompts.of_folder(folder)
+        prompts = [(prompt, asked.ids(prompt)) for prompt in self.settings.prompts]
+        return read_tokenizer(folder / "tokenizer.json"), prompts

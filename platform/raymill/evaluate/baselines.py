@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raymill.data.manifest import Prepared, read_tokenizer
+from raymill.data.pack import opening
 from raymill.data.shards import row_groups
 from raymill.durable import write_atomic
 from raymill.errors import DataError
@@ -79,8 +80,10 @@ def text_bytes(prepared: Prepared, split: str) -> bytes:
 
 
 def documents(prepared: Prepared, split: str) -> Iterator[list[int]]:
-    """Token ids of each document of a split, without end-of-text tokens."""
+    """Token ids of each document of a split, without the tokens that begin and end it."""
     manifest = prepared.manifest
+    tokenizer = manifest.tokenizer
+    begun = len(opening(tokenizer.begins_with, tokenizer.end_of_text_id))
     for shard in manifest.splits[split].shards:
         stream = np.concatenate(
             [
@@ -89,11 +92,11 @@ def documents(prepared: Prepared, split: str) -> Iterator[list[int]]:
                 for row in range(len(rows))
             ]
         )
-        ends = np.flatnonzero(stream == manifest.tokenizer.end_of_text_id)
-        start = 0
+        ends = np.flatnonzero(stream == tokenizer.end_of_text_id)
+        start = max(0, begun - 1)  # the shard's first token isn't in the stream
         for end in ends.tolist():
             yield stream[start:end].tolist()
-            start = end + 1
+            start = end + 1 + begun
 
 
 def trigram_bits_per_byte(train: bytes, held_out: bytes) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +101,7 @@ def _given_prompt(job: GenerateJob) -> str | None:
             return read_text(Path(job.prompt_file))
         except (*MISSING, UnicodeDecodeError) as error:
             raise ConfigError([f"prompt_file={job.prompt_file}: can't be read: {error}"]) from error
-    return None if sys.stdin.isatty() else sys.stdin.read()
+    return None if sys.stdin.isatty() else sys.stdin.read().removeprefix("\ufeff")
 
 
 def _typed_prompts() -> Iterator[str]:
@@ -148,10 +149,9 @@ def _answer(
     from raymill.generate.conversation import print_note
     from raymill.generate.decoding import decode_stream
     from raymill.generate.sampling import sample, unseen
+    from raymill.generate.text import text_prompts
 
-    ids = tokenizer.encode(prompt, add_special_tokens=False)
-    if end_of_text_id is not None:
-        ids = [end_of_text_id, *ids]  # a document begins with it, in training too
+    ids = text_prompts(tokenizer).ids(prompt)
     if left_out := unseen(model, ids):
         print_note(
             f"the model has {model.config.max_position_embeddings} positions: it doesn't see the first "
@@ -167,7 +167,9 @@ def _answer(
         end_of_text_id=end_of_text_id,
     )
     sys.stdout.write(prompt)
-    for piece in decode_stream(tokenizer, tokens):
+    stops = frozenset(named_ids(model.generation_config.eos_token_id))
+    drawn = takewhile(lambda token: token not in stops, tokens)
+    for piece in decode_stream(tokenizer, drawn, after=ids):
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from raymill.generate.decoding import decode_stream
 from raymill.objective.heads import Fp32Head
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def unseen(model: Any, prompt_ids: Sequence[int]) -> int:
 def sample_texts(
     model: Any,
     tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    prompts: Sequence[tuple[str, Sequence[int]]],
     *,
     end_of_text_id: int,
     max_new_tokens: int,
@@ -134,15 +135,14 @@ def sample_texts(
     note: Callable[[str], None],
     lockstep: bool = False,
 ) -> list[str]:
-    """Continuations of `prompts`, without them; a document starts with the end-of-text token.
+    """Continuations of `prompts`, texts and the ids that ask for them, without these.
 
     `note` is told which prompts the model doesn't see whole.
     """
     was_training = model.training
     model.eval()
     texts = []
-    for number, prompt in enumerate(prompts):
-        ids = [end_of_text_id, *tokenizer.encode(prompt, add_special_tokens=False).ids]
+    for number, (prompt, ids) in enumerate(prompts):
         if left_out := unseen(model, ids):
             note(
                 f"prompt {prompt[:40]!r}: the model has no positions for the first {left_out} of its "
@@ -158,6 +158,6 @@ def sample_texts(
             end_of_text_id=end_of_text_id,
             lockstep=lockstep,
         )
-        texts.append(tokenizer.decode(list(tokens)))
+        texts.append("".join(decode_stream(tokenizer, tokens, after=ids)))
     model.train(was_training)
     return texts

@@ -18,7 +18,11 @@ from raymill.objective.sequences import Sequences, passed
 
 @dataclass(frozen=True)
 class LanguageModelling:
-    """Cross-entropy on every next token, optionally blind to the documents packed before."""
+    """Cross-entropy on every next token, optionally blind to the documents packed before.
+
+    `end_of_text_id`: the token that opens a document, the one with which its tokenizer begins a text where it
+    has such a token.
+    """
 
     end_of_text_id: int
     document_mask: bool = False
@@ -37,7 +41,6 @@ class LanguageModelling:
         labels_BT = tokens_BT1[:, 1:].clone()
         column_T = torch.arange(labels_BT.shape[1])
         labels_BT[column_T >= torch.from_numpy(rows.length.astype(np.int64))[:, None] - 1] = IGNORE
-        # An end of text opens the document after it.
         opens_BT = inputs_BT == self.end_of_text_id if self.document_mask else None
         logits = passed(forward, Sequences.of(inputs_BT, opens_BT), device).logits
         nats_BT = F.cross_entropy(

@@ -15,6 +15,7 @@ from raymill.data.chat.encode import ChatEncoder
 from raymill.data.chat.template import ChatTemplate
 from raymill.data.control_tokens import named_stops
 from raymill.data.manifest import read_tokenizer
+from raymill.data.special_tokens import completed
 from raymill.data.tokenizer import read_settings, special_token_variables
 from raymill.errors import DataError
 from raymill.reading import MISSING, is_file, read_text
@@ -39,7 +40,7 @@ def load_chat_encoder(folder: Path) -> ChatEncoder | None:
         return None
     path = folder / "tokenizer.json"
     try:
-        tokenizer = read_tokenizer(path)
+        tokenizer = completed(read_tokenizer(path), settings)
     except DataError as error:
         raise DataError(
             f"{folder} has a chat template, but {path} can't be read ({error})."

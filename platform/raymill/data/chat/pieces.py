@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from raymill.data.chat.guard import BREAK, Guard
 from raymill.data.chat.problems import Problem
 from raymill.data.chat.template import Segment
+from raymill.data.special_tokens import unknown_id
 from raymill.data.tokenizer import Encoder, _byte_table, _bytes_by_offsets
 from raymill.errors import DataError
 
@@ -56,7 +57,7 @@ class SegmentEncoder:
         size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         self._is_special = np.zeros(size + 1, dtype=np.bool_)
         self._is_special[list(self.special_ids.values())] = True
-        # Its own check, that no text becomes end of text, is made here for all special tokens.
+        self._unknown_id = unknown_id(tokenizer)
         self._text = Encoder(self._plain, end_of_text_id=size)
         zero = np.zeros(1, dtype=np.uint32)
         self._special = {
@@ -81,14 +82,13 @@ class SegmentEncoder:
             text for parts in cut for texts in parts for text in texts[::2] if text
         )
         encoded = self._text.encode([text.replace(BREAK, "") for text in ordinary])
-        known = {
-            text: Piece(found.ids, found.token_bytes)
-            for text, found in zip(ordinary, encoded, strict=True)
-        }
-        # Where the vocabulary's merges can spell a control token, text would turn into one.
+        known: dict[str, Piece] = {}
+        # A single letter that is a control token, for instance, can't be ordinary text.
         forged: set[str] = set()
-        if known and self.is_special(np.concatenate([piece.ids for piece in known.values()])).any():
-            forged = {text for text, piece in known.items() if self.is_special(piece.ids).any()}
+        for text, one in zip(ordinary, encoded, strict=True):
+            known[text] = Piece(one.ids, one.token_bytes)
+            if one.problem:
+                forged.add(text)
         found: list[list[Piece] | Problem] = []
         for parts in cut:
             if forged and any(text in forged for texts in parts for text in texts[::2]):
@@ -117,8 +117,11 @@ class SegmentEncoder:
     ) -> list[Piece] | Problem:
         ids = np.array(encoding.ids, dtype=np.uint32)
         special = self.is_special(ids)
-        written = self.guard.split(text)
-        if BREAK in text or len(written) // 2 != int(special.sum()):
+        written = [self.special_ids[token] for token in self.guard.split(text)[1::2]]
+        if self._unknown_id is not None:  # which ordinary text may become, too
+            special &= ids != self._unknown_id
+        expected = [index for index in written if index != self._unknown_id]
+        if BREAK in text or len(expected) != int(special.sum()):
             return _forged()
         token_bytes = _bytes_by_offsets(text, encoding.offsets, len(text.encode("utf-8")))
         token_bytes[special] = 0
