@@ -148,13 +148,14 @@ def _answer(
     from raymill.generate.conversation import print_note
     from raymill.generate.decoding import decode_stream
     from raymill.generate.sampling import sample, unseen
+    from raymill.model.shape import context_length
 
     ids = tokenizer.encode(prompt, add_special_tokens=False)
     if end_of_text_id is not None:
         ids = [end_of_text_id, *ids]  # a document begins with it, in training too
     if left_out := unseen(model, ids):
         print_note(
-            f"the model has {model.config.max_position_embeddings} positions: it doesn't see the first "
+            f"the model has {context_length(model.config)} positions: it doesn't see the first "
             f"{left_out} of the prompt's {len(ids)} tokens"
         )
     tokens = sample(

@@ -13,6 +13,7 @@ import torch
 from raymill.causes import first_line
 from raymill.errors import ConfigError
 from raymill.generate.batch import Completion, complete
+from raymill.model.shape import context_length
 from raymill.rollout.engine import Sampling
 from raymill.rollout.failure import RolloutError
 from raymill.rollout.weights import DTYPES, Bucket, fill, held_weights, weights_digest
@@ -48,7 +49,8 @@ def _empty_model(spec: ModelSpec) -> Any:
     quieten()
     try:
         config = config_of(Path(spec.folder))
-        config.vocab_size = max(config.vocab_size, spec.vocab_size)
+        text = config.get_text_config(decoder=True)
+        text.vocab_size = max(text.vocab_size, spec.vocab_size)
         # On its device, not on "meta": what a model computes at its birth and never stores (the
         # frequencies of rotary positions) comes with no weights.
         with no_init_weights(), torch.device("cuda" if spec.gpu else "cpu"):
@@ -107,7 +109,7 @@ class TransformersEngine:
 
     def _check_room(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
         """`complete` would cut a prompt's beginning off, and the policy learn from the whole of it."""
-        positions = getattr(self.model.config, "max_position_embeddings", None)
+        positions = context_length(self.model.config)
         longest = max(map(len, prompts), default=0)
         if positions is not None and longest + max_new_tokens > positions:
             raise RolloutError(
