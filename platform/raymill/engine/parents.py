@@ -101,8 +101,8 @@ def flops_per_token(model: Any, sequence_length: int, output_share: float) -> fl
     gradients on but has none. The output matrix counts by the share of places where logits are computed."""
     from raymill.model.shape import SHAPE_KEYS, named
 
-    # Parameters alone are looked at: adapters' wrappers compute a weight whenever it is, which parts of it under
-    # ZeRO-3 don't allow.
+    # Parameters alone are looked at: adapters' wrappers compute a weight whenever it is, which parts of it
+    # under ZeRO-3 don't allow.
     head = model.get_output_embeddings()
     modules = (model.get_input_embeddings(), head, *model.modules())
     tables = {

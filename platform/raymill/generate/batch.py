@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from raymill.generate.batching import batching
+from raymill.generate.modes import mode_of
 from raymill.generate.rows import GrowingRows
 from raymill.generate.sampling import draw
 from raymill.model.shape import NO_LIMIT, context_length
@@ -54,7 +54,7 @@ def complete(
     the rows beside it, up to floating point, and is what `sample` gives with that seed. A prompt
     longer than the model's positions minus `max_new_tokens` keeps its last part, and its completion says how
     much it lost. The model is in evaluation mode meanwhile, with its output matrix in fp32, and then as it
-    was. A family that can't be sampled in batches is sampled row by row; see `batching`.
+    was. A family that can't be sampled in batches is sampled row by row; see `mode_of`.
 
     With `lockstep`, each batch takes exactly `max_new_tokens` forward passes whatever is drawn, as
     ranks must that gather weights together (ZeRO-3); give all of them as many prompts.
@@ -68,8 +68,8 @@ def complete(
     """
     room = (context_length(model.config) or NO_LIMIT) - max_new_tokens
     _check(prompts, seeds, room, max_new_tokens, batch_size)
-    if not batching(model).together:
-        batch_size = 1
+    mode = mode_of(model)
+    batch_size = batch_size if mode.batched else 1
     # Neighbours in length waste little padding; the longest come first, so that what doesn't fit
     # into memory fails at once.
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
@@ -81,7 +81,8 @@ def complete(
     try:
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            rows = GrowingRows(model, [prompts[index][-room:] for index in chosen], pad_id)
+            held = [prompts[index][-room:] for index in chosen]
+            rows = GrowingRows(model, held, pad_id, mode.cached)
             batch = _Batch(rows, len(chosen), frozenset(stop_ids), log_probs)
             uniform_TB = _uniform([seeds[index] for index in chosen], max_new_tokens).to(device)
             with torch.no_grad(), head:

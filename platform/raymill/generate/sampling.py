@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from raymill.generate.modes import mode_of
 from raymill.generate.rows import GrowingRows
 from raymill.model.shape import context_length
 from raymill.objective.heads import Fp32Head
@@ -90,17 +91,21 @@ def sample(
     A prompt and answer longer than the model's positions slide: the cache is rebuilt from the last
     half of them. The output matrix is in fp32. With `lockstep`, exactly `max_new_tokens` forward passes
     are made whatever is drawn, as ranks must that gather weights together.
+
+    Raises:
+        ConfigError: the family can't be sampled; see `mode_of`.
     """
+    cached = mode_of(model).cached
     limit = context_length(model.config)
     ids = list(prompt_ids)[-limit:] if limit else list(prompt_ids)
-    rows = GrowingRows(model, [ids])
+    rows = GrowingRows(model, [ids], cached=cached)
     head = Fp32Head(model.get_output_embeddings())
     ended = False
     with torch.no_grad():
         for _ in range(max_new_tokens):
             if limit is not None and len(ids) > limit:
                 ids = ids[-limit // 2 :]
-                rows = GrowingRows(model, [ids])
+                rows = GrowingRows(model, [ids], cached=cached)
             with head:  # for this pass alone: whoever takes the tokens may use the model in between
                 logits_BV = rows.logits()
             token_B = next_token(logits_BV, temperature, top_p, generator)

@@ -1,5 +1,4 @@
-"""Before a model answers: whether its family can be sampled in batches, or only row by row, tried with the model
-itself.
+"""How a family can be sampled, tried with the model itself before it answers: in batches, or only row by row.
 
 Padding on the left, a cache, and rows that end before others are wrong in silence in some families. So a few rows
 are read as sampling reads them, and held against what training computes of each row alone.
@@ -7,7 +6,7 @@ are read as sampling reads them, and held against what training computes of each
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,67 +17,75 @@ from raymill.generate.rows import GrowingRows
 from raymill.objective.heads import Fp32Head
 from raymill.objective.sequences import Sequences, passed
 
-# Tokens of each row that is tried: of its prompt, and of its answer. Longer prompts end both before and after
-# shorter ones. Together they are a dozen forward passes over a few tokens, once for a model.
-TRIED = ((9, 1), (2, 5), (5, 3), (1, 5))
-FIRST_ID = 5  # Smaller ones are often padding or the like, which some families treat in ways of their own.
-TOLERANCE = 1e-3  # of the logits' own size, in fp32; rounding is a thousandth of that
+# Tokens of each row that is tried: of its prompt, and of its answer. The row with the longest prompt ends first.
+# Together they are some fifteen forward passes over a few tokens, once for a model.
+TRIED = ((9, 1), (2, 4), (5, 3))
+FIRST_ID = (
+    5  # Smaller ones are often padding or the like, which some families treat in ways of their own.
+)
+TOLERANCE = 1e-4  # of the logits' own size, in fp32; rounding is a tenth of that at most
 ROUNDINGS = 8  # in 16 bits, so many of a number's own
 
 
 @dataclass(frozen=True)
-class Batching:
-    """How a model is sampled; `apart`: by how much its logits differ in batches, relative to their size, or the
-    error that they end in."""
+class SamplingMode:
+    """`batched`: rows share a tensor; `cached`: each token is read once. `why`: what is wrong with the fastest one."""
 
-    together: bool
-    apart: str = ""
+    batched: bool = True
+    cached: bool = True
+    why: str = ""
 
-    def note(self, model: Any) -> str:
-        """Say in a line that rows are sampled one by one."""
-        return (
-            f"{_family(model)} is sampled row by row, which takes longer: in a batch of prompts of several lengths, "
-            f"{self.apart}"
-        )
-
-
-_known: WeakKeyDictionary[Any, Batching] = WeakKeyDictionary()
+    def note(self, model: Any) -> str | None:
+        """Say in a line that sampling takes longer; None: it doesn't."""
+        if not self.why:
+            return None
+        slow = {"row by row": not self.batched, "without a cache": not self.cached}
+        how = " and ".join(name for name, true in slow.items() if true)
+        return f"{_family(model)} is sampled {how}, which takes longer: {self.why}"
 
 
-def batching(model: Any) -> Batching:
+# From the fastest to the slowest.
+MODES = tuple(
+    SamplingMode(batched, cached)
+    for batched, cached in ((True, True), (False, True), (True, False), (False, False))
+)
+_tried: WeakKeyDictionary[Any, SamplingMode] = WeakKeyDictionary()
+
+
+def mode_of(model: Any) -> SamplingMode:
     """Try how a model can be sampled, once for each model. Collective where its weights are shared out over ranks.
 
     Raises:
-        ConfigError: not even row by row: its logits are then not those of the whole text, or it fails.
+        ConfigError: in no way: its logits are never those of the whole text, or it fails.
     """
-    if model not in _known:
-        _known[model] = _tried(model)
-    return _known[model]
+    if model not in _tried:
+        _tried[model] = _first_that_agrees(model)
+    return _tried[model]
 
 
-def remember(model: Any, found: Batching) -> None:
-    """Have `batching` return this: what another rank found, say."""
-    _known[model] = found
+def use_mode(model: Any, mode: SamplingMode) -> None:
+    """Have `mode_of` return this: what another rank found, say."""
+    _tried[model] = mode
 
 
-def _tried(model: Any) -> Batching:
+def _first_that_agrees(model: Any) -> SamplingMode:
     was_training = model.training
     model.eval()
+    why: list[str] = []
     try:
         with torch.no_grad(), Fp32Head(model.get_output_embeddings()):
             alone = [_whole(model, prompt, answer) for prompt, answer in _rows()]
-            together = _apart(model, alone, [list(range(len(TRIED)))])
-            if together is None:
-                return Batching(True)
-            one_by_one = _apart(model, alone, [[row] for row in range(len(TRIED))])
+            for mode in MODES:
+                problem = _problem(model, mode, alone)
+                if problem is None:
+                    return replace(mode, why=why[0] if why else "")
+                why.append(problem)
     finally:
         model.train(was_training)
-    if one_by_one is None:
-        return Batching(False, together)
     raise ConfigError(
         [
-            f"model: {_family(model)} can't be sampled: token by token, {one_by_one}; choose a model of a family that "
-            "can (docs/families.md)"
+            f"model: {_family(model)} can't be sampled: {why[-1]}; choose a model of another family (docs/families.md "
+            "has those that were tried)"
         ]
     )
 
@@ -105,31 +112,42 @@ def _whole(model: Any, prompt: list[int], answer: list[int]) -> torch.Tensor:
     return logits_TV
 
 
-def _apart(model: Any, alone: list[torch.Tensor], batches: list[list[int]]) -> str | None:
-    """What is wrong with these batches of rows; None: nothing."""
-    found: dict[int, torch.Tensor] = {}
-    for rows in batches:
-        try:
-            found |= _grown(model, rows)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # noqa: BLE001  (a family may fail in any way)
-            return f"it fails ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
-    rounding = torch.finfo(next(model.parameters()).dtype).eps
-    allowed = max(TOLERANCE, ROUNDINGS * rounding)
-    apart = [_difference(logits_TV, alone[row]) for row, logits_TV in found.items()]
+def _problem(model: Any, mode: SamplingMode, alone: list[torch.Tensor]) -> str | None:
+    """What is wrong with rows that are sampled so; None: nothing."""
+    how = f"{'in batches' if mode.batched else 'row by row'}, {'with' if mode.cached else 'without'} a cache"
+    rows = range(len(TRIED))
+    # In batches, a row may be the last one, too.
+    batches = [list(rows), [1]] if mode.batched else [[row] for row in rows]
+    apart: list[torch.Tensor] = []
+    try:
+        for batch in batches:
+            grown = _grown(model, batch, mode.cached)
+            apart += [_difference(logits_TV, alone[row]) for row, logits_TV in grown.items()]
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001  (a family may fail in any way)
+        reason = " ".join(str(error).split())[:120]
+        return f"{how}, it fails ({type(error).__name__}: {reason})"
+    allowed = tolerance_of(model)
     # In 16 bits, rounding may send one token or another to another expert: there the middle one counts.
     of_row = torch.amax if allowed == TOLERANCE else torch.median
     difference = max(float(of_row(apart_T)) for apart_T in apart)
     if difference <= allowed:
         return None
-    return f"its logits differ from those of each text alone by {difference:.1e} of their size"
+    return (
+        f"{how}, its logits differ from those of each text alone by {difference:.1e} of their size"
+    )
 
 
-def _grown(model: Any, rows: list[int]) -> dict[int, torch.Tensor]:
+def tolerance_of(model: Any) -> float:
+    """By how much what is computed in two ways may differ, relative to its size."""
+    return max(TOLERANCE, ROUNDINGS * torch.finfo(next(model.parameters()).dtype).eps)
+
+
+def _grown(model: Any, rows: list[int], cached: bool) -> dict[int, torch.Tensor]:
     """Logits as `_whole` gives them, of rows read as sampling reads them."""
     tried = _rows()
-    growing = GrowingRows(model, [tried[row][0] for row in rows])
+    growing = GrowingRows(model, [tried[row][0] for row in rows], cached=cached)
     seen: dict[int, list[torch.Tensor]] = {row: [] for row in rows}
     held = rows
     while held:
