@@ -1,7 +1,7 @@
 """How a family can be sampled, tried with the model itself before it answers: in batches, or only row by row.
 
-Padding on the left, a cache, and rows that end before others are wrong in silence in some families. So a few rows
-are read as sampling reads them, and held against what training computes of each row alone.
+Padding on the left, a cache, and rows that end before others are wrong in silence in some families. So a few
+rows are read as sampling reads them, and held against what training computes of each row alone.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from raymill.generate.rows import GrowingRows
 from raymill.objective.heads import Fp32Head
 from raymill.objective.sequences import Sequences, passed
 
-# Tokens of each row that is tried: of its prompt, and of its answer. The row with the longest prompt ends first.
+# Tokens of each row that is tried, of its prompt and its answer: the longest prompt's row ends first.
 # Together they are some fifteen forward passes over a few tokens, once for a model.
 TRIED = ((9, 1), (2, 4), (5, 3))
-FIRST_ID = (
-    5  # Smaller ones are often padding or the like, which some families treat in ways of their own.
-)
+# Smaller ones are often padding or the like, which some families treat in ways of their own.
+FIRST_ID = 5
 TOLERANCE = 1e-4  # of the logits' own size, in fp32; rounding is a tenth of that at most
 ROUNDINGS = 8  # in 16 bits, so many of a number's own
 
 
 @dataclass(frozen=True)
 class SamplingMode:
-    """`batched`: rows share a tensor; `cached`: each token is read once. `why`: what is wrong with the fastest one."""
+    """`batched`: rows share a tensor; `cached`: each token is read once. `why`: what is wrong with the
+    fastest."""
 
     batched: bool = True
     cached: bool = True
@@ -53,7 +53,7 @@ _tried: WeakKeyDictionary[Any, SamplingMode] = WeakKeyDictionary()
 
 
 def mode_of(model: Any) -> SamplingMode:
-    """Try how a model can be sampled, once for each model. Collective where its weights are shared out over ranks.
+    """Try how a model can be sampled, once for each model. Collective where ranks share its weights.
 
     Raises:
         ConfigError: in no way: its logits are never those of the whole text, or it fails.
@@ -84,8 +84,8 @@ def _first_that_agrees(model: Any) -> SamplingMode:
         model.train(was_training)
     raise ConfigError(
         [
-            f"model: {_family(model)} can't be sampled: {why[-1]}; choose a model of another family (docs/families.md "
-            "has those that were tried)"
+            f"model: {_family(model)} can't be sampled: {why[-1]}; choose a model of another family "
+            "(docs/families.md has those that were tried)"
         ]
     )
 
@@ -114,10 +114,14 @@ def _whole(model: Any, prompt: list[int], answer: list[int]) -> torch.Tensor:
 
 def _problem(model: Any, mode: SamplingMode, alone: list[torch.Tensor]) -> str | None:
     """What is wrong with rows that are sampled so; None: nothing."""
-    how = f"{'in batches' if mode.batched else 'row by row'}, {'with' if mode.cached else 'without'} a cache"
-    rows = range(len(TRIED))
+    rows, cache = (
+        "in batches" if mode.batched else "row by row",
+        "with" if mode.cached else "without",
+    )
+    how = f"{rows} {cache} a cache"
+    every = list(range(len(TRIED)))
     # In batches, a row may be the last one, too.
-    batches = [list(rows), [1]] if mode.batched else [[row] for row in rows]
+    batches = [every, [1]] if mode.batched else [[row] for row in every]
     apart: list[torch.Tensor] = []
     try:
         for batch in batches:
@@ -176,5 +180,5 @@ def _difference(found_TV: torch.Tensor, alone_TV: torch.Tensor) -> torch.Tensor:
         return torch.where(known_TV, values_TV - mean_T1, 0)
 
     size_T = centered(alone_TV).norm(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
-    apart_T = (centered(found_TV) - centered(alone_TV)).norm(dim=-1) / size_T
+    apart_T: torch.Tensor = (centered(found_TV) - centered(alone_TV)).norm(dim=-1) / size_T
     return apart_T.nan_to_num(nan=torch.inf)

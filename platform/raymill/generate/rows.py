@@ -1,6 +1,6 @@
 """Rows of tokens that grow together: what a model has read of them, and its logits of what comes next.
 
-Shapes: B rows that are held, T tokens that the model hasn't read yet, S columns of all that were given, V vocabulary.
+Shapes: B rows that are held, S columns of all that were given, V vocabulary.
 """
 
 from __future__ import annotations

@@ -65,14 +65,14 @@ def positions_of(folder: Path) -> int | None:
 
 
 def context_length(config: Any) -> int | None:
-    """The tokens that a model reads at most, by transformers' configuration or config.json's content. None: it has no
-    limit, as with ALiBi or a recurrent state, or tells of none."""
+    """The tokens that a model reads at most, by transformers' configuration or config.json's content. None: it
+    has no limit, as with ALiBi or a recurrent state, or tells of none."""
     found = named(config, SHAPE_KEYS["max_positions"])
     return int(found) if found is not None and int(found) > 0 else None
 
 
 def named(config: Any, names: tuple[str, ...]) -> Any:
-    """The first of these numbers that a configuration has, its language model's before its own; None: it has none."""
+    """The first of these that a configuration has, its language model's before its own; None: it has none."""
 
     def of(part: Any, name: str) -> Any:
         return part.get(name) if isinstance(part, dict) else getattr(part, name, None)
