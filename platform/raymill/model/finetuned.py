@@ -70,7 +70,9 @@ def _say_where_to_stop(model: Any, stop_ids: Sequence[int], pad_id: int) -> None
     model.config.eos_token_id = stop_ids[0]
     model.config.pad_token_id = pad_id
     model.generation_config = GenerationConfig(
-        eos_token_id=list(stop_ids), pad_token_id=pad_id, bos_token_id=model.config.bos_token_id
+        eos_token_id=list(stop_ids),
+        pad_token_id=pad_id,
+        bos_token_id=getattr(model.config, "bos_token_id", None),
     )
 
 
