@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Tokenizer
 from data.prepared_factory import _write_tokenizer
 from raymill.config import load
 from raymill.data.chat.template import CHATML
+from raymill.generate.modes import SamplingMode, use_mode
 from raymill.model.build import build_model
 
 END_OF_TEXT, FILLERS, START, END = 0, range(257, 300), 300, 301
@@ -56,6 +57,7 @@ class ScriptedModel:
         self.config = SimpleNamespace(max_position_embeddings=positions)
         self._answers = [list(answer) for answer in answers]
         self.asked: list[list[int]] = []
+        use_mode(self, SamplingMode())  # it can't be tried: it would have nothing left to say
 
     def parameters(self) -> Any:
         return iter([torch.zeros(1)])

@@ -11,6 +11,7 @@ import torch
 
 from raymill.config import load
 from raymill.generate.batch import Completion, complete
+from raymill.generate.modes import mode_of
 from raymill.generate.sampling import nucleus, sample
 from raymill.model.build import build_model
 
@@ -101,21 +102,18 @@ def test_logits_are_those_without_padding(model: Any) -> None:
     """Tokens could agree by luck: here every step's logits are compared."""
     seen: list[torch.Tensor] = []
 
-    def watched(**arguments: Any) -> Any:
-        output = model(**arguments)
-        seen.append(output.logits[:, -1])
-        return output
-
-    watched.parameters, watched.config = model.parameters, model.config  # type: ignore[attr-defined]
-    watched.get_output_embeddings = model.get_output_embeddings  # type: ignore[attr-defined]
-    watched.training, watched.eval, watched.train = False, model.eval, model.train  # type: ignore[attr-defined]
-    together(watched, batch_size=7)
+    mode_of(model)  # which makes passes of its own, once
+    hook = model.register_forward_hook(
+        lambda _module, _inputs, output: seen.append(output.logits[:, -1])
+    )
+    together(model, batch_size=7)
     by_length = sorted(range(7), key=lambda index: -len(PROMPTS[index]))
     batched = {index: torch.stack(seen)[:, row] for row, index in enumerate(by_length)}
     for index, prompt in enumerate(PROMPTS):
         seen.clear()
-        together(watched, prompts=[prompt], seeds=[0])
+        together(model, prompts=[prompt], seeds=[0])
         torch.testing.assert_close(torch.cat(seen), batched[index], rtol=1e-4, atol=1e-4)
+    hook.remove()
 
 
 def distributions(model: Any, prompt: list[int], ids: tuple[int, ...], temperature: float) -> Any:

@@ -8,6 +8,7 @@ from transformers import AutoTokenizer
 
 from raymill.config import load
 from raymill.generate.decoding import decode_stream
+from raymill.generate.modes import SamplingMode, use_mode
 from raymill.generate.sampling import next_token, nucleus, sample
 from raymill.model.build import build_model
 
@@ -83,6 +84,7 @@ def test_lockstep_makes_every_pass_whatever_is_drawn(model: torch.nn.Module) -> 
     counted.parameters = model.parameters  # type: ignore[attr-defined]
     counted.config = model.config  # type: ignore[attr-defined]
     counted.get_output_embeddings = model.get_output_embeddings  # type: ignore[attr-defined]
+    use_mode(counted, SamplingMode())
     likeliest = int(model(input_ids=torch.tensor([[0, 5]])).logits[0, -1].argmax())
     settings = {"max_new_tokens": 7, "temperature": 0.0, "top_p": 1.0,
                 "generator": torch.Generator(), "end_of_text_id": likeliest}  # fmt: skip

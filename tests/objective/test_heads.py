@@ -19,6 +19,7 @@ from objective.test_pairs import rows_of, some_pairs
 from objective.test_policy import PLAIN, sampled
 from raymill.config.schema import LoraConfig
 from raymill.generate.batch import complete
+from raymill.generate.modes import mode_of
 from raymill.generate.sampling import sample
 from raymill.model.parent import scalar_head, with_adapters
 from raymill.objective.heads import Fp32Head
@@ -251,6 +252,7 @@ def drawn_one_by_one(model: Any) -> list[float]:
 
 @pytest.mark.parametrize("draw", [drawn_by_batch, drawn_one_by_one])
 def test_samplers_draw_from_fp32_logits(model: Any, draw: Callable[[Any], list[float]]) -> None:
+    mode_of(model)  # which makes passes of its own, once
     with watched(model.get_output_embeddings()) as seen:
         found = draw(model)
     assert len(seen) == len(found) == 12

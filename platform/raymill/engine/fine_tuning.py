@@ -34,6 +34,10 @@ class FineTuning(Recipe[SftJob]):
     def packing_key(self) -> str | None:
         return "data.packing" if self.job.data.packing else None
 
+    @property
+    def samples(self) -> bool:
+        return self.job.evaluation.questions > 0
+
     def build_model(self, fresh: bool) -> torch.nn.Module:
         """Whether or not a checkpoint follows: it holds only what is trained."""
         from raymill.model.parent import add_embedding_noise, freeze

@@ -34,10 +34,10 @@ def drawn_ids(assignment: Assignment, prepared: Prepared) -> list[int]:
 
 def _drawn_ids(folder: Path, prepared: Prepared) -> list[int]:
     from raymill.model.parent import untrained_ids
-    from raymill.model.shape import read_config
+    from raymill.model.shape import named, read_config
 
     vocab_size = prepared.manifest.tokenizer.vocab_size
-    before = int(read_config(folder).get("vocab_size", vocab_size))
+    before = int(named(read_config(folder), ("vocab_size",)) or vocab_size)
     return untrained_ids(before, vocab_size, new_token_ids(folder, prepared.tokenizer_folder))
 
 
@@ -103,28 +103,36 @@ def held_out_sets(
 def flops_per_token(model: Any, sequence_length: int, output_share: float) -> float:
     """As `plan.flops`: 6 for each trained parameter in a matrix product, 4 for a frozen one, which passes
     gradients on but has none. The output matrix counts by the share of places where logits are computed."""
-    config = model.config
-    # Told by their names: adapters' wrappers compute a weight whenever it is looked at, which parts of it
+    from raymill.model.shape import SHAPE_KEYS, named
+
+    # Parameters alone are looked at: adapters' wrappers compute a weight whenever it is, which parts of it
     # under ZeRO-3 don't allow.
-    named = list(model.named_parameters())
+    head = model.get_output_embeddings()
+    modules = (model.get_input_embeddings(), head, *model.modules())
     tables = {
         id(parameter)
-        for name, parameter in named
-        for module in ("embed_tokens", "wte", "wpe", "lm_head")
-        if module in name.split(".")
+        for place, module in enumerate(modules)
+        if module is not None and (place < 2 or isinstance(module, torch.nn.Embedding))
+        for parameter in module.parameters()
     }
     blocks = sum(
         _numel(parameter) * (6 if parameter.requires_grad else 4)
-        for _, parameter in named
+        for parameter in model.parameters()
         if id(parameter) not in tables
     )
     output = 0.0
-    if model.get_output_embeddings() is not None:
+    if head is not None:
         trained = not hasattr(model, "peft_config")
-        output = config.vocab_size * config.hidden_size * (6 if trained else 4) * output_share
-    heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return float(blocks + output + 12 * config.num_hidden_layers * heads * width * sequence_length)
+        matrix = max(map(_numel, head.parameters()))
+        output = matrix * (6 if trained else 4) * output_share
+    layers, hidden, heads = (
+        named(model.config, SHAPE_KEYS[key]) for key in ("layers", "hidden_size", "heads")
+    )
+    attention = 0.0
+    if layers and hidden and heads:  # families without attention have no heads
+        width = heads * (named(model.config, ("head_dim",)) or hidden // heads)
+        attention = 12 * layers * width * sequence_length
+    return float(blocks + output + attention)
 
 
 def _numel(parameter: torch.nn.Parameter) -> int:

@@ -37,6 +37,11 @@ class Recipe(ABC, Generic[J]):
         """The key with which sequences that mustn't see each other share a row; None where none do."""
         return None
 
+    @property
+    def samples(self) -> bool:
+        """Tell whether the model itself answers while it is trained, as transformers computes it."""
+        return False
+
     @abstractmethod
     def build_model(self, fresh: bool) -> torch.nn.Module:
         """The model in fp32 on the host, the same on every rank. Where it isn't `fresh`, a checkpoint's

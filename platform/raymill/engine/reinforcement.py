@@ -30,6 +30,10 @@ from raymill.rollout.engine import Sampling
 class Reinforcement(Recipe[RlhfJob]):
     """See `Recipe`."""
 
+    @property
+    def samples(self) -> bool:
+        return self.job.rollout.engine == "transformers"
+
     def build_model(self, fresh: bool) -> torch.nn.Module:
         from raymill.model.parent import switch_dropout_off
 

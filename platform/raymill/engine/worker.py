@@ -84,6 +84,7 @@ def build_loop(
     from raymill.engine.agreement import on_all_ranks, on_rank_zero
     from raymill.engine.loop import Loop
     from raymill.engine.recipes import recipe_of
+    from raymill.engine.sampling_check import settle_sampling
     from raymill.engine.setup import build_learners
     from raymill.engine.start import begin, open_data
 
@@ -96,6 +97,8 @@ def build_loop(
     mark("data")
     recipe = recipe_of(assignment, prepared)
     learners = build_learners(recipe, assignment, start, group)
+    if recipe.samples:
+        settle_sampling(learners[0].model, group, journal, start.step)
     mark("learners")
     experience = recipe.experience(learners, group, journal)
     experience.restore(start.state)

@@ -1,8 +1,7 @@
 """Completing many prompts at once: held-out questions now, rollouts of RL later.
 
-Shapes: B prompts of a batch that are still being completed, T tokens of the longest of them, V
-vocabulary. Prompts are padded on the left, so that every row's next token is in the last column; as
-in `sampling.py`, the global random state is never touched.
+Shapes: B prompts of a batch that are still being completed, T tokens of an answer, V vocabulary. As in
+`sampling.py`, the global random state is never touched.
 """
 
 from __future__ import annotations
@@ -13,7 +12,10 @@ from typing import Any, Literal
 
 import torch
 
+from raymill.generate.modes import mode_of
+from raymill.generate.rows import GrowingRows
 from raymill.generate.sampling import draw
+from raymill.model.shape import NO_LIMIT, context_length
 from raymill.objective.heads import Fp32Head
 
 
@@ -52,7 +54,7 @@ def complete(
     the rows beside it, up to floating point, and is what `sample` gives with that seed. A prompt
     longer than the model's positions minus `max_new_tokens` keeps its last part, and its completion says how
     much it lost. The model is in evaluation mode meanwhile, with its output matrix in fp32, and then as it
-    was.
+    was. A family that can't be sampled in batches is sampled row by row; see `mode_of`.
 
     With `lockstep`, each batch takes exactly `max_new_tokens` forward passes whatever is drawn, as
     ranks must that gather weights together (ZeRO-3); give all of them as many prompts.
@@ -62,11 +64,12 @@ def complete(
 
     Raises:
         ValueError: an empty prompt, not one seed a prompt, or no position left for a prompt.
+        ConfigError: the family can't be sampled at all.
     """
-    # Some families have no limit of positions.
-    positions = getattr(model.config, "max_position_embeddings", None) or 2**31
-    room = int(positions) - max_new_tokens
+    room = (context_length(model.config) or NO_LIMIT) - max_new_tokens
     _check(prompts, seeds, room, max_new_tokens, batch_size)
+    mode = mode_of(model)
+    batch_size = batch_size if mode.batched else 1
     # Neighbours in length waste little padding; the longest come first, so that what doesn't fit
     # into memory fails at once.
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
@@ -78,19 +81,15 @@ def complete(
     try:
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            batch = _Batch(
-                [list(prompts[index])[-room:] for index in chosen],
-                frozenset(stop_ids),
-                pad_id,
-                device,
-                log_probs,
-            )
+            held = [prompts[index][-room:] for index in chosen]
+            rows = GrowingRows(model, held, pad_id, mode.cached)
+            batch = _Batch(rows, len(chosen), frozenset(stop_ids), log_probs)
             uniform_TB = _uniform([seeds[index] for index in chosen], max_new_tokens).to(device)
             with torch.no_grad(), head:
                 for uniform_B in uniform_TB:
                     if not batch.running and not lockstep:
                         break
-                    batch.step(model, temperature, top_p, uniform_B)
+                    batch.step(temperature, top_p, uniform_B)
             for index, completion in zip(chosen, batch.completions(), strict=True):
                 left_out = max(0, len(prompts[index]) - room)
                 completions[index] = replace(completion, left_out=left_out)
@@ -133,47 +132,23 @@ class _Batch:
     """Prompts that grow together. Rows that have ended leave the tensors, and the cache, at once."""
 
     def __init__(
-        self,
-        prompts: Sequence[list[int]],
-        stop_ids: frozenset[int],
-        pad_id: int,
-        device: torch.device,
-        log_probs: bool,
+        self, rows: GrowingRows, count: int, stop_ids: frozenset[int], log_probs: bool
     ) -> None:
-        longest = max(map(len, prompts))
-        padded = [[pad_id] * (longest - len(prompt)) + prompt for prompt in prompts]
-        real = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-        self._fresh_BT = torch.tensor(padded, device=device)  # not yet seen by the model
-        self._mask_BT = torch.tensor(real, device=device)
-        # Position 0 is the first real token; what padding gets is masked anyway.
-        self._positions_BT = (self._mask_BT.cumsum(dim=1) - 1).clamp(min=0)
-        self._cache: Any = None
+        self._growing = rows
         self._stop_ids = stop_ids
         self._log_probs = log_probs
-        self._drawn: list[list[int]] = [[] for _ in prompts]
-        self._drawn_log_probs: list[list[float]] = [[] for _ in prompts]
-        self._stopped = [False] * len(prompts)
-        self._rows = list(range(len(prompts)))  # those that the tensors hold
-        self._rows_B = torch.arange(len(prompts), device=device)
+        self._drawn: list[list[int]] = [[] for _ in range(count)]
+        self._drawn_log_probs: list[list[float]] = [[] for _ in range(count)]
+        self._stopped = [False] * count
+        self._rows = list(range(count))  # those that still grow
         self.running = True
 
-    def step(self, model: Any, temperature: float, top_p: float, uniform_B: torch.Tensor) -> None:
+    def step(self, temperature: float, top_p: float, uniform_B: torch.Tensor) -> None:
         """One forward pass and a token for every row; when none runs, the pass is made for show."""
-        output = model(
-            input_ids=self._fresh_BT,
-            attention_mask=self._mask_BT,
-            position_ids=self._positions_BT,
-            cache=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        self._cache = output.cache
         token_B, log_probs_B = _next(
-            output.logits[:, -1].float(), temperature, top_p, uniform_B[self._rows_B]
+            self._growing.logits(), temperature, top_p, uniform_B[self._rows]
         )
-        self._fresh_BT = token_B[:, None]
-        self._positions_BT = self._positions_BT[:, -1:] + 1
-        self._mask_BT = torch.cat([self._mask_BT, torch.ones_like(self._fresh_BT)], dim=1)
+        self._growing.append(token_B)
         if self.running:
             self._take(token_B.tolist(), log_probs_B.tolist() if self._log_probs else None)
 
@@ -187,13 +162,8 @@ class _Batch:
         self.running = bool(kept)
         kept = kept or [0]  # in lockstep, passes need a row
         if len(kept) < len(self._rows):
-            kept_B = torch.tensor(kept, device=self._fresh_BT.device)
-            self._fresh_BT = self._fresh_BT[kept_B]
-            self._mask_BT = self._mask_BT[kept_B]
-            self._positions_BT = self._positions_BT[kept_B]
-            self._cache.batch_select_indices(kept_B)
+            self._growing.keep(kept)
             self._rows = [self._rows[place] for place in kept]
-            self._rows_B = self._rows_B[kept_B]
 
     def completions(self) -> list[Completion]:
         return [

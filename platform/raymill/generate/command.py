@@ -117,10 +117,16 @@ def _typed_prompts() -> Iterator[str]:
 
 
 def load(folder: Path) -> tuple[Any, Any, int | None]:
-    """(model, tokenizer, end-of-text id) of a Hugging Face folder, from the disk alone."""
+    """(model, tokenizer, end-of-text id) of a Hugging Face folder, from the disk alone.
+
+    Raises:
+        ConfigError: its family can't be sampled; see `mode_of`.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from raymill.generate.conversation import print_note
+    from raymill.generate.modes import mode_of
     from raymill.model.quiet import from_folder, quieten
 
     quieten()
@@ -133,7 +139,10 @@ def load(folder: Path) -> tuple[Any, Any, int | None]:
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     ends = named_ids(model.config.eos_token_id)
-    return model.to(device).eval(), tokenizer, ends[0] if ends else None
+    model = model.to(device).eval()
+    if (note := mode_of(model).note(model)) is not None:
+        print_note(note)
+    return model, tokenizer, ends[0] if ends else None
 
 
 def named_ids(value: int | list[int] | None) -> list[int]:
@@ -150,11 +159,12 @@ def _answer(
     from raymill.generate.decoding import decode_stream
     from raymill.generate.sampling import sample, unseen
     from raymill.generate.text import text_prompts
+    from raymill.model.shape import context_length
 
     ids = text_prompts(tokenizer).ids(prompt)
     if left_out := unseen(model, ids):
         print_note(
-            f"the model has {model.config.max_position_embeddings} positions: it doesn't see the first "
+            f"the model has {context_length(model.config)} positions: it doesn't see the first "
             f"{left_out} of the prompt's {len(ids)} tokens"
         )
     tokens = sample(

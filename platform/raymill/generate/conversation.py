@@ -18,6 +18,7 @@ from raymill.data.chat.encode import ChatEncoder
 from raymill.errors import DataError, RaymillError
 from raymill.generate.decoding import decode_stream
 from raymill.generate.sampling import sample
+from raymill.model.shape import NO_LIMIT, context_length
 
 HELP = "type a message; /reset starts over; an empty line or Ctrl-D ends; Ctrl-C stops an answer"
 
@@ -52,7 +53,7 @@ class Conversation:
         self._max_new_tokens, self._temperature, self._top_p = max_new_tokens, temperature, top_p
         self._stop_ids = encoder.stop_ids | frozenset(stop_ids)
         self._note = note
-        self._positions = int(model.config.max_position_embeddings)
+        self._positions = context_length(model.config) or NO_LIMIT
         self._turns: list[dict[str, str]] = []  # the user's and the model's by turns
         self.spoken: list[list[int]] = []  # the model's turns as tokens, each with its end
 

@@ -13,6 +13,9 @@ import numpy as np
 import torch
 
 from raymill.generate.decoding import decode_stream
+from raymill.generate.modes import mode_of
+from raymill.generate.rows import GrowingRows
+from raymill.model.shape import context_length
 from raymill.objective.heads import Fp32Head
 
 if TYPE_CHECKING:
@@ -89,26 +92,26 @@ def sample(
     A prompt and answer longer than the model's positions slide: the cache is rebuilt from the last
     half of them. The output matrix is in fp32. With `lockstep`, exactly `max_new_tokens` forward passes
     are made whatever is drawn, as ranks must that gather weights together.
+
+    Raises:
+        ConfigError: the family can't be sampled; see `mode_of`.
     """
-    device = next(model.parameters()).device
-    limit = int(model.config.max_position_embeddings)
-    ids = list(prompt_ids)[-limit:]
-    cache: Any = None
+    cached = mode_of(model).cached
+    limit = context_length(model.config)
+    ids = list(prompt_ids)[-limit:] if limit else list(prompt_ids)
+    rows = GrowingRows(model, [ids], cached=cached)
     head = Fp32Head(model.get_output_embeddings())
     ended = False
     with torch.no_grad():
         for _ in range(max_new_tokens):
-            if cache is not None and len(ids) > limit:
-                ids, cache = ids[-limit // 2 :], None
-            fresh = ids if cache is None else ids[-1:]
+            if limit is not None and len(ids) > limit:
+                ids = ids[-limit // 2 :]
+                rows = GrowingRows(model, [ids], cached=cached)
             with head:  # for this pass alone: whoever takes the tokens may use the model in between
-                output = model(
-                    input_ids=torch.tensor([fresh], device=device),
-                    cache=cache,
-                    use_cache=True,
-                )
-            cache = output.cache
-            token = int(next_token(output.logits[:, -1].float(), temperature, top_p, generator))
+                logits_BV = rows.logits()
+            token_B = next_token(logits_BV, temperature, top_p, generator)
+            rows.append(token_B)
+            token = int(token_B)
             ids.append(token)
             ended = ended or token == end_of_text_id
             if ended and not lockstep:
@@ -119,7 +122,8 @@ def sample(
 
 def unseen(model: Any, prompt_ids: Sequence[int]) -> int:
     """Tokens of a prompt's beginning that `sample` leaves off: the model has no positions for them."""
-    return max(0, len(prompt_ids) - int(model.config.max_position_embeddings))
+    limit = context_length(model.config)
+    return 0 if limit is None else max(0, len(prompt_ids) - limit)
 
 
 def sample_texts(

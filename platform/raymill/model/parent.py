@@ -120,7 +120,7 @@ def extend_vocabulary(model: Any, vocab_size: int, new_ids: Sequence[int], seed:
     """
     import torch
 
-    before = model.config.vocab_size
+    before = model.config.get_text_config(decoder=True).vocab_size
     if vocab_size > before:
         model.resize_token_embeddings(vocab_size, mean_resizing=False)
     new_ids = untrained_ids(before, vocab_size, new_ids)
@@ -186,8 +186,9 @@ def with_adapters(
 def _token_tables(model: Any, new_ids: Sequence[int]) -> dict[str, list[int]]:
     """New tokens by the module that holds their rows: the input's, and the output's unless it is tied."""
     tables = {id(model.get_input_embeddings())}
-    if model.get_output_embeddings() is not None and not model.config.tie_word_embeddings:
-        tables.add(id(model.get_output_embeddings()))
+    head = model.get_output_embeddings()
+    if head is not None and head.weight is not model.get_input_embeddings().weight:
+        tables.add(id(head))
     names = [name for name, module in model.named_modules() if id(module) in tables]
     return {name.rpartition(".")[2]: list(new_ids) for name in names} if new_ids else {}
 
@@ -230,7 +231,7 @@ def switch_dropout_off(model: torch.nn.Module) -> None:
             module.p = 0.0
         # Most families' attention has it as a number.
         if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # type: ignore[assignment]
+            module.attention_dropout = 0.0
 
 
 def add_embedding_noise(model: Any, alpha: float, row_length: int | None = None) -> None:

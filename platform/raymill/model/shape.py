@@ -11,14 +11,30 @@ from raymill.errors import ConfigError
 from raymill.reading import MISSING, read_text
 
 # transformers spells a shape differently in each family.
+_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads")
 SHAPE_KEYS = {
-    "hidden_size": ("hidden_size", "n_embd"),
-    "layers": ("num_hidden_layers", "n_layer"),
-    "heads": ("num_attention_heads", "n_head"),
-    "kv_heads": ("num_key_value_heads", "num_attention_heads", "n_head"),
-    "intermediate_size": ("intermediate_size", "n_inner"),
-    "max_positions": ("max_position_embeddings", "n_positions"),
+    "hidden_size": ("hidden_size", "n_embd", "d_model", "n_embed"),
+    "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+    "heads": _HEADS,
+    "kv_heads": ("num_key_value_heads", *_HEADS),
+    "intermediate_size": ("intermediate_size", "n_inner", "ffn_dim"),
+    "max_positions": (
+        "max_position_embeddings",
+        "n_positions",
+        "max_sequence_length",
+        "max_seq_length",
+        "max_seq_len",
+        "model_max_length",
+        "seq_length",
+        "seq_len",
+        "context_length",
+        "n_ctx",
+        "max_target_positions",
+    ),
 }
+NO_LIMIT = 2**31  # positions of a model that has as many as it is asked for
+# Models that see or hear have their language model's numbers in a part of their own.
+_TEXT_PARTS = ("text_config", "llm_config", "language_config", "decoder", "generator")
 FAMILIES = ("gpt2", "llama", "qwen3")  # that an architecture's numbers describe whole
 
 
@@ -44,31 +60,56 @@ def gives_a_number(folder: Path) -> bool:
 
 
 def positions_of(folder: Path) -> int | None:
-    """How many positions the model has, if it says so."""
-    found = _first(read_config(folder), SHAPE_KEYS["max_positions"])
-    return None if found is None else int(found)
+    """How many positions the model in a folder has; see `context_length`."""
+    return context_length(read_config(folder))
+
+
+def context_length(config: Any) -> int | None:
+    """The tokens that a model reads at most, by transformers' configuration or config.json's content. None: it
+    has no limit, as with ALiBi or a recurrent state, or tells of none."""
+    found = named(config, SHAPE_KEYS["max_positions"])
+    return int(found) if found is not None and int(found) > 0 else None
+
+
+def named(config: Any, names: tuple[str, ...]) -> Any:
+    """The first of these that a configuration has, its language model's before its own; None: it has none."""
+
+    def of(part: Any, name: str) -> Any:
+        return part.get(name) if isinstance(part, dict) else getattr(part, name, None)
+
+    text = next((part for name in _TEXT_PARTS if (part := of(config, name)) is not None), None)
+    for part in (config,) if text is None else (text, config):
+        for name in names:
+            if (value := of(part, name)) is not None:
+                return value
+    return None
 
 
 def shape_of(folder: Path) -> ArchConfig | None:
     """The parent's architecture for the plan, families that we don't know counted as Llama's; None if
     config.json doesn't tell enough."""
     config = read_config(folder)
-    numbers = {key: _first(config, names) for key, names in SHAPE_KEYS.items()}
+    numbers = {key: named(config, names) for key, names in SHAPE_KEYS.items()}
+    numbers["max_positions"] = context_length(config) or NO_LIMIT
     if numbers["intermediate_size"] is None and numbers["hidden_size"] is not None:
         numbers["intermediate_size"] = 4 * numbers["hidden_size"]  # GPT-2's default
-    if any(value is None for value in numbers.values()) or "vocab_size" not in config:
+    vocab_size = named(config, ("vocab_size",))
+    if vocab_size is None or any(value is None for value in numbers.values()):
         return None
     kind = str(config.get("model_type", ""))
     family = kind if kind in FAMILIES else "llama"
-    known: dict[str, Any] = {key: int(value) for key, value in numbers.items()}
+    # Families whose layers differ have a list: the plan takes all of them for the largest.
+    known: dict[str, Any] = {
+        key: int(max(value) if isinstance(value, list) else value) for key, value in numbers.items()
+    }
     rope = config.get("rope_parameters") or config
     # Where nothing is said, transformers' defaults hold.
-    epsilon = _first(config, ("rms_norm_eps", "layer_norm_epsilon"))
+    epsilon = named(config, ("rms_norm_eps", "layer_norm_epsilon"))
     return ArchConfig(
         name=kind,
         family=family,  # type: ignore[arg-type]
-        head_dim=config.get("head_dim"),
-        vocab_size=int(config["vocab_size"]),
+        head_dim=named(config, ("head_dim",)),
+        vocab_size=int(vocab_size),
         tied_embeddings=bool(config.get("tie_word_embeddings", kind == "gpt2")),
         rope_theta=float(rope.get("rope_theta", 10_000.0)),
         norm_eps=float(epsilon or (1e-5 if kind == "gpt2" else 1e-6)),
@@ -84,7 +125,7 @@ def own_architecture(folder: Path) -> ArchConfig:
     """
     kind = read_config(folder).get("model_type")
     arch = shape_of(folder)
-    if kind not in FAMILIES or arch is None:
+    if kind not in FAMILIES or arch is None or arch.max_positions == NO_LIMIT:
         raise ConfigError(
             [
                 f"arch=from_model: {folder / 'config.json'} describes a model of type {kind}; whole "
@@ -92,7 +133,3 @@ def own_architecture(folder: Path) -> ArchConfig:
             ]
         )
     return arch
-
-
-def _first(config: dict[str, Any], names: tuple[str, ...]) -> Any:
-    return next((config[name] for name in names if config.get(name) is not None), None)

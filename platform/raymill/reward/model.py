@@ -6,6 +6,7 @@ so scores don't depend on the number of actors.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,11 +15,14 @@ from typing import Any, Literal, Protocol
 
 import torch
 
+from raymill.generate.modes import FIRST_ID, tolerance_of
 from raymill.objective.scores import last_scores
 from raymill.reward.task import Score, failed
 from raymill.rollout.engine import Sampling
 from raymill.rollout.units import Unit
 from raymill.rollout.weights import DTYPES, Bucket, Digest
+
+logger = logging.getLogger(__name__)
 
 NO_SAMPLING = Sampling(0, 0.0, 1.0, ())
 SCORES_A_BATCH = 32
@@ -80,6 +84,7 @@ class RewardModelEngine:
             # transformers refuses batches without one; which it is doesn't matter where places are known.
             config.pad_token_id = 0
         self._head = scalar_head(model)
+        self._batched: bool | None = None  # until it is tried
 
     def load(self, buckets: Iterable[Bucket]) -> None:
         """There are none to take over."""
@@ -94,6 +99,26 @@ class RewardModelEngine:
     ) -> list[float]:
         """What the model says at each sequence's last token."""
         torch.set_num_threads(self._threads)
+        if self._batched is None:
+            self._batched = self._scores_batches()
+        batches = [sequences] if self._batched else [[one] for one in sequences]
+        return [score for batch in batches for score in self._scores(batch)]
+
+    def _scores_batches(self) -> bool:
+        """Whether sequences of several lengths have the scores in a batch that they have alone."""
+        tried = [list(range(FIRST_ID, FIRST_ID + length)) for length in (9, 2, 5)]
+        together = torch.tensor(self._scores(tried))
+        alone = torch.tensor([score for one in tried for score in self._scores([one])])
+        apart = float((together - alone).norm() / alone.norm().clamp(min=1e-30))
+        if apart > tolerance_of(self._model):
+            logger.warning(
+                f"{type(self._model).__name__} judges sequences one by one, which takes longer: in batches its "
+                f"scores differ by {apart:.1e} of their size"
+            )
+            return False
+        return True
+
+    def _scores(self, sequences: Sequence[Sequence[int]]) -> list[float]:
         length_S = torch.tensor([len(one) for one in sequences])
         width = int(length_S.max())
         tokens_SL = torch.tensor([[*one, *[0] * (width - len(one))] for one in sequences])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,9 +14,13 @@ import torch
 from raymill.causes import first_line
 from raymill.errors import ConfigError
 from raymill.generate.batch import Completion, complete
+from raymill.generate.modes import mode_of
+from raymill.model.shape import context_length
 from raymill.rollout.engine import Sampling
 from raymill.rollout.failure import RolloutError
 from raymill.rollout.weights import DTYPES, Bucket, fill, held_weights, weights_digest
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,8 @@ def _empty_model(spec: ModelSpec) -> Any:
     quieten()
     try:
         config = config_of(Path(spec.folder))
-        config.vocab_size = max(config.vocab_size, spec.vocab_size)
+        text = config.get_text_config(decoder=True)
+        text.vocab_size = max(text.vocab_size, spec.vocab_size)
         # On its device, not on "meta": what a model computes at its birth and never stores (the
         # frequencies of rotary positions) comes with no weights.
         with no_init_weights(), torch.device("cuda" if spec.gpu else "cpu"):
@@ -73,6 +79,7 @@ class TransformersEngine:
         self.model = model
         self._threads = threads
         self._loaded = False
+        self._told = False
 
     def load(self, buckets: Iterable[Bucket]) -> None:
         """See `RolloutEngine`."""
@@ -92,6 +99,7 @@ class TransformersEngine:
             raise RolloutError("the sampling model has no weights yet; bring them first")
         self._check_room(prompts, sampling.max_new_tokens)
         with _threads(self._threads):
+            self._tell_mode()
             return complete(
                 self.model,
                 prompts,
@@ -105,9 +113,16 @@ class TransformersEngine:
                 log_probs=True,
             )
 
+    def _tell_mode(self) -> None:
+        """Say it once where the family can't be sampled as fast as others."""
+        mode = mode_of(self.model)
+        if not self._told and (note := mode.note(self.model)) is not None:
+            logger.warning(note)
+        self._told = True
+
     def _check_room(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
         """`complete` would cut a prompt's beginning off, and the policy learn from the whole of it."""
-        positions = getattr(self.model.config, "max_position_embeddings", None)
+        positions = context_length(self.model.config)
         longest = max(map(len, prompts), default=0)
         if positions is not None and longest + max_new_tokens > positions:
             raise RolloutError(

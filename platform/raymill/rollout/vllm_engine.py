@@ -19,6 +19,7 @@ import torch
 
 from raymill.errors import ConfigError
 from raymill.generate.batch import Completion
+from raymill.model.shape import SHAPE_KEYS, context_length, named
 from raymill.rollout.engine import Sampling
 from raymill.rollout.failure import RolloutError
 from raymill.rollout.weights import DTYPES, Bucket, Digest, held_weights, unpacked
@@ -102,7 +103,8 @@ def _outline(spec: VllmSpec) -> Any:
 
     quieten()
     config = config_of(Path(spec.folder))
-    config.vocab_size = max(config.vocab_size, spec.vocab_size)
+    text = config.get_text_config(decoder=True)
+    text.vocab_size = max(text.vocab_size, spec.vocab_size)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
             config, dtype=DTYPES[spec.dtype], trust_remote_code=False
@@ -112,7 +114,7 @@ def _outline(spec: VllmSpec) -> Any:
 
 
 def _positions(config: Any, max_tokens: int) -> int:
-    return min(max_tokens, getattr(config, "max_position_embeddings", None) or max_tokens)
+    return min(max_tokens, context_length(config) or max_tokens)
 
 
 def _start(spec: VllmSpec, model: Any, max_tokens: int) -> Any:
@@ -121,7 +123,7 @@ def _start(spec: VllmSpec, model: Any, max_tokens: int) -> Any:
     llm = LLM(
         spec.folder,
         hf_overrides={
-            "vocab_size": model.config.vocab_size,
+            "vocab_size": model.config.get_text_config(decoder=True).vocab_size,
             "architectures": [type(model).__name__],
             "head_dtype": "float32",  # as the policy's: vLLM's own would be the model's
         },
@@ -149,11 +151,13 @@ def _start(spec: VllmSpec, model: Any, max_tokens: int) -> Any:
 
 def _cache_bytes(config: Any, dtype: torch.dtype, batch: int, max_tokens: int) -> int:
     """Of keys and values of `batch` full rows, and of the block that vLLM keeps for itself."""
-    heads = config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    hidden, layers, heads, kv_heads = (
+        int(named(config, SHAPE_KEYS[key]) or 1)
+        for key in ("hidden_size", "layers", "heads", "kv_heads")
+    )
+    head_dim = int(named(config, ("head_dim",)) or hidden // heads)
     blocks = batch * -(-max_tokens // BLOCK_TOKENS) + 1
-    a_token = 2 * config.num_hidden_layers * kv_heads * head_dim * dtype.itemsize
+    a_token = 2 * layers * kv_heads * head_dim * dtype.itemsize
     return int(blocks * BLOCK_TOKENS * a_token)
 
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from raymill.data.chat.folder import load_chat_encoder
 from raymill.data.chat.problems import Problem
 from raymill.errors import DataError
+from raymill.model.shape import NO_LIMIT, context_length
 from raymill.serve.items import Answer, Messages
 from raymill.track.marker import weights_digest
 from raymill.track.registry import ResolvedModel
@@ -107,7 +108,7 @@ class ModelSampler:
             ids = self._encoder.prompt_ids(messages)
         except DataError as error:
             return Problem("template", str(error))
-        positions = getattr(model.config, "max_position_embeddings", None) or 2**31
+        positions = context_length(model.config) or NO_LIMIT
         longest = self._settings["max_new_tokens"]
         if len(ids) + longest > positions:
             return Problem(

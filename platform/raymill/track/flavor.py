@@ -22,7 +22,7 @@ from raymill.data.chat.folder import own_template
 from raymill.data.chat.template import ChatTemplate
 from raymill.data.chat.tokenizer import has_template
 from raymill.data.tokenizer import read_settings, special_token_variables
-from raymill.model.shape import read_config
+from raymill.model.shape import positions_of, read_config
 from raymill.reading import entries, is_file, read_bytes, retried
 
 if TYPE_CHECKING:
@@ -129,8 +129,7 @@ def _example(export: Path, kind: Kind) -> Any:
 
 def _new_tokens(export: Path) -> int:
     """Half of what the model reads, at most: a prompt comes before them."""
-    positions = read_config(export).get("max_position_embeddings") or 2 * _NEW_TOKENS
-    return min(_NEW_TOKENS, int(positions) // 2)
+    return min(_NEW_TOKENS, (positions_of(export) or 2 * _NEW_TOKENS) // 2)
 
 
 def _write_environment(folder: Path) -> None:
