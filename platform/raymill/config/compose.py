@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from shlex import quote
 from typing import Any, TypeVar, cast, get_args, get_origin
 
 import yaml
@@ -20,7 +19,6 @@ import yaml
 from raymill.config.bind import (
     bind,
     convert,
-    describe,
     field_types,
     known_keys,
     nearest,
@@ -47,6 +45,7 @@ from raymill.config.schema import (
 from raymill.config.stages import PREFIXED, deal
 from raymill.config.storage import placed
 from raymill.config.tree import digest
+from raymill.config.values import UNREADABLE, VERBATIM, read_value
 from raymill.errors import ConfigError
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
@@ -73,15 +72,10 @@ KINDS = {  # jobs/prepare.py kind=…
 # What data.path= alone means, by the job.
 _OWN_DATA = ((SftJob, "chat"), (RlhfJob, "prompts"), (RankJob, "prompts"))
 ALLOWED_ENVIRONMENT = ("HOME", "USER", "TMPDIR", "RAYMILL_STORAGE", "MLFLOW_TRACKING_URI")
-# Taken exactly as typed, `${…}` included.
-VERBATIM = ("prompt", "system")
-
 PREFERENCES = (
     "preferences.parquet"  # what judgements are exported as, in the folder of their ranking
 )
 
-_UNREADABLE = object()
-_BEFORE_QUOTE = re.compile(r'(\\*)"')
 _INTERPOLATION = re.compile(r"\$\{\s*([^}]*)")
 _CONSTRUCTOR_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 
@@ -251,8 +245,8 @@ def _read_overrides(
             problems.append(f"{key}: there is no such key{nearest_key(key, [*types, *available])}")
         else:
             hint = types.get(key) if mapping is None else get_args(types[mapping])[1]
-            value = _read_value(key, raw, hint, problems)
-            if value is not _UNREADABLE:
+            value = read_value(key, raw, hint, problems)
+            if value is not UNREADABLE:
                 values.append((key, value))
     return chosen, values
 
@@ -288,74 +282,6 @@ def _mapping_of(key: str, types: Mapping[str, Any]) -> str | None:
         if get_origin(hint) is dict and key.startswith(f"{name}."):
             return name
     return None
-
-
-def _read_value(key: str, raw: str, hint: Any, problems: list[str]) -> Any:
-    """A value as typed: text verbatim, everything else by Hydra's grammar.
-
-    What doesn't fit is a problem and isn't set, so that the rest can still be checked.
-    """
-    if key in VERBATIM:
-        return raw
-    names = get_args(hint) if get_args(hint) and get_origin(hint) is not dict else (hint,)
-    takes_text = any(name is str or get_origin(name) is tuple for name in (hint, *names))
-    takes_list = any(get_origin(name) is tuple for name in (hint, *names))
-    if raw != "null" and takes_text and not (takes_list and raw.startswith("[")):
-        return raw
-    value = _parse(key, raw, hint, problems)
-    if value is _UNREADABLE or (isinstance(value, str) and "${" in value):
-        return value
-    before = len(problems)
-    convert(float if hint is None else hint, value, key, problems)
-    if len(problems) == before:
-        return value
-    if get_origin(hint) is dict:
-        problems[-1] = _mistyped(key, raw, hint)
-    return _UNREADABLE
-
-
-def _mistyped(key: str, raw: str, hint: Any) -> str:
-    """What is expected of a value that can't be read, in a spelling that can."""
-    expected = f"{key}={raw}: expected {describe(hint)}"
-    inside = raw.strip().strip("{}[]")
-    items = [item.strip() for item in inside.split(",") if item.strip()]
-    if get_origin(hint) is dict:
-        entries = [item.rpartition(":" if ":" in item else "=") for item in items]
-        first = [f"{key}.{name.strip()}={number.strip()}" for name, _, number in entries if name]
-        first = first or [f"{key}.{items[0] if items else 'name'}=0.5"]
-        spelled = " ".join(map(quote, [f"{key}={{}}", *first]))
-        return f"{expected}; give each entry by itself, as in {spelled}"
-    if any(get_origin(name) is tuple for name in (hint, *get_args(hint))):
-        # In quotes only a quote is escaped, and the backslashes right before one.
-        texts = [_BEFORE_QUOTE.sub(r'\1\1\\"', item.strip("'\"")) for item in items]
-        listed = ", ".join(f'"{text}"' for text in texts)
-        return f"{expected}; put its items in quotes, as in {quote(f'{key}=[{listed}]')}"
-    return expected
-
-
-def _parse(key: str, raw: str, hint: Any, problems: list[str]) -> Any:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.override_parser.types import Glob, Sweep
-    from hydra.errors import HydraException
-
-    try:
-        value = OverridesParser.create().parse_override(f"value={raw}").value()
-    except HydraException:
-        problems.append(_mistyped(key, raw, float if hint is None else hint))
-        return _UNREADABLE
-    if isinstance(value, Sweep | Glob):
-        problems.append(f"{key}={raw}: one value is expected; a sweep is several jobs")
-        return _UNREADABLE
-    return _plain(value)
-
-
-def _plain(value: Any) -> Any:
-    """Hydra's quoted strings and nested values as plain Python."""
-    if isinstance(value, dict):
-        return {str(_plain(key)): _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return getattr(value, "text", value)
 
 
 def _compose(job: str, chosen: Sequence[str]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-r"""LaTeX's many ways to write one thing, made one: what is only typesetting goes, what says something stays.
+"""LaTeX's many ways to write one thing, made one: what is only typesetting goes, what says something stays.
 
-`\left( 3, \dfrac12 \right)` becomes `( 3, \frac{1}{2} )`. Text without LaTeX keeps its words.
+Parentheses lose their sizes and fractions get their braces. Text without LaTeX keeps its words.
 """
 
 from __future__ import annotations
