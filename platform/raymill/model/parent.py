@@ -105,8 +105,10 @@ def _loaded(cls: Any, folder: Path, attention: str, **settings: Any) -> Any:
             ),
         )
     except (OSError, ValueError, ImportError) as error:
+        # The kernel that every family has; transformers' own advice is an argument of a function.
+        advice = "; set attention=eager" if 'attn_implementation="eager"' in str(error) else ""
         raise ConfigError(
-            [f"parent: transformers can't load {folder}: {first_line(error)}"]
+            [f"parent: transformers can't load {folder}: {first_line(error)}{advice}"]
         ) from error
 
 
