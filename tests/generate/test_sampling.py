@@ -83,6 +83,7 @@ def test_lockstep_makes_every_pass_whatever_is_drawn(model: torch.nn.Module) -> 
 
     counted.parameters = model.parameters  # type: ignore[attr-defined]
     counted.config = model.config  # type: ignore[attr-defined]
+    counted.forward = model.forward  # type: ignore[attr-defined]
     counted.get_output_embeddings = model.get_output_embeddings  # type: ignore[attr-defined]
     use_mode(counted, SamplingMode())
     likeliest = int(model(input_ids=torch.tensor([[0, 5]])).logits[0, -1].argmax())
