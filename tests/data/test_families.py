@@ -69,7 +69,7 @@ def folder_of(tmp_path: Path, name: str, beginning: str) -> Path:
 
 
 def prepared_from(tmp_path: Path, folder: Path, texts: list[str], **data: Any) -> Prepared:
-    (tmp_path / "texts").mkdir(parents=True)
+    (tmp_path / "texts").mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({"text": text}) for text in texts]
     (tmp_path / "texts" / "a.jsonl").write_text("\n".join(lines) + "\n")
     (tmp_path / "texts" / "held.txt").write_text(TEXTS[0])
@@ -155,6 +155,19 @@ def test_a_document_that_cannot_be_text_is_one_bad_record(tmp_path: Path) -> Non
     assert prepared.manifest.documents == 6
     with pytest.raises(DataError, match=r"a\.jsonl:6: the tokenizer makes its special"):
         prepared_from(tmp_path / "again", folder, texts, max_bad_fraction=0.0)
+
+
+def test_what_is_prepared_is_found_again(tmp_path: Path) -> None:
+    """With a folder whose settings, and not its tokenizer.json, say what is special and what begins a text."""
+    tree = json.loads(family("unigram").to_str())
+    tree["added_tokens"] = []
+    tokenizer = Tokenizer.from_str(json.dumps(tree))
+    named = {"bos_token": BOS, "eos_token": EOS, "add_bos_token": True}
+    folder = write_folder(tmp_path / "of", tokenizer, **named)
+    prepared = prepared_from(tmp_path, folder, TEXTS)
+    assert prepared.manifest.tokenizer.begins_with == (tokenizer.token_to_id(BOS),)
+    again = prepared_from(tmp_path, folder, TEXTS)
+    assert again.manifest.digest == prepared.manifest.digest
 
 
 def settings_of(prepared: Prepared) -> dict[str, Any]:

@@ -214,7 +214,25 @@ def test_a_text_begins_as_transformers_begins_it(
     assert room.identity(room.load(tmp_path / "saved", EOS), EOS) == room.identity(loaded, EOS)
 
 
-@pytest.mark.parametrize("name", ["llama 2", "metaspace first", "unigram"])
+def test_padding_begins_no_text_and_neither_does_what_a_vocabulary_lacks(tmp_path: Path) -> None:
+    tokenizer = beginning_with(family("llama 2"), BOS)
+    tokenizer.enable_padding(direction="left", length=9, pad_token=PAD)
+    loaded = room.load(write_folder(tmp_path, tokenizer, **NAMED), EOS)
+    assert begins_with(loaded) == (loaded.token_to_id(BOS),)
+    small = Tokenizer(models.Unigram([(piece, -1.0) for piece in (BOS, EOS, "b")]))
+    small.add_special_tokens([BOS, EOS])
+    assert begins_with(small) == ()
+    assert begins_with(beginning_with(small, BOS)) == (0,)
+
+
+@pytest.mark.parametrize("entries", [[EOS], {"x": {"content": EOS}}, {"1": EOS}, {"1": {}}])
+def test_a_list_of_tokens_that_is_none_is_told(entries: object, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, family("words"), eos_token=EOS, added_tokens_decoder=entries)
+    with pytest.raises(DataError, match=r"added_tokens_decoder isn't ids and tokens"):
+        room.load(folder, EOS)
+
+
+@pytest.mark.parametrize("name", ["llama 2", "metaspace first"])
 @pytest.mark.parametrize("kind", ["LlamaTokenizer", "GPT2Tokenizer"])
 def test_what_is_saved_is_loaded_as_it_encoded(name: str, kind: str, tmp_path: Path) -> None:
     """And not rebuilt by the rules of the family that a folder names."""

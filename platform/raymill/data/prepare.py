@@ -83,7 +83,7 @@ def existing(job: PrepareJob, units: Sequence[Unit]) -> Prepared:
     settings = _settings(job, prepared.folder, prepared.manifest.tokenizer)
     refuse_changed_inputs(prepared, units, settings)
     if job.tokenizer.path is not None:
-        file = tokenizers_room.tokenizer_file(Path(job.tokenizer.path))
+        file = Path(job.tokenizer.path)
         loaded = tokenizers_room.load(file, tokenizers_room.end_of_text_of(job.tokenizer))
         if tokenizers_room.fingerprint(loaded) != prepared.manifest.tokenizer.fingerprint:
             raise DataError(

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import takewhile
 from typing import TYPE_CHECKING, Any
+
+from raymill.errors import DataError
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
@@ -42,9 +43,16 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
 
 def completed(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer as transformers makes it of a folder: tokens that the settings alone list are added, those
-    that they name are special, and `add_bos_token` puts one before a text."""
+    that they name are special, and `add_bos_token` puts one before a text.
+
+    Raises:
+        DataError: `added_tokens_decoder` isn't a mapping of ids to tokens.
+    """
     from tokenizers import processors
 
+    # A file may carry training-time padding and truncation, which would silently cut documents.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
     known = {repr(token) for token in tokenizer.get_added_tokens_decoder().values()}
     tokenizer.add_tokens([one for one in _listed(settings) if repr(one) not in known])
     tokenizer.add_special_tokens(list(_to_be_special(tokenizer, settings)))
@@ -60,11 +68,16 @@ def completed(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> Tokenizer:
 
 def begins_with(tokenizer: Tokenizer) -> tuple[int, ...]:
     """Ids that a tokenizer puts before every text."""
-    encoding = tokenizer.encode("x")
-    added = takewhile(
-        lambda pair: pair[1], zip(encoding.ids, encoding.special_tokens_mask, strict=True)
-    )
-    return tuple(index for index, _ in added)
+    # The first text that has a token of its own; some vocabularies lack an x, and fail on it.
+    for text in ("x", *tokenizer.get_vocab(with_added_tokens=False)):
+        try:
+            encoding = tokenizer.encode(text)
+        except Exception:  # noqa: BLE001  (`tokenizers` has nothing narrower)
+            continue
+        mask = encoding.special_tokens_mask
+        if 0 in mask:
+            return tuple(encoding.ids[: mask.index(0)])
+    return ()
 
 
 def text_beginning(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> tuple[int, ...]:
@@ -102,10 +115,11 @@ def marked(token: str) -> str:
 
 def unknown_id(tokenizer: Tokenizer) -> int | None:
     """The id that stands for whatever the vocabulary lacks, as text may become; None without one."""
-    model = json.loads(tokenizer.to_str())["model"]
-    if model.get("unk_id") is not None:
-        return int(model["unk_id"])
-    token = model.get("unk_token")
+    model = tokenizer.model
+    if type(model).__name__ == "Unigram":  # which tells it in its file alone
+        found: int | None = json.loads(tokenizer.to_str())["model"]["unk_id"]
+        return found
+    token = getattr(model, "unk_token", None)
     return None if token is None else tokenizer.token_to_id(token)
 
 
@@ -120,8 +134,15 @@ def _listed(settings: Mapping[str, Any]) -> Iterator[AddedToken]:
 
     fields = ("single_word", "lstrip", "rstrip", "normalized", "special")
     entries = settings.get("added_tokens_decoder") or {}
-    for _, entry in sorted(entries.items(), key=lambda pair: int(pair[0])):
-        yield AddedToken(entry["content"], **{key: entry[key] for key in fields if key in entry})
+    try:
+        for _, entry in sorted(entries.items(), key=lambda pair: int(pair[0])):
+            flags = {key: entry[key] for key in fields if key in entry}
+            yield AddedToken(entry["content"], **flags)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"The tokenizer's added_tokens_decoder isn't ids and tokens ({error}); mend its "
+            "tokenizer_config.json."
+        ) from error
 
 
 def _to_be_special(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> Iterator[AddedToken]:

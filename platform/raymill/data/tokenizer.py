@@ -120,11 +120,7 @@ def load(path: Path, end_of_text: str) -> Tokenizer:
         tokenizer = read_tokenizer(file)
     except DataError as error:
         raise DataError(f"tokenizer.path: {error}") from error
-    # A file may carry training-time padding and truncation, which would silently cut documents.
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    if is_folder(path):
-        completed(tokenizer, read_settings(path))
+    completed(tokenizer, read_settings(path) if is_folder(path) else {})
     special = sorted(special_ids(tokenizer))
     if end_of_text not in special:
         known = ", ".join(special[:12]) or "none"
@@ -173,8 +169,8 @@ def save(tokenizer: Tokenizer, folder: Path, end_of_text: str, source: Path | No
     """Write a folder that `transformers.AutoTokenizer.from_pretrained` loads offline.
 
     A loaded tokenizer's settings and chat template are kept from its `source` folder; padding, which is
-    masked by length, is its own or end of text. Where the settings name
-    no token at all, end of text also serves as beginning: that is what stands before a document.
+    masked by length, is its own or end of text. Where the settings name no token at all, end of text also
+    serves as beginning: that is what stands before a document.
     """
     folder.mkdir(parents=True, exist_ok=True)
     settings: dict[str, Any] = {}
