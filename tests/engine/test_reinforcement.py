@@ -283,13 +283,67 @@ def test_answers_without_a_reward_are_dropped_and_their_cause_is_told_once(place
 def test_steps_without_any_reward_change_nothing_and_go_on(place: Path) -> None:
     """Also with a critic, whose figures have nothing to be of."""
     function = "reward.functions={engine.even_judge\\:refuse: 1.0}"
-    [found] = run([grpo(place, "refused", function, "algorithm=ppo", "algorithm.minibatches=2")])
+    refused = grpo(place, "refused", function, "algorithm=ppo", "algorithm.minibatches=2")
+    found, alike = run([refused, grpo(place, "alike", "reward.functions={ended: 0.0}")])
     assert [event["rollout/dropped"] for event in steps(found)] == [16.0] * 3
     assert [event["train/skipped"] for event in steps(found)] == [2] * 3
     weights = next(event for event in found if event["kind"] == "weights")
     assert sorted(weights["still"]) == weights["trained"]
-    with pytest.raises(RaymillError, match="nothing was learned in 3 steps"):
+    with pytest.raises(
+        RaymillError, match="nothing was learned in 3 steps: 48 answers had no reward"
+    ):
         _refuse_unchanged(found)
+    with pytest.raises(
+        RaymillError, match="in 100% of the groups every answer had the same"
+    ) as caught:
+        _refuse_unchanged(alike)
+    assert "no reward" not in str(caught.value) and "cut off" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("figures", "said", "unsaid"),
+    [
+        ({"rollout/dropped": 8.0}, ["8 answers had no reward"], ["same reward", "cut off"]),
+        (
+            {"rollout/equal_groups": 0.5, "rollout/dropped": 2.0},
+            ["2 answers had no", "in 50%"],
+            ["cut off"],
+        ),
+        (
+            {"rollout/truncated": 1.0},
+            ["100% of the answers were cut", "algorithm.overlong=keep"],
+            ["same"],
+        ),
+    ],
+)
+def test_why_nothing_was_learned_is_told_by_the_figures(
+    figures: dict[str, float], said: list[str], unsaid: list[str]
+) -> None:
+    with pytest.raises(RaymillError) as caught:
+        _refuse_unchanged([{"kind": "step", "step": 1, **figures}], "mask")
+    assert all(text in str(caught.value) for text in said)
+    assert not any(text in str(caught.value) for text in unsaid)
+
+
+def test_prompts_without_references_are_found_before_anything_starts(place: Path) -> None:
+    """Following the advice, by a column of answers or another function, the run is assigned."""
+    for name in ("exact", "contains", "code"):
+        with pytest.raises(
+            ConfigError, match=rf"reward.functions.{name}: .* none of the 48 prompts has one"
+        ):
+            grpo(place, "no-reference", f"reward.functions={{{name}: 1.0}}")
+    assert grpo(place, "no-reference", "reward.functions={exact: 0.0, ended: 1.0}")
+    with pytest.raises(
+        ConfigError, match=r"auto: 48 prompts name the verifier exact, .* none of them has"
+    ):
+        grpo(place, "no-reference", "reward.functions={auto: 1.0}", "data.verifier=exact")
+    assert grpo(place, "no-reference", "reward.functions={auto: 1.0}", "data.verifier=ended")
+    answered = write_prompts(
+        place / "answered.jsonl", [{"prompt": word, "answer": 1} for word in WORDS]
+    )
+    data = f"data.path={answered}"
+    assert grpo(place, "references", data, "reward.functions={exact: 1.0}")
+    assert grpo(place, "references", data, "reward.functions={auto: 1.0}", "data.verifier=exact")
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def finish(assignment: Assignment, found: Found, tracker: Tracker, console: RunC
 
     events = Follower(assignment.journal).read()
     if isinstance(assignment.job, RlhfJob):
-        _refuse_unchanged(events)
+        _refuse_unchanged(events, assignment.job.algorithm.overlong)
     prepared = [load_prepared(folder) for folder in assignment.folders]
     export = export_checkpoint(assignment, found)
     console.say(f"exported {export.folder}")
@@ -80,17 +80,17 @@ def finish(assignment: Assignment, found: Found, tracker: Tracker, console: RunC
     return 0
 
 
-def _refuse_unchanged(events: list[dict[str, Any]]) -> None:
+def _refuse_unchanged(events: list[dict[str, Any]], overlong: str = "keep") -> None:
     """A policy that no answer has ever taught is its parent still, and mustn't pass for an aligned one."""
     steps = last_of_each_step(events, "step")
     if not any("policy/ratio" in event for event in steps):
         raise RaymillError(
-            f"nothing was learned in {len(steps)} steps: {'; '.join(_why_nothing(steps))}. The policy is its "
-            "parent still, so nothing is exported or registered"
+            f"nothing was learned in {len(steps)} steps: {'; '.join(_why_nothing(steps, overlong))}. "
+            "The policy is its parent still, so nothing is exported or registered"
         )
 
 
-def _why_nothing(steps: list[dict[str, Any]]) -> list[str]:
+def _why_nothing(steps: list[dict[str, Any]], overlong: str) -> list[str]:
     """What kept answers from teaching, by the figures of their steps, each with what helps."""
     count = max(len(steps), 1)
     dropped = sum(event.get("rollout/dropped", 0) for event in steps)
@@ -105,7 +105,7 @@ def _why_nothing(steps: list[dict[str, Any]]) -> list[str]:
             "prompts that the parent answers rightly now and then, a reward with more than two values, or a "
             "larger rollout.group"
         )
-    if cut:
+    if cut and overlong == "mask":
         whys.append(
             f"{cut:.0%} of the answers were cut off, which algorithm.overlong=mask leaves out: raise "
             "rollout.max_new_tokens, or use algorithm.overlong=keep"
