@@ -7,7 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from raymill.data.records import Bad, place_of, side_of
+from raymill.data.places import place_of
+from raymill.data.records import Bad, side_of
 from raymill.data.sources import BY_RECORD, EMBEDDED, Piece
 from raymill.data.split import TRAIN, VALIDATION, is_held_out
 

@@ -299,14 +299,22 @@ def _parquet_pieces(file: Piece, unit_bytes: int) -> Iterator[Piece]:
         return
     try:
         metadata = parsed_footer(path, read_footer(path))
+        ranges = [_row_group_range(metadata.row_group(n)) for n in range(metadata.num_row_groups)]
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} can't be read as Parquet: {error}") from error
+    if not metadata.num_rows or not metadata.num_columns:
+        yield replace(file, groups=len(ranges))  # the reader names it, too
+        return
     first, begin, end = 0, -1, 0
-    for group in range(metadata.num_row_groups):
-        start, stop = _row_group_range(metadata.row_group(group))
+    for group, (start, stop) in enumerate(ranges):
+        if not 0 <= max(start, end) <= stop <= file.file_bytes:
+            raise DataError(
+                f"{path} can't be read as Parquet: row group {group} lies from byte {start} to {stop} of "
+                f"{file.file_bytes}, behind the end or over another one."
+            )
         begin = start if begin < 0 else begin
         end = stop
-        if end - begin >= unit_bytes or group == metadata.num_row_groups - 1:
+        if end - begin >= unit_bytes or group == len(ranges) - 1:
             yield replace(
                 file, offset=begin, length=end - begin, first_group=first, groups=group + 1 - first
             )
@@ -317,11 +325,11 @@ def _row_group_range(group: pq.RowGroupMetaData) -> tuple[int, int]:
     """(first byte, byte after the last) of a row group's column chunks."""
     columns = [group.column(index) for index in range(group.num_columns)]
     starts = [
-        min(filter(None, (column.dictionary_page_offset, column.data_page_offset)))
+        min(filter(None, (column.dictionary_page_offset, column.data_page_offset)), default=0)
         for column in columns
     ]
     stops = [s + column.total_compressed_size for s, column in zip(starts, columns, strict=True)]
-    return min(starts), max(stops)
+    return min(starts, default=0), max(stops, default=0)
 
 
 def _units(pieces: Iterable[Piece], unit_bytes: int) -> Iterator[Unit]:

@@ -11,9 +11,10 @@ import pyarrow as pa
 
 from raymill.data.chat.problems import Problem
 from raymill.data.messages_records import known_columns, message_side, plain_record
+from raymill.data.places import place_of
 from raymill.data.preference.comparison import Comparison, read_comparison
 from raymill.data.preference.formats import COLUMNS
-from raymill.data.records import Bad, place_of, read_records
+from raymill.data.records import Bad, read_records
 from raymill.data.sources import Piece
 
 _OTHER_COLUMNS = ("prompt", "messages", "tools", "weight", "margin", "tie", "annotator")
