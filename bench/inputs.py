@@ -3,7 +3,7 @@ end in a crash.
 
     PYTHONPATH=platform:tests .venv/bin/python bench/inputs.py [--inputs 3000]
 
-The inputs are those of tests/data/hostile.py: JSON values, encodings, archives and tables of every kind of data.
+The inputs are those of tests/data/hostile.py: JSON values, encodings, archives and tables of any kind.
 """
 
 from __future__ import annotations
@@ -44,14 +44,12 @@ def main() -> None:
                 outcomes[judged(preparer, one)] += 1
             except Exception as error:  # noqa: BLE001  (whatever it is, it is a crash and counted)
                 outcomes["crashed"] += 1
-                place = traceback.extract_tb(error.__traceback__)[-1]
-                ours = [
-                    at
-                    for at in traceback.extract_tb(error.__traceback__)
-                    if "raymill" in at.filename
-                ]
-                last = ours[-1] if ours else place
-                line = f"{one.ending} {type(error).__name__} {Path(last.filename).name}:{last.lineno} {str(error)[:90]!r}"
+                places = traceback.extract_tb(error.__traceback__)
+                last = [
+                    place for place in places if "raymill" in place.filename or place is places[-1]
+                ][-1]
+                where = f"{Path(last.filename).name}:{last.lineno}"
+                line = f"{one.ending} {type(error).__name__} {where} {str(error)[:90]!r}"
                 crashes[line] += 1
 
         attempt()

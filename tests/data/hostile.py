@@ -113,8 +113,10 @@ def changed(value: Any, path: tuple[Any, ...], change: Callable[[Any], Any]) -> 
         return change(value)
     key, *rest = path
     if isinstance(value, list):
-        return [changed(item, tuple(rest), change) if at == key else item for at, item in enumerate(value)]  # fmt: skip
-    return {name: changed(item, tuple(rest), change) if name == key else item for name, item in value.items()}  # fmt: skip
+        items = [*value]
+        items[key] = changed(items[key], tuple(rest), change)
+        return items
+    return {**value, key: changed(value[key], tuple(rest), change)}
 
 
 @st.composite
@@ -244,7 +246,7 @@ def _columns() -> dict[str, tuple[pa.DataType, list[Any]]]:
         "fixed_list": (pa.list_(pa.int32(), 2), [[1, 2], [3, 4], None]),
         "messages": (pa.list_(_MESSAGE), said),
         "map": (pa.map_(pa.string(), pa.int32()), [[("a", 1), ("a", 2)], [], None]),
-        "struct": (pa.struct([("a", pa.struct([("b", pa.float32())]))]), [{"a": {"b": 1.0}}, {"a": None}, None]),
+        "struct": (pa.struct([("a", pa.struct([("b", pa.int8())]))]), [{"a": {"b": 1}}, {"a": None}, None]),
         "uuid": (pa.uuid(), [b"0123456789abcdef"] * 2 + [None]),
         "json": (pa.json_(), ['{"a": 1}', "[", None]),
     }  # fmt: skip
@@ -349,15 +351,16 @@ class Preparer:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._input = folder / "input"
+        self.input = folder / "input"
         parent = write_tokenizer(folder / "parent")
         held_out = ValidationConfig(fraction=0.5, group_column="src")
-        path = (str(self._input),)
-        base = preference_job(folder, self._input, sequence_length=1023)
+        path = (str(self.input),)
+        base = preference_job(folder, self.input, sequence_length=1023)
         common = (base.cluster, base.tracking, base.storage)
         tokenizer = chat_tokenizer(parent, "chatml", ())
-        chat_data = ChatConfig(name="c", source="chat", path=path, validation=held_out, sequence_length=1023)  # fmt: skip
-        prompts_data = PromptsConfig(name="p", source="prompts", path=path, validation=held_out, sequence_length=1023)  # fmt: skip
+        shared: Any = {"path": path, "validation": held_out, "sequence_length": 1023}
+        chat_data = ChatConfig(name="c", source="chat", **shared)
+        prompts_data = PromptsConfig(name="p", source="prompts", **shared)
         preference_data = replace(base.data, validation=held_out)
         text_data = DataConfig(name="t", source="files", path=path, validation=held_out)
         self.data: dict[str, RowsConfig] = {
@@ -387,9 +390,9 @@ class Preparer:
         Raises:
             DataError: the input is refused as a whole.
         """
-        shutil.rmtree(self._input, ignore_errors=True)
-        self._input.mkdir()
-        (self._input / f"given.{given.ending}").write_bytes(given.content)
+        shutil.rmtree(self.input, ignore_errors=True)
+        self.input.mkdir()
+        (self.input / f"given.{given.ending}").write_bytes(given.content)
         units = plan_units(self.data[given.kind], seed=0)
         return [run_unit(n, unit, self.settings[given.kind]) for n, unit in enumerate(units)]
 
