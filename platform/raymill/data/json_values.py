@@ -13,7 +13,11 @@ SHOWN = 600  # characters of a message about a record, which may repeat what it 
 
 
 class UnusableRecordError(ValueError):
-    """A record that can't be used; says why."""
+    """A record that can't be used; says why. `cause` is what such records are counted by."""
+
+    def __init__(self, why: str, cause: str = "unreadable") -> None:
+        super().__init__(why)
+        self.cause = cause
 
 
 def parse_record(line: bytes) -> dict[str, Any]:
@@ -87,7 +91,7 @@ def _check(value: object, column: str, level: int) -> None:
             _check_text(value, f"column {column!r}")
     elif isinstance(value, Mapping | list | tuple):
         if level > NESTING:
-            raise UnusableRecordError(_TOO_DEEP.format(f"column {column!r}"))
+            raise UnusableRecordError(_TOO_DEEP.format(f"column {column!r}"), "type")
         inner: Sequence[object] = [*value, *value.values()] if isinstance(value, Mapping) else value
         for item in inner:
             _check(item, column, level + 1)
@@ -98,5 +102,5 @@ def _check_text(text: str, what: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError:
         raise UnusableRecordError(
-            f"{what} holds half of a surrogate pair, which isn't text"
+            f"{what} holds half of a surrogate pair, which isn't text", "type"
         ) from None

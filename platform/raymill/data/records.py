@@ -273,7 +273,7 @@ def _json_record(line: bytes, piece: Piece, meaning: Meaning, number: int) -> An
     try:
         record = parse_record(line)
     except UnusableRecordError as error:
-        return Bad("", str(error), cause="type")
+        return Bad("", str(error), cause=error.cause)
     return meaning.of_record(record, piece, number)
 
 
@@ -355,14 +355,14 @@ def _row(columns: Mapping[str, pa.Array], index: int) -> dict[str, Any] | Bad:
         try:
             record[name] = column[index].as_py()
         except UnicodeDecodeError as error:
-            return Bad("", f"column {name!r} is not UTF-8 ({error.reason})", cause="type")
+            return Bad("", f"column {name!r} is not UTF-8 ({error.reason})")
         except _UNCONVERTIBLE as error:
             why = f"column {name!r} holds {column.type}, and can't be read: {error}"
-            return Bad("", why, cause="type")
+            return Bad("", why)
     try:
         check_record(record)
     except UnusableRecordError as error:
-        return Bad("", str(error), cause="type")
+        return Bad("", str(error), cause=error.cause)
     return record
 
 
