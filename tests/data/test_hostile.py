@@ -135,6 +135,7 @@ def empty_stream() -> bytes:
         ("jsonl", b"\n \n", "the file holds no record"),
         ("jsonl.gz", gzip.compress(b""), "the file holds no record"),
     ],
+    ids=["no row groups", "no rows", "no columns", "no batches", "blank lines", "compressed nothing"],
 )  # fmt: skip
 def test_files_that_give_nothing_are_counted(
     preparer: Preparer, ending: str, content: bytes, why: str
@@ -152,6 +153,7 @@ def test_files_that_give_nothing_are_counted(
         ("A mill".encode("utf-16"), "it begins as UTF-16 does"),
         ("Mühle".encode("latin-1"), "not UTF-8 (invalid start byte)"),
     ],
+    ids=["UTF-16, no mark", "UTF-32, no mark", "UTF-16", "Latin-1"],
 )
 def test_text_in_other_encodings_is_named(tmp_path: Path, content: bytes, why: str) -> None:
     (tmp_path / "a.txt").write_bytes(content)
