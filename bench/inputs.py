@@ -15,7 +15,8 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
-from data.hostile import INPUTS, Input, Preparer, judged
+from data.hostile import INPUTS, Input
+from data.preparer import Preparer, judged
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 

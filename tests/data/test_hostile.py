@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 
-from data.hostile import GOOD, INPUTS, KINDS, Input, Preparer, invalid_text, judged, twice_named
+from data.hostile import GOOD, INPUTS, KINDS, Input, invalid_text, twice_named
+from data.preparer import Preparer, judged
 from raymill.data.messages_unit import quarantine_path
 from raymill.data.records import Bad, Reading, read_records
 from raymill.data.sources import find_files
