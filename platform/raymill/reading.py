@@ -143,6 +143,11 @@ class _PatientFile(io.RawIOBase):
         super().close()
 
 
+def user_path(text: str) -> Path:
+    """Return a path as a user writes it; `~` is the home folder, and `~nobody` a name like any other."""
+    return Path(os.path.expanduser(text))
+
+
 def opened(path: Path) -> io.BufferedReader:
     """A file to read from front to back, however long it takes.
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from urllib.parse import unquote
 
 MASK = "***"
+_REMARK = "  # passwords and tokens are left out: add them"
 _LEAST_WORD = 4
 _SCHEME = r"[A-Za-z][A-Za-z0-9+.-]*://"
 _ADDRESS = re.compile(rf"({_SCHEME})(\S*)")
@@ -72,8 +73,23 @@ def redacted_arguments(arguments: Sequence[str]) -> list[str]:
 def typed_command() -> str:
     """Return what was typed to start this process, redacted, with a remark where something is left out."""
     shown = redacted_arguments(sys.argv)
-    remark = "" if shown == sys.argv else "  # passwords and tokens are left out: add them"
-    return shlex.join(["python", *shown]) + remark
+    return shlex.join(["python", *shown]) + ("" if shown == sys.argv else _REMARK)
+
+
+def with_more(command: str, more: str) -> str:
+    """Return a command with something put behind its arguments, before the remark that it may end in."""
+    plain, remark, _ = command.partition(_REMARK)
+    return f"{plain} {more}{remark}"
+
+
+def job_command(job: str, *overrides: str) -> str:
+    """Spell a command that runs a job, as a shell takes it; overrides are redacted."""
+    return shlex.join(["python", f"jobs/{job}.py", *redacted_arguments(overrides)])
+
+
+def override(key: str, value: object) -> str:
+    """Spell an override as a shell takes it, to be put behind a command."""
+    return shlex.quote(_redacted_argument(f"{key}={value}"))
 
 
 def _redacted_argument(argument: str) -> str:

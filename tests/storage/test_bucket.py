@@ -51,6 +51,16 @@ def test_what_is_not_there(uri: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_places_are_as_they_are_typed(uri: str) -> None:
+    names = ("a b", "a%20b", "a", "a#b", "a?b", "ü漢", "100%", "[1]&=,@+;'\"")
+    for name in names:
+        Bucket(f"{uri}/{name}").put("which", name.encode())
+    for name in names:
+        bucket = Bucket(f"{uri}/{name}")
+        assert bucket.get("which") == name.encode()
+        assert bucket.sizes() == {"which": len(name.encode())}
+
+
 def test_a_bucket_that_is_not_there(s3: dict[str, str]) -> None:
     with pytest.raises(StorageError, match="NoSuchBucket"):
         Bucket("s3://another/place").put("a", b"")

@@ -23,7 +23,7 @@ from raymill.track import tracker as tracker_module
 from raymill.track.follow import Follower
 from raymill.track.forwarder import clamp_offset, metrics_of
 from raymill.track.registry import resolve_model
-from raymill.track.server import call
+from raymill.track.server import call, is_local, tracking_uri
 from raymill.track.tracker import Tracker
 from servers import free_port, hanging_server, mlflow_server, refusing_server
 
@@ -98,6 +98,31 @@ def test_sqlite_gets_everything_once_however_often_it_is_sent(tmp_path: Path) ->
     state.write_text(json.dumps(json.loads(state.read_text()) | {"offset": 0}))
     track(assignment)
     assert history(assignment, f"sqlite:///{tmp_path / 'mlflow.db'}") == EXPECTED
+
+
+def test_a_root_of_any_name_has_its_own_registry_below_it(tmp_path: Path) -> None:
+    name = "-is it? %20 100%3F ü漢#&=,@[1];'q\""
+    root = tmp_path / name
+    assignment = assignment_for(root, None, flush_timeout_s=60)
+    write_steps(assignment)
+    export = root / "export"
+    export.mkdir()
+    (export / "config.json").write_text("{}")
+    save(assignment.checkpoints, 3)
+    found = newest_verified(assignment.checkpoints)
+    assert found is not None
+    tracker = Tracker(assignment)
+    tracker.start()
+    reference, _, _ = tracker.register(found, export, {}).partition(" as ")
+    tracker.close("finished")
+    tracking = assignment.job.tracking
+    assert is_local(tracking_uri(tracking, root))
+    assert history(assignment, tracking_uri(tracking, root)) == EXPECTED
+    model = resolve_model(reference, tracking, root)
+    assert model.folder.is_relative_to(root / "mlartifacts")
+    assert (model.folder / "config.json").read_text() == "{}"
+    assert [path.name for path in tmp_path.iterdir()] == [name], "nothing is written elsewhere"
+    assert (root / "mlflow.db").stat().st_size
 
 
 def test_what_the_machines_say_is_sent_and_what_they_do_not_say_stops_nothing(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from raymill.data.manifest import MANIFEST_NAME, Prepared, is_finished, load_pre
 from raymill.engine.assignment import Assignment
 from raymill.errors import ConfigError, DataError
 from raymill.plan.report import memory_plan
-from raymill.redaction import redacted_arguments
+from raymill.redaction import job_command
 from raymill.storage.mirror import fetch
 from raymill.track.marker import weights_digest
 
@@ -85,10 +84,9 @@ def _resolve_model(job: PretrainJob) -> tuple[Path | None, str | None]:
 def _open_prepared(folder: Path, job: PretrainJob) -> Prepared:
     if not is_finished(folder):
         typed = [argument for argument in sys.argv[1:] if not argument.startswith("stages")]
-        arguments = shlex.join(redacted_arguments(typed))
         raise DataError(
             f"there is no prepared data in {folder}. Prepare it first, with the same overrides:\n"
-            f"  python jobs/prepare.py {arguments}".rstrip()
+            f"  {job_command('prepare', *typed)}"
         )
     return load_prepared(folder)
 

@@ -43,6 +43,7 @@ from raymill.config.schema import (
     TrackingConfig,
     TrainJob,
 )
+from raymill.config.storage import path_problems
 
 
 @singledispatch
@@ -231,6 +232,10 @@ def _rows(data: RowsConfig) -> Iterator[str]:
             f"data.validation.fraction={data.validation.fraction}: must be between 0 and 1 "
             "(or give data.validation.path)"
         )
+    for pattern in data.path or ():
+        yield from path_problems("data.path", pattern)
+    for pattern in data.validation.path or ():
+        yield from path_problems("data.validation.path", pattern)
     for folder, weight in data.mixture.items():
         yield from above(f"data.mixture[{folder}]", weight, 0)
 

@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from raymill.config.compose import load
+from raymill.config.schema import AuditJob, GenerateJob, PipelineJob
+from raymill.config.storage import root_problems
 from raymill.errors import ConfigError, RaymillError
-from raymill.redaction import redacted
+from raymill.redaction import job_command, redacted
 from raymill.timeline import mark
 
 EXIT_FAILED = 1
@@ -22,6 +24,15 @@ _OF_STORAGE = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO,
     errno.ESTALE,
 }  # fmt: skip
+
+
+def _refuse_unusable_root(job: Any) -> None:
+    """Raise ConfigError where a job that writes below the storage root couldn't."""
+    if isinstance(job, GenerateJob | AuditJob):
+        return
+    storage = job.pretrain.storage if isinstance(job, PipelineJob) else job.storage
+    if problems := root_problems(storage):
+        raise ConfigError(problems)
 
 
 def main(job: str, run: Callable[[Any], int], arguments: Sequence[str] | None = None) -> int:
@@ -40,11 +51,13 @@ def main(job: str, run: Callable[[Any], int], arguments: Sequence[str] | None = 
         return 0
     try:
         loaded = load(job, given)
+        _refuse_unusable_root(loaded)
         mark("configuration")
         return run(loaded)
     except ConfigError as error:
         print(
-            f"{redacted(str(error))}\n(python jobs/{job}.py --help shows the keys)", file=sys.stderr
+            f"{redacted(str(error))}\n({job_command(job, '--help')} shows the keys)",
+            file=sys.stderr,
         )
         return EXIT_REFUSED
     except RaymillError as error:

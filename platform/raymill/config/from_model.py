@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from raymill.errors import ConfigError
-from raymill.reading import is_file
+from raymill.reading import is_file, user_path
 
 NAME = "from_model"
 
@@ -19,7 +18,7 @@ def fill_architecture(tree: dict[str, Any], problems: list[str]) -> bool:
         return True
     from raymill.model.shape import own_architecture
 
-    folder = Path(str(tree.get("model"))).expanduser()
+    folder = user_path(str(tree.get("model")))
     if not is_file(folder / "config.json"):
         problems.append(
             f"arch=from_model: needs model= with a Hugging Face folder (one with a config.json), not "

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from raymill.reading import user_path
 from raymill.redaction import holds_secrets, redacted_value
 
 SCHEMES = ("s3", "gs", "az")
@@ -50,6 +52,55 @@ def store_problems(key: str, uri: str) -> list[str]:
     ]
 
 
+def path_problems(key: str, path: str) -> list[str]:
+    """Refuse what can't be a path: nothing at all, line breaks and other control characters, and bytes that
+    aren't UTF-8, which reach Python as halves of surrogate pairs."""
+    if not path:
+        return [f"{key}: give a folder; the one you are in is {key}=."]
+    if any(ord(one) < 32 or ord(one) == 127 or 0xD800 <= ord(one) < 0xE000 for one in path):
+        return [
+            f"{key}={path!r}: has a line break, another control character or bytes that aren't UTF-8; rename "
+            "the folder, or link it by another name"
+        ]
+    return []
+
+
+def root_problems(storage: StorageConfig) -> list[str]:
+    """Say why the folder can't be written to, or made where there is none. Nothing is made."""
+    key = "storage.root" if storage.uri is None else "storage.scratch"
+    there = storage.folder
+    try:
+        while not (found := _status(there)):
+            there = there.parent
+    except OSError as error:  # a name that is too long, a folder that isn't shown
+        return [f"{key}={storage.folder}: {error.strerror}; give another folder"]
+    if not stat.S_ISDIR(found.st_mode):
+        return [f"{key}={storage.folder}: {there} is a file, not a folder; give another folder"]
+    if os.access(there, os.W_OK | os.X_OK):
+        return []
+    read_only = os.statvfs(there).f_flag & os.ST_RDONLY
+    reason = "it is on a read-only file system" if read_only else "you have no permission for it"
+    return [f"{key}={storage.folder}: {there} can't be written to: {reason}; give another folder"]
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def sqlite_address(path: Path) -> str:
+    """Return a database file's address, as SQLAlchemy 2.1 and MLflow take it.
+
+    SQLAlchemy reads `?` as the beginning of options, and decodes `%20`. MLflow makes the folder that
+    stands in an address that begins with `sqlite:///`, undecoded.
+    """
+    plain = str(path)
+    quoted = plain.replace("%", "%25").replace("?", "%3F")
+    return f"sqlite:///{plain}" if quoted == plain else f"sqlite+pysqlite:///{quoted}"
+
+
 def placed(storage: StorageConfig, joins: bool, problems: list[str]) -> StorageConfig:
     """The same with absolute folders; `joins`: whether the job runs on a cluster that is there already."""
     match = _URI.match(storage.root)
@@ -64,7 +115,9 @@ def placed(storage: StorageConfig, joins: bool, problems: list[str]) -> StorageC
         problems += refused
         return storage
     scheme, path = match[1].lower(), match[2].strip("/")
-    if scheme not in SCHEMES or not path:
+    if path:
+        problems += path_problems("storage.root", path)
+    if scheme not in SCHEMES or {"", ".", ".."}.intersection(path.split("/")):
         problems.append(
             f"storage.root={storage.root}: expected a folder, s3://bucket/path, gs://bucket/path or "
             "az://container/path"
@@ -82,10 +135,17 @@ def placed(storage: StorageConfig, joins: bool, problems: list[str]) -> StorageC
 
 
 def _absolute(key: str, folder: str, problems: list[str]) -> str:
-    path = Path(folder).expanduser()
+    if found := path_problems(key, folder):
+        problems += found
+        return folder
+    path = user_path(folder)
     if not path.is_absolute() and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
         problems.append(
             f"{key}={folder!r}: inside a submitted job a relative path would vanish "
             "with the job's working directory; give an absolute path that all nodes share"
         )
-    return str(path.resolve())
+    try:
+        return str(path.resolve())
+    except (OSError, RuntimeError) as error:
+        problems.append(f"{key}={folder}: its links lead nowhere ({error}); give another folder")
+        return folder

@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import glob
-import os
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
 from raymill.errors import DataError
-from raymill.reading import entries, files_below, is_file, is_folder, status
+from raymill.reading import entries, files_below, is_file, is_folder, status, user_path
+from raymill.redaction import override
 
 
 def matches(pattern: str) -> tuple[Path, list[Path]]:
-    """(the folder that names are relative to, files) of a folder, a file or a glob."""
-    expanded = Path(os.path.expanduser(pattern))
-    if is_folder(expanded):
-        root = expanded.resolve()
+    """(the folder that names are relative to, files) of a folder, a file or a glob.
+
+    Links go by their own names, wherever they lead. What is there is no pattern: `[1]` is that folder.
+    """
+    given = user_path(pattern)
+    if is_folder(given):
+        root = given.resolve()
         _refuse_all_splits(root)
         paths = files_below(root, _is_visible, links=True)
         return root, [path for path in paths if _is_visible(path) and not _is_cache(path)]
-    if is_file(expanded):
-        return expanded.resolve().parent, [expanded.resolve()]
-    fixed = Path(*_leading_fixed(expanded.parts))
+    if is_file(given):
+        root = given.parent.resolve()
+        return root, [root / given.name]
+    fixed = _leading_fixed(given.parts)
     root = fixed.resolve()
-    hits = _globbed(root, expanded.parts[len(fixed.parts) :])
-    # A file that is matched by a link, too, is one; what is linked from elsewhere goes by its link.
-    places = ((hit.resolve(), hit) for hit in hits if is_file(hit))
-    return root, [place if place.is_relative_to(root) else hit for place, hit in places]
+    hits = _globbed(root, given.parts[len(fixed.parts) :])
+    return root, [hit for hit in hits if is_file(hit)]
 
 
 def _is_visible(path: Path) -> bool:
@@ -46,7 +48,7 @@ def _globbed(folder: Path, pattern: Sequence[str]) -> Iterator[Path]:
         for path in _folders(folder, set()):
             yield from _globbed(path, rest or ("*",))
         return
-    if not glob.has_magic(part):
+    if not glob.has_magic(part) or status(folder / part) is not None:
         yield from _globbed(folder / part, rest)
         return
     for path in entries(folder):
@@ -78,13 +80,16 @@ def _refuse_all_splits(root: Path) -> None:
         splits = [path.name for path in entries(root) if is_folder(path)]
         raise DataError(
             f"{root} holds several splits ({', '.join(splits)}): give one of them, as in "
-            f"data.path={root / (splits[0] if splits else 'train')}, and perhaps another as "
+            f"{override('data.path', root / (splits[0] if splits else 'train'))}, and perhaps another as "
             "data.validation.path."
         )
 
 
-def _leading_fixed(parts: Sequence[str]) -> Iterator[str]:
+def _leading_fixed(parts: Sequence[str]) -> Path:
+    """The folders before the first pattern."""
+    fixed = Path()
     for part in parts[:-1]:
-        if glob.has_magic(part):
-            return
-        yield part
+        if glob.has_magic(part) and (part == "**" or status(fixed / part) is None):
+            break
+        fixed /= part
+    return fixed

@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import pyarrow as pa
 
 from raymill.data.chat.keys import COLUMN, MEDIA, unread_names
-from raymill.data.records import Bad, Meaning, place_of, read_records, side_of
+from raymill.data.places import place_of
+from raymill.data.records import Bad, Meaning, read_records, side_of
 from raymill.data.sources import BY_RECORD, EMBEDDED, Piece
 from raymill.data.split import TRAIN, VALIDATION, is_held_out
 

@@ -126,10 +126,7 @@ class Intake(Generic[R]):
         """Count a record as bad, also one that `usable` gave out."""
         self._causes[bad.cause] += bad.count
         if len(self._quarantine) < QUARANTINED:
-            why = bad.why.encode(
-                "utf-8", "backslashreplace"
-            ).decode()  # it may name half a surrogate
-            entry: dict[str, Any] = {"where": bad.where, "cause": bad.cause, "why": why}
+            entry: dict[str, Any] = {"where": bad.where, "cause": bad.cause, "why": bad.why}
             if bad.record is not None:
                 try:
                     text = canonical_json(bad.record)

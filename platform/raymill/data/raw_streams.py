@@ -79,3 +79,17 @@ class Zstandard(io.RawIOBase):
             raise EOFError(str(error)) from error
         self._inside = not self._frame.eof
         return True
+
+
+def whole_characters(content: bytes) -> bytes:
+    """Leave off a UTF-8 character that a cut in the middle of an endless line would halve."""
+    if content.endswith(b"\n"):
+        return content
+    for back in range(1, 4):
+        if (
+            content[-back] >= 0xC0
+        ):  # a leading byte: the character it starts may go on after the cut
+            return content[:-back]
+        if content[-back] < 0x80:
+            break
+    return content

@@ -10,11 +10,10 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-import json
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -22,9 +21,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raymill.data import stdlib_corpus
+from raymill.data.json_values import (
+    UnusableRecordError,
+    check_record,
+    not_utf8,
+    parse_record,
+    printable,
+)
 from raymill.data.manifest import AGAIN
-from raymill.data.raw_streams import READ_BYTES, Hashing, Zstandard
-from raymill.data.shards import parsed_footer, read_footer
+from raymill.data.places import first_line as _first_line
+from raymill.data.raw_streams import READ_BYTES, Hashing, Zstandard, whole_characters
 from raymill.data.sources import BY_RECORD, LINE_BYTES, Piece
 from raymill.data.split import TRAIN, VALIDATION, is_held_out
 from raymill.errors import DataError
@@ -32,6 +38,9 @@ from raymill.reading import opened, status
 
 DOCUMENT_BYTES = 8 * 2**20  # a longer text file is read as several documents, cut at line ends
 PARQUET_ROWS = 256
+MOST_NULS = (
+    4  # one in so many characters of a text; ASCII in UTF-16 is UTF-8, too, with every second one
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,8 @@ class Document:
 class Bad:
     """A record that can't be used. `where`: file:line (or row); `count`: how many such in a row.
 
-    `cause` is what such records are counted by; `record` is kept for quarantine.
+    `cause` is what such records are counted by; `record` is kept for quarantine. `where` and `why` may repeat
+    what a file holds, and are made printable.
     """
 
     where: str
@@ -55,6 +65,10 @@ class Bad:
     count: int = 1
     cause: str = "unreadable"
     record: Any = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "where", printable(self.where))
+        object.__setattr__(self, "why", printable(self.why))
 
 
 class Meaning(Protocol):
@@ -106,15 +120,11 @@ class Reading:
 
 
 def usable_text(value: object, what: str) -> str | Bad:
-    """Text that is Unicode, or why not."""
-    if not isinstance(value, str):
-        found = "null" if value is None else type(value).__name__
-        return Bad("", f"{what} holds {found}, expected text")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        return Bad("", f"{what} holds half of a surrogate pair, which isn't text")
-    return value
+    """A value that is text, or why not."""
+    if isinstance(value, str):
+        return value
+    found = "null" if value is None else type(value).__name__
+    return Bad("", f"{what} holds {found}, expected text")
 
 
 def side_of(
@@ -200,7 +210,7 @@ def _text(piece: Piece, meaning: Meaning, file: BinaryIO, digest: hashlib._Hash)
         content = file.read(min(DOCUMENT_BYTES, left))
         if len(content) < left:
             content += file.readline(min(LINE_BYTES, left - len(content)))
-            content = _whole_characters(content)
+            content = whole_characters(content)
         if not content:
             raise DataError(
                 f"{piece.path} changed while it was being prepared; {AGAIN} when it is at rest."
@@ -212,36 +222,19 @@ def _text(piece: Piece, meaning: Meaning, file: BinaryIO, digest: hashlib._Hash)
             text = content.decode("utf-8")
         except UnicodeDecodeError as error:
             number = _first_line(piece) + line + content.count(b"\n", 0, error.start)
-            yield Bad(f"{piece.name}:{number}", f"not UTF-8 ({error.reason})")
+            yield Bad(f"{piece.name}:{number}", not_utf8(content, error))
         else:
             if piece.offset + piece.length - left == len(content):
                 text = text.removeprefix("\ufeff")
-            yield meaning.of_text(text, piece)
+            if text.count("\0") > len(text) // MOST_NULS:
+                number = _first_line(piece) + line
+                yield Bad(
+                    f"{piece.name}:{number}",
+                    "full of NUL characters, as UTF-16 is; convert it to UTF-8",
+                )
+            else:
+                yield meaning.of_text(text, piece)
         line += content.count(b"\n")
-
-
-def _whole_characters(content: bytes) -> bytes:
-    """Leave off a UTF-8 character that a cut in the middle of an endless line would halve."""
-    if content.endswith(b"\n"):
-        return content
-    for back in range(1, 4):
-        if (
-            content[-back] >= 0xC0
-        ):  # a leading byte: the character it starts may go on after the cut
-            return content[:-back]
-        if content[-back] < 0x80:
-            break
-    return content
-
-
-def _first_line(piece: Piece) -> int:
-    """The number of a piece's first line: counted only when there is something to name."""
-    left, lines = piece.offset, 1
-    with opened(Path(piece.path)) as file:
-        while left and (content := file.read(min(READ_BYTES, left))):
-            lines += content.count(b"\n")
-            left -= len(content)
-    return lines
 
 
 def _compressed(piece: Piece, meaning: Meaning, raw: Hashing) -> Iterator[Any]:
@@ -257,9 +250,10 @@ def _compressed(piece: Piece, meaning: Meaning, raw: Hashing) -> Iterator[Any]:
 def _json_lines(piece: Piece, meaning: Meaning, stream: Any) -> Iterator[Any]:
     lines = io.BufferedReader(stream, READ_BYTES)
     base: int | None = None
-    number = 0
+    number, empty = 0, True
     while line := lines.readline(LINE_BYTES):
         found = _json_record(line, piece, meaning, number) if line.strip() else None
+        empty = empty and found is None
         if isinstance(found, Bad):
             base = _first_line(piece) if base is None else base
             yield replace(found, where=f"{piece.name}:{base + number}")
@@ -269,6 +263,8 @@ def _json_lines(piece: Piece, meaning: Meaning, stream: Any) -> Iterator[Any]:
             while line and not line.endswith(b"\n"):  # the rest of an overlong line
                 line = lines.readline(READ_BYTES)
         number += 1
+    if empty and piece.length == piece.file_bytes:
+        yield Bad(piece.name, "the file holds no record")
 
 
 def _json_record(line: bytes, piece: Piece, meaning: Meaning, number: int) -> Any:
@@ -276,13 +272,9 @@ def _json_record(line: bytes, piece: Piece, meaning: Meaning, number: int) -> An
     if len(line) == LINE_BYTES and not line.endswith(b"\n"):
         return Bad("", f"the line is longer than {LINE_BYTES >> 20} MiB")
     try:
-        record = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        return Bad("", f"not UTF-8 ({error.reason})")
-    except (ValueError, RecursionError) as error:
-        return Bad("", f"not JSON ({error})")
-    if not isinstance(record, dict):
-        return Bad("", f"expected a JSON object, found {type(record).__name__}")
+        record = parse_record(line)
+    except UnusableRecordError as error:
+        return Bad("", str(error), cause=error.cause)
     return meaning.of_record(record, piece, number)
 
 
@@ -296,7 +288,7 @@ def _table(piece: Piece, meaning: Meaning, digest: hashlib._Hash) -> Iterator[An
         with opened(path) as source, pa.ipc.open_stream(source) as stream:
             rows = sum(batch.num_rows for batch in stream)
         with opened(path) as source, pa.ipc.open_stream(source) as stream:
-            wanted = meaning.columns(stream.schema, piece)
+            wanted = _wanted(stream.schema, piece, meaning)
             yield from _batches(piece, wanted, meaning, stream, 0, rows)
         return
     groups = range(piece.first_group, piece.first_group + piece.groups)
@@ -304,10 +296,26 @@ def _table(piece: Piece, meaning: Meaning, digest: hashlib._Hash) -> Iterator[An
         metadata = file.metadata
         rows = sum(metadata.row_group(group).num_rows for group in groups)
         first = sum(metadata.row_group(group).num_rows for group in range(piece.first_group))
-        wanted = meaning.columns(file.schema_arrow, piece)
+        wanted = _wanted(file.schema_arrow, piece, meaning)
         columns = None if isinstance(wanted, Bad) else wanted
         batches = file.iter_batches(PARQUET_ROWS, row_groups=list(groups), columns=columns)
         yield from _batches(piece, wanted, meaning, batches, first, rows)
+
+
+def _wanted(stored: pa.Schema, piece: Piece, meaning: Meaning) -> list[str] | Bad:
+    """The columns that are read, of which each must be there once: by name two can't be told apart."""
+    try:
+        counted = Counter(stored.names)
+    except UnicodeDecodeError:
+        return Bad("", "the name of a column isn't UTF-8", cause="format")
+    once = {name: stored.field(stored.names.index(name)) for name in counted}
+    wanted = meaning.columns(pa.schema(once.values()), piece)
+    if isinstance(wanted, Bad):
+        return wanted
+    twice = next((name for name in wanted if counted[name] > 1), None)
+    if twice is None:
+        return wanted
+    return Bad("", f"{counted[twice]} columns are named {twice!r}, expected one", cause="format")
 
 
 def _batches(
@@ -318,18 +326,20 @@ def _batches(
     first: int,
     rows: int,
 ) -> Iterator[Any]:
+    if not rows:
+        yield Bad(piece.name, "the table has no rows")
+        return
     if isinstance(wanted, Bad):
         yield replace(wanted, where=f"{piece.name}, rows {first} to {first + rows - 1}", count=rows)
         return
     row = first
     for batch in batches:
-        chosen = batch.select(wanted)
+        columns = {name: batch.column(name) for name in wanted}
         for index in range(batch.num_rows):
-            try:
-                record = {name: chosen.column(name)[index].as_py() for name in wanted}
-                found = meaning.of_record(record, piece, row - first)
-            except UnicodeDecodeError as error:
-                found = Bad("", f"not UTF-8 ({error.reason})")
+            record = _row(columns, index)
+            found = (
+                record if isinstance(record, Bad) else meaning.of_record(record, piece, row - first)
+            )
             yield (
                 replace(found, where=f"{piece.name}, row {row}")
                 if isinstance(found, Bad)
@@ -338,21 +348,29 @@ def _batches(
             row += 1
 
 
-def place_of(piece: Piece, number: int) -> str:
-    """Where line or row `number` of a piece stands, for a message."""
-    kind = ", row " if piece.format in ("parquet", "arrow") else ":"
-    return f"{piece.name}{kind}{_first_number(piece) + number}"
+def _row(columns: Mapping[str, pa.Array], index: int) -> dict[str, Any] | Bad:
+    """A row's values as Python has them, or why it has none such: dates of the year 300,000, bytes that aren't
+    UTF-8, objects with two fields of one name."""
+    record = {}
+    for name, column in columns.items():
+        try:
+            record[name] = column[index].as_py()
+        except UnicodeDecodeError as error:
+            return Bad("", f"column {name!r} is not UTF-8 ({error.reason})")
+        except _UNCONVERTIBLE as error:
+            why = f"column {name!r} holds {column.type}, and can't be read: {error}"
+            return Bad("", why)
+    try:
+        check_record(record)
+    except UnusableRecordError as error:
+        return Bad("", str(error), cause=error.cause)
+    return record
 
 
-@lru_cache(maxsize=64)
-def _first_number(piece: Piece) -> int:
-    if piece.format == "arrow":
-        return 0
-    if piece.format == "parquet":
-        path = Path(piece.path)
-        metadata = parsed_footer(path, read_footer(path))
-        return sum(metadata.row_group(group).num_rows for group in range(piece.first_group))
-    return _first_line(piece)
+# What Arrow raises for single values. Damage shows when a batch is read, before its values are.
+_UNCONVERTIBLE = (
+    ValueError, TypeError, LookupError, ArithmeticError, NotImplementedError, pa.ArrowException,
+)  # fmt: skip
 
 
 def _column_problem(stored: pa.Schema, wanted: list[str]) -> Bad | None:

@@ -25,7 +25,7 @@ from raymill.data.globs import matches
 from raymill.data.shards import parsed_footer, read_footer
 from raymill.data.split import TRAIN, VALIDATION, held_out_groups
 from raymill.errors import DataError
-from raymill.reading import opened, status
+from raymill.reading import opened, status, user_path
 
 Format = Literal[
     "txt",
@@ -107,7 +107,7 @@ def plan_units(data: RowsConfig, seed: int) -> list[Unit]:
 
 def find_files(patterns: Sequence[str], key: str) -> list[Piece]:
     """Files below folders, or matching globs, of a known format; sorted by name; one whole-file
-    piece each.
+    piece each. Links are judged by their own endings.
 
     A name is `<folder's name>/<path below it>`, so that the same data elsewhere has the same names.
     """
@@ -119,22 +119,14 @@ def find_files(patterns: Sequence[str], key: str) -> list[Piece]:
         if not known:
             raise DataError(_nothing_found(key, pattern, root, paths))
         label = roots.setdefault(root, _unused(root.name or "root", roots.values()))
-        for path, kind in known:
+        for path, kind in sorted(known):
             name = f"{label}/{path.relative_to(root).as_posix()}"
             status = _status(path, key)
-            found.setdefault(
-                str(path),
-                Piece(
-                    name,
-                    str(path),
-                    kind,
-                    TRAIN,
-                    0,
-                    status.st_size,
-                    status.st_size,
-                    status.st_mtime_ns,
-                ),
-            )
+            size, real = status.st_size, os.path.realpath(path)
+            piece = Piece(name, str(path), kind, TRAIN, 0, size, size, status.st_mtime_ns)
+            # A file that links lead to, too, is one, and goes by its own name where that is among them.
+            pair = (found.get(real, piece), piece)
+            found[real] = min(pair, key=lambda one: one.path != real)
     return sorted(found.values(), key=lambda file: file.name)
 
 
@@ -143,8 +135,13 @@ def passed_over(data: RowsConfig) -> Counter[str]:
     stand for no format; by ending, "" where there is none."""
     made = isinstance(data, DataConfig) and data.source in EMBEDDED_TEXT
     patterns = (*(() if made else data.path or ()), *(data.validation.path or ()))
-    paths = {path for pattern in patterns for path in matches(pattern)[1]}
-    return Counter(path.suffix.lower() for path in paths if format_of(path) is None)
+    paths = {path: os.path.realpath(path) for pattern in patterns for path in matches(pattern)[1]}
+    by_link = {real for path, real in paths.items() if format_of(path) is not None}
+    return Counter(
+        path.suffix.lower()
+        for path, real in paths.items()
+        if format_of(path) is None and real not in by_link
+    )
 
 
 def _status(path: Path, key: str) -> os.stat_result:
@@ -190,7 +187,7 @@ def _nothing_found(key: str, pattern: str, root: Path, paths: Sequence[Path]) ->
     endings = " ".join(f".{kind}" for kind in FORMATS)
     if paths:
         state = f"{len(paths)} files match, such as {paths[0].name}, but none ends in {endings}"
-    elif status(root) is None or not (glob.has_magic(pattern) or status(Path(pattern))):
+    elif status(root) is None or not (glob.has_magic(pattern) or status(user_path(pattern))):
         state = "it doesn't exist"
     else:
         state = f"no file matches (looked in {root})"
@@ -265,8 +262,8 @@ def _split_files(files: list[Piece], data: DataConfig, seed: int) -> list[Piece]
 
 
 def _refuse_overlap(training: Sequence[Piece], held_out: Sequence[Piece]) -> None:
-    paths = {file.path for file in training}
-    twice = [file.name for file in held_out if file.path in paths]
+    paths = {os.path.realpath(file.path) for file in training}
+    twice = [file.name for file in held_out if os.path.realpath(file.path) in paths]
     if twice:
         raise DataError(
             f"data.validation.path and data.path share {len(twice)} file(s), such as {twice[0]}: "
@@ -306,14 +303,27 @@ def _parquet_pieces(file: Piece, unit_bytes: int) -> Iterator[Piece]:
         return
     try:
         metadata = parsed_footer(path, read_footer(path))
+        ranges = [_row_group_range(metadata.row_group(n)) for n in range(metadata.num_row_groups)]
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} can't be read as Parquet: the name of a column isn't UTF-8 ({error.reason}); write the "
+            "file anew with another name."
+        ) from error
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} can't be read as Parquet: {error}") from error
+    if not metadata.num_rows or not metadata.num_columns:
+        yield replace(file, groups=len(ranges))  # the reader names it, too
+        return
     first, begin, end = 0, -1, 0
-    for group in range(metadata.num_row_groups):
-        start, stop = _row_group_range(metadata.row_group(group))
+    for group, (start, stop) in enumerate(ranges):
+        if not 0 <= max(start, end) <= stop <= file.file_bytes:
+            raise DataError(
+                f"{path} can't be read as Parquet: row group {group} lies from byte {start} to {stop} of "
+                f"{file.file_bytes}, behind the end or over another one."
+            )
         begin = start if begin < 0 else begin
         end = stop
-        if end - begin >= unit_bytes or group == metadata.num_row_groups - 1:
+        if end - begin >= unit_bytes or group == len(ranges) - 1:
             yield replace(
                 file, offset=begin, length=end - begin, first_group=first, groups=group + 1 - first
             )
@@ -324,11 +334,11 @@ def _row_group_range(group: pq.RowGroupMetaData) -> tuple[int, int]:
     """(first byte, byte after the last) of a row group's column chunks."""
     columns = [group.column(index) for index in range(group.num_columns)]
     starts = [
-        min(filter(None, (column.dictionary_page_offset, column.data_page_offset)))
+        min(filter(None, (column.dictionary_page_offset, column.data_page_offset)), default=0)
         for column in columns
     ]
     stops = [s + column.total_compressed_size for s, column in zip(starts, columns, strict=True)]
-    return min(starts), max(stops)
+    return min(starts, default=0), max(stops, default=0)
 
 
 def _units(pieces: Iterable[Piece], unit_bytes: int) -> Iterator[Unit]:

@@ -20,7 +20,8 @@ from typing import Any, ClassVar, Protocol
 from raymill.data import tokenizer as tokenizers_room
 from raymill.data.manifest import TOKENIZER_FOLDER, InputDigest, Shard, TokenizerIdentity
 from raymill.data.pack import Packer, dtype_for
-from raymill.data.records import Bad, Document, Reading, place_of, read_records
+from raymill.data.places import place_of
+from raymill.data.records import Bad, Document, Reading, read_records
 from raymill.data.shards import ShardWriter
 from raymill.data.sources import Piece, Unit
 from raymill.durable import canonical_json, sha256_file, sha256_text, write_atomic

@@ -165,7 +165,7 @@ def _another_length(manifest: Manifest, assignment: Assignment) -> tuple[str, ..
     advice = (
         "no checkpoint from before the decay is left, so choose another run.name"
         if kept is None
-        else f"go on from before the decay, as another run: run.name=<another> run.from={job.run.name}@{kept}"
+        else f"go on from before the decay, as another run: run.name=… run.from={job.run.name}@{kept}"
     )
     raise ConfigError(
         [

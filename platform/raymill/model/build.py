@@ -10,6 +10,7 @@ from raymill.config.schema import ArchConfig
 from raymill.errors import ConfigError
 from raymill.model.quiet import config_of, from_folder
 from raymill.model.shape import SHAPE_KEYS
+from raymill.redaction import override
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -113,7 +114,7 @@ def load_pretrained(
     if config.vocab_size < vocab_size:
         problems.append(
             f"model={folder}: its vocabulary of {config.vocab_size} is smaller than the data's "
-            f"{vocab_size}; prepare the data with the model's tokenizer (tokenizer.path={folder})"
+            f"{vocab_size}; prepare the data with the model's tokenizer ({override('tokenizer.path', folder)})"
         )
     elif config.vocab_size > vocab_size:
         problems.append(

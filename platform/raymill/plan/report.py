@@ -12,6 +12,7 @@ from raymill.config.schema import (
     RlhfJob,
     TrainJob,
 )
+from raymill.config.storage import sqlite_address
 from raymill.data.location import prepared_folder
 from raymill.data.manifest import is_finished
 from raymill.plan.batch import (
@@ -217,7 +218,7 @@ def _places(job: TrainJob, data: str) -> list[tuple[str, str]]:
     state = "exists: it would resume" if is_folder(run_dir) else "new"
     if job.storage.uri is not None:  # which isn't asked
         state = f"kept in {job.storage.uri}"
-    tracking = {None: f"sqlite:///{root / 'mlflow.db'}", "none": "off"}.get(
+    tracking = {None: sqlite_address(root / "mlflow.db"), "none": "off"}.get(
         job.tracking.uri, job.tracking.uri
     )
     return [

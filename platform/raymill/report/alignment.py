@@ -59,9 +59,7 @@ def pairs_card(
         PAIR_COLUMNS if policy else PAIR_COLUMNS[:-1],
         (),
         by_source(prepared, _pairs),
-        "python jobs/generate.py model={model}"
-        if policy
-        else "python jobs/rlhf.py reward.model={model}",
+        ("generate", "model") if policy else ("rlhf", "reward.model"),
         PAIR_CURVE,
     )
 
@@ -124,7 +122,7 @@ def reward_card(
         tuple(columns),
         (_tables(run_dir),),
         by_source(prepared, _prompts),
-        "python jobs/generate.py model={model}",
+        ("generate", "model"),
         REWARD_CURVE,
     )
 

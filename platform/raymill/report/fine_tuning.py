@@ -70,7 +70,7 @@ def fine_tuning_card(
         tiles.append(Tile(f"{after - before:+.3f}", "bits per byte forgotten"))
     return Card(
         tuple(headlines), tuple(tiles), COLUMNS, (_answers(run_dir),), by_source(prepared, _data),
-        "python jobs/generate.py model={model}",
+        ("generate", "model"),
     )  # fmt: skip
 
 

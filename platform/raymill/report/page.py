@@ -15,6 +15,7 @@ from typing import Any
 from raymill.data.manifest import Prepared
 from raymill.engine.source_names import source_names
 from raymill.reading import entries, read_bytes, read_text
+from raymill.redaction import job_command, with_more
 from raymill.report.curve import draw_curve
 from raymill.track.follow import last_of_each_step
 
@@ -79,7 +80,7 @@ class Card:
     columns: tuple[Column, ...]
     sections: tuple[str, ...]  # HTML, after the evaluations
     lineage: tuple[tuple[str, str], ...]
-    ask: str  # the command that uses the model, which is {model} there
+    ask: tuple[str, str]  # the job that uses the model, and the key that it is given under
     curve: Curve = Curve()
 
 
@@ -198,8 +199,10 @@ def _origin(summary: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _commands(summary: dict[str, Any], ask: str) -> str:
-    use = f"# use it\n{ask.replace('{model}', summary['export'])}\n"
+def _commands(summary: dict[str, Any], ask: tuple[str, str]) -> str:
+    job, key = ask
+    model = f"{key}={summary['export']}"
+    use = f"# use it\n{job_command(job, model)}\n"
     if summary["going_on"] is None:
         return use
-    return f"{use}\n# go on, for more steps\n{summary['command']} {summary['going_on']}\n"
+    return f"{use}\n# go on, for more steps\n{with_more(summary['command'], summary['going_on'])}\n"

@@ -48,7 +48,7 @@ def pretraining_card(
             headlines.append(f"          {name} {_change(figures, figure)}{yardsticks}")
     return Card(
         tuple(headlines), tuple(tiles), tuple(columns), (_samples(run_dir),), by_source(prepared, _data),
-        "python jobs/generate.py model={model}",
+        ("generate", "model"),
     )  # fmt: skip
 
 

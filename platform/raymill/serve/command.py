@@ -14,7 +14,8 @@ from raymill.config.schema import RankJob
 from raymill.durable import only_one
 from raymill.errors import ConfigError, DataError
 from raymill.progress_line import ProgressLine
-from raymill.reading import MISSING, is_file, is_folder, read_text
+from raymill.reading import MISSING, is_file, is_folder, read_text, user_path
+from raymill.redaction import job_command
 from raymill.serve.app import PAGE, Site, create_app
 from raymill.serve.candidates import Drawing, Preparation, prepare
 from raymill.serve.database import DATABASE_NAME, Database
@@ -200,11 +201,11 @@ def _serve(
     if job.host not in LOCAL:
         print("           anyone on the way can read along: put a TLS proxy in front of it")
     print(f"judgements {database.path}")
-    print(
-        f"stop       Ctrl-C, which exports them (so does jobs/rank.py name={job.name} "
-        "export_only=true)",
-        flush=True,
+    scratch = () if job.storage.uri is None else (f"storage.scratch={job.storage.folder}",)
+    again = job_command(
+        "rank", f"name={job.name}", f"storage.root={job.storage.root}", *scratch, "export_only=true"
     )
+    print(f"stop       Ctrl-C, which exports them (so does {again})", flush=True)
     try:
         uvicorn.Server(settings).run(sockets=[bound])
     except KeyboardInterrupt:
@@ -233,8 +234,8 @@ def _address(bound: socket.socket, host: str) -> str:
 
 
 def _instructions(job: RankJob) -> str:
-    path = PAGE / f"{job.mode}.md" if job.instructions is None else Path(job.instructions)
+    path = PAGE / f"{job.mode}.md" if job.instructions is None else user_path(job.instructions)
     try:
-        return read_text(path.expanduser())
+        return read_text(path)
     except (*MISSING, UnicodeDecodeError) as error:
         raise ConfigError([f"instructions={path}: can't be read: {error}"]) from error

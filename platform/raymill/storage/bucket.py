@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from raymill.durable import replaced, sha256_json
 from raymill.errors import StorageError
@@ -39,7 +40,9 @@ class Bucket:
             client["allow_http"] = True  # who names such an endpoint means it
         with self._told("opening"):
             options: Any = {"client_options": client, "retry_config": _RETRIES}
-            self._store: Any = from_url(self.uri, **options)
+            # As it is typed: `a%20b` isn't `a b`, and nothing ends at a `#`.
+            scheme, slashes, place = self.uri.partition("://")
+            self._store: Any = from_url(f"{scheme}{slashes}{quote(place)}", **options)
 
     def get(self, key: str) -> bytes | None:
         """An object's bytes; None where there is none."""

@@ -19,7 +19,8 @@ from raymill.config.schema import TrackingConfig
 from raymill.config.storage import is_uri, store_problems
 from raymill.durable import write_atomic
 from raymill.errors import ConfigError, StorageError, TrackingError
-from raymill.reading import is_file, is_folder, read_json
+from raymill.reading import is_file, is_folder, read_json, user_path
+from raymill.redaction import job_command
 from raymill.storage.bucket import Bucket
 from raymill.storage.mirror import Mirror
 from raymill.track.flavor import describe, kind_of
@@ -200,7 +201,7 @@ def resolve_model(
             raise ConfigError(refused)
         return _described(_fetched(reference, root, key), reference)
     if not reference.startswith("models:"):
-        folder = Path(reference).expanduser()
+        folder = user_path(reference)
         if not is_file(folder / "config.json"):
             raise ConfigError(
                 [
@@ -219,7 +220,7 @@ def resolve_model(
         raise ConfigError(
             [
                 f"{key}={reference}: there is no registry yet in {database(root)}; train a model first "
-                "(python jobs/pipeline.py experiment=demo), give tracking.uri, or a folder"
+                f"({job_command('pipeline', 'experiment=demo')}), give tracking.uri, or a folder"
             ]
         )
     client = connect(tracking, root)

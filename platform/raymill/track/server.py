@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymill.config.schema import TrackingConfig
+from raymill.config.storage import sqlite_address
 from raymill.errors import TrackingError
 from raymill.redaction import redacted, redacted_value, secrets_of
 
@@ -36,7 +37,7 @@ _LARGEST_FILE = 5 * 2**30  # bytes; exports are cut into files of that size
 
 def tracking_uri(tracking: TrackingConfig, root: Path) -> str:
     """Where this configuration tracks to; a SQLite file under the storage root by default."""
-    return tracking.uri or f"sqlite:///{database(root)}"
+    return tracking.uri or sqlite_address(database(root))
 
 
 def database(root: Path) -> Path:
@@ -46,7 +47,7 @@ def database(root: Path) -> Path:
 
 def is_local(uri: str) -> bool:
     """Whether the address is a file of this machine, not a server."""
-    return uri.startswith("sqlite:")
+    return uri.startswith(("sqlite:", "sqlite+"))
 
 
 def connect(tracking: TrackingConfig, root: Path) -> MlflowClient:

@@ -22,7 +22,7 @@ from raymill.data.manifest import TokenizerIdentity, read_tokenizer
 from raymill.data.tokenizer import SETTINGS_NAME, read_settings, special_token_variables
 from raymill.durable import sha256_text, write_atomic
 from raymill.errors import ConfigError, DataError
-from raymill.reading import MISSING, is_file, read_text
+from raymill.reading import MISSING, is_file, read_text, user_path
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -137,7 +137,7 @@ def _template(parent: Path, settings: dict[str, Any], template: str) -> tuple[st
     if template == "brief":
         return BRIEF, BRIEF_TOKENS
     try:
-        return read_text(Path(template).expanduser()), ()
+        return read_text(user_path(template)), ()
     except (*MISSING, UnicodeDecodeError) as error:
         raise ConfigError(
             [f"data.template={template}: expected auto, chatml, brief or a Jinja file ({error})"]

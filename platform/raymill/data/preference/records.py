@@ -18,9 +18,10 @@ from raymill.data.messages_records import (
     read_told,
     without_group,
 )
+from raymill.data.places import place_of
 from raymill.data.preference.comparison import Comparison, read_comparison
 from raymill.data.preference.formats import ASKED, COLUMNS
-from raymill.data.records import Bad, place_of
+from raymill.data.records import Bad
 from raymill.data.sources import Piece
 
 _OTHER_COLUMNS = (*ASKED, *BESIDE, "margin", "tie", "annotator")
