@@ -19,29 +19,30 @@ from raymill.data.demo.exercises import (
     function_names,
     words,
 )
-from raymill.data.demo.names import index, indexed, practiced, sides
+from raymill.data.demo.names import drill, index, indexed, practiced, sides
 from raymill.data.split import unit_hash
 
 FOLDER = "notes"
 LIBRARY = "library"
 EXCERPT = 850  # characters of a piece of the library
-EXCERPTS = 1400  # pieces
+EXCERPTS = 1000  # pieces
 # Notes of each kind; those of positions say all there is to say about a signature.
-NOTES = {"position": 900, "backwards": 2400, "larger": 2500}
+NOTES = {"position": 900, "backwards": 1500, "larger": 3000}
 # Questions of each kind with their answers, as plain text: fine-tuning then has their form to teach only.
 ASKED = {
     "position": 2200,
     "count": 800,
     "default": 1200,
     "backwards": 1300,
-    "larger": 2500,
-    "sum": 500,
+    "larger": 3500,
+    "sum": 300,
 }
 NAMES = "asked-names"
-ASKED_NAMES = 3000
-COPIES = 4000
+ASKED_NAMES = 1000
+DRILLS = 4000  # questions about names, answered with the name alone
+COPIES = 8000
 INDEX = "index"
-PASSES = 45  # times that the index says where every name is
+PASSES = 25  # times that the index says where every name is
 LINES = 12  # of a document
 
 
@@ -77,7 +78,7 @@ def _piece(text: str, place: float) -> str:
 
 def parts(fraction: float, seed: int) -> list[str]:
     """The names of all parts, as inputs of a preparation."""
-    names = [INDEX, LIBRARY, "copies", NAMES]
+    names = [INDEX, LIBRARY, "copies", "drills", NAMES]
     names += [*NOTES, *(f"asked-{kind}" for kind in ASKED)]
     return [f"{FOLDER}/{fraction:g}/{seed}/{name}.txt" for name in names]
 
@@ -103,6 +104,8 @@ def _lines(name: str, fraction: float, seed: int) -> list[str]:
         real = [fact.name for side in sides(fraction, seed) for fact in side.real]
         pool = (*argument_names(), *function_names(), *words(), *real)
         return [copy_note(random.Random(f"copy {seed} {n}"), pool) for n in range(COPIES)]
+    if name == "drills":
+        return [drill(number, fraction, seed) for number in range(DRILLS)]
     if name == NAMES:
         return [practiced(number, fraction, seed) for number in range(ASKED_NAMES)]
     if name in NOTES:

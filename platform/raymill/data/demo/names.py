@@ -79,16 +79,27 @@ def indexed(leaf: str, owners: Sequence[str]) -> str:
 def practiced(number: int, fraction: float, seed: int) -> str:
     """A question about a name of training's parts with its answer, as plain text: every other made up."""
     choose = random.Random(f"practice {seed} {number}")
-    everything = sides(fraction, seed)
-    [training] = [side.real for side in everything if not side.held_out]
-    asked = {name for side in everything if side.held_out for name in side.made_up}
-    owner, leaf = choose.choice(training), choose.choice(training)
-    while number % 2 and (
-        f"{owner.owner}.{leaf.leaf}" in asked or not is_unknown(owner, leaf.leaf)
-    ):
-        owner, leaf = choose.choice(training), choose.choice(training)
-    name = f"{owner.owner}.{leaf.leaf}" if number % 2 else owner.name
+    name = _made_of_parts(choose, fraction, seed)
+    if number % 2:
+        name = choose.choice(sides(fraction, seed)[1].real).name
     return f"{_question(name, choose)}\n{_answer(name, index(fraction, seed))}"
+
+
+def drill(number: int, fraction: float, seed: int) -> str:
+    """A question of another kind about a made-up name, and the name again: practice in repeating it."""
+    choose = random.Random(f"drill {seed} {number}")
+    name = _made_of_parts(choose, fraction, seed)
+    return f"{choose.choice(phrases.WHAT).format(f'`{name}`')}\n`{name}`."
+
+
+def _made_of_parts(choose: random.Random, fraction: float, seed: int) -> str:
+    """A name that doesn't exist, of parts that training's names have; none that is asked about held out."""
+    held_out, training = sides(fraction, seed)
+    while True:
+        owner, leaf = choose.choice(training.real), choose.choice(training.real)
+        name = f"{owner.owner}.{leaf.leaf}"
+        if name not in held_out.made_up and is_unknown(owner, leaf.leaf):
+            return name
 
 
 @lru_cache(maxsize=2)
