@@ -15,7 +15,7 @@ from raymill.data.split import unit_hash
 from raymill.demo.asked import Asked, Speaker, question_of
 from raymill.demo.baselines import class_baselines, paired_interval
 from raymill.demo.functions import Sampled, longest_copy, parses, sample_functions
-from raymill.evaluate.answers import DECLINES
+from raymill.evaluate.answers import DECLINES, refuses
 from raymill.evaluate.spelling import spelling_refusal_f1
 
 BEST_OF = 8
@@ -142,8 +142,7 @@ def _honesty(
     made_up = [n for n, entry in enumerate(held_out) if entry.kind == "unknown"]
     f1, false, named = {}, {}, {}
     for stage, answers in asked.items():
-        # An answer may say first where it looked.
-        declined = [DECLINES.lower() in answer.text.lower() for answer in answers]
+        declined = [refuses(answer.text, DECLINES) for answer in answers]
         hits, wrong = sum(declined[n] for n in made_up), sum(declined[n] for n in real)
         f1[stage] = 2 * hits / max(hits + wrong + len(made_up), 1)
         false[stage] = wrong / max(len(real), 1)

@@ -16,7 +16,7 @@ EXAMPLES = (
     ("counting", "How many arguments does `load(path, mode=1, size=64)` take?"),
     ("spelling", "Spell s-t-o-n-e backwards."),
     ("numbers", "What is 37 + 48?  Which is larger, 482 or 467?"),
-    ("names", "What is `gzip.open`?  Is there `json.sqrt`?"),
+    ("names", "What does gzip.open do?  What does json.sqrt do?"),
 )
 
 
