@@ -88,6 +88,7 @@ class ChatConfig(MessagesConfig):
     source: Literal["stdlib_chat", "demo_chat", "chat"]
     format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion"] = "auto"
     train_on: Literal["all", "last"] = "all"  # which of the assistant's turns
+    thinking: Literal["learn", "mask", "drop"] = "learn"  # mask: it stands there, not learned
     overlong: Literal["cut", "refuse"] = "cut"  # cut: leave off turns at the end that don't fit
     packing: bool = True  # several conversations a row
     pack_window: int = 4096  # conversations among which those that fill a row are sought
@@ -103,6 +104,7 @@ class PreferenceConfig(MessagesConfig):
 
     source: Literal["preference"]
     format: Literal["auto", "pairs", "hh", "rankings"] = "auto"
+    thinking: Literal["learn", "mask", "drop"] = "learn"  # mask: it stands there, not compared
 
     @property
     def row_predictions(self) -> int:

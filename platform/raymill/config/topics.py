@@ -60,6 +60,7 @@ _CHAT_KEYS = (
     ("data.format", "of the records; auto: told by their columns"),
     ("data.template", "auto: the parent's, or else chatml; chatml; brief; or a Jinja file"),
     ("data.train_on", "all or last of the assistant's turns"),
+    ("data.thinking", "learn, mask or drop what the assistant thought"),
     ("data.sequence_length", "predictions a row"),
     ("data.packing", "several conversations a row"),
     ("data.overlong", "cut turns at the end that don't fit, or refuse"),
@@ -72,6 +73,7 @@ _LORA = ("lora.rank", "0: all weights; above it: adapters of this rank")
 _PAIR_KEYS = (
     ("data.path", "files and folders of compared answers"),
     ("data.format", "pairs, hh or rankings; auto: told by their columns"),
+    ("data.thinking", "learn, mask or drop what the assistant thought"),
     ("data.template", "auto: the parent's, or else chatml; chatml; brief; or a Jinja file"),
     ("data.sequence_length", "predictions of one answer with its prompt"),
     ("data.validation.fraction", "share of the prompts held out"),

@@ -1,7 +1,8 @@
 """Raymill's own chat templates: ChatML, with what the assistant writes marked as such, and a brief one.
 
 Each turn is `<|im_start|>role`, a newline, the content exactly as it was given, `<|im_end|>`, a
-newline. Tools are described and called as Hermes and Qwen do. There is no default system prompt.
+newline. Tools are described and called, and thoughts are written, as Qwen does. There is no default
+system prompt.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ CHATML = r"""
     {{- '<|im_start|>' + message.role + '\n' -}}
     {%- if message.role == 'assistant' -%}
         {%- generation -%}
+        {%- if message.reasoning_content -%}
+            {{- '<think>\n' + message.reasoning_content + '\n</think>\n\n' -}}
+        {%- endif -%}
         {%- if message.content -%}
             {{- message.content -}}
         {%- endif -%}

@@ -7,6 +7,7 @@ their places, so a model is asked in the form in which it was trained.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +18,10 @@ from numpy.typing import NDArray
 from raymill.data.chat.conversation import Conversation, Problem
 from raymill.data.chat.guard import RESERVED
 from raymill.data.chat.pieces import Piece, SegmentEncoder, special_ids
-from raymill.data.chat.template import ChatTemplate, Segment
+from raymill.data.chat.problems import Refused
+from raymill.data.chat.template import ChatTemplate, Segment, UnaskedError
+from raymill.data.chat.thinking import Thinking, thought_in, without_thinking
+from raymill.data.chat.written import ungiven, unwritten
 from raymill.errors import DataError
 
 if TYPE_CHECKING:
@@ -25,19 +29,30 @@ if TYPE_CHECKING:
 
 __all__ = ["ChatEncoder", "EncodedChat", "special_ids"]
 
-_PROBE = Conversation(
-    ({"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"})
-)
+TrainOn = Literal["all", "last"]
+
+_ANSWER = {"role": "assistant", "content": "Hi"}
+_PROBES = [
+    Conversation(({"role": "user", "content": "Hello"}, answer))
+    for answer in (_ANSWER, {**_ANSWER, "reasoning_content": "A greeting"})
+]
 
 
 @dataclass(frozen=True)
 class EncodedChat:
-    """A conversation's ids [n], whether each is learned [n], and the UTF-8 bytes of text behind
-    each [n] (special tokens: 0). The first token is never learned: nothing predicts it."""
+    """A conversation's ids [n], whether each is learned [n], the UTF-8 bytes of text behind each [n]
+    (special tokens: 0), and whether each was written by the assistant in a turn that is learned, its
+    thinking included where that isn't learned [n]. The first token is never learned: nothing
+    predicts it."""
 
     ids: NDArray[np.uint32]
     learned: NDArray[np.bool_]
     token_bytes: NDArray[np.uint32]
+    spoken: NDArray[np.bool_]
+
+
+class _LeftOutError(DataError):
+    """The template doesn't write something that a message holds."""
 
 
 class ChatEncoder:
@@ -61,13 +76,19 @@ class ChatEncoder:
         self.stop_ids = frozenset((self.end_of_turn_id, *known))
 
     def encode(
-        self, conversations: Sequence[Conversation], train_on: Literal["all", "last"] = "all"
+        self,
+        conversations: Sequence[Conversation],
+        train_on: TrainOn = "all",
+        thinking: Thinking = "learn",
     ) -> list[EncodedChat | Problem]:
         """Every conversation encoded, or why it can't be. Segments of all are encoded together.
 
-        Causes: `template`, `special_text`, `boundary`, `unpredicted`.
+        `thinking`: what the assistant thought is learned, stands there without being learned, or
+        is left out of the messages.
+
+        Causes: `template`, `special_text`, `boundary`, `unpredicted`, `empty`, `no_assistant`.
         """
-        rendered = [self._rendered(conversation, train_on) for conversation in conversations]
+        rendered = [self._rendered(one, train_on, thinking) for one in conversations]
         usable = [segments for segments in rendered if not isinstance(segments, Problem)]
         encoded = iter(self._segments.encode(usable))
         results: list[EncodedChat | Problem] = []
@@ -98,7 +119,7 @@ class ChatEncoder:
             contains a noncharacter (U+FDD0 to U+FDEF).
         """
         guard = self._segments.guard
-        asked = guard.broken(_without_reserved(messages, len(spoken)))
+        asked = [guard.broken_message(one) for one in _without_reserved(messages, len(spoken))]
         segments = self._template.prompt(asked, guard.broken(tools), turns=len(spoken))
         [pieces] = self._segments.encode([segments])
         if isinstance(pieces, Problem):
@@ -120,59 +141,152 @@ class ChatEncoder:
         return ids
 
     def _rendered(
-        self, conversation: Conversation, train_on: Literal["all", "last"]
+        self, conversation: Conversation, train_on: TrainOn, thinking: Thinking
     ) -> list[Segment] | Problem:
-        guard = self._segments.guard
         try:
-            messages, tools = guard.broken(conversation.messages), guard.broken(conversation.tools)
-        except DataError as error:
-            return Problem("special_text", str(error))
-        try:
-            segments = self._template.segments(messages, tools, train_on=train_on)
+            return self._checked(conversation, train_on, thinking)
+        except Refused as refused:
+            return refused.problem
+        except (UnaskedError, _LeftOutError) as error:
+            advice = self._advice(conversation, train_on, thinking)
+            return Problem("template", f"{error}; {advice}")
         except DataError as error:
             return Problem("template", str(error))
-        if not any(segment.learned for segment in segments):
-            return Problem("template", "the chat template leaves out what the assistant wrote")
+
+    def _checked(
+        self, conversation: Conversation, train_on: TrainOn, thinking: Thinking
+    ) -> list[Segment]:
+        """The segments of a conversation, of which the learned hold everything that the assistant
+        wrote in their turns."""
+        messages, tools = self._broken(conversation, thinking)
+        places = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         left_out = _left_out(conversation)
-        if left_out:
-            segments = [
-                replace(one, learned=False) if one.turn in left_out else one for one in segments
-            ]
-        if not any(segment.learned for segment in segments):
-            return Problem("no_assistant", _nothing_learned(conversation, train_on))
+        wanted = list(range(len(places)))[-1 if train_on == "last" else 0 :]
+        wanted = [turn for turn in wanted if turn not in left_out]
+        if not wanted:
+            raise Refused("no_assistant", _nothing_learned(conversation, train_on))
+        segments = self._template.segments(messages, tools, train_on=wanted)
+        for turn in wanted:
+            text = "".join(one.text for one in segments if one.turn == turn)
+            self._check_turn(messages[places[turn]], text, turn, places[turn])
+        whole = self._segments.guard.plain("".join(one.text for one in segments))
+        missing = ungiven(messages[: places[wanted[-1]]], tools, whole)
+        if missing is not None:
+            raise _LeftOutError(f"The chat template leaves out {missing}")
+        if thinking == "mask":
+            thoughts = {turn: thought_in(messages[places[turn]]) for turn in wanted}
+            segments = [_masked(one, thoughts.get(one.turn, "")) for one in segments]
         return segments
+
+    def _check_turn(self, message: Mapping[str, Any], text: str, turn: int, index: int) -> None:
+        """Refuse a turn whose text lacks something of the message, or an end."""
+        guard = self._segments.guard
+        where = f"assistant turn {turn + 1} (message {index + 1})"
+        missing = unwritten(message, guard.plain(text))
+        if missing is not None:
+            raise _LeftOutError(f"The chat template leaves out {missing} in {where}")
+        if guard.end_of_last(text) != len(text):
+            raise DataError(
+                f"The chat template's {where} ends in {text[-20:]!r}, which isn't a special token, so "
+                "a model could never learn to stop; put the token that ends a turn inside "
+                "{% generation %}."
+            )
+
+    def _broken(
+        self, conversation: Conversation, thinking: Thinking
+    ) -> tuple[list[dict[str, Any]], Any]:
+        """Messages, and tools, that spell no special token."""
+        guard = self._segments.guard
+        messages: Sequence[Mapping[str, Any]] = conversation.messages
+        if thinking == "drop":
+            messages = without_thinking(messages)
+            for number, message in enumerate(messages, 1):
+                if not message["content"].strip() and not message.get("tool_calls"):
+                    why = f"message {number}: nothing is left of the assistant's turn but thinking"
+                    raise Refused("empty", f"{why}, which data.thinking=drop leaves out")
+        try:
+            return [guard.broken_message(one) for one in messages], guard.broken(conversation.tools)
+        except DataError as error:
+            raise Refused("special_text", str(error)) from error
+
+    def _advice(self, conversation: Conversation, train_on: TrainOn, thinking: Thinking) -> str:
+        """What to do about a conversation that the template doesn't write: what was tried and helps."""
+        helping = ""
+        ways: list[tuple[TrainOn, Thinking, str]] = [
+            ("last", thinking, "data.train_on=last"),
+            (train_on, "drop", "data.thinking=drop"),
+            ("last", "drop", "data.train_on=last and data.thinking=drop"),
+        ]
+        for learned, thoughts, setting in ways:
+            try:
+                self._checked(conversation, learned, thoughts)
+            except (DataError, Refused):
+                continue
+            helping = f"set {setting}, or "
+            break
+        return f"{helping}use a template that writes it, as data.template=chatml does."
 
     def _assembled(
         self, segments: Sequence[Segment], pieces: Sequence[Piece]
     ) -> EncodedChat | Problem:
         lengths = [len(piece.ids) for piece in pieces]
+        spoken = np.repeat([segment.learned for segment in segments], lengths)
+        thought = np.concatenate(
+            [self._segments.within(*pair) for pair in zip(segments, pieces, strict=True)]
+        )
         chat = EncodedChat(
             np.concatenate([piece.ids for piece in pieces]),
-            np.repeat([segment.learned for segment in segments], lengths),
+            spoken & ~thought,
             np.concatenate([piece.token_bytes for piece in pieces]),
+            spoken,
         )
         if not chat.learned.any():
             return Problem("template", "no token is the assistant's")
-        if chat.learned[0]:
+        if chat.spoken[0]:
             return Problem(
                 "unpredicted", "the rendering begins with the assistant's text: nothing predicts it"
             )
         return chat
 
     def _find_end_of_turn(self) -> int:
-        segments = self._template.segments(_PROBE.messages)
-        [chat] = self.encode([_PROBE])
-        if isinstance(chat, Problem):
-            raise DataError(f"The chat template can't be used: {chat.why}.")
-        last = chat.ids[chat.learned][-1:]
-        if not self._segments.is_special(last).all():
+        for probe in _PROBES:
+            try:
+                segments = self._checked(probe, "all", "learn")
+            except (UnaskedError, _LeftOutError) as error:
+                unusable = error
+                continue
+            [chat] = self.encode([probe])
+            if isinstance(chat, Problem):
+                raise DataError(f"The chat template can't be used: {chat.why}.")
+            last = chat.ids[chat.learned][-1:]
+            if self._segments.is_special(last).all():
+                return int(last[0])
             words = "".join(segment.text for segment in segments if segment.learned)
-            raise DataError(
-                f"The chat template's assistant turn ends in {words[-20:]!r}, which isn't a special "
-                "token, so a model could never learn to stop; put the token that ends a turn "
-                "inside {% generation %}."
-            )
-        return int(last[0])
+            raise DataError(f"The tokenizer makes no special token of the end of {words!r}.")
+        return self._end_of_answer(unusable)
+
+    def _end_of_answer(self, unusable: DataError) -> int:
+        """The special token that follows an answer, in a template that can be asked and not learned."""
+        answer = str(_ANSWER["content"])
+        _, found, behind = self._template.text(_PROBES[0].messages).rpartition(answer)
+        texts = self._segments.guard.split(behind)
+        if not found or len(texts) == 1:
+            raise unusable
+        # Several may end a turn together, without text between them.
+        last = next((n for n in range(2, len(texts), 2) if texts[n]), len(texts) - 1) - 1
+        return self._segments.special_ids[texts[last]]
+
+
+def _masked(segment: Segment, thought: str) -> Segment:
+    """A segment of which a thought isn't learned."""
+    if not thought or not segment.learned:
+        return segment
+    # As words of their own, if they are: a short thought may also be found within another word.
+    found = re.search(rf"(?<!\w){re.escape(thought)}(?!\w)", segment.text)
+    start = found.start() if found else segment.text.find(thought)
+    if start < 0:
+        raise _LeftOutError(f"The chat template changes a thought, {thought[:40]!r}")
+    return replace(segment, thought=(start, start + len(thought)))
 
 
 def _left_out(conversation: Conversation) -> set[int]:
@@ -185,7 +299,7 @@ def _left_out(conversation: Conversation) -> set[int]:
     }
 
 
-def _nothing_learned(conversation: Conversation, train_on: Literal["all", "last"]) -> str:
+def _nothing_learned(conversation: Conversation, train_on: TrainOn) -> str:
     """Say which turns are left out, and what would change that."""
     turns = sum(message["role"] == "assistant" for message in conversation.messages)
     if train_on == "last" and len(_left_out(conversation)) < turns:

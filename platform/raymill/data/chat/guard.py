@@ -5,7 +5,7 @@ spelling; what the regex over the special tokens finds in the rendering afterwar
 the template, and all else is ordinary text, from which the noncharacter is taken out again.
 
 Tokens that a tokenizer adds without calling them special (Qwen's `<think>`) are left alone: models
-are meant to write those.
+are meant to write those. Where `<think>` and `</think>` are special, an assistant's own stay so.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from raymill.data.chat.thinking import MARK
 from raymill.errors import DataError
 
 # Unicode's noncharacters U+FDD0 to U+FDEF are for a program's own use and occur in no text.
@@ -48,9 +49,26 @@ class Guard:
             return [self.broken(item) for item in value]
         raise DataError(f"A message holds {type(value).__name__}, expected only what JSON has.")
 
+    def broken_message(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """As `broken`; what an assistant wrote keeps the marks of its thoughts.
+
+        Raises:
+            DataError: as `broken`.
+        """
+        copy: dict[str, Any] = self.broken(message)
+        if copy.get("role") == "assistant" and isinstance(content := message.get("content"), str):
+            parts = MARK.split(content)
+            parts[::2] = [self._broken_text(part) for part in parts[::2]]
+            copy["content"] = "".join(parts)
+        return copy
+
     def split(self, text: str) -> list[str]:
         """Ordinary text and special tokens in turns, beginning and ending with (maybe no) text."""
         return self._splitter.split(text)
+
+    def plain(self, text: str) -> str:
+        """A text without its special tokens, an object replacement character in place of each."""
+        return self._pattern.sub("\ufffc", text)
 
     def end_of_last(self, text: str) -> int | None:
         """Where the last special token in a text ends, or None."""

@@ -76,6 +76,18 @@ class SegmentEncoder:
         """Which ids [n] are control tokens."""
         return self._is_special[ids]
 
+    def within(self, segment: Segment, piece: Piece) -> NDArray[np.bool_]:
+        """Which of a segment's tokens [n] hold something of its `thought`."""
+        start, stop = (self._text_bytes(segment.text[:end]) for end in segment.thought)
+        stops = np.cumsum(piece.token_bytes, dtype=np.int64)
+        starts = stops - piece.token_bytes
+        # Tokens without bytes of their own, as those of a character's later parts, stand inside it.
+        return (starts < stop) & (stops > start)
+
+    def _text_bytes(self, text: str) -> int:
+        ordinary = "".join(self.guard.split(text)[::2])
+        return len(ordinary.replace(BREAK, "").encode())
+
     def _encode_apart(self, renderings: Sequence[Sequence[Segment]]) -> list[list[Piece] | Problem]:
         cut = [[self.guard.split(segment.text) for segment in parts] for parts in renderings]
         ordinary = dict.fromkeys(

@@ -88,6 +88,7 @@ def _settings(job: ChatPrepareJob, tokenizer: ChatTokenizer, folder: Path) -> Ch
         sequence_length=data.sequence_length,
         row_group_rows=data.row_group_rows,
         train_on=data.train_on,
+        thinking=data.thinking,
         overlong=data.overlong,
         packing=data.packing,
         pack_window=data.pack_window,

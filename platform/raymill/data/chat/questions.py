@@ -46,7 +46,7 @@ def question_of(
     rank = unit_hash(canonical_json([list(conversation.messages), split]), seed)
     if split == TRAIN:
         return Question(split, rank, asked, reference)
-    places = chat.learned.nonzero()[0].tolist()
+    places = chat.spoken.nonzero()[0].tolist()
     start = len(places) - 1
     while start > 0 and places[start - 1] == places[start] - 1:
         start -= 1

@@ -3,7 +3,8 @@
 Two kinds of templates. Those with `{% generation %}` markers say themselves what the assistant
 writes. For all others (most models' own) renderings are compared: what the messages before a turn
 render to, with the prompt for the assistant, must begin what they render to with the turn; what
-comes after is the assistant's, up to the last special token in it, which ends the turn.
+comes after is the assistant's, up to the special token that ends the turn. In both kinds a turn
+begins where the prompt for the assistant ends, since a model is never asked otherwise.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import threading
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from os.path import commonprefix
 from typing import Any, Literal
 
 from jinja2 import Template, nodes
@@ -21,9 +24,10 @@ from raymill.data.chat.budget import MAX_OUTPUT_CHARACTERS
 from raymill.data.chat.chatml import CHATML
 from raymill.data.chat.guard import RESERVED, SPOKEN_BEGIN, SPOKEN_END, Guard
 from raymill.data.chat.sandbox import BoundedEnvironment
+from raymill.data.chat.spelling import ANSWER, QUESTION, Messages, Spelling, find_spelling
 from raymill.errors import DataError
 
-__all__ = ["CHATML", "ChatTemplate", "Segment"]
+__all__ = ["CHATML", "ChatTemplate", "Segment", "UnaskedError"]
 
 MAX_SOURCE_BYTES = 64 * 2**10
 
@@ -33,18 +37,29 @@ _FAILURES = (
     RuntimeError, SyntaxError, TypeError, ValueError,
 )  # fmt: skip
 
-Messages = Sequence[Mapping[str, Any]]
+_PROBE = ({"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER})
+
 Tools = Sequence[Mapping[str, Any]] | None
+
+
+class UnaskedError(DataError):
+    """A turn doesn't go on from what the template asks for it with."""
+
+
+class RewrittenError(DataError):
+    """The template renders a turn otherwise when the conversation goes on."""
 
 
 @dataclass(frozen=True)
 class Segment:
     """A part of a rendering. `turn`: which assistant turn spoke it (0 is the first); the template's
-    own text and turns that aren't learned have none."""
+    own text and turns that aren't learned have none. `thought`: from where to where it is thinking
+    that isn't learned, though the rest is."""
 
     text: str
     learned: bool
     turn: int | None = None
+    thought: tuple[int, int] = (0, 0)
 
 
 class ChatTemplate:
@@ -94,14 +109,19 @@ class ChatTemplate:
         """The same template for a tokenizer with these special tokens."""
         other = ChatTemplate.__new__(ChatTemplate)
         other.__dict__.update(self.__dict__)  # environment and lock are shared
+        other.__dict__.pop("_tail", None)  # it depends on the tokens
         other.special_tokens = tuple(dict.fromkeys((*special_tokens, *self.special_tokens)))
         other._guard = Guard(other.special_tokens)
         return other
 
     def segments(
-        self, messages: Messages, tools: Tools = None, *, train_on: Literal["all", "last"] = "all"
+        self,
+        messages: Messages,
+        tools: Tools = None,
+        *,
+        train_on: Literal["all", "last"] | Sequence[int] = "all",
     ) -> list[Segment]:
-        """A whole conversation; learned are the assistant's turns, or only the last of them.
+        """A whole conversation; learned are the assistant's turns, the last, or those of these numbers.
 
         Neighbouring segments differ in `learned` or `turn`. The messages must hold no noncharacter
         U+FDD0 or U+FDD1, which `read_conversation` and `Guard` see to.
@@ -110,18 +130,17 @@ class ChatTemplate:
             DataError: the template refuses the messages or does too much, or an assistant's turn
             can't be told apart or has no end.
         """
-        spoken = _assistant_turns(messages)
-        if self.has_markers:
-            segments = self._marked(self.render(messages, tools), messages, tools)
-        else:
-            wanted = range(len(spoken))[-1:] if train_on == "last" else range(len(spoken))
-            segments = self._compared(self.render(messages, tools), messages, tools, wanted)
-        if train_on == "last":
-            segments = [
-                segment if segment.turn == len(spoken) - 1 else Segment(segment.text, False)
-                for segment in segments
-            ]
-        return _merged(segments)
+        turns = _assistant_turns(messages)
+        full = self.render(messages, tools)
+        last = range(len(turns))[-1:]
+        wanted: Sequence[int] = train_on if not isinstance(train_on, str) else range(len(turns))
+        wanted = last if train_on == "last" else wanted
+        try:
+            return self._told_apart(full, messages, tools, wanted, len(turns))
+        except RewrittenError:
+            # It advises to learn the last turn alone: if that fails, this is the error to tell.
+            self._told_apart(full, messages, tools, last, len(turns))
+            raise
 
     def prompt(
         self, messages: Messages, tools: Tools = None, *, turns: int | None = None
@@ -135,20 +154,35 @@ class ChatTemplate:
             DataError: as `segments`.
         """
         full = self.render(messages, tools, add_generation_prompt=True)
-        if self.has_markers:
-            return _merged(self._marked(full, messages, tools))
         count = len(_assistant_turns(messages))
-        needed = count if turns is None else turns
-        return _merged(self._compared(full, messages, tools, range(count), needed))
+        return self._told_apart(
+            full, messages, tools, range(count), count if turns is None else turns
+        )
 
-    def render(
-        self, messages: Messages, tools: Tools = None, *, add_generation_prompt: bool = False
-    ) -> str:
-        """The text, with the noncharacters that markers become.
+    def text(self, messages: Messages, tools: Tools = None, *, prompt: bool = False) -> str:
+        """What transformers' `apply_chat_template` gives for the messages in the form that the
+        template reads; with `prompt`, up to where the assistant begins to write.
 
         Raises:
             DataError: the template refuses the messages, fails, or does too much.
         """
+        text = self.render(messages, tools, add_generation_prompt=prompt)
+        return text.replace(SPOKEN_BEGIN, "").replace(SPOKEN_END, "") if self.has_markers else text
+
+    def render(
+        self, messages: Messages, tools: Tools = None, *, add_generation_prompt: bool = False
+    ) -> str:
+        """The text, with the noncharacters that markers become. Messages are given to the template in
+        the form that it reads.
+
+        Raises:
+            DataError: the template refuses the messages, fails, or does too much.
+        """
+        return self._render(self._spelling.apply(messages), tools, add_generation_prompt)
+
+    def _render(
+        self, messages: Messages, tools: Tools = None, add_generation_prompt: bool = False
+    ) -> str:
         values: dict[str, Any] = {
             **self.variables,
             "messages": list(messages),
@@ -170,70 +204,159 @@ class ChatTemplate:
             )
         return text
 
-    def _marked(self, text: str, messages: Messages, tools: Tools) -> list[Segment]:
-        """Cut a rendering at its markers. Each marked block belongs to a turn: the first to the
-        first, and so on; where a turn may have several, shorter renderings say how many."""
-        blocks, total = _blocks(text)
-        spoken = _assistant_turns(messages)
-        ends = list(range(1, len(spoken) + 1))
-        if total != len(spoken):
-            ends = [_blocks(self.render(messages[: i + 1], tools))[1] for i in spoken]
-            if not ends or ends[-1] != total or ends != sorted(ends):
-                raise DataError(
-                    f"The chat template marks {total} parts with {{% generation %}} where the "
-                    f"assistant has {len(spoken)} turns, and they can't be matched."
-                )
-        return [
-            Segment(part, index is not None, None if index is None else bisect_right(ends, index))
-            for part, index in blocks
-        ]
+    @cached_property
+    def _spelling(self) -> Spelling:
+        return find_spelling(self.source, self._render)
 
-    def _compared(
+    @cached_property
+    def _asks_with(self) -> str:
+        """What the template writes after a question to have it answered."""
+        try:
+            question = self.text(_PROBE[:1])
+            return self.text(_PROBE[:1], prompt=True).removeprefix(question)
+        except DataError:
+            return ""
+
+    @cached_property
+    def _tail(self) -> str:
+        """What the template writes after the token that ends a turn where the conversation ends, and
+        nowhere else, if that holds a special token: as Phi 3's end of text."""
+        try:
+            ends, goes_on = self.text(_PROBE), self.text((*_PROBE, _PROBE[0]))
+        except DataError:
+            return ""
+        shared = commonprefix((ends, goes_on))
+        stop = self._guard.end_of_last(shared) or 0
+        known = ANSWER in shared[:stop] and self._guard.end_of_last(ends[stop:]) is not None
+        return ends[stop:] if known else ""
+
+    def _told_apart(
         self,
         full: str,
         messages: Messages,
         tools: Tools,
         wanted: Sequence[int],
-        needed: int | None = None,
+        needed: int,
     ) -> list[Segment]:
-        """Cut a rendering at the ends of shorter ones, for the assistant's turns in `wanted`; from
+        """Cut a rendering into what the assistant wrote in the turns in `wanted`, and the rest; from
         turn `needed` on, the first that can't be told apart ends this instead of failing."""
-        segments: list[Segment] = []
-        done = 0
-        spoken = _assistant_turns(messages)
+        marked = self._marks(full, messages, tools) if self.has_markers else None
+        text = full if marked is None else "".join(part for part, _ in _blocks(full)[0])
+        spans: list[tuple[int, int, int]] = []
         for turn in wanted:
             try:
-                start, stop = self._span(full, messages, tools, turn, spoken[turn])
+                if marked is None:
+                    found = [self._span(text, messages, tools, turn)]
+                else:
+                    found = self._clipped(text, messages, tools, turn, marked.get(turn, []))
             except DataError:
-                if needed is None or turn < needed:
+                if turn < needed:
                     raise
                 break
-            segments += [
-                Segment(full[done:start], False),
-                Segment(full[start:stop], True, turn),
-            ]
-            done = stop
-        return [*segments, Segment(full[done:], False)]
+            spans += [(start, stop, turn) for start, stop in found]
+        return _cut(text, spans)
 
-    def _span(
-        self, full: str, messages: Messages, tools: Tools, turn: int, index: int
-    ) -> tuple[int, int]:
+    def _marks(
+        self, full: str, messages: Messages, tools: Tools
+    ) -> dict[int, list[tuple[int, int]]]:
+        """From where to where a rendering without markers is marked, by turn. The first marked block
+        belongs to the first turn, and so on; where a turn may have several, what was said before it
+        says how many are of others."""
+        blocks, total = _blocks(full)
+        spoken = _assistant_turns(messages)
+        firsts = list(range(len(spoken)))
+        if total != len(spoken):
+            firsts = [_blocks(self.render(messages[:i], tools))[1] for i in spoken]
+            if not firsts or firsts[0] != 0 or firsts != sorted(set(firsts)) or firsts[-1] >= total:
+                raise DataError(
+                    f"The chat template marks {total} parts with {{% generation %}} where the "
+                    f"assistant has {len(spoken)} turns, and they can't be matched."
+                )
+        spans: dict[int, list[tuple[int, int]]] = {}
+        start = 0
+        for part, number in blocks:
+            if number is not None:
+                spans.setdefault(bisect_right(firsts, number) - 1, []).append((start, start + len(part)))
+            start += len(part)
+        return spans
+
+    def _clipped(
+        self,
+        text: str,
+        messages: Messages,
+        tools: Tools,
+        turn: int,
+        spans: Sequence[tuple[int, int]],
+    ) -> list[tuple[int, int]]:
+        """Marked spans of a turn without what the prompt for it has written already, and without the
+        space, or the end of the text, behind the token that ends it."""
+        if not spans:
+            return []
+        index = _assistant_turns(messages)[turn]
+        begin, end = self._begin(text, messages, tools, turn, spans[0][0]), spans[-1][1]
+        if index == len(messages) - 1 and text.endswith(self._tail):
+            end = min(end, len(text) - len(self._tail))
+        kept = [(max(start, begin), min(stop, end)) for start, stop in spans]
+        kept = [(start, stop) for start, stop in kept if start < stop]
+        if kept:
+            start, stop = kept[-1]
+            length = self._guard.end_of_last(text[start:stop])
+            if length is not None and text[start + length : stop].isspace():
+                kept[-1] = (start, start + length)
+        return kept
+
+    def _begin(self, text: str, messages: Messages, tools: Tools, turn: int, start: int) -> int:
+        """From where a turn is the assistant's, marked from `start` on: not before its prompt ends."""
+        if self._asks_with and text.endswith(self._asks_with, 0, start):
+            return start
+        index = _assistant_turns(messages)[turn]
+        before = self.text(messages[:index], tools, prompt=True)
+        if text.startswith(before):
+            return max(start, len(before))
+        # Earlier turns may be written otherwise now; what asks for this one may not.
+        shared = commonprefix((before, self.text(messages[:index], tools)))
+        asked = before[len(shared) :]
+        known = max(n for n in range(len(asked) + 1) if text.endswith(asked[:n], 0, start))
+        if not text.startswith(asked[known:], start):
+            raise _unasked(turn, index, asked, text[start:])
+        return start + len(asked) - known
+
+    def _span(self, full: str, messages: Messages, tools: Tools, turn: int) -> tuple[int, int]:
         """From where to where a rendering is what the assistant wrote in one turn, its end with it."""
+        index = _assistant_turns(messages)[turn]
         before = self.render(messages[:index], tools, add_generation_prompt=True)
         after = self.render(messages[: index + 1], tools)
-        if not (full.startswith(after) and after.startswith(before)):
+        if not after.startswith(before):
+            shared = len(commonprefix((before, self.render(messages[:index], tools))))
+            if after.startswith(before[:shared]):
+                raise _unasked(turn, index, before[shared:], after[shared:])
+            raise UnaskedError(
+                f"The chat template renders what stands before assistant turn {turn + 1} (message "
+                f"{index + 1}) differently once that is there, so its text can't be told apart"
+            )
+        length = self._guard.end_of_last(after[len(before) :].removesuffix(self._tail))
+        if length is None:
             raise DataError(
+                f"The chat template doesn't end assistant turn {turn + 1} (message {index + 1}) "
+                "with a special token, so a model could never learn to stop; use one that does, "
+                "as data.template=chatml."
+            )
+        stop = len(before) + length
+        if not full.startswith(after[:stop]):
+            raise RewrittenError(
                 f"The chat template renders assistant turn {turn + 1} (message {index + 1}) "
                 "differently when the conversation goes on, so its text can't be told apart; "
                 "set data.train_on=last, or use a template with {% generation %} markers."
             )
-        length = self._guard.end_of_last(after[len(before) :])
-        if length is None:
-            raise DataError(
-                f"The chat template doesn't end assistant turn {turn + 1} (message {index + 1}) "
-                "with a special token, so a model could never learn to stop."
-            )
-        return len(before), len(before) + length
+        return len(before), stop
+
+
+def _unasked(turn: int, index: int, asked: str, written: str) -> UnaskedError:
+    return UnaskedError(
+        f"The chat template asks for assistant turn {turn + 1} (message {index + 1}) with "
+        f"{asked[-60:]!r} and writes {written[:60]!r}: a model would be trained on what it is "
+        "never asked for"
+    )
 
 
 def _assistant_turns(messages: Messages) -> list[int]:
@@ -254,17 +377,21 @@ def _blocks(text: str) -> tuple[list[tuple[str, int | None]], int]:
     return parts, len(opened) - 1
 
 
-def _merged(segments: Sequence[Segment]) -> list[Segment]:
-    """Without empty segments, and neighbours of the same kind as one."""
+def _cut(text: str, spans: Sequence[tuple[int, int, int]]) -> list[Segment]:
+    """A text in segments: spans are (start, stop, turn), in order. Empty ones are left out, and
+    neighbours of the same kind are one."""
+    parts: list[Segment] = []
+    done = 0
+    for start, stop, turn in spans:
+        parts += [Segment(text[done:start], False), Segment(text[start:stop], True, turn)]
+        done = stop
     merged: list[Segment] = []
-    for segment in segments:
-        if not segment.text:
-            continue
+    for part in (*parts, Segment(text[done:], False)):
         last = merged[-1] if merged else None
-        if last and (last.learned, last.turn) == (segment.learned, segment.turn):
-            merged[-1] = Segment(last.text + segment.text, last.learned, last.turn)
-        else:
-            merged.append(segment)
+        if last and (last.turn == part.turn or not part.text):
+            merged[-1] = Segment(last.text + part.text, last.learned, last.turn)
+        elif part.text:
+            merged.append(part)
     return merged
 
 

@@ -21,6 +21,7 @@ from raymill.data.chat.questions import Question, lowest, question_of, write_que
 from raymill.data.chat.records import ChatReading, ChatRecord
 from raymill.data.chat.rows import Weighed, row_groups
 from raymill.data.chat.statistics import Statistics
+from raymill.data.chat.thinking import Thinking
 from raymill.data.manifest import Shard
 from raymill.data.messages_unit import (
     BATCH,
@@ -41,6 +42,7 @@ class ChatSettings(MessagesSettings):
 
     reading: ChatReading
     train_on: Literal["all", "last"]
+    thinking: Thinking
     overlong: Literal["cut", "refuse"]
     packing: bool
     pack_window: int
@@ -89,7 +91,8 @@ class _ChatWork:
             self._take(record, chat)
 
     def _encoded(self, conversations: Sequence[Conversation]) -> list[EncodedChat | Problem]:
-        return self._encoder.encode(conversations, self._settings.train_on)
+        settings = self._settings
+        return self._encoder.encode(conversations, settings.train_on, settings.thinking)
 
     def _take(self, record: ChatRecord, chat: EncodedChat | Problem) -> None:
         conversation, cut = record.conversation, False

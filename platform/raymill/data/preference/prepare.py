@@ -51,6 +51,7 @@ def preparation(job: PreferencePrepareJob, tokenizer: ChatTokenizer) -> Preparat
             validation.fraction,
             job.seed,
         ),
+        thinking=data.thinking,
         tokenizer=tokenizer.identity,
         template_sha256=tokenizer.template_sha256,
         sequence_length=data.sequence_length,

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from raymill.data.chat.conversation import Conversation
 from raymill.data.chat.encode import EncodedChat
 from raymill.data.chat.problems import Problem
+from raymill.data.chat.thinking import Thinking
 from raymill.data.manifest import Shard
 from raymill.data.messages_unit import (
     BATCH,
@@ -40,6 +40,7 @@ class PreferenceSettings(MessagesSettings):
     """What every unit of comparisons shares."""
 
     reading: PreferenceReading
+    thinking: Thinking
     row_predictions: int  # of both sides; sequence_length is of one
 
     def work(self, index: int, unit: Unit) -> UnitResult:
@@ -73,19 +74,10 @@ class _PreferenceWork:
 
     def _encode(self, records: Sequence[PreferenceRecord]) -> None:
         answers = [answer for record in records for answer in record.comparison.answers]
-        encoded = iter(self._encoded(answers))
+        # The turns of the prompt are given: templates that rewrite them don't matter.
+        encoded = iter(self._encoder.encode(answers, "all", self._settings.thinking))
         for record in records:
             self._take(record, list(islice(encoded, len(record.comparison.answers))))
-
-    def _encoded(self, answers: Sequence[Conversation]) -> list[EncodedChat | Problem]:
-        """Where the answer is one turn, it is the last: earlier ones needn't be told apart, which templates
-        that rewrite them don't allow."""
-        single = [number for number, answer in enumerate(answers) if _turns(answer) == 1]
-        several = [number for number, answer in enumerate(answers) if _turns(answer) != 1]
-        last = self._encoder.encode([answers[number] for number in single], "last")
-        every = self._encoder.encode([answers[number] for number in several], "all")
-        found = dict(zip((*single, *several), (*last, *every), strict=True))
-        return [found[number] for number in range(len(answers))]
 
     def _take(self, record: PreferenceRecord, chats: Sequence[EncodedChat | Problem]) -> None:
         comparison, settings = record.comparison, self._settings
@@ -145,8 +137,3 @@ class _PreferenceWork:
         return settings.write_shard(
             self._index, split, "preference", groups, settings.row_predictions
         )
-
-
-def _turns(answer: Conversation) -> int:
-    """How many turns the assistant has after the prompt."""
-    return sum(message["role"] == "assistant" for message in answer.messages[answer.given :])
