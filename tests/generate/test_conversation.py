@@ -250,6 +250,24 @@ def test_more_tokens_than_positions_keep_the_memory(
     assert "Hello" in talk.asked(tokenizer)[1]
 
 
+def test_thoughts_come_back_as_the_template_has_them(
+    tmp_path: Path, tokenizer: Tokenizer, said: Any
+) -> None:
+    """The prompt opens a thought that the answer ends; what was thought in earlier turns goes."""
+    thinks = CHATML.replace("message.reasoning_content -%}", "loop.last -%}").replace(
+        "message.reasoning_content +", "(message.reasoning_content or '') +"
+    )
+    source = thinks.replace("assistant\\n' -}}", "assistant\\n<think>\\n' -}}")
+    encoder = load_chat_encoder(write_chat_folder(tmp_path / "m", template=source))
+    assert encoder is not None
+    first = said("Hm.\n</think>\n\nIt is one.")
+    talk = Talk(encoder, tokenizer, first, said("Two."), max_new_tokens=40)
+    assert talk.ask("Is it?") == "Hm.\n</think>\n\nIt is one."
+    talk.ask("And?")
+    asked = "[user\nIs it?][assistant\n<think>\n", "[user\nIs it?][assistant\nIt is one.]"
+    assert talk.asked(tokenizer) == [asked[0], asked[1] + "[user\nAnd?][assistant\n<think>\n"]
+
+
 def test_a_template_that_rewrites_turns_has_its_way(
     tokenizer: Tokenizer, said: Any, tmp_path: Path
 ) -> None:

@@ -131,11 +131,10 @@ class Conversation:
             yield token
 
     def _remember(self, question: dict[str, str], drawn: list[int]) -> None:
-        answer = self._tokenizer.decode(drawn, skip_special_tokens=True)
-        self._turns += [question, {"role": "assistant", "content": answer}]
         # An answer that was cut, or ended with the text, still ends its turn for what follows.
         end = self._encoder.end_of_turn_id
         body = drawn[:-1] if drawn[-1] in self._stop_ids else drawn
+        self._turns += [question, self._encoder.message_of(body)]
         self.spoken.append([*body, end])
 
 

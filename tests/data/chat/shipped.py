@@ -115,7 +115,9 @@ def rendered(name: str, messages: Any, tools: Any, **options: Any) -> Any:
     theirs = _theirs()
     theirs.chat_template = source(name)
     given = [_spelled(name.removesuffix("_training"), name, message) for message in messages]
-    return theirs.apply_chat_template(given, tools=None if tools is None else list(tools), **options)
+    return theirs.apply_chat_template(
+        given, tools=None if tools is None else list(tools), **options
+    )
 
 
 def _spelled(family: str, name: str, message: dict[str, Any]) -> dict[str, Any]:

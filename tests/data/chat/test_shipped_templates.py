@@ -94,6 +94,22 @@ def check_prompt(chat: ChatEncoder, case: str, found: EncodedChat) -> None:
     assert not before and after.any()
 
 
+def check_read_back(chat: ChatEncoder, case: str, found: EncodedChat) -> None:
+    """A turn that was generated is given back to the template as the message that it writes so."""
+    *_, message = CONVERSATIONS[case].messages
+    if "<think>" in message["content"]:
+        return
+    start = len(found.spoken) - 1
+    while not found.spoken[start] or found.spoken[start - 1]:
+        start -= 1
+    turn = found.ids[start:][found.spoken[start:]]
+    while chat._segments.is_special(turn[-1:]).all():
+        turn = turn[:-1]
+    read = chat.message_of(turn.tolist())
+    assert read["content"].strip() == message["content"]
+    assert read.get("reasoning_content", "").strip() == message.get("reasoning_content", "")
+
+
 def check_advice(chat: ChatEncoder, case: str, train_on: str, refused: Problem) -> None:
     """What it says to do helps."""
     if refused.why.startswith("The chat template fails"):  # its own words
@@ -117,7 +133,9 @@ def chatml() -> ChatEncoder:
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_trained_on_is_what_transformers_renders(name: str) -> None:
     if name == "glm4moe":
-        with pytest.raises(DataError, match=r"doesn't end assistant turn 1 .*data\.template=chatml"):
+        with pytest.raises(
+            DataError, match=r"doesn't end assistant turn 1 .*data\.template=chatml"
+        ):
             encoder(name)
         return
     chat = encoder(name)
@@ -129,6 +147,9 @@ def test_what_is_trained_on_is_what_transformers_renders(name: str) -> None:
                 check_advice(chat, case, train_on, found)
                 continue
             check(name, case, found, train_on)
+            # After a tool's result these ask otherwise than after a question.
+            if not ("tools" in case and name.startswith(("deepseek", "diffusion_gemma"))):
+                check_read_back(chat, case, found)
             if (name, case) not in REWRITTEN:
                 check_prompt(chat, case, found)
             if name.endswith("_training") and train_on == "all":

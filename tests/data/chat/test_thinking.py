@@ -126,7 +126,9 @@ def test_thinking_that_earlier_turns_lose_is_learned_in_the_last() -> None:
     encoder = made(writing(forgetting + "{% else %}{{ m.content }}{% endif %}", marked=True))
     chat = (ASKED, THOUGHT, ASKED, {**THOUGHT, "reasoning_content": "as before"})
     refused = shown(encoder, *chat)
-    assert "leaves out the thinking in assistant turn 1 (message 2); set data.train_on=last" in refused
+    assert (
+        "leaves out the thinking in assistant turn 1 (message 2); set data.train_on=last" in refused
+    )
     last = shown(encoder, *chat, train_on="last")
     thought = "⟦<think>\nas before\n</think>\n\nfour<|im_end|>⟧\n"
     assert last == f"{HEAD}four<|im_end|>\n{HEAD}{thought}"
@@ -214,8 +216,8 @@ def test_marks_of_thoughts_that_are_special_tokens() -> None:
 
 def test_an_end_of_text_after_the_last_turn_isnt_its_end() -> None:
     """As Phi 3's, which is written where the conversation ends and nowhere else."""
-    source = writing("{{ m.content }}", PROMPT.replace("{% endif %}", "{% else %}{{ eos_token }}{% endif %}"))  # fmt: skip
-    encoder = made(source, eos_token="<|endoftext|>")
+    ended = PROMPT.replace("{% endif %}", "{% else %}{{ eos_token }}{% endif %}")
+    encoder = made(writing("{{ m.content }}", ended), eos_token="<|endoftext|>")
     answer = {"role": "assistant", "content": "four"}
     assert encoder.end_of_turn_id == byte_level().token_to_id("<|im_end|>")
     several = shown(encoder, ASKED, answer, ASKED, answer)
@@ -226,7 +228,9 @@ def test_nothing_left_to_learn_is_said_so() -> None:
     silent = shown(made(CHATML), ASKED, {**THOUGHT, "weight": 0})
     assert silent.startswith("no_assistant: nothing is learned of it")
     only = {"role": "assistant", "content": "<think>\nHm.\n</think>"}
-    assert shown(made(CHATML), ASKED, only, thinking="drop").startswith("empty: message 2: nothing is")
+    assert shown(made(CHATML), ASKED, only, thinking="drop").startswith(
+        "empty: message 2: nothing is"
+    )
 
 
 @pytest.mark.parametrize(
@@ -252,7 +256,12 @@ def test_arguments_in_all_their_spellings() -> None:
     odd = {"a": 'say "é"\n', "n": 1.5, "t": True, "none": None, "deep": [{"k": "it's"}], "e": ""}
     calls = [{"type": "function", "function": {"name": "f", "arguments": odd}}]
     message = {"role": "assistant", "content": "", "tool_calls": calls}
-    for form in ("a | tojson", "a | tojson(ensure_ascii=true)", "a | tojson(indent=2)", "a | string"):
+    for form in (
+        "a | tojson",
+        "a | tojson(ensure_ascii=true)",
+        "a | tojson(indent=2)",
+        "a | string",
+    ):
         call = "{% for c in m.tool_calls or [] %}{% set a = c.function.arguments %}f {{ "
         encoder = made(writing("{{ m.content }}" + call + form + " }}{% endfor %}"))
         assert "⟦f {" in shown(encoder, ASKED, message)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -21,6 +22,7 @@ from raymill.data.chat.pieces import Piece, SegmentEncoder, special_ids
 from raymill.data.chat.problems import Refused
 from raymill.data.chat.template import ChatTemplate, Segment, UnaskedError
 from raymill.data.chat.thinking import Thinking, thought_in, without_thinking
+from raymill.data.chat.turns import TurnForm, turn_form
 from raymill.data.chat.written import ungiven, unwritten
 from raymill.errors import DataError
 
@@ -140,6 +142,20 @@ class ChatEncoder:
                 ids += spoken[turn]
         return ids
 
+    def message_of(self, ids: Sequence[int]) -> dict[str, str]:
+        """The assistant's message of a turn that was generated, from its tokens without their end.
+
+        Its thinking is told apart where the turn has the form in which the template writes it.
+        """
+        text = self._segments.decode(ids)
+        message = self._turn_form.read(text)
+        split = self._segments.guard.split
+        return {key: "".join(split(value)[::2]) for key, value in message.items()}
+
+    @cached_property
+    def _turn_form(self) -> TurnForm:
+        return turn_form(self._template)
+
     def _rendered(
         self, conversation: Conversation, train_on: TrainOn, thinking: Thinking
     ) -> list[Segment] | Problem:
@@ -174,8 +190,10 @@ class ChatEncoder:
         if missing is not None:
             raise _LeftOutError(f"The chat template leaves out {missing}")
         if thinking == "mask":
-            thoughts = {turn: thought_in(messages[places[turn]]) for turn in wanted}
-            segments = [_masked(one, thoughts.get(one.turn, "")) for one in segments]
+            segments = [
+                one if one.turn is None else _masked(one, thought_in(messages[places[one.turn]]))
+                for one in segments
+            ]
         return segments
 
     def _check_turn(self, message: Mapping[str, Any], text: str, turn: int, index: int) -> None:
@@ -318,8 +336,9 @@ def _without_reserved(messages: Sequence[Mapping[str, Any]], spoken: int) -> lis
     for message in messages:
         copy = {key: value for key, value in message.items() if value is not None}
         if copy.get("role") == "assistant":
-            if turn < spoken and isinstance(copy.get("content"), str):
-                copy["content"] = RESERVED.sub("\ufffd", copy["content"])
+            for key in ("content", "reasoning_content") if turn < spoken else ():
+                if isinstance(copy.get(key), str):
+                    copy[key] = RESERVED.sub("\ufffd", copy[key])
             turn += 1
         cleaned.append(copy)
     return cleaned

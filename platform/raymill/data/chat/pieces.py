@@ -72,6 +72,10 @@ class SegmentEncoder:
             return self._encode_apart(renderings)
         return self._encode_whole(renderings)
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens spelled."""
+        return str(self._plain.decode(list(ids), skip_special_tokens=False))
+
     def is_special(self, ids: NDArray[np.uint32]) -> NDArray[np.bool_]:
         """Which ids [n] are control tokens."""
         return self._is_special[ids]

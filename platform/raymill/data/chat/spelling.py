@@ -22,7 +22,11 @@ Where = Literal["reasoning_content", "thinking", "reasoning", "part", "content"]
 QUESTION, ANSWER, THOUGHT = "question-6b1f", "answer-93ce", "thought-d47a"
 _ASKED = {"role": "user", "content": QUESTION}
 _KEY, _VALUE = "argument-2e", "value-58"
-_CALL = {"type": "function", "id": "call12345", "function": {"name": "f", "arguments": {_KEY: _VALUE}}}  # fmt: skip
+_CALL = {
+    "type": "function",
+    "id": "call12345",
+    "function": {"name": "f", "arguments": {_KEY: _VALUE}},
+}
 
 
 @dataclass(frozen=True)

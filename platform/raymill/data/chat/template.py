@@ -12,9 +12,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from os.path import commonprefix
 from typing import Any, Literal
 
 from jinja2 import Template, nodes
@@ -24,6 +22,7 @@ from raymill.data.chat.budget import MAX_OUTPUT_CHARACTERS
 from raymill.data.chat.chatml import CHATML
 from raymill.data.chat.guard import RESERVED, SPOKEN_BEGIN, SPOKEN_END, Guard
 from raymill.data.chat.sandbox import BoundedEnvironment
+from raymill.data.chat.segments import Segment, blocks, common_start, cut
 from raymill.data.chat.spelling import ANSWER, QUESTION, Messages, Spelling, find_spelling
 from raymill.errors import DataError
 
@@ -48,18 +47,6 @@ class UnaskedError(DataError):
 
 class RewrittenError(DataError):
     """The template renders a turn otherwise when the conversation goes on."""
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A part of a rendering. `turn`: which assistant turn spoke it (0 is the first); the template's
-    own text and turns that aren't learned have none. `thought`: from where to where it is thinking
-    that isn't learned, though the rest is."""
-
-    text: str
-    learned: bool
-    turn: int | None = None
-    thought: tuple[int, int] = (0, 0)
 
 
 class ChatTemplate:
@@ -225,7 +212,7 @@ class ChatTemplate:
             ends, goes_on = self.text(_PROBE), self.text((*_PROBE, _PROBE[0]))
         except DataError:
             return ""
-        shared = commonprefix((ends, goes_on))
+        shared = common_start(ends, goes_on)
         stop = self._guard.end_of_last(shared) or 0
         known = ANSWER in shared[:stop] and self._guard.end_of_last(ends[stop:]) is not None
         return ends[stop:] if known else ""
@@ -241,7 +228,7 @@ class ChatTemplate:
         """Cut a rendering into what the assistant wrote in the turns in `wanted`, and the rest; from
         turn `needed` on, the first that can't be told apart ends this instead of failing."""
         marked = self._marks(full, messages, tools) if self.has_markers else None
-        text = full if marked is None else "".join(part for part, _ in _blocks(full)[0])
+        text = full if marked is None else "".join(part for part, _ in blocks(full)[0])
         spans: list[tuple[int, int, int]] = []
         for turn in wanted:
             try:
@@ -254,7 +241,7 @@ class ChatTemplate:
                     raise
                 break
             spans += [(start, stop, turn) for start, stop in found]
-        return _cut(text, spans)
+        return cut(text, spans)
 
     def _marks(
         self, full: str, messages: Messages, tools: Tools
@@ -262,11 +249,11 @@ class ChatTemplate:
         """From where to where a rendering without markers is marked, by turn. The first marked block
         belongs to the first turn, and so on; where a turn may have several, what was said before it
         says how many are of others."""
-        blocks, total = _blocks(full)
+        marked, total = blocks(full)
         spoken = _assistant_turns(messages)
         firsts = list(range(len(spoken)))
         if total != len(spoken):
-            firsts = [_blocks(self.render(messages[:i], tools))[1] for i in spoken]
+            firsts = [blocks(self.render(messages[:i], tools))[1] for i in spoken]
             if not firsts or firsts[0] != 0 or firsts != sorted(set(firsts)) or firsts[-1] >= total:
                 raise DataError(
                     f"The chat template marks {total} parts with {{% generation %}} where the "
@@ -274,9 +261,11 @@ class ChatTemplate:
                 )
         spans: dict[int, list[tuple[int, int]]] = {}
         start = 0
-        for part, number in blocks:
+        for part, number in marked:
             if number is not None:
-                spans.setdefault(bisect_right(firsts, number) - 1, []).append((start, start + len(part)))
+                spans.setdefault(bisect_right(firsts, number) - 1, []).append(
+                    (start, start + len(part))
+                )
             start += len(part)
         return spans
 
@@ -314,7 +303,7 @@ class ChatTemplate:
         if text.startswith(before):
             return max(start, len(before))
         # Earlier turns may be written otherwise now; what asks for this one may not.
-        shared = commonprefix((before, self.text(messages[:index], tools)))
+        shared = common_start(before, self.text(messages[:index], tools))
         asked = before[len(shared) :]
         known = max(n for n in range(len(asked) + 1) if text.endswith(asked[:n], 0, start))
         if not text.startswith(asked[known:], start):
@@ -327,7 +316,7 @@ class ChatTemplate:
         before = self.render(messages[:index], tools, add_generation_prompt=True)
         after = self.render(messages[: index + 1], tools)
         if not after.startswith(before):
-            shared = len(commonprefix((before, self.render(messages[:index], tools))))
+            shared = len(common_start(before, self.render(messages[:index], tools)))
             if after.startswith(before[:shared]):
                 raise _unasked(turn, index, before[shared:], after[shared:])
             raise UnaskedError(
@@ -361,38 +350,6 @@ def _unasked(turn: int, index: int, asked: str, written: str) -> UnaskedError:
 
 def _assistant_turns(messages: Messages) -> list[int]:
     return [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
-
-
-def _blocks(text: str) -> tuple[list[tuple[str, int | None]], int]:
-    """Parts with the number of the marked block they are in, and how many such blocks there are."""
-    opened = text.split(SPOKEN_BEGIN)
-    parts: list[tuple[str, int | None]] = [(opened[0], None)]
-    for number, piece in enumerate(opened[1:]):
-        inside, end, outside = piece.partition(SPOKEN_END)
-        if not end or SPOKEN_END in outside:
-            raise DataError("The chat template nests {% generation %} markers, or cuts them off.")
-        parts += [(inside, number), (outside, None)]
-    if SPOKEN_END in opened[0]:
-        raise DataError("The chat template nests {% generation %} markers, or cuts them off.")
-    return parts, len(opened) - 1
-
-
-def _cut(text: str, spans: Sequence[tuple[int, int, int]]) -> list[Segment]:
-    """A text in segments: spans are (start, stop, turn), in order. Empty ones are left out, and
-    neighbours of the same kind are one."""
-    parts: list[Segment] = []
-    done = 0
-    for start, stop, turn in spans:
-        parts += [Segment(text[done:start], False), Segment(text[start:stop], True, turn)]
-        done = stop
-    merged: list[Segment] = []
-    for part in (*parts, Segment(text[done:], False)):
-        last = merged[-1] if merged else None
-        if last and (last.turn == part.turn or not part.text):
-            merged[-1] = Segment(last.text + part.text, last.learned, last.turn)
-        elif part.text:
-            merged.append(part)
-    return merged
 
 
 def _sentence(error: BaseException) -> str:
