@@ -329,3 +329,26 @@ def test_templates_and_tokens(parent: Path, tmp_path: Path) -> None:
     assert (again.template, again.added, again.end_of_text) == (made.template, (), "<|endoftext|>")
     assert again.identity == made.identity
     assert replace(again, settings={}).template_sha256 == made.template_sha256
+
+
+def test_thinking_is_learned_masked_or_left_out(
+    parent: Path, tokenizer: ChatTokenizer, tmp_path: Path
+) -> None:
+    thought = "<think>\nWell\n</think>\n\n"
+    records = pairs(12)
+    for record in records:
+        record["messages"][1]["content"] = thought + record["messages"][1]["content"]
+    path = write_jsonl(tmp_path / "chats.jsonl", records)
+    for thinking, learned in (
+        ("mask", "<think>\n\n</think>\n\nAnswer 3.<|im_end|>"),
+        ("drop", "Answer 3.<|im_end|>"),
+    ):
+        made = job(tmp_path, parent, f"data.path={path}", f"data.thinking={thinking}")
+        prepared = prepare(made, tokenizer)
+        found = {words for _, _, words in stored(prepared)}
+        assert learned in found and len(found) == 12
+        # Held-out questions are asked without the thought.
+        questions = [q for q in read_questions(prepared.folder / "questions.jsonl") if q.prompt_ids]
+        decode = Tokenizer.from_file(str(prepared.tokenizer_folder / "tokenizer.json")).decode
+        assert questions
+        assert all(decode(list(q.prompt_ids)).endswith("assistant\n") for q in questions)

@@ -484,3 +484,25 @@ def test_pictures_in_a_table_are_refused(tokenizer: ChatTokenizer, tmp_path: Pat
     pq.write_table(pa.Table.from_pylist([pair] * 4), tmp_path / "pairs.parquet")
     with pytest.raises(DataError, match=r"pairs\.parquet, row 0: column 'image' isn't empty"):
         prepared_here(job(tmp_path, tmp_path / "pairs.parquet"), tokenizer)
+
+
+def test_thinking_is_compared_masked_or_left_out(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
+    thought = "<think>\nthe cat\n</think>\n\n"
+    rows = [
+        {"prompt": f"q{n}", "chosen": f"{thought}sat", "rejected": f"{thought}mat"}
+        for n in range(20)
+    ]
+    path = write_jsonl(tmp_path / "pairs.jsonl", rows)
+    folders = set()
+    for thinking, compared in (
+        ("learn", f"{thought}sat<|im_end|>"),
+        ("mask", "<think>\n\n</think>\n\nsat<|im_end|>"),
+        ("drop", "sat<|im_end|>"),
+    ):
+        prepared, _ = prepared_here(job(tmp_path, path, thinking=thinking), tokenizer)
+        folders.add(prepared.folder)
+        row = stored(prepared)[0]
+        learned = [i for i, weight in zip(row.ids[0], row.weights[0], strict=True) if weight]
+        assert words(prepared, learned) == compared
+        assert ("the cat" in words(prepared, row.ids[0])) == (thinking != "drop")
+    assert len(folders) == 3
