@@ -226,7 +226,7 @@ def test_an_end_of_text_after_the_last_turn_isnt_its_end() -> None:
 
 def test_nothing_left_to_learn_is_said_so() -> None:
     silent = shown(made(CHATML), ASKED, {**THOUGHT, "weight": 0})
-    assert silent.startswith("no_assistant: nothing is learned of it")
+    assert silent.startswith("no_assistant: all of the assistant's turns have weight 0")
     only = {"role": "assistant", "content": "<think>\nHm.\n</think>"}
     assert shown(made(CHATML), ASKED, only, thinking="drop").startswith(
         "empty: message 2: nothing is"
