@@ -29,7 +29,7 @@ DOORS = {
     ),
     "deepspeed": ("engine/device.py", "engine/trainer.py"),
     "mlflow": ("track",),
-    "hydra": ("config/compose.py",),
+    "hydra": ("config/compose.py", "config/values.py"),
     "fastapi": ("serve",),
     "obstore": ("storage/bucket.py",),
 }

@@ -26,6 +26,8 @@ from raymill.data.prompts.prompt import Prompt, read_prompt
 from raymill.data.sources import plan_units
 from raymill.errors import DataError
 
+NOTHING = "all of the assistant's turns have weight 0, or a train, loss or mask that says so; give one another"
+
 
 @pytest.fixture(scope="module")
 def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -188,9 +190,9 @@ def talk(*weights: int | None) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("weights", "train_on", "message", "mended", "train_on_then"),
     [
-        ((0,), "all", "all of the assistant's turns have weight 0; give one another", (1,), "all"),
-        ((0, 0), "all", "all of the assistant's turns have weight 0; give one another", (0, 1), "all"),
-        ((0, 0), "last", "all of the assistant's turns have weight 0; give one another", (0, 1), "last"),
+        ((0,), "all", NOTHING, (1,), "all"),
+        ((0, 0), "all", NOTHING, (0, 1), "all"),
+        ((0, 0), "last", NOTHING, (0, 1), "last"),
         ((1, 0), "last", "use data.train_on=all, or give that turn another", (1, 0), "all"),
         ((1, 0), "last", "use data.train_on=all, or give that turn another", (1, 1), "last"),
     ],
@@ -206,7 +208,8 @@ def test_weights_of_0_are_what_keeps_a_record_from_being_learned(
     """Not the template, which writes every word."""
 
     def encoded(found: Conversation | Problem, learned: Any) -> Any:
-        assert isinstance(found, Conversation)
+        if isinstance(found, Problem):
+            return found
         [chat] = encoder.encode([found], learned)
         return chat
 

@@ -1,7 +1,7 @@
-r"""Numbers as people and LaTeX write them, with their units: `1{,}234`, `-3e2`, `\frac12`, `28\%`, `$5`.
+"""Numbers as people and LaTeX write them, with their units: `1{,}234`, `-3e2`, `28%`, fractions, powers.
 
-Values are exact fractions; nothing is rounded and no arithmetic is done but that of one number's own writing
-(`3\times10^8`, `2^{10}`, `3\frac12`). Text is what `plain` of latex.py makes of it.
+Values are exact fractions; nothing is rounded and no arithmetic is done but that of one number's own writing,
+such as that of a power of ten behind it. Text is what `plain` of latex.py makes of it.
 """
 
 from __future__ import annotations

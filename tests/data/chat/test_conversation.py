@@ -287,7 +287,10 @@ def test_masks_and_flags_of_turns() -> None:
     learned = problem(messages(USER | {"train": True}, REPLY))
     assert learned.cause == "unread" and "only the assistant's are" in learned.why
     nothing = problem(messages(USER, REPLY | {"weight": 0}, USER, REPLY | {"loss": False}))
-    assert nothing.cause == "no_assistant" and "is left out by its weight" in nothing.why
+    assert (
+        nothing.cause == "no_assistant"
+        and "all of the assistant's turns have weight 0, or a train, loss or mask" in nothing.why
+    )
     given = {"prompt": [USER, REPLY, USER], "completion": [REPLY | {"weight": 0}]}
     assert problem(given).cause == "no_assistant"
 

@@ -130,7 +130,8 @@ def _check_learned(messages: Sequence[Mapping[str, Any]], given: int) -> None:
     if spoken and all(message.get("weight") == 0 for message in spoken):
         raise Refused(
             "no_assistant",
-            "every turn of the assistant is left out by its weight, train, loss or mask: nothing to learn",
+            "all of the assistant's turns have weight 0, or a train, loss or mask that says so; give one "
+            "another, or leave the record out",
         )
 
 
