@@ -16,7 +16,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from data.prepared_factory import _write_tokenizer
 from raymill.config.schema import LoraConfig
+from raymill.data.control_tokens import ControlTokens
 from raymill.engine.group import WorkerGroup
 from raymill.engine.leaks import refuse_leaks
 from raymill.engine.parents import flops_per_token
@@ -165,6 +167,7 @@ def tried(family: str, folder: Path) -> Able:
     """Make a parent of this family in `folder`, and do with it what jobs do."""
     build(family).save_pretrained(folder / "parent")
     (folder / "tokenizer").mkdir()
+    _write_tokenizer(folder / "tokenizer", 257)
 
     def parent() -> Any:
         return load_parent(folder / "parent", VOCAB_SIZE + 2, NEW_IDS, attention_of(family), 7)
@@ -235,8 +238,8 @@ def _samples(model: Any) -> str:
 
 def _exports(model: Any, folder: Path) -> str:
     save_finetuned(
-        model, folder / "tokenizer", folder / "export", precision="fp32", stop_ids=(2,), pad_id=0,
-        probe_ids=[list(range(5, 5 + LENGTH))],
+        model, folder / "tokenizer", folder / "export", precision="fp32",
+        tokens=ControlTokens(None, 0, (2,)), probe_ids=[list(range(5, 5 + LENGTH))],
     )  # fmt: skip
     return "yes"
 

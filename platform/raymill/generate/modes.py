@@ -105,7 +105,7 @@ def _rows() -> list[tuple[list[int], list[int]]]:
 
 
 def _whole(model: Any, prompt: list[int], answer: list[int]) -> torch.Tensor:
-    """[answer's tokens, V] logits as training computes them: in one pass, without padding, without a cache."""
+    """[answer's tokens, V] logits of each, as training computes them: in one pass, unpadded and uncached."""
     device = next(model.parameters()).device
     output = passed(model, Sequences.of(torch.tensor([[*prompt, *answer]])), device)
     logits_TV: torch.Tensor = output.logits[0, len(prompt) - 1 : -1].float()
