@@ -260,16 +260,19 @@ def _why_missing(
         key = "data.validation.path" if split == VALIDATION else "data.path"
         return f"of {documents} usable ones all are of the other side; give {key} files that can be used"
     column = data.validation.group_column
-    group = "question" if column is None else f"value of data.validation.group_column={column}"
+    key = f"data.validation.group_column={column}"
+    one, several = f"value of {key}", f"values of {key}"
+    if column is None:
+        one, several = "first question", "first questions"
     fraction = _dividing_fraction(data, reading, what)
     if fraction is None:
         return (
-            f"of {documents} usable ones all have one first {group}, which is never on both sides; give some "
-            "that have another, or data.validation.path with held-out ones"
+            f"of {documents} usable ones all have one {one}, which is never on both sides; give some that have "
+            "another, or data.validation.path with held-out ones"
         )
     return (
-        f"of {documents} usable ones all fell on the other side, since they have few first {group}s that "
-        f"differ; set data.validation.fraction={fraction:g}, or give data.validation.path"
+        f"of {documents} usable ones all fell on the other side, since they have few different {several}; set "
+        f"data.validation.fraction={fraction:.10g}, or give data.validation.path"
     )
 
 
