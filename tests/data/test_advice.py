@@ -86,7 +86,10 @@ def test_few_questions_are_divided_by_the_fraction_that_is_named(
     with pytest.raises(DataError) as caught:
         run(job(kind, tmp_path, parent, f"data.validation.fraction={fraction}"), tokenizer)
     told = str(caught.value)
-    assert "60 usable ones fell on the other side, since they have few first questions" in told
+    assert (
+        "of 60 usable ones all fell on the other side, since they have few different first questions"
+        in told
+    )
     [advised] = re.findall(r"data\.validation\.fraction=[0-9.]+[0-9]", told)
     prepared = run(job(kind, tmp_path, parent, advised), tokenizer)
     assert all(split.rows for split in prepared.manifest.splits.values())
@@ -117,7 +120,7 @@ def test_a_column_that_groups_records_is_named(
     write_jsonl(tmp_path / "d.jsonl", records)
     by_site = "data.validation.group_column=site"
     with pytest.raises(
-        DataError, match=rf"have one first value of {by_site}, which is never on both sides"
+        DataError, match=rf"have one value of {by_site}, which is never on both sides"
     ):
         run(job("prompts", tmp_path, parent, by_site), tokenizer)
 
@@ -130,7 +133,7 @@ def test_where_nothing_can_be_used_no_side_is_blamed(
     with pytest.raises(DataError, match=r"or raise data\.max_bad_fraction"):
         run(job(kind, tmp_path, parent), tokenizer)
     with pytest.raises(
-        DataError, match=r"none of the records is a .* that can be used; the bad ones are kept"
+        DataError, match=r"of 0 usable ones nothing falls on a side; the bad records are kept"
     ):
         run(job(kind, tmp_path, parent, "data.max_bad_fraction=1"), tokenizer)
 

@@ -255,25 +255,24 @@ def _why_missing(
 ) -> str:
     """Why a split has nothing, and what helps."""
     if not documents:
-        return (
-            f"none of the records is a {what} that can be used; the bad ones are kept in quarantine"
-        )
+        return "of 0 usable ones nothing falls on a side; the bad records are kept in quarantine, with why"
     if data.validation.path is not None:
         key = "data.validation.path" if split == VALIDATION else "data.path"
-        return (
-            f"all {documents} usable ones are of the other side; give {key} files that can be used"
-        )
+        return f"of {documents} usable ones all are of the other side; give {key} files that can be used"
     column = data.validation.group_column
-    group = "question" if column is None else f"value of data.validation.group_column={column}"
+    key = f"data.validation.group_column={column}"
+    one, several = f"value of {key}", f"values of {key}"
+    if column is None:
+        one, several = "first question", "first questions"
     fraction = _dividing_fraction(data, reading, what)
     if fraction is None:
         return (
-            f"all {documents} usable ones have one first {group}, which is never on both sides; give some that "
-            "have another, or data.validation.path with held-out ones"
+            f"of {documents} usable ones all have one {one}, which is never on both sides; give some that have "
+            "another, or data.validation.path with held-out ones"
         )
     return (
-        f"all {documents} usable ones fell on the other side, since they have few first {group}s that "
-        f"differ; set data.validation.fraction={fraction:g}, or give data.validation.path"
+        f"of {documents} usable ones all fell on the other side, since they have few different {several}; set "
+        f"data.validation.fraction={fraction:.10g}, or give data.validation.path"
     )
 
 
