@@ -270,23 +270,23 @@ def test_broken_latex_raises_nothing(one: str, other: str) -> None:
     assert same_answer(one, other) == same_answer(other, one)
 
 
-def test_answers_are_judged_in_a_millisecond_however_long_they_are() -> None:
+def test_answers_are_judged_quickly_however_long_they_are() -> None:
     long = [
         r"\boxed{" * 5000, "Answer: " * 20_000, "{" * 100_000, "answer the " * 20_000, "(" * 4000, "1," * 1900,
         "<think>" * 20_000, "#### " * 20_000, "$" * 3999, "1 " * 2000, r"\text{" * 600 + "}" * 600, "=1" * 1900,
         "9" * 100_000, r"\frac{" * 600, "**a" * 1300, r"\boxed{x} " * 10_000,
     ]  # fmt: skip
     for text in long:
-        began = time.perf_counter()
+        began = time.process_time()
         scored(text, "42")
-        assert time.perf_counter() - began < 1.0, text[:20]
+        assert time.process_time() - began < 1.0, text[:20]
     steps = "Since $x^2 = 4{,}096$, \\frac12 of it is 2,048. " * 100
-    began = time.perf_counter()
+    began = time.process_time()
     for number in range(50):
         assert scored(
             rf"<think>{steps}</think>{steps} \boxed{{{number:,}}}", f"{steps}\n#### {number}"
         )
-    assert time.perf_counter() - began < 50 * 0.02
+    assert time.process_time() - began < 50 * 0.02
 
 
 @pytest.mark.slow
