@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ from raymill.data.chat.conversation import Conversation
 from raymill.data.chat.encode import ChatEncoder
 from raymill.data.chat.template import ChatTemplate
 
-FOLDER = Path(__file__).parent / "templates"
+# TRL keeps them in its package, and its own variants of them with `{% generation %}` marks (`*_training`).
+_TRL = find_spec("trl")
+assert _TRL is not None and _TRL.origin is not None
+FOLDER = Path(_TRL.origin).parent / "chat_templates"
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.jinja")))
 VARIABLES = {"bos_token": "<bos>", "eos_token": "<eos>"}
 
@@ -124,7 +128,10 @@ def _spelled(family: str, name: str, message: dict[str, Any]) -> dict[str, Any]:
     message = dict(message)
     if family in ("gptoss", "lfm2_2_5") and "reasoning_content" in message:
         message["thinking"] = message.pop("reasoning_content")
-    if family in ("idefics3", "llava_next"):
+    if name == "deepseek_r1_distill_training" and "reasoning_content" in message:
+        thought = message.pop("reasoning_content")
+        message["content"] = f"<think>\n{thought}\n</think>\n\n{message['content']}"
+    if family in ("idefics3", "llava_next", "smolvlm"):
         message["content"] = [{"type": "text", "text": message["content"]}]
     if name == "deepseekv3" and "tool_calls" in message:
         function = message["tool_calls"][0]["function"]
