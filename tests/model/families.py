@@ -104,6 +104,7 @@ VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
           "num_attention_heads": 2, "image_size": 28}  # fmt: skip
 ALSO: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]},
+    **dict.fromkeys(("axk1", "axk2", "deepseek_v2", "deepseek_v3"), {"num_key_value_heads": 4}),
     "dots3_note_text": {"num_key_value_heads": 4},
     "gemma3": {"vision_config": VISION},
     "gemma3n_text": {"num_kv_shared_layers": 0},
@@ -195,7 +196,7 @@ def tried(family: str, folder: Path) -> Able:
 def _answer(work: Callable[[], str]) -> str:
     try:
         return work()
-    except ConfigError:  # a sentence of our own
+    except ConfigError:  # in a sentence
         return "no"
     except TimeoutError:
         raise

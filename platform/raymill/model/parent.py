@@ -104,12 +104,13 @@ def _loaded(cls: Any, folder: Path, attention: str, **settings: Any) -> Any:
                 **settings,
             ),
         )
-    except (OSError, ValueError, ImportError) as error:
-        # The kernel that every family has; transformers' own advice is an argument of a function.
-        advice = "; set attention=eager" if 'attn_implementation="eager"' in str(error) else ""
-        raise ConfigError(
-            [f"parent: transformers can't load {folder}: {first_line(error)}{advice}"]
-        ) from error
+    # Some families lack what transformers itself asks of them while it loads.
+    except (OSError, ValueError, ImportError, AttributeError, NotImplementedError) as error:
+        problem = f"parent: transformers can't load {folder}: {first_line(error)}"
+        # transformers' own advice is an argument of a function.
+        if 'attn_implementation="eager"' in str(error):
+            problem = f"attention={attention}: the model of {folder} hasn't this kernel; set attention=eager"
+        raise ConfigError([problem]) from error
 
 
 def extend_vocabulary(model: Any, vocab_size: int, new_ids: Sequence[int], seed: int) -> None:
@@ -168,13 +169,15 @@ def with_adapters(
     from peft import get_peft_model
 
     targets: str | list[str] = list(lora.targets)
+    spared: list[str] = []
     if lora.targets == ("all-linear",):
-        targets = "all-linear"
+        targets, spared = "all-linear", _linear_with_more_to_do(model)
     settings = PeftLoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=targets,
+        exclude_modules=spared or None,
         trainable_token_indices=_token_tables(model, new_ids) or None,
         task_type=task,
     )
@@ -182,7 +185,22 @@ def with_adapters(
     try:
         return get_peft_model(model, settings)
     except ValueError as error:
-        raise ConfigError([f"lora.targets={list(lora.targets)}: {error}"]) from error
+        advice = ""
+        if targets == "all-linear":
+            advice = " Name those that get adapters, as in lora.targets=[in_proj]."
+        raise ConfigError([f"lora.targets={list(lora.targets)}: {error}{advice}"]) from error
+
+
+def _linear_with_more_to_do(model: torch.nn.Module) -> list[str]:
+    """Routers that are linear maps with a choice behind them, as Llama 4's: adapters would see the choice."""
+    import torch
+
+    plain = torch.nn.Linear.forward
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and type(module).forward is not plain
+    ]
 
 
 def _token_tables(model: Any, new_ids: Sequence[int]) -> dict[str, list[int]]:
