@@ -96,6 +96,7 @@ def small(cls: type, also: dict[str, Any]) -> Any:
 # What the names above don't tell.
 LINEAR = {"layer_types": ["linear_attention", "full_attention"]}
 CONVOLVED = {"layer_types": ["conv", "full_attention"]}
+LATENT = {"num_key_value_heads": 4}
 SHARED = {
     "layers_block_type": ["linear_attention", "hybrid", "hybrid"], "num_hidden_layers": 3,
     "attention_hidden_size": 64, "attention_head_dim": 16,
@@ -104,7 +105,7 @@ VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
           "num_attention_heads": 2, "image_size": 28}  # fmt: skip
 ALSO: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]},
-    **dict.fromkeys(("axk1", "axk2", "deepseek_v2", "deepseek_v3"), {"num_key_value_heads": 4}),
+    "axk1": LATENT, "axk2": LATENT, "deepseek_v2": LATENT, "deepseek_v3": LATENT,
     "dots3_note_text": {"num_key_value_heads": 4},
     "gemma3": {"vision_config": VISION},
     "gemma3n_text": {"num_kv_shared_layers": 0},

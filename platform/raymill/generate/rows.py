@@ -68,7 +68,7 @@ class GrowingRows:
         """What the model takes for the next pass, as transformers' own generation would give it."""
         # Position 0 is the first real token; what padding gets is masked anyway.
         positions_BS = (self._mask_BS.cumsum(dim=1) - 1).clamp(min=0)
-        arguments = {
+        arguments: dict[str, Any] = {
             "input_ids": self._given_BS[:, self._read :],
             "attention_mask": self._mask_BS,
             "position_ids": positions_BS[:, self._read :],
@@ -76,10 +76,11 @@ class GrowingRows:
             "use_cache": self._cached,
             **(self._memory or {"cache": None}),
         }
-        taken = {name: value for name, value in arguments.items() if name in self._takes}
+        if "input_ids" in self._takes:  # or else it is passed on as it comes
+            arguments = {name: value for name, value in arguments.items() if name in self._takes}
         prepare = getattr(self._model, "prepare_inputs_for_generation", None)
         if prepare is None:
-            return taken
+            return arguments
         # Families differ in what they want of a mask once they have a memory.
-        prepared: dict[str, Any] = prepare(**taken, is_first_iteration=not self._memory)
+        prepared: dict[str, Any] = prepare(**arguments, is_first_iteration=not self._memory)
         return prepared
