@@ -267,8 +267,10 @@ def test_samplers_draw_from_fp32_logits(model: Any, draw: Callable[[Any], list[f
 
 def test_a_judges_scores_are_fp32() -> None:
     model = scalar_model()
+    engine = RewardModelEngine(model, 1)
+    engine.generate([[5]], NO_SAMPLING, [0])  # which tries the family, once
     with watched(scalar_head(model)) as seen:
-        found = RewardModelEngine(model, 1).generate([[5, 6], [7, 8, 9]], NO_SAMPLING, [0, 0])
+        found = engine.generate([[5, 6], [7, 8, 9]], NO_SAMPLING, [0, 0])
     exact_SL = seen[0][0][..., 0]
     expected = [float(exact_SL[0, 1]), float(exact_SL[1, 2])]
     assert found == pytest.approx(expected, rel=1e-5)
