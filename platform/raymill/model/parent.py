@@ -161,12 +161,13 @@ def with_adapters(
     is trained as well.
 
     Raises:
-        ConfigError: `lora.targets` names no module of this model.
+        ConfigError: `lora.targets` names no module of this model, or embeddings that can't have adapters.
     """
     import torch
     from peft import LoraConfig as PeftLoraConfig
     from peft import get_peft_model
 
+    _check_tables(model, lora, new_ids)
     targets: str | list[str] = list(lora.targets)
     if lora.targets == ("all-linear",):
         targets = "all-linear"
@@ -183,6 +184,28 @@ def with_adapters(
         return get_peft_model(model, settings)
     except ValueError as error:
         raise ConfigError([f"lora.targets={list(lora.targets)}: {error}"]) from error
+
+
+def _check_tables(model: Any, lora: LoraConfig, new_ids: Sequence[int]) -> None:
+    """Refuse adapters of embeddings that input and output share, since no plain model has them on one side alone,
+    and of those with new tokens, whose rows are trained themselves."""
+    tables = (model.get_input_embeddings(), model.get_output_embeddings())
+    names = [
+        target
+        for name, module in model.named_modules()
+        for target in lora.targets
+        if module in tables and f".{name}".endswith(f".{target}")
+    ]
+    shared = None not in tables and tables[0].weight is tables[1].weight
+    if names and (shared or new_ids):
+        reason = (
+            "the input's and the output's embeddings are one matrix in this model"
+            if shared
+            else "the rows of new tokens are trained beside the adapters"
+        )
+        raise ConfigError(
+            [f"lora.targets={list(lora.targets)}: {reason}; leave {' and '.join(names)} out"]
+        )
 
 
 def _token_tables(model: Any, new_ids: Sequence[int]) -> dict[str, list[int]]:
