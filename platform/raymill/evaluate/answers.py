@@ -2,8 +2,8 @@
 
 Exact match and token F1 are those of SQuAD (Rajpurkar et al. 2016, arXiv:1606.05250): answers are
 compared in lower case, without punctuation and articles, and without the reasoning before them. What belongs
-to a number or a name stays: `-5`, `3.14`, `1/2`, `x+1`, `C#`. Refusals are scored as a detector of the questions
-that should be refused: those whose reference refuses.
+to a number or a name stays: `-5`, `3.14`, `1/2`, `x+1`, `C#`. Refusals are scored as a detector of the
+questions that should be refused: those whose reference refuses.
 """
 
 from __future__ import annotations
