@@ -16,6 +16,37 @@ def test_exact_match_ignores_case_punctuation_articles_and_space() -> None:
     assert exact_match("theatre", "theatre") and not exact_match("theatre", "atre")
 
 
+@pytest.mark.parametrize(
+    ("text", "reference"),
+    [
+        # Other numbers: huggingface/lighteval#1273 and UKGovernmentBEIS/inspect_ai#4620.
+        ("-5", "5"), ("−5", "5"), ("It is -5.", "It is 5."), ("3.14", "314"), ("1/2", "12"),
+        ("2-3", "23"), ("12:30", "1230"), ("1,5", "15"), (".5", "5"), ("-$5", "$5"), ("2*3", "23"),
+        # Other names and signs: BunsenFeng/model_collaboration#127.
+        ("C++", "C"), ("C#", "C"), ("x + 1", "x - 1"), ("+", "-"), ("", "?"), ("<", ">"),
+        # The letter of a choice is no article.
+        ("", "A"), ("The", "A"), ("an", "a"),
+    ],
+)  # fmt: skip
+def test_what_says_something_is_compared(text: str, reference: str) -> None:
+    for one, other in ((text, reference), (reference, text)):
+        assert not exact_match(one, other)
+        assert token_f1(one, other) < 1
+
+
+@pytest.mark.parametrize(
+    ("text", "reference"),
+    [
+        ("(3.14)", "3.14"), ("It is 3.14.", "it is 3.14"), ("$3.14", "3.14"), ("−5", "-5"),
+        ("3,000,000", "3000000"), ("`5`", "5"), ("**5**", "5"), ("10%", "10"), ("U.S.", "US"),
+        ("GPT-4", "GPT4"), ("(A)", "a."), ("A cat - a dog!", "cat dog"), ("5.", "5"), ("x-1", "x-1"),
+        ("Yes -- it is", "yes it is"), ("- 5", "5"),
+    ],
+)  # fmt: skip
+def test_punctuation_alone_says_nothing(text: str, reference: str) -> None:
+    assert exact_match(text, reference) and token_f1(text, reference) == 1.0
+
+
 def test_token_f1_counts_tokens_as_often_as_they_stand() -> None:
     assert token_f1("red red blue", "red blue blue") == pytest.approx(2 / 3)
     assert token_f1("returns the sine of x", "returns sine") == pytest.approx(2 * 2 / (4 + 2))

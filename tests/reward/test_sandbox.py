@@ -30,6 +30,9 @@ def denied(action, *arguments):
 """
 
 
+_WITH_EXAMPLE = "def f():\n    '''\n    ```\n    f()\n    ```\n    '''"
+
+
 @pytest.fixture(autouse=True)
 def _leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -47,6 +50,15 @@ def _leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("1. so\n   ```python\n   x = 1\n   ```", "x = 1"),
         ("```python\n```", ""),
         ("", ""),
+        # Output and commands behind the code aren't it: LiveCodeBench/LiveCodeBench#118.
+        ("```python\nx = 1\n```\nIt prints:\n```\n1\n```", "x = 1"),
+        ("```Python3\nx = 1\n```\n```bash\npython x.py\n```\n```text\n1\n```", "x = 1"),
+        ("```\nx = 1\n```\n```sh\npython x.py\n```", "x = 1"),
+        ("~~~python\nx = 1\n~~~", "x = 1"),
+        ("````python\ns = '''\n```\n'''\n````", "s = '''\n```\n'''"),
+        ("```python\ndef f():\n    '''\n    ```\n    f()\n    ```\n    '''\n```", _WITH_EXAMPLE),
+        ("Here it is: ```python\nx = 1\n```\nDone.", "x = 1"),
+        ("<answer>\n```python\nx = 1\n```</answer>", "x = 1"),
     ],
 )
 def test_the_last_block_of_code(text: str, code: str) -> None:

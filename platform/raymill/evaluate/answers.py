@@ -1,8 +1,9 @@
 """Scores of generated answers against reference answers. Pure: no model, no files.
 
 Exact match and token F1 are those of SQuAD (Rajpurkar et al. 2016, arXiv:1606.05250): answers are
-compared in lower case, without punctuation and articles, and without the reasoning before them. Refusals
-are scored as a detector of the questions that should be refused: those whose reference refuses.
+compared in lower case, without punctuation and articles, and without the reasoning before them. What belongs
+to a number or a name stays: `-5`, `3.14`, `1/2`, `x+1`, `C#`. Refusals are scored as a detector of the
+questions that should be refused: those whose reference refuses.
 """
 
 from __future__ import annotations
@@ -22,8 +23,14 @@ DECLINES = "I don't know"  # how an answer begins that says so
 # fewer than three cases of ten.
 POINTS: dict[Verdict, float] = {"right": 1.0, "declined": 0.3, "wrong": 0.0}
 
-_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLES = re.compile(r"(?<![\w+])(?:a|an|the)(?![\w+#])")
+_THOUSANDS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
+# Between digits, a sign or a point before one, x+1 and C++, C#, x^2, x < 5.
+_KEPT = (
+    r"(?<=[0-9])[^\w\s](?=[0-9])|(?<![\w-])-(?=[$]?\.?[0-9])|(?<![\w.])\.(?=[0-9])"
+    r"|(?<=\w)\+|\+(?![$.0-9])|(?<=[a-z])#(?!\w)|\^|[<>](?=\s?[-.0-9])"
+)
+_PUNCTUATION = re.compile(rf"(?P<kept>{_KEPT})|[{re.escape(string.punctuation)}]")
 
 
 @dataclass(frozen=True)
@@ -123,7 +130,17 @@ def verdict(text: str, reference: str, phrase: str = DECLINES) -> Verdict:
 
 
 def _tokens(text: str) -> list[str]:
-    return _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
+    text = " ".join(text.lower().replace("−", "-").split())
+    said = _PUNCTUATION.sub(lambda found: found["kept"] or "", _THOUSANDS.sub("", text))
+    return _ARTICLES.sub(" ", said).split() or _nothing_else(text)
+
+
+def _nothing_else(text: str) -> list[str]:
+    """What a text says that is nothing but punctuation, or the letter of a choice."""
+    letter = text.strip(string.punctuation + " ")
+    if letter == "a" or (text and not letter):
+        return [letter or text]
+    return []
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -121,22 +121,23 @@ def load(folder: Path) -> tuple[Any, Any, int | None]:
 
     Raises:
         ConfigError: its family can't be sampled; see `mode_of`.
+        DataError: it lacks weights, or they are damaged.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from raymill.generate.conversation import print_note
     from raymill.generate.modes import mode_of
-    from raymill.model.quiet import from_folder, quieten
+    from raymill.model.quiet import from_folder, model_of, quieten
 
     quieten()
-    tokenizer, model = from_folder(
+    tokenizer = from_folder(
         folder,
-        lambda: [
-            cls.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            for cls in (AutoTokenizer, AutoModelForCausalLM)
-        ],
+        lambda: AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        ),
     )
+    model = model_of(AutoModelForCausalLM, folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     ends = named_ids(model.config.eos_token_id)
     model = model.to(device).eval()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from raymill.causes import first_line
 from raymill.config.schema import ArchConfig
 from raymill.errors import ConfigError
-from raymill.model.quiet import config_of, from_folder
+from raymill.model.quiet import config_of, model_of
 from raymill.model.shape import SHAPE_KEYS
 from raymill.redaction import override
 
@@ -123,16 +123,12 @@ def load_pretrained(
         )
     if problems:
         raise ConfigError(problems)
-    model: PreTrainedModel = from_folder(
+    model: PreTrainedModel = model_of(
+        AutoModelForCausalLM,
         folder,
-        lambda: AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=own,
-            local_files_only=True,
-            trust_remote_code=False,
-            dtype=torch.float32,
-            attn_implementation=arch.attention,
-        ),
+        config=own,
+        dtype=torch.float32,
+        attn_implementation=arch.attention,
     )
     return model
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from raymill.data.control_tokens import ControlTokens, give_own_padding, write_generation
 from raymill.model.export import copy_tokenizer, flush, replaced_whole
-from raymill.model.quiet import from_folder
+from raymill.model.parent import SCALAR_HEADS
+from raymill.model.quiet import model_of
 from raymill.model.saved import Probes, Saved, compared, loaded_outputs, note, trained_outputs
 
 
@@ -110,12 +111,9 @@ def _adapted(parent: Path, adapter: Path, scalar: bool) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(
         adapter, local_files_only=True, trust_remote_code=False
     )
-    base: Any = from_folder(
-        parent,
-        lambda: cls.from_pretrained(
-            parent, local_files_only=True, trust_remote_code=False, dtype=torch.float32, **settings
-        ),
-    )
+    # A new head lies beside the adapters.
+    new = SCALAR_HEADS if scalar else frozenset()
+    base: Any = model_of(cls, parent, new, dtype=torch.float32, **settings)
     _make_room(base, len(tokenizer) - 1)
     base.config.pad_token_id = base.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return PeftModel.from_pretrained(base, adapter, trust_remote_code=False)

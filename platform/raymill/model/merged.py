@@ -28,7 +28,8 @@ def merged_weights(model: Any, gather: Gather) -> Iterator[tuple[str, torch.Tens
     inside = tuple(f"{name}." for name in adapted)
     seen: set[int] = set()
     for name, module in adapted.items():
-        yield from _adapted(name, module, gather, seen)
+        if not name.startswith(inside):
+            yield from _adapted(name, module, gather, seen)
     for name, parameter in hub.named_parameters():
         if not name.startswith(inside) and id(parameter) not in seen:
             with gather([parameter]):
@@ -56,12 +57,21 @@ def _adapted(
             merged = module.token_adapter.get_merged_weights(module.active_adapters)
             yield f"{name}.weight", merged.detach().cpu()
         return
-    base = module.get_base_layer()
+    layers = list(_layers(module))
     with gather(list(module.parameters())), torch.no_grad():
-        weight = base.weight.detach().clone()
-        for adapter in module.active_adapters:
-            if adapter in module.lora_A:
-                weight += module.get_delta_weight(adapter).to(weight.dtype)
-        yield f"{name}.weight", weight.cpu()
-        if getattr(base, "bias", None) is not None:
-            yield f"{name}.bias", base.bias.detach().cpu()
+        for key, parameter in module.get_base_layer().named_parameters():
+            weight = parameter.detach().clone()
+            for layer in layers:
+                if key == getattr(layer, "parameter_name", "weight"):
+                    for adapter in layer.active_adapters:
+                        weight += layer.get_delta_weight(adapter).to(weight.dtype)
+            yield f"{name}.{key}", weight.cpu()
+
+
+def _layers(module: Any) -> Iterator[Any]:
+    """Adapters around one module: of experts, which are parameters, each has its own around the next."""
+    from peft.tuners.lora import LoraLayer
+
+    while isinstance(module, LoraLayer):
+        yield module
+        module = module.base_layer

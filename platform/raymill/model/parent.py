@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 from raymill.causes import first_line
 from raymill.config.schema import LoraConfig
 from raymill.errors import ConfigError
-from raymill.model.quiet import from_folder
+from raymill.model.quiet import model_of
 from raymill.model.shape import gives_a_number
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+SCALAR_HEADS = frozenset(("score", "classifier"))  # what families call theirs
 NEW_TOKEN_NOISE = 0.1  # of the embeddings' own spread
 
 
@@ -31,7 +32,7 @@ def load_parent(
 
     Raises:
         ConfigError: transformers can't load it.
-        DataError: its weights are damaged.
+        DataError: its weights are damaged or incomplete.
         StorageError: it can't be read.
     """
     from transformers import AutoModelForCausalLM
@@ -54,7 +55,7 @@ def load_scalar(
 
     Raises:
         ConfigError: transformers can't load it so.
-        DataError: its weights are damaged.
+        DataError: its weights are damaged or incomplete.
         StorageError: it can't be read.
     """
     import torch
@@ -62,7 +63,13 @@ def load_scalar(
 
     torch.manual_seed(seed)
     has_head = gives_a_number(folder)
-    model: Any = _loaded(AutoModelForSequenceClassification, folder, attention, num_labels=1)
+    model: Any = _loaded(
+        AutoModelForSequenceClassification,
+        folder,
+        attention,
+        new=frozenset() if has_head else SCALAR_HEADS,
+        num_labels=1,
+    )
     extend_vocabulary(model, vocab_size, new_ids, seed)
     model.config.pad_token_id = pad_id
     model.config.problem_type = "regression"
@@ -76,9 +83,7 @@ def scalar_head(model: Any) -> torch.nn.Module:
         ConfigError: the family calls it by a name that isn't known.
     """
     found = [
-        module
-        for name, module in model.named_modules()
-        if name.rpartition(".")[2] in ("score", "classifier")
+        module for name, module in model.named_modules() if name.rpartition(".")[2] in SCALAR_HEADS
     ]
     # With adapters the head is wrapped, and the copy that is trained lies inside.
     if not found:
@@ -89,20 +94,14 @@ def scalar_head(model: Any) -> torch.nn.Module:
     return head
 
 
-def _loaded(cls: Any, folder: Path, attention: str, **settings: Any) -> Any:
+def _loaded(
+    cls: Any, folder: Path, attention: str, new: frozenset[str] = frozenset(), **settings: Any
+) -> Any:
     import torch
 
     try:
-        return from_folder(
-            folder,
-            lambda: cls.from_pretrained(
-                folder,
-                local_files_only=True,
-                trust_remote_code=False,  # a model's own code is never run, nor asked about
-                dtype=torch.float32,
-                attn_implementation=attention,
-                **settings,
-            ),
+        return model_of(
+            cls, folder, new, dtype=torch.float32, attn_implementation=attention, **settings
         )
     # Some families lack what transformers itself asks of them while it loads.
     except (OSError, ValueError, ImportError, AttributeError, NotImplementedError) as error:
@@ -162,12 +161,13 @@ def with_adapters(
     is trained as well.
 
     Raises:
-        ConfigError: `lora.targets` names no module of this model.
+        ConfigError: `lora.targets` names no module of this model, or embeddings that can't have adapters.
     """
     import torch
     from peft import LoraConfig as PeftLoraConfig
     from peft import get_peft_model
 
+    _check_tables(model, lora, new_ids)
     targets: str | list[str] = list(lora.targets)
     spared: list[str] = []
     if lora.targets == ("all-linear",):
@@ -201,6 +201,28 @@ def _linear_with_more_to_do(model: torch.nn.Module) -> list[str]:
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear) and type(module).forward is not plain
     ]
+
+
+def _check_tables(model: Any, lora: LoraConfig, new_ids: Sequence[int]) -> None:
+    """Refuse adapters of embeddings that input and output share, since no plain model has one side alone,
+    and of those with new tokens, whose rows are trained themselves."""
+    tables = (model.get_input_embeddings(), model.get_output_embeddings())
+    names = [
+        target
+        for name, module in model.named_modules()
+        for target in lora.targets
+        if module in tables and f".{name}".endswith(f".{target}")
+    ]
+    shared = None not in tables and tables[0].weight is tables[1].weight
+    if names and (shared or new_ids):
+        reason = (
+            "the input's and the output's embeddings are one matrix in this model"
+            if shared
+            else "the rows of new tokens are trained beside the adapters"
+        )
+        raise ConfigError(
+            [f"lora.targets={list(lora.targets)}: {reason}; leave {' and '.join(names)} out"]
+        )
 
 
 def _token_tables(model: Any, new_ids: Sequence[int]) -> dict[str, list[int]]:

@@ -1,5 +1,5 @@
-"""transformers and DeepSpeed without the bars and notices that they print to a user's terminal, and without
-taking files for absent that can't be read."""
+"""transformers and DeepSpeed without the bars and notices that they print to a user's terminal, without taking
+files for absent that can't be read, and without drawing weights that a folder lacks."""
 
 from __future__ import annotations
 
@@ -35,6 +35,42 @@ def config_of(folder: Path) -> Any:
         folder,
         lambda: AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False),
     )
+
+
+def model_of(cls: Any, folder: Path, new: frozenset[str] = frozenset(), **settings: Any) -> Any:
+    """Return the model of a Hugging Face folder, of one of transformers' classes and never of code of its own.
+
+    `new`: modules that the folder needn't have, whose weights are drawn at random.
+
+    Raises:
+        DataError: it lacks other weights, or has them in other shapes than the model; or they are damaged.
+        StorageError: as `from_folder`, which also says what else is raised.
+    """
+    model, report = from_folder(
+        folder,
+        lambda: cls.from_pretrained(
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,  # nor asked about
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused here, in a sentence
+            **settings,
+        ),
+    )
+    for name, found, expected in sorted(report["mismatched_keys"]):
+        raise DataError(
+            f"{folder}: {name} has shape {list(found)}, expected {list(expected)}; restore the files of one "
+            "model, or give another"
+        )
+    lacking = sorted(name for name in report["missing_keys"] if new.isdisjoint(name.split(".")))
+    if lacking:
+        kind = "reward" if cls.__name__.endswith("ForSequenceClassification") else "language"
+        more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+        raise DataError(
+            f"{folder} lacks weights of a {kind} model: {', '.join(lacking[:3])}{more}; restore its files, or "
+            "give another model"
+        )
+    return model
 
 
 def from_folder(folder: Path, load: Callable[[], T]) -> T:

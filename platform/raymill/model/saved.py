@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from raymill.data.manifest import read_tokenizer
 from raymill.durable import write_atomic
 from raymill.errors import CheckpointError
-from raymill.model.quiet import from_folder
+from raymill.model.quiet import model_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,12 +94,7 @@ def loaded_outputs(
 def _loader(cls: Any, folder: Path) -> Callable[[], PreTrainedModel]:
     import torch
 
-    return lambda: from_folder(
-        folder,
-        lambda: cls.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, dtype=torch.float32
-        ),
-    )
+    return lambda: model_of(cls, folder, dtype=torch.float32)
 
 
 def _check_encoding(folder: Path, tokenizer: Any) -> None:

@@ -54,20 +54,17 @@ class RewardModelSpec:
     gpu: bool = False
 
     def build(self) -> RewardModelEngine:
-        """The model, with its weights. Raises StorageError where they can't be read."""
+        """The model, with its weights. Raises DataError, StorageError as `model_of`."""
         from transformers import AutoModelForSequenceClassification
 
-        from raymill.model.quiet import from_folder, quieten
+        from raymill.model.quiet import model_of, quieten
 
         quieten()
-        model = from_folder(
+        model = model_of(
+            AutoModelForSequenceClassification,
             Path(self.folder),
-            lambda: AutoModelForSequenceClassification.from_pretrained(
-                self.folder,
-                local_files_only=True,
-                trust_remote_code=False,
-                dtype=DTYPES[self.dtype],
-            ),
+            num_labels=1,
+            dtype=DTYPES[self.dtype],
         )
         return RewardModelEngine(model.to("cuda" if self.gpu else "cpu").eval(), self.threads)
 

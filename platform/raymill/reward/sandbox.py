@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import secrets
 import select
 import signal
@@ -38,7 +39,11 @@ OPEN_FILES = 64
 _LOOK_SECONDS = 0.1  # between looks into the scratch folder
 _CAGE = Path(__file__).with_name("cage.py")
 _CONFINED = b"confined\n"  # cage.py's word for it
-_FENCE = "```"
+_PYTHON = ("python", "python3", "py", "py3")
+# Nothing is tried twice (`*+`): a hostile line costs its length.
+_OPENS = re.compile(r"(?P<indent>\s*+)(?P<fence>`{3,}+|~{3,}+)\s*+(?P<language>[^\s`]*+)[^`]*+")
+_OPENS_BEHIND_TEXT = re.compile(r"(?P<indent>).*\s(?P<fence>`{3,}+)(?P<language>py(?:thon)?3?)\s*+")
+_CLOSES = re.compile(r"(?P<indent>\s*+)(?P<fence>`{3,}+|~{3,}+)\s*+(?:</\w++>\s*+)*+")
 _ADVICE = (
     "code is judged only where the kernel confines it (Linux 5.13 with Landlock and seccomp, on x86_64 "
     "or aarch64); elsewhere, judge it behind an http address"
@@ -46,17 +51,35 @@ _ADVICE = (
 
 
 def last_code(text: str) -> str:
-    """The last fenced block of a Markdown text, also if it isn't closed; without one, all of it."""
-    blocks: list[list[str]] = []
-    inside = False
+    """The last fenced block of Python in a Markdown text, or else of no named language, or else of any.
+
+    A block may lack its end; a text without blocks is code as a whole.
+    """
+    blocks: list[tuple[str, list[str]]] = []
+    within: re.Match[str] | None = None
     for line in text.splitlines():
-        if line.lstrip(" ").startswith(_FENCE) and (not inside or line.strip() == _FENCE):
-            inside = not inside
-            if inside:
-                blocks.append([])
-        elif inside:
-            blocks[-1].append(line)
-    return textwrap.dedent("\n".join(blocks[-1])) if blocks else text
+        if within is None:
+            within = _OPENS.fullmatch(line) or _OPENS_BEHIND_TEXT.fullmatch(line)
+            if within is not None:
+                blocks.append((within["language"].casefold(), []))
+        elif _closes(line, within):
+            within = None
+        else:
+            blocks[-1][1].append(line)
+    for languages in (_PYTHON, ("",)):
+        # What follows is often the code's output, or how to run it.
+        blocks = [block for block in blocks if block[0] in languages] or blocks
+    return textwrap.dedent("\n".join(blocks[-1][1])) if blocks else text
+
+
+def _closes(line: str, opened: re.Match[str]) -> bool:
+    """Whether a line ends a block: not with a shorter fence, and not with one inside a docstring."""
+    found = _CLOSES.fullmatch(line)
+    return (
+        found is not None
+        and found["fence"].startswith(opened["fence"])
+        and len(found["indent"]) <= len(opened["indent"]) + 3
+    )
 
 
 def passes(code: str, tests: str, seconds: float = WALL_SECONDS) -> bool:
