@@ -21,7 +21,7 @@ from raymill.data.chat.guard import RESERVED
 from raymill.data.chat.pieces import Piece, SegmentEncoder, special_ids
 from raymill.data.chat.problems import Refused
 from raymill.data.chat.template import ChatTemplate, Segment, UnaskedError
-from raymill.data.chat.thinking import Thinking, thought_in, without_thinking
+from raymill.data.chat.thinking import Thinking, check_thought, thought_in, without_thinking
 from raymill.data.chat.turns import TurnForm, turn_form
 from raymill.data.chat.written import ungiven, unwritten
 from raymill.errors import DataError
@@ -183,6 +183,8 @@ class ChatEncoder:
             raise Refused("no_assistant", _nothing_learned(conversation, train_on))
         segments = self._template.segments(messages, tools, train_on=wanted)
         for turn in wanted:
+            if thinking == "mask":
+                check_thought(messages[places[turn]], places[turn] + 1)
             text = "".join(one.text for one in segments if one.turn == turn)
             self._check_turn(messages[places[turn]], text, turn, places[turn])
         whole = self._segments.guard.plain("".join(one.text for one in segments))
@@ -217,6 +219,8 @@ class ChatEncoder:
         guard = self._segments.guard
         messages: Sequence[Mapping[str, Any]] = conversation.messages
         if thinking == "drop":
+            for number, message in enumerate(messages, 1):
+                check_thought(message, number)
             messages = without_thinking(messages)
             for number, message in enumerate(messages, 1):
                 if not message["content"].strip() and not message.get("tool_calls"):
