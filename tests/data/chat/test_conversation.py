@@ -350,6 +350,52 @@ def test_calls_of_tools_as_turns_of_their_own() -> None:
     assert "calls tools in 2 ways" in problem(messages(USER, twice)).why
 
 
+@pytest.mark.parametrize("arguments", [None, "", "  ", "null", "{}", {}])
+def test_a_call_without_arguments(arguments: Any) -> None:
+    call = {"role": "assistant", "tool_calls": [{"name": "now", "arguments": arguments}]}
+    [said] = good(messages(USER, call, TOOL, REPLY)).messages[1]["tool_calls"]
+    assert said["function"] == {"name": "now", "arguments": {}}
+
+
+def _called(*ids: str | None) -> dict[str, Any]:
+    named = [{} if one is None else {"id": one} for one in ids]
+    calls = [{**one, "function": {"name": "f", "arguments": {}}} for one in named]
+    return {"role": "assistant", "content": None, "tool_calls": calls}
+
+
+def _result(to: str | None) -> dict[str, Any]:
+    return {"role": "tool", "content": f"of {to}", **({} if to is None else {"tool_call_id": to})}
+
+
+def test_results_stand_in_the_order_of_their_calls() -> None:
+    """Most templates write no ids, so a result is told by its place alone (modelscope/ms-swift#10174)."""
+    swapped = messages(USER, _called("a", "b"), _result("b"), _result("a"), REPLY)
+    assert good(swapped).messages[2:4] == (_result("a"), _result("b"))
+    twice = messages(
+        USER, _called("a", "b"), _result("b"), _result("a"), _called("c", "a"), _result("a"), _result("c"),
+        REPLY,
+    )  # fmt: skip
+    assert [m["content"] for m in good(twice).messages if m["role"] == "tool"] == [
+        "of a", "of b", "of c", "of a",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("calls", "results"),
+    [
+        (("a", "b"), ("b",)),
+        ((None, None), ("b", "a")),
+        (("a", "b"), ("b", None)),
+        (("a", "a"), ("a", "a")),
+        (("a", "b"), ("b", "c")),
+    ],
+)
+def test_results_that_do_not_answer_each_call_once_stay(calls: Any, results: Any) -> None:
+    said = [_result(one) for one in results]
+    found = good(messages(USER, _called(*calls), *said, REPLY)).messages
+    assert list(found[2:-1]) == said
+
+
 def test_speakers_and_words_under_two_names() -> None:
     for same in ({"role": "user", "from": "human"}, {"role": "human"}, {"from": "User"}):
         assert good(messages({**same, "content": "Why?", "value": "Why?"}, REPLY)).messages == (

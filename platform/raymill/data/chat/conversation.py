@@ -104,7 +104,7 @@ def checked_messages(
         checked_message(item, f"message {number}", unused) for number, item in enumerate(raw, 1)
     )
     _check_order([message["role"] for message in messages], last)
-    return messages
+    return _in_order_of_calls(messages)
 
 
 def checked_tools(value: object) -> tuple[dict[str, Any], ...] | None:
@@ -122,6 +122,21 @@ def checked_tools(value: object) -> tuple[dict[str, Any], ...] | None:
         raise Refused("type", f"tools is {kind_of(value)}, expected a list of objects")
     check_json(value, "tools")
     return tuple(value)
+
+
+def _in_order_of_calls(messages: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """Messages in which tools' results stand as the calls that they name do, if they answer each of them once.
+
+    Most templates don't write what a result answers, so that it is told by its place alone.
+    """
+    ordered = list(messages)
+    for number, message in enumerate(messages, 1):
+        ids = [call.get("id") for call in message.get("tool_calls", ())]
+        behind = messages[number : number + len(ids)]
+        answers = {one.get("tool_call_id"): one for one in behind if one["role"] == "tool"}
+        if None not in ids and len(answers) == len(ids) and answers.keys() == set(ids):
+            ordered[number : number + len(ids)] = [answers[one] for one in ids]
+    return tuple(ordered)
 
 
 def _check_learned(messages: Sequence[Mapping[str, Any]], given: int) -> None:
