@@ -357,6 +357,40 @@ def test_a_call_without_arguments(arguments: Any) -> None:
     assert said["function"] == {"name": "now", "arguments": {}}
 
 
+def _tool(name: str, **properties: Any) -> dict[str, Any]:
+    schema = {"type": "object", "properties": properties}
+    return {"type": "function", "function": {"name": name, "parameters": schema}}
+
+
+def test_nulls_of_other_tools_are_not_learned() -> None:
+    """JSON that was written from a table gives each tool, and each call, the keys of all
+    (modelscope/ms-swift#10110)."""
+    text, size = {"type": "string"}, {"type": "integer", "default": None, "enum": [1, None]}
+    where = {"type": "object", "properties": {"x": text}}
+    clean = [
+        _tool("f", a=text),
+        _tool("g", b=size, default=text, at={"type": "array", "items": where}),
+    ]
+    padded = [
+        _tool("f", a={**text, "items": None}, b=None, default=None, at=None),
+        _tool("g", a=None, b=size, default=text, at={"type": "array", "items": where}),
+    ]
+    calls = [
+        {"name": "f", "arguments": {"a": None, "b": None}},
+        {"name": "g", "arguments": {"a": None, "b": None, "at": [{"x": None, "y": None}]}},
+        {"name": "unknown", "arguments": {"a": None}},
+    ]
+    said = {"role": "assistant", "content": None, "tool_calls": calls}
+    record = messages(USER, said, TOOL, TOOL, TOOL, REPLY, tools=padded)
+    for given_tools in (padded, json.dumps(padded)):
+        found = good({**record, "tools": given_tools})
+        assert found.tools == tuple(clean)
+        assert [call["function"]["arguments"] for call in found.messages[1]["tool_calls"]] == [
+            {"a": None}, {"b": None, "at": [{"x": None}]}, {"a": None},
+        ]  # fmt: skip
+    assert good({**record, "tools": None}).messages[1]["tool_calls"][0]["function"] == calls[0]
+
+
 def _called(*ids: str | None) -> dict[str, Any]:
     named = [{} if one is None else {"id": one} for one in ids]
     calls = [{**one, "function": {"name": "f", "arguments": {}}} for one in named]
