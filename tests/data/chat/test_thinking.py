@@ -142,6 +142,21 @@ def test_masked_tokens_are_those_of_the_whole() -> None:
         assert decode(list(question.answer_ids)) == "<think>the cat sat\n</think>\n\nthe mat"
 
 
+@pytest.mark.parametrize("thought", ["think", "four", ">", "analysis"])
+def test_a_thought_is_masked_where_it_stands(thought: str) -> None:
+    """Not where a mark, or what else is written before it, spells the same (snowflakedb/ArcticTraining#339)."""
+    fields = {**THOUGHT, "reasoning_content": thought}
+    inline = {**INLINE, "content": f"<think>\n{thought}\n</think>\n\nfour"}
+    for message in (fields, inline):
+        assert shown(made(CHATML), ASKED, message, thinking="mask") == (
+            f"{HEAD}⟦<think>\n⟧{thought}⟦\n</think>\n\nfour<|im_end|>⟧\n"
+        )
+    named = "analysis: {{ m.reasoning_content or '' }}</think>{{ m.content }}"
+    assert shown(made(writing(named)), ASKED, fields, thinking="mask") == (
+        f"{HEAD}⟦analysis: ⟧{thought}⟦</think>four<|im_end|>⟧\n"
+    )
+
+
 @pytest.mark.parametrize("message", [THOUGHT, INLINE])
 def test_dropped_thinking_is_refused_with_what_helps(message: dict[str, Any]) -> None:
     encoder = made(writing(CUT))

@@ -34,6 +34,8 @@ __all__ = ["ChatEncoder", "EncodedChat", "special_ids"]
 
 TrainOn = Literal["all", "last"]
 
+_OPENING = re.compile(r"\s*<think>")
+
 
 @dataclass(frozen=True)
 class EncodedChat:
@@ -189,8 +191,11 @@ class ChatEncoder:
         if missing is not None:
             raise _LeftOutError(f"The chat template leaves out {missing}")
         if thinking == "mask":
+            begin = (self._turn_form.thinking or ("", ""))[0]
             segments = [
-                one if one.turn is None else _masked(one, thought_in(messages[places[one.turn]]))
+                one
+                if one.turn is None
+                else _masked(one, thought_in(messages[places[one.turn]]), begin)
                 for one in segments
             ]
         return segments
@@ -318,13 +323,16 @@ class ChatEncoder:
         return self._segments.special_ids[texts[last]]
 
 
-def _masked(segment: Segment, thought: str) -> Segment:
-    """A segment of which a thought isn't learned."""
+def _masked(segment: Segment, thought: str, begin: str) -> Segment:
+    """A segment of which a thought isn't learned. `begin`: what the template writes before one."""
     if not thought or not segment.learned:
         return segment
+    # What stands before a thought may spell the same: `think`, or the name of a channel.
+    opened = _OPENING.match(segment.text)
+    done = len(begin) if segment.text.startswith(begin) else opened.end() if opened else 0
     # As words of their own, if they are: a short thought may also be found within another word.
-    found = re.search(rf"(?<!\w){re.escape(thought)}(?!\w)", segment.text)
-    start = found.start() if found else segment.text.find(thought)
+    found = re.compile(rf"(?<!\w){re.escape(thought)}(?!\w)").search(segment.text, done)
+    start = found.start() if found else segment.text.find(thought, done)
     if start < 0:
         raise _LeftOutError(f"The chat template changes a thought, {thought[:40]!r}")
     return replace(segment, thought=(start, start + len(thought)))

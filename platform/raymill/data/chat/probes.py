@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from raymill.data.chat.conversation import Conversation
 
 __all__ = ["ANSWER", "EXCHANGES", "calling"]
@@ -29,7 +31,7 @@ def calling(count: int, answered: bool) -> Conversation:
     """A turn with that many calls of a tool, which is the last, or whose results are `answered`."""
     # Mistral's templates take no other ids than of nine characters.
     calls = [{"type": "function", "id": f"call1234{n}", "function": _CALL} for n in range(count)]
-    results = [
+    results: list[dict[str, Any]] = [
         {"role": "tool", "tool_call_id": call["id"], "name": "f", "content": "one"}
         for call in calls
     ]
