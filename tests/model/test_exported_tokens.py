@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,10 @@ from model.parents_factory import FAMILIES, SAMPLED, SPECIALS, prepared_with, wr
 from raymill.config.schema import LoraConfig
 from raymill.data.chat.folder import load_chat_encoder
 from raymill.data.chat.tokenizer import chat_tokenizer, encodes_as, new_token_ids
+from raymill.data.control_tokens import ControlTokens
+from raymill.data.manifest import TOKENIZER_FOLDER, Prepared
 from raymill.errors import CheckpointError
+from raymill.model.export import copy_tokenizer
 from raymill.model.finetuned import save_finetuned
 from raymill.model.parent import load_parent, load_scalar, with_adapters
 from raymill.model.saved import TEXTS, compared, loaded_outputs, trained_outputs
@@ -90,6 +94,30 @@ def test_an_export_stops_where_its_parent_does(specials: str, tmp_path: Path) ->
         config["eos_token_id"]
         == json.loads((export / "generation_config.json").read_text())["eos_token_id"]
     )
+
+
+def test_an_export_stops_where_calls_end(tmp_path: Path) -> None:
+    """Though the parent, which has never seen the template, says nothing of that."""
+    parent = write_parent(tmp_path / "parent", "llama", "pad=eos")
+    written = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% for c in m.tool_calls or () %}"
+        "{{ c.function | tojson }}{% endfor %}{% if m.tool_calls %}<|call|>{% else %}<|im_end|>{% endif %}\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    (tmp_path / "calling.jinja").write_text(
+        "{% for t in tools or () %}{{ t | tojson }}{% endfor %}" + written
+    )
+    made = chat_tokenizer(parent, str(tmp_path / "calling.jinja"), ("<|call|>",))
+    made.save(tmp_path / "data" / TOKENIZER_FOLDER)
+    call = made.tokenizer.token_to_id("<|call|>")
+    facts = SimpleNamespace(end_of_turn_id=made.end_of_turn_id)
+    manifest: Any = SimpleNamespace(tokenizer=made.identity, messages=facts)
+    prepared = Prepared(tmp_path / "data", manifest)
+    assert ControlTokens.of(prepared, parent).stops == (2, 0, call)
+    own = load_chat_encoder(prepared.tokenizer_folder)
+    assert own is not None and own.stop_ids == {2, call}
+    copy_tokenizer(prepared.tokenizer_folder, tmp_path)
+    assert not (tmp_path / "generation_config.json").exists(), "each export writes its own"
 
 
 def test_what_the_parent_says_survives_a_second_stage(tmp_path: Path) -> None:

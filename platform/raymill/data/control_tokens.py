@@ -32,7 +32,8 @@ GENERATION_NAME = "generation_config.json"
 
 @dataclass(frozen=True)
 class ControlTokens:
-    """Ids. `stops`: where generation ends, the end of turn first, and all that the parent stops at."""
+    """Ids. `stops`: where generation ends: the end of turn first, the end of text, what else ends turns, and
+    all that the parent stops at."""
 
     begin_of_text: int | None
     padding: int
@@ -51,7 +52,8 @@ class ControlTokens:
         named = special_token_variables(read_settings(folder))
         end_of_text = manifest.tokenizer.end_of_text_id
         own = [end_of_text] if manifest.messages is None else [manifest.messages.end_of_turn_id]
-        stops = [*own, end_of_text, *(() if parent is None else named_stops(parent, tokenizer))]
+        stops = [*own, end_of_text, *model_stops(folder, tokenizer)]
+        stops += () if parent is None else named_stops(parent, tokenizer)
         padding = _id_of(tokenizer, named.get("pad_token"))
         return cls(
             begin_of_text=_id_of(tokenizer, named.get("bos_token")),

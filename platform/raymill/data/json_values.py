@@ -27,11 +27,26 @@ def parse_record(line: bytes) -> dict[str, Any]:
         UnusableRecordError: it isn't JSON in UTF-8 or no object, or `check_record` refuses it.
     """
     try:
-        record = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_object)
+        text = line.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UnusableRecordError(not_utf8(line, error)) from error
+    record = parse_json(text, "the record")
+    if not isinstance(record, dict):
+        raise UnusableRecordError(f"expected a JSON object, found {type(record).__name__}")
+    check_record(record)
+    return record
+
+
+def parse_json(text: str, what: str) -> Any:
+    """Read a text of JSON; `what` it is, for the error.
+
+    Raises:
+        UnusableRecordError: it isn't JSON, or has a key twice in one object.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_object)
     except RecursionError:
-        raise UnusableRecordError(_TOO_DEEP.format("the record")) from None
+        raise UnusableRecordError(_TOO_DEEP.format(what)) from None
     except json.JSONDecodeError as error:
         raise UnusableRecordError(f"not JSON ({error})") from error
     except UnusableRecordError:
@@ -39,10 +54,6 @@ def parse_record(line: bytes) -> dict[str, Any]:
     except ValueError as error:  # Python's own limit, which guards against quadratic time
         digits = sys.get_int_max_str_digits()
         raise UnusableRecordError(f"a number has more than {digits} digits") from error
-    if not isinstance(record, dict):
-        raise UnusableRecordError(f"expected a JSON object, found {type(record).__name__}")
-    check_record(record)
-    return record
 
 
 def check_record(record: Mapping[str, Any]) -> None:

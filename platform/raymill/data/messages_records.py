@@ -14,6 +14,7 @@ from raymill.data.places import place_of
 from raymill.data.records import Bad, Meaning, read_records, side_of
 from raymill.data.sources import BY_RECORD, EMBEDDED, Piece
 from raymill.data.split import TRAIN, VALIDATION, is_held_out
+from raymill.data.table_values import holds_json
 
 LISTED = 3  # sets of columns of a format, in a message
 
@@ -67,10 +68,10 @@ def without_group(unused: tuple[str, ...], group_column: str | None) -> tuple[st
 
 
 def plain_record(record: Mapping[str, Any], piece: Piece) -> dict[str, Any]:
-    """A record without the nulls by which a table's columns fill in what it doesn't have."""
+    """A record without the columns that a table has for other rows' sake."""
     if piece.format not in ("parquet", "arrow"):
         return dict(record)
-    return {name: _without_nulls(item) for name, item in record.items() if item is not None}
+    return {name: item for name, item in record.items() if item is not None}
 
 
 def message_side(
@@ -109,7 +110,7 @@ def known_columns(
     """
     if any(set(way) <= set(stored.names) for ways in formats.values() for way in ways):
         wanted = [column for ways in formats.values() for way in ways for column in way]
-        rest = [name for name in stored.names if _is_json(stored.field(name).type)]
+        rest = [name for name in stored.names if holds_json(stored.field(name).type)]
         # Media are read, though JSON can't hold them, since records that have any are refused.
         every = dict.fromkeys((*wanted, *others, *rest, *MEDIA))
         return [name for name in every if name in stored.names]
@@ -119,25 +120,3 @@ def known_columns(
     )
     known = ", ".join(stored.names[:8])
     return Bad("", f"no format's columns (expected {needed}; has {known})", cause="format")
-
-
-def _is_json(stored: pa.DataType) -> bool:
-    """Whether values of a table's column are JSON: no times, bytes, decimals or maps."""
-    if isinstance(stored, pa.DictionaryType):
-        return _is_json(stored.value_type)
-    if isinstance(stored, pa.StructType):
-        return all(_is_json(stored.field(index).type) for index in range(stored.num_fields))
-    if isinstance(stored, pa.ListType | pa.LargeListType | pa.FixedSizeListType):
-        return _is_json(stored.value_type)
-    kinds = pa.types
-    text = kinds.is_string(stored) or kinds.is_large_string(stored) or kinds.is_string_view(stored)
-    number = kinds.is_integer(stored) or kinds.is_floating(stored)
-    return bool(text or number or kinds.is_boolean(stored) or kinds.is_null(stored))
-
-
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
-    return value

@@ -33,6 +33,7 @@ from raymill.data.places import first_line as _first_line
 from raymill.data.raw_streams import READ_BYTES, Hashing, Zstandard, whole_characters
 from raymill.data.sources import BY_RECORD, LINE_BYTES, Piece
 from raymill.data.split import TRAIN, VALIDATION, is_held_out
+from raymill.data.table_values import plain_value
 from raymill.errors import DataError
 from raymill.reading import opened, status
 
@@ -354,7 +355,9 @@ def _row(columns: Mapping[str, pa.Array], index: int) -> dict[str, Any] | Bad:
     record = {}
     for name, column in columns.items():
         try:
-            record[name] = column[index].as_py()
+            record[name] = plain_value(column[index].as_py(), column.type, f"column {name!r}")
+        except UnusableRecordError as error:
+            return Bad("", f"column {name!r}: {error}", cause=error.cause)
         except UnicodeDecodeError as error:
             return Bad("", f"column {name!r} is not UTF-8 ({error.reason})")
         except _UNCONVERTIBLE as error:

@@ -155,8 +155,10 @@ def flush(folder: Path) -> None:
 
 
 def copy_tokenizer(tokenizer_folder: Path, target: Path) -> None:
-    """Copy the tokenizer's files into a model's folder."""
+    """Copy the tokenizer's files into a model's folder, which says itself where it stops."""
     for path in entries(tokenizer_folder):
+        if path.name == GENERATION_NAME:
+            continue
         (target / path.name).write_bytes(read_bytes(path))
 
 

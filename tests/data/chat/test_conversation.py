@@ -350,6 +350,86 @@ def test_calls_of_tools_as_turns_of_their_own() -> None:
     assert "calls tools in 2 ways" in problem(messages(USER, twice)).why
 
 
+@pytest.mark.parametrize("arguments", [None, "", "  ", "null", "{}", {}])
+def test_a_call_without_arguments(arguments: Any) -> None:
+    call = {"role": "assistant", "tool_calls": [{"name": "now", "arguments": arguments}]}
+    [said] = good(messages(USER, call, TOOL, REPLY)).messages[1]["tool_calls"]
+    assert said["function"] == {"name": "now", "arguments": {}}
+
+
+def _tool(name: str, **properties: Any) -> dict[str, Any]:
+    schema = {"type": "object", "properties": properties}
+    return {"type": "function", "function": {"name": name, "parameters": schema}}
+
+
+def test_nulls_of_other_tools_are_not_learned() -> None:
+    """JSON that was written from a table gives each tool, and each call, the keys of all
+    (modelscope/ms-swift#10110)."""
+    text, size = {"type": "string"}, {"type": "integer", "default": None, "enum": [1, None]}
+    where = {"type": "object", "properties": {"x": text}}
+    clean = [
+        _tool("f", a=text),
+        _tool("g", b=size, default=text, at={"type": "array", "items": where}),
+    ]
+    padded = [
+        _tool("f", a={**text, "items": None}, b=None, default=None, at=None),
+        _tool("g", a=None, b=size, default=text, at={"type": "array", "items": where}),
+    ]
+    calls = [
+        {"name": "f", "arguments": {"a": None, "b": None}},
+        {"name": "g", "arguments": {"a": None, "b": None, "at": [{"x": None, "y": None}]}},
+        {"name": "unknown", "arguments": {"a": None}},
+    ]
+    said = {"role": "assistant", "content": None, "tool_calls": calls}
+    record = messages(USER, said, TOOL, TOOL, TOOL, REPLY, tools=padded)
+    for given_tools in (padded, json.dumps(padded)):
+        found = good({**record, "tools": given_tools})
+        assert found.tools == tuple(clean)
+        assert [call["function"]["arguments"] for call in found.messages[1]["tool_calls"]] == [
+            {"a": None}, {"b": None, "at": [{"x": None}]}, {"a": None},
+        ]  # fmt: skip
+    assert good({**record, "tools": None}).messages[1]["tool_calls"][0]["function"] == calls[0]
+
+
+def _called(*ids: str | None) -> dict[str, Any]:
+    named = [{} if one is None else {"id": one} for one in ids]
+    calls = [{**one, "function": {"name": "f", "arguments": {}}} for one in named]
+    return {"role": "assistant", "content": None, "tool_calls": calls}
+
+
+def _result(to: str | None) -> dict[str, Any]:
+    return {"role": "tool", "content": f"of {to}", **({} if to is None else {"tool_call_id": to})}
+
+
+def test_results_stand_in_the_order_of_their_calls() -> None:
+    """Most templates write no ids, so a result is told by its place alone (modelscope/ms-swift#10174)."""
+    swapped = messages(USER, _called("a", "b"), _result("b"), _result("a"), REPLY)
+    assert good(swapped).messages[2:4] == (_result("a"), _result("b"))
+    twice = messages(
+        USER, _called("a", "b"), _result("b"), _result("a"), _called("c", "a"), _result("a"), _result("c"),
+        REPLY,
+    )  # fmt: skip
+    assert [m["content"] for m in good(twice).messages if m["role"] == "tool"] == [
+        "of a", "of b", "of c", "of a",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("calls", "results"),
+    [
+        (("a", "b"), ("b",)),
+        ((None, None), ("b", "a")),
+        (("a", "b"), ("b", None)),
+        (("a", "a"), ("a", "a")),
+        (("a", "b"), ("b", "c")),
+    ],
+)
+def test_results_that_do_not_answer_each_call_once_stay(calls: Any, results: Any) -> None:
+    said = [_result(one) for one in results]
+    found = good(messages(USER, _called(*calls), *said, REPLY)).messages
+    assert list(found[2:-1]) == said
+
+
 def test_speakers_and_words_under_two_names() -> None:
     for same in ({"role": "user", "from": "human"}, {"role": "human"}, {"from": "User"}):
         assert good(messages({**same, "content": "Why?", "value": "Why?"}, REPLY)).messages == (

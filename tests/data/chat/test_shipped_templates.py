@@ -110,6 +110,24 @@ def check_read_back(chat: ChatEncoder, case: str, found: EncodedChat) -> None:
     assert read.get("reasoning_content", "").strip() == message.get("reasoning_content", "")
 
 
+@pytest.mark.parametrize(
+    ("name", "ends"),
+    [
+        ("glm4moe_training", {"<|user|>", "<|observation|>"}),
+        ("gptoss", {"<|return|>", "<|call|>"}),
+        ("diffusion_gemma", {"<turn|>", "<|tool_response>"}),
+        # Of several calls each has this mark at its end.
+        ("diffusion_gemma_training", {"<turn|>"}),
+        ("qwen3", {"<|im_end|>"}),
+        ("llama3_1", {"<|eot_id|>"}),
+        ("gemma", {"<end_of_turn>"}),
+    ],
+)
+def test_turns_that_call_tools_stop_too(name: str, ends: set[str]) -> None:
+    """Where these end otherwise than answers do (huggingface/trl#5988)."""
+    assert {tokenizer().id_to_token(index) for index in encoder(name).stop_ids} == ends
+
+
 def check_advice(chat: ChatEncoder, case: str, train_on: str, refused: Problem) -> None:
     """What it says to do helps."""
     if refused.why.startswith("The chat template fails"):  # its own words

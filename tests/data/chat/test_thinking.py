@@ -92,6 +92,38 @@ def test_the_default_template_writes_thinking() -> None:
         assert without == f"{HEAD}⟦four<|im_end|>⟧\n"
 
 
+@pytest.mark.parametrize("thinking", ["mask", "drop"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "<think>never closed",
+        "<think>one</think>two<think>three</think>four",
+        "one</think>two<think>three</think>four",
+        "two <think>three</think> four",
+        "a </think> b </think> c",
+    ],
+)
+def test_thoughts_that_cannot_be_told_apart_are_not_learned(content: str, thinking: Any) -> None:
+    """A thought that isn't one before the answer would be learned as the answer, or take words along."""
+    message = {"role": "assistant", "content": content}
+    assert f"⟦{content}<|im_end|>⟧" in shown(made(CHATML), ASKED, message)
+    refused = shown(made(CHATML), ASKED, message, thinking=thinking)
+    assert refused.startswith("order: message 2: "), refused
+    assert "data.thinking=learn" in refused
+
+
+def test_marks_beside_a_thought_of_its_own_are_the_answers() -> None:
+    message = {**THOUGHT, "content": "It ends with </think>, mostly"}
+    refused = shown(made(CHATML), ASKED, message, thinking="drop")
+    assert refused.startswith("order: message 2: "), refused
+
+
+def test_only_turns_that_are_learned_are_masked() -> None:
+    unclosed = {"role": "assistant", "content": "<think>never closed", "weight": 0}
+    masked = shown(made(CHATML), ASKED, unclosed, ASKED, THOUGHT, thinking="mask")
+    assert "never closed<|im_end|>" in masked and "⟧two, and two⟦" in masked
+
+
 def test_masked_tokens_are_those_of_the_whole() -> None:
     """Thinking isn't cut from what stands around it before it is encoded: only the mask differs."""
     encoder = made(CHATML, merging())
@@ -108,6 +140,21 @@ def test_masked_tokens_are_those_of_the_whole() -> None:
         question = question_of(chat, found, encoder.end_of_turn_id, "validation", 0)
         assert question is not None
         assert decode(list(question.answer_ids)) == "<think>the cat sat\n</think>\n\nthe mat"
+
+
+@pytest.mark.parametrize("thought", ["think", "four", ">", "analysis"])
+def test_a_thought_is_masked_where_it_stands(thought: str) -> None:
+    """Not where a mark, or what else is written before it, spells the same (snowflakedb/ArcticTraining#339)."""
+    fields = {**THOUGHT, "reasoning_content": thought}
+    inline = {**INLINE, "content": f"<think>\n{thought}\n</think>\n\nfour"}
+    for message in (fields, inline):
+        assert shown(made(CHATML), ASKED, message, thinking="mask") == (
+            f"{HEAD}⟦<think>\n⟧{thought}⟦\n</think>\n\nfour<|im_end|>⟧\n"
+        )
+    named = "analysis: {{ m.reasoning_content or '' }}</think>{{ m.content }}"
+    assert shown(made(writing(named)), ASKED, fields, thinking="mask") == (
+        f"{HEAD}⟦analysis: ⟧{thought}⟦</think>four<|im_end|>⟧\n"
+    )
 
 
 @pytest.mark.parametrize("message", [THOUGHT, INLINE])

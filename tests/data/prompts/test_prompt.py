@@ -210,3 +210,12 @@ def test_what_nobody_reads_is_told_or_refused() -> None:
         assert problem({"prompt": "Why?", key: value}).cause == "unread"
     kept = {"weights": [0.5], "loss": 1.5, "train": False}  # for reward functions
     assert good({"prompt": "Why?", **kept}).extra == kept
+
+
+def test_nulls_of_other_tools_are_left_out() -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {}}}}}
+    call = {"name": "f", "arguments": {"a": 1, "b": None}}
+    asked = {"role": "assistant", "content": None, "tool_calls": [call]}
+    found = good({"messages": [USER, asked, TOOL], "tools": [{**tool, "strict": None}]})
+    assert found.tools == (tool,)
+    assert found.messages[1]["tool_calls"][0]["function"]["arguments"] == {"a": 1}

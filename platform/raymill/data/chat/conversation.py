@@ -15,6 +15,7 @@ from raymill.data.chat.formats import FORMATS, beside, detect_format, stated
 from raymill.data.chat.keys import COLUMN, UnusedKeys, refuse_altering
 from raymill.data.chat.message import ROLES, check_json, check_text, checked_message
 from raymill.data.chat.message_list import Message, kind_of, parsed
+from raymill.data.chat.padding import as_defined, without_padding
 from raymill.data.chat.problems import CAUSES, Problem, Refused
 from raymill.errors import DataError
 
@@ -85,6 +86,7 @@ def read_conversation(record: Any, format: str | None = None) -> Conversation | 
         _check_learned(messages, said.given)
         unused.note(beside(record, said.read, messages), (), COLUMN)
         tools, weight = checked_tools(record.get("tools")), _weight(record.get("weight"))
+        messages = as_defined(messages, tools)
         return Conversation(messages, tools, weight, said.given, unused.names)
     except Refused as refused:
         return refused.problem
@@ -104,7 +106,7 @@ def checked_messages(
         checked_message(item, f"message {number}", unused) for number, item in enumerate(raw, 1)
     )
     _check_order([message["role"] for message in messages], last)
-    return messages
+    return _in_order_of_calls(messages)
 
 
 def checked_tools(value: object) -> tuple[dict[str, Any], ...] | None:
@@ -121,7 +123,22 @@ def checked_tools(value: object) -> tuple[dict[str, Any], ...] | None:
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
         raise Refused("type", f"tools is {kind_of(value)}, expected a list of objects")
     check_json(value, "tools")
-    return tuple(value)
+    return tuple(without_padding(tool) for tool in value)
+
+
+def _in_order_of_calls(messages: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """Messages in which tools' results stand as the calls that they name do, if they answer each of them once.
+
+    Most templates don't write what a result answers, so that it is told by its place alone.
+    """
+    ordered = list(messages)
+    for number, message in enumerate(messages, 1):
+        ids = [call.get("id") for call in message.get("tool_calls", ())]
+        behind = messages[number : number + len(ids)]
+        answers = {one.get("tool_call_id"): one for one in behind if one["role"] == "tool"}
+        if None not in ids and len(answers) == len(ids) and answers.keys() == set(ids):
+            ordered[number : number + len(ids)] = [answers[one] for one in ids]
+    return tuple(ordered)
 
 
 def _check_learned(messages: Sequence[Mapping[str, Any]], given: int) -> None:

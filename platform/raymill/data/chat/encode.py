@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from raymill.data.chat.conversation import Conversation, Problem
 from raymill.data.chat.guard import RESERVED
 from raymill.data.chat.pieces import Piece, SegmentEncoder, special_ids
+from raymill.data.chat.probes import ANSWER, EXCHANGES, calling
 from raymill.data.chat.problems import Refused
 from raymill.data.chat.template import ChatTemplate, Segment, UnaskedError
-from raymill.data.chat.thinking import Thinking, thought_in, without_thinking
+from raymill.data.chat.thinking import Thinking, check_thought, thought_in, without_thinking
 from raymill.data.chat.turns import TurnForm, turn_form
 from raymill.data.chat.written import ungiven, unwritten
 from raymill.errors import DataError
@@ -33,11 +34,7 @@ __all__ = ["ChatEncoder", "EncodedChat", "special_ids"]
 
 TrainOn = Literal["all", "last"]
 
-_ANSWER = {"role": "assistant", "content": "Hi"}
-_PROBES = [
-    Conversation(({"role": "user", "content": "Hello"}, answer))
-    for answer in (_ANSWER, {**_ANSWER, "reasoning_content": "A greeting"})
-]
+_OPENING = re.compile(r"\s*<think>")
 
 
 @dataclass(frozen=True)
@@ -60,8 +57,9 @@ class _LeftOutError(DataError):
 class ChatEncoder:
     """Encodes conversations with one tokenizer and one template.
 
-    `end_of_turn_id`: the special token that ends the assistant's turns; `stop_ids`: it and
-    `end_of_text_id` where that is known. The tokenizer is copied, not changed.
+    `end_of_turn_id`: the special token that ends the assistant's turns; `call_end_ids`: those that end its
+    turns with calls of tools, where these end otherwise; `stop_ids`: all of them, and `end_of_text_id` where
+    that is known. The tokenizer is copied, not changed.
 
     Raises:
         DataError: the template fails on a user's and an assistant's message, or the assistant's
@@ -74,8 +72,9 @@ class ChatEncoder:
         self._segments = SegmentEncoder(tokenizer)
         self._template = template.with_special_tokens(tuple(self._segments.special_ids))
         self.end_of_turn_id = self._find_end_of_turn()
+        self.call_end_ids = self._find_call_ends()
         known = () if end_of_text_id is None else (end_of_text_id,)
-        self.stop_ids = frozenset((self.end_of_turn_id, *known))
+        self.stop_ids = frozenset((self.end_of_turn_id, *self.call_end_ids, *known))
 
     def encode(
         self,
@@ -183,6 +182,8 @@ class ChatEncoder:
             raise Refused("no_assistant", _nothing_learned(conversation, train_on))
         segments = self._template.segments(messages, tools, train_on=wanted)
         for turn in wanted:
+            if thinking == "mask":
+                check_thought(messages[places[turn]], places[turn] + 1)
             text = "".join(one.text for one in segments if one.turn == turn)
             self._check_turn(messages[places[turn]], text, turn, places[turn])
         whole = self._segments.guard.plain("".join(one.text for one in segments))
@@ -190,8 +191,11 @@ class ChatEncoder:
         if missing is not None:
             raise _LeftOutError(f"The chat template leaves out {missing}")
         if thinking == "mask":
+            begin = (self._turn_form.thinking or ("", ""))[0]
             segments = [
-                one if one.turn is None else _masked(one, thought_in(messages[places[one.turn]]))
+                one
+                if one.turn is None
+                else _masked(one, thought_in(messages[places[one.turn]]), begin)
                 for one in segments
             ]
         return segments
@@ -217,6 +221,8 @@ class ChatEncoder:
         guard = self._segments.guard
         messages: Sequence[Mapping[str, Any]] = conversation.messages
         if thinking == "drop":
+            for number, message in enumerate(messages, 1):
+                check_thought(message, number)
             messages = without_thinking(messages)
             for number, message in enumerate(messages, 1):
                 if not message["content"].strip() and not message.get("tool_calls"):
@@ -267,7 +273,7 @@ class ChatEncoder:
         return chat
 
     def _find_end_of_turn(self) -> int:
-        for probe in _PROBES:
+        for probe in EXCHANGES:
             try:
                 segments = self._checked(probe, "all", "learn")
             except (UnaskedError, _LeftOutError) as error:
@@ -283,10 +289,32 @@ class ChatEncoder:
             raise DataError(f"The tokenizer makes no special token of the end of {words!r}.")
         return self._end_of_answer(unusable)
 
+    def _find_call_ends(self) -> tuple[int, ...]:
+        """The end of a turn with calls whose results follow, and of one that is the last; with two calls in it
+        where the template takes them, since a token that ends each of them doesn't end the turn."""
+        found: dict[int, None] = {}
+        for answered in (True, False):
+            turn = self._calling_turn(2, answered) or self._calling_turn(1, answered)
+            if turn and turn[-1] not in (self.end_of_turn_id, *turn[:-1]):
+                found[turn[-1]] = None
+        return tuple(found)
+
+    def _calling_turn(self, count: int, answered: bool) -> list[int]:
+        """Ids of a turn with that many calls, last or `answered`; none where the template doesn't write it."""
+        try:
+            segments = self._checked(calling(count, answered), "all", "learn")
+        except (DataError, Refused):
+            return []
+        [pieces] = self._segments.encode([segments])
+        if isinstance(pieces, Problem):
+            return []
+        mine = [p.ids for one, p in zip(segments, pieces, strict=True) if one.turn == 0]
+        return [] if not mine else np.concatenate(mine).tolist()
+
     def _end_of_answer(self, unusable: DataError) -> int:
         """The special token that follows an answer, in a template that can be asked and not learned."""
-        answer = str(_ANSWER["content"])
-        _, found, behind = self._template.text(_PROBES[0].messages).rpartition(answer)
+        answer = str(ANSWER["content"])
+        _, found, behind = self._template.text(EXCHANGES[0].messages).rpartition(answer)
         texts = self._segments.guard.split(behind)
         if not found or len(texts) == 1:
             raise unusable
@@ -295,13 +323,16 @@ class ChatEncoder:
         return self._segments.special_ids[texts[last]]
 
 
-def _masked(segment: Segment, thought: str) -> Segment:
-    """A segment of which a thought isn't learned."""
+def _masked(segment: Segment, thought: str, begin: str) -> Segment:
+    """A segment of which a thought isn't learned. `begin`: what the template writes before one."""
     if not thought or not segment.learned:
         return segment
+    # What stands before a thought may spell the same: `think`, or the name of a channel.
+    opened = _OPENING.match(segment.text)
+    done = len(begin) if segment.text.startswith(begin) else opened.end() if opened else 0
     # As words of their own, if they are: a short thought may also be found within another word.
-    found = re.search(rf"(?<!\w){re.escape(thought)}(?!\w)", segment.text)
-    start = found.start() if found else segment.text.find(thought)
+    found = re.compile(rf"(?<!\w){re.escape(thought)}(?!\w)").search(segment.text, done)
+    start = found.start() if found else segment.text.find(thought, done)
     if start < 0:
         raise _LeftOutError(f"The chat template changes a thought, {thought[:40]!r}")
     return replace(segment, thought=(start, start + len(thought)))

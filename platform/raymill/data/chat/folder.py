@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from raymill.data.chat.conversation import Conversation, Problem
+from raymill.data.chat.conversation import Problem
 from raymill.data.chat.encode import ChatEncoder
+from raymill.data.chat.probes import EXCHANGES
 from raymill.data.chat.template import ChatTemplate
 from raymill.data.control_tokens import named_stops
 from raymill.data.manifest import read_tokenizer
@@ -21,9 +22,6 @@ from raymill.errors import DataError
 from raymill.reading import MISSING, is_file, read_text
 
 TEMPLATE_NAME = "chat_template.jinja"
-_EXCHANGE = Conversation(
-    ({"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"})
-)
 
 
 def load_chat_encoder(folder: Path) -> ChatEncoder | None:
@@ -56,7 +54,7 @@ def load_chat_encoder(folder: Path) -> ChatEncoder | None:
 
 def closing_ids(encoder: ChatEncoder) -> tuple[int, ...]:
     """Tokens that a template writes after the end of the assistant's last turn, a new line for instance."""
-    [chat] = encoder.encode([_EXCHANGE])
+    [chat] = encoder.encode(EXCHANGES[:1])
     assert not isinstance(chat, Problem)
     return tuple(chat.ids[int(chat.learned.nonzero()[0][-1]) + 1 :].tolist())
 

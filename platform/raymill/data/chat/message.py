@@ -208,7 +208,10 @@ def _tool_call(call: object, where: str, unused: UnusedKeys) -> dict[str, Any]:
     if not isinstance(name, str) or not name.strip():
         raise Refused("type", f"{where}: the name is {name!r}, expected text")
     # OpenAI sends arguments as JSON text; templates print them as JSON, which would quote it twice.
-    arguments = parsed(arguments, f"{where}: arguments") if arguments is not None else {}
+    # Of calls without any, some servers send null or no text.
+    blank = isinstance(arguments, str) and not arguments.strip()
+    arguments = None if blank else parsed(arguments, f"{where}: arguments")
+    arguments = {} if arguments is None else arguments
     if not isinstance(arguments, dict):
         raise Refused("type", f"{where}: arguments is {kind_of(arguments)}, expected an object")
     checked: dict[str, Any] = {"type": "function"}

@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from raymill.data.chat.problems import Refused
+
 Thinking = Literal["learn", "mask", "drop"]
 
 MARK = re.compile("(</?think>)")
@@ -19,6 +21,28 @@ def thought_in(message: Mapping[str, Any]) -> str:
     if isinstance(field, str) and field.strip():
         return field.strip()
     return _taken_apart(message.get("content"))[0]
+
+
+def check_thought(message: Mapping[str, Any], number: int) -> None:
+    """Refuse an assistant's message of which a thought can't be told apart: with marks of another than the
+    one before its answer. `number` counts messages from 1.
+
+    Raises:
+        Refused: of the cause `order`.
+    """
+    content = message.get("content")
+    if message.get("role") != "assistant" or not isinstance(content, str):
+        return
+    marks = MARK.findall(content)
+    alone = not message.get("reasoning_content")
+    before = content.lstrip().startswith("<think>") if len(marks) > 1 else alone
+    if marks and not (alone and before and marks in (["</think>"], ["<think>", "</think>"])):
+        raise Refused(
+            "order",
+            f"message {number}: what was thought can't be told from the answer by its marks, "
+            f"{', '.join(marks[:4])}; expected one thought before the answer, as reasoning_content or between "
+            "<think> and </think>; change the message, or set data.thinking=learn",
+        )
 
 
 def without_thinking(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from raymill.data.chat.chatml import BRIEF, BRIEF_TOKENS
 from raymill.data.chat.encode import ChatEncoder
 from raymill.data.chat.folder import TEMPLATE_NAME, closing_ids, own_template
 from raymill.data.chat.template import CHATML, ChatTemplate
-from raymill.data.control_tokens import end_of_text_among, model_stops
+from raymill.data.control_tokens import GENERATION_NAME, end_of_text_among, model_stops
 from raymill.data.manifest import TokenizerIdentity, read_tokenizer
 from raymill.data.tokenizer import SETTINGS_NAME, read_settings, special_token_variables
 from raymill.durable import sha256_text, write_atomic
@@ -39,6 +39,7 @@ class ChatTokenizer:
     settings: dict[str, Any]  # tokenizer_config.json of the parent
     end_of_text: str
     end_of_turn_id: int
+    call_end_ids: tuple[int, ...]  # end turns that call tools, where these end otherwise
     added: tuple[str, ...]  # special tokens that the parent's tokenizer didn't have
     closing_ids: tuple[int, ...]  # what the template writes after the assistant's last turn
 
@@ -55,8 +56,8 @@ class ChatTokenizer:
     def save(self, folder: Path) -> None:
         """Write a folder that `AutoTokenizer.from_pretrained` loads offline, template included.
 
-        The end of a turn is its `eos_token`: that is where generation stops. What begins a text, and what pads,
-        stay the parent's.
+        The end of a turn is its `eos_token`: that is where generation stops. What else ends one is in
+        generation_config.json. What begins a text, and what pads, stay the parent's.
         """
         tokenizers_room.save(self.tokenizer, folder, self.end_of_text)
         written = json.loads(read_text(folder / SETTINGS_NAME))
@@ -69,6 +70,9 @@ class ChatTokenizer:
         text = json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False)
         write_atomic(folder / SETTINGS_NAME, text + "\n")
         write_atomic(folder / TEMPLATE_NAME, self.template)
+        if self.call_end_ids:
+            stops = {"eos_token_id": [self.end_of_turn_id, *self.call_end_ids]}
+            write_atomic(folder / GENERATION_NAME, json.dumps(stops) + "\n")
 
 
 def chat_tokenizer(parent: Path, template: str, special_tokens: Sequence[str]) -> ChatTokenizer:
@@ -108,6 +112,7 @@ def chat_tokenizer(parent: Path, template: str, special_tokens: Sequence[str]) -
         settings,
         end_of_text,
         encoder.end_of_turn_id,
+        encoder.call_end_ids,
         added,
         closing_ids(encoder),
     )

@@ -37,6 +37,7 @@ from raymill.data.chat.message_list import (
     kind_of,
     with_system,
 )
+from raymill.data.chat.padding import as_defined
 from raymill.data.chat.problems import Problem, Refused
 from raymill.durable import canonical_json
 
@@ -104,11 +105,12 @@ def read_prompt(record: Any) -> Prompt | Problem:
             messages, answer = _parted(asked, answer, unused)
         else:
             messages = checked_messages(asked, ("user", "tool"), unused)
+        tools = checked_tools(record.get("tools"))
         return Prompt(
-            messages,
+            as_defined(messages, tools),
             _reference(record) if answer is None else answer,
             _name(record.get("verifier"), "verifier"),
-            checked_tools(record.get("tools")),
+            tools,
             _extra(record, read),
             _id(record.get("id")),
             unused.names,
