@@ -177,6 +177,27 @@ def test_what_is_too_long_loses_its_last_turns(
         prepare(job(tmp_path, parent, f"data.path={path}", "data.overlong=refuse"), tokenizer)
 
 
+@pytest.mark.parametrize(("train_on", "first"), [("all", "1.0<|im_end|>"), ("last", "")])
+def test_what_is_cut_ends_with_a_turn_that_is_learned(
+    parent: Path, tokenizer: ChatTokenizer, tmp_path: Path, train_on: str, first: str
+) -> None:
+    """Turns of weight 0, of which a beginning may be full, aren't the end (karpathy/nanochat#486)."""
+    records = pairs(30)
+    for number, weights in enumerate(((0, 0, 0, 1, 1), (1, 0, 0, 1, 1))):
+        messages: list[dict[str, Any]] = []
+        for turn, weight in enumerate(weights):
+            words = f"{number}.{turn}" + "x" * (150 if turn == 4 else 0)
+            messages += [
+                {"role": "user", "content": "Go on."},
+                {"role": "assistant", "content": words, "weight": weight},
+            ]
+        records.append({"messages": messages})
+    path = write_jsonl(tmp_path / "chats.jsonl", records)
+    made = job(tmp_path, parent, f"data.path={path}", f"data.train_on={train_on}")
+    learned = [words for _, text, words in stored(prepare(made, tokenizer)) if "Go on" in text]
+    assert sorted(learned) == ["0.3<|im_end|>", f"{first}1.3<|im_end|>"]
+
+
 def test_parallelism_and_restarts_do_not_matter(
     parent: Path, tokenizer: ChatTokenizer, tmp_path: Path
 ) -> None:

@@ -117,17 +117,20 @@ class _ChatWork:
     def _cut(
         self, conversation: Conversation, tokens: int
     ) -> tuple[Conversation, EncodedChat | Problem]:
-        """The longest beginning that fits and ends with an answer, found by halving."""
+        """The longest beginning that fits and ends with an answer that is learned, found by halving."""
         capacity = self._settings.capacity
-        answers = [i for i, m in enumerate(conversation.messages) if m["role"] == "assistant"]
+        ends = [
+            number
+            for number, message in enumerate(conversation.messages[:-1], 1)
+            if message["role"] == "assistant"
+            and number > conversation.given
+            and message.get("weight") != 0
+        ]
         fits: tuple[Conversation, EncodedChat] | None = None
-        given = sum(
-            index < conversation.given for index in answers
-        )  # from these nothing is learned
-        low, high = given, len(answers) - 1 if self._settings.overlong == "cut" else given
+        low, high = 0, len(ends) if self._settings.overlong == "cut" else 0
         while low < high:
             middle = (low + high) // 2
-            shorter = replace(conversation, messages=conversation.messages[: answers[middle] + 1])
+            shorter = replace(conversation, messages=conversation.messages[: ends[middle]])
             [chat] = self._encoded([shorter])
             if not isinstance(chat, Problem) and len(chat.ids) <= capacity:
                 fits, low = (shorter, chat), middle + 1
