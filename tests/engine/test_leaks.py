@@ -10,13 +10,14 @@ from unittest.mock import patch
 import pytest
 import torch
 
+from model.families import build
 from objective.flash_stand_in import flash_attention, leaking
 from objective.test_pairs import classifier
 from raymill.config import load
 from raymill.engine import setup
 from raymill.engine.assignment import Assignment
 from raymill.engine.group import WorkerGroup
-from raymill.engine.leaks import leaks, refuse_leaks
+from raymill.engine.leaks import leaks, refuse_leaks, sees_ahead
 from raymill.engine.recipes import recipe_of
 from raymill.engine.start import Start
 from raymill.errors import ConfigError
@@ -47,6 +48,19 @@ def test_packing_is_refused_where_attention_leaks(kind: str) -> None:
         ConfigError, match=r"data\.packing=true: this model's attention .* data\.packing=false"
     ):
         refuse_leaks(Leaky(model), head, "data.packing", "attention", "fp32", group)
+
+
+def test_a_model_whose_tokens_see_ahead_is_refused() -> None:
+    """As an encoder's does, which learns to copy what follows."""
+    group, model = WorkerGroup(CPU), tiny_model()
+    plain = build("bert", is_decoder=True).eval()
+    refuse_leaks(plain, plain.get_output_embeddings(), None, "attention", "fp32", group)
+    encoder = build("bert").eval()
+    head = encoder.get_output_embeddings()
+    with pytest.raises(ConfigError, match=r"parent: tokens .* see those that follow .* is_decoder"):
+        refuse_leaks(encoder, head, None, "attention", "fp32", group)
+    assert sees_ahead(model, model.lm_head, CPU) == 0.0
+    assert sees_ahead(encoder, head, CPU) > 0.1
 
 
 DATA = {

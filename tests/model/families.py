@@ -20,7 +20,7 @@ from data.prepared_factory import _write_tokenizer
 from raymill.config.schema import LoraConfig
 from raymill.data.control_tokens import ControlTokens
 from raymill.engine.group import WorkerGroup
-from raymill.engine.leaks import refuse_leaks
+from raymill.engine.leaks import refuse_leaks, sees_ahead
 from raymill.engine.parents import flops_per_token
 from raymill.errors import ConfigError
 from raymill.generate.modes import mode_of
@@ -87,16 +87,18 @@ def small(cls: type, also: dict[str, Any]) -> Any:
     default = cls()
     names = {*default.to_dict(), *default.attribute_map}
     given = {name: value for name, value in SMALL.items() if name in names}
-    for name in ("text_config", "decoder"):
-        if name in cls.sub_configs and getattr(default, name, None) is not None:
+    if "kv_lora_rank" in names:  # latent attention has no groups of heads
+        given["num_key_value_heads"] = SMALL["num_attention_heads"]
+    parts = {"text_config", "decoder"} & {*cls.sub_configs}
+    for name in sorted(parts):
+        if getattr(default, name, None) is not None:
             given[name] = small(type(getattr(default, name)), also.get(name, {})).to_dict()
-    return cls(**given | also)
+    return cls(**given | {name: value for name, value in also.items() if name not in parts})
 
 
 # What the names above don't tell.
 LINEAR = {"layer_types": ["linear_attention", "full_attention"]}
 CONVOLVED = {"layer_types": ["conv", "full_attention"]}
-LATENT = {"num_key_value_heads": 4}
 SHARED = {
     "layers_block_type": ["linear_attention", "hybrid", "hybrid"], "num_hidden_layers": 3,
     "attention_hidden_size": 64, "attention_head_dim": 16,
@@ -105,7 +107,6 @@ VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
           "num_attention_heads": 2, "image_size": 28}  # fmt: skip
 ALSO: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]},
-    "axk1": LATENT, "axk2": LATENT, "deepseek_v2": LATENT, "deepseek_v3": LATENT,
     "dots3_note_text": {"num_key_value_heads": 4},
     "gemma3": {"vision_config": VISION},
     "gemma3n_text": {"num_kv_shared_layers": 0},
@@ -118,8 +119,9 @@ ALSO: dict[str, dict[str, Any]] = {
     "lfm2_moe": CONVOLVED | {"num_dense_layers": 1},
     "mamba2": {"num_heads": 8},
     "nemotron_h": {"hybrid_override_pattern": "M*-", "num_hidden_layers": 3},
-    "qwen3_5_text": LINEAR,
-    "qwen3_5_moe_text": LINEAR,
+    "kimi_linear": LINEAR, "qwen4_exp_text": LINEAR, "minimax": LINEAR,
+    "qwen3_5": {"text_config": LINEAR}, "qwen3_5_moe": {"text_config": LINEAR},
+    "qwen3_5_text": LINEAR, "qwen3_5_moe_text": LINEAR, "qwen4_exp": {"text_config": LINEAR},
     "qwen3_next": LINEAR,
     "recurrent_gemma": {"num_hidden_layers": 3},
     "reformer": {"is_decoder": True},
@@ -129,12 +131,12 @@ ALSO: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def build(family: str) -> Any:
+def build(family: str, **also: Any) -> Any:
     """A language model with random weights, in fp32."""
     from transformers import AutoModelForCausalLM
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    config = small(CONFIG_MAPPING[family], ALSO.get(family, {}))
+    config = small(CONFIG_MAPPING[family], ALSO.get(family, {}) | also)
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(
         config, attn_implementation=attention_of(family)
@@ -206,7 +208,8 @@ def _answer(work: Callable[[], str]) -> str:
 
 
 def _learns(model: Any) -> str:
-    """Whether one text is learned in a few steps, as the objectives pass it."""
+    """Whether one text is learned in a few steps, as the objectives pass it, and not copied."""
+    assert sees_ahead(model.eval(), model.get_output_embeddings(), CPU) < 1e-5, "tokens see ahead"
     tokens_BT = torch.arange(5, 5 + 2 * LENGTH).view(2, LENGTH)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=0.02)

@@ -16,7 +16,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "families.md"
 ROWS = {
     line.split("`")[1]: line for line in PAGE.read_text().splitlines() if line.startswith("| `")
 }
-QUICK = ("llama", "gpt2", "bloom", "mamba", "bamba", "qwen3_5_text", "gpt_oss", "gemma3_text")
+QUICK = ("llama", "gpt2", "bloom", "mamba", "bamba", "lfm2", "gpt_oss", "gemma3_text")
 
 
 @pytest.mark.parametrize("family", QUICK)

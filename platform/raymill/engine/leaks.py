@@ -1,4 +1,4 @@
-"""Before the first step: what a token sees is its own sequence, in this model and with this kernel.
+"""Before the first step: a token sees its own sequence up to itself, in this model and with this kernel.
 
 transformers keeps packed sequences apart by positions that restart, or by their bounds, but not for every
 family and kernel; and what leaks changes no shape and raises nothing.
@@ -30,7 +30,8 @@ def refuse_leaks(
     precision: str,
     group: WorkerGroup,
 ) -> None:
-    """Make sure that nothing of a sequence reaches the others of its row, or other rows. Collective.
+    """Make sure that nothing of a sequence reaches the others of its row, or other rows, and nothing of a token
+    those before it. Collective.
 
     `head` is the module that takes the model's last hidden states; `packing` names the key that puts several
     sequences into a row, where one does, and `attention` the kernel's.
@@ -39,6 +40,7 @@ def refuse_leaks(
         ConfigError: on all ranks; something does, so what a sequence teaches would depend on its neighbors.
     """
     in_row, over_rows = leaks(model, head, packing is not None, group.device)
+    ahead = sees_ahead(model, head, group.device)
     problem = None
     if in_row > TOLERANCE[precision]:
         problem = (
@@ -50,6 +52,12 @@ def refuse_leaks(
         problem = (
             f"{attention}: this model's attention doesn't keep the rows of a batch apart (with another row "
             f"beside them, hidden states differ by {over_rows:.1e} of their size); set {attention}=sdpa"
+        )
+    elif ahead > TOLERANCE[precision]:
+        problem = (
+            "parent: tokens of this model see those that follow them (with others behind, hidden states differ "
+            f"by {ahead:.1e} of their size), so it would learn to copy; choose a model whose tokens don't "
+            "(encoders have is_decoder in config.json for it)"
         )
     for found in group.gather(problem):
         if found is not None:
@@ -74,6 +82,18 @@ def leaks(
         )
     in_row = _difference(one_BTH[0, HALF:], other_BTH[0, HALF:]) if packed else 0.0
     return in_row, _difference(one_BTH[1], other_BTH[1])
+
+
+def sees_ahead(model: Any, head: torch.nn.Module, device: torch.device) -> float:
+    """By how much hidden states change, relative to their size, where what follows them changes."""
+    tokens_BT = torch.arange(1, 4 * HALF + 1).view(2, 2 * HALF)
+    other_BT = tokens_BT.clone()
+    other_BT[:, HALF:] = tokens_BT[:, HALF:].flip(1)
+    with uncompiled(), evaluating(model):
+        one_BTH, other_BTH = (
+            _hidden(model, head, Sequences.of(tokens), device) for tokens in (tokens_BT, other_BT)
+        )
+    return _difference(one_BTH[:, :HALF], other_BTH[:, :HALF])
 
 
 def _hidden(

@@ -68,19 +68,22 @@ def context_length(config: Any) -> int | None:
     """The tokens that a model reads at most, by transformers' configuration or config.json's content. None: it
     has no limit, as with ALiBi or a recurrent state, or tells of none."""
     found = named(config, SHAPE_KEYS["max_positions"])
-    return int(found) if found is not None and int(found) > 0 else None
+    return int(found) if found is not None and found > 0 else None
 
 
-def named(config: Any, names: tuple[str, ...]) -> Any:
-    """The first of these that a configuration has, its language model's before its own; None: it has none."""
-
-    def of(part: Any, name: str) -> Any:
-        return part.get(name) if isinstance(part, dict) else getattr(part, name, None)
-
-    text = next((part for name in _TEXT_PARTS if (part := of(config, name)) is not None), None)
-    for part in (config,) if text is None else (text, config):
+def named(config: Any, names: tuple[str, ...]) -> float | None:
+    """The first of these numbers that a configuration has, its language model's before its own; None: it has
+    none. Where layers differ, the largest."""
+    # As it is stored: some of transformers' attributes raise where layers differ.
+    whole = config.to_dict() if hasattr(config, "to_dict") else config
+    whole = whole if isinstance(whole, dict) else vars(whole)
+    text = next((whole[name] for name in _TEXT_PARTS if isinstance(whole.get(name), dict)), {})
+    for part in (text, whole):
         for name in names:
-            if (value := of(part, name)) is not None:
+            value = part.get(name)
+            if isinstance(value, list) and value:
+                value = max(value)
+            if isinstance(value, int | float):
                 return value
     return None
 
@@ -93,22 +96,19 @@ def shape_of(folder: Path) -> ArchConfig | None:
     numbers["max_positions"] = context_length(config) or NO_LIMIT
     if numbers["intermediate_size"] is None and numbers["hidden_size"] is not None:
         numbers["intermediate_size"] = 4 * numbers["hidden_size"]  # GPT-2's default
-    vocab_size = named(config, ("vocab_size",))
+    vocab_size, head_dim = named(config, ("vocab_size",)), named(config, ("head_dim",))
     if vocab_size is None or any(value is None for value in numbers.values()):
         return None
     kind = str(config.get("model_type", ""))
     family = kind if kind in FAMILIES else "llama"
-    # Families whose layers differ have a list: the plan takes all of them for the largest.
-    known: dict[str, Any] = {
-        key: int(max(value) if isinstance(value, list) else value) for key, value in numbers.items()
-    }
+    known: dict[str, Any] = {key: int(value) for key, value in numbers.items() if value is not None}
     rope = config.get("rope_parameters") or config
     # Where nothing is said, transformers' defaults hold.
     epsilon = named(config, ("rms_norm_eps", "layer_norm_epsilon"))
     return ArchConfig(
         name=kind,
         family=family,  # type: ignore[arg-type]
-        head_dim=named(config, ("head_dim",)),
+        head_dim=None if head_dim is None else int(head_dim),
         vocab_size=int(vocab_size),
         tied_embeddings=bool(config.get("tie_word_embeddings", kind == "gpt2")),
         rope_theta=float(rope.get("rope_theta", 10_000.0)),
