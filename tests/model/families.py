@@ -119,9 +119,8 @@ ALSO: dict[str, dict[str, Any]] = {
     "lfm2_moe": CONVOLVED | {"num_dense_layers": 1},
     "mamba2": {"num_heads": 8},
     "nemotron_h": {"hybrid_override_pattern": "M*-", "num_hidden_layers": 3},
-    "kimi_linear": LINEAR, "qwen4_exp_text": LINEAR, "minimax": LINEAR,
     "qwen3_5": {"text_config": LINEAR}, "qwen3_5_moe": {"text_config": LINEAR},
-    "qwen3_5_text": LINEAR, "qwen3_5_moe_text": LINEAR, "qwen4_exp": {"text_config": LINEAR},
+    "qwen3_5_text": LINEAR, "qwen3_5_moe_text": LINEAR,
     "qwen3_next": LINEAR,
     "recurrent_gemma": {"num_hidden_layers": 3},
     "reformer": {"is_decoder": True},
@@ -209,7 +208,8 @@ def _answer(work: Callable[[], str]) -> str:
 
 def _learns(model: Any) -> str:
     """Whether one text is learned in a few steps, as the objectives pass it, and not copied."""
-    assert sees_ahead(model.eval(), model.get_output_embeddings(), CPU) < 1e-5, "tokens see ahead"
+    if sees_ahead(model.eval(), model.get_output_embeddings(), CPU) > 1e-5:
+        return "no: tokens see those that follow"
     tokens_BT = torch.arange(5, 5 + 2 * LENGTH).view(2, LENGTH)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=0.02)

@@ -103,8 +103,7 @@ def _loaded(
         return model_of(
             cls, folder, new, dtype=torch.float32, attn_implementation=attention, **settings
         )
-    # Some families lack what transformers itself asks of them while it loads.
-    except (OSError, ValueError, ImportError, AttributeError, NotImplementedError) as error:
+    except (OSError, ValueError, ImportError) as error:
         problem = f"parent: transformers can't load {folder}: {first_line(error)}"
         # transformers' own advice is an argument of a function.
         if 'attn_implementation="eager"' in str(error):
@@ -124,7 +123,12 @@ def extend_vocabulary(model: Any, vocab_size: int, new_ids: Sequence[int], seed:
 
     before = model.config.get_text_config(decoder=True).vocab_size
     if vocab_size > before:
-        model.resize_token_embeddings(vocab_size, mean_resizing=False)
+        try:
+            model.resize_token_embeddings(vocab_size, mean_resizing=False)
+        except (AttributeError, NotImplementedError) as error:
+            raise ConfigError(
+                [f"parent: transformers can't give {type(model).__name__} new tokens ({error})"]
+            ) from error
     new_ids = untrained_ids(before, vocab_size, new_ids)
     if not new_ids:
         return
