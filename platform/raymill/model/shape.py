@@ -77,12 +77,14 @@ def named(config: Any, names: tuple[str, ...]) -> float | None:
     # As it is stored: some of transformers' attributes raise where layers differ.
     whole = config.to_dict() if hasattr(config, "to_dict") else config
     whole = whole if isinstance(whole, dict) else vars(whole)
-    text = next((whole[name] for name in _TEXT_PARTS if isinstance(whole.get(name), dict)), {})
+    text: dict[str, Any] = next(
+        (whole[name] for name in _TEXT_PARTS if isinstance(whole.get(name), dict)), {}
+    )
     for part in (text, whole):
         for name in names:
             value = part.get(name)
-            if isinstance(value, list) and value:
-                value = max(value)
+            if isinstance(value, list):
+                value = max((one for one in value if isinstance(one, int | float)), default=None)
             if isinstance(value, int | float):
                 return value
     return None
