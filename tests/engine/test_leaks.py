@@ -59,8 +59,8 @@ def test_a_model_whose_tokens_see_ahead_is_refused() -> None:
     head = encoder.get_output_embeddings()
     with pytest.raises(ConfigError, match=r"parent: tokens .* see those that follow .* is_decoder"):
         refuse_leaks(encoder, head, None, "attention", "fp32", group)
-    assert sees_ahead(model, model.lm_head, CPU) == 0.0
-    assert sees_ahead(encoder, head, CPU) > 0.1
+    assert sees_ahead(model, model.lm_head, True, CPU) == 0.0
+    assert sees_ahead(encoder, head, False, CPU) > 0.01
 
 
 DATA = {

@@ -208,7 +208,7 @@ def _answer(work: Callable[[], str]) -> str:
 
 def _learns(model: Any) -> str:
     """Whether one text is learned in a few steps, as the objectives pass it, and not copied."""
-    if sees_ahead(model.eval(), model.get_output_embeddings(), CPU) > 1e-5:
+    if sees_ahead(model.eval(), model.get_output_embeddings(), False, CPU) > 1e-5:
         return "no: tokens see those that follow"
     tokens_BT = torch.arange(5, 5 + 2 * LENGTH).view(2, LENGTH)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -40,7 +40,7 @@ def refuse_leaks(
         ConfigError: on all ranks; something does, so what a sequence teaches would depend on its neighbors.
     """
     in_row, over_rows = leaks(model, head, packing is not None, group.device)
-    ahead = sees_ahead(model, head, group.device)
+    ahead = sees_ahead(model, head, packing is not None, group.device)
     problem = None
     if in_row > TOLERANCE[precision]:
         problem = (
@@ -69,9 +69,29 @@ def leaks(
 ) -> tuple[float, float]:
     """By how much hidden states change, relative to their size, where another sequence changes: one of the same
     row (0 where rows aren't `packed`), and one of another row."""
+    one_BTH, other_BTH = _changed(model, head, packed, device, (slice(1), slice(HALF)))
+    in_row = _difference(one_BTH[0, HALF:], other_BTH[0, HALF:]) if packed else 0.0
+    return in_row, _difference(one_BTH[1], other_BTH[1])
+
+
+def sees_ahead(model: Any, head: torch.nn.Module, packed: bool, device: torch.device) -> float:
+    """By how much hidden states change, relative to their size, where what follows them changes."""
+    begin = HALF + HALF // 2
+    one_BTH, other_BTH = _changed(model, head, packed, device, (slice(2), slice(begin, None)))
+    return _difference(one_BTH[:, HALF:begin], other_BTH[:, HALF:begin])
+
+
+def _changed(
+    model: Any,
+    head: torch.nn.Module,
+    packed: bool,
+    device: torch.device,
+    where: tuple[slice, slice],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """([B, T, H], [B, T, H]) What the head takes of two rows: as they are, and with other tokens at places."""
     tokens_BT = torch.arange(1, 4 * HALF + 1).view(2, 2 * HALF)
     other_BT = tokens_BT.clone()
-    other_BT[0, :HALF] = tokens_BT[0, :HALF].flip(0)
+    other_BT[where] = tokens_BT[where].flip(1)
     opens_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
     opens_BT[:, HALF] = packed
     # Masks and bounds are made outside of what `train.compile` compiles.
@@ -80,20 +100,7 @@ def leaks(
             _hidden(model, head, Sequences.of(tokens, opens_BT), device)
             for tokens in (tokens_BT, other_BT)
         )
-    in_row = _difference(one_BTH[0, HALF:], other_BTH[0, HALF:]) if packed else 0.0
-    return in_row, _difference(one_BTH[1], other_BTH[1])
-
-
-def sees_ahead(model: Any, head: torch.nn.Module, device: torch.device) -> float:
-    """By how much hidden states change, relative to their size, where what follows them changes."""
-    tokens_BT = torch.arange(1, 4 * HALF + 1).view(2, 2 * HALF)
-    other_BT = tokens_BT.clone()
-    other_BT[:, HALF:] = tokens_BT[:, HALF:].flip(1)
-    with uncompiled(), evaluating(model):
-        one_BTH, other_BTH = (
-            _hidden(model, head, Sequences.of(tokens), device) for tokens in (tokens_BT, other_BT)
-        )
-    return _difference(one_BTH[:, :HALF], other_BTH[:, :HALF])
+    return one_BTH, other_BTH
 
 
 def _hidden(

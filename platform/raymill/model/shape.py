@@ -77,10 +77,8 @@ def named(config: Any, names: tuple[str, ...]) -> float | None:
     # As it is stored: some of transformers' attributes raise where layers differ.
     whole = config.to_dict() if hasattr(config, "to_dict") else config
     whole = whole if isinstance(whole, dict) else vars(whole)
-    text: dict[str, Any] = next(
-        (whole[name] for name in _TEXT_PARTS if isinstance(whole.get(name), dict)), {}
-    )
-    for part in (text, whole):
+    texts = [whole[name] for name in _TEXT_PARTS if isinstance(whole.get(name), dict)]
+    for part in (*texts[:1], whole):
         for name in names:
             value = part.get(name)
             if isinstance(value, list):
