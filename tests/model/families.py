@@ -22,7 +22,7 @@ from raymill.data.control_tokens import ControlTokens
 from raymill.engine.group import WorkerGroup
 from raymill.engine.leaks import refuse_leaks, sees_ahead
 from raymill.engine.parents import flops_per_token
-from raymill.errors import ConfigError
+from raymill.errors import RaymillError
 from raymill.generate.modes import mode_of
 from raymill.model.finetuned import save_finetuned
 from raymill.model.parent import load_parent, with_adapters
@@ -198,7 +198,7 @@ def tried(family: str, folder: Path) -> Able:
 def _answer(work: Callable[[], str]) -> str:
     try:
         return work()
-    except ConfigError:  # in a sentence
+    except RaymillError:  # in a sentence
         return "no"
     except TimeoutError:
         raise

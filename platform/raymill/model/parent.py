@@ -175,7 +175,7 @@ def with_adapters(
     targets: str | list[str] = list(lora.targets)
     spared: list[str] = []
     if lora.targets == ("all-linear",):
-        targets, spared = "all-linear", _linear_with_more_to_do(model)
+        targets, spared = "all-linear", _routers(model)
     settings = PeftLoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -195,15 +195,14 @@ def with_adapters(
         raise ConfigError([f"lora.targets={list(lora.targets)}: {error}{advice}"]) from error
 
 
-def _linear_with_more_to_do(model: torch.nn.Module) -> list[str]:
-    """Routers that are linear maps with a choice behind them, as Llama 4's: adapters would see the choice."""
+def _routers(model: torch.nn.Module) -> list[str]:
+    """Linear maps with a choice of experts behind them, as Llama 4's: adapters would see the choice."""
     import torch
 
-    plain = torch.nn.Linear.forward
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and type(module).forward is not plain
+        if isinstance(module, torch.nn.Linear) and "Router" in type(module).__name__
     ]
 
 
