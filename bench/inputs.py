@@ -1,4 +1,4 @@
-"""What becomes of inputs as nobody wants them: how many are used, counted as bad, refused by name, and how many
+"""Inputs as nobody wants them: how many are used, counted as bad, refused by name, and how many
 end in a crash.
 
     PYTHONPATH=platform:tests .venv/bin/python bench/inputs.py [--inputs 3000]

@@ -43,7 +43,7 @@ def raised_by(work: Callable[[], object]) -> BaseException:
 
 
 def stored(error: BaseException) -> RayTaskError:
-    """What Ray makes of an error in a task."""
+    """Return what Ray makes of an error in a task."""
     text = "".join(traceback.format_exception(error))
     bare = type(error)(*error.args)  # its own cause doesn't travel
     return RayTaskError("execute", text, bare, "ray::execute", 88, "10.0.0.2", None, "a1")

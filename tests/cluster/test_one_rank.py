@@ -44,7 +44,7 @@ def failures(run_dir: Path) -> list[tuple[str, str]]:
 
 
 def test_one_after_the_other(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What may be mended by another start gets one; held-out rows that are damaged don't, and end the run on
+    """A failure that another start may mend gets one; held-out rows that are damaged don't, and end the run on
     both ranks, which the journal tells."""
     monkeypatch.setattr(launch, "_work", faulty.with_fault(faulty.one_after_the_other))
     code, output = run(workshop, "one", "evaluation.every=4", "evaluation.batch=2")

@@ -70,7 +70,7 @@ GOOD: dict[str, list[dict[str, Any]]] = {
 
 
 def paths(value: Any, here: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Where each value within a value stands."""
+    """Return where each value within a value stands."""
     found = [here]
     if isinstance(value, dict):
         found += [path for key, item in value.items() for path in paths(item, (*here, key))]

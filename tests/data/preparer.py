@@ -1,4 +1,4 @@
-"""What becomes of an input: a unit of a preparation reads it, as every kind of data, without Ray.
+"""The fate of an input: a unit of a preparation reads it, as every kind of data, without Ray.
 
 It is used, its bad records are counted and named, or it is refused by name; anything else is a crash.
 """

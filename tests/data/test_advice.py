@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from data.chat_factory import write_jsonl
-from data.prepared_factory import _write_tokenizer
 from data.preparing import prepare
 from data.prompts.prompts_factory import one_after_the_other
 from raymill.config import load
@@ -20,25 +19,13 @@ from raymill.data import messages_preparation
 from raymill.data.chat.conversation import Conversation, read_conversation
 from raymill.data.chat.encode import ChatEncoder
 from raymill.data.chat.problems import Problem
-from raymill.data.chat.tokenizer import ChatTokenizer, chat_tokenizer
+from raymill.data.chat.tokenizer import ChatTokenizer
 from raymill.data.manifest import Prepared
 from raymill.data.prompts.prompt import Prompt, read_prompt
 from raymill.data.sources import plan_units
 from raymill.errors import DataError
 
 NOTHING = "all of the assistant's turns have weight 0, or a train, loss or mask that says so; give one another"
-
-
-@pytest.fixture(scope="module")
-def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("parent")
-    _write_tokenizer(folder, 257)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def tokenizer(parent: Path) -> ChatTokenizer:
-    return chat_tokenizer(parent, "auto", ())
 
 
 @pytest.fixture(autouse=True)

@@ -96,7 +96,7 @@ def stream_of(prepared: Prepared) -> list[int]:
 
 
 def ordinary(tokenizer: Tokenizer, text: str) -> bool:
-    """Whether the tokenizer alone, told so, makes no special token of a text."""
+    """Tell whether the tokenizer alone, told so, makes no special token of a text."""
     tokenizer.encode_special_tokens = True
     return not {tokenizer.token_to_id(token) for token in (BOS, EOS, PAD, UNK)} & set(
         tokenizer.encode(text, add_special_tokens=False).ids
@@ -143,7 +143,7 @@ def tokenizer_alone(name: str, text: str) -> list[int]:
 
 
 def test_a_document_that_cannot_be_text_is_one_bad_record(tmp_path: Path) -> None:
-    """Where one token stands for the unknown and ends documents, and a document holds what is unknown."""
+    """One token stands for the unknown and ends documents, and a document holds what is unknown."""
     folder = write_folder(tmp_path / "of", family("unigram"), eos_token=UNK)
     texts = [*["Two plus two is four."] * 5, "é is unknown"]
     prepared = prepared_from(tmp_path, folder, texts, max_bad_fraction=0.2)

@@ -19,7 +19,7 @@ ALL_IN_THREE = ("-is it? 'q\"uo' %20 100%3F ü漢", "#&=,@[1]{a}(x): ;|<c>!~", "
 
 
 def cached(folder: Path, *snapshots: str) -> Path:
-    """What `huggingface_hub` makes of a data set's repository."""
+    """Return what `huggingface_hub` makes of a data set's repository."""
     cache = folder / "datasets--org--name"
     (cache / "blobs").mkdir(parents=True)
     (cache / "blobs" / "0123abcd").write_text('{"text": "a"}\n')

@@ -1,4 +1,4 @@
-"""What a text spells never becomes a special token, whatever the family of its tokenizer."""
+"""Nothing that a text spells becomes a special token, whatever the family of its tokenizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What fails on one rank: the others hear of it in the same call, who failed is named, and nobody is left
+"""Failures on one rank: the others hear of it in the same call, who failed is named, and nobody is left
 waiting."""
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def fails(error: Exception) -> None:
 
 
 def cases(group: WorkerGroup, folder: Path) -> dict[str, Callable[[], object]]:
-    """What all ranks do; each is to raise on both, and to leave them in step."""
+    """Return what all ranks do; each is to raise on both, and to leave them in step."""
     import torch
 
     from raymill.data.validation import ValidationSet

@@ -1,4 +1,4 @@
-"""What of an answer its judges see."""
+"""The part of an answer that its judges see."""
 
 from __future__ import annotations
 

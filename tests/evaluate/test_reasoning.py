@@ -1,4 +1,4 @@
-"""Where reasoning ends, in the marks of the templates that models ship."""
+"""The end of reasoning, in the marks of the templates that models ship."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """What models are asked with from now on; they answer nothing."""
+    """Return what models are asked with from now on; they answer nothing."""
     found: list[list[int]] = []
 
     def heard(model: Any, ids: list[int], **settings: Any) -> Iterator[int]:

@@ -152,7 +152,7 @@ def attention_of(family: str) -> str:
 
 @dataclass(frozen=True)
 class Able:
-    """What a family can do: "yes", or how and why not."""
+    """Return what a family can do: "yes", or how and why not."""
 
     trains: str
     packs: str
@@ -207,7 +207,7 @@ def _answer(work: Callable[[], str]) -> str:
 
 
 def _learns(model: Any) -> str:
-    """Whether one text is learned in a few steps, as the objectives pass it, and not copied."""
+    """Tell whether one text is learned in a few steps, as the objectives pass it, and not copied."""
     if sees_ahead(model.eval(), model.get_output_embeddings(), False, CPU) > 1e-5:
         return "no: tokens see those that follow"
     tokens_BT = torch.arange(5, 5 + 2 * LENGTH).view(2, LENGTH)

@@ -1,4 +1,4 @@
-"""What an exported folder says of its special tokens, as transformers reads it: where texts and turns end, what
+"""An exported folder's word on its special tokens, as transformers reads it: where texts and turns end, what
 pads, and where a reward model's score stands."""
 
 from __future__ import annotations

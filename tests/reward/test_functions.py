@@ -21,7 +21,7 @@ def test_exact() -> None:
 
 
 def test_a_thought_is_no_answer() -> None:
-    """What compares with the reference looks at what follows the reasoning."""
+    """Functions that compare with the reference look at what follows the reasoning."""
     thought = "<think>Maybe Paris, or Rome?\n```python\nx = 1\n```</think>\n"
     for name in ("exact", "contains", "answer_f1", "right_or_honest"):
         reward = REWARDS[name]

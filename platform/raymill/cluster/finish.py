@@ -91,7 +91,7 @@ def _refuse_unchanged(events: list[dict[str, Any]], overlong: str = "keep") -> N
 
 
 def _why_nothing(steps: list[dict[str, Any]], overlong: str) -> list[str]:
-    """What kept answers from teaching, by the figures of their steps, each with what helps."""
+    """Return what kept answers from teaching, by the figures of their steps, each with what helps."""
     count = max(len(steps), 1)
     dropped = sum(event.get("rollout/dropped", 0) for event in steps)
     equal = sum(event.get("rollout/equal_groups", 0) for event in steps) / count

@@ -40,7 +40,7 @@ def read_value(key: str, raw: str, hint: Any, problems: list[str]) -> Any:
 
 
 def _mistyped(key: str, raw: str, hint: Any) -> str:
-    """What is expected of a value that can't be read, in a spelling that can."""
+    """Return what is expected of a value that can't be read, in a spelling that can."""
     expected = f"{key}={raw}: expected {describe(hint)}"
     inside = raw.strip().strip("{}[]")
     items = [item.strip() for item in inside.split(",") if item.strip()]

@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from raymill.data.manifest import Prepared, read_tokenizer
 from raymill.data.tokenizer import (
-    SETTINGS_NAME,
     add_special_tokens,
+    read_object,
     read_settings,
     special_token_variables,
+    write_settings,
 )
 from raymill.durable import write_atomic
-from raymill.errors import DataError
-from raymill.reading import read_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -97,7 +96,7 @@ def model_stops(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
     where it is one of the tokenizer's added tokens. Raises as `named_stops`.
     """
     added = tokenizer.get_added_tokens_decoder()
-    generation, config = (_object(folder / name) for name in (GENERATION_NAME, "config.json"))
+    generation, config = (read_object(folder / name) for name in (GENERATION_NAME, "config.json"))
     said = [*_ids(generation), *_ids(config), *_ids(config.get("text_config") or {})]
     explicit = () if generation.get("_from_model_config") else _ids(generation)
     size = tokenizer.get_vocab_size(with_added_tokens=True)
@@ -146,8 +145,7 @@ def give_own_padding(folder: Path, taken: Collection[int]) -> int:
         write_atomic(path, tokenizer.to_str(pretty=True))
     # Positions that are counted from the left are right with every family where padding is on the right.
     settings["padding_side"] = "right"
-    text = json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False)
-    write_atomic(folder / SETTINGS_NAME, text + "\n")
+    write_settings(folder, settings)
     return padding
 
 
@@ -165,10 +163,3 @@ def _ids(settings: Mapping[str, Any]) -> list[int]:
     value = settings.get("eos_token_id")
     several = value if isinstance(value, list) else [value]
     return [one for one in several if isinstance(one, int)]
-
-
-def _object(path: Path) -> dict[str, Any]:
-    found = read_json(path, missing={})
-    if not isinstance(found, dict):
-        raise DataError(f"{path} holds {type(found).__name__}, expected an object.")
-    return found

@@ -71,7 +71,7 @@ class Split:
 
 @dataclass(frozen=True)
 class TokenizerIdentity:
-    """Which tokenizer wrote the ids. `begins_with`: what it puts before every document."""
+    """The tokenizer that wrote the ids. `begins_with`: what it puts before every document."""
 
     fingerprint: str
     vocab_size: int

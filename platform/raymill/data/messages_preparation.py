@@ -188,7 +188,7 @@ def repeated(results: Sequence[UnitResult]) -> dict[str, int]:
 
 
 class SplitReading(RecordReading[Sided], Protocol):
-    """How records are read, and which share of their groups is held out; a dataclass."""
+    """The way to read records, and the share of their groups that is held out; a dataclass."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -198,7 +198,7 @@ class SplitSettings(UnitSettings, Protocol):
 
     @property
     def reading(self) -> SplitReading:
-        """How their records are read."""
+        """The way to read their records."""
         ...
 
 
@@ -253,7 +253,7 @@ def judged_manifest(
 def _why_missing(
     data: MessagesConfig, reading: SplitReading, split: str, documents: int, what: str
 ) -> str:
-    """Why a split has nothing, and what helps."""
+    """Return why a split has nothing, and what helps."""
     if not documents:
         return "of 0 usable ones nothing falls on a side; the bad records are kept in quarantine, with why"
     if data.validation.path is not None:

@@ -20,7 +20,7 @@ LISTED = 3  # sets of columns of a format, in a message
 
 
 class MessageRecord(Protocol):
-    """What a record of messages is read as; a dataclass."""
+    """A record of messages as it is read; a dataclass."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 

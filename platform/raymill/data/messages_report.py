@@ -54,7 +54,7 @@ def say_figures(
 
 
 def unused_keys(results: Sequence[UnitResult]) -> dict[str, int]:
-    """What records hold and nobody read: its name → the records that hold it, most first."""
+    """Return what records hold and nobody read: its name → the records that hold it, most first."""
     total: Counter[str] = Counter()
     for result in results:
         total.update(result.facts["unused"])

@@ -39,7 +39,7 @@ def dtype_for(vocab_size: int) -> str:
 
 
 def opening(begins_with: Sequence[int], end_of_text_id: int) -> tuple[int, ...]:
-    """What stands before a document beside the end of the one before: nothing where that begins a text."""
+    """Return what stands before a document beside the last one's end: nothing where that begins a text."""
     return () if tuple(begins_with) == (end_of_text_id,) else tuple(begins_with)
 
 

@@ -12,7 +12,7 @@ from raymill.reading import opened
 
 
 def place_of(piece: Piece, number: int) -> str:
-    """Where line or row `number` of a piece stands, for a message."""
+    """Return where line or row `number` of a piece stands, for a message."""
     kind = ", row " if piece.format in ("parquet", "arrow") else ":"
     return f"{piece.name}{kind}{_first_number(piece) + number}"
 

@@ -167,7 +167,7 @@ def format_of(path: Path) -> Format | None:
 
 
 def no_held_out_message(what: str, column: str | None = None) -> str:
-    """What to do when a split would hold nothing out; `column` is the one that groups records, if one does."""
+    """Return what to do when a split would hold nothing out; `column` is what groups records, if anything."""
     ways = (
         "give more files, of which whole ones are held out, never parts; set data.validation.group_column to a "
         "column of the records whose values keep related ones together"

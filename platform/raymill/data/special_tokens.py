@@ -109,7 +109,7 @@ def text_only(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def marked(token: str) -> str:
-    """What `text_only` calls a special token."""
+    """Return what `text_only` calls a special token."""
     return f"{MARK}{token}{MARK}"
 
 

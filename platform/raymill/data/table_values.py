@@ -12,7 +12,7 @@ __all__ = ["holds_json", "plain_value"]
 
 
 def holds_json(stored: pa.DataType) -> bool:
-    """Whether values of a table's column are JSON: no times, bytes, decimals or maps."""
+    """Tell whether values of a table's column are JSON: no times, bytes, decimals or maps."""
     if isinstance(stored, pa.DictionaryType) or _is_list(stored):
         return holds_json(stored.value_type)
     if isinstance(stored, pa.StructType):

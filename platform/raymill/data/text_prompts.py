@@ -1,4 +1,4 @@
-"""How a model is asked to continue a text: begun as its documents began, and with no control token that the
+"""Prompts that ask a model to continue a text: begun as its documents began, and with no control token that the
 text spells."""
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class TextPrompts:
         return cls(read_tokenizer(folder / "tokenizer.json"), read_settings(folder))
 
     def ids(self, text: str) -> list[int]:
-        """What the model is given, at least one token.
+        """Return what the model is given, at least one token.
 
         Raises:
             DataError: the tokenizer can't encode the text, or makes no token of it.

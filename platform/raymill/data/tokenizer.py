@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,15 +78,15 @@ def end_of_text_of(config: TokenizerConfig) -> str:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """What a folder's JSON files say of its tokenizer beside tokenizer.json: `tokenizer_config.json`, and the
-    older special_tokens_map.json and added_tokens.json as transformers takes them.
+    """Return what a folder's JSON files say of its tokenizer beside tokenizer.json: `tokenizer_config.json`,
+    and the older special_tokens_map.json and added_tokens.json as transformers takes them.
 
     Raises:
         DataError: one isn't a JSON object.
         StorageError: one can't be read.
     """
-    settings = _object(folder / SETTINGS_NAME)
-    named = _object(folder / SPECIAL_NAME)
+    settings = read_object(folder / SETTINGS_NAME)
+    named = read_object(folder / SPECIAL_NAME)
     if "added_tokens_decoder" in settings:
         return {**named, **{key: value for key, value in settings.items() if value is not None}}
     settings = {**settings, **named}
@@ -97,12 +97,24 @@ def read_settings(folder: Path) -> dict[str, Any]:
             "special": token in special,
             "normalized": token not in special,
         }
-        for token, index in _object(folder / ADDED_NAME).items()
+        for token, index in read_object(folder / ADDED_NAME).items()
     }
     return {**settings, "added_tokens_decoder": added} if added else settings
 
 
-def _object(path: Path) -> dict[str, Any]:
+def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Write a folder's `tokenizer_config.json`."""
+    text = json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False)
+    write_atomic(folder / SETTINGS_NAME, text + "\n")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; an empty one where there is no file.
+
+    Raises:
+        DataError: it holds something else.
+        StorageError: it can't be read.
+    """
     found = read_json(path, missing={})
     if not isinstance(found, dict):
         raise DataError(f"{path} holds {type(found).__name__}, expected an object.")
@@ -191,8 +203,7 @@ def save(tokenizer: Tokenizer, folder: Path, end_of_text: str, source: Path | No
     # auto_map names code to run, which is never taken over; tokenizer.json lists the tokens.
     for name in ("auto_map", "added_tokens_decoder"):
         settings.pop(name, None)
-    text = json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False)
-    write_atomic(folder / SETTINGS_NAME, text + "\n")
+    write_settings(folder, settings)
     write_atomic(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
     fsync_path(folder)
 

@@ -34,8 +34,8 @@ class Tokens:
 
 
 def in_windows(text: str, size: int, encode: Callable[[str], Tokens]) -> Tokens:
-    """What `encode` makes of the text, given at most `size` characters at once; all of them at once where two
-    windows agree nowhere, as within a single word of that length."""
+    """Return what `encode` makes of the text, given at most `size` characters at once; all of them at once
+    where two windows agree nowhere, as within a single word of that length."""
     overlap = size // 8
     parts = [encode(text[:size])]
     stop = min(size, len(text))
@@ -57,14 +57,14 @@ def in_windows(text: str, size: int, encode: Callable[[str], Tokens]) -> Tokens:
 
 
 def _last_end(tokens: Tokens, before: int) -> int:
-    """Where the last token ends that ends at most there: a window that begins there is in step."""
+    """Return where the last token ends that ends at most there: a window that begins there is in step."""
     ends = tokens.offsets[:, 1]
     ends = ends[ends <= before]
     return int(ends.max()) if len(ends) else before
 
 
 def _joint(before: Tokens, after: Tokens, start: int) -> tuple[int, int] | None:
-    """How many tokens of the one, and from which of the other on: in the middle of a run that both have."""
+    """Return how many tokens of the one, and from which of the other on: amid a run that both have."""
     first = int(np.searchsorted(before.offsets[:, 1], start, side="right"))
     left = before.slice(first, None).rows()
     right = after.slice(None, len(left) + RUN).rows()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from raymill.engine.agreement import agreed
@@ -30,8 +31,7 @@ def settle_sampling(model: Any, group: WorkerGroup, journal: Journal | None, ste
     for _, refusal in found:
         if refusal is not None:
             raise agreed(refusal)
-    fastest = [(one.batched, one.cached) for one in MODES]
-    mode = max((one for one, _ in found), key=lambda one: fastest.index((one.batched, one.cached)))
+    mode = max((one for one, _ in found), key=lambda one: MODES.index(replace(one, why="")))
     use_mode(model, mode)
     if journal is not None and (note := mode.note(model)) is not None:
         journal.write("message", step, text=note)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from raymill.evaluate.latex import THOUSANDS
 from raymill.evaluate.reasoning import after_reasoning
 
 Verdict = Literal["right", "declined", "wrong"]
@@ -24,7 +25,6 @@ DECLINES = "I don't know"  # how an answer begins that says so
 POINTS: dict[Verdict, float] = {"right": 1.0, "declined": 0.3, "wrong": 0.0}
 
 _ARTICLES = re.compile(r"(?<![\w+])(?:a|an|the)(?![\w+#])")
-_THOUSANDS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
 # Between digits, a sign or a point before one, x+1 and C++, C#, x^2, x < 5.
 _KEPT = (
     r"(?<=[0-9])[^\w\s](?=[0-9])|(?<![\w-])-(?=[$]?\.?[0-9])|(?<![\w.])\.(?=[0-9])"
@@ -131,12 +131,12 @@ def verdict(text: str, reference: str, phrase: str = DECLINES) -> Verdict:
 
 def _tokens(text: str) -> list[str]:
     text = " ".join(text.lower().replace("−", "-").split())
-    said = _PUNCTUATION.sub(lambda found: found["kept"] or "", _THOUSANDS.sub("", text))
+    said = _PUNCTUATION.sub(lambda found: found["kept"] or "", THOUSANDS.sub("", text))
     return _ARTICLES.sub(" ", said).split() or _nothing_else(text)
 
 
 def _nothing_else(text: str) -> list[str]:
-    """What a text says that is nothing but punctuation, or the letter of a choice."""
+    """Return what a text says that is nothing but punctuation, or the letter of a choice."""
     letter = text.strip(string.punctuation + " ")
     if letter == "a" or (text and not letter):
         return [letter or text]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 
+# A comma between digits that may separate thousands, as written without LaTeX.
+THOUSANDS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
 SEPARATOR = "\x1f"  # a comma between digits that can only separate thousands: `1{,}234`
 _CHARACTERS = 4000  # longer texts are left as they are
 
@@ -38,7 +40,7 @@ _COMMANDS = {
 }
 _COMMAND = re.compile(r"\\([A-Za-z]+|[^A-Za-z])")
 _ESCAPED_TWICE = re.compile(r"\\\\(?=[A-Za-z])")
-_THOUSANDS = re.compile(r"(?<=[0-9])\s*(?:\{\s*,\s*\}|,\s*\\!)\s*(?:\\!\s*)?(?=[0-9]{3})")
+_LATEX_THOUSANDS = re.compile(r"(?<=[0-9])\s*(?:\{\s*,\s*\}|,\s*\\!)\s*(?:\\!\s*)?(?=[0-9]{3})")
 _WRAPPED = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|normal|up|sl|md)?|math(?:rm|bf|it|sf|tt|bb|cal|normal)|mbox|hbox|fbox|boxed|emph|"
     r"operatorname\*?|bm|boldsymbol|underline|overbrace|unit)\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}"
@@ -70,7 +72,7 @@ def plain(text: str) -> str:
 
 
 def _unset(text: str) -> str:
-    text = _THOUSANDS.sub(SEPARATOR, _ESCAPED_TWICE.sub(r"\\", text))
+    text = _LATEX_THOUSANDS.sub(SEPARATOR, _ESCAPED_TWICE.sub(r"\\", text))
     for _ in range(3):  # they stand in each other
         text = _WRAPPED.sub(r" \1 ", _SCRIPT.sub(r"\1\2", text))
     text = _COMMAND.sub(_said, text)

@@ -91,7 +91,7 @@ class Quantity:
     unit: str = ""
 
     def same(self, other: Quantity) -> bool:
-        """Whether both are one number, of one unit or of one that only one of them says.
+        """Tell whether both are one number, of one unit or of one that only one of them says.
 
         A percentage is also the same as the number that it is a hundredth part of: 28% and 0.28.
         """

@@ -1,4 +1,4 @@
-"""Where a model's reasoning ends and its answer begins.
+"""The end of a model's reasoning, where its answer begins.
 
 Templates mark reasoning in many ways: `<think>…</think>` (DeepSeek-R1, Qwen3 and most others), tags of other
 names (`<thought>`, `<seed:think>`, `[THINK]`, `◁think▷`, `<|START_THINKING|>`, `<|begin_of_thought|>`), and
@@ -27,7 +27,7 @@ _CHANNEL_ENDS = re.compile(r"<\|(?:end|return|call|start|channel)\|>")
 
 
 def after_reasoning(text: str, begun: bool = False) -> str:
-    """What follows the last reasoning in a model's text: all of it where there is none.
+    """Return what follows the last reasoning in a model's text: all of it where there is none.
 
     Reasoning that doesn't end is followed by nothing. `begun`: the prompt had opened it already, as
     `opens_reasoning` tells.
@@ -41,7 +41,7 @@ def after_reasoning(text: str, begun: bool = False) -> str:
 
 
 def opens_reasoning(prompt: str) -> bool:
-    """Whether the text of a prompt ends with a mark that opens reasoning, so that the answer begins in it."""
+    """Tell whether a prompt's text ends with a mark that opens reasoning, so that the answer begins in it."""
     prompt = prompt.rstrip()
     for mark in _CHANNEL.finditer(prompt):
         if mark.end() == len(prompt):
@@ -50,7 +50,7 @@ def opens_reasoning(prompt: str) -> bool:
 
 
 def _final_channel(text: str) -> str:
-    """What stands in the last channel if that is the final one, as gpt-oss writes it."""
+    """Return what stands in the last channel if that is the final one, as gpt-oss writes it."""
     channels = [*_CHANNEL.finditer(text)]
     last_mark = text.rindex("<|channel|>")
     if not channels or channels[-1].start() != last_mark or channels[-1]["name"] != "final":

@@ -40,7 +40,7 @@ def decode_stream(
 
 
 def _is_left_out(tokenizer: Any, token: int) -> bool:
-    """Whether a token is special: those have no text, and don't even end a run of bytes."""
+    """Tell whether a token is special: those have no text, and don't even end a run of bytes."""
     return not _decoded(tokenizer, [token]) and bool(
         tokenizer.decode([token], skip_special_tokens=False)
     )
@@ -58,7 +58,7 @@ def _behind(tokenizer: Any, context: Sequence[int], ids: Sequence[int]) -> str:
 
 
 def _may_change(tokenizer: Any, context: Sequence[int], ids: Sequence[int]) -> bool:
-    """Whether a token that follows could change the text of `ids`."""
+    """Tell whether a token that follows could change the text of `ids`."""
     name = getattr(tokenizer, "convert_ids_to_tokens", None) or tokenizer.id_to_token
     if _BYTE.fullmatch(name(ids[-1]) or ""):
         return True

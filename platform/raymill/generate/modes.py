@@ -1,4 +1,4 @@
-"""How a family can be sampled, tried with the model itself before it answers: in batches, or only row by row.
+"""Ways to sample a family, tried with the model itself before it answers: in batches, or only row by row.
 
 Padding on the left, a cache, and rows that end before others are wrong in silence in some families. So a few
 rows are read as sampling reads them, and held against what training computes of each row alone.
@@ -113,7 +113,7 @@ def _whole(model: Any, prompt: list[int], answer: list[int]) -> torch.Tensor:
 
 
 def _problem(model: Any, mode: SamplingMode, alone: list[torch.Tensor]) -> str | None:
-    """What is wrong with rows that are sampled so; None: nothing."""
+    """Return what is wrong with rows that are sampled so; None: nothing."""
     rows, cache = (
         "in batches" if mode.batched else "row by row",
         "with" if mode.cached else "without",

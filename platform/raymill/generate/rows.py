@@ -65,7 +65,7 @@ class GrowingRows:
             memory.reorder_cache(kept_B)
 
     def _arguments(self) -> dict[str, Any]:
-        """What the model takes for the next pass, as transformers' own generation would give it."""
+        """Return what the model takes for the next pass, as transformers' own generation would give it."""
         # Position 0 is the first real token; what padding gets is masked anyway.
         positions_BS = (self._mask_BS.cumsum(dim=1) - 1).clamp(min=0)
         arguments: dict[str, Any] = {

@@ -31,7 +31,7 @@ Probes = Sequence[Sequence[int]]  # sequences of ids, best of unequal lengths
 
 @dataclass(frozen=True)
 class Saved:
-    """How a saved model compares with the one in memory, on a few held-out rows."""
+    """Comparison of a saved model with the one in memory, on a few held-out rows."""
 
     logit_difference: float  # largest |Δ| over the largest |logit|, or |score|
     same_choice: float  # share of places where the likeliest token is the same
@@ -43,13 +43,11 @@ def trained_outputs(model: Any, probes: Probes, scalar: bool) -> list[Tensor]:
 
     from raymill.model.parent import scalar_head
     from raymill.objective.scores import last_scores
-    from raymill.objective.sequences import Sequences, passed
+    from raymill.objective.sequences import Sequences, padded, passed
 
     model.eval()
     device = torch.device("cpu")
-    length_S = torch.tensor([len(ids) for ids in probes])
-    width = int(length_S.max())
-    tokens_SL = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in probes])
+    tokens_SL, length_S = padded(probes)
     with torch.no_grad():
         if scalar:
             scores_S = last_scores(model, scalar_head(model), tokens_SL, length_S - 1, device)

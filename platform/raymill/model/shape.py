@@ -60,7 +60,7 @@ def gives_a_number(folder: Path) -> bool:
 
 
 def positions_of(folder: Path) -> int | None:
-    """How many positions the model in a folder has; see `context_length`."""
+    """Return how many positions the model in a folder has; see `context_length`."""
     return context_length(read_config(folder))
 
 

@@ -6,6 +6,7 @@ attention never looks from a token that counts: padding needs no mask.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +66,13 @@ class Sequences:
             "max_length_q": longest,
             "max_length_k": longest,
         }
+
+
+def padded(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ids of unequal lengths as [B, T], padded on the right with 0, and their lengths [B]."""
+    width = max(map(len, rows))
+    tokens_BT = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+    return tokens_BT, torch.tensor([len(row) for row in rows])
 
 
 def passed(forward: Forward, sequences: Sequences, device: torch.device) -> Any:

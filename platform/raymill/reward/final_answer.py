@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from raymill.evaluate.latex import plain
+from raymill.evaluate.latex import THOUSANDS, plain
 from raymill.evaluate.quantities import as_number, as_quantity, quantity
 from raymill.evaluate.reasoning import after_reasoning
 
@@ -55,7 +55,6 @@ _ARITHMETIC = re.compile(r"[0-9\s.,+\-*/×·÷()^{}$€£%]*")
 _ABOUT = re.compile(r"\s*(?:[=≈]|approximately\b|about\b|roughly\b)\s*", re.IGNORECASE)
 _TIGHT = re.compile(r"\s*([()\[\]{}<>=+*/^_|;:≤≥≠≈∈∪∩×·±∓→%°])\s*")
 _COMMA_SPACE = re.compile(r",\s+(?!(?<=[0-9],\s)[0-9]{3}(?![0-9]))")
-_THOUSANDS_COMMA = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
 _SEPARATOR_COMMA = re.compile(r"\s*[,;]\s*(?:and\s+)?|\s+and\s+")
 
 
@@ -69,7 +68,7 @@ class _Found:
 
 
 def final_answer(text: str, in_reasoning: bool = False) -> str:
-    r"""What the last marker marks: the content of `\boxed{…}` or of a tag, or the rest of a line.
+    r"""Return what the last marker marks: the content of `\boxed{…}` or of a tag, or the rest of a line.
 
     If nothing is left of that line, the next that isn't blank; without a marker, the whole text. Boxes that
     follow each other, as in `\boxed{1}, \boxed{2}`, are one list. Of reasoning that doesn't end nothing
@@ -91,8 +90,8 @@ def final_answer(text: str, in_reasoning: bool = False) -> str:
 
 
 def same_answer(given: str, expected: str) -> bool:
-    """Whether two answers are the same number, the same list of answers, or the same text but for case, space,
-    emphasis and typesetting.
+    """Tell whether two answers are the same number, the same list of answers, or the same text but for case,
+    space, emphasis and typesetting.
 
     Numbers are compared exactly, and with their units where both have one.
     """
@@ -163,7 +162,7 @@ def _equation(text: str) -> tuple[str, str] | None:
 
 
 def _items(text: str) -> tuple[str, list[str]] | None:
-    """What stands around a list, "" where nothing does, and its items; None of text that is no list."""
+    """Return what stands around a list, "" where nothing does, and its items; None of text that is no list."""
     text = text.replace(r"\{", "{").replace(r"\}", "}").strip()
     if "∪" in text:
         return "∪", text.split("∪")
@@ -184,7 +183,7 @@ def _hidden(text: str) -> str:
     spaced = re.search(r",\s", text) is not None
     grouped = spaced or re.search(r"[0-9],0[0-9]{2}(?![0-9])", text) is not None
     if grouped:
-        text = _THOUSANDS_COMMA.sub("\x1c", text)
+        text = THOUSANDS.sub("\x1c", text)
     depth, out = 0, []
     for character in text:
         depth += (character in _OPENING) - (character in _CLOSING)
@@ -195,7 +194,7 @@ def _hidden(text: str) -> str:
 
 
 def _closes_last(text: str) -> bool:
-    """Whether the bracket that begins the text is closed by the one that ends it."""
+    """Tell whether the bracket that begins the text is closed by the one that ends it."""
     depth = 0
     for place, character in enumerate(text):
         depth += (character in _OPENING) - (character in _CLOSING)
@@ -228,7 +227,7 @@ def _normal(text: str) -> str:
 
 
 def _tagged(text: str) -> str:
-    """What the last tag for answers holds, or else the whole text."""
+    """Return what the last tag for answers holds, or else the whole text."""
     opened = [*_TAGGED.finditer(text)]
     if opened:
         text = text[opened[-1].end() :]
@@ -248,7 +247,7 @@ def _boxes(text: str) -> Iterator[tuple[int, int, str]]:
 
 
 def _closings(text: str) -> dict[int, int]:
-    """Where each brace that opens is closed, if it is."""
+    """Return where each brace that opens is closed, if it is."""
     closed, open_braces = {}, []
     for found in _BRACE.finditer(text):
         if found[0] == "{":
@@ -274,7 +273,7 @@ def _joined(text: str, boxes: list[tuple[int, int, str]]) -> Iterator[tuple[int,
 
 
 def _lines(text: str) -> Iterator[_Found]:
-    """What markers of lines mark.
+    """Yield what markers of lines mark.
 
     A heading of Markdown looks like GSM8K's marker: surely the latter stands before a number. A sentence may
     speak of an answer without giving it: surely it gives numbers and mathematics.

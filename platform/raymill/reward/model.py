@@ -17,6 +17,7 @@ import torch
 
 from raymill.generate.modes import FIRST_ID, tolerance_of
 from raymill.objective.scores import last_scores
+from raymill.objective.sequences import padded
 from raymill.reward.task import Score, failed
 from raymill.rollout.engine import Sampling
 from raymill.rollout.units import Unit
@@ -102,7 +103,7 @@ class RewardModelEngine:
         return [score for batch in batches for score in self._scores(batch)]
 
     def _scores_batches(self) -> bool:
-        """Whether sequences of several lengths have the scores in a batch that they have alone."""
+        """Tell whether sequences of several lengths have the scores in a batch that they have alone."""
         tried = [list(range(FIRST_ID, FIRST_ID + length)) for length in (9, 2, 5)]
         together = torch.tensor(self._scores(tried))
         alone = torch.tensor([score for one in tried for score in self._scores([one])])
@@ -116,9 +117,7 @@ class RewardModelEngine:
         return True
 
     def _scores(self, sequences: Sequence[Sequence[int]]) -> list[float]:
-        length_S = torch.tensor([len(one) for one in sequences])
-        width = int(length_S.max())
-        tokens_SL = torch.tensor([[*one, *[0] * (width - len(one))] for one in sequences])
+        tokens_SL, length_S = padded(sequences)
         device = next(self._model.parameters()).device
         with torch.no_grad():
             scores_S = last_scores(self._model, self._head, tokens_SL, length_S - 1, device)

@@ -73,7 +73,7 @@ def last_code(text: str) -> str:
 
 
 def _closes(line: str, opened: re.Match[str]) -> bool:
-    """Whether a line ends a block: not with a shorter fence, and not with one inside a docstring."""
+    """Tell whether a line ends a block: not with a shorter fence, and not with one inside a docstring."""
     found = _CLOSES.fullmatch(line)
     return (
         found is not None

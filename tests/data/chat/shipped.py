@@ -115,7 +115,7 @@ def _theirs() -> Any:
 
 
 def rendered(name: str, messages: Any, tools: Any, **options: Any) -> Any:
-    """What transformers makes of a conversation that is spelled as this template documents it."""
+    """Return what transformers makes of a conversation that is spelled as this template documents it."""
     theirs = _theirs()
     theirs.chat_template = source(name)
     given = [_spelled(name.removesuffix("_training"), name, message) for message in messages]

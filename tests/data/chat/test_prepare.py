@@ -35,11 +35,6 @@ def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_parent(tmp_path_factory.mktemp("parent"))
 
 
-@pytest.fixture(scope="module")
-def tokenizer(parent: Path) -> ChatTokenizer:
-    return chat_tokenizer(parent, "auto", ())
-
-
 def job(root: Path, parent: Path, *overrides: str) -> ChatPrepareJob:
     made: ChatPrepareJob = load(
         "prepare",

@@ -49,7 +49,7 @@ def text(ids: Any) -> str:
 
 
 def check(name: str, case: str, found: EncodedChat, train_on: str) -> None:
-    """What is trained on is transformers' text; what is learned is what the assistant wrote."""
+    """Check that what is trained on is transformers' text; what is learned is what the assistant wrote."""
     conversation = CONVERSATIONS[case]
     messages, tools = conversation.messages, conversation.tools
     assert text(found.ids) == rendered(name, messages, tools, tokenize=False)
@@ -64,7 +64,7 @@ def check(name: str, case: str, found: EncodedChat, train_on: str) -> None:
 
 
 def check_marks(name: str, case: str, found: EncodedChat) -> None:
-    """What is learned is marked; the rest of what is marked is the prompt's, or stands after the end."""
+    """Check that what is learned is marked; the rest of it is the prompt's, or stands after the end."""
     conversation = CONVERSATIONS[case]
     marked = rendered(
         name,
@@ -124,12 +124,12 @@ def check_read_back(chat: ChatEncoder, case: str, found: EncodedChat) -> None:
     ],
 )
 def test_turns_that_call_tools_stop_too(name: str, ends: set[str]) -> None:
-    """Where these end otherwise than answers do (huggingface/trl#5988)."""
+    """Turns that end otherwise than answers do (huggingface/trl#5988)."""
     assert {tokenizer().id_to_token(index) for index in encoder(name).stop_ids} == ends
 
 
 def check_advice(chat: ChatEncoder, case: str, train_on: str, refused: Problem) -> None:
-    """What it says to do helps."""
+    """The advice helps."""
     if refused.why.startswith("The chat template fails"):  # its own words
         return
     if (found := ADVICE.search(refused.why)) is not None:

@@ -1,4 +1,4 @@
-"""What the assistant wrote is learned, thinking and calls too, or the row is refused with a true reason."""
+"""All that the assistant wrote is learned, thinking and calls too, or the row is refused with a true reason."""
 
 from __future__ import annotations
 

@@ -18,7 +18,6 @@ import pytest
 from rich.console import Console
 
 from data.chat_factory import write_jsonl
-from data.prepared_factory import _write_tokenizer
 from data.preparing import describe, find_prepared, prepare
 from data.prompts.prompts_factory import job, one_after_the_other, stored_rows
 from raymill.data import messages_preparation
@@ -34,18 +33,6 @@ from raymill.errors import DataError
 
 SYSTEM = {"role": "system", "content": "Be short."}
 TOOLS = [{"type": "function", "function": {"name": "add", "description": "Sum."}}]
-
-
-@pytest.fixture(scope="module")
-def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("parent")
-    _write_tokenizer(folder, 257)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def tokenizer(parent: Path) -> ChatTokenizer:
-    return chat_tokenizer(parent, "auto", ())
 
 
 @pytest.fixture(autouse=True)

@@ -234,7 +234,7 @@ class ChatEncoder:
             raise Refused("special_text", str(error)) from error
 
     def _advice(self, conversation: Conversation, train_on: TrainOn, thinking: Thinking) -> str:
-        """What to do about a conversation that the template doesn't write: what was tried and helps."""
+        """Return what to do about a conversation that the template doesn't write: what was tried and helps."""
         helping = ""
         ways: list[tuple[TrainOn, Thinking, str]] = [
             ("last", thinking, "data.train_on=last"),

@@ -64,7 +64,7 @@ _SETTINGS = ("on", "off", "yes", "no", "none", "low", "medium", "high")
 
 @dataclass(frozen=True)
 class Stated:
-    """What a record says: messages, not yet checked; of the first `given` nothing is learned; the columns
+    """A record's words: messages, not yet checked; of the first `given` nothing is learned; the columns
     that were `read`."""
 
     messages: list[Message]
@@ -124,8 +124,8 @@ def beside(
 
 
 def asked_text(record: Mapping[str, Any], column: str) -> tuple[str, str]:
-    """What a column of text asks, and the column that was read beside it ("": none): an instruction with its
-    input or context below, or a question with its context above.
+    """Return what a column of text asks, and the column that was read beside it ("": none): an instruction
+    with its input or context below, or a question with its context above.
 
     Raises:
         Refused: one of them isn't text.

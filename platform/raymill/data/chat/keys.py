@@ -123,7 +123,7 @@ def unread_names(keys: Iterable[str], read: Collection[str]) -> tuple[str, ...]:
 
 
 def is_empty(value: object) -> bool:
-    """Whether a value says nothing: null, blank text, lists and objects of such."""
+    """Tell whether a value says nothing: null, blank text, lists and objects of such."""
     left = [value]
     while left:
         one = left.pop()

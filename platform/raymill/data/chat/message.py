@@ -76,7 +76,7 @@ def checked_message(raw: Message, where: str, unused: UnusedKeys) -> dict[str, A
 
 
 def _is_learned(raw: Message, where: str) -> bool:
-    """Whether a turn may be learned: no key says that it mustn't.
+    """Tell whether a turn may be learned: no key says that it mustn't.
 
     Raises:
         Refused: a key holds something else than 0, 1, false or true, two keys contradict each other, or one
@@ -136,7 +136,7 @@ def _content(
 
 
 def _part_text(part: Message, kind: object) -> object:
-    """What a part of a content holds: under `text`, `value`, or its kind's name, there also as text parts."""
+    """Return what a content's part holds, under `text`, `value` or its kind's name, also as text parts."""
     held = [part.get(key) for key in ("text", "value", *(THINKING if kind in THINKING else ()))]
     found = [text for text in held if text is not None]
     if len(found) != 1:
@@ -152,7 +152,7 @@ def _part_text(part: Message, kind: object) -> object:
 
 
 def _thought(raw: Message, parts: Sequence[str], where: str) -> str | None:
-    """What the assistant thought, from whichever key or part of the content it stands in."""
+    """Return what the assistant thought, from whichever key or part of the content it stands in."""
     found: dict[str, str] = {}
     for key in THINKING:
         value = raw.get(key)

@@ -87,7 +87,7 @@ def parsed(value: object, where: str) -> object:
 
 
 def role_named(name: object) -> str | None:
-    """Which role a speaker has, or None for an unknown one."""
+    """Return which role a speaker has, or None for an unknown one."""
     return _SPEAKERS.get(name) if isinstance(name, str) else None
 
 

@@ -81,7 +81,7 @@ class SegmentEncoder:
         return self._is_special[ids]
 
     def within(self, segment: Segment, piece: Piece) -> NDArray[np.bool_]:
-        """Which of a segment's tokens [n] hold something of its `thought`."""
+        """Return which of a segment's tokens [n] hold something of its `thought`."""
         start, stop = (self._text_bytes(segment.text[:end]) for end in segment.thought)
         stops = np.cumsum(piece.token_bytes, dtype=np.int64)
         starts = stops - piece.token_bytes

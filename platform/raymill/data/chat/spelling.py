@@ -108,7 +108,7 @@ def _thinking_places(source: str) -> list[Where]:
 def _writes(
     render: Callable[[Messages], str], spelling: Spelling, message: dict[str, Any], *words: str
 ) -> bool:
-    """Whether a template writes these words, and not as Python prints the object that holds them."""
+    """Tell whether a template writes these words, and not as Python prints the object that holds them."""
     try:
         text = render(spelling.apply([_ASKED, message]))
     except DataError:

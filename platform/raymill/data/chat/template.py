@@ -147,7 +147,7 @@ class ChatTemplate:
         )
 
     def text(self, messages: Messages, tools: Tools = None, *, prompt: bool = False) -> str:
-        """What transformers' `apply_chat_template` gives for the messages in the form that the
+        """Return what transformers' `apply_chat_template` gives for the messages in the form that the
         template reads; with `prompt`, up to where the assistant begins to write.
 
         Raises:
@@ -197,7 +197,7 @@ class ChatTemplate:
 
     @cached_property
     def _asks_with(self) -> str:
-        """What the template writes after a question to have it answered."""
+        """Return what the template writes after a question to have it answered."""
         try:
             question = self.text(_PROBE[:1])
             return self.text(_PROBE[:1], prompt=True).removeprefix(question)
@@ -206,7 +206,7 @@ class ChatTemplate:
 
     @cached_property
     def _tail(self) -> str:
-        """What the template writes after the token that ends a turn where the conversation ends, and
+        """Return what the template writes after the token that ends a turn where the conversation ends, and
         nowhere else, if that holds a special token: as Phi 3's end of text."""
         try:
             ends, goes_on = self.text(_PROBE), self.text((*_PROBE, _PROBE[0]))

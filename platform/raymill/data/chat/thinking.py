@@ -1,4 +1,4 @@
-"""What an assistant thought before it answered, wherever it stands: in a field of its own, or at the
+"""An assistant's thoughts before its answer, wherever they stand: in a field of its own, or at the
 beginning of its content, before `</think>`."""
 
 from __future__ import annotations

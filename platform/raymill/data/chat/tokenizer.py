@@ -19,7 +19,12 @@ from raymill.data.chat.folder import TEMPLATE_NAME, closing_ids, own_template
 from raymill.data.chat.template import CHATML, ChatTemplate
 from raymill.data.control_tokens import GENERATION_NAME, end_of_text_among, model_stops
 from raymill.data.manifest import TokenizerIdentity, read_tokenizer
-from raymill.data.tokenizer import SETTINGS_NAME, read_settings, special_token_variables
+from raymill.data.tokenizer import (
+    SETTINGS_NAME,
+    read_settings,
+    special_token_variables,
+    write_settings,
+)
 from raymill.durable import sha256_text, write_atomic
 from raymill.errors import ConfigError, DataError
 from raymill.reading import MISSING, is_file, read_text, user_path
@@ -50,7 +55,7 @@ class ChatTokenizer:
 
     @property
     def template_sha256(self) -> str:
-        """Which template it is."""
+        """The template's identity."""
         return sha256_text(self.template)
 
     def save(self, folder: Path) -> None:
@@ -67,8 +72,7 @@ class ChatTokenizer:
         settings["tokenizer_class"] = written["tokenizer_class"]
         settings["eos_token"] = self.tokenizer.id_to_token(self.end_of_turn_id)
         settings["pad_token"] = settings.get("pad_token") or self.end_of_text
-        text = json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False)
-        write_atomic(folder / SETTINGS_NAME, text + "\n")
+        write_settings(folder, settings)
         write_atomic(folder / TEMPLATE_NAME, self.template)
         if self.call_end_ids:
             stops = {"eos_token_id": [self.end_of_turn_id, *self.call_end_ids]}

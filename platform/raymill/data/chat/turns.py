@@ -1,4 +1,4 @@
-"""What was generated as a turn, read back into the message that the template would write so."""
+"""A generated turn, read back into the message that the template would write so."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PLAIN = {"role": "assistant", "content": ANSWER}
 
 @dataclass(frozen=True)
 class TurnForm:
-    """What a template writes in a turn before the thinking, and between it and the content; before the
+    """A template's own text in a turn: before the thinking, and between it and the content; before the
     content of a turn without thinking; and what of a thought its prompt has begun already."""
 
     thinking: tuple[str, str] | None
@@ -51,7 +51,7 @@ def turn_form(template: ChatTemplate) -> TurnForm:
 
 
 def _written(template: ChatTemplate, message: dict[str, str]) -> str:
-    """What is the assistant's in a turn; "" where that can't be told apart."""
+    """Return what is the assistant's in a turn; "" where that can't be told apart."""
     try:
         segments = template.segments([_ASKED, message])
     except DataError:

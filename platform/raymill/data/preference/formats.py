@@ -182,7 +182,7 @@ def _rankings(record: Mapping[str, Any]) -> Stated:
 
 
 def _ranked(record: Mapping[str, Any], column: str) -> tuple[str, Any, Any]:
-    """What ranks or scores the answers, these, and the numbers: columns, or keys of each answer."""
+    """Return what ranks or scores the answers, these, and the numbers: columns, or keys of each answer."""
     columns = [name for name in _JUDGED if record.get(name) is not None]
     if len(columns) == 2:
         raise Refused("format", "has both 'ranks' and 'scores'; expected one of them")
@@ -210,7 +210,7 @@ def _asked_column(record: Mapping[str, Any]) -> str | None:
 
 
 def _prompt(record: Mapping[str, Any], column: str | None) -> tuple[list[Message], tuple[str, ...]]:
-    """What is asked, after a system column and the history; and the columns that were read."""
+    """Return what is asked, after a system column and the history; and the columns that were read."""
     if column is None:
         raise Refused("format", f"there is no prompt: expected a column {' or '.join(ASKED)}")
     value, more = record[column], ""
@@ -222,7 +222,7 @@ def _prompt(record: Mapping[str, Any], column: str | None) -> tuple[list[Message
 
 
 def _is_repeated(record: Mapping[str, Any], column: str, conversation: list[Message]) -> bool:
-    """Whether whole conversations hold what is asked in a column, though not at their beginning alone."""
+    """Tell whether whole conversations hold what is asked in a column, though not at their beginning alone."""
     if column in ("messages", "conversations"):
         return True
     asked = _said(record[column], "user", column)

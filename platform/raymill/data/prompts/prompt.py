@@ -120,7 +120,7 @@ def read_prompt(record: Any) -> Prompt | Problem:
 
 
 def _asked(record: Mapping[str, Any], column: str) -> tuple[list[Message], tuple[str, ...]]:
-    """What the column holds, as messages that aren't checked yet, and the columns that were read."""
+    """Return what the column holds, as messages that aren't checked yet, and the columns that were read."""
     value: object = record[column]
     read: tuple[str, ...] = (column,)
     if isinstance(value, str) and column not in LISTS:
