@@ -22,7 +22,7 @@ sys.path[:0] = [str(ROOT / "platform")]
 import torch
 
 from raymill.config import load
-from raymill.data.rows import Rows
+from raymill.data.store.rows import Rows
 from raymill.engine.compilation import compile_layers, layers_of
 from raymill.model.build import build_model
 from raymill.objective.assistant_tokens import AssistantTokens

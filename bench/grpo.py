@@ -32,7 +32,7 @@ PROMPTS, GROUP, TOKENS, STEPS, WARM_UP, TURNS = 8, 8, 48, 14, 4, 3
 
 def prompts(count: int = 400) -> list[dict[str, Any]]:
     """Embedded questions of one turn, with their answers."""
-    from raymill.data.chat.stdlib import conversations
+    from raymill.data.demo.stdlib_conversations import conversations
 
     found = []
     for entry in conversations(0.04, 1234):
@@ -92,7 +92,7 @@ def train_with_trl(parent: Path, engine: str) -> None:
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(cores)
     if engine == "vllm":
-        from raymill.rollout.vllm_engine import SETTINGS
+        from raymill.rl.rollout.vllm_engine import SETTINGS
 
         os.environ.update(SETTINGS)
     times: list[float] = []

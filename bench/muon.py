@@ -24,10 +24,10 @@ sys.path[:0] = [str(ROOT / "platform"), str(ROOT / "tests")]
 
 import torch
 from raymill.config import load
-from raymill.config.schema import PretrainJob
-from raymill.data.location import prepared_folder
-from raymill.data.rows import Rows
-from raymill.data.validation import ValidationSet
+from raymill.schema.jobs import PretrainJob
+from raymill.data.store.location import prepared_folder
+from raymill.data.store.rows import Rows
+from raymill.data.store.validation import ValidationSet
 from raymill.engine.group import WorkerGroup
 from raymill.engine.trainer import Trainer
 from raymill.model.build import build_model

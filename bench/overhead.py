@@ -33,9 +33,9 @@ def bare(steps: int, overrides: list[str]) -> float:
     import torch
 
     from raymill.config import load
-    from raymill.data.location import prepared_folder
-    from raymill.data.manifest import load_prepared
-    from raymill.data.shards import read_row_group
+    from raymill.data.store.location import prepared_folder
+    from raymill.data.store.manifest import load_prepared
+    from raymill.data.store.shards import read_row_group
     from trainer_alone import bare_step
 
     job = load("pretrain", [*OVERRIDES, *overrides])

@@ -32,7 +32,7 @@ PREPARED_CONVERSATIONS = 4000
 
 def records(count: int) -> list[dict[str, Any]]:
     """The embedded training conversations."""
-    from raymill.data.chat.stdlib import conversations
+    from raymill.data.demo.stdlib_conversations import conversations
 
     found = [entry.record for entry in conversations(0.04, 1234) if not entry.held_out]
     return found[:count]
@@ -74,7 +74,7 @@ def train_with_trl() -> None:
     from transformers import AutoTokenizer, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    from raymill.data.chat.tokenizer import chat_tokenizer, new_token_ids
+    from raymill.data.messages.tokenizer import chat_tokenizer, new_token_ids
     from raymill.model.parent import load_parent
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -123,9 +123,9 @@ def preparation() -> tuple[float, float]:
     from datasets import Dataset, disable_progress_bars
     from transformers import AutoTokenizer
 
-    from raymill.data.chat.conversation import Conversation, read_conversation
-    from raymill.data.chat.folder import load_chat_encoder
-    from raymill.data.chat.tokenizer import chat_tokenizer
+    from raymill.data.messages.conversation import Conversation, read_conversation
+    from raymill.data.messages.folder import load_chat_encoder
+    from raymill.data.messages.tokenizer import chat_tokenizer
 
     disable_progress_bars()
     rows = records(PREPARED_CONVERSATIONS)

@@ -28,9 +28,9 @@ os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["PYTHONPATH"] = str(ROOT / "platform")
 
 from data.prepared_factory import write_prepared
-from raymill.data.manifest import Prepared, load_prepared
-from raymill.data.order import Order, SourceShape
-from raymill.data.stream import RankStream, StreamSpec, build_iterators, read_rows
+from raymill.data.store.manifest import Prepared, load_prepared
+from raymill.data.store.order import Order, SourceShape
+from raymill.data.store.stream import RankStream, StreamSpec, build_iterators, read_rows
 
 LENGTH, GROUP, WINDOW, BATCH, ROWS = 1024, 64, 16, 32, 32_768
 STREAM_ROWS = 8 * ROWS  # epochs enough that what was read ahead at the start doesn't count

@@ -26,12 +26,12 @@ sys.path[:0] = [str(ROOT / "platform"), str(ROOT / "tests")]
 import torch
 from servers import free_port
 from raymill.config import load
-from raymill.config.schema import PretrainJob
+from raymill.schema.jobs import PretrainJob
 from raymill.engine.device import join_deepspeed
 from raymill.engine.group import WorkerGroup
 from raymill.engine.trainer import Trainer
 from raymill.model.build import build_model
-from raymill.data.rows import Rows
+from raymill.data.store.rows import Rows
 from raymill.objective.language_modelling import LanguageModelling
 
 ROWS, LENGTH, VOCAB, TURNS, WARM_UP = 16, 256, 4096, 16, 4

@@ -10,7 +10,7 @@ from raymill.config.entry import main
 
 
 def run(job):
-    from raymill.generate.command import run
+    from raymill.driver.generation import run
 
     return run(job)
 

@@ -10,7 +10,7 @@ from raymill.config.entry import main
 
 
 def run(job):
-    from raymill.cluster.pipeline import run
+    from raymill.driver.pipeline import run
 
     return run(job)
 

@@ -10,7 +10,7 @@ from raymill.config.entry import main
 
 
 def run(job):
-    from raymill.cluster.preparation import run
+    from raymill.driver.preparation import run
 
     return run(job)
 

@@ -10,7 +10,7 @@ from raymill.config.entry import main
 
 
 def run(job):
-    from raymill.cluster.pretrain import run
+    from raymill.driver.pretraining import run
 
     return run(job)
 

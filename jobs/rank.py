@@ -10,7 +10,7 @@ from raymill.config.entry import main
 
 
 def run(job):
-    from raymill.serve.command import run
+    from raymill.annotate.command import run
 
     return run(job)
 

@@ -10,7 +10,7 @@ from raymill.config.entry import main
 
 
 def run(job):
-    from raymill.cluster.tuning import run
+    from raymill.driver.tuning import run
 
     return run(job)
 

@@ -27,7 +27,7 @@ def ray_session() -> Iterator[None]:
 
     from raymill.cluster import local_ray
     from raymill.cluster.session import warm_up
-    from raymill.config.schema import ClusterConfig
+    from raymill.schema.jobs import ClusterConfig
 
     warm_up(ClusterConfig("local", "local"))
     local_ray.start_local_ray(slots=8)

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from data.test_links import ALL_IN_THREE, HOSTILE
+from data.text.test_links import ALL_IN_THREE, HOSTILE
 from raymill.config import load
 from raymill.config.compose import of_kind
-from raymill.data.globs import matches
+from raymill.data.text.globs import matches
 from raymill.errors import DataError
 from raymill.redaction import job_command, override, typed_command, with_more
 from raymill.report.page import _commands

@@ -31,43 +31,49 @@ from raymill.checkpoint.resume import newest_verified
 from raymill.checkpoint.retention import REGISTERED_NAME, committed_steps, registered_checkpoints
 from raymill.checkpoint.tokens import LinkedTokens
 from raymill.config import load
-from raymill.data import records, shards, sources
-from raymill.data.chat.folder import read_settings
 from raymill.data.chat.questions import Question, read_questions, write_questions
-from raymill.data.chat.tokenizer import _template, chat_tokenizer
-from raymill.data.inputs_check import piece_sha256
-from raymill.data.manifest import check_shard_size, load_prepared, read_manifest, read_tokenizer
-from raymill.data.prompts.book import PromptRecord, read_book, write_book
-from raymill.data.records import Reading, read_records
-from raymill.data.shards import read_row_group
-from raymill.data.sources import find_files, plan_units
-from raymill.data.stdlib_corpus import read as read_stdlib
-from raymill.data.unit import UNITS_FOLDER, Settings, finished, run_unit
+from raymill.data.demo.stdlib_corpus import read as read_stdlib
+from raymill.data.messages.folder import read_settings
+from raymill.data.messages.tokenizer import _template, chat_tokenizer
+from raymill.data.prompts.metadata import PromptRecord, read_book, write_book
+from raymill.data.store import shards
+from raymill.data.store.manifest import (
+    check_shard_size,
+    load_prepared,
+    read_manifest,
+    read_tokenizer,
+)
+from raymill.data.store.shards import read_row_group
+from raymill.data.text import records, sources
+from raymill.data.text.inputs_check import piece_sha256
+from raymill.data.text.records import Reading, read_records
+from raymill.data.text.sources import find_files, plan_units
+from raymill.data.text.unit import UNITS_FOLDER, Settings, finished, run_unit
+from raymill.driver.generation import _given_prompt
 from raymill.durable import sha256_file
+from raymill.engine.event_log import Journal, attempts_in
 from raymill.engine.guard import LEFT_OUT_NAME, leave_out, noted_windows
-from raymill.engine.journal import Journal, attempts_in
-from raymill.engine.pulse import Pulse, read_pulse
+from raymill.engine.heartbeat import Pulse, read_pulse
 from raymill.engine.reference import CachedReference
 from raymill.errors import CheckpointError, ConfigError, DataError, RaymillError, StorageError
 from raymill.evaluate.baselines import baselines
-from raymill.generate.command import _given_prompt
-from raymill.generate.command import load as load_model
+from raymill.generate.load import load as load_model
 from raymill.model.build import load_pretrained
 from raymill.model.parent import load_parent, load_scalar
 from raymill.model.shape import read_config
 from raymill.report.audit import _verified
-from raymill.reward.model import RewardModelSpec
-from raymill.rollout.local import LocalPool
-from raymill.rollout.record import Rollout, read_rollout, write_rollout
-from raymill.rollout.transformers_engine import ModelSpec
+from raymill.rl.reward.model import RewardModelSpec
+from raymill.rl.rollout.local import LocalPool
+from raymill.rl.rollout.record import Rollout, read_rollout, write_rollout
+from raymill.rl.rollout.transformers_engine import ModelSpec
 from raymill.storage.bucket import Bucket
 from raymill.storage.mirror import Mirror
 from raymill.track.follow import Follower
 from raymill.track.forwarder import STATE_NAME, _read_state
-from raymill.track.history import History, read_history
 from raymill.track.marker import MARKER_NAME, is_exported, read_marker, weights_digest, write_marker
-from rollout.faults import ToySpec
-from rollout.tiny import SAMPLING, units
+from raymill.track.state_log import History, read_history
+from rl.rollout.faults import ToySpec
+from rl.rollout.tiny import SAMPLING, units
 
 Build = Callable[[Path], "Case"]
 
@@ -359,7 +365,7 @@ def a_deeply_matched_subfolder(place: Path) -> Case:
 
 @without_bytes
 def the_standard_library(place: Path) -> Case:
-    from raymill.data.stdlib_corpus import _library
+    from raymill.data.demo.stdlib_corpus import _library
 
     return Case(_library() / "abc.py", lambda: len(read_stdlib("source/abc.py")))
 

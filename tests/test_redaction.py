@@ -8,9 +8,8 @@ import pytest
 
 from raymill.checkpoint.lease import this_process
 from raymill.checkpoint.resume import contradictions
-from raymill.config import digest, flatten, load, to_tree
+from raymill.config import load
 from raymill.config.entry import EXIT_REFUSED, main
-from raymill.config.identity import CHANGEABLE_ON_RESUME
 from raymill.errors import ConfigError
 from raymill.redaction import (
     holds_secrets,
@@ -20,7 +19,9 @@ from raymill.redaction import (
     secrets_of,
     typed_command,
 )
-from raymill.reward.http import address_problems
+from raymill.rl.reward.http import address_problems
+from raymill.schema.identity import CHANGEABLE_ON_RESUME
+from raymill.schema.tree import digest, flatten, to_tree
 from raymill.track.registry import resolve_model
 
 

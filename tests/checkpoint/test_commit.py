@@ -40,9 +40,9 @@ from raymill.checkpoint.retention import (
     steps_to_delete,
 )
 from raymill.checkpoint.safetensors_file import write_safetensors
-from raymill.config.identity import CHANGEABLE_ON_FORK, CHANGEABLE_ON_RESUME
 from raymill.durable import sha256_file
 from raymill.errors import CheckpointError, ConfigError, StorageError
+from raymill.schema.identity import CHANGEABLE_ON_FORK, CHANGEABLE_ON_RESUME
 
 KINDS = ("fp32", *ADAMW_MOMENTS)
 

@@ -11,7 +11,7 @@ import pytest
 
 import raymill.cluster.local_ray as local_ray
 from raymill.cluster.session import warm_up
-from raymill.config.schema import ClusterConfig
+from raymill.schema.jobs import ClusterConfig
 
 UNUSED = ("monitor.py", "log_monitor.py", "dashboard/dashboard.py")
 

@@ -11,10 +11,10 @@ from raymill.cluster import placement
 from raymill.cluster.placement import reserved
 from raymill.cluster.session import NOTHING, Beside
 from raymill.errors import ClusterError
-from raymill.rollout.pool import RolloutPool
-from rollout.faults import ToySpec
-from rollout.test_crew import WEIGHTS, answers
-from rollout.tiny import SAMPLING, sampled, units
+from raymill.rl.rollout.pool import RolloutPool
+from rl.rollout.faults import ToySpec
+from rl.rollout.test_actor_pool import WEIGHTS, answers
+from rl.rollout.tiny import SAMPLING, sampled, units
 
 
 def free_cpus() -> float:

@@ -14,10 +14,10 @@ import pytest
 import ray
 
 from raymill.cluster import session
-from raymill.cluster.interrupt import end_preempted, on_termination, terminated
 from raymill.cluster.session import NOTHING, connect
-from raymill.config.schema import ClusterConfig
+from raymill.driver.interrupt import end_preempted, on_termination, terminated
 from raymill.errors import ClusterError
+from raymill.schema.jobs import ClusterConfig
 
 
 @pytest.mark.parametrize("failures", [0, 2, 3])

@@ -12,8 +12,8 @@ from unittest.mock import patch
 import pytest
 
 from raymill.config import compose, load
-from raymill.config.schema import TrainJob
 from raymill.errors import ConfigError
+from raymill.schema.jobs import TrainJob
 
 # Job, overrides, what the message says, and which of them the advice is about; each further entry is one way
 # that it names, as whoever follows it types it.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from raymill.config import load
-from raymill.config.schema import RankJob
 from raymill.config.stages import deal
 from raymill.errors import ConfigError
+from raymill.schema.jobs import RankJob
 
 
 def problems(job: str, *overrides: str) -> str:

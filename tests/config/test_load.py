@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
-from raymill.config import digest, flatten, load
+from raymill.config import load
 from raymill.config.compose import groups
 from raymill.config.entry import main
 from raymill.config.help import help_text
-from raymill.config.identity import CHANGEABLE_ON_FORK, is_changeable
 from raymill.config.topics import TOPICS
 from raymill.errors import ConfigError
+from raymill.schema.identity import CHANGEABLE_ON_FORK, is_changeable
+from raymill.schema.tree import digest, flatten
 
 ROOT = Path(__file__).resolve().parents[2]
 

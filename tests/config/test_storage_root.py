@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from data.test_links import ALL_IN_THREE, HOSTILE
+from data.text.test_links import ALL_IN_THREE, HOSTILE
 from raymill.config import load
 from raymill.config.entry import EXIT_REFUSED, main
-from raymill.config.storage import StorageConfig, root_problems, sqlite_address
 from raymill.errors import ConfigError
+from raymill.schema.storage import StorageConfig, root_problems, sqlite_address
 
 
 def refused(root: Path, capsys: pytest.CaptureFixture[str], job: str = "prepare") -> str:

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from data.prepared_factory import _write_tokenizer
-from raymill.data.chat.conversation import Conversation, read_conversation
-from raymill.data.chat.encode import ChatEncoder, EncodedChat
-from raymill.data.chat.template import ChatTemplate
-from raymill.data.chat.tokenizer import chat_tokenizer
-from raymill.data.rows import Rows
+from raymill.data.messages.conversation import Conversation, read_conversation
+from raymill.data.messages.encode import ChatEncoder, EncodedChat
+from raymill.data.messages.template import ChatTemplate
+from raymill.data.messages.tokenizer import chat_tokenizer
+from raymill.data.store.rows import Rows
 
 SENTENCES = (
     "The red mill grinds wheat.", "Rye comes first.\n\nThen oats — and barley.", "Nobody knows.",

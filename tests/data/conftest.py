@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data.prepared_factory import _write_tokenizer
-from raymill.data.chat.tokenizer import ChatTokenizer, chat_tokenizer
+from raymill.data.messages.tokenizer import ChatTokenizer, chat_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raymill.data.manifest import (
+from raymill.data.store.manifest import (
     FORMAT_VERSION,
     BadInputs,
     Contamination,
@@ -20,8 +20,8 @@ from raymill.data.manifest import (
     tokenizer_fingerprint,
     write_manifest,
 )
-from raymill.data.pack import Packer, dtype_for
-from raymill.data.shards import ShardWriter
+from raymill.data.store.pack import Packer, dtype_for
+from raymill.data.store.shards import ShardWriter
 
 END_OF_TEXT_ID = 0
 

@@ -13,7 +13,17 @@ from typing import Any
 from data.hostile import END, KINDS, Input
 from data.preference.preference_factory import job as preference_job
 from data.preference.preference_factory import write_tokenizer
-from raymill.config.schema import (
+from raymill.data.chat import prepare as chat
+from raymill.data.messages.tokenizer import chat_tokenizer
+from raymill.data.preference import prepare as preference
+from raymill.data.prompts import prepare as prompts
+from raymill.data.store.manifest import TOKENIZER_FOLDER
+from raymill.data.text import tokenizer as tokenizers_room
+from raymill.data.text.records import Reading
+from raymill.data.text.sources import plan_units
+from raymill.data.text.unit import Settings, UnitResult, UnitSettings, run_unit
+from raymill.errors import DataError
+from raymill.schema.jobs import (
     ChatConfig,
     ChatPrepareJob,
     DataConfig,
@@ -22,16 +32,6 @@ from raymill.config.schema import (
     RowsConfig,
     ValidationConfig,
 )
-from raymill.data import tokenizer as tokenizers_room
-from raymill.data.chat import prepare as chat
-from raymill.data.chat.tokenizer import chat_tokenizer
-from raymill.data.manifest import TOKENIZER_FOLDER
-from raymill.data.preference import prepare as preference
-from raymill.data.prompts import prepare as prompts
-from raymill.data.records import Reading
-from raymill.data.sources import plan_units
-from raymill.data.unit import Settings, UnitResult, UnitSettings, run_unit
-from raymill.errors import DataError
 
 
 class Preparer:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from raymill.cluster.preparation import kind_of
-from raymill.config.schema import MessagesPrepareJob
-from raymill.data.chat.tokenizer import ChatTokenizer
-from raymill.data.manifest import Prepared
+from raymill.data.messages.tokenizer import ChatTokenizer
+from raymill.data.store.manifest import Prepared
+from raymill.driver.preparation import kind_of
+from raymill.schema.jobs import MessagesPrepareJob
 
 
 def prepare(

@@ -14,16 +14,16 @@ from data.chat_factory import write_jsonl
 from data.preparing import prepare
 from data.prompts.prompts_factory import one_after_the_other
 from raymill.config import load
-from raymill.config.schema import MessagesPrepareJob
-from raymill.data import messages_preparation
-from raymill.data.chat.conversation import Conversation, read_conversation
-from raymill.data.chat.encode import ChatEncoder
-from raymill.data.chat.problems import Problem
-from raymill.data.chat.tokenizer import ChatTokenizer
-from raymill.data.manifest import Prepared
+from raymill.data.messages import prepare as messages_preparation
+from raymill.data.messages.conversation import Conversation, read_conversation
+from raymill.data.messages.encode import ChatEncoder
+from raymill.data.messages.problems import Problem
+from raymill.data.messages.tokenizer import ChatTokenizer
 from raymill.data.prompts.prompt import Prompt, read_prompt
-from raymill.data.sources import plan_units
+from raymill.data.store.manifest import Prepared
+from raymill.data.text.sources import plan_units
 from raymill.errors import DataError
+from raymill.schema.jobs import MessagesPrepareJob
 
 NOTHING = "all of the assistant's turns have weight 0, or a train, loss or mask that says so; give one another"
 
@@ -156,7 +156,7 @@ def test_text_of_one_file_has_three_ways_to_hold_some_out(tmp_path: Path) -> Non
 
 @pytest.fixture(scope="module")
 def encoder(tokenizer: ChatTokenizer, tmp_path_factory: pytest.TempPathFactory) -> ChatEncoder:
-    from raymill.data.chat.folder import load_chat_encoder
+    from raymill.data.messages.folder import load_chat_encoder
 
     folder = tmp_path_factory.mktemp("tokenizer")
     tokenizer.save(folder)

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from raymill.data.chat.conversation import Conversation, read_conversation
-from raymill.data.chat.problems import Problem
+from raymill.data.messages.conversation import Conversation, read_conversation
+from raymill.data.messages.problems import Problem
 from raymill.data.preference.comparison import Comparison, read_comparison
 from raymill.data.prompts.prompt import Prompt, read_prompt
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from raymill.data.chat.stdlib import Entry
+from raymill.data.demo.stdlib_conversations import Entry
 from raymill.demo.baselines import class_baselines, paired_interval, wilson
 from raymill.demo.functions import WINDOW, first_function, longest_copy, parses
 from raymill.evaluate.answers import POINTS, verdict

@@ -20,9 +20,9 @@ from engine.probe import join
 from engine.ranks import run_ranks
 from raymill.checkpoint.fence import raise_fence
 from raymill.config import load
-from raymill.data import messages_preparation
-from raymill.data.chat.tokenizer import chat_tokenizer
-from raymill.engine.assignment import Assignment
+from raymill.data.messages import prepare as messages_preparation
+from raymill.data.messages.tokenizer import chat_tokenizer
+from raymill.engine.resolved_run import Assignment
 from servers import free_port
 
 VOCAB = 257  # bytes and the end of text; the chat template adds two tokens
@@ -61,8 +61,8 @@ def write_prompts(path: Path, records: Sequence[dict[str, Any]]) -> Path:
 
 def assigned(kind: str, parent: Path, root: Path, *overrides: str) -> Assignment:
     """A job as the driver hands it to its workers; its data is prepared here."""
-    from raymill.cluster.judges import judges_of
-    from raymill.cluster.tuning import resolve
+    from raymill.driver.rewards import judges_of
+    from raymill.driver.tuning import resolve
     from raymill.track.registry import ResolvedModel
 
     job = load(
@@ -91,8 +91,8 @@ class DirectStream:
         """Nothing is read ahead."""
 
     def __iter__(self) -> Iterator[Any]:
-        from raymill.data.rows import Rows
-        from raymill.data.stream import StepBatch, read_rows
+        from raymill.data.store.rows import Rows
+        from raymill.data.store.stream import StepBatch, read_rows
 
         for step in range(self.spec.steps):
             sample, located = self.spec.rank_samples(step, 1, self.rank)
@@ -122,11 +122,11 @@ def _work(rank: int, world: int, port: int, folder: Path) -> None:
     import numpy as np
     import torch.distributed as dist
 
-    from raymill.data.stream import StreamSpec
-    from raymill.engine import worker
+    from raymill.data.store.stream import StreamSpec
+    from raymill.driver import worker
+    from raymill.engine.event_log import Journal
     from raymill.engine.group import WorkerGroup
-    from raymill.engine.journal import Journal
-    from raymill.engine.pulse import Pulse
+    from raymill.engine.heartbeat import Pulse
 
     def stream(assignment: Assignment, order: Any, start: Any, group: WorkerGroup) -> Any:
         batch = assignment.job.train.global_batch

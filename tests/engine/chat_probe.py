@@ -12,8 +12,8 @@ from pathlib import Path
 from engine.probe import join
 from engine.ranks import run_ranks
 from raymill.config import load
-from raymill.config.schema import LoraConfig, SftJob
-from raymill.data.rows import Rows
+from raymill.data.store.rows import Rows
+from raymill.schema.jobs import LoraConfig, SftJob
 from servers import free_port
 
 NEW_IDS = (257, 258)

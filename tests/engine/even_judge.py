@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raymill.reward.task import Sample
+from raymill.rl.reward.task import Sample
 
 
 def refuse(sample: Sample) -> float:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engine.ranks import run_ranks
-from raymill.config.schema import (
+from raymill.schema.jobs import (
     ArchConfig,
     CheckpointConfig,
     ClusterConfig,
@@ -146,7 +146,7 @@ def run_cases(
     from raymill.checkpoint.fence import raise_fence
     from raymill.checkpoint.manifest import Manifest
     from raymill.checkpoint.resume import newest_verified
-    from raymill.data.rows import Rows
+    from raymill.data.store.rows import Rows
     from raymill.engine.agreement import on_rank_zero
     from raymill.engine.schedule import learning_rate_factor
     from raymill.engine.trainer import Trainer, load_weights

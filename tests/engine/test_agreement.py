@@ -61,7 +61,7 @@ def cases(group: WorkerGroup, folder: Path) -> dict[str, Callable[[], object]]:
     """Return what all ranks do; each is to raise on both, and to leave them in step."""
     import torch
 
-    from raymill.data.validation import ValidationSet
+    from raymill.data.store.validation import ValidationSet
     from raymill.engine.agreement import on_all_ranks, on_rank_zero, seen_by_all
     from raymill.engine.evaluation import total
 

@@ -17,19 +17,19 @@ import torch
 from engine.probe import ARCH, Case, job_of, join
 from engine.ranks import run_ranks
 from objective.test_pairs import classifier, rows_of, some_pairs
-from objective.test_policy import sampled, with_columns
 from objective.test_sequences import END, conversations, documents
-from raymill.config.schema import AlgorithmConfig
 from raymill.engine.compilation import Compiles, layers_of, uncompiled
 from raymill.engine.evaluation import evaluating
-from raymill.engine.pulse import Pulse, read_pulse
+from raymill.engine.heartbeat import Pulse, read_pulse
 from raymill.errors import ConfigError
 from raymill.model.build import build_model
 from raymill.objective.assistant_tokens import AssistantTokens
 from raymill.objective.language_modelling import LanguageModelling
 from raymill.objective.pairs import PreferredAnswers, RewardPairs
-from raymill.objective.policy import PolicyGradient
-from rollout.tiny import VOCAB_SIZE, tiny_model
+from raymill.rl.objective import PolicyGradient
+from raymill.schema.jobs import AlgorithmConfig
+from rl.rollout.tiny import VOCAB_SIZE, tiny_model
+from rl.test_policy import sampled, with_columns
 from servers import free_port
 
 STEPS, WARM = 12, 4

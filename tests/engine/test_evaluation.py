@@ -11,19 +11,19 @@ import pytest
 import torch
 
 from data.prepared_factory import write_prepared
-from raymill.cluster.training import assignment_of
 from raymill.config import load
-from raymill.config.schema import TextEvaluation
-from raymill.data.manifest import Prepared
-from raymill.data.validation import ValidationSet
+from raymill.data.store.manifest import Prepared
+from raymill.data.store.validation import ValidationSet
+from raymill.driver.training import assignment_of
+from raymill.engine.batches import GivenRows
 from raymill.engine.evaluation import Occasion
-from raymill.engine.experience import GivenRows
+from raymill.engine.event_log import Journal
 from raymill.engine.group import WorkerGroup
-from raymill.engine.journal import Journal
 from raymill.engine.learner import Learner
-from raymill.engine.recipes import recipe_of
 from raymill.engine.samples import SampledText
 from raymill.model.build import build_model
+from raymill.recipes.registry import recipe_of
+from raymill.schema.jobs import TextEvaluation
 
 ARCH = (
     "arch.layers=1", "arch.hidden_size=32", "arch.heads=2", "arch.kv_heads=2", "arch.head_dim=16",

@@ -14,12 +14,12 @@ from engine.probe import Case, resumed, spawn
 from engine.test_parity import bare_losses
 from engine.test_state import check_every_layout
 from objective.test_sequences import END, TEXTS, conversations, documents
-from raymill.data.rows import Rows
+from raymill.data.store.rows import Rows
 from raymill.engine.leaks import leaks
 from raymill.objective.assistant_tokens import AssistantTokens
 from raymill.objective.language_modelling import LanguageModelling
 from raymill.objective.objective import Objective
-from rollout.tiny import tiny_model
+from rl.rollout.tiny import tiny_model
 
 pytestmark = [
     pytest.mark.gpu,

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from engine.ranks import run_ranks
-from raymill.config.schema import GuardConfig
-from raymill.data.rows import Rows
+from raymill.data.store.rows import Rows
 from raymill.engine.agreement import on_all_ranks, on_rank_zero
 from raymill.engine.divergence import Divergence, ranges
 from raymill.engine.guard import Guard, robust_z, windows_from
@@ -20,6 +19,7 @@ from raymill.engine.learner import Update, global_loss
 from raymill.engine.loop import step_seed
 from raymill.engine.start import Start
 from raymill.errors import DataError, NonFiniteError, RewindError
+from raymill.schema.jobs import GuardConfig
 
 T = TypeVar("T")
 

@@ -15,13 +15,13 @@ from objective.flash_stand_in import flash_attention, leaking
 from objective.test_pairs import classifier
 from raymill.config import load
 from raymill.engine import setup
-from raymill.engine.assignment import Assignment
 from raymill.engine.group import WorkerGroup
 from raymill.engine.leaks import leaks, refuse_leaks, sees_ahead
-from raymill.engine.recipes import recipe_of
+from raymill.engine.resolved_run import Assignment
 from raymill.engine.start import Start
 from raymill.errors import ConfigError
-from rollout.tiny import tiny_model
+from raymill.recipes.registry import recipe_of
+from rl.rollout.tiny import tiny_model
 
 CPU = torch.device("cpu")
 

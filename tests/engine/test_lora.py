@@ -11,13 +11,13 @@ import torch
 
 from data.chat_factory import chat_encoder, conversations, encoded, rows_of, write_parent
 from engine.chat_probe import NEW_IDS, VOCAB, Case, spawn
-from raymill.config.schema import LoraConfig
-from raymill.data.chat.tokenizer import chat_tokenizer
-from raymill.data.control_tokens import ControlTokens
-from raymill.data.rows import Rows
+from raymill.data.messages.tokenizer import chat_tokenizer
+from raymill.data.store.rows import Rows
+from raymill.data.text.control_tokens import ControlTokens
 from raymill.errors import ConfigError
 from raymill.model.finetuned import save_finetuned
 from raymill.model.parent import freeze, load_parent, with_adapters
+from raymill.schema.jobs import LoraConfig
 
 STEPS, BATCH = 8, 8
 

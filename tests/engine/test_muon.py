@@ -13,13 +13,13 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from engine.muon_reference import MuonReference, orthogonalized
 from engine.probe import ARCH, VOCAB
-from raymill.config.schema import LoraConfig, OptimConfig
 from raymill.engine.matrix_exchange import Matrix, Partition, assign_owners, plan_rounds
 from raymill.engine.muon import Muon, orthogonalize, update_scale
 from raymill.engine.optimizers import build_optimizer, moments_of, muon_names
 from raymill.errors import ConfigError
 from raymill.model.build import build_model, hugging_face_config
 from raymill.model.parent import with_adapters
+from raymill.schema.jobs import LoraConfig, OptimConfig
 
 SHAPES = [(48, 48), (24, 48), (96, 24), (1, 30), (30, 1)]
 MUON = OptimConfig("muon", learning_rate=3e-3, momentum=0.95)

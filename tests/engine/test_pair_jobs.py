@@ -16,22 +16,22 @@ from transformers import AutoModelForSequenceClassification
 
 from data.chat_factory import write_jsonl
 from engine.alignment_probe import ADDED, VOCAB, assigned, events, run, steps, write_parent
-from engine.test_reinforcement import comparable
 from raymill.checkpoint.resume import newest_verified
-from raymill.cluster.exports import export_checkpoint
-from raymill.data.chat.tokenizer import chat_tokenizer
-from raymill.data.manifest import load_prepared
-from raymill.data.validation import ValidationSet
+from raymill.data.messages.tokenizer import chat_tokenizer
+from raymill.data.store.manifest import load_prepared
+from raymill.data.store.validation import ValidationSet
+from raymill.driver.exports import export_checkpoint
 from raymill.engine import reference
-from raymill.engine.assignment import Assignment
-from raymill.engine.preference_tuning import PreferenceTuning
-from raymill.engine.recipes import recipe_of
 from raymill.engine.reference import CachedReference
+from raymill.engine.resolved_run import Assignment
 from raymill.engine.start import decide_start
 from raymill.errors import ConfigError
 from raymill.model.parent import load_parent
 from raymill.objective.pairs import Sides
+from raymill.recipes.preference_tuning import PreferenceTuning
+from raymill.recipes.registry import recipe_of
 from raymill.track.marker import write_marker
+from recipes.test_reinforcement_learning import comparable
 from track.test_marker import flip
 
 LN2 = 0.69314718

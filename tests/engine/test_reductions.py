@@ -18,9 +18,9 @@ import torch
 
 from engine.probe import LENGTH, SEED, VOCAB, Case, batches, job_of, join
 from engine.ranks import run_ranks
-from raymill.config.schema import PretrainJob
 from raymill.engine.settings import deepspeed_config
 from raymill.model.build import build_model
+from raymill.schema.jobs import PretrainJob
 from servers import free_port
 
 WORLD = 2
@@ -180,7 +180,7 @@ def _model(job: PretrainJob) -> torch.nn.Module:
 
 
 def _loss(forward: Any, row: int, device: torch.device) -> torch.Tensor:
-    from raymill.data.rows import Rows
+    from raymill.data.store.rows import Rows
     from raymill.objective.language_modelling import LanguageModelling
 
     tokens = batches(1, WORLD * MICRO_BATCHES)[0, row : row + 1]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from raymill.config.schema import ScheduleConfig
-from raymill.engine.journal import Journal
+from raymill.engine.event_log import Journal
 from raymill.engine.schedule import learning_rate_factor
+from raymill.schema.jobs import ScheduleConfig
 
 
 def test_cosine() -> None:

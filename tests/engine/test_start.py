@@ -12,10 +12,10 @@ from raymill.checkpoint.commit import commit
 from raymill.checkpoint.fence import raise_fence
 from raymill.checkpoint.manifest import Manifest
 from raymill.checkpoint.retention import committed_steps
-from raymill.cluster.training import assignment_of
 from raymill.config import load
-from raymill.engine.assignment import Assignment
+from raymill.driver.training import assignment_of
 from raymill.engine.checkpoints import retain
+from raymill.engine.resolved_run import Assignment
 from raymill.engine.schedule import learning_rate_factor
 from raymill.engine.start import decide_start, going_on
 from raymill.errors import ConfigError

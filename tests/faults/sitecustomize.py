@@ -134,7 +134,7 @@ def _counted(call: Any) -> Any:
 
 
 _PATCHES = {
-    "raymill.engine.pulse": _patch_pulse,
+    "raymill.engine.heartbeat": _patch_pulse,
     "raymill.engine.learner": _patch_learner,
     "raymill.checkpoint.commit": _patch_writing,
     "raymill.checkpoint.remote": _patch_uploading,

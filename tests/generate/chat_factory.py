@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from data.prepared_factory import _write_tokenizer
 from raymill.config import load
-from raymill.data.chat.template import CHATML
+from raymill.data.messages.template import CHATML
 from raymill.generate.modes import SamplingMode, use_mode
 from raymill.model.build import build_model
 

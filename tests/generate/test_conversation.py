@@ -22,14 +22,14 @@ from generate.chat_factory import (
 )
 from raymill.config import load
 from raymill.config.entry import main
-from raymill.data.chat.encode import ChatEncoder
-from raymill.data.chat.folder import load_chat_encoder
-from raymill.data.chat.template import CHATML
+from raymill.data.messages.encode import ChatEncoder
+from raymill.data.messages.folder import load_chat_encoder
+from raymill.data.messages.template import CHATML
+from raymill.driver.generation import run
 from raymill.errors import DataError
 from raymill.generate.batch import complete
-from raymill.generate.command import load as load_model
-from raymill.generate.command import run
 from raymill.generate.conversation import Conversation, converse
+from raymill.generate.load import load as load_model
 
 FILLER = FILLERS[0]  # decodes to text that encodes to other ids
 

@@ -19,9 +19,9 @@ from raymill.generate.batch import Completion, complete
 from raymill.generate.modes import MODES, SamplingMode, mode_of, use_mode
 from raymill.generate.sampling import sample, unseen
 from raymill.model.shape import context_length
-from raymill.objective.rollouts import Rollouts, token_log_probs
-from raymill.reward.model import NO_SAMPLING, RewardModelEngine
-from rollout.tiny import tiny_model
+from raymill.rl.reward.model import NO_SAMPLING, RewardModelEngine
+from raymill.rl.rollout_batch import Rollouts, token_log_probs
+from rl.rollout.tiny import tiny_model
 
 CPU = torch.device("cpu")
 PROMPTS = [list(range(5, 16)), [20, 21, 22], list(range(30, 36))]

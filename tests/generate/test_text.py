@@ -13,10 +13,12 @@ import pytest
 from transformers import AutoTokenizer, GenerationConfig
 
 from raymill.config import load
-from raymill.data.chat.folder import load_chat_encoder
-from raymill.data.text_prompts import TextPrompts
+from raymill.data.messages.folder import load_chat_encoder
+from raymill.data.text.text_prompts import TextPrompts
+from raymill.driver import generation
 from raymill.errors import DataError
-from raymill.generate import command, sampling
+from raymill.generate import sampling
+from raymill.generate.load import load as load_model
 from raymill.generate.text import text_prompts
 from raymill.model.build import build_model
 from tokenizer_families import BOS, EOS, PAD, UNK, beginning_with, family, write_folder
@@ -52,7 +54,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
 
 def run(folder: Path, *overrides: str) -> None:
     settings = ["tracking=none", "temperature=0", "max_new_tokens=12"]
-    assert command.run(load("generate", [f"model={folder}", *settings, *overrides])) == 0
+    assert generation.run(load("generate", [f"model={folder}", *settings, *overrides])) == 0
 
 
 @pytest.mark.parametrize("given", ["prompt", "prompt_file", "stdin"])
@@ -81,12 +83,12 @@ def test_what_a_prompt_spells_is_text(folder: Path, asked: list[list[int]]) -> N
 def test_text_ends_wherever_the_model_is_said_to_stop(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model, tokenizer, end = command.load(folder)
+    model, tokenizer, end = load_model(folder)
     two, four = (tokenizer.convert_tokens_to_ids(f"▁{word}") for word in ("two", "four"))
     model.generation_config = GenerationConfig(eos_token_id=[end, four])
     monkeypatch.setattr(sampling, "sample", lambda *_, **__: iter([two, two, four, two]))
     job = load("generate", [f"model={folder}", "prompt=plus", "chat=false"])
-    command._answer(job, model, tokenizer, end, "plus", 0)
+    generation._answer(job, model, tokenizer, end, "plus", 0)
     assert capsys.readouterr().out == "plus two two\n"
 
 

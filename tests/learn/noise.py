@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from raymill.reward.task import Sample
+from raymill.rl.reward.task import Sample
 
 
 def noise(sample: Sample) -> float:

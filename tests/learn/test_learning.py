@@ -18,9 +18,9 @@ from data.chat_factory import write_jsonl
 from engine.alignment_probe import assigned, events, run, steps, write_parent, write_prompts
 from learn.warm import warm_up
 from raymill.checkpoint.resume import newest_verified
-from raymill.cluster.exports import export_checkpoint
-from raymill.data.chat.folder import load_chat_encoder
-from raymill.engine.assignment import Assignment
+from raymill.data.messages.folder import load_chat_encoder
+from raymill.driver.exports import export_checkpoint
+from raymill.engine.resolved_run import Assignment
 from raymill.generate.batch import complete
 
 SEEDS = (1, pytest.param(2, marks=pytest.mark.learn), pytest.param(3, marks=pytest.mark.learn))

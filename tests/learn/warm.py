@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from engine.alignment_probe import ADDED, VOCAB
-from raymill.data.chat.conversation import Conversation
-from raymill.data.chat.encode import EncodedChat
-from raymill.data.chat.folder import load_chat_encoder
-from raymill.data.chat.tokenizer import chat_tokenizer
+from raymill.data.messages.conversation import Conversation
+from raymill.data.messages.encode import EncodedChat
+from raymill.data.messages.folder import load_chat_encoder
+from raymill.data.messages.tokenizer import chat_tokenizer
 from raymill.model.parent import load_parent
 
 ROWS, RATE = 64, 3e-3

@@ -17,8 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from data.prepared_factory import _write_tokenizer
-from raymill.config.schema import LoraConfig
-from raymill.data.control_tokens import ControlTokens
+from raymill.data.text.control_tokens import ControlTokens
 from raymill.engine.group import WorkerGroup
 from raymill.engine.leaks import refuse_leaks, sees_ahead
 from raymill.engine.parents import flops_per_token
@@ -28,6 +27,7 @@ from raymill.model.finetuned import save_finetuned
 from raymill.model.parent import load_parent, with_adapters
 from raymill.model.quiet import quieten
 from raymill.objective.sequences import Sequences, passed
+from raymill.schema.jobs import LoraConfig
 
 CPU = torch.device("cpu")
 SECONDS = 40  # for a family

@@ -8,9 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from raymill.data.chat.tokenizer import chat_tokenizer
-from raymill.data.control_tokens import ControlTokens
-from raymill.data.manifest import TOKENIZER_FOLDER, Prepared
+from raymill.data.messages.tokenizer import chat_tokenizer
+from raymill.data.store.manifest import TOKENIZER_FOLDER, Prepared
+from raymill.data.text.control_tokens import ControlTokens
 
 CHATML = (
     "{%- for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{%- endfor %}"

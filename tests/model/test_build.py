@@ -13,10 +13,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen3Config
 
-from raymill.config.schema import ArchConfig
 from raymill.errors import ConfigError
 from raymill.model.build import build_model, load_pretrained
 from raymill.model.shape import own_architecture
+from raymill.schema.jobs import ArchConfig
 
 LOADS = ("from_pretrained", "from_config")
 PACKAGE = Path(__file__).resolve().parents[2] / "platform" / "raymill"

@@ -15,13 +15,13 @@ from transformers import AutoModelForCausalLM
 from data.prepared_factory import write_prepared
 from raymill.checkpoint.fragments import FragmentReader, merge_slices, write_fragments
 from raymill.config import load
-from raymill.config.schema import LoraConfig
-from raymill.data.control_tokens import ControlTokens
+from raymill.data.text.control_tokens import ControlTokens
 from raymill.errors import CheckpointError
 from raymill.model.build import build_model
 from raymill.model.export import export_folder, replaced_whole
 from raymill.model.finetuned import save_finetuned
 from raymill.model.parent import load_parent, with_adapters
+from raymill.schema.jobs import LoraConfig
 
 TINY = (
     "arch.layers=1", "arch.hidden_size=32", "arch.heads=2", "arch.kv_heads=2", "arch.head_dim=16",

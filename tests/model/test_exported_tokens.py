@@ -17,18 +17,18 @@ from transformers import (
 )
 
 from model.parents_factory import FAMILIES, SAMPLED, SPECIALS, prepared_with, write_parent
-from raymill.config.schema import LoraConfig
-from raymill.data.chat.folder import load_chat_encoder
-from raymill.data.chat.tokenizer import chat_tokenizer, encodes_as, new_token_ids
-from raymill.data.control_tokens import ControlTokens
-from raymill.data.manifest import TOKENIZER_FOLDER, Prepared
+from raymill.data.messages.folder import load_chat_encoder
+from raymill.data.messages.tokenizer import chat_tokenizer, encodes_as, new_token_ids
+from raymill.data.store.manifest import TOKENIZER_FOLDER, Prepared
+from raymill.data.text.control_tokens import ControlTokens
 from raymill.errors import CheckpointError
 from raymill.model.export import copy_tokenizer
 from raymill.model.finetuned import save_finetuned
 from raymill.model.parent import load_parent, load_scalar, with_adapters
 from raymill.model.saved import TEXTS, compared, loaded_outputs, trained_outputs
 from raymill.model.shape import read_config
-from raymill.reward.model import NO_SAMPLING, RewardModelSpec
+from raymill.rl.reward.model import NO_SAMPLING, RewardModelSpec
+from raymill.schema.jobs import LoraConfig
 
 EXCHANGE = [{"role": "user", "content": "Is 2 + 2 = 4?"}, {"role": "assistant", "content": "Yes."}]
 # Every kind of special tokens with one family, and every family with one kind.

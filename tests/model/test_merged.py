@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from model.families import VOCAB_SIZE, build
-from raymill.config.schema import LoraConfig
 from raymill.errors import ConfigError
 from raymill.model.merged import merged_weights
 from raymill.model.parent import with_adapters
-from raymill.rollout.weights import held_weights
+from raymill.rl.rollout.weights import held_weights
+from raymill.schema.jobs import LoraConfig
 
 IDS = torch.tensor([[3, 40, 5, 41, 7, 6]])
 

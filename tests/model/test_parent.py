@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from engine.alignment_probe import VOCAB, write_parent
 from raymill.errors import DataError
-from raymill.generate.command import load
+from raymill.generate.load import load
 from raymill.model.parent import load_parent, load_scalar
-from raymill.reward.model import RewardModelSpec
+from raymill.rl.reward.model import RewardModelSpec
 
 
 @pytest.mark.parametrize("new_ids", [[], [VOCAB, VOCAB + 1]])

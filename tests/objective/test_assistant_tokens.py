@@ -12,10 +12,10 @@ import torch
 
 from data.chat_factory import chat_encoder, conversations, encoded, rows_of, write_parent
 from raymill.config import load
-from raymill.data.chat.encode import EncodedChat
 from raymill.data.chat.pack import pack
-from raymill.data.order import hash_key
-from raymill.data.rows import Rows
+from raymill.data.messages.encode import EncodedChat
+from raymill.data.store.order import hash_key
+from raymill.data.store.rows import Rows
 from raymill.model.build import build_model
 from raymill.model.parent import add_embedding_noise, load_parent
 from raymill.objective.assistant_tokens import AssistantTokens

@@ -16,19 +16,19 @@ import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from objective.test_pairs import rows_of, some_pairs
-from objective.test_policy import PLAIN, sampled
-from raymill.config.schema import LoraConfig
 from raymill.generate.batch import complete
 from raymill.generate.modes import mode_of
 from raymill.generate.sampling import sample
 from raymill.model.parent import scalar_head, with_adapters
 from raymill.objective.heads import Fp32Head
 from raymill.objective.pairs import PreferredAnswers, RewardPairs, Sides, answer_log_probs
-from raymill.objective.policy import Critic, PolicyGradient
-from raymill.objective.rollouts import token_log_probs
 from raymill.objective.scores import last_scores
-from raymill.reward.model import NO_SAMPLING, RewardModelEngine
-from rollout import tiny
+from raymill.rl.objective import Critic, PolicyGradient
+from raymill.rl.reward.model import NO_SAMPLING, RewardModelEngine
+from raymill.rl.rollout_batch import token_log_probs
+from raymill.schema.jobs import LoraConfig
+from rl.rollout import tiny
+from rl.test_policy import PLAIN, sampled
 
 CPU = torch.device("cpu")
 NEW_IDS = (5, 9)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from raymill.config import load
-from raymill.data.rows import Rows
+from raymill.data.store.rows import Rows
 from raymill.model.build import build_model
 from raymill.objective.language_modelling import LanguageModelling
 

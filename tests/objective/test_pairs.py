@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from raymill.data.rows import Rows
+from raymill.data.store.rows import Rows
 from raymill.objective.pairs import PreferredAnswers, RewardPairs, Sides, answer_log_probs
 from raymill.objective.preferences import LOSSES, NEEDS_REFERENCE
-from rollout import tiny
-from rollout.tiny import VOCAB_SIZE
+from rl.rollout import tiny
+from rl.rollout.tiny import VOCAB_SIZE
 
 CPU = torch.device("cpu")
 FAMILIES = ("llama", "qwen3", "gpt2")

@@ -13,16 +13,16 @@ import torch
 
 from objective.flash_stand_in import flash_attention
 from objective.test_pairs import classifier, rows_of, some_pairs
-from objective.test_policy import sampled, with_columns
-from raymill.config.schema import AlgorithmConfig
-from raymill.data.rows import Rows
+from raymill.data.store.rows import Rows
 from raymill.objective.assistant_tokens import AssistantTokens
 from raymill.objective.language_modelling import LanguageModelling
 from raymill.objective.objective import Objective
 from raymill.objective.pairs import PreferredAnswers, RewardPairs
-from raymill.objective.policy import Critic, PolicyGradient
 from raymill.objective.sequences import Sequences
-from rollout.tiny import tiny_model
+from raymill.rl.objective import Critic, PolicyGradient
+from raymill.schema.jobs import AlgorithmConfig
+from rl.rollout.tiny import tiny_model
+from rl.test_policy import sampled, with_columns
 
 CPU = torch.device("cpu")
 END = 0

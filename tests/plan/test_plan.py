@@ -7,8 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from raymill.config import load
-from raymill.config.schema import ArchConfig
-from raymill.data.order import PATTERN, Order, SourceShape
+from raymill.data.store.order import PATTERN, Order, SourceShape
 from raymill.engine.optimizers import moments_of, muon_names
 from raymill.model.build import hugging_face_config
 from raymill.plan.batch import step_tokens, total_steps
@@ -16,6 +15,7 @@ from raymill.plan.flops import flops_per_token
 from raymill.plan.memory import moment_bytes, state_bytes, worker_memory
 from raymill.plan.parameters import count_parameters
 from raymill.plan.report import pretraining_plan
+from raymill.schema.jobs import ArchConfig
 
 PUBLISHED = {
     "gpt2_124m": 124_439_808,

@@ -18,7 +18,7 @@ from raymill.config.compose import load
 from raymill.errors import ConfigError
 from raymill.report.audit import audit, audit_lines, run
 from raymill.track.follow import Follower
-from raymill.track.history import History, read_history
+from raymill.track.state_log import History, read_history
 
 BATCH = 8
 

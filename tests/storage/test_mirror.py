@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from raymill.config.storage import StorageConfig
 from raymill.errors import StorageError
+from raymill.schema.storage import StorageConfig
 from raymill.storage import bucket as module
 from raymill.storage import mirror
 from raymill.storage.bucket import Bucket

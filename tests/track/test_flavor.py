@@ -154,7 +154,7 @@ def test_a_reward_model_gives_the_score_that_rewards_are_made_of(registry: Path)
     import mlflow
     from transformers import AutoTokenizer
 
-    from raymill.reward.model import NO_SAMPLING, RewardModelSpec
+    from raymill.rl.reward.model import NO_SAMPLING, RewardModelSpec
 
     model = mlflow.pyfunc.load_model(SCORE)
     texts = [model.input_example, "another text"]

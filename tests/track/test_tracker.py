@@ -14,10 +14,11 @@ from checkpoint.test_commit import save
 from data.prepared_factory import write_prepared
 from raymill.checkpoint.resume import newest_verified
 from raymill.checkpoint.retention import registered_checkpoints
-from raymill.config import digest, flatten, load
-from raymill.engine.assignment import Assignment
-from raymill.engine.journal import Journal
+from raymill.config import load
+from raymill.engine.event_log import Journal
+from raymill.engine.resolved_run import Assignment
 from raymill.errors import ConfigError, TrackingError
+from raymill.schema.tree import digest, flatten
 from raymill.storage.bucket import Bucket
 from raymill.track import tracker as tracker_module
 from raymill.track.follow import Follower

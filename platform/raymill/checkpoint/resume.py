@@ -11,9 +11,9 @@ from typing import Any
 from raymill.checkpoint.fragments import FragmentReader, read_index
 from raymill.checkpoint.manifest import INDEX_NAME, Manifest, verify
 from raymill.checkpoint.retention import committed_steps, step_directory_name
-from raymill.config.identity import FORMERLY, is_changeable
-from raymill.config.tree import without_secrets
 from raymill.errors import CheckpointError, ConfigError
+from raymill.schema.identity import FORMERLY, is_changeable
+from raymill.schema.tree import without_secrets
 
 _FORK = re.compile(r"(?P<run>[A-Za-z0-9_][A-Za-z0-9._-]*)@(?P<step>\d+)")
 

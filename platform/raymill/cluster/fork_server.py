@@ -36,7 +36,7 @@ from raymill.cluster.forked_process import (
     receive,
     show_unused,
 )
-from raymill.lifetime import die_with
+from raymill.parent_death import die_with
 
 FORKED = b"\1"  # the answer to a launcher; one that gets none runs Python itself
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NoReturn
 
-from raymill.lifetime import die_with
+from raymill.parent_death import die_with
 
 # DeepSpeed imports it for its tuner, if it is there, which takes seconds.
 UNUSED = ("mlflow",)

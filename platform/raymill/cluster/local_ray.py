@@ -28,8 +28,8 @@ _RAYS = (
 _OURS = (
     "torch", "torch._dynamo", "torch.distributed.tensor", "torch.export", "scipy.optimize", "sympy",
     "transformers", "transformers.modeling_utils", "transformers:AutoModelForCausalLM",
-    "transformers.models.llama.modeling_llama", "raymill.engine.setup", "raymill.engine.worker",
-    "raymill.engine.loop", "raymill.data.stream",
+    "transformers.models.llama.modeling_llama", "raymill.engine.setup", "raymill.driver.worker",
+    "raymill.engine.loop", "raymill.data.store.stream",
 )  # fmt: skip
 # DeepSpeed asks for the devices when it is imported; its Muon brings torch.compile.
 _ON_CPU = ("deepspeed", "torch._inductor.compile_fx", "deepspeed.runtime.zero.muon.muon_optimizer")

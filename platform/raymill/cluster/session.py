@@ -15,8 +15,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from raymill.config.schema import ClusterConfig, RunConfig
 from raymill.errors import ClusterError
+from raymill.schema.jobs import ClusterConfig, RunConfig
 from raymill.timeline import mark
 
 STARTS = 3  # of a local Ray, whose processes have 15 s to find each other
@@ -107,7 +107,7 @@ def _quieten() -> None:
     # documentation of Python's is in the embedded corpus, which must be the same in every process.
     os.environ.setdefault("RAY_TQDM_PATCH_PRINT", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
-    # Nodes that are drained are seen by cluster/attempts.py; Ray's actor for it would start with each attempt.
+    # Nodes that are drained are seen by driver/supervisor.py; Ray's actor for it would start with each attempt.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")

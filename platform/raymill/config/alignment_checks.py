@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from raymill.config.ranges import above, at_least, fraction, safe_name
-from raymill.config.schema import (
+from raymill.schema.jobs import (
     AlgorithmConfig,
     DpoJob,
     LoraConfig,

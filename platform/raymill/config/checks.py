@@ -16,7 +16,7 @@ from raymill.config.alignment_checks import (
 from raymill.config.memory_check import memory_problems
 from raymill.config.ranges import above, at_least, fraction, safe_name
 from raymill.config.run_checks import run_problems
-from raymill.config.schema import (
+from raymill.schema.jobs import (
     ArchConfig,
     AuditJob,
     ChatConfig,
@@ -43,7 +43,7 @@ from raymill.config.schema import (
     TrackingConfig,
     TrainJob,
 )
-from raymill.config.storage import path_problems
+from raymill.schema.storage import path_problems
 
 
 @singledispatch

@@ -26,8 +26,11 @@ from raymill.config.bind import (
 )
 from raymill.config.checks import check
 from raymill.config.from_model import fill_architecture
-from raymill.config.identity import is_changeable
-from raymill.config.schema import (
+from raymill.config.stages import PREFIXED, deal
+from raymill.config.values import UNREADABLE, VERBATIM, read_value
+from raymill.errors import ConfigError
+from raymill.schema.identity import is_changeable
+from raymill.schema.jobs import (
     AuditJob,
     ChatPreparation,
     DpoJob,
@@ -42,11 +45,8 @@ from raymill.config.schema import (
     SftJob,
     TrainJob,
 )
-from raymill.config.stages import PREFIXED, deal
-from raymill.config.storage import placed
-from raymill.config.tree import digest
-from raymill.config.values import UNREADABLE, VERBATIM, read_value
-from raymill.errors import ConfigError
+from raymill.schema.storage import placed
+from raymill.schema.tree import digest
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
 JOBS: dict[str, type] = {

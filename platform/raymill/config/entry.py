@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from raymill.config.compose import load
-from raymill.config.schema import AuditJob, GenerateJob, PipelineJob
-from raymill.config.storage import root_problems
 from raymill.errors import ConfigError, RaymillError
 from raymill.redaction import job_command, redacted
+from raymill.schema.jobs import AuditJob, GenerateJob, PipelineJob
+from raymill.schema.storage import root_problems
 from raymill.timeline import mark
 
 EXIT_FAILED = 1

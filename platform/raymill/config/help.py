@@ -7,7 +7,7 @@ from typing import Any
 
 from raymill.config.compose import choices, load, of_kind
 from raymill.config.topics import TOPICS
-from raymill.config.tree import flatten
+from raymill.schema.tree import flatten
 
 _UNRESOLVED = {"run.name": None, "storage.root": "storage", "data.path": None}
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from raymill.config.schema import ArchConfig, DpoJob, RlhfJob, TrainJob
+from raymill.schema.jobs import ArchConfig, DpoJob, RlhfJob, TrainJob
 
 if TYPE_CHECKING:
     from raymill.plan.memory import Memory

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from raymill.config.ranges import SAFE_NAME, above, at_least, safe_name
-from raymill.config.schema import RlhfJob, TrainJob
 from raymill.plan.batch import allowed_workers, step_tokens, update_rows, update_unit
+from raymill.schema.jobs import RlhfJob, TrainJob
 
 
 def run_problems(job: TrainJob) -> Iterator[str]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raymill.data.chat.encode import ChatEncoder
-from raymill.data.chat.stdlib import Entry
+from raymill.data.demo.stdlib_conversations import Entry
+from raymill.data.messages.encode import ChatEncoder
 from raymill.evaluate.answers import POINTS, Verdict, verdict
 from raymill.generate.text import text_prompts
 
@@ -63,8 +63,8 @@ class Speaker:
     @classmethod
     def load(cls, folder: Path) -> Speaker:
         """From an exported folder, from the disk alone."""
-        from raymill.data.chat.folder import load_chat_encoder
-        from raymill.generate.command import load
+        from raymill.data.messages.folder import load_chat_encoder
+        from raymill.generate.load import load
 
         model, tokenizer, end_of_text_id = load(folder)
         assert end_of_text_id is not None, f"{folder} names no end of text"

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from math import sqrt
 
-from raymill.data.chat.stdlib import Entry
+from raymill.data.demo.stdlib_conversations import Entry
 from raymill.demo.asked import question_of, reference_of
 from raymill.evaluate.answers import exact_match
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from raymill.data import stdlib_corpus
-from raymill.data.chat.stdlib import Entry
+from raymill.data.demo import stdlib_corpus
 from raymill.data.demo.conversations import conversations
 from raymill.data.demo.exercises import BEYOND, KINDS
-from raymill.data.split import unit_hash
+from raymill.data.demo.stdlib_conversations import Entry
+from raymill.data.store.split import unit_hash
 from raymill.demo.asked import Asked, Speaker, question_of
 from raymill.demo.baselines import class_baselines, paired_interval
 from raymill.demo.functions import Sampled, longest_copy, parses, sample_functions

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from raymill.data.manifest import load_prepared
+from raymill.data.store.manifest import load_prepared
 from raymill.demo.figures import Figures, measure
 from raymill.demo.page import demo_page
 from raymill.demo.table import conversation, examples, lines, printed

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from raymill.durable import write_atomic
-from raymill.engine.journal import Journal
+from raymill.engine.event_log import Journal
 
 
 def write_table(

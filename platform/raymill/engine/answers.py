@@ -14,25 +14,25 @@ from typing import Any
 
 import numpy as np
 
-from raymill.config.schema import ChatEvaluation
 from raymill.data.chat.questions import Question, read_questions
-from raymill.data.control_tokens import ControlTokens
-from raymill.data.manifest import Prepared, read_tokenizer
-from raymill.data.rows import Rows
-from raymill.data.split import VALIDATION
-from raymill.data.text_prompts import TextPrompts
+from raymill.data.store.manifest import Prepared, read_tokenizer
+from raymill.data.store.rows import Rows
+from raymill.data.store.split import VALIDATION
+from raymill.data.text.control_tokens import ControlTokens
+from raymill.data.text.text_prompts import TextPrompts
 from raymill.durable import write_atomic
 from raymill.engine.agreement import on_all_ranks
 from raymill.engine.answer_table import write_table
 from raymill.engine.compilation import uncompiled
 from raymill.engine.evaluation import Occasion, evaluating
+from raymill.engine.event_log import Journal
 from raymill.engine.group import WorkerGroup
-from raymill.engine.journal import Journal
 from raymill.evaluate.answers import Answer, score
 from raymill.evaluate.reasoning import PROMPT_END, opens_reasoning
 from raymill.generate.batch import complete
 from raymill.objective.assistant_tokens import AssistantTokens
 from raymill.reading import read_json
+from raymill.schema.jobs import ChatEvaluation
 
 COLUMNS = ("question", "reference", "parent", "answer")
 PARENT_NAME = "samples/parent-answers.json"

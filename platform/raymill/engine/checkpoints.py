@@ -15,13 +15,13 @@ from raymill.checkpoint.fence import FencedError
 from raymill.checkpoint.manifest import Manifest
 from raymill.checkpoint.remote import RemoteRun
 from raymill.checkpoint.retention import Keep, apply_retention, registered_checkpoints
-from raymill.data.manifest import Prepared
+from raymill.data.store.manifest import Prepared
 from raymill.engine.agreement import agreed
-from raymill.engine.assignment import Assignment
+from raymill.engine.event_log import Journal
 from raymill.engine.group import WorkerGroup
 from raymill.engine.host_copy import HostCopy
-from raymill.engine.journal import Journal
 from raymill.engine.learner import Learner
+from raymill.engine.resolved_run import Assignment
 from raymill.engine.schedule import decay_start
 from raymill.errors import CheckpointError, StorageError
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from raymill.engine.pulse import COMPILE, Pulse
+from raymill.engine.heartbeat import COMPILE, Pulse
 from raymill.errors import ConfigError
 
 # Training and measuring, with masks and without, of one row and of several, policy and critic, adapters on and

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from raymill.engine.assignment import Assignment
 from raymill.engine.checkpoints import Checkpoints
+from raymill.engine.event_log import Journal
 from raymill.engine.group import WorkerGroup
 from raymill.engine.guard import Guard, leave_out
-from raymill.engine.journal import Journal
 from raymill.engine.learner import Update
+from raymill.engine.resolved_run import Assignment
 from raymill.engine.start import Start
 from raymill.errors import NonFiniteError, RewindError
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from raymill.data.validation import ValidationSet
+from raymill.data.store.validation import ValidationSet
 from raymill.engine.agreement import each_on_all_ranks
 from raymill.engine.group import WorkerGroup
 from raymill.objective.objective import Objective

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from raymill.engine.pulse import WAIT_S
+from raymill.engine.heartbeat import WAIT_S
 
 T = TypeVar("T")
 

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from raymill.config.schema import GuardConfig
 from raymill.durable import write_atomic
 from raymill.reading import read_json
+from raymill.schema.jobs import GuardConfig
 
 REMEMBERED = 64  # losses that a new one is compared with
 LEFT_OUT_NAME = "left-out.json"

@@ -10,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from raymill.config.schema import EvaluationConfig
-from raymill.data.manifest import Prepared
-from raymill.data.validation import ValidationSet
+from raymill.data.store.manifest import Prepared
+from raymill.data.store.validation import ValidationSet
 from raymill.engine.agreement import each_on_all_ranks
 from raymill.engine.evaluation import Occasion, evaluating
 from raymill.engine.group import WorkerGroup
@@ -21,6 +20,7 @@ from raymill.engine.parents import held_out_sets
 from raymill.evaluate.calibration import Bins
 from raymill.objective.objective import Tally
 from raymill.objective.pairs import PairObjective
+from raymill.schema.jobs import EvaluationConfig
 
 Floats = npt.NDArray[np.float64]
 

@@ -12,22 +12,22 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from raymill.data.manifest import Prepared
-from raymill.data.stream import RankStream, StepBatch
+from raymill.data.store.manifest import Prepared
+from raymill.data.store.stream import RankStream, StepBatch
 from raymill.engine.agreement import raise_together
-from raymill.engine.assignment import Assignment
+from raymill.engine.batches import Experience, Floats
 from raymill.engine.checkpoints import Checkpoints, Position
 from raymill.engine.compilation import Compiles
 from raymill.engine.device import device_memory
 from raymill.engine.divergence import Divergence
 from raymill.engine.evaluation import Evaluator, Occasion
-from raymill.engine.experience import Experience, Floats
+from raymill.engine.event_log import Journal
 from raymill.engine.failure_note import OtherRankError
 from raymill.engine.group import WorkerGroup
 from raymill.engine.guard import Guard
-from raymill.engine.journal import Journal
+from raymill.engine.heartbeat import Pulse
 from raymill.engine.learner import Learner, Phases, Update
-from raymill.engine.pulse import Pulse
+from raymill.engine.resolved_run import Assignment
 from raymill.engine.schedule import learning_rate_factor
 from raymill.engine.start import Start
 from raymill.engine.stragglers import OWN, Stragglers

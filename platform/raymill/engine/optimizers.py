@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from raymill.checkpoint.fragments import ADAMW_MOMENTS, MUON_MOMENTS
-from raymill.config.schema import OptimConfig
 from raymill.engine.muon import Muon
 from raymill.errors import ConfigError
+from raymill.schema.jobs import OptimConfig
 
 
 def build_optimizer(

@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-from raymill.config.schema import EvaluationConfig, ParentJob
-from raymill.data.chat.tokenizer import new_token_ids
-from raymill.data.manifest import Prepared
-from raymill.data.validation import ValidationSet
+from raymill.data.messages.tokenizer import new_token_ids
+from raymill.data.store.manifest import Prepared
+from raymill.data.store.validation import ValidationSet
 from raymill.engine.agreement import on_all_ranks
-from raymill.engine.assignment import Assignment
 from raymill.engine.group import WorkerGroup
 from raymill.engine.reference import FrozenModel
+from raymill.engine.resolved_run import Assignment
 from raymill.engine.source_names import source_names
 from raymill.engine.trainer import frozen
+from raymill.schema.jobs import EvaluationConfig, ParentJob
 
 
 def new_ids(assignment: Assignment, prepared: Prepared) -> list[int]:

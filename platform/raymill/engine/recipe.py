@@ -10,15 +10,15 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 
-from raymill.config.schema import TrainJob
-from raymill.data.manifest import Prepared
-from raymill.engine.assignment import Assignment
+from raymill.data.store.manifest import Prepared
+from raymill.engine.batches import Experience, GivenRows
 from raymill.engine.evaluation import Evaluator
-from raymill.engine.experience import Experience, GivenRows
+from raymill.engine.event_log import Journal
 from raymill.engine.group import WorkerGroup
-from raymill.engine.journal import Journal
 from raymill.engine.learner import Learner
+from raymill.engine.resolved_run import Assignment
 from raymill.objective.objective import Objective
+from raymill.schema.jobs import TrainJob
 
 J = TypeVar("J", bound=TrainJob)
 

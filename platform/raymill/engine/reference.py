@@ -20,14 +20,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from raymill.data.rows import Rows
-from raymill.data.split import TRAIN, VALIDATION
-from raymill.data.validation import ValidationSet
+from raymill.data.store.rows import Rows
+from raymill.data.store.split import TRAIN, VALIDATION
+from raymill.data.store.validation import ValidationSet
 from raymill.durable import replaced, sha256_json
 from raymill.engine.agreement import each_on_all_ranks, on_all_ranks, on_rank_zero
-from raymill.engine.assignment import Assignment
 from raymill.engine.evaluation import evaluating
 from raymill.engine.group import WorkerGroup
+from raymill.engine.resolved_run import Assignment
 from raymill.errors import DataError
 from raymill.objective.pairs import Sides, answer_log_probs
 from raymill.reading import MISSING, is_file, read_bytes

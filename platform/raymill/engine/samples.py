@@ -8,16 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raymill.config.schema import TextEvaluation
-from raymill.data.manifest import Prepared, read_tokenizer
-from raymill.data.text_prompts import TextPrompts
+from raymill.data.store.manifest import Prepared, read_tokenizer
+from raymill.data.text.text_prompts import TextPrompts
 from raymill.durable import write_atomic
 from raymill.engine.agreement import on_all_ranks
 from raymill.engine.compilation import uncompiled
 from raymill.engine.evaluation import Occasion
+from raymill.engine.event_log import Journal
 from raymill.engine.group import WorkerGroup
-from raymill.engine.journal import Journal
 from raymill.generate.sampling import sample_texts
+from raymill.schema.jobs import TextEvaluation
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -7,8 +7,8 @@ from typing import Any
 
 from raymill.engine.agreement import agreed
 from raymill.engine.compilation import uncompiled
+from raymill.engine.event_log import Journal
 from raymill.engine.group import WorkerGroup
-from raymill.engine.journal import Journal
 from raymill.errors import ConfigError
 from raymill.generate.modes import MODES, SamplingMode, mode_of, use_mode
 

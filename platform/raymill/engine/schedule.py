@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from raymill.config.schema import ScheduleConfig
+from raymill.schema.jobs import ScheduleConfig
 
 
 def decay_start(schedule: ScheduleConfig, total_steps: int) -> int | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from raymill.config.schema import Offload, TrainJob
 from raymill.plan.batch import accumulation_steps, update_rows
+from raymill.schema.jobs import Offload, TrainJob
 
 
 def clips_gradients_itself(job: TrainJob) -> bool:

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from raymill.engine.agreement import on_all_ranks, seen_by_all
-from raymill.engine.assignment import Assignment
 from raymill.engine.group import WorkerGroup
 from raymill.engine.leaks import refuse_leaks
 from raymill.engine.learner import Learner
 from raymill.engine.recipe import Recipe
+from raymill.engine.resolved_run import Assignment
 from raymill.engine.start import Start
 from raymill.engine.trainer import CRITIC, Trainer, load_weights
 from raymill.timeline import mark

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from raymill.data.manifest import Prepared
+from raymill.data.store.manifest import Prepared
 
 
 def source_names(prepared: Sequence[Prepared]) -> list[str]:

@@ -16,14 +16,14 @@ from raymill.checkpoint.resume import (
     newest_verified,
 )
 from raymill.checkpoint.retention import committed_steps, newest_until, remove_leftovers, set_aside
-from raymill.config.identity import CHANGEABLE_ON_FORK, CHANGEABLE_ON_RESUME
-from raymill.data.manifest import Prepared, load_prepared
-from raymill.data.order import Order, SourceShape
-from raymill.engine.assignment import Assignment
+from raymill.data.store.manifest import Prepared, load_prepared
+from raymill.data.store.order import Order, SourceShape
 from raymill.engine.guard import windows_from
+from raymill.engine.resolved_run import Assignment
 from raymill.engine.schedule import decay_start, learning_rate_factor
 from raymill.errors import ConfigError
 from raymill.plan.batch import total_steps
+from raymill.schema.identity import CHANGEABLE_ON_FORK, CHANGEABLE_ON_RESUME
 
 logger = logging.getLogger(__name__)
 

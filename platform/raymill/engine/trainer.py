@@ -10,7 +10,6 @@ from dataclasses import replace
 import torch
 
 from raymill.checkpoint.fragments import MUON_MOMENTS, WEIGHT, FloatArray, FragmentReader
-from raymill.config.schema import TrainJob
 from raymill.engine.compilation import compile_layers, layers_of
 from raymill.engine.group import WorkerGroup
 from raymill.engine.matrix_exchange import Matrix, MatrixExchange
@@ -20,6 +19,7 @@ from raymill.engine.ownership import Owned, Trained, layout, owned_by_this_rank
 from raymill.engine.settings import clips_gradients_itself, deepspeed_config
 from raymill.errors import CheckpointError
 from raymill.plan.batch import accumulation_steps
+from raymill.schema.jobs import TrainJob
 
 CRITIC = "critic/"  # before the names of a critic's parameters in a checkpoint
 

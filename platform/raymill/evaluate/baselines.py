@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import numpy.typing as npt
 
-from raymill.data.manifest import Prepared, read_tokenizer
-from raymill.data.pack import opening
-from raymill.data.shards import row_groups
+from raymill.data.store.manifest import Prepared, read_tokenizer
+from raymill.data.store.pack import opening
+from raymill.data.store.shards import row_groups
 from raymill.durable import write_atomic
 from raymill.errors import DataError
 from raymill.reading import read_json

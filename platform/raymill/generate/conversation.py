@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from raymill.data.chat.encode import ChatEncoder
+from raymill.data.messages.encode import ChatEncoder
 from raymill.errors import DataError, RaymillError
 from raymill.generate.decoding import decode_stream
 from raymill.generate.sampling import sample

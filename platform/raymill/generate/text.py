@@ -6,9 +6,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from raymill.data.manifest import read_tokenizer
-from raymill.data.text_prompts import TextPrompts
-from raymill.data.tokenizer import read_settings
+from raymill.data.store.manifest import read_tokenizer
+from raymill.data.text.text_prompts import TextPrompts
+from raymill.data.text.tokenizer import read_settings
 from raymill.errors import DataError
 from raymill.reading import is_file
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymill.causes import first_line
-from raymill.config.schema import ArchConfig
 from raymill.errors import ConfigError
 from raymill.model.quiet import config_of, model_of
 from raymill.model.shape import SHAPE_KEYS
 from raymill.redaction import override
+from raymill.schema.jobs import ArchConfig
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

@@ -17,11 +17,11 @@ from typing import Any
 import psutil
 
 from raymill.checkpoint.fragments import FragmentReader, Index
-from raymill.config.schema import ArchConfig
-from raymill.data.control_tokens import GENERATION_NAME, ControlTokens, write_generation
+from raymill.data.text.control_tokens import GENERATION_NAME, ControlTokens, write_generation
 from raymill.durable import fsync_path, write_atomic
 from raymill.model.saved import Probes, Saved, compared, loaded_outputs, note, trained_outputs
 from raymill.reading import entries, is_folder, read_bytes, read_json
+from raymill.schema.jobs import ArchConfig
 
 _SHARD_BYTES = 5 * 2**30
 

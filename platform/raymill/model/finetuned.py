@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from raymill.data.control_tokens import ControlTokens, give_own_padding, write_generation
+from raymill.data.text.control_tokens import ControlTokens, give_own_padding, write_generation
 from raymill.model.export import copy_tokenizer, flush, replaced_whole
 from raymill.model.parent import SCALAR_HEADS
 from raymill.model.quiet import model_of

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymill.causes import first_line
-from raymill.config.schema import LoraConfig
 from raymill.errors import ConfigError
 from raymill.model.quiet import model_of
 from raymill.model.shape import gives_a_number
+from raymill.schema.jobs import LoraConfig
 
 if TYPE_CHECKING:
     import torch

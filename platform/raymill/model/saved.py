@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raymill.data.manifest import read_tokenizer
+from raymill.data.store.manifest import read_tokenizer
 from raymill.durable import write_atomic
 from raymill.errors import CheckpointError
 from raymill.model.quiet import model_of

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from raymill.config.schema import ArchConfig
 from raymill.errors import ConfigError
 from raymill.reading import MISSING, read_text
+from raymill.schema.jobs import ArchConfig
 
 # transformers spells a shape differently in each family.
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads")

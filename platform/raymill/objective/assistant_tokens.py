@@ -15,9 +15,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from raymill.data.rows import Rows
+from raymill.data.store.rows import Rows
 from raymill.objective.objective import Forward, Tally
-from raymill.objective.places import logits_at
+from raymill.objective.selected_logits import logits_at
 
 
 @dataclass(frozen=True)

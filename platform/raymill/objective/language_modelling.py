@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from raymill.data.rows import Rows
+from raymill.data.store.rows import Rows
 from raymill.objective.objective import IGNORE, Forward, Tally, predicted_tokens
 from raymill.objective.sequences import Sequences, passed
 

@@ -14,8 +14,6 @@ from typing import Any
 
 import torch
 
-from raymill.objective.policy_losses import entropy
-
 CHUNK_ELEMENTS = 2**24  # logits whose fp32 copies are alive at once
 
 
@@ -29,6 +27,11 @@ def response_log_probs(
     """
     log_prob_N, entropy_N = _Chosen.apply(logits_NV, targets_N, temperature)  # type: ignore[no-untyped-call]
     return log_prob_N, entropy_N
+
+
+def entropy(log_probs_NV: torch.Tensor) -> torch.Tensor:
+    """[N] −Σ p log p in nats; a token that can't be drawn (log-probability -inf) adds nothing."""
+    return -(log_probs_NV.exp() * log_probs_NV.clamp(min=-1e30)).sum(dim=1)  # 0 · -inf isn't 0
 
 
 class _Chosen(torch.autograd.Function):

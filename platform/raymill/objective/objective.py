@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from raymill.data.rows import Rows
+from raymill.data.store.rows import Rows
 
 IGNORE = -100
 Forward = Callable[..., Any]  # a model, or an engine around one: its result has `.logits`

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from raymill.data.rows import Rows
+from raymill.data.store.rows import Rows
 from raymill.objective.heads import Fp32Head
 from raymill.objective.log_probs import response_log_probs
 from raymill.objective.objective import Forward, Tally
-from raymill.objective.places import logits_at
 from raymill.objective.preferences import LOSSES, PairLogProbs, bradley_terry_loss
 from raymill.objective.scores import last_scores
+from raymill.objective.selected_logits import logits_at
 
 # Log-probabilities of rows' answers under the reference: (better, worse), each [P].
 Reference = Callable[[Rows], tuple[torch.Tensor, torch.Tensor]]

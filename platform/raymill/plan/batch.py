@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raymill.config.schema import DpoJob, RewardJob, RlhfJob, TrainJob
+from raymill.schema.jobs import DpoJob, RewardJob, RlhfJob, TrainJob
 
 
 def total_steps(job: TrainJob) -> int:

@@ -19,8 +19,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raymill.config.schema import ArchConfig, Offload
 from raymill.plan.parameters import ParameterCount, count_parameters, head_dim
+from raymill.schema.jobs import ArchConfig, Offload
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from raymill.data.order import PATTERN, pattern_slots
+from raymill.data.store.order import PATTERN, pattern_slots
 
 TOLERANCE = 0.01  # of a source's weight; a share that is off by more is warned of
 

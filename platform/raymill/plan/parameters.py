@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raymill.config.schema import ArchConfig
+from raymill.schema.jobs import ArchConfig
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,8 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from raymill.config.schema import (
-    ArchConfig,
-    DpoJob,
-    ParentJob,
-    PretrainJob,
-    RlhfJob,
-    TrainJob,
-)
-from raymill.config.storage import sqlite_address
-from raymill.data.location import prepared_folder
-from raymill.data.manifest import is_finished
+from raymill.data.store.location import prepared_folder
+from raymill.data.store.manifest import is_finished
 from raymill.plan.batch import (
     accumulation_steps,
     allowed_workers,
@@ -32,6 +23,15 @@ from raymill.plan.mixture import drawn_shares, rounding_warnings
 from raymill.plan.parameters import ParameterCount, count_parameters
 from raymill.reading import is_folder
 from raymill.redaction import redacted_value
+from raymill.schema.jobs import (
+    ArchConfig,
+    DpoJob,
+    ParentJob,
+    PretrainJob,
+    RlhfJob,
+    TrainJob,
+)
+from raymill.schema.storage import sqlite_address
 
 ASSUMED_MFU = 0.4  # published large runs reach 0.38 to 0.55
 GIB = 2**30

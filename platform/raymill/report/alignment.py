@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from raymill.data.manifest import Prepared
+from raymill.data.store.manifest import Prepared
 from raymill.reading import read_json
 from raymill.report.page import Card, Column, Curve, Tile, by_source, sample_files, sheet
 

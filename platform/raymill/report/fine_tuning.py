@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from raymill.config.schema import TrainJob
 from raymill.data.chat.questions import read_questions
-from raymill.data.manifest import Prepared
-from raymill.data.split import TRAIN
+from raymill.data.store.manifest import Prepared
+from raymill.data.store.split import TRAIN
 from raymill.evaluate.answers import refuses
 from raymill.evaluate.spelling import spelling_refusal_f1
 from raymill.reading import read_json
 from raymill.report.page import Card, Column, Tile, by_source, sample_files, sheet
+from raymill.schema.jobs import TrainJob
 
 SHOWN = 12  # answers on the page
 SPELLING = "yardstick/spelling_refusal_f1"

@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from raymill.data.manifest import Prepared
+from raymill.data.store.manifest import Prepared
 from raymill.engine.source_names import source_names
 from raymill.reading import entries, read_bytes, read_text
 from raymill.redaction import job_command, with_more

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from raymill.data.manifest import Prepared
+from raymill.data.store.manifest import Prepared
 from raymill.engine.source_names import source_names
 from raymill.errors import DataError
 from raymill.evaluate.baselines import Baselines, baselines

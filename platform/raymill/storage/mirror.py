@@ -10,11 +10,11 @@ from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TypeVar
 
-from raymill.config.storage import StorageConfig
 from raymill.durable import sha256_file, write_atomic
 from raymill.errors import StorageError
 from raymill.progress_line import ProgressLine
 from raymill.reading import MISSING, files_below, is_file, read_bytes, status
+from raymill.schema.storage import StorageConfig
 from raymill.storage.bucket import Bucket
 
 T = TypeVar("T")

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from raymill.data.chat.folder import own_template
-from raymill.data.chat.template import ChatTemplate
-from raymill.data.chat.tokenizer import has_template
-from raymill.data.tokenizer import read_settings, special_token_variables
+from raymill.data.messages.folder import own_template
+from raymill.data.messages.template import ChatTemplate
+from raymill.data.messages.tokenizer import has_template
+from raymill.data.text.tokenizer import read_settings, special_token_variables
 from raymill.model.shape import positions_of, read_config
 from raymill.reading import entries, is_file, read_bytes, retried
 

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from raymill.engine.journal import attempts_in
+from raymill.engine.event_log import attempts_in
 from raymill.reading import MISSING, retried, status
 
 _LONGEST_LINE = 2**20  # bytes

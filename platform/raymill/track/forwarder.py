@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymill.durable import write_atomic
-from raymill.engine.assignment import Assignment
+from raymill.engine.resolved_run import Assignment
 from raymill.reading import read_json, status
 from raymill.track.follow import Follower
 from raymill.track.server import experiment_id
@@ -99,7 +99,7 @@ class Forwarder:
         """Parameters and dataset inputs, once a run."""
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
-        from raymill.data.manifest import load_prepared
+        from raymill.data.store.manifest import load_prepared
 
         assert self.run_id is not None
         parameters = [

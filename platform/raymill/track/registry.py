@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from raymill.checkpoint.retention import REGISTERED_NAME
-from raymill.config.schema import TrackingConfig
-from raymill.config.storage import is_uri, store_problems
 from raymill.durable import write_atomic
 from raymill.errors import ConfigError, StorageError, TrackingError
 from raymill.reading import is_file, is_folder, read_json, user_path
 from raymill.redaction import job_command
+from raymill.schema.jobs import TrackingConfig
+from raymill.schema.storage import is_uri, store_problems
 from raymill.storage.bucket import Bucket
 from raymill.storage.mirror import Mirror
 from raymill.track.flavor import describe, kind_of
@@ -169,7 +169,7 @@ def _lineage_tags(forwarder: Forwarder, found: Found, figures: dict[str, Any]) -
         "raymill.code_commit": manifest.code_commit or "",
         "raymill.parent": manifest.parent or "",
         "raymill.parent_digest": manifest.parent_digest or "",
-        "raymill.reward": assignment.reward or "",
+        "raymill.rl.reward": assignment.reward or "",
         "raymill.reward_digest": manifest.model_digests.get("reward.model", ""),
         **{
             f"raymill.{name.rpartition('/')[2]}": str(figures[name])

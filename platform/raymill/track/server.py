@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raymill.config.schema import TrackingConfig
-from raymill.config.storage import sqlite_address
 from raymill.errors import TrackingError
 from raymill.redaction import redacted, redacted_value, secrets_of
+from raymill.schema.jobs import TrackingConfig
+from raymill.schema.storage import sqlite_address
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raymill.engine.assignment import Assignment
+from raymill.engine.resolved_run import Assignment
 from raymill.errors import TrackingError
 from raymill.redaction import redacted_value
 from raymill.track.follow import Follower

@@ -19,13 +19,13 @@ from tokenizers import Tokenizer
 from data.chat_factory import write_jsonl, write_parent
 from data.preparing import find_prepared, prepare
 from raymill.config import load
-from raymill.config.schema import ChatPrepareJob
 from raymill.data.chat.questions import read_questions
 from raymill.data.chat.report import preview
-from raymill.data.chat.tokenizer import ChatTokenizer, chat_tokenizer
-from raymill.data.manifest import Prepared, load_prepared
-from raymill.data.shards import row_groups
+from raymill.data.messages.tokenizer import ChatTokenizer, chat_tokenizer
+from raymill.data.store.manifest import Prepared, load_prepared
+from raymill.data.store.shards import row_groups
 from raymill.errors import ConfigError, DataError
+from raymill.schema.jobs import ChatPrepareJob
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

@@ -11,8 +11,13 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from data.chat.tokenizer_factory import merging
-from raymill.config.schema import (
+from data.messages.tokenizer_factory import merging
+from raymill.data.messages.tokenizer import ChatTokenizer
+from raymill.data.preference.prepare import preparation
+from raymill.data.store.manifest import TOKENIZER_FOLDER, Prepared, load_prepared, write_manifest
+from raymill.data.store.shards import read_row_group
+from raymill.data.text.unit import UnitResult, run_unit
+from raymill.schema.jobs import (
     ClusterConfig,
     PreferenceConfig,
     PreferencePrepareJob,
@@ -20,11 +25,6 @@ from raymill.config.schema import (
     TrackingConfig,
     ValidationConfig,
 )
-from raymill.data.chat.tokenizer import ChatTokenizer
-from raymill.data.manifest import TOKENIZER_FOLDER, Prepared, load_prepared, write_manifest
-from raymill.data.preference.prepare import preparation
-from raymill.data.shards import read_row_group
-from raymill.data.unit import UnitResult, run_unit
 
 
 def write_tokenizer(folder: Path) -> Path:

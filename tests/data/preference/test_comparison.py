@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from raymill.data.chat.conversation import Problem
+from raymill.data.messages.conversation import Problem
 from raymill.data.preference.comparison import CAUSES, Comparison, Pair, read_comparison
 from raymill.errors import DataError
 

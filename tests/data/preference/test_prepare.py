@@ -17,7 +17,7 @@ from data.preference.preference_factory import (
     write_tokenizer,
 )
 from data.preparing import describe, find_prepared, prepare
-from raymill.data.chat.tokenizer import chat_tokenizer
+from raymill.data.messages.tokenizer import chat_tokenizer
 from raymill.data.preference.prepare import preference_folder
 from raymill.data.preference.report import preview
 from raymill.errors import DataError

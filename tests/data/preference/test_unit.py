@@ -24,10 +24,10 @@ from data.preference.preference_factory import (
     words,
     write_tokenizer,
 )
-from raymill.data.chat.tokenizer import ChatTokenizer, chat_tokenizer
-from raymill.data.manifest import Prepared
-from raymill.data.messages_report import unused_keys
-from raymill.data.split import is_held_out
+from raymill.data.messages.report import unused_keys
+from raymill.data.messages.tokenizer import ChatTokenizer, chat_tokenizer
+from raymill.data.store.manifest import Prepared
+from raymill.data.store.split import is_held_out
 from raymill.errors import DataError
 
 

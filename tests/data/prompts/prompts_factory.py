@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from raymill.config import load
-from raymill.config.schema import PromptsPrepareJob
-from raymill.data.manifest import Prepared
-from raymill.data.rows import Rows
-from raymill.data.shards import row_groups
-from raymill.data.sources import Unit
-from raymill.data.tasks import do_unit
-from raymill.data.unit import UnitResult, UnitSettings
+from raymill.data.store.manifest import Prepared
+from raymill.data.store.rows import Rows
+from raymill.data.store.shards import row_groups
+from raymill.data.text.sources import Unit
+from raymill.data.text.tasks import do_unit
+from raymill.data.text.unit import UnitResult, UnitSettings
+from raymill.schema.jobs import PromptsPrepareJob
 
 
 def job(root: Path, parent: Path, *overrides: str) -> PromptsPrepareJob:

@@ -20,15 +20,15 @@ from rich.console import Console
 from data.chat_factory import write_jsonl
 from data.preparing import describe, find_prepared, prepare
 from data.prompts.prompts_factory import job, one_after_the_other, stored_rows
-from raymill.data import messages_preparation
-from raymill.data.chat.folder import load_chat_encoder
-from raymill.data.chat.tokenizer import ChatTokenizer, chat_tokenizer
-from raymill.data.manifest import Prepared, PromptsFacts, load_prepared
-from raymill.data.prompts.book import PromptRecord, read_book
+from raymill.data.messages import prepare as messages_preparation
+from raymill.data.messages.folder import load_chat_encoder
+from raymill.data.messages.tokenizer import ChatTokenizer, chat_tokenizer
+from raymill.data.prompts.metadata import PromptRecord, read_book
 from raymill.data.prompts.prepare import prompts_folder
 from raymill.data.prompts.report import preview
-from raymill.data.split import is_held_out
-from raymill.data.validation import ValidationSet
+from raymill.data.store.manifest import Prepared, PromptsFacts, load_prepared
+from raymill.data.store.split import is_held_out
+from raymill.data.store.validation import ValidationSet
 from raymill.errors import DataError
 
 SYSTEM = {"role": "system", "content": "Be short."}

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from raymill.data.prompts.prompt import CAUSES, EXTRA_BYTES, Problem, Prompt, read_prompt
 from raymill.data.prompts.records import PromptsReading
-from raymill.data.records import Bad
-from raymill.data.sources import Piece
+from raymill.data.text.records import Bad
+from raymill.data.text.sources import Piece
 
 SYSTEM = {"role": "system", "content": "Be short."}
 USER = {"role": "user", "content": "Why?"}

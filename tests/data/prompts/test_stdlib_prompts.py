@@ -11,15 +11,15 @@ import pytest
 from data.prepared_factory import _write_tokenizer
 from data.preparing import describe, find_prepared, prepare
 from data.prompts.prompts_factory import job, one_after_the_other, stored_rows
-from raymill.data import messages_preparation
-from raymill.data.chat import stdlib
-from raymill.data.chat.conversation import Conversation
 from raymill.data.chat.records import ChatReading
-from raymill.data.chat.tokenizer import chat_tokenizer
-from raymill.data.messages_preparation import embedded_unit
-from raymill.data.prompts.book import read_book
+from raymill.data.demo import stdlib_conversations as stdlib
+from raymill.data.messages import prepare as messages_preparation
+from raymill.data.messages.conversation import Conversation
+from raymill.data.messages.prepare import embedded_unit
+from raymill.data.messages.tokenizer import chat_tokenizer
+from raymill.data.prompts.metadata import read_book
 from raymill.data.prompts.records import PlacedPrompt, PromptsReading
-from raymill.data.records import Bad
+from raymill.data.text.records import Bad
 
 FRACTION, SEED = 0.04, 1234
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from raymill.data.order import Ints, shuffled
+from raymill.data.store.order import Ints, shuffled
 
 
 def pack(

@@ -12,16 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from raymill.config.schema import ChatConfig, ChatPrepareJob
 from raymill.data.chat.pack import efficiency
 from raymill.data.chat.questions import QUESTIONS_NAME, lowest, read_questions, write_questions
 from raymill.data.chat.records import ChatReading
 from raymill.data.chat.report import summarise
 from raymill.data.chat.statistics import Statistics
-from raymill.data.chat.tokenizer import ChatTokenizer
 from raymill.data.chat.unit import ChatSettings, unit_questions_path
-from raymill.data.manifest import ChatFacts, Manifest
-from raymill.data.messages_preparation import (
+from raymill.data.messages.prepare import (
     Preparation,
     embedded_unit,
     judged_manifest,
@@ -30,10 +27,13 @@ from raymill.data.messages_preparation import (
     repeated,
     shaping_messages,
 )
-from raymill.data.messages_report import unused_keys
-from raymill.data.sources import Unit
-from raymill.data.unit import UnitResult
+from raymill.data.messages.report import unused_keys
+from raymill.data.messages.tokenizer import ChatTokenizer
+from raymill.data.store.manifest import ChatFacts, Manifest
+from raymill.data.text.sources import Unit
+from raymill.data.text.unit import UnitResult
 from raymill.durable import sha256_file
+from raymill.schema.jobs import ChatConfig, ChatPrepareJob
 
 
 def chat_folder(

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from raymill.data.chat.conversation import Conversation
-from raymill.data.chat.encode import EncodedChat
-from raymill.data.split import TRAIN, VALIDATION, unit_hash
+from raymill.data.messages.conversation import Conversation
+from raymill.data.messages.encode import EncodedChat
+from raymill.data.store.split import TRAIN, VALIDATION, unit_hash
 from raymill.durable import canonical_json, write_atomic
 from raymill.errors import DataError
 from raymill.reading import MISSING, read_text

@@ -9,9 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from raymill.data.chat.conversation import Conversation, Problem, read_conversation
-from raymill.data.chat.formats import BESIDE, COLUMNS
-from raymill.data.messages_records import (
+from raymill.data.messages.conversation import Conversation, Problem, read_conversation
+from raymill.data.messages.formats import BESIDE, COLUMNS
+from raymill.data.messages.records import (
     known_columns,
     message_side,
     place_of_record,
@@ -19,9 +19,9 @@ from raymill.data.messages_records import (
     read_told,
     without_group,
 )
-from raymill.data.records import Bad
-from raymill.data.sources import EMBEDDED, Piece
-from raymill.data.split import TRAIN, VALIDATION
+from raymill.data.store.split import TRAIN, VALIDATION
+from raymill.data.text.records import Bad
+from raymill.data.text.sources import EMBEDDED, Piece
 from raymill.durable import canonical_json
 
 

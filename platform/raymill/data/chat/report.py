@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from raymill.data.chat.statistics import Statistics
-from raymill.data.manifest import Prepared
-from raymill.data.messages_report import (
+from raymill.data.messages.report import (
     colored,
     prepared_tokenizer,
     say_figures,
     say_legend,
     training_rows,
 )
-from raymill.data.unit import UnitResult
+from raymill.data.store.manifest import Prepared
+from raymill.data.text.unit import UnitResult
 
 
 def summarise(prepared: Prepared, results: Sequence[UnitResult], seconds: float) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from raymill.data.chat.conversation import Conversation
-from raymill.data.sums import Sums, histogram, length_class
+from raymill.data.messages.conversation import Conversation
+from raymill.data.text.counters import Sums, histogram, length_class
 
 
 @dataclass

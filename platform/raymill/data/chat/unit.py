@@ -14,26 +14,26 @@ from typing import Literal
 
 import numpy as np
 
-from raymill.data.chat.conversation import Conversation, Problem
-from raymill.data.chat.encode import EncodedChat
 from raymill.data.chat.pack import pack
 from raymill.data.chat.questions import Question, lowest, question_of, write_questions
 from raymill.data.chat.records import ChatReading, ChatRecord
 from raymill.data.chat.rows import Weighed, row_groups
 from raymill.data.chat.statistics import Statistics
-from raymill.data.chat.thinking import Thinking
-from raymill.data.manifest import Shard
-from raymill.data.messages_unit import (
+from raymill.data.messages.conversation import Conversation, Problem
+from raymill.data.messages.encode import EncodedChat
+from raymill.data.messages.thinking import Thinking
+from raymill.data.messages.unit import (
     BATCH,
     Intake,
     MessagesSettings,
     text_digest,
     unit_encoder,
 )
-from raymill.data.records import Bad
-from raymill.data.sources import Unit
-from raymill.data.split import TRAIN
-from raymill.data.unit import UNITS_FOLDER, UnitResult
+from raymill.data.store.manifest import Shard
+from raymill.data.store.split import TRAIN
+from raymill.data.text.records import Bad
+from raymill.data.text.sources import Unit
+from raymill.data.text.unit import UNITS_FOLDER, UnitResult
 
 
 @dataclass(frozen=True, kw_only=True)

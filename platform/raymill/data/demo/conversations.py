@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from raymill.data.chat.stdlib import Entry
 from raymill.data.demo.exercises import KINDS, Exercise, exercises
 from raymill.data.demo.names import name_questions
-from raymill.data.split import unit_hash
+from raymill.data.demo.stdlib_conversations import Entry
+from raymill.data.store.split import unit_hash
 
 TRAINING = dict.fromkeys(KINDS, 500) | {"default": 800, "larger": 900, "beyond": 250}
 HELD_OUT = 250

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice
 
-from raymill.data import stdlib_corpus
+from raymill.data.demo import stdlib_corpus
 from raymill.data.demo.exercises import (
     argument_names,
     copy_note,
@@ -19,7 +19,7 @@ from raymill.data.demo.exercises import (
     words,
 )
 from raymill.data.demo.names import drill, index, indexed
-from raymill.data.split import unit_hash
+from raymill.data.store.split import unit_hash
 
 FOLDER = "notes"
 LIBRARY = "library"

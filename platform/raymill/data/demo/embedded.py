@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from raymill.data.chat import stdlib
-from raymill.data.chat.stdlib import Entry
 from raymill.data.demo import conversations as demo
+from raymill.data.demo import stdlib_conversations as stdlib
+from raymill.data.demo.stdlib_conversations import Entry
 
 
 def entries(source: str, fraction: float, seed: int) -> Sequence[Entry]:

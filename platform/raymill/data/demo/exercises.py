@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from raymill.data.chat.stdlib_facts import facts
-from raymill.data.split import is_held_out
+from raymill.data.demo.stdlib_facts import facts
+from raymill.data.store.split import is_held_out
 
 BEYOND = "beyond"  # the kind that is to be declined
 ORDINALS = ("first", "second", "third", "fourth", "fifth")

@@ -13,12 +13,12 @@ import random
 from dataclasses import dataclass
 from functools import lru_cache
 
-from raymill.data.chat import stdlib_phrases as phrases
-from raymill.data.chat.stdlib import split
-from raymill.data.chat.stdlib_facts import Fact
-from raymill.data.chat.stdlib_phrases import Chooser
-from raymill.data.chat.stdlib_unknown import made_up_names
-from raymill.data.split import is_held_out
+from raymill.data.demo import stdlib_phrases as phrases
+from raymill.data.demo.stdlib_conversations import split
+from raymill.data.demo.stdlib_facts import Fact
+from raymill.data.demo.stdlib_phrases import Chooser
+from raymill.data.demo.stdlib_unknown import made_up_names
+from raymill.data.store.split import is_held_out
 
 MADE_UP = 0.36  # made-up names per real name that are asked about
 INDEXED = 7.0  # made-up names per real name that the index has

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from raymill.data.chat import problems
-from raymill.data.chat.conversation import Conversation, read_conversation
-from raymill.data.chat.formats import BESIDE, beside
-from raymill.data.chat.keys import COLUMN, UnusedKeys, refuse_altering
-from raymill.data.chat.message_list import kind_of
-from raymill.data.chat.problems import Problem, Refused
+from raymill.data.messages import problems
+from raymill.data.messages.conversation import Conversation, read_conversation
+from raymill.data.messages.formats import BESIDE, beside
+from raymill.data.messages.keys import COLUMN, UnusedKeys, refuse_altering
+from raymill.data.messages.message_list import kind_of
+from raymill.data.messages.problems import Problem, Refused
 from raymill.data.preference.formats import FORMATS, Stated, detect_format, stated
 from raymill.durable import canonical_json
 from raymill.errors import DataError

@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raymill.data.chat.formats import asked_text, found_columns
-from raymill.data.chat.keys import THINKING
-from raymill.data.chat.message_list import (
+from raymill.data.messages.formats import asked_text, found_columns
+from raymill.data.messages.keys import THINKING
+from raymill.data.messages.message_list import (
     Message,
     as_messages,
     asked_messages,
@@ -26,7 +26,7 @@ from raymill.data.chat.message_list import (
     kind_of,
     with_system,
 )
-from raymill.data.chat.problems import Refused
+from raymill.data.messages.problems import Refused
 
 # Columns of the better and the worse answer.
 ANSWERS = (

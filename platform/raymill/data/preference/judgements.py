@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raymill.data.order import Ints
 from raymill.data.preference.agreement import nominal_alpha
+from raymill.data.store.order import Ints
 
 # `pair`, `prompt`, `annotator`: hashes, of two answers in either order, of their prompt, and of who judged
 # (0: nobody knows). `value`: which answer is better, 0 the one whose hash is lower, 1 the other; TIE.

@@ -9,17 +9,15 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from raymill.config.schema import PreferenceConfig, PreferencePrepareJob
-from raymill.data.chat.tokenizer import ChatTokenizer
-from raymill.data.manifest import Manifest, PreferenceFacts
-from raymill.data.messages_preparation import (
+from raymill.data.messages.prepare import (
     Preparation,
     judged_manifest,
     messages_folder,
     plan_message_units,
     shaping_messages,
 )
-from raymill.data.messages_report import unused_keys
+from raymill.data.messages.report import unused_keys
+from raymill.data.messages.tokenizer import ChatTokenizer
 from raymill.data.preference.judgements import (
     agreement,
     from_texts,
@@ -30,7 +28,9 @@ from raymill.data.preference.records import PreferenceReading
 from raymill.data.preference.report import summarise
 from raymill.data.preference.statistics import Statistics
 from raymill.data.preference.unit import PreferenceSettings
-from raymill.data.unit import UnitResult
+from raymill.data.store.manifest import Manifest, PreferenceFacts
+from raymill.data.text.unit import UnitResult
+from raymill.schema.jobs import PreferenceConfig, PreferencePrepareJob
 
 
 def preference_folder(

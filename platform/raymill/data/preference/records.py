@@ -9,20 +9,20 @@ from typing import Any
 
 import pyarrow as pa
 
-from raymill.data.chat.formats import BESIDE
-from raymill.data.chat.problems import Problem
-from raymill.data.messages_records import (
+from raymill.data.messages.formats import BESIDE
+from raymill.data.messages.problems import Problem
+from raymill.data.messages.records import (
     known_columns,
     message_side,
     plain_record,
     read_told,
     without_group,
 )
-from raymill.data.places import place_of
 from raymill.data.preference.comparison import Comparison, read_comparison
 from raymill.data.preference.formats import ASKED, COLUMNS
-from raymill.data.records import Bad
-from raymill.data.sources import Piece
+from raymill.data.text.places import place_of
+from raymill.data.text.records import Bad
+from raymill.data.text.sources import Piece
 
 _OTHER_COLUMNS = (*ASKED, *BESIDE, "margin", "tie", "annotator")
 

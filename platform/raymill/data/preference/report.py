@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from raymill.data.manifest import Prepared
-from raymill.data.messages_report import (
+from raymill.data.messages.report import (
     Segment,
     colored,
     prepared_tokenizer,
@@ -17,7 +16,8 @@ from raymill.data.messages_report import (
     training_rows,
 )
 from raymill.data.preference.statistics import summary_lines
-from raymill.data.unit import UnitResult
+from raymill.data.store.manifest import Prepared
+from raymill.data.text.unit import UnitResult
 
 
 def summarise(prepared: Prepared, results: Sequence[UnitResult], seconds: float) -> None:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from raymill.data.chat.encode import EncodedChat
-from raymill.data.pack import RowGroup
+from raymill.data.messages.encode import EncodedChat
+from raymill.data.store.pack import RowGroup
 
 
 @dataclass(frozen=True)

@@ -13,26 +13,26 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from raymill.data.chat.encode import EncodedChat
-from raymill.data.chat.problems import Problem
-from raymill.data.chat.thinking import Thinking
-from raymill.data.manifest import Shard
-from raymill.data.messages_unit import (
+from raymill.data.messages.encode import EncodedChat
+from raymill.data.messages.problems import Problem
+from raymill.data.messages.thinking import Thinking
+from raymill.data.messages.unit import (
     BATCH,
     Intake,
     MessagesSettings,
     record_number,
     unit_encoder,
 )
-from raymill.data.order import shuffled
 from raymill.data.preference.judgements import hash64, judgement, to_text
 from raymill.data.preference.records import PreferenceReading, PreferenceRecord
 from raymill.data.preference.rows import Side, SidePair, row_groups
 from raymill.data.preference.statistics import Statistics
-from raymill.data.records import Bad
-from raymill.data.sources import Unit
-from raymill.data.split import TRAIN, VALIDATION
-from raymill.data.unit import UnitResult
+from raymill.data.store.manifest import Shard
+from raymill.data.store.order import shuffled
+from raymill.data.store.split import TRAIN, VALIDATION
+from raymill.data.text.records import Bad
+from raymill.data.text.sources import Unit
+from raymill.data.text.unit import UnitResult
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from raymill.config.schema import PromptsConfig, PromptsPrepareJob
-from raymill.data.chat.tokenizer import ChatTokenizer
-from raymill.data.manifest import Manifest, PromptsFacts
-from raymill.data.messages_preparation import (
+from raymill.data.messages.prepare import (
     Preparation,
     embedded_unit,
     judged_manifest,
@@ -22,14 +19,17 @@ from raymill.data.messages_preparation import (
     repeated,
     shaping_messages,
 )
-from raymill.data.messages_report import unused_keys
-from raymill.data.prompts.book import BOOK_NAME, merge_books
+from raymill.data.messages.report import unused_keys
+from raymill.data.messages.tokenizer import ChatTokenizer
+from raymill.data.prompts.metadata import BOOK_NAME, merge_books
 from raymill.data.prompts.records import PromptsReading
 from raymill.data.prompts.report import summarise
 from raymill.data.prompts.statistics import Statistics
 from raymill.data.prompts.unit import PromptsSettings, unit_book_path
-from raymill.data.sources import Unit
-from raymill.data.unit import UnitResult
+from raymill.data.store.manifest import Manifest, PromptsFacts
+from raymill.data.text.sources import Unit
+from raymill.data.text.unit import UnitResult
+from raymill.schema.jobs import PromptsConfig, PromptsPrepareJob
 
 
 def prompts_folder(

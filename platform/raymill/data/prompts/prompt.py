@@ -19,16 +19,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from raymill.data.chat import problems
-from raymill.data.chat.conversation import (
+from raymill.data.messages import problems
+from raymill.data.messages.conversation import (
     check_json,
     check_text,
     checked_messages,
     checked_tools,
 )
-from raymill.data.chat.formats import asked_text
-from raymill.data.chat.keys import UnusedKeys, refuse_altering
-from raymill.data.chat.message_list import (
+from raymill.data.messages.formats import asked_text
+from raymill.data.messages.keys import UnusedKeys, refuse_altering
+from raymill.data.messages.message_list import (
     SYSTEM_COLUMNS,
     Message,
     as_messages,
@@ -37,8 +37,8 @@ from raymill.data.chat.message_list import (
     kind_of,
     with_system,
 )
-from raymill.data.chat.padding import as_defined
-from raymill.data.chat.problems import Problem, Refused
+from raymill.data.messages.padding import as_defined
+from raymill.data.messages.problems import Problem, Refused
 from raymill.durable import canonical_json
 
 __all__ = ["CAUSES", "COLUMNS", "Problem", "Prompt", "read_prompt"]

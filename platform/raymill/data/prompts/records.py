@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from raymill.data.messages_records import (
+from raymill.data.messages.records import (
     known_columns,
     message_side,
     place_of_record,
@@ -17,9 +17,9 @@ from raymill.data.messages_records import (
     read_told,
 )
 from raymill.data.prompts.prompt import COLUMNS, OTHER_COLUMNS, Problem, Prompt, read_prompt
-from raymill.data.records import Bad
-from raymill.data.sources import EMBEDDED, Piece
-from raymill.data.split import TRAIN, VALIDATION
+from raymill.data.store.split import TRAIN, VALIDATION
+from raymill.data.text.records import Bad
+from raymill.data.text.sources import EMBEDDED, Piece
 from raymill.durable import canonical_json
 
 NO_VERIFIER = "none"

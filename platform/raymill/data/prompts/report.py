@@ -8,12 +8,12 @@ from itertools import islice
 from rich.console import Console
 from rich.text import Text
 
-from raymill.data.manifest import Prepared
-from raymill.data.messages_report import SPECIAL, colored, prepared_tokenizer, say_figures
-from raymill.data.prompts.book import PromptRecord, book_prompts
+from raymill.data.messages.report import SPECIAL, colored, prepared_tokenizer, say_figures
+from raymill.data.prompts.metadata import PromptRecord, book_prompts
 from raymill.data.prompts.statistics import Statistics
-from raymill.data.shards import row_groups
-from raymill.data.unit import UnitResult
+from raymill.data.store.manifest import Prepared
+from raymill.data.store.shards import row_groups
+from raymill.data.text.unit import UnitResult
 
 
 def summarise(prepared: Prepared, results: Sequence[UnitResult], seconds: float) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from raymill.data.pack import RowGroup
+from raymill.data.store.pack import RowGroup
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from raymill.data.prompts.prompt import Prompt
-from raymill.data.sums import Sums, histogram, length_class
+from raymill.data.text.counters import Sums, histogram, length_class
 
 
 @dataclass

@@ -11,25 +11,25 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from raymill.data.chat.problems import Problem
-from raymill.data.manifest import Shard
-from raymill.data.messages_unit import (
+from raymill.data.messages.problems import Problem
+from raymill.data.messages.unit import (
     Intake,
     MessagesSettings,
     record_number,
     text_digest,
     unit_encoder,
 )
-from raymill.data.order import shuffled
-from raymill.data.prompts.book import PromptRecord, write_book
+from raymill.data.prompts.metadata import PromptRecord, write_book
 from raymill.data.prompts.prompt import Prompt
 from raymill.data.prompts.records import PlacedPrompt, PromptsReading
 from raymill.data.prompts.rows import EncodedPrompt, row_groups
 from raymill.data.prompts.statistics import Statistics
-from raymill.data.records import Bad
-from raymill.data.sources import Unit
-from raymill.data.split import TRAIN, VALIDATION
-from raymill.data.unit import UNITS_FOLDER, UnitResult
+from raymill.data.store.manifest import Shard
+from raymill.data.store.order import shuffled
+from raymill.data.store.split import TRAIN, VALIDATION
+from raymill.data.text.records import Bad
+from raymill.data.text.sources import Unit
+from raymill.data.text.unit import UNITS_FOLDER, UnitResult
 from raymill.errors import DataError
 
 

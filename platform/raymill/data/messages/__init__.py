@@ -1,0 +1,1 @@
+"""Conversations: reading, templates, encoding, and the preparation of everything made of messages."""

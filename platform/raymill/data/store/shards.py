@@ -1,0 +1,363 @@
+"""Tokenized shards on disk: Parquet that proves, at every read, that it is what was written.
+
+Three nets, since a flipped byte in a Parquet file otherwise reads as valid data: page checksums
+(written and verified); a digest of each row group's contents, kept in the footer, because page
+checksums don't cover page headers; and the footer's own sha256, kept in the manifest. None needs a
+read of the whole shard.
+
+Legend: T sequence length, R rows of a row group.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import threading
+import uuid
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from raymill.causes import first_line
+from raymill.data.store.manifest import AGAIN, Shard
+from raymill.data.store.pack import RowGroup
+from raymill.data.store.rows import ROW_COLUMNS, TOKEN_COLUMNS, Rows
+from raymill.durable import fsync_path, sha256_file
+from raymill.errors import DataError
+from raymill.reading import MISSING, opened, retried
+
+READ_BYTES = 1 << 20
+DIGESTS_KEY = (
+    b"raymill.row_group_digests"  # footer metadata: DIGEST_HEX characters for each row group
+)
+LENGTH_KEY = b"raymill.sequence_length"
+DIGEST_HEX = 16
+OPEN_FOOTERS = 512  # parsed footers kept a process
+
+
+@dataclass(frozen=True)
+class Footer:
+    """What a shard's verified footer says."""
+
+    parquet: pq.FileMetaData
+    digests: str
+    sequence_length: int
+
+
+_footers: OrderedDict[tuple[str, str], Footer] = OrderedDict()
+_footers_lock = threading.Lock()
+
+
+def schema(dtype: str, kind: str) -> pa.Schema:
+    """The only schema a shard of this kind may have; no extension types, no nulls."""
+
+    def by_token(of: str) -> pa.DataType:
+        return pa.list_(pa.field("element", pa.from_numpy_dtype(np.dtype(of)), nullable=False))
+
+    columns = {"tokens": dtype, **TOKEN_COLUMNS[kind]}
+    return pa.schema(
+        [
+            *(pa.field(name, by_token(of), nullable=False) for name, of in columns.items()),
+            *(
+                pa.field(name, pa.from_numpy_dtype(np.dtype(of)), nullable=False)
+                for name, of in _by_row(kind).items()
+            ),
+        ]
+    )
+
+
+def _by_row(kind: str) -> dict[str, str]:
+    return {"bytes": "int32", **ROW_COLUMNS[kind]}
+
+
+class ShardWriter:
+    """Writes one shard under a temporary name, row group by row group; `finish` makes it real.
+
+    Leaving the `with` block without `finish` removes what was written.
+    """
+
+    def __init__(
+        self, folder: Path, path: str, *, dtype: str, sequence_length: int, kind: str = "text"
+    ) -> None:
+        self._folder = folder
+        self._path = path
+        self._length = sequence_length
+        self._schema = schema(dtype, kind)
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self._temporary = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex}")
+        # The high bytes of ids are nearly constant: split into byte planes they compress to 1.4
+        # bytes a token at vocabulary 4096, where plain pages need 1.8, and decode faster.
+        self._writer = pq.ParquetWriter(
+            self._temporary,
+            self._schema,
+            compression="zstd",
+            use_dictionary=False,
+            column_encoding={
+                **dict.fromkeys(_by_row(kind), "PLAIN"),
+                "tokens.list.element": "BYTE_STREAM_SPLIT",
+                **{f"{name}.list.element": "PLAIN" for name in TOKEN_COLUMNS[kind]},
+            },
+            write_statistics=False,
+            write_page_checksum=True,
+            store_schema=False,
+        )
+        self._digests: list[str] = []
+        self._rows = self._predicted = self._bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._writer.is_open:
+            self._writer.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def write(self, group: RowGroup) -> None:
+        """Append one row group."""
+        offsets = np.zeros(len(group.length) + 1, dtype=np.int32)
+        np.cumsum(group.length, out=offsets[1:])
+        lists = [
+            pa.ListArray.from_arrays(
+                pa.array(offsets), pa.array(values), type=self._schema.field(name).type
+            )
+            for name, values in {"tokens": group.tokens, **group.by_token}.items()
+        ]
+        rows = [pa.array(values) for values in (group.bytes, *group.by_row.values())]
+        batch = pa.record_batch([*lists, *rows], schema=self._schema)
+        self._writer.write_batch(batch, row_group_size=len(group.length))
+        self._digests.append(_group_digest(group))
+        self._rows += len(group.length)
+        self._predicted += int(group.length.sum()) - len(group.length)
+        self._bytes += int(group.bytes.sum())
+
+    def finish(self) -> Shard:
+        """Close, fsync and rename; returns the shard's entry for the manifest."""
+        self._writer.add_key_value_metadata(
+            {DIGESTS_KEY: "".join(self._digests), LENGTH_KEY: str(self._length)}
+        )
+        self._writer.close()
+        target = self._folder / self._path
+        with self._temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        shard = Shard(
+            path=self._path,
+            rows=self._rows,
+            row_groups=len(self._digests),
+            tokens=self._predicted + 1,
+            predicted_tokens=self._predicted,
+            bytes=self._bytes,
+            file_bytes=self._temporary.stat().st_size,
+            sha256=sha256_file(self._temporary),
+            footer_sha256=hashlib.sha256(read_footer(self._temporary)).hexdigest(),
+        )
+        self._temporary.replace(target)
+        fsync_path(target.parent)
+        return shard
+
+
+def read_row_group(path: Path, shard: Shard, group: int, dtype: str, kind: str = "text") -> Rows:
+    """Read and verify one row group; its tokens are of `dtype`.
+
+    Raises:
+        DataError: names the file and the row group, and says what doesn't match.
+        StorageError: they can't be read, which says nothing about them.
+    """
+    if not 0 <= group < shard.row_groups:
+        raise DataError(
+            f"{path} has row groups 0 to {shard.row_groups - 1}; {group} was asked for."
+        )
+    try:
+        footer = _footer(path, shard, dtype, kind)
+        table = retried(path, partial(_read_table, path, footer, group), parses=True)
+        stored = _to_numpy(table, dtype, kind)
+    except MISSING:
+        raise DataError(
+            f"{path} is missing; restore it, or delete manifest.json and {AGAIN}."
+        ) from None
+    # The OSErrors that are left are Arrow's, about bytes that it has read.
+    except (OSError, pa.ArrowException, ValueError, KeyError) as error:
+        raise DataError(_damaged(path, group, first_line(error))) from error
+    expected = footer.digests[group * DIGEST_HEX : (group + 1) * DIGEST_HEX]
+    found = _group_digest(stored)
+    if found != expected:
+        raise DataError(
+            _damaged(path, group, f"its contents have digest {found}, expected {expected}")
+        )
+    width = footer.sequence_length + 1
+    by_token = {
+        name: _padded(values, stored.length, width)
+        for name, values in {"tokens": stored.tokens, **stored.by_token}.items()
+    }
+    return Rows(length=stored.length, bytes=stored.bytes, **by_token, **stored.by_row)
+
+
+def _read_table(path: Path, footer: Footer, group: int) -> pa.Table:
+    with pq.ParquetFile(path, metadata=footer.parquet, page_checksum_verification=True) as file:
+        return file.read_row_group(group, use_threads=False)
+
+
+def row_groups(path: Path, shard: Shard, dtype: str, kind: str = "text") -> Iterator[Rows]:
+    """All row groups of a shard in file order."""
+    for group in range(shard.row_groups):
+        yield read_row_group(path, shard, group, dtype, kind)
+
+
+def read_footer(path: Path) -> bytes:
+    """The raw footer of a Parquet file, with length and magic; raises DataError if it has none, and
+    StorageError if it can't be read."""
+    with opened(path) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 8))
+        tail = file.read(8)
+        length = int.from_bytes(tail[:4], "little")
+        if tail[4:] != b"PAR1" or length + 12 > size:
+            raise DataError(f"{path} isn't a Parquet file: its last bytes are {tail!r}.")
+        file.seek(size - 8 - length)
+        return file.read()
+
+
+def parsed_footer(path: Path, footer: bytes) -> pq.FileMetaData:
+    """Return what a raw footer says, once it is known to name no extension type.
+
+    Raises:
+        DataError: it names one.
+        OSError, pa.ArrowException: it isn't one.
+    """
+    refuse_extension_types(path, footer)
+    return pq.read_metadata(pa.BufferReader(footer))
+
+
+def refuse_extension_types(path: Path, footer: bytes) -> None:
+    """Raise DataError if the stored Arrow schema names an extension type.
+
+    Looked for in the raw footer, since opening the file would already run the code that a
+    registered extension type deserialises with (CVE-2026-41486 in Ray Data below 2.55).
+    """
+    position = footer.find(b"ARROW:schema")
+    while position >= 0:
+        start = position + len(b"ARROW:schema")
+        # Thrift compact protocol: field header 0x18 (binary, next field), varint length, then
+        # base64.
+        if footer[start : start + 1] != b"\x18":
+            raise DataError(f"{path} has a footer whose Arrow schema can't be inspected.")
+        start, length, shift = start + 1, 0, 0
+        while start < len(footer):
+            byte = footer[start]
+            length |= (byte & 0x7F) << shift
+            start, shift = start + 1, shift + 7
+            if byte < 0x80:
+                break
+        try:
+            stored = base64.b64decode(footer[start : start + length], validate=True)
+        except ValueError:
+            raise DataError(f"{path} has a footer whose Arrow schema can't be inspected.") from None
+        if b"ARROW:extension" in stored:
+            raise DataError(
+                f"{path} holds an Arrow extension type; Raymill reads plain columns only: "
+                "rewrite the file without it."
+            )
+        position = footer.find(b"ARROW:schema", start + length)
+
+
+def _footer(path: Path, shard: Shard, dtype: str, kind: str) -> Footer:
+    """Parsed footer, verified the first time a process opens the shard."""
+    key = (str(path), shard.footer_sha256)
+    with _footers_lock:
+        if key in _footers:
+            _footers.move_to_end(key)
+            return _footers[key]
+    raw = read_footer(path)
+    found = hashlib.sha256(raw).hexdigest()
+    if found != shard.footer_sha256:
+        raise DataError(
+            f"{path}: its footer has sha256 {found[:12]}, the manifest expects "
+            f"{shard.footer_sha256[:12]}; the shard was damaged or replaced: restore it, or "
+            f"delete manifest.json and {AGAIN}."
+        )
+    metadata = parsed_footer(path, raw)
+    stored = metadata.schema.to_arrow_schema()
+    expected = schema(dtype, kind)
+    if not stored.equals(expected, check_metadata=False):
+        raise DataError(
+            f"{path} has the schema ({_spelled(stored)}), expected ({_spelled(expected)}); it "
+            f"isn't a shard of this manifest: restore it, or delete manifest.json and {AGAIN}."
+        )
+    entries = metadata.metadata or {}
+    footer = Footer(metadata, entries[DIGESTS_KEY].decode("ascii"), int(entries[LENGTH_KEY]))
+    digests = footer.digests
+    if metadata.num_row_groups != shard.row_groups or len(digests) != shard.row_groups * DIGEST_HEX:
+        raise DataError(
+            f"{path} has {metadata.num_row_groups} row groups and {len(digests) // DIGEST_HEX} "
+            f"row group digests, expected {shard.row_groups} of each; restore it, or delete "
+            f"manifest.json and {AGAIN}."
+        )
+    with _footers_lock:
+        _footers[key] = footer
+        while len(_footers) > OPEN_FOOTERS:
+            _footers.popitem(last=False)
+    return footer
+
+
+def _to_numpy(table: pa.Table, dtype: str, kind: str) -> RowGroup:
+    """A table that holds one row group, as it was written."""
+    lengths = []
+    flat: dict[str, NDArray[Any]] = {}
+    for name, of in {"tokens": dtype, **TOKEN_COLUMNS[kind]}.items():
+        column: Any = table.column(name).combine_chunks()
+        offsets = column.offsets.to_numpy()
+        flat[name] = column.values.to_numpy()[offsets[0] : offsets[-1]]
+        lengths.append(np.diff(offsets).astype(np.int32))
+        if column.null_count or flat[name].dtype != np.dtype(of):
+            raise ValueError(f"expected {of} {name} without nulls")
+        if not np.array_equal(lengths[0], lengths[-1]):
+            raise ValueError(f"a row has more {name} than tokens, or fewer")
+    by_row = {name: table.column(name).to_numpy() for name in _by_row(kind)}
+    for name, of in _by_row(kind).items():
+        if by_row[name].dtype != np.dtype(of):
+            raise ValueError(f"expected {of} {name} without nulls")
+    return RowGroup(flat.pop("tokens"), lengths[0], by_row.pop("bytes"), flat, by_row)
+
+
+def _padded(values: NDArray[Any], length: NDArray[np.int32], width: int) -> NDArray[Any]:
+    """[R, width] with 0 past a row's length; a view where all rows are full."""
+    if len(values) == width * len(length):
+        return values.reshape(len(length), width)
+    rows = np.zeros((len(length), width), dtype=values.dtype)
+    rows[np.arange(width) < length[:, None]] = values
+    return rows
+
+
+def _group_digest(group: RowGroup) -> str:
+    digest = hashlib.sha256()
+    others = (*group.by_token.values(), *group.by_row.values())
+    for array in (group.tokens, group.length, group.bytes, *others):
+        little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        digest.update(np.ascontiguousarray(little).data)
+    return digest.hexdigest()[:DIGEST_HEX]
+
+
+def _damaged(path: Path, group: int, reason: str) -> str:
+    return (
+        f"{path}, row group {group} is damaged ({reason}). The bytes on disk aren't those that "
+        f"were written: restore the file, or delete manifest.json and {AGAIN}."
+    )
+
+
+def _spelled(stored: pa.Schema) -> str:
+    return ", ".join(f"{field.name}: {field.type}" for field in stored)

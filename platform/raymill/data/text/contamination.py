@@ -1,0 +1,133 @@
+"""How much of the held-out text also stands in training text: shared token 13-grams.
+
+GPT-3 (Brown et al. 2020, appendix C) counted 13-grams of words. Tokens are used here: they are
+what the model sees, need no text to be kept, and 13 of them are a shorter stretch than 13 words,
+so the measure is the stricter one. N-grams never cross a document's end.
+
+Memory is bounded: only held-out n-grams are kept, as 64-bit hashes; with more than MAX_NGRAMS of
+them a share chosen by hash is looked at. Training text streams past, shard by shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raymill.data.store.manifest import Contamination, Shard, Split
+from raymill.data.store.shards import row_groups
+
+N = 13
+MAX_NGRAMS = 1 << 22
+MIN_MERGE = 1 << 16
+_GOLDEN = 0x9E3779B97F4A7C15
+
+Hashes = NDArray[np.uint64]
+
+
+def sampling_shift(validation: Split) -> int:
+    """Only hashes whose lowest `shift` bits are 0 are looked at; 0 unless much is held out."""
+    return max(0, (validation.tokens - 1).bit_length() - MAX_NGRAMS.bit_length() + 1)
+
+
+def shard_ngrams(
+    folder: Path, shard: Shard, dtype: str, end_of_text_id: int, shift: int
+) -> Iterator[Hashes]:
+    """Hashes of all n-grams of a shard inside documents, row group by row group."""
+    tail = np.zeros(0, dtype=np.int64)
+    for rows in row_groups(folder / shard.path, shard, dtype):
+        inside = np.arange(1, rows.tokens.shape[1]) < rows.length[:, None]
+        # Each row repeats the last token of the row before; the shard's first token is an EOT
+        # anyway.
+        stream = np.concatenate([tail, rows.tokens[:, 1:][inside].astype(np.int64)])
+        yield _sampled(ngram_hashes(stream, end_of_text_id), shift)
+        tail = stream[-(N - 1) :]
+
+
+def ngram_hashes(stream: NDArray[np.int64], end_of_text_id: int) -> Hashes:
+    """One hash for every window of N tokens without an end-of-text token."""
+    count = len(stream) - N + 1
+    if count <= 0:
+        return np.zeros(0, dtype=np.uint64)
+    mixed = _mix(stream.astype(np.uint64))
+    hashes = np.zeros(count, dtype=np.uint64)
+    for offset in range(N):
+        hashes = _mix(hashes ^ mixed[offset : offset + count])
+    ends = np.concatenate([[0], np.cumsum(stream == end_of_text_id)])
+    inside: Hashes = hashes[ends[N:] == ends[:-N]]
+    return inside
+
+
+def merge_counts(
+    parts: Iterable[tuple[Hashes, NDArray[np.int64]]],
+) -> tuple[Hashes, NDArray[np.int64]]:
+    """Sum up (hashes, occurrences) pairs into one sorted pair.
+
+    Parts are gathered until they are as many as what is merged already: sorting everything again for
+    each small part would take quadratic time.
+    """
+    merged = (np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int64))
+    waiting: list[tuple[Hashes, NDArray[np.int64]]] = []
+    for part in parts:
+        waiting.append(part)
+        if sum(len(hashes) for hashes, _ in waiting) > max(len(merged[0]), MIN_MERGE):
+            merged = _summed([merged, *waiting])
+            waiting = []
+    return _summed([merged, *waiting])
+
+
+def _summed(
+    parts: Sequence[tuple[Hashes, NDArray[np.int64]]],
+) -> tuple[Hashes, NDArray[np.int64]]:
+    hashes, index = np.unique(np.concatenate([part for part, _ in parts]), return_inverse=True)
+    counts = np.zeros(len(hashes), dtype=np.int64)
+    np.add.at(counts, index, np.concatenate([count for _, count in parts]))
+    return hashes, counts
+
+
+def count_ngrams(
+    folder: Path, shard: Shard, dtype: str, end_of_text_id: int, shift: int
+) -> tuple[Hashes, NDArray[np.int64]]:
+    """The distinct n-grams of a (held-out) shard and how often each occurs."""
+    parts = shard_ngrams(folder, shard, dtype, end_of_text_id, shift)
+    return merge_counts(np.unique(part, return_counts=True) for part in parts)
+
+
+def occurring(
+    folder: Path, shard: Shard, dtype: str, end_of_text_id: int, shift: int, held_out: Hashes
+) -> NDArray[np.bool_]:
+    """Which of the sorted held-out n-grams occur in a (training) shard."""
+    found = np.zeros(len(held_out), dtype=np.bool_)
+    if not len(held_out):
+        return found
+    for hashes in shard_ngrams(folder, shard, dtype, end_of_text_id, shift):
+        places = np.minimum(np.searchsorted(held_out, hashes), len(held_out) - 1)
+        found[places[held_out[places] == hashes]] = True
+    return found
+
+
+def summary(counts: NDArray[np.int64], found: NDArray[np.bool_], shift: int) -> Contamination:
+    """Shares rounded to six places, since a manifest's digest rests on them."""
+    total = int(counts.sum())
+    return Contamination(
+        n=N,
+        unit="token",
+        share=round(float(counts[found].sum()) / total, 6) if total else 0.0,
+        distinct_share=round(float(found.mean()), 6) if total else 0.0,
+        held_out=total,
+        sampled=2.0**-shift,
+    )
+
+
+def _mix(values: Hashes) -> Hashes:
+    """splitmix64's finaliser (Steele et al. 2014): every input bit reaches every output bit."""
+    values = values + np.uint64(_GOLDEN)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def _sampled(hashes: Hashes, shift: int) -> Hashes:
+    return hashes[hashes & np.uint64((1 << shift) - 1) == 0] if shift else hashes

@@ -1,0 +1,1 @@
+"""The driver: supervises a run from its start to its exports."""

@@ -1,0 +1,165 @@
+"""What a finished run leaves: an exported model, a registered version, a summary, a report."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from typing import TYPE_CHECKING, Any
+
+from raymill.checkpoint.resume import Found
+from raymill.data.store.manifest import load_prepared
+from raymill.driver.exports import Export, export_checkpoint
+from raymill.durable import write_atomic
+from raymill.engine.resolved_run import Assignment
+from raymill.engine.start import going_on
+from raymill.errors import RaymillError, TrackingError
+from raymill.redaction import typed_command
+from raymill.schema.jobs import DpoJob, PretrainJob, RewardJob, RlhfJob, SftJob
+from raymill.track.console import RunConsole
+from raymill.track.follow import Follower, last_of_each_step
+from raymill.track.forwarder import metrics_of
+
+if TYPE_CHECKING:
+    from raymill.track.tracker import Tracker
+
+SUMMARY_NAME = "summary.json"
+
+
+def preempted() -> str:
+    """What to say to whom is ended at another's request."""
+    return f"preempted, resume with the same command:\n  {typed_command()}"
+
+
+def finish(assignment: Assignment, found: Found, tracker: Tracker, console: RunConsole) -> int:
+    """Export, register, summarise and report the run's last, verified checkpoint.
+
+    A registry that can't be reached doesn't fail the run: the model is on the disk, and the same
+    command registers it later.
+    """
+    from raymill.report.alignment import pairs_card, reward_card
+    from raymill.report.fine_tuning import fine_tuning_card, yardsticks
+    from raymill.report.page import write_report
+    from raymill.report.pretraining import pretraining_card
+
+    cards = {
+        PretrainJob: pretraining_card,
+        SftJob: fine_tuning_card,
+        RewardJob: pairs_card,
+        DpoJob: pairs_card,
+        RlhfJob: reward_card,
+    }
+
+    events = Follower(assignment.journal).read()
+    if isinstance(assignment.job, RlhfJob):
+        _refuse_unchanged(events, assignment.job.algorithm.overlong)
+    prepared = [load_prepared(folder) for folder in assignment.folders]
+    export = export_checkpoint(assignment, found)
+    console.say(f"exported {export.folder}")
+    figures = run_figures(events)
+    if isinstance(assignment.job, SftJob):
+        figures |= yardsticks(prepared[0], assignment.job)
+    registered = None
+    if assignment.job.tracking.register and assignment.job.tracking.uri != "none":
+        try:
+            registered = tracker.register(found, export.folder, figures, export.adapter)
+            console.say(f"registered {registered}")
+            if export.adapter is not None:
+                tracking = assignment.job.tracking
+                console.say(f"           {tracking.registered_model}-adapter@{tracking.alias}")
+        except TrackingError as error:
+            console.say(f"not registered: {error}")
+    summary = _summary(assignment, found, export, figures, registered)
+    write_atomic(assignment.run_dir / SUMMARY_NAME, json.dumps(summary, indent=1))
+    card = cards[type(assignment.job)](assignment.run_dir, prepared, events, summary)
+    for text in card.headlines:
+        console.say(text)
+    report, curve = write_report(assignment.run_dir, events, summary, card)
+    tracker.attach([report, curve])
+    console.say(f"report   {report}")
+    console.say(f"summary  {assignment.run_dir / SUMMARY_NAME}")
+    return 0
+
+
+def _refuse_unchanged(events: list[dict[str, Any]], overlong: str = "keep") -> None:
+    """A policy that no answer has ever taught is its parent still, and mustn't pass for an aligned one."""
+    steps = last_of_each_step(events, "step")
+    if not any("policy/ratio" in event for event in steps):
+        raise RaymillError(
+            f"nothing was learned in {len(steps)} steps: {'; '.join(_why_nothing(steps, overlong))}. "
+            "The policy is its parent still, so nothing is exported or registered"
+        )
+
+
+def _why_nothing(steps: list[dict[str, Any]], overlong: str) -> list[str]:
+    """Return what kept answers from teaching, by the figures of their steps, each with what helps."""
+    count = max(len(steps), 1)
+    dropped = sum(event.get("rollout/dropped", 0) for event in steps)
+    equal = sum(event.get("rollout/equal_groups", 0) for event in steps) / count
+    cut = sum(event.get("rollout/truncated", 0) for event in steps) / count
+    whys = []
+    if dropped:
+        whys.append(f"{dropped:,.0f} answers had no reward, for the causes in the messages above")
+    if equal:
+        whys.append(
+            f"in {equal:.0%} of the groups every answer had the same reward, from which nothing follows: take "
+            "prompts that the parent answers rightly now and then, a reward with more than two values, or a "
+            "larger rollout.group"
+        )
+    if cut and overlong == "mask":
+        whys.append(
+            f"{cut:.0%} of the answers were cut off, which algorithm.overlong=mask leaves out: raise "
+            "rollout.max_new_tokens, or use algorithm.overlong=keep"
+        )
+    return whys or ["no answer was sampled"]
+
+
+def run_figures(events: list[dict[str, Any]]) -> dict[str, Any]:
+    """The figures of a run from its journal; replayed steps count once, as last written."""
+    ordered = last_of_each_step(events, "step")
+    evaluations = [metrics_of(event) for event in last_of_each_step(events, "evaluation")]
+    figures: dict[str, Any] = {"steps": len(ordered)}
+    if ordered:
+        steady = ordered[len(ordered) // 10 :]
+        figures |= {
+            "samples": ordered[-1]["samples"],
+            "tokens": ordered[-1]["tokens"],
+            "train/loss": next(
+                (e["train/loss"] for e in reversed(ordered) if e["train/loss"] is not None), None
+            ),
+            "perf/tokens_per_s": statistics.median(e["perf/tokens_per_s"] for e in steady),
+            "perf/data_wait_share": sum(e["perf/data_wait_s"] for e in steady)
+            / sum(e["perf/step_s"] for e in steady),
+        }
+    for found in evaluations:
+        for name, value in found.items():
+            figures.setdefault(f"{name}/before", value)
+            figures[name] = value
+    return figures
+
+
+def _summary(
+    assignment: Assignment,
+    found: Found,
+    export: Export,
+    figures: dict[str, Any],
+    registered: str | None,
+) -> dict[str, Any]:
+    return {
+        "run": assignment.job.run.name,
+        "status": "finished",
+        "figures": figures,
+        "checkpoint": str(found.directory),
+        "checkpoint_digest": found.manifest.digest,
+        "export": str(export.folder),
+        "adapter": None if export.adapter is None else str(export.adapter),
+        "registered": registered,
+        "parent": assignment.parent,
+        "reward": assignment.reward,
+        "data": [str(folder) for folder in assignment.folders],
+        "data_digests": list(found.manifest.data_digests),
+        "config_digest": assignment.config_digest,
+        "code_commit": assignment.code_commit,
+        "metrics": str(assignment.journal),
+        "command": typed_command(),
+        "going_on": going_on(assignment),
+    }

@@ -1,0 +1,152 @@
+"""`jobs/generate.py`: a model continues a prompt, or answers in a conversation, token by token."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raymill.errors import ConfigError, DataError
+from raymill.generate.load import load, named_ids
+from raymill.reading import MISSING, read_text
+from raymill.schema.jobs import GenerateJob
+
+if TYPE_CHECKING:
+    from raymill.data.messages.encode import ChatEncoder
+
+
+def run(job: GenerateJob) -> int:
+    """Answer `prompt=`, `prompt_file=`, or standard input: whole when piped, line by line at a terminal.
+
+    A model whose folder has a chat template converses, unless `chat=false`; others continue text.
+
+    Raises:
+        RaymillError: the model or the prompt file can't be had, or the model has no chat template
+        and one is needed.
+    """
+    from raymill.model.shape import gives_a_number
+    from raymill.track.registry import resolve_model
+
+    prompt = _given_prompt(job)
+    found = resolve_model(job.model, job.tracking, job.storage.folder)
+    if gives_a_number(found.folder):
+        raise ConfigError([f"model={job.model}: {found.name} is a reward model and writes nothing"])
+    encoder = _chat_encoder(job, found.folder)
+    print(f"{found.name}", file=sys.stderr)
+    model, tokenizer, end_of_text_id = load(found.folder)
+    if encoder is not None:
+        _converse(job, model, tokenizer, encoder, prompt)
+    elif prompt is not None:
+        _answer(job, model, tokenizer, end_of_text_id, prompt, job.seed)
+    else:
+        for number, line in enumerate(_typed_prompts()):
+            _answer(job, model, tokenizer, end_of_text_id, line, job.seed + number)
+    return 0
+
+
+def _chat_encoder(job: GenerateJob, folder: Path) -> ChatEncoder | None:
+    """How the model is spoken to; None: it continues text."""
+    if job.chat is False:
+        return None
+    from raymill.data.messages.folder import load_chat_encoder
+
+    try:
+        encoder = load_chat_encoder(folder)
+    except DataError as error:
+        raise DataError(f"{error} (chat=false continues text, without the template.)") from error
+    wanted = {"chat=true": job.chat, "system": job.system is not None}
+    if encoder is None and any(wanted.values()):
+        raise ConfigError(
+            [
+                f"{key}: {job.model} has no chat template (chat_template.jinja, or chat_template in "
+                "tokenizer_config.json, in its folder), so it can only continue text; choose a "
+                f"fine-tuned model, or leave {key} out"
+                for key, given in wanted.items()
+                if given
+            ]
+        )
+    return encoder
+
+
+def _converse(
+    job: GenerateJob, model: Any, tokenizer: Any, encoder: ChatEncoder, prompt: str | None
+) -> None:
+    from raymill.generate.conversation import Conversation, converse, print_answer
+
+    conversation = Conversation(
+        model,
+        tokenizer,
+        encoder,
+        system=job.system,
+        max_new_tokens=job.max_new_tokens,
+        temperature=job.temperature,
+        top_p=job.top_p,
+        stop_ids=named_ids(model.generation_config.eos_token_id),
+    )
+    if prompt is None:
+        converse(conversation, job.seed)
+        return
+    # The newline that `echo` and editors put at the end isn't part of a message.
+    message = prompt if job.prompt is not None else prompt.removesuffix("\n")
+    print_answer(conversation, message, job.seed)
+
+
+def _given_prompt(job: GenerateJob) -> str | None:
+    """The prompt, unless a person is going to type it."""
+    if job.prompt is not None:
+        return job.prompt
+    if job.prompt_file is not None:
+        try:
+            return read_text(Path(job.prompt_file))
+        except (*MISSING, UnicodeDecodeError) as error:
+            raise ConfigError([f"prompt_file={job.prompt_file}: can't be read: {error}"]) from error
+    return None if sys.stdin.isatty() else sys.stdin.read().removeprefix("\ufeff")
+
+
+def _typed_prompts() -> Iterator[str]:
+    print("type a prompt; an empty line or Ctrl-D ends", file=sys.stderr)
+    while True:
+        try:
+            line = input("> ")
+        except EOFError:
+            return
+        if not line:
+            return
+        yield line
+
+
+def _answer(
+    job: GenerateJob, model: Any, tokenizer: Any, end_of_text_id: int | None, prompt: str, seed: int
+) -> None:
+    import torch
+
+    from raymill.generate.conversation import print_note
+    from raymill.generate.decoding import decode_stream
+    from raymill.generate.sampling import sample, unseen
+    from raymill.generate.text import text_prompts
+    from raymill.model.shape import context_length
+
+    ids = text_prompts(tokenizer).ids(prompt)
+    if left_out := unseen(model, ids):
+        print_note(
+            f"the model has {context_length(model.config)} positions: it doesn't see the first "
+            f"{left_out} of the prompt's {len(ids)} tokens"
+        )
+    tokens = sample(
+        model,
+        ids,
+        max_new_tokens=job.max_new_tokens,
+        temperature=job.temperature,
+        top_p=job.top_p,
+        generator=torch.Generator().manual_seed(seed),
+        end_of_text_id=end_of_text_id,
+    )
+    sys.stdout.write(prompt)
+    stops = frozenset(named_ids(model.generation_config.eos_token_id))
+    drawn = takewhile(lambda token: token not in stops, tokens)
+    for piece in decode_stream(tokenizer, drawn, after=ids):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")

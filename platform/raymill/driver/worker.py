@@ -1,0 +1,174 @@
+"""What runs in each Ray Train worker: set up, train, and say in the journal how it ended."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+from raymill.engine.failure_note import ending_at_once
+from raymill.engine.heartbeat import Pulse, place
+from raymill.engine.resolved_run import Assignment
+from raymill.errors import RaymillError, RewindError, ends_run
+from raymill.timeline import mark
+
+if TYPE_CHECKING:
+    from raymill.data.store.order import Order
+    from raymill.data.store.stream import RankStream
+    from raymill.engine.event_log import Journal
+    from raymill.engine.group import WorkerGroup
+    from raymill.engine.loop import Loop
+    from raymill.engine.start import Start
+
+logger = logging.getLogger(__name__)
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """Ray Train's entry point; `config["assignment"]` is an Assignment.
+
+    An error that a retry can't mend (bad data, contradicting configuration, a non-finite loss), and that all
+    ranks agree on, is written to the journal and ends the run normally. Any other ends this process at once,
+    and with it the group: a rank that only left would keep the others waiting for it.
+    """
+    assignment: Assignment = config["assignment"]
+    rank = int(os.environ.get("RANK", "0"))
+    pulse = Pulse(assignment.pulses, rank)
+    pulse.beat("start")
+    with ending_at_once(assignment.pulses, rank):
+        _train(assignment, rank, pulse)
+
+
+def _train(assignment: Assignment, rank: int, pulse: Pulse) -> None:
+    import torch
+
+    from raymill.engine.device import choose_device, join_deepspeed
+    from raymill.engine.event_log import Journal
+    from raymill.engine.group import WorkerGroup
+    from raymill.engine.worker_log import send_output_to
+
+    send_output_to(assignment.run_dir / "logs" / f"rank-{rank:05d}.log")
+    job = assignment.job
+    torch.set_num_threads(job.train.threads or threads_per_worker())
+    device = choose_device(job.cluster.gpu, job.train.deterministic)
+    join_deepspeed(job.cluster.gpu)
+    group = WorkerGroup(device)
+    mark("libraries")
+    journal = Journal(assignment.journal) if group.rank == 0 else None
+    loop: Loop | None = None
+    try:
+        loop = build_loop(assignment, group, journal, pulse)
+        ending = {"status": loop.run()}
+    except RewindError as error:
+        ending = {"status": "rewind", "why": str(error)}
+    except RaymillError as error:
+        if not (error.agreed and ends_run(error)):
+            raise
+        logger.exception("the run failed")
+        ending = {"status": "failed", "error": str(error), "error_type": type(error).__name__}
+    if journal is not None:
+        journal.write("status", loop.step if loop else 0, **ending)
+        journal.close()
+
+
+def threads_per_worker() -> int:
+    """The machine's usable cores, shared out over the workers on it."""
+    local_workers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, len(os.sched_getaffinity(0)) // local_workers)
+
+
+def build_loop(
+    assignment: Assignment, group: WorkerGroup, journal: Journal | None, pulse: Pulse
+) -> Loop:
+    """Everything between the assignment and the first step; collective."""
+
+    from raymill.engine.agreement import on_all_ranks, on_rank_zero
+    from raymill.engine.loop import Loop
+    from raymill.engine.sampling_check import settle_sampling
+    from raymill.engine.setup import build_learners
+    from raymill.engine.start import begin, open_data
+    from raymill.recipes.registry import recipe_of
+
+    prepared, order = on_all_ranks(group, lambda: open_data(assignment))
+    digests = tuple(data.manifest.digest for data in prepared)
+    start = on_rank_zero(group, lambda: begin(assignment, digests))
+    _announce(assignment, start, journal, group)
+    stream = open_stream(assignment, order, start, group)
+    stream.open()
+    mark("data")
+    recipe = recipe_of(assignment, prepared)
+    learners = build_learners(recipe, assignment, start, group)
+    if recipe.samples:
+        settle_sampling(learners[0].model, group, journal, start.step)
+    mark("learners")
+    experience = recipe.experience(learners, group, journal)
+    experience.restore(start.state)
+    return Loop(
+        assignment=assignment,
+        prepared=prepared,
+        start=start,
+        learners=learners,
+        experience=experience,
+        evaluators=recipe.evaluators(learners, experience, group, journal),
+        stream=stream,
+        group=group,
+        journal=journal,
+        pulse=pulse,
+        peak_flops=_peak_of_all(assignment, group),
+        flops_per_token=recipe.flops_per_token(learners[0].model),
+    )
+
+
+def _announce(
+    assignment: Assignment, start: Start, journal: Journal | None, group: WorkerGroup
+) -> None:
+    ranks = group.gather(place())
+    if journal is None:
+        return
+    origin = start.found.directory if start.found else assignment.model_folder
+    journal.write(
+        "attempt",
+        start.step,
+        world_size=group.world_size,
+        ranks=ranks,
+        resumed=start.resumed,
+        resumed_from=str(origin) if origin else None,
+        total_steps=assignment.total_steps,
+        messages=list(start.messages),
+    )
+
+
+def open_stream(
+    assignment: Assignment, order: Order, start: Start, group: WorkerGroup
+) -> RankStream:
+    """Rank 0 builds the Ray Data pipelines from the run's position on and deals out their branches."""
+    from raymill.data.store.stream import RankStream, StreamSpec, build_iterators
+    from raymill.engine.agreement import on_rank_zero
+
+    job = assignment.job
+    spec = StreamSpec(
+        folders=assignment.folders,
+        order=order,
+        global_batch=job.train.global_batch,
+        world_size=group.world_size,
+        start_sample=start.samples,
+        total_samples=start.samples
+        + (assignment.total_steps - start.step) * job.train.global_batch,
+    )
+    return RankStream(
+        spec,
+        group.rank,
+        lambda segment: on_rank_zero(group, lambda: build_iterators(spec, segment))[group.rank],
+    )
+
+
+def _peak_of_all(assignment: Assignment, group: WorkerGroup) -> float:
+    """FLOP/s of all workers together: as configured, or else measured now, all at once."""
+    import torch
+
+    from raymill.engine.peak import measured_peak_flops
+
+    stated = assignment.job.cluster.peak_tflops
+    if stated is not None:
+        return stated * 1e12 * group.world_size
+    precision = torch.bfloat16 if assignment.job.train.precision == "bf16" else torch.float32
+    return group.sum(measured_peak_flops(group.device, precision))[0]

@@ -1,0 +1,103 @@
+"""Supervised fine-tuning: a parent model learns what the assistant says in conversations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from raymill.data.messages.tokenizer import has_template
+from raymill.data.store.manifest import load_prepared
+from raymill.data.text.control_tokens import ControlTokens
+from raymill.engine.agreement import on_all_ranks
+from raymill.engine.answers import AnsweredQuestions
+from raymill.engine.batches import Experience
+from raymill.engine.evaluation import Evaluator, HeldOutLoss
+from raymill.engine.event_log import Journal
+from raymill.engine.group import WorkerGroup
+from raymill.engine.learner import Learner
+from raymill.engine.parents import flops_per_token, held_out_sets, policy_model
+from raymill.engine.recipe import Recipe
+from raymill.objective.assistant_tokens import AssistantTokens
+from raymill.objective.language_modelling import LanguageModelling
+from raymill.objective.sequences import FLAT_KERNELS
+from raymill.schema.jobs import SftJob
+
+
+@dataclass(frozen=True)
+class FineTuning(Recipe[SftJob]):
+    """See `Recipe`."""
+
+    @property
+    def packing_key(self) -> str | None:
+        return "data.packing" if self.job.data.packing else None
+
+    @property
+    def samples(self) -> bool:
+        return self.job.evaluation.questions > 0
+
+    def build_model(self, fresh: bool) -> torch.nn.Module:
+        """Whether or not a checkpoint follows: it holds only what is trained."""
+        from raymill.model.parent import add_embedding_noise, freeze
+
+        job = self.job
+        model = policy_model(self.assignment, job, self.prepared[0])
+        if job.freeze:
+            freeze(model, job.freeze)
+        if job.neftune_alpha:
+            flat = job.attention in FLAT_KERNELS
+            length = job.data.sequence_length if flat else None
+            add_embedding_noise(model, job.neftune_alpha, length)
+        return model  # type: ignore[no-any-return]
+
+    def objective(self, model: Any, group: WorkerGroup) -> AssistantTokens:
+        return AssistantTokens(model.get_output_embeddings())
+
+    def evaluators(
+        self,
+        learners: list[Learner],
+        experience: Experience,
+        group: WorkerGroup,
+        journal: Journal | None,
+    ) -> list[Evaluator]:
+        job, settings = self.job, self.job.evaluation
+        objective = learners[0].objective
+        assert isinstance(objective, AssistantTokens)
+        named = held_out_sets(self.prepared, settings, group)
+        weights = self.assignment.weights
+        evaluators: list[Evaluator] = [HeldOutLoss(objective, named, weights, settings.every)]
+        if settings.questions:
+            assert self.assignment.model_folder is not None
+            parent, first = self.assignment.model_folder, self.prepared[0]
+            parent_chats = partial(has_template, parent)
+            evaluators.append(
+                AnsweredQuestions(
+                    prepared=first,
+                    settings=settings,
+                    objective=objective,
+                    run_dir=self.assignment.run_dir,
+                    seed=job.run.seed,
+                    parent_chats=on_all_ranks(group, parent_chats),
+                    tokens=on_all_ranks(group, partial(ControlTokens.of, first, parent)),
+                    lockstep=job.zero.stage == 3,
+                    journal=journal,
+                )
+            )
+        if self.assignment.forgetting is not None:
+            watched = on_all_ranks(group, partial(load_prepared, self.assignment.forgetting))
+            text = LanguageModelling(watched.manifest.tokenizer.end_of_text_id)
+            rows = held_out_sets([watched], settings, group)
+            evaluators.append(HeldOutLoss(text, rows, (1.0,), settings.answer_every, "forgetting"))
+        return evaluators
+
+    def flops_per_token(self, model: torch.nn.Module) -> float:
+        weights = self.assignment.weights
+        share = 0.0
+        for data, weight in zip(self.prepared, weights, strict=True):
+            chat = data.manifest.chat
+            assert chat is not None
+            learned = chat.learned_tokens / max(1, chat.statistics["train"]["tokens"])
+            share += weight / sum(weights) * learned
+        return flops_per_token(model, self.job.data.sequence_length, share)

@@ -1,0 +1,90 @@
+"""Direct preference optimisation: a parent model learns to prefer the answers that people preferred."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from raymill.engine.batches import Experience
+from raymill.engine.evaluation import Evaluator
+from raymill.engine.event_log import Journal
+from raymill.engine.group import WorkerGroup
+from raymill.engine.held_out_pairs import HeldOutPairs
+from raymill.engine.learner import Learner
+from raymill.engine.parents import (
+    drawn_ids,
+    flops_per_token,
+    frozen_reference,
+    policy_model,
+)
+from raymill.engine.recipe import Recipe
+from raymill.engine.reference import CachedReference, LiveReference
+from raymill.objective.pairs import PreferredAnswers, Reference
+from raymill.objective.preferences import NEEDS_REFERENCE
+from raymill.schema.jobs import DpoJob
+
+
+@dataclass(frozen=True)
+class PreferenceTuning(Recipe[DpoJob]):
+    """See `Recipe`."""
+
+    def build_model(self, fresh: bool) -> torch.nn.Module:
+        from raymill.model.parent import switch_dropout_off
+
+        model: torch.nn.Module = policy_model(self.assignment, self.job, self.prepared[0])
+        switch_dropout_off(model)  # the reference is computed in evaluation mode
+        return model
+
+    def objective(self, model: Any, group: WorkerGroup) -> PreferredAnswers:
+        loss = self.job.loss
+        reference: Reference | None = None
+        if self._cached:
+            reference = self._cache
+        elif loss.name in NEEDS_REFERENCE:
+            frozen = frozen_reference(self.assignment, self.job, self.prepared[0], model, group)
+            reference = LiveReference(frozen, group.device)
+        return PreferredAnswers(
+            model.get_output_embeddings(),
+            loss.name,
+            loss.beta,
+            loss.label_smoothing,
+            loss.gamma,
+            reference,
+        )
+
+    def parent_work(self) -> Callable[[Any, WorkerGroup], None] | None:
+        """The reference's log-probabilities of every pair, unless they are known."""
+        if not self._cached or self._cache.known:
+            return None
+
+        def work(model: Any, group: WorkerGroup) -> None:
+            batch = self.job.evaluation.batch
+            self._cache.compute(model, self.assignment.folders, batch, group)
+
+        return work
+
+    def evaluators(
+        self,
+        learners: list[Learner],
+        experience: Experience,
+        group: WorkerGroup,
+        journal: Journal | None,
+    ) -> list[Evaluator]:
+        return [HeldOutPairs.of(learners[0], self.prepared, self.job.evaluation, group)]
+
+    def flops_per_token(self, model: torch.nn.Module) -> float:
+        return flops_per_token(model, self.job.data.sequence_length, 1.0)
+
+    @property
+    def _cached(self) -> bool:
+        return self.job.loss.name in NEEDS_REFERENCE and self.job.loss.reference == "cached"
+
+    @cached_property
+    def _cache(self) -> CachedReference:
+        digests = tuple(data.manifest.digest for data in self.prepared)
+        draws = bool(drawn_ids(self.assignment, self.prepared[0]))
+        return CachedReference.of(self.assignment, digests, draws)

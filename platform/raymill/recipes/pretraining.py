@@ -1,0 +1,73 @@
+"""Pretraining: a model from its architecture's numbers, or one to continue, learns to predict text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from raymill.engine.batches import Experience
+from raymill.engine.evaluation import Evaluator, HeldOutLoss
+from raymill.engine.event_log import Journal
+from raymill.engine.group import WorkerGroup
+from raymill.engine.learner import Learner
+from raymill.engine.parents import held_out_sets
+from raymill.engine.recipe import Recipe
+from raymill.engine.samples import SampledText
+from raymill.objective.language_modelling import LanguageModelling
+from raymill.plan.flops import flops_per_token
+from raymill.schema.jobs import PretrainJob
+
+
+@dataclass(frozen=True)
+class Pretraining(Recipe[PretrainJob]):
+    """See `Recipe`."""
+
+    attention_key: ClassVar[str] = "arch.attention"
+
+    @property
+    def packing_key(self) -> str | None:
+        return "data.document_mask" if self.job.data.document_mask else None
+
+    def build_model(self, fresh: bool) -> torch.nn.Module:
+        from raymill.model.build import build_model, load_pretrained
+
+        folder, arch = self.assignment.model_folder, self.job.arch
+        end = self.prepared[0].manifest.tokenizer.end_of_text_id
+        model: torch.nn.Module
+        if folder is not None and fresh:
+            model = load_pretrained(folder, arch, self._vocab_size, end)
+        else:
+            model = build_model(arch, self._vocab_size, end, self.job.run.seed)
+        return model
+
+    def objective(self, model: Any, group: WorkerGroup) -> LanguageModelling:
+        tokenizer = self.prepared[0].manifest.tokenizer
+        first = next(iter(tokenizer.begins_with), tokenizer.end_of_text_id)
+        return LanguageModelling(first, self.job.data.document_mask)
+
+    def evaluators(
+        self,
+        learners: list[Learner],
+        experience: Experience,
+        group: WorkerGroup,
+        journal: Journal | None,
+    ) -> list[Evaluator]:
+        job = self.job
+        held_out = held_out_sets(self.prepared, job.evaluation, group)
+        weights = self.assignment.weights
+        evaluators: list[Evaluator] = [
+            HeldOutLoss(learners[0].objective, held_out, weights, job.evaluation.every)
+        ]
+        if job.evaluation.prompts:
+            run_dir, seed = self.assignment.run_dir, job.run.seed
+            evaluators.append(SampledText(self.prepared[0], job.evaluation, run_dir, seed, journal))
+        return evaluators
+
+    def flops_per_token(self, model: torch.nn.Module) -> float:
+        return flops_per_token(self.job.arch, self._vocab_size, self.job.data.sequence_length)
+
+    @property
+    def _vocab_size(self) -> int:
+        return self.job.arch.vocab_size or self.prepared[0].manifest.tokenizer.vocab_size

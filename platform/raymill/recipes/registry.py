@@ -1,0 +1,28 @@
+"""The recipe of every kind of job."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raymill.data.store.manifest import Prepared
+from raymill.engine.recipe import Recipe
+from raymill.engine.resolved_run import Assignment
+from raymill.recipes.fine_tuning import FineTuning
+from raymill.recipes.preference_tuning import PreferenceTuning
+from raymill.recipes.pretraining import Pretraining
+from raymill.recipes.reinforcement_learning import Reinforcement
+from raymill.recipes.reward_modelling import RewardModelling
+from raymill.schema.jobs import DpoJob, PretrainJob, RewardJob, RlhfJob, SftJob, TrainJob
+
+RECIPES: dict[type[TrainJob], type[Recipe[Any]]] = {
+    PretrainJob: Pretraining,
+    SftJob: FineTuning,
+    RewardJob: RewardModelling,
+    DpoJob: PreferenceTuning,
+    RlhfJob: Reinforcement,
+}
+
+
+def recipe_of(assignment: Assignment, prepared: list[Prepared]) -> Recipe[Any]:
+    """The recipe of an assignment's job."""
+    return RECIPES[type(assignment.job)](assignment, assignment.job, prepared)

@@ -1,0 +1,52 @@
+"""Reward modelling: a parent model with a scalar head learns which of two answers people prefer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from raymill.engine.batches import Experience
+from raymill.engine.evaluation import Evaluator
+from raymill.engine.event_log import Journal
+from raymill.engine.group import WorkerGroup
+from raymill.engine.held_out_pairs import HeldOutPairs
+from raymill.engine.learner import Learner
+from raymill.engine.parents import flops_per_token, scalar_model
+from raymill.engine.recipe import Recipe
+from raymill.objective.pairs import RewardPairs
+from raymill.schema.jobs import RewardJob
+
+
+@dataclass(frozen=True)
+class RewardModelling(Recipe[RewardJob]):
+    """See `Recipe`."""
+
+    def build_model(self, fresh: bool) -> torch.nn.Module:
+        from raymill.model.parent import switch_dropout_off
+
+        assert self.assignment.model_folder is not None
+        model: torch.nn.Module
+        model, _ = scalar_model(
+            self.assignment, self.job, self.prepared[0], self.assignment.model_folder
+        )
+        switch_dropout_off(model)  # a pair's two scores would differ by chance
+        return model
+
+    def objective(self, model: Any, group: WorkerGroup) -> RewardPairs:
+        from raymill.model.parent import scalar_head
+
+        return RewardPairs(scalar_head(model), self.job.margin_scale, self.job.centring)
+
+    def evaluators(
+        self,
+        learners: list[Learner],
+        experience: Experience,
+        group: WorkerGroup,
+        journal: Journal | None,
+    ) -> list[Evaluator]:
+        return [HeldOutPairs.of(learners[0], self.prepared, self.job.evaluation, group)]
+
+    def flops_per_token(self, model: torch.nn.Module) -> float:
+        return flops_per_token(model, self.job.data.sequence_length, 0.0)

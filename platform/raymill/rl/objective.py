@@ -1,0 +1,133 @@
+"""What a policy and its critic learn from sampled answers (PPO, GRPO and their kin).
+
+Shapes: B answers, T predictions (see `rollouts.py`). Losses are summed with weights of each token, and
+divided by the global batch's denominator, both by `aggregation_weights`; so no result depends on
+micro-batch, accumulation or world size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from raymill.objective.objective import Forward, Tally
+from raymill.objective.scores import all_scores
+from raymill.rl.losses import (
+    aggregation_denominator,
+    aggregation_weights,
+    clipped_surrogate,
+    kl,
+    truncated_importance_weight,
+    value_loss,
+)
+from raymill.rl.rollout_batch import Rollouts, token_log_probs
+from raymill.schema.jobs import AlgorithmConfig
+
+
+@dataclass(frozen=True)
+class PolicyGradient:
+    """The clipped surrogate, with the distance to the reference and the entropy where they are asked for.
+
+    `head` is the model's output matrix; `max_tokens` is the most that an answer can have.
+    """
+
+    head: torch.nn.Module
+    algorithm: AlgorithmConfig
+    temperature: float
+    max_tokens: int
+    tally: Tally = field(default_factory=Tally)
+
+    def weight(self, rows: Rollouts) -> float:
+        """What the losses of these answers are divided by."""
+        return aggregation_denominator(self.algorithm.aggregation, rows.mask, self.max_tokens)
+
+    def losses(self, forward: Forward, rows: Rollouts, device: torch.device) -> torch.Tensor:
+        """[B] See `Objective.losses`."""
+        algorithm = self.algorithm
+        mask_BT = rows.mask.to(device)
+        log_prob_BT, entropy_BT = token_log_probs(
+            forward, self.head, rows, self.temperature, device
+        )
+        # With one update a step, π_old is π itself: a forward pass less.
+        old_BT = log_prob_BT.detach() if rows.old is None else rows.old.to(device)
+        assert rows.advantage is not None
+        advantage_BT = rows.advantage.to(device)
+        loss_BT = clipped_surrogate(
+            log_prob_BT,
+            old_BT,
+            advantage_BT,
+            algorithm.clip_low,
+            algorithm.clip_high,
+            algorithm.dual_clip,
+        )
+        sampler_BT = rows.sampler.to(device)
+        if algorithm.importance_cap is not None:
+            loss_BT = loss_BT * truncated_importance_weight(
+                old_BT, sampler_BT, algorithm.importance_cap
+            )
+        if algorithm.kl == "loss":
+            assert rows.reference is not None
+            distance_BT = kl(algorithm.kl_estimator, log_prob_BT, rows.reference.to(device))
+            loss_BT = loss_BT + rows.kl_coefficient * distance_BT
+        if algorithm.entropy_coefficient:
+            loss_BT = loss_BT - algorithm.entropy_coefficient * entropy_BT
+        self._count(log_prob_BT.detach(), old_BT, sampler_BT, entropy_BT.detach(), rows, mask_BT)
+        weight_BT = aggregation_weights(algorithm.aggregation, mask_BT, self.max_tokens)
+        return (loss_BT * weight_BT).sum(dim=1)
+
+    def _count(
+        self,
+        log_prob_BT: torch.Tensor,
+        old_BT: torch.Tensor,
+        sampler_BT: torch.Tensor,
+        entropy_BT: torch.Tensor,
+        rows: Rollouts,
+        mask_BT: torch.Tensor,
+    ) -> None:
+        """Means over the tokens learned from; the invariants of a sound run are among them."""
+        tokens = float(mask_BT.sum())
+        # What isn't learned from has an old log-probability all the same, and its ratio may be anything.
+        log_ratio_BT = (log_prob_BT - old_BT) * mask_BT
+        ratio_BT = log_ratio_BT.exp()
+        low, high = 1 - self.algorithm.clip_low, 1 + self.algorithm.clip_high
+        clipped_BT = ((ratio_BT < low) | (ratio_BT > high)).float()
+        lag_BT = ((sampler_BT - old_BT) * mask_BT).abs().exp()
+        named = {
+            "policy/entropy": entropy_BT,
+            "policy/ratio": ratio_BT,
+            "policy/clip_fraction": clipped_BT,
+            "policy/kl_old": kl("k3", -log_ratio_BT, torch.zeros_like(log_ratio_BT)),
+            "sampler/ratio": lag_BT,
+        }
+        if rows.reference is not None:
+            reference_BT = rows.reference.to(mask_BT.device)
+            named["policy/kl_reference"] = kl("k3", log_prob_BT, reference_BT)
+        for name, value_BT in named.items():
+            self.tally.add(name, (value_BT * mask_BT).sum(), tokens)
+
+
+@dataclass(frozen=True)
+class Critic:
+    """Predicting the return at every token of an answer; `head` is the module that makes the number."""
+
+    head: torch.nn.Module
+    value_clip: float | None
+    tally: Tally = field(default_factory=Tally)
+
+    def weight(self, rows: Rollouts) -> float:
+        """The tokens that are learned from."""
+        return float(rows.mask.sum())
+
+    def losses(self, forward: Forward, rows: Rollouts, device: torch.device) -> torch.Tensor:
+        """[B] See `Objective.losses`."""
+        assert rows.value is not None and rows.returns is not None
+        mask_BT = rows.mask.to(device)
+        value_BT = self.values(forward, rows, device)
+        returns_BT = rows.returns.to(device)
+        loss_BT = value_loss(value_BT, rows.value.to(device), returns_BT, self.value_clip)
+        return (loss_BT * mask_BT).sum(dim=1)
+
+    def values(self, forward: Forward, rows: Rollouts, device: torch.device) -> torch.Tensor:
+        """[B, T] What is still to come, seen from before each token is drawn."""
+        return all_scores(forward, self.head, rows.tokens, device)[:, :-1]

@@ -1,0 +1,101 @@
+"""Sampled answers as a policy and its critic learn from them.
+
+Shapes: B answers, L tokens of the longest with its prompt, T = L - 1 predictions, N answer tokens in all
+of them. Column t of everything of shape [B, T] is about predicting token t + 1. Padding is on the right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+
+from raymill.objective.heads import Fp32Head
+from raymill.objective.log_probs import response_log_probs
+from raymill.objective.objective import Forward
+from raymill.objective.selected_logits import logits_at
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Answers with their prompts; what isn't known (yet) is None.
+
+    π is the policy being updated, π_old the policy at the start of the step, μ the one that sampled.
+    """
+
+    tokens: torch.Tensor  # [B, L] int64
+    length: torch.Tensor  # [B] tokens that count
+    mask: torch.Tensor  # [B, T] 1 where an answer's token is learned from
+    sampler: torch.Tensor  # [B, T] log μ of the token that was drawn
+    old: torch.Tensor | None = None  # [B, T] log π_old
+    reference: torch.Tensor | None = None  # [B, T] log π_ref
+    advantage: torch.Tensor | None = None  # [B, T]
+    value: torch.Tensor | None = None  # [B, T] the critic's at the start of the step
+    returns: torch.Tensor | None = None  # [B, T] what it should have said
+    kl_coefficient: float = 0.0  # β as it is in this step
+
+    @classmethod
+    def of(
+        cls,
+        prompts: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[int]],
+        log_probs: Sequence[Sequence[float]],
+    ) -> Rollouts:
+        """From token ids, and the sampler's log-probabilities of the answers'."""
+        sizes = [len(p) + len(a) for p, a in zip(prompts, answers, strict=True)]
+        width = max([*sizes, 2])
+        count = len(prompts)
+        tokens_BL = torch.zeros(count, width, dtype=torch.long)
+        mask_BT = torch.zeros(count, width - 1)
+        sampler_BT = torch.zeros(count, width - 1)
+        for row, (prompt, answer, drawn) in enumerate(
+            zip(prompts, answers, log_probs, strict=True)
+        ):
+            tokens_BL[row, : sizes[row]] = torch.tensor([*prompt, *answer])
+            mask_BT[row, len(prompt) - 1 : sizes[row] - 1] = 1.0
+            sampler_BT[row, len(prompt) - 1 : sizes[row] - 1] = torch.tensor(drawn)
+        return cls(tokens_BL, torch.tensor(sizes), mask_BT, sampler_BT)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def part(self, start: int, stop: int) -> Rollouts:
+        """Answers [start, stop), as wide as the longest of them."""
+        return self.take(torch.arange(start, min(stop, len(self))))
+
+    def take(self, index: torch.Tensor) -> Rollouts:
+        """The answers of these numbers, as wide as the longest of them."""
+        chosen = {
+            field.name: value[index]
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), torch.Tensor)
+        }
+        width = max(2, int(chosen["length"].max())) if len(index) else 2
+        return Rollouts(
+            **{
+                name: value if value.ndim == 1 else value[:, : width - (name != "tokens")]
+                for name, value in chosen.items()
+            },
+            kl_coefficient=self.kl_coefficient,
+        )
+
+
+def token_log_probs(
+    forward: Forward,
+    head: torch.nn.Module,
+    rollouts: Rollouts,
+    temperature: float,
+    device: torch.device,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """([B, T], [B, T]) Log-probabilities of the answers' tokens and the distributions' entropies, in nats,
+    fp32, at this temperature; 0 where the mask is. Logits are computed at the answers' places alone."""
+    with Fp32Head(head):
+        places = logits_at(forward, head, rollouts.tokens, rollouts.mask, device)
+    log_prob_N, entropy_N = response_log_probs(places.logits, places.target, temperature)
+    zero_BT = torch.zeros(rollouts.mask.shape, dtype=torch.float32, device=device)
+    at = (places.row, places.column)
+    return (
+        zero_BT.index_put(at, log_prob_N * places.counts),
+        zero_BT.index_put(at, entropy_N * places.counts),
+    )

@@ -1,0 +1,1 @@
+"""Every section of a job's configuration as frozen dataclasses."""

@@ -1,0 +1,104 @@
+"""A page with scripted models: what is asked, who answers, and a server in a thread."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from raymill.annotate.app import Site, create_app
+from raymill.annotate.candidates import Drawing, prepare
+from raymill.annotate.database import DATABASE_NAME, Database
+from raymill.annotate.items import Answer, Item, Messages, item_of, set_items
+from raymill.data.messages.problems import Problem
+
+TOKEN = "a-token-for-tests"
+SECRET_MODEL = "models:/sphinx/7"  # no answer of the server may contain it
+
+Write = Callable[[str, int, int], str | Problem]
+
+
+class ScriptedSampler:
+    """Answers by a function of the question, the seed and how often it was asked so far."""
+
+    def __init__(self, write: Write, model: str = SECRET_MODEL) -> None:
+        self._write, self._model = write, model
+        self.asked: list[tuple[str, int]] = []
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"model": self._model}
+
+    def answers(self, prompts: Sequence[Messages], seeds: Sequence[int]) -> list[Answer | Problem]:
+        found: list[Answer | Problem] = []
+        for messages, seed in zip(prompts, seeds, strict=True):
+            question = messages[-1]["content"]
+            text = self._write(question, seed, len(self.asked))
+            self.asked.append((question, seed))
+            if isinstance(text, Problem):
+                found.append(text)
+                continue
+            digest = f"digest of {self._model}"
+            found.append(
+                Answer(text, (1, 2), "stop", self._model, digest, seed, {"temperature": 0.7})
+            )
+        return found
+
+
+def numbered(question: str, seed: int, number: int) -> str:
+    """Every answer differs from every other."""
+    return f"{question} Answer {number}, drawn with {seed}."
+
+
+def ask(
+    folder: Path, questions: Sequence[str], mode: Any = "rank", references: Sequence[str] = ()
+) -> tuple[Database, list[Item]]:
+    """A database in which these questions are asked; answers aren't made yet."""
+    database = Database(folder / DATABASE_NAME)
+    given = [*references, *[None] * len(questions)]
+    items = [
+        item_of(mode, f"prompt {place}", [{"role": "user", "content": question}], answer, {})
+        for place, (question, answer) in enumerate(zip(questions, given, strict=False))
+    ]
+    set_items(database, mode, items)
+    return database, items
+
+
+def asked(
+    folder: Path,
+    questions: int | Sequence[str],
+    answers: int = 2,
+    write: Write = numbered,
+    models: Sequence[str] = (SECRET_MODEL,),
+    references: Sequence[str] = (),
+) -> tuple[Database, list[Item]]:
+    """With all answers made."""
+    if isinstance(questions, int):
+        questions = [f"Question {number}?" for number in range(questions)]
+    database, items = ask(folder, questions, references=references)
+    samplers = [ScriptedSampler(write, model) for model in models]
+    prepare(database, Drawing(samplers, answers, seed=1), group=16)
+    return database, items
+
+
+@contextmanager
+def served(site: Site, token: str = TOKEN) -> Iterator[str]:
+    """The address of a real server."""
+    bound = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(create_app(site, token), log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        bound.close()

@@ -1,0 +1,44 @@
+"""One engine for many tests: vLLM takes seconds to start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from raymill.rl.rollout.vllm_engine import VllmEngine, VllmSpec
+from rl.rollout.vllm.models import bring, small_model, spec_of
+
+
+@pytest.fixture(scope="session")
+def build() -> Callable[[VllmSpec], VllmEngine]:
+    """Engines stay until the end: one that goes takes the process groups of the others with it."""
+    built: list[VllmEngine] = []
+
+    def build(spec: VllmSpec) -> VllmEngine:
+        built.append(spec.build())
+        return built[-1]
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def model() -> Any:
+    return small_model()
+
+
+@pytest.fixture(scope="session")
+def started(
+    model: Any,
+    build: Callable[[VllmSpec], VllmEngine],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> VllmEngine:
+    return build(spec_of(model, tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture
+def engine(started: VllmEngine, model: Any) -> VllmEngine:
+    """It has `model`'s weights."""
+    bring(started, model)
+    return started
