@@ -61,8 +61,8 @@ def ours(parent: Path, engine: str) -> tuple[float, dict[str, float], float]:
              "rollout.cpus_per_actor=2", "optim.learning_rate=1e-6"],
             check=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip
-        journal = (root / "runs" / "bench" / "metrics.jsonl").read_text().splitlines()
-    steps = [event for event in map(json.loads, journal) if event["kind"] == "step"][WARM_UP:]
+        event_log = (root / "runs" / "bench" / "metrics.jsonl").read_text().splitlines()
+    steps = [event for event in map(json.loads, event_log) if event["kind"] == "step"][WARM_UP:]
     rate = statistics.median(PROMPTS * GROUP / event["perf/step_s"] for event in steps)
     total = sum(event["perf/step_s"] for event in steps)
     names = ("sync", "wait", "judge", "forward", "backward", "optimizer")

@@ -51,9 +51,9 @@ from raymill.data.text.sources import find_files, plan_units
 from raymill.data.text.unit import UNITS_FOLDER, Settings, finished, run_unit
 from raymill.driver.generation import _given_prompt
 from raymill.durable import sha256_file
-from raymill.engine.event_log import Journal, attempts_in
+from raymill.engine.event_log import EventLog, attempts_in
 from raymill.engine.guard import LEFT_OUT_NAME, leave_out, noted_windows
-from raymill.engine.heartbeat import Pulse, read_pulse
+from raymill.engine.heartbeat import Heartbeat, read_pulse
 from raymill.engine.reference import CachedReference
 from raymill.errors import CheckpointError, ConfigError, DataError, RaymillError, StorageError
 from raymill.evaluate.baselines import baselines
@@ -64,14 +64,14 @@ from raymill.model.shape import read_config
 from raymill.report.audit import _verified
 from raymill.rl.reward.model import RewardModelSpec
 from raymill.rl.rollout.local import LocalPool
-from raymill.rl.rollout.record import Rollout, read_rollout, write_rollout
+from raymill.rl.rollout.record import RolloutRecord, read_rollout, write_rollout
 from raymill.rl.rollout.transformers_engine import ModelSpec
 from raymill.storage.bucket import Bucket
 from raymill.storage.mirror import Mirror
 from raymill.track.follow import Follower
 from raymill.track.forwarder import STATE_NAME, _read_state
 from raymill.track.marker import MARKER_NAME, is_exported, read_marker, weights_digest, write_marker
-from raymill.track.state_log import History, read_history
+from raymill.track.state_log import StateLog, read_history
 from rl.rollout.faults import ToySpec
 from rl.rollout.tiny import SAMPLING, units
 
@@ -547,7 +547,7 @@ def rollouts(place: Path) -> Case:
         import torch
 
         pool.sync([("a", torch.ones(3))], 17)
-        found = Rollout.of(2, SAMPLING, list(pool.generate(units(2), SAMPLING).results))
+        found = RolloutRecord.of(2, SAMPLING, list(pool.generate(units(2), SAMPLING).results))
     write_rollout(path, found)
     return Case(path, lambda: read_rollout(path).sample_id.tolist(), DataError)
 
@@ -575,9 +575,9 @@ def samples_left_out(place: Path) -> Case:
 
 def journal_case(place: Path, read: Callable[[Path], Any]) -> Case:
     path = place / "metrics.jsonl"
-    journal = Journal(path)
-    journal.write("attempt", 0)
-    journal.close()
+    event_log = EventLog(path)
+    event_log.write("attempt", 0)
+    event_log.close()
     return Case(path, lambda: read(path))
 
 
@@ -598,13 +598,13 @@ def a_journals_end(place: Path) -> Case:
 
 @without_bytes
 def a_sign_of_life(place: Path) -> Case:
-    Pulse(place, 0).beat("forward")
+    Heartbeat(place, 0).beat("forward")
     return Case(place / "rank-00000.pulse", lambda: read_pulse(place, 0))
 
 
 @without_bytes
 def a_history(place: Path) -> Case:
-    History(place, 1).enter("running")
+    StateLog(place, 1).enter("running")
     return Case(place / "history.jsonl", lambda: read_history(place))
 
 

@@ -118,9 +118,11 @@ def test_a_clock_put_right_by_a_day_changes_nothing(
     held.release()
 
 
-def left_elsewhere(place: Place, monkeypatch: pytest.MonkeyPatch, patience_s: float) -> None:
+def left_elsewhere(
+    place: Place, monkeypatch: pytest.MonkeyPatch, collective_timeout_s: float
+) -> None:
     """A lease held on another machine, which is watched for so long."""
-    monkeypatch.setattr(lease, "PATIENCE_S", patience_s)
+    monkeypatch.setattr(lease, "PATIENCE_S", collective_timeout_s)
     monkeypatch.setattr(lease, "_POLL_S", 0.02)
     place.left_by(elsewhere())
 
@@ -128,7 +130,7 @@ def left_elsewhere(place: Place, monkeypatch: pytest.MonkeyPatch, patience_s: fl
 def test_a_holder_elsewhere_is_watched_and_dead_when_it_gives_no_sign(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    left_elsewhere(place, monkeypatch, patience_s=0.3)
+    left_elsewhere(place, monkeypatch, collective_timeout_s=0.3)
     said: list[str] = []
     held = place.acquire(said.append)
     assert held.token == 2
@@ -140,7 +142,7 @@ def test_a_holder_elsewhere_is_watched_and_dead_when_it_gives_no_sign(
 def test_a_holder_elsewhere_that_gives_a_sign_keeps_it(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    left_elsewhere(place, monkeypatch, patience_s=30)
+    left_elsewhere(place, monkeypatch, collective_timeout_s=30)
     heard = threading.Event()
 
     def beat() -> None:
@@ -157,7 +159,7 @@ def test_a_holder_elsewhere_that_gives_a_sign_keeps_it(
 def test_who_was_faster_is_named_and_not_the_dead(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    left_elsewhere(place, monkeypatch, patience_s=5)
+    left_elsewhere(place, monkeypatch, collective_timeout_s=5)
     faster = replace(this_process(), host="quick")
 
     def say(_: str) -> None:

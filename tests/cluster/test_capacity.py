@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from raymill.cluster.capacity import choose, fitting, wished
-from raymill.cluster.session import Beside
+from raymill.cluster.capacity import fitting, largest_fit, requesting_capacity
+from raymill.cluster.session import ActorResources
 from raymill.config.compose import load
 from raymill.driver import supervisor as attempts
-from raymill.engine.resolved_run import Assignment
+from raymill.engine.resolved_run import ResolvedRun
 from raymill.errors import ClusterError, ConfigError
 from raymill.plan.batch import allowed_workers
 from raymill.schema.jobs import ClusterConfig
@@ -21,18 +21,18 @@ from raymill.schema.tree import digest, flatten
 
 
 def test_the_most_that_the_batch_allows() -> None:
-    assert choose([2, 4, 8], 7) == 4
-    assert choose([2, 4, 8], 100) == 8
-    assert choose([2, 4, 8], 1) is None
+    assert largest_fit([2, 4, 8], 7) == 4
+    assert largest_fit([2, 4, 8], 100) == 8
+    assert largest_fit([2, 4, 8], 1) is None
 
 
 def test_workers_fit_node_by_node_once_the_actors_have_theirs() -> None:
     cluster = ClusterConfig("x", "auto", cpus_per_worker=2.0)
-    assert fitting([{"CPU": 5.0}, {"CPU": 3.0}], cluster, Beside()) == 3
-    assert fitting([{"CPU": 5.0}, {"CPU": 3.0}], cluster, Beside(3, 1.0)) == 2
+    assert fitting([{"CPU": 5.0}, {"CPU": 3.0}], cluster, ActorResources()) == 3
+    assert fitting([{"CPU": 5.0}, {"CPU": 3.0}], cluster, ActorResources(3, 1.0)) == 2
     gpus = ClusterConfig("x", "auto", gpu=True, cpus_per_worker=1.0)
-    assert fitting([{"CPU": 64.0, "GPU": 8.0}, {"CPU": 64.0}], gpus, Beside()) == 8
-    assert fitting([], gpus, Beside()) == 0
+    assert fitting([{"CPU": 64.0, "GPU": 8.0}, {"CPU": 64.0}], gpus, ActorResources()) == 8
+    assert fitting([], gpus, ActorResources()) == 0
 
 
 def test_a_range_of_workers() -> None:
@@ -71,17 +71,17 @@ def test_without_room_it_waits_and_then_says_so(
     wishes: list[int] = []
 
     @contextmanager
-    def wished(workers: int, _: ClusterConfig) -> Iterator[None]:
+    def requesting_capacity(workers: int, _: ClusterConfig) -> Iterator[None]:
         wishes.append(workers)
         yield
 
-    monkeypatch.setattr(attempts, "wished", wished)
+    monkeypatch.setattr(attempts, "wished", requesting_capacity)
     training = load("pretrain", ["run.workers=2..4", "train.global_batch=8", "train.micro_batch=1"])
-    assignment = Assignment(
+    resolved = ResolvedRun(
         training, tmp_path, tmp_path, (), (), 1, flatten(training), digest(training)
     )
     quiet: Any = Quiet()
-    run = attempts.Attempts(assignment, quiet, quiet, quiet, "the same command")
+    run = attempts.RunSupervisor(resolved, quiet, quiet, quiet, "the same command")
     assert run._wait_for_room() == 4
     waiting = "waiting: the cluster has room for 1 workers, the run takes one of 2, 4 …"
     assert quiet.said == [waiting], "once"
@@ -95,7 +95,7 @@ def test_what_is_waited_for_is_what_an_autoscaler_sees(ray_session: None) -> Non
     from ray.util import placement_group_table
 
     cluster = ClusterConfig("x", "auto", cpus_per_worker=1.0)
-    with wished(64, cluster):
+    with requesting_capacity(64, cluster):
         [group] = [
             found for found in placement_group_table().values() if found["state"] == "PENDING"
         ]

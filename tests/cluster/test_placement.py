@@ -9,7 +9,7 @@ import ray
 
 from raymill.cluster import placement
 from raymill.cluster.placement import reserved
-from raymill.cluster.session import NOTHING, Beside
+from raymill.cluster.session import NO_ACTORS, ActorResources
 from raymill.errors import ClusterError
 from raymill.rl.rollout.pool import RolloutPool
 from rl.rollout.faults import ToySpec
@@ -25,7 +25,7 @@ def test_actors_sit_in_the_room_that_was_reserved_for_them(
     ray_session: None, tmp_path: Path
 ) -> None:
     before = free_cpus()
-    with reserved(Beside(2, 1.0)) as room:
+    with reserved(ActorResources(2, 1.0)) as room:
         assert free_cpus() == before - 2, "nobody else gets it"
         assert len(room.places) == 2
         assert room.spelled(0, 2).endswith("(2)")
@@ -35,7 +35,7 @@ def test_actors_sit_in_the_room_that_was_reserved_for_them(
         ) as pool:
             pool.sync(WEIGHTS.items(), 1)
             assert sampled(pool.generate(units(), SAMPLING)) == answers(tmp_path)
-    with reserved(Beside(2, 1.0)):
+    with reserved(ActorResources(2, 1.0)):
         pass  # it was given back
 
 
@@ -46,13 +46,13 @@ def test_no_room_is_said(
     monkeypatch.setattr(placement, "RESERVE_S", 0.2)
     with (
         pytest.raises(ClusterError, match="no room for 5 actors of 2 CPUs"),
-        reserved(Beside(5, 2.0)),
+        reserved(ActorResources(5, 2.0)),
     ):
         raise AssertionError("it has eight")
     assert "waiting for room for 5 actors of 2 CPUs and 0 GPUs" in capsys.readouterr().out
 
 
 def test_who_needs_nothing_reserves_nothing() -> None:
-    for beside in (NOTHING, Beside(2)):
+    for beside in (NO_ACTORS, ActorResources(2)):
         with reserved(beside) as room:
             assert room.places == room.hosts == ()

@@ -14,7 +14,7 @@ import pytest
 import ray
 
 from raymill.cluster import session
-from raymill.cluster.session import NOTHING, connect
+from raymill.cluster.session import NO_ACTORS, connect
 from raymill.driver.interrupt import end_preempted, on_termination, terminated
 from raymill.errors import ClusterError
 from raymill.schema.jobs import ClusterConfig
@@ -33,11 +33,11 @@ def test_a_busy_machine_gets_another_try(monkeypatch: pytest.MonkeyPatch, failur
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     local = ClusterConfig("local", "local")
     if failures < session.STARTS:
-        session._start_local(local, 1, NOTHING)
+        session._start_local(local, 1, NO_ACTORS)
         assert len(asked) == failures + 1
     else:
         with pytest.raises(ClusterError, match="tried 3 times: The current node timed out"):
-            session._start_local(local, 1, NOTHING)
+            session._start_local(local, 1, NO_ACTORS)
 
 
 def test_sigterm_while_ray_starts_is_a_preemption(

@@ -25,7 +25,7 @@ from raymill.data.text.sources import plan_units
 from raymill.errors import DataError
 from raymill.schema.jobs import MessagesPrepareJob
 
-NOTHING = "all of the assistant's turns have weight 0, or a train, loss or mask that says so; give one another"
+NOTHING_LEARNED = "all of the assistant's turns have weight 0, or a train, loss or mask that says so; give one another"
 
 
 @pytest.fixture(autouse=True)
@@ -180,9 +180,9 @@ def talk(*weights: int | None) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("weights", "train_on", "message", "mended", "train_on_then"),
     [
-        ((0,), "all", NOTHING, (1,), "all"),
-        ((0, 0), "all", NOTHING, (0, 1), "all"),
-        ((0, 0), "last", NOTHING, (0, 1), "last"),
+        ((0,), "all", NOTHING_LEARNED, (1,), "all"),
+        ((0, 0), "all", NOTHING_LEARNED, (0, 1), "all"),
+        ((0, 0), "last", NOTHING_LEARNED, (0, 1), "last"),
         ((1, 0), "last", "use data.train_on=all, or give that turn another", (1, 0), "all"),
         ((1, 0), "last", "use data.train_on=all, or give that turn another", (1, 1), "last"),
     ],

@@ -27,16 +27,16 @@ def with_fault(fault: Callable[[int, int], None]) -> Callable[[dict[str, Any]], 
 
 def raise_in(phase: str, step: int, error: Exception) -> None:
     """This rank raises it as it enters a phase of a step."""
-    from raymill.engine.heartbeat import Pulse
+    from raymill.engine.heartbeat import Heartbeat
 
-    beat = Pulse.beat
+    beat = Heartbeat.beat
 
-    def and_raise(self: Pulse, entered: str) -> None:
+    def and_raise(self: Heartbeat, entered: str) -> None:
         beat(self, entered)
         if (entered, self.step) == (phase, step):
             raise error
 
-    Pulse.beat = and_raise  # type: ignore[method-assign]
+    Heartbeat.beat = and_raise  # type: ignore[method-assign]
 
 
 def one_after_the_other(start: int, rank: int) -> None:

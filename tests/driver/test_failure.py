@@ -15,7 +15,7 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from raymill.config.entry import EXIT_PREEMPTED
 from raymill.driver.diagnosis import diagnose, final_error
-from raymill.driver.failure import Cause, Failure, GiveUp, Retry, verdict
+from raymill.driver.failure import Cause, Failure, GiveUp, Retry, decide_retry
 from raymill.driver.interrupt import end_preempted, on_termination
 from raymill.engine.failure_note import FailureNote, note_of
 from raymill.errors import ConfigError, DataError, StorageError
@@ -31,34 +31,34 @@ def raised(step: int, committed: int, what: str = "ValueError: at 0x7f31, pid 88
 
 def test_a_run_that_gets_on_is_tried_again_for_ever() -> None:
     failures = [lost(10 * n + 5, 10 * n) for n in range(1, 420)]
-    assert verdict(failures, allowed=3) == Retry(1.0)
+    assert decide_retry(failures, allowed=3) == Retry(1.0)
 
 
 def test_without_progress_the_pauses_grow_and_end() -> None:
     failures = [lost(15, 10)]
-    assert verdict(failures, 3) == Retry(1.0)
-    assert verdict(failures * 2, 3) == Retry(2.0)
-    assert verdict(failures * 3, 3) == Retry(4.0)
-    decision = verdict(failures * 4, 3)
+    assert decide_retry(failures, 3) == Retry(1.0)
+    assert decide_retry(failures * 2, 3) == Retry(2.0)
+    assert decide_retry(failures * 3, 3) == Retry(4.0)
+    decision = decide_retry(failures * 4, 3)
     assert isinstance(decision, GiveUp)
     assert "4 failures without a new checkpoint" in decision.why
-    assert verdict(failures * 9, 99) == Retry(60.0)
-    assert isinstance(verdict(failures, 0), GiveUp)
+    assert decide_retry(failures * 9, 99) == Retry(60.0)
+    assert isinstance(decide_retry(failures, 0), GiveUp)
 
 
 def test_the_same_error_at_the_same_step_twice_stops() -> None:
     again = raised(15, 10, "ValueError: at 0x8a00, pid 91")
-    decision = verdict([raised(15, 10), again], 3)
+    decision = decide_retry([raised(15, 10), again], 3)
     assert isinstance(decision, GiveUp)
     assert "the same error at step 16 as before" in decision.why
-    assert verdict([raised(15, 10), lost(17, 10), again], 9) == decision
-    assert verdict([raised(15, 10), raised(16, 10)], 3) == Retry(2.0)
-    assert verdict([raised(15, 10), raised(15, 10, "KeyError: x")], 3) == Retry(2.0)
-    assert verdict([lost(15, 10), lost(15, 10)], 3) == Retry(2.0), "machines do fail alike"
+    assert decide_retry([raised(15, 10), lost(17, 10), again], 9) == decision
+    assert decide_retry([raised(15, 10), raised(16, 10)], 3) == Retry(2.0)
+    assert decide_retry([raised(15, 10), raised(15, 10, "KeyError: x")], 3) == Retry(2.0)
+    assert decide_retry([lost(15, 10), lost(15, 10)], 3) == Retry(2.0), "machines do fail alike"
 
 
 def test_memory_is_not_tried_again() -> None:
-    assert isinstance(verdict([Failure(Cause.MEMORY, "x", 1, 0)], 3), GiveUp)
+    assert isinstance(decide_retry([Failure(Cause.MEMORY, "x", 1, 0)], 3), GiveUp)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,9 @@ def test_a_file_that_cannot_be_read_counts_as_lost_infrastructure() -> None:
     assert cause is Cause.RAISED, "what a rank raised goes first"
     cause, what = diagnose(WorkerGroupError("text", {1: away}))
     assert (cause, what) == (Cause.LOST, f"rank 1: StorageError: {away}")
-    assert isinstance(verdict([Failure(cause, what, 5, 0)] * 3, 3), Retry), "however often alike"
+    assert isinstance(decide_retry([Failure(cause, what, 5, 0)] * 3, 3), Retry), (
+        "however often alike"
+    )
     timed_out = OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
     assert diagnose(WorkerGroupError("text", {0: timed_out}))[0] is Cause.LOST
 

@@ -16,8 +16,8 @@ from ray._private.thirdparty import pynvml
 
 from driver import job
 from raymill.driver import system_metrics as readings
-from raymill.driver.system_metrics import MOST_NAMED, ClusterReadings, machine_readings, summary
-from track.test_tracker import assignment_for
+from raymill.driver.system_metrics import MOST_NAMED, SystemMetrics, machine_readings, summary
+from track.test_tracker import resolved_for
 
 GIB = 2**30
 
@@ -69,7 +69,7 @@ def test_of_many_nodes_the_spread_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_p
         f"n{n}": {"cpu_percent": float(n), f"gpu_{n % 2}_percent": 10.0 * n}
         for n in range(MOST_NAMED + 1)
     }
-    told = ClusterReadings(assignment_for(tmp_path, "none"))
+    told = SystemMetrics(resolved_for(tmp_path, "none"))
     monkeypatch.setattr(told, "_others", lambda: many)
     found = told()
     assert found["system/others/cpu_percent/most"] == MOST_NAMED
@@ -109,19 +109,19 @@ def main(folder: Path) -> None:
     from ray.cluster_utils import Cluster
     from ray.util.state import list_actors
 
-    from raymill.engine.event_log import Journal
+    from raymill.engine.event_log import EventLog
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     nodes = [cluster.add_node(num_cpus=1) for _ in range(3)]
     ray.init(address=cluster.address, log_to_driver=False)
     ids = [node.node_id for node in nodes]
     own = ray.get_runtime_context().get_node_id()
-    assignment = assignment_for(folder, "none")
-    told = ClusterReadings(assignment)
-    journal = Journal(assignment.journal)
+    resolved = resolved_for(folder, "none")
+    told = SystemMetrics(resolved)
+    event_log = EventLog(resolved.event_log)
 
     def attempt(*ranks: tuple[str, str]) -> None:
-        journal.write(
+        event_log.write(
             "attempt", 0, ranks=[{"node": node, "host": host, "pid": 1} for node, host in ranks]
         )
 

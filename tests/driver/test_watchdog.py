@@ -21,7 +21,7 @@ from raymill.driver.watchdog import (
     Watchdog,
     blamed,
 )
-from raymill.engine.heartbeat import Pulse, place, read_pulse
+from raymill.engine.heartbeat import Heartbeat, place, read_pulse
 from raymill.engine.stragglers import STEPS, Stragglers
 
 RANKS = [Rank(number, **place()) for number in range(3)]
@@ -43,8 +43,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def pulses(tmp_path: Path) -> list[Pulse]:
-    return [Pulse(tmp_path, rank.number) for rank in RANKS]
+def pulses(tmp_path: Path) -> list[Heartbeat]:
+    return [Heartbeat(tmp_path, rank.number) for rank in RANKS]
 
 
 def look_for(watchdog: Watchdog, clock: Clock, seconds: float, median: float | None) -> Any:
@@ -57,16 +57,16 @@ def look_for(watchdog: Watchdog, clock: Clock, seconds: float, median: float | N
     return watchdog.look(median)
 
 
-def beat(pulses: list[Pulse], step: int, *phases: str, but: int | None = None) -> None:
-    for number, pulse in enumerate(pulses):
+def beat(pulses: list[Heartbeat], step: int, *phases: str, but: int | None = None) -> None:
+    for number, heartbeat in enumerate(pulses):
         for phase in phases:
             if number != but:
-                pulse.step = step
-                pulse.beat(phase)
+                heartbeat.step = step
+                heartbeat.beat(phase)
 
 
 def test_nobody_is_blamed_for_a_record_that_cannot_be_read(
-    tmp_path: Path, pulses: list[Pulse], clock: Clock, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, pulses: list[Heartbeat], clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "PAUSE_S", 0.0)
     weather = Weather(monkeypatch)
@@ -83,7 +83,7 @@ def test_nobody_is_blamed_for_a_record_that_cannot_be_read(
 
 
 def test_the_rank_that_is_behind_is_named(
-    tmp_path: Path, pulses: list[Pulse], clock: Clock
+    tmp_path: Path, pulses: list[Heartbeat], clock: Clock
 ) -> None:
     watchdog = Watchdog(tmp_path, len(RANKS), None, clock)
     assert watchdog.look(1.0) == []
@@ -97,7 +97,7 @@ def test_the_rank_that_is_behind_is_named(
 
 
 def test_a_time_in_which_nobody_looked_counts_for_nothing(
-    tmp_path: Path, pulses: list[Pulse], clock: Clock
+    tmp_path: Path, pulses: list[Heartbeat], clock: Clock
 ) -> None:
     """The driver was stopped, or the whole machine was: its ranks were too, perhaps."""
     watchdog = Watchdog(tmp_path, len(RANKS), None, clock)
@@ -142,7 +142,7 @@ def test_of_those_at_the_same_point_the_one_that_does_not_wait_is_blamed(
     assert blamed(list(zip(standing, alike, strict=True)))[0].rank is RANKS[0]
 
 
-def test_slow_is_not_still(tmp_path: Path, pulses: list[Pulse], clock: Clock) -> None:
+def test_slow_is_not_still(tmp_path: Path, pulses: list[Heartbeat], clock: Clock) -> None:
     watchdog = Watchdog(tmp_path, len(RANKS), 10.0, clock)
     for step in range(1, 20):
         beat(pulses, step, "data")
@@ -167,7 +167,7 @@ def test_slow_is_not_still(tmp_path: Path, pulses: list[Pulse], clock: Clock) ->
     ],
 )
 def test_limits(
-    tmp_path: Path, pulses: list[Pulse], clock: Clock,
+    tmp_path: Path, pulses: list[Heartbeat], clock: Clock,
     timeout: float | None, median: float | None, phase: str, limit: float,
 ) -> None:  # fmt: skip
     watchdog = Watchdog(tmp_path, len(RANKS), timeout, clock, samples=True)
@@ -178,7 +178,7 @@ def test_limits(
 
 
 def test_who_compiles_alone_is_waited_for(
-    tmp_path: Path, pulses: list[Pulse], clock: Clock
+    tmp_path: Path, pulses: list[Heartbeat], clock: Clock
 ) -> None:
     """In whatever phase: it isn't behind for that, and those that are through wait longer than their limit."""
     watchdog = Watchdog(tmp_path, len(RANKS), 10.0, clock)
@@ -202,7 +202,7 @@ def test_who_compiles_alone_is_waited_for(
 
 
 def test_rows_that_are_given_are_gathered_in_no_time(
-    tmp_path: Path, pulses: list[Pulse], clock: Clock
+    tmp_path: Path, pulses: list[Heartbeat], clock: Clock
 ) -> None:
     watchdog = Watchdog(tmp_path, len(RANKS), None, clock)
     beat(pulses, 3, "gather")
@@ -211,10 +211,10 @@ def test_rows_that_are_given_are_gathered_in_no_time(
     assert len(look_for(watchdog, clock, 2, 1.0)) == 3
 
 
-def test_an_attempt_before_says_nothing(tmp_path: Path, pulses: list[Pulse]) -> None:
+def test_an_attempt_before_says_nothing(tmp_path: Path, pulses: list[Heartbeat]) -> None:
     beat(pulses, 9, "data")
     assert read_pulse(tmp_path, 2) == {"beat": 1, "step": 9, "phase": "data"} | place()
-    Pulse(tmp_path, 2)
+    Heartbeat(tmp_path, 2)
     assert read_pulse(tmp_path, 2) is None
 
 

@@ -22,7 +22,7 @@ from raymill.checkpoint.fence import raise_fence
 from raymill.config import load
 from raymill.data.messages import prepare as messages_preparation
 from raymill.data.messages.tokenizer import chat_tokenizer
-from raymill.engine.resolved_run import Assignment
+from raymill.engine.resolved_run import ResolvedRun
 from servers import free_port
 
 VOCAB = 257  # bytes and the end of text; the chat template adds two tokens
@@ -32,9 +32,9 @@ ADDED = 2
 def write_parent(folder: Path, *, layers: int = 2, hidden: int = 64, seed: int = 1) -> Path:
     """An untrained model with a tokenizer of bytes."""
     from raymill.model.build import build_model
-    from raymill.model.quiet import quieten
+    from raymill.model.quiet import silence_libraries
 
-    quieten()
+    silence_libraries()
     arch = load("pretrain", ["experiment=tiny"]).arch
     arch = replace(
         arch, layers=layers, hidden_size=hidden, heads=4, kv_heads=2, head_dim=None,
@@ -59,9 +59,9 @@ def write_prompts(path: Path, records: Sequence[dict[str, Any]]) -> Path:
     return path
 
 
-def assigned(kind: str, parent: Path, root: Path, *overrides: str) -> Assignment:
+def assigned(kind: str, parent: Path, root: Path, *overrides: str) -> ResolvedRun:
     """A job as the driver hands it to its workers; its data is prepared here."""
-    from raymill.driver.rewards import judges_of
+    from raymill.driver.rewards import resolve_rewards
     from raymill.driver.tuning import resolve
     from raymill.track.registry import ResolvedModel
 
@@ -74,10 +74,10 @@ def assigned(kind: str, parent: Path, root: Path, *overrides: str) -> Assignment
     tokenizer = chat_tokenizer(parent, job.data.template, job.data.special_tokens)
     with patch.object(messages_preparation, "run_units", one_after_the_other):
         prepared = prepare(job.preparation(), tokenizer)
-    assignment = resolve(job, resolved, {prepared.folder: 1.0})
-    others = judges_of(job, resolved, tokenizer) if kind == "rlhf" else {}
-    raise_fence(assignment.checkpoints, assignment.token)
-    return replace(assignment, **others)
+    resolved = resolve(job, resolved, {prepared.folder: 1.0})
+    others = resolve_rewards(job, resolved, tokenizer) if kind == "rlhf" else {}
+    raise_fence(resolved.checkpoints, resolved.token)
+    return replace(resolved, **others)
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class DirectStream:
             yield StepBatch(sample, located.source, rows)
 
 
-def run(assignments: Sequence[Assignment], world: int = 1) -> list[list[dict[str, Any]]]:
+def run(assignments: Sequence[ResolvedRun], world: int = 1) -> list[list[dict[str, Any]]]:
     """Run each on `world` processes, one after the other in the same ones; their journals' events."""
     folder = assignments[0].run_dir
     (folder / "assignments.pickle").write_bytes(pickle.dumps(list(assignments)))
@@ -108,8 +108,8 @@ def run(assignments: Sequence[Assignment], world: int = 1) -> list[list[dict[str
     return [events(one) for one in assignments]
 
 
-def events(assignment: Assignment) -> list[dict[str, Any]]:
-    lines = assignment.journal.read_text().splitlines()
+def events(resolved: ResolvedRun) -> list[dict[str, Any]]:
+    lines = resolved.event_log.read_text().splitlines()
     return [json.loads(line) for line in lines]
 
 
@@ -124,23 +124,23 @@ def _work(rank: int, world: int, port: int, folder: Path) -> None:
 
     from raymill.data.store.stream import StreamSpec
     from raymill.driver import worker
-    from raymill.engine.event_log import Journal
+    from raymill.engine.event_log import EventLog
     from raymill.engine.group import WorkerGroup
-    from raymill.engine.heartbeat import Pulse
+    from raymill.engine.heartbeat import Heartbeat
 
-    def stream(assignment: Assignment, order: Any, start: Any, group: WorkerGroup) -> Any:
-        batch = assignment.job.train.global_batch
+    def stream(resolved: ResolvedRun, order: Any, start: Any, group: WorkerGroup) -> Any:
+        batch = resolved.job.train.global_batch
         spec = StreamSpec(
-            assignment.folders, order, batch, group.world_size, start.samples,
-            assignment.total_steps * batch,
+            resolved.folders, order, batch, group.world_size, start.samples,
+            resolved.total_steps * batch,
         )  # fmt: skip
         return DirectStream(spec, group.rank)
 
     worker.open_stream = stream  # type: ignore[assignment]
-    worker._peak_of_all = lambda assignment, group: 1e12
-    for assignment in pickle.loads((folder / "assignments.pickle").read_bytes()):
-        journal = Journal(assignment.journal) if rank == 0 else None
-        loop = worker.build_loop(assignment, group, journal, Pulse(assignment.pulses, rank))
+    worker._peak_of_all = lambda resolved, group: 1e12
+    for resolved in pickle.loads((folder / "assignments.pickle").read_bytes()):
+        event_log = EventLog(resolved.event_log) if rank == 0 else None
+        loop = worker.build_loop(resolved, group, event_log, Heartbeat(resolved.pulses, rank))
         trainers = [learner.trainer for learner in loop.learners]
 
         def weights(trainers: list[Any] = trainers) -> dict[str, Any]:
@@ -150,9 +150,9 @@ def _work(rank: int, world: int, port: int, folder: Path) -> None:
         loop.run()
         after = weights()
         still = [name for name in before if np.array_equal(before[name], after[name])]
-        if journal is not None:
-            journal.write("weights", loop.step, still=still, trained=sorted(before))
-            journal.close()
+        if event_log is not None:
+            event_log.write("weights", loop.step, still=still, trained=sorted(before))
+            event_log.close()
         for trainer in trainers:
             trainer.engine.destroy()
     dist.barrier()

@@ -20,7 +20,7 @@ from objective.test_pairs import classifier, rows_of, some_pairs
 from objective.test_sequences import END, conversations, documents
 from raymill.engine.compilation import Compiles, layers_of, uncompiled
 from raymill.engine.evaluation import evaluating
-from raymill.engine.heartbeat import Pulse, read_pulse
+from raymill.engine.heartbeat import Heartbeat, read_pulse
 from raymill.errors import ConfigError
 from raymill.model.build import build_model
 from raymill.objective.assistant_tokens import AssistantTokens
@@ -121,16 +121,16 @@ def test_no_jobs_rows_compile_layers_anew(tmp_path: Path) -> None:
 
 def test_a_compile_is_told_as_a_phase_of_its_own(tmp_path: Path) -> None:
     """It interrupts one that all ranks are in, and counts for no beat: the others needn't compile."""
-    pulse, seen = Pulse(tmp_path, 0), []
-    compiles = Compiles(pulse)
+    heartbeat, seen = Heartbeat(tmp_path, 0), []
+    compiles = Compiles(heartbeat)
 
     def backend(graph: Any, _inputs: Any) -> Any:
         seen.append(read_pulse(tmp_path, 0))
         return graph.forward
 
     doubled = torch.compile(lambda x: x * 2, backend=backend)
-    pulse.beat("data")
-    pulse.beat("forward")
+    heartbeat.beat("data")
+    heartbeat.beat("forward")
     before = read_pulse(tmp_path, 0)
     with compiles.told():
         assert doubled(torch.ones(3)).tolist() == [2.0, 2.0, 2.0]

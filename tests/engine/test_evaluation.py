@@ -14,10 +14,10 @@ from data.prepared_factory import write_prepared
 from raymill.config import load
 from raymill.data.store.manifest import Prepared
 from raymill.data.store.validation import ValidationSet
-from raymill.driver.training import assignment_of
-from raymill.engine.batches import GivenRows
-from raymill.engine.evaluation import Occasion
-from raymill.engine.event_log import Journal
+from raymill.driver.training import resolved_run
+from raymill.engine.batches import DatasetBatches
+from raymill.engine.evaluation import EvalPoint
+from raymill.engine.event_log import EventLog
 from raymill.engine.group import WorkerGroup
 from raymill.engine.learner import Learner
 from raymill.engine.samples import SampledText
@@ -39,14 +39,14 @@ def measured(tmp_path: Path, weights: dict[str, float]) -> tuple[dict[str, float
     ]
     job = load("pretrain", [*ARCH, "tracking=none", f"storage.root={tmp_path}", "run.name=r"])
     folders = {data.folder: weights[data.manifest.name] for data in prepared}
-    recipe = recipe_of(assignment_of(job, folders), prepared)
+    recipe = recipe_of(resolved_run(job, folders), prepared)
     model, group = recipe.build_model(fresh=True), WorkerGroup(torch.device("cpu"))
     objective = recipe.objective(model, group)
     learner = cast(Learner, SimpleNamespace(objective=objective, model=model))
-    experience = GivenRows(objective, group, prepared)
+    experience = DatasetBatches(objective, group, prepared)
     figures: dict[str, float] = {}
     for evaluator in recipe.evaluators([learner], experience, group, None):
-        figures |= evaluator.measure(model, group, Occasion(0, first=True, last=False))
+        figures |= evaluator.measure(model, group, EvalPoint(0, first=True, last=False))
     return figures, {data.manifest.name: sums(model, data) for data in prepared}
 
 
@@ -86,7 +86,7 @@ def test_one_source_has_no_name_of_its_own(tmp_path: Path) -> None:
     assert figures["eval/loss"] == pytest.approx(nats / count, rel=1e-5)
 
 
-class Heard(Journal):
+class Heard(EventLog):
     """A journal that keeps its messages."""
 
     def __init__(self) -> None:
@@ -104,7 +104,7 @@ def test_a_prompt_that_the_model_does_not_see_whole_is_told(tmp_path: Path) -> N
     settings = TextEvaluation(prompts=("abc", "x" * 15, "y" * 40), sample_tokens=2)
     heard = Heard()
     sampled = SampledText(prepared, settings, tmp_path, 1, heard)
-    sampled.measure(model, WorkerGroup(torch.device("cpu")), Occasion(3, first=False, last=True))
+    sampled.measure(model, WorkerGroup(torch.device("cpu")), EvalPoint(3, first=False, last=True))
     assert heard.messages == [
         f"evaluation.prompts: prompt {'y' * 40!r}: the model has no positions for the first 25 of its "
         "41 tokens, and continues the rest"

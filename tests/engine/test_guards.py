@@ -17,7 +17,7 @@ from raymill.engine.divergence import Divergence, ranges
 from raymill.engine.guard import Guard, robust_z, windows_from
 from raymill.engine.learner import Update, global_loss
 from raymill.engine.loop import step_seed
-from raymill.engine.start import Start
+from raymill.engine.start import StartPoint
 from raymill.errors import DataError, NonFiniteError, RewindError
 from raymill.schema.jobs import GuardConfig
 
@@ -57,7 +57,7 @@ def divergence(
     job = SimpleNamespace(guard=config, train=SimpleNamespace(global_batch=8))
     checkpoints = SimpleNamespace(committed=16, settle=lambda step, wait: None)
     return Divergence(
-        Guard(config), SimpleNamespace(job=job, run_dir=run_dir), start or Start(None, False),  # type: ignore[arg-type]
+        Guard(config), SimpleNamespace(job=job, run_dir=run_dir), start or StartPoint(None, False),  # type: ignore[arg-type]
         checkpoints, group, Written(),  # type: ignore[arg-type]
     )  # fmt: skip
 

@@ -17,8 +17,8 @@ from raymill.config import load
 from raymill.engine import setup
 from raymill.engine.group import WorkerGroup
 from raymill.engine.leaks import leaks, refuse_leaks, sees_ahead
-from raymill.engine.resolved_run import Assignment
-from raymill.engine.start import Start
+from raymill.engine.resolved_run import ResolvedRun
+from raymill.engine.start import StartPoint
 from raymill.errors import ConfigError
 from raymill.recipes.registry import recipe_of
 from rl.rollout.tiny import tiny_model
@@ -89,8 +89,8 @@ def test_every_job_tries_its_kernel_before_anything_is_learned(name: str) -> Non
     kind = name.split()[0]
     override, message = JOBS[name]
     job: Any = load(kind, [override, *DATA[kind]])
-    assignment: Assignment = SimpleNamespace(job=job)  # type: ignore[assignment]
-    recipe = recipe_of(assignment, [])
+    resolved: ResolvedRun = SimpleNamespace(job=job)  # type: ignore[assignment]
+    recipe = recipe_of(resolved, [])
     model = classifier("llama") if kind == "reward" else tiny_model()
 
     def trainer(_job: Any, built: Any, *_: Any) -> Any:
@@ -101,4 +101,4 @@ def test_every_job_tries_its_kernel_before_anything_is_learned(name: str) -> Non
         stack.enter_context(patch.object(setup, "Trainer", trainer))
         stack.enter_context(flash_attention(model, leaking))
         with pytest.raises(ConfigError, match=message):
-            setup.build_learners(recipe, assignment, Start(None, False), WorkerGroup(CPU))
+            setup.build_learners(recipe, resolved, StartPoint(None, False), WorkerGroup(CPU))

@@ -23,7 +23,7 @@ from raymill.data.store.validation import ValidationSet
 from raymill.driver.exports import export_checkpoint
 from raymill.engine import reference
 from raymill.engine.reference import CachedReference
-from raymill.engine.resolved_run import Assignment
+from raymill.engine.resolved_run import ResolvedRun
 from raymill.engine.start import decide_start
 from raymill.errors import ConfigError
 from raymill.model.parent import load_parent
@@ -74,7 +74,7 @@ def test_a_compiled_run_has_the_losses_of_a_plain_one(place: Path) -> None:
     assert took[0] > 0 and took[3:] == [0.0, 0.0, 0.0], took
 
 
-def made(root: Path, kind: str, name: str, *overrides: str, parent: str = "parent") -> Assignment:
+def made(root: Path, kind: str, name: str, *overrides: str, parent: str = "parent") -> ResolvedRun:
     return assigned(
         kind, root / parent, root / "storage", f"data.path={root / 'pairs.jsonl'}",
         "data.sequence_length=48", "data.row_group_rows=4", "data.validation.fraction=0.2",
@@ -184,9 +184,9 @@ def test_a_cached_reference_is_of_one_seed_where_the_seed_decides_weights(
         made_for = made(place, "dpo", "cache", parent=parent)
         # The same data, as a mixture is, which wasn't split by this seed.
         job = replace(made_for.job, run=replace(made_for.job.run, seed=seed))
-        assignment = replace(made_for, job=job)
-        prepared = [load_prepared(folder) for folder in assignment.folders]
-        recipe = recipe_of(assignment, prepared)
+        resolved = replace(made_for, job=job)
+        prepared = [load_prepared(folder) for folder in resolved.folders]
+        recipe = recipe_of(resolved, prepared)
         assert isinstance(recipe, PreferenceTuning)
         return recipe._cache.path
 
@@ -199,15 +199,15 @@ def test_a_cached_reference_is_of_one_seed_where_the_seed_decides_weights(
 
 def test_transformers_alone_confirms_the_reward_model(place: Path) -> None:
     """The export, loaded as any tool would, ranks the held-out pairs as the run said."""
-    assignment = made(place, "reward", "exported", "train.steps=6", "optim.learning_rate=3e-3")
-    [found] = run([assignment])
-    newest = newest_verified(assignment.checkpoints)
+    resolved = made(place, "reward", "exported", "train.steps=6", "optim.learning_rate=3e-3")
+    [found] = run([resolved])
+    newest = newest_verified(resolved.checkpoints)
     assert newest is not None
-    folder = export_checkpoint(assignment, newest).folder
+    folder = export_checkpoint(resolved, newest).folder
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     assert model.config.num_labels == 1
     right = weight = 0.0
-    prepared = load_prepared(assignment.folders[0])
+    prepared = load_prepared(resolved.folders[0])
     for rows in ValidationSet(prepared.folder, rank=0, world_size=1, batch_rows=4):
         sides = Sides.of(rows)
         for pair in range(len(rows)):
@@ -225,10 +225,10 @@ def test_transformers_alone_confirms_the_reward_model(place: Path) -> None:
 def test_an_export_is_written_again_where_it_was_changed(
     place: Path, trained: dict[str, list[dict[str, Any]]]
 ) -> None:
-    assignment = made(place, "dpo", "lora-1", "run.workers=1", *ADAPTERS["lora"])
-    newest = newest_verified(assignment.checkpoints)
+    resolved = made(place, "dpo", "lora-1", "run.workers=1", *ADAPTERS["lora"])
+    newest = newest_verified(resolved.checkpoints)
     assert newest is not None
-    export = export_checkpoint(assignment, newest)
+    export = export_checkpoint(resolved, newest)
     assert export.adapter is not None
     files = [
         path
@@ -238,27 +238,27 @@ def test_an_export_is_written_again_where_it_was_changed(
     ]
     assert len(files) == 4
     whole = {path: (path.read_bytes(), path.stat().st_ino) for path in files}
-    export_checkpoint(assignment, newest)
+    export_checkpoint(resolved, newest)
     assert whole == {path: (path.read_bytes(), path.stat().st_ino) for path in files}
     for path in files[1:3]:
         flip(path)
-        export_checkpoint(assignment, newest)
+        export_checkpoint(resolved, newest)
         assert {one: one.read_bytes() for one in files} == {k: v for k, (v, _) in whole.items()}
     shutil.rmtree(export.adapter)
-    export_checkpoint(assignment, newest)
+    export_checkpoint(resolved, newest)
     assert {one: one.read_bytes() for one in files} == {k: v for k, (v, _) in whole.items()}
 
 
 def test_a_run_does_not_go_on_with_other_weights_than_it_began_with(
     place: Path, trained: dict[str, list[dict[str, Any]]]
 ) -> None:
-    assignment = made(place, "dpo", "lora-1", "run.workers=1", *ADAPTERS["lora"])
-    digests = tuple(load_prepared(folder).manifest.digest for folder in assignment.folders)
-    assert decide_start(assignment, digests).resumed
+    resolved = made(place, "dpo", "lora-1", "run.workers=1", *ADAPTERS["lora"])
+    digests = tuple(load_prepared(folder).manifest.digest for folder in resolved.folders)
+    assert decide_start(resolved, digests).resumed
     with pytest.raises(
         ConfigError, match=r"parent has other weights now \(ffffffffffff\) than those"
     ):
-        decide_start(replace(assignment, parent_digest="f" * 64), digests)
+        decide_start(replace(resolved, parent_digest="f" * 64), digests)
 
 
 def test_a_parent_that_was_changed_has_another_reference(place: Path, tmp_path: Path) -> None:
@@ -268,9 +268,9 @@ def test_a_parent_that_was_changed_has_another_reference(place: Path, tmp_path: 
     write_marker(parent, {"checkpoint_digest": "c" * 64})
 
     def reference() -> CachedReference:
-        assignment = made(tmp_path, "dpo", "changed")
-        digests = tuple(load_prepared(folder).manifest.digest for folder in assignment.folders)
-        return CachedReference.of(assignment, digests, draws=False)
+        resolved = made(tmp_path, "dpo", "changed")
+        digests = tuple(load_prepared(folder).manifest.digest for folder in resolved.folders)
+        return CachedReference.of(resolved, digests, draws=False)
 
     before = reference()
     before.record, before.values = np.arange(2), np.zeros((2, 2), np.float32)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from raymill.engine.event_log import Journal
+from raymill.engine.event_log import EventLog
 from raymill.engine.schedule import learning_rate_factor
 from raymill.schema.jobs import ScheduleConfig
 
@@ -43,12 +43,12 @@ def test_no_update_is_wasted_at_rate_zero_at_the_start() -> None:
 
 def test_journal_counts_attempts_and_cuts_a_torn_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    first = Journal(path)
+    first = EventLog(path)
     first.write("attempt", 0)
     first.write("step", 1, **{"train/loss": float("nan")})
     with path.open("a") as stream:
         stream.write('{"kind": "step", "ste')
-    second = Journal(path)
+    second = EventLog(path)
     second.write("attempt", 1)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["attempt"] for line in lines] == [1, 1, 2]

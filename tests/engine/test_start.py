@@ -13,9 +13,9 @@ from raymill.checkpoint.fence import raise_fence
 from raymill.checkpoint.manifest import Manifest
 from raymill.checkpoint.retention import committed_steps
 from raymill.config import load
-from raymill.driver.training import assignment_of
+from raymill.driver.training import resolved_run
 from raymill.engine.checkpoints import retain
-from raymill.engine.resolved_run import Assignment
+from raymill.engine.resolved_run import ResolvedRun
 from raymill.engine.schedule import learning_rate_factor
 from raymill.engine.start import decide_start, going_on
 from raymill.errors import ConfigError
@@ -36,22 +36,22 @@ class Alone:
         return value
 
 
-def assigned(root: Path, *overrides: str) -> Assignment:
+def assigned(root: Path, *overrides: str) -> ResolvedRun:
     """A run of 100 steps that decays from step 80 on, unless the overrides say otherwise."""
     settings = ["tracking=none", f"storage.root={root}", "run.name=base", "train.steps=100"]
-    return assignment_of(load("pretrain", [*settings, *overrides]), {root / "data": 1.0})
+    return resolved_run(load("pretrain", [*settings, *overrides]), {root / "data": 1.0})
 
 
-def commit_at(assignment: Assignment, *steps: int) -> None:
+def commit_at(resolved: ResolvedRun, *steps: int) -> None:
     """Checkpoints of the run as they would be left at these steps."""
-    raise_fence(assignment.checkpoints, 0)
+    raise_fence(resolved.checkpoints, 0)
     for step in steps:
         manifest = Manifest(
-            step, step * 32, step * 320, 1, 1, assignment.config, assignment.config_digest, DIGESTS,
+            step, step * 32, step * 320, 1, 1, resolved.config, resolved.config_digest, DIGESTS,
             "t" * 64, None, None, {},
         )  # fmt: skip
         values = {"fp32": np.zeros(4, dtype=np.float32)}
-        commit(assignment.checkpoints, manifest, {"a": (4,)}, [("a", 0, values)], Alone())
+        commit(resolved.checkpoints, manifest, {"a": (4,)}, [("a", 0, values)], Alone())
 
 
 @pytest.mark.parametrize("steps", ["train.steps=200", "train.steps=90"])

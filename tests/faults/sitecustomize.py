@@ -72,14 +72,14 @@ def _happen(fault: dict[str, Any] | None, place: str) -> None:
 
 
 def _patch_pulse(module: Any) -> None:
-    beat = module.Pulse.beat
+    beat = module.Heartbeat.beat
 
     def with_faults(self: Any, phase: str) -> None:
         beat(self, phase)
         rank = int(os.environ.get("RANK", "0"))
         _happen(_due(rank=rank, step=self.step, phase=phase), f"step {self.step}, {phase}")
 
-    module.Pulse.beat = with_faults
+    module.Heartbeat.beat = with_faults
 
 
 class _Spoiled:

@@ -20,7 +20,7 @@ from raymill.generate.modes import MODES, SamplingMode, mode_of, use_mode
 from raymill.generate.sampling import sample, unseen
 from raymill.model.shape import context_length
 from raymill.rl.reward.model import NO_SAMPLING, RewardModelEngine
-from raymill.rl.rollout_batch import Rollouts, token_log_probs
+from raymill.rl.rollout_batch import RolloutBatch, token_log_probs
 from rl.rollout.tiny import tiny_model
 
 CPU = torch.device("cpu")
@@ -84,7 +84,9 @@ def answers(
 
 def gap(model: Any, found: list[Completion]) -> float:
     """By how much log-probabilities differ from training's, in nats."""
-    rollouts = Rollouts.of(PROMPTS, [one.ids for one in found], [one.log_probs for one in found])
+    rollouts = RolloutBatch.of(
+        PROMPTS, [one.ids for one in found], [one.log_probs for one in found]
+    )
     with torch.no_grad():
         theirs_BT, _ = token_log_probs(model, model.get_output_embeddings(), rollouts, 1.0, CPU)
     return float(((theirs_BT - rollouts.sampler).abs() * rollouts.mask).max())
@@ -182,25 +184,25 @@ def test_ranks_sample_in_the_slowest_mode(
     use_mode(model, SamplingMode())
     group: Any = SimpleNamespace(gather=lambda _: [(MODES[place], None) for place in found])
     told: list[Any] = []
-    journal: Any = SimpleNamespace(write=lambda *event, **values: told.append(values))
-    settle_sampling(model, group, journal, 0)
+    event_log: Any = SimpleNamespace(write=lambda *event, **values: told.append(values))
+    settle_sampling(model, group, event_log, 0)
     assert mode_of(model) == MODES[expected]
     refusal = ConfigError(["model: no"])
     group = SimpleNamespace(gather=lambda _: [(SamplingMode(), None), (SamplingMode(), refusal)])
     with pytest.raises(ConfigError, match="model: no"):
-        settle_sampling(model, group, journal, 0)
+        settle_sampling(model, group, event_log, 0)
 
 
 def test_a_slow_family_is_told_in_the_journal() -> None:
     told: list[Any] = []
-    journal: Any = SimpleNamespace(write=lambda *event, **values: told.append((event, values)))
-    settle_sampling(Twisted(sees_padding), WorkerGroup(CPU), journal, 0)
+    event_log: Any = SimpleNamespace(write=lambda *event, **values: told.append((event, values)))
+    settle_sampling(Twisted(sees_padding), WorkerGroup(CPU), event_log, 0)
     [(event, values)] = told
     assert event == ("message", 0)
     assert values["text"].startswith(
         "Twisted is sampled row by row, which takes longer: in batches"
     )
-    settle_sampling(Twisted(dict), WorkerGroup(CPU), journal, 0)
+    settle_sampling(Twisted(dict), WorkerGroup(CPU), event_log, 0)
     assert len(told) == 1
     assert sampling_check.MODES[0] == SamplingMode()
 

@@ -20,7 +20,7 @@ from learn.warm import warm_up
 from raymill.checkpoint.resume import newest_verified
 from raymill.data.messages.folder import load_chat_encoder
 from raymill.driver.exports import export_checkpoint
-from raymill.engine.resolved_run import Assignment
+from raymill.engine.resolved_run import ResolvedRun
 from raymill.generate.batch import complete
 
 SEEDS = (1, pytest.param(2, marks=pytest.mark.learn), pytest.param(3, marks=pytest.mark.learn))
@@ -160,7 +160,7 @@ def worth(text: str) -> int:
 @pytest.fixture(scope="module", params=SEEDS)
 def compared(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, int, Assignment, Assignment]:
+) -> tuple[Path, int, ResolvedRun, ResolvedRun]:
     """A parent that says letters and digits at random; DPO and a reward model trained on pairs."""
     seed: int = request.param
     root = tmp_path_factory.mktemp(f"pairs-{seed}")
@@ -196,7 +196,7 @@ def compared(
     return root, seed, dpo, reward
 
 
-def test_preferences_are_learned(compared: tuple[Path, int, Assignment, Assignment]) -> None:
+def test_preferences_are_learned(compared: tuple[Path, int, ResolvedRun, ResolvedRun]) -> None:
     """DPO raises the held-out accuracy of log π alone, and its answers are better by the rule; the reward
     model ranks held-out pairs."""
     root, seed, dpo, reward = compared
@@ -216,7 +216,7 @@ def test_preferences_are_learned(compared: tuple[Path, int, Assignment, Assignme
 
 
 def test_what_a_reward_model_teaches_is_what_people_wanted(
-    compared: tuple[Path, int, Assignment, Assignment],
+    compared: tuple[Path, int, ResolvedRun, ResolvedRun],
 ) -> None:
     """Not only the model's own score rises: by the rule itself, which is just reported, answers get better."""
     root, seed, _, reward = compared

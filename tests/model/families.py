@@ -25,7 +25,7 @@ from raymill.errors import RaymillError
 from raymill.generate.modes import mode_of
 from raymill.model.finetuned import save_finetuned
 from raymill.model.parent import load_parent, with_adapters
-from raymill.model.quiet import quieten
+from raymill.model.quiet import silence_libraries
 from raymill.objective.sequences import Sequences, passed
 from raymill.schema.jobs import LoraConfig
 
@@ -253,7 +253,7 @@ def main(families: list[str]) -> None:
     """Print the rows of these families, each within a time of its own."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    quieten()
+    silence_libraries()
     torch.set_num_threads(1)
     signal.signal(signal.SIGALRM, _out_of_time)
     for family in families or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:

@@ -10,7 +10,7 @@ from model.families import build, tried
 from raymill.engine.parents import flops_per_token
 from raymill.errors import ConfigError
 from raymill.model.parent import load_parent
-from raymill.model.quiet import quieten
+from raymill.model.quiet import silence_libraries
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "families.md"
 ROWS = {
@@ -21,14 +21,14 @@ QUICK = ("llama", "gpt2", "bloom", "mamba", "bamba", "lfm2", "gpt_oss", "gemma3_
 
 @pytest.mark.parametrize("family", QUICK)
 def test_a_family_does_what_the_table_says(family: str, tmp_path: Path) -> None:
-    quieten()
+    silence_libraries()
     assert tried(family, tmp_path).row(family) == ROWS[family]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", sorted(set(ROWS) - set(QUICK)))
 def test_every_other_family_does_what_the_table_says(family: str, tmp_path: Path) -> None:
-    quieten()
+    silence_libraries()
     assert tried(family, tmp_path).row(family) == ROWS[family]
 
 

@@ -251,7 +251,9 @@ def test_figures_are_weighted_means(loss: str) -> None:
             (float(alone(model, p.prompt, p.better)), float(alone(model, p.prompt, p.worse)))
             for p in pairs
         ]
-    figures = {name: total / weight for name, (total, weight) in objective.tally.drain().items()}
+    figures = {
+        name: total / weight for name, (total, weight) in objective.metric_sums.drain().items()
+    }
     if objective.reference is not None:
         known = torch.stack(objective.reference(rows), dim=1).tolist()
         rewards = [
@@ -282,7 +284,7 @@ def test_level_answers_are_half_right() -> None:
     model, pairs = tiny_model(), [Pair([1, 2], [3, 4], [3, 4])]
     objective = preferring(model, "dpo", pairs)
     objective.losses(model, rows_of(pairs), CPU)
-    figures = objective.tally.drain()
+    figures = objective.metric_sums.drain()
     assert figures["reward/accuracy"] == figures["policy/log_prob_accuracy"] == [0.5, 1.0]
 
 
@@ -323,7 +325,7 @@ def test_no_rows_are_a_forward_pass_with_zero_loss(loss: str, family: str) -> No
     if loss != "reward":  # as a reference's
         pair = answer_log_probs(model, model.get_output_embeddings(), Sides.of(none), CPU)
         assert [one.tolist() for one in pair] == [[0.0], [0.0]]
-    assert all(sums == [0.0, 0.0] for sums in objective.tally.drain().values())
+    assert all(sums == [0.0, 0.0] for sums in objective.metric_sums.drain().values())
 
 
 # --- Reward models -----------------------------------------------------------------------------------
@@ -387,6 +389,6 @@ def test_reward_losses_and_gradients_are_bradley_and_terrys() -> None:
     for first in (4, 0, 2):
         parts += gradient(model, objective.losses(model, rows.part(first, first + 2), CPU).sum())
     assert float((parts - found).norm() / found.norm()) < 1e-5
-    total, weight = objective.tally.drain()["reward/accuracy"]
+    total, weight = objective.metric_sums.drain()["reward/accuracy"]
     right = sum(p.weight for p, (w, x) in zip(pairs, scores, strict=True) if w > x)
     assert total / 2 == pytest.approx(right) and weight / 2 == pytest.approx(objective.weight(rows))

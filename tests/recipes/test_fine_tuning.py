@@ -15,8 +15,8 @@ from engine.chat_probe import NEW_IDS, VOCAB
 from raymill.data.chat.questions import Question
 from raymill.data.text.control_tokens import ControlTokens
 from raymill.engine.answers import AnsweredQuestions
-from raymill.engine.evaluation import Occasion
-from raymill.engine.event_log import Journal
+from raymill.engine.evaluation import EvalPoint
+from raymill.engine.event_log import EventLog
 from raymill.engine.group import WorkerGroup
 from raymill.model.parent import load_parent
 from raymill.objective.assistant_tokens import AssistantTokens
@@ -28,7 +28,7 @@ def model(tmp_path: Path) -> Any:
     return load_parent(write_parent(tmp_path / "parent"), VOCAB, NEW_IDS, "sdpa", 7)
 
 
-class FakeJournal(Journal):
+class FakeJournal(EventLog):
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
 
@@ -36,7 +36,7 @@ class FakeJournal(Journal):
         self.events.append({"kind": kind, "step": step, **values})
 
 
-def answered(model: Any, folder: Path, count: int, journal: FakeJournal) -> AnsweredQuestions:
+def answered(model: Any, folder: Path, count: int, event_log: FakeJournal) -> AnsweredQuestions:
     """Asked without a prepared folder: questions are given directly."""
     from raymill.data.store.manifest import ChatFacts
 
@@ -59,7 +59,7 @@ def answered(model: Any, folder: Path, count: int, journal: FakeJournal) -> Answ
         parent_chats=True,
         tokens=ControlTokens(None, 0, (258, 0)),
         lockstep=False,
-        journal=journal,
+        event_log=event_log,
     )
     questions = [
         Question(
@@ -74,22 +74,22 @@ def answered(model: Any, folder: Path, count: int, journal: FakeJournal) -> Answ
 def test_a_run_resumed_with_more_questions_still_writes_its_table(
     model: Any, tmp_path: Path
 ) -> None:
-    journal = FakeJournal()
+    event_log = FakeJournal()
     group = WorkerGroup(torch.device("cpu"))
-    first = answered(model, tmp_path, 2, journal)
-    figures = first.measure(model, group, Occasion(0, first=True, last=False))
+    first = answered(model, tmp_path, 2, event_log)
+    figures = first.measure(model, group, EvalPoint(0, first=True, last=False))
     assert {"answers/loss", "answers/loss_other_question", "answers/refusal_f1"} <= figures.keys()
-    more = answered(model, tmp_path, 4, journal)
-    more.measure(model, group, Occasion(9, first=False, last=True))
+    more = answered(model, tmp_path, 4, event_log)
+    more.measure(model, group, EvalPoint(9, first=False, last=True))
     table = json.loads((tmp_path / "samples" / "answers-00000009.json").read_text())
     parents = [row[2] for row in table["data"]]
     assert parents[2:] == ["", ""], "the parent was never asked these"
-    assert [event["kind"] for event in journal.events] == ["answers", "answers"]
+    assert [event["kind"] for event in event_log.events] == ["answers", "answers"]
 
 
 def test_the_loss_of_answers_is_what_transformers_says(model: Any, tmp_path: Path) -> None:
     asked = answered(model, tmp_path, 3, FakeJournal())
-    figures = asked.measure(model, WorkerGroup(torch.device("cpu")), Occasion(0, True, False))
+    figures = asked.measure(model, WorkerGroup(torch.device("cpu")), EvalPoint(0, True, False))
     nats, count = 0.0, 0
     for question in asked._asked:
         ids = torch.tensor([[*question.prompt_ids, *question.answer_ids]])
@@ -104,8 +104,8 @@ def test_the_loss_of_answers_is_what_transformers_says(model: Any, tmp_path: Pat
 def test_questions_that_lose_their_beginning_are_counted_and_told_once(
     model: Any, tmp_path: Path
 ) -> None:
-    journal = FakeJournal()
-    asked = answered(model, tmp_path, 3, journal)
+    event_log = FakeJournal()
+    asked = answered(model, tmp_path, 3, event_log)
     positions = model.config.max_position_embeddings
     long = tuple(1 + i % 200 for i in range(positions))  # which leaves no room for six more tokens
     asked._asked[1] = replace(
@@ -113,12 +113,12 @@ def test_questions_that_lose_their_beginning_are_counted_and_told_once(
     )
     asked._asked[2] = replace(asked._asked[2], prompt_ids=long, answer_ids=())
     group = WorkerGroup(torch.device("cpu"))
-    figures = asked.measure(model, group, Occasion(0, first=True, last=False))
+    figures = asked.measure(model, group, EvalPoint(0, first=True, last=False))
     # A row has 41 places: the third question stands before the first's answer, the second before none.
     assert figures["answers/other_questions_cut"] == 1
     assert figures["answers/questions_cut"] == 1
-    asked.measure(model, group, Occasion(5, first=False, last=True))
-    told = [event["text"] for event in journal.events if event["kind"] == "message"]
+    asked.measure(model, group, EvalPoint(5, first=False, last=True))
+    told = [event["text"] for event in event_log.events if event["kind"] == "message"]
     assert told == [
         "1 of 3 held-out questions lose their beginning: they are longer than the room of 41 tokens, before "
         "another's answer",

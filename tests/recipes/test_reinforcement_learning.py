@@ -26,13 +26,13 @@ from engine.alignment_probe import (
 from raymill.config import load
 from raymill.data.store.manifest import load_prepared
 from raymill.driver.finish import _refuse_unchanged
-from raymill.engine.resolved_run import Assignment
+from raymill.engine.resolved_run import ResolvedRun
 from raymill.engine.start import decide_start
 from raymill.errors import ConfigError, RaymillError
 from raymill.model.build import build_model
 from raymill.recipes.registry import recipe_of
 from raymill.rl.backend import _engine
-from raymill.rl.rollout.record import Rollout, read_rollout, rollout_path
+from raymill.rl.rollout.record import RolloutRecord, read_rollout, rollout_path
 from raymill.rl.rollout.transformers_engine import ModelSpec
 from raymill.schema.jobs import RlhfJob
 
@@ -50,7 +50,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def grpo(root: Path, name: str, *overrides: str, parent: str = "parent") -> Assignment:
+def grpo(root: Path, name: str, *overrides: str, parent: str = "parent") -> ResolvedRun:
     return assigned(
         "rlhf", root / parent, root / "storage", f"data.path={root / 'prompts.jsonl'}",
         "data.sequence_length=48", "data.row_group_rows=4", "data.validation.fraction=0.2",
@@ -130,8 +130,8 @@ def test_the_parents_dropout_doesnt_enter_the_ratio(place: Path, family: str) ->
     )  # fmt: skip
     build_model(arch, VOCAB, 0, 1).save_pretrained(parent)
     _write_tokenizer(parent, VOCAB)
-    assignment = grpo(place, f"of-{family}", "algorithm=ppo", parent=parent.name)
-    recipe = recipe_of(assignment, [load_prepared(folder) for folder in assignment.folders])
+    resolved = grpo(place, f"of-{family}", "algorithm=ppo", parent=parent.name)
+    recipe = recipe_of(resolved, [load_prepared(folder) for folder in resolved.folders])
     for model in (recipe.build_model(fresh=True), recipe.build_critic()):
         assert model is not None
         ids = torch.arange(60).view(2, 30)
@@ -210,12 +210,12 @@ def test_dumped_rollouts_are_replayed(place: Path) -> None:
         assert comparable(ours) == comparable(theirs)
 
 
-def lagging(assignment: Assignment) -> Assignment:
+def lagging(resolved: ResolvedRun) -> ResolvedRun:
     """With staleness 1; on one process the next answers are sampled before, not while, these are learned
     from, so that nothing depends on chance."""
-    job = assignment.job
+    job = resolved.job
     assert isinstance(job, RlhfJob)
-    return replace(assignment, job=replace(job, rollout=replace(job.rollout, staleness=1)))
+    return replace(resolved, job=replace(job, rollout=replace(job.rollout, staleness=1)))
 
 
 def test_a_lagging_sampler_is_one_update_behind_and_corrected_for(place: Path) -> None:
@@ -241,11 +241,11 @@ def test_a_lagging_sampler_is_one_update_behind_and_corrected_for(place: Path) -
     assert all(event["sampler/ratio"] < 1 + 1e-5 for event in steps(prompt))
 
 
-def dumped(root: Path, name: str, step: int) -> Rollout:
+def dumped(root: Path, name: str, step: int) -> RolloutRecord:
     return read_rollout(rollout_path(root / "storage" / "dumps" / name, step))
 
 
-def same_answers(one: Rollout, other: Rollout) -> bool:
+def same_answers(one: RolloutRecord, other: RolloutRecord) -> bool:
     return all(
         ours.tolist() == theirs.tolist()
         for column in ("answers", "log_probs")
@@ -260,13 +260,13 @@ def test_actors_on_cpus_sample_for_a_trainer_on_gpus(place: Path) -> None:
         "attention=flash_attention_2",
         "train.steps=1",
     )
-    assignment = grpo(place, "flat", *on_gpus, "rollout.actors=1")
-    job = assignment.job
+    resolved = grpo(place, "flat", *on_gpus, "rollout.actors=1")
+    job = resolved.job
     assert isinstance(job, RlhfJob)
-    facts = load_prepared(Path(assignment.folders[0]))
+    facts = load_prepared(Path(resolved.folders[0]))
     found = {}
     for actors in (0, 1):
-        spec = _engine(assignment, replace(job, rollout=replace(job.rollout, actors=actors)), facts)
+        spec = _engine(resolved, replace(job, rollout=replace(job.rollout, actors=actors)), facts)
         assert isinstance(spec, ModelSpec)
         found[actors] = (spec.gpu, spec.attention)
     assert found == {0: (True, "flash_attention_2"), 1: (False, "sdpa")}

@@ -18,7 +18,7 @@ from raymill.config.compose import load
 from raymill.errors import ConfigError
 from raymill.report.audit import audit, audit_lines, run
 from raymill.track.follow import Follower
-from raymill.track.state_log import History, read_history
+from raymill.track.state_log import StateLog, read_history
 
 BATCH = 8
 
@@ -193,7 +193,7 @@ def test_windows_that_the_guard_left_out_are_no_gap(tmp_path: Path) -> None:
 
 
 def test_a_state_that_lasts_is_written_once(tmp_path: Path) -> None:
-    history = History(tmp_path, 3)
+    history = StateLog(tmp_path, 3)
     history.enter("running", step=1)
     history.enter("committing")
     history.enter("committing")

@@ -24,8 +24,8 @@ from raymill.rl.advantages import (
     rloo,
     whitened,
 )
-from raymill.rl.rollout_batch import Rollouts
-from raymill.rl.token_advantages import credited
+from raymill.rl.rollout_batch import RolloutBatch
+from raymill.rl.token_advantages import compute_advantages
 from raymill.schema.jobs import AlgorithmConfig
 
 UNHURRIED = settings(deadline=None, max_examples=40)
@@ -218,7 +218,7 @@ def test_reinforce_plus_plus(name: str, seed: int, gamma: float, beta: float) ->
     sizes = random.integers(1, 7, 6)
     reward = random.normal(0, 1, 6)
     policy, reference = random.uniform(-3, 0, (2, 6, 8)).astype(np.float32)
-    rollouts = Rollouts.of(
+    rollouts = RolloutBatch.of(
         [[1, 2]] * 6,
         [[3] * size for size in sizes],
         [policy[row, : sizes[row]].tolist() for row in range(6)],
@@ -239,8 +239,8 @@ def test_reinforce_plus_plus(name: str, seed: int, gamma: float, beta: float) ->
     algorithm = AlgorithmConfig(
         "reinforce_pp", name, kl="reward", kl_estimator="k1", gamma=gamma, whiten=True
     )
-    found = credited(
-        Rollouts(
+    found = compute_advantages(
+        RolloutBatch(
             rollouts.tokens, rollouts.length, rollouts.mask, rollouts.sampler,
             reference=reference_BT, kl_coefficient=beta,
         ),

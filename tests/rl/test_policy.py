@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from raymill.rl.objective import Critic, PolicyGradient
-from raymill.rl.rollout_batch import Rollouts, token_log_probs
+from raymill.rl.rollout_batch import RolloutBatch, token_log_probs
 from raymill.schema.jobs import AlgorithmConfig
 from rl.rollout import tiny
 from rl.rollout.tiny import VOCAB_SIZE
@@ -38,7 +38,7 @@ def tiny_model(family: str = "llama") -> Any:
     return copy.deepcopy(built(family))
 
 
-def sampled(count: int = 6, seed: int = 0) -> Rollouts:
+def sampled(count: int = 6, seed: int = 0) -> RolloutBatch:
     """Answers of 0 to 8 tokens to prompts of 1 to 5."""
     random = np.random.default_rng(seed)
 
@@ -48,10 +48,10 @@ def sampled(count: int = 6, seed: int = 0) -> Rollouts:
     sizes = [0, *(int(n) for n in random.integers(1, MOST + 1, count - 1))]
     prompts = [ids(int(n)) for n in random.integers(1, 6, count)]
     drawn = [(-random.uniform(0, 4, n)).tolist() for n in sizes]
-    return Rollouts.of(prompts, [ids(n) for n in sizes], drawn)
+    return RolloutBatch.of(prompts, [ids(n) for n in sizes], drawn)
 
 
-def with_columns(rollouts: Rollouts, model: Any, seed: int = 1) -> Rollouts:
+def with_columns(rollouts: RolloutBatch, model: Any, seed: int = 1) -> RolloutBatch:
     """All that is known at a step's start: near what the model says, so that some ratios are clipped."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -71,14 +71,14 @@ def with_columns(rollouts: Rollouts, model: Any, seed: int = 1) -> Rollouts:
     )  # fmt: skip
 
 
-def alone(model: Any, rollouts: Rollouts, row: int) -> torch.Tensor:
+def alone(model: Any, rollouts: RolloutBatch, row: int) -> torch.Tensor:
     """[L, V] Float64 log-probabilities at temperature, of this answer with its prompt by itself."""
     ids = rollouts.tokens[row, : rollouts.length[row]]
     logits_TV = model(input_ids=ids[None]).logits[0].double()
     return torch.log_softmax(logits_TV / TEMPERATURE, dim=-1)
 
 
-def places(rollouts: Rollouts, row: int) -> list[int]:
+def places(rollouts: RolloutBatch, row: int) -> list[int]:
     return rollouts.mask[row].nonzero()[:, 0].tolist()
 
 
@@ -114,7 +114,7 @@ def critic_model(family: str) -> Any:
 
 
 def test_columns_stand_for_the_predictions_of_the_next_token() -> None:
-    found = Rollouts.of(
+    found = RolloutBatch.of(
         [[1, 2, 3], [4], [5, 6]], [[7, 8], [9, 10, 11], []], [[-1, -2], [-3, -4, -5], []]
     )
     assert found.tokens.tolist() == [[1, 2, 3, 7, 8], [4, 9, 10, 11, 0], [5, 6, 0, 0, 0]]
@@ -134,7 +134,7 @@ def test_answers_taken_are_as_wide_as_the_longest_of_them() -> None:
         width = max(2, int(whole.length[index].max()))
         assert part.tokens.shape == (len(index), width)
         assert part.kl_coefficient == whole.kl_coefficient
-        for field in fields(Rollouts):
+        for field in fields(RolloutBatch):
             of_whole, of_part = getattr(whole, field.name), getattr(part, field.name)
             if not isinstance(of_whole, torch.Tensor):
                 continue
@@ -218,7 +218,7 @@ VARIANTS = {
 }
 
 
-def written_out(model: Any, rollouts: Rollouts, algorithm: AlgorithmConfig) -> torch.Tensor:
+def written_out(model: Any, rollouts: RolloutBatch, algorithm: AlgorithmConfig) -> torch.Tensor:
     """The mean loss of all answers, token by token, from each answer alone."""
     assert rollouts.old is not None and rollouts.reference is not None
     assert rollouts.advantage is not None
@@ -336,7 +336,7 @@ def test_answers_without_a_token_take_part_and_change_nothing() -> None:
 
 
 def told(objective: PolicyGradient) -> dict[str, float]:
-    return {name: total / weight for name, (total, weight) in objective.tally.drain().items()}
+    return {name: total / weight for name, (total, weight) in objective.metric_sums.drain().items()}
 
 
 def test_the_first_step_has_ratios_of_one_and_no_distance() -> None:

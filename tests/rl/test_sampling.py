@@ -12,8 +12,8 @@ from raymill.rl.reward.combine import Combined
 from raymill.rl.reward.functions import REWARDS
 from raymill.rl.reward.task import Sample
 from raymill.rl.rollout.engine import Sampling
-from raymill.rl.rollout.record import Rollout
-from raymill.rl.sampling import Desk, Prompt, _judged
+from raymill.rl.rollout.record import RolloutRecord
+from raymill.rl.sampling import Prompt, RolloutBackend, _judged
 
 
 class Recorder:
@@ -40,7 +40,7 @@ def test_an_answer_that_begins_in_its_prompts_reasoning_is_known_as_such() -> No
     ids = [np.array([*text.encode()], dtype=np.int32) for text in (*asked, *texts)]
     sampling = Sampling(64, 1.0, 1.0, (0,), 0)
     numbers: Any = np.arange(2)
-    rollout = Rollout(
+    rollout = RolloutRecord(
         1, sampling, numbers, np.zeros(2, np.int32), numbers, numbers, np.ones(2, bool),
         tuple(ids[:2]), tuple(ids[2:]), tuple(np.zeros(len(one), np.float32) for one in ids[2:]),
     )  # fmt: skip
@@ -49,7 +49,7 @@ def test_an_answer_that_begins_in_its_prompts_reasoning_is_known_as_such() -> No
         for n in range(2)
     }
     judge = Recorder()
-    desk = Desk(pool=None, judge=judge, book=book, decode=spell)  # type: ignore[arg-type]
-    _judged(desk, rollout, [Prompt(n, n, ()) for n in range(2)], sampling)
+    backend = RolloutBackend(pool=None, judge=judge, book=book, decode=spell)  # type: ignore[arg-type]
+    _judged(backend, rollout, [Prompt(n, n, ()) for n in range(2)], sampling)
     assert [sample.in_reasoning for sample in judge.samples] == [True, False]
     assert [REWARDS["exact"](sample) for sample in judge.samples] == [0.0, 1.0]

@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raymill.rl.advantages import EPSILON, OF_GROUPS, AllReduce
-from raymill.rl.rollout_batch import Rollouts
-from raymill.rl.token_advantages import credited
+from raymill.rl.rollout_batch import RolloutBatch
+from raymill.rl.token_advantages import compute_advantages
 from raymill.schema.jobs import AlgorithmConfig
 
 UNHURRIED = settings(deadline=None, max_examples=40)
@@ -33,13 +33,15 @@ NAN = math.nan
 class Step:
     """A step's answers, and what was found out about them."""
 
-    rollouts: Rollouts
+    rollouts: RolloutBatch
     rewards: torch.Tensor
     stopped: torch.Tensor
     group: int
 
-    def credited(self, algorithm: AlgorithmConfig, all_reduce: AllReduce = lambda x: x) -> Rollouts:
-        return credited(
+    def compute_advantages(
+        self, algorithm: AlgorithmConfig, all_reduce: AllReduce = lambda x: x
+    ) -> RolloutBatch:
+        return compute_advantages(
             self.rollouts, self.rewards, self.stopped, self.group, algorithm, all_reduce
         )
 
@@ -68,7 +70,7 @@ def a_step(seed: int, groups: int = 3, group: int = 4, beta: float = 0.3) -> Ste
     sizes = random.integers(0, 7, count)
     answers = [[2] * int(n) for n in sizes]
     drawn = [(-random.uniform(0, 3, n)).tolist() for n in sizes]
-    rollouts = Rollouts.of(prompts, answers, drawn)
+    rollouts = RolloutBatch.of(prompts, answers, drawn)
     reference_BT = rollouts.sampler + torch.from_numpy(random.normal(0, 0.5, rollouts.mask.shape))
     value_BT = torch.from_numpy(random.normal(0, 1, rollouts.mask.shape)).float()
     rewards = random.choice([0.0, 0.1, 1.0, 0.7, NAN], count, p=[0.25, 0.25, 0.25, 0.15, 0.1])
@@ -195,7 +197,7 @@ def test_every_algorithm_is_its_definition(
     if old:
         moved = replace(step.rollouts, old=step.rollouts.sampler - 0.2 * step.rollouts.mask)
         step = replace(step, rollouts=moved)
-    found = step.credited(algorithm)
+    found = step.compute_advantages(algorithm)
     mask, advantages, returns = by_loops(step, algorithm)
     assert found.mask.tolist() == mask
     assert found.advantage is not None and found.advantage.dtype == torch.float32
@@ -221,7 +223,10 @@ def test_an_answer_without_a_reward_is_as_if_it_were_not_there(name: str, kl: st
     step = replace(step, rewards=rewards)
     algorithm = AlgorithmConfig("grpo", name, kl=kl, kl_estimator="k1", whiten=name == "gae")  # type: ignore[arg-type]
     kept = [0, 2, 3, 4, 5, 7]
-    whole, without = step.credited(algorithm), step.take(kept, group=3).credited(algorithm)
+    whole, without = (
+        step.compute_advantages(algorithm),
+        step.take(kept, group=3).compute_advantages(algorithm),
+    )
     assert whole.advantage is not None and without.advantage is not None
     torch.testing.assert_close(whole.advantage[kept], without.advantage)
     assert torch.equal(whole.mask[kept], without.mask)
@@ -230,7 +235,7 @@ def test_an_answer_without_a_reward_is_as_if_it_were_not_there(name: str, kl: st
     # Whatever else is known of the dropped answer can't matter either.
     other = replace(step.rollouts, sampler=step.rollouts.sampler.clone())
     other.sampler[[1, 6]] -= 50
-    again = replace(step, rollouts=other).credited(algorithm)
+    again = replace(step, rollouts=other).compute_advantages(algorithm)
     assert again.advantage is not None and torch.equal(again.advantage, whole.advantage)
 
 
@@ -240,7 +245,7 @@ def test_a_group_of_which_one_or_none_is_known(name: str) -> None:
         a_step(1, groups=2, group=3, beta=0.0),
         rewards=torch.tensor([NAN, NAN, NAN, NAN, 4.0, NAN], dtype=torch.float64),
     )
-    found = step.credited(AlgorithmConfig("grpo", name, lam=1.0))  # type: ignore[arg-type]
+    found = step.compute_advantages(AlgorithmConfig("grpo", name, lam=1.0))  # type: ignore[arg-type]
     assert found.advantage is not None
     assert not found.mask[[0, 1, 2, 3, 5]].any() and torch.isfinite(found.advantage).all()
     if name not in ("gae", "reinforce_pp"):
@@ -257,10 +262,10 @@ def test_equal_rewards_teach_exactly_nothing(name: str, reward: float) -> None:
     step = a_step(2, groups=2, group=3)
     rewards = torch.full((6,), reward, dtype=torch.float64)
     rewards[4] = NAN
-    found = replace(step, rewards=rewards).credited(AlgorithmConfig("grpo", name))  # type: ignore[arg-type]
+    found = replace(step, rewards=rewards).compute_advantages(AlgorithmConfig("grpo", name))  # type: ignore[arg-type]
     assert found.advantage is not None and not found.advantage.any()
     assert found.mask[:4].any(), "they count in the mean all the same"
-    skipped = replace(step, rewards=rewards).credited(
+    skipped = replace(step, rewards=rewards).compute_advantages(
         AlgorithmConfig("grpo", name, skip_equal_groups=True)  # type: ignore[arg-type]
     )
     assert not skipped.mask.any()
@@ -270,14 +275,14 @@ def test_equal_rewards_teach_exactly_nothing(name: str, reward: float) -> None:
 
 
 def test_the_reward_of_an_answer_cut_off_is_at_its_last_token_and_compared_with() -> None:
-    rollouts = Rollouts.of([[1, 1], [1]], [[2, 2, 2], [2, 0]], [[0.0] * 3, [0.0] * 2])
+    rollouts = RolloutBatch.of([[1, 1], [1]], [[2, 2, 2], [2, 0]], [[0.0] * 3, [0.0] * 2])
     rewards = torch.tensor([1.0, 3.0], dtype=torch.float64)
     step = Step(rollouts, rewards, torch.tensor([False, True]), 2)
-    keep = step.credited(AlgorithmConfig("ppo", "reinforce_pp", gamma=0.5))
+    keep = step.compute_advantages(AlgorithmConfig("ppo", "reinforce_pp", gamma=0.5))
     assert keep.advantage is not None
     # The padding token 0 that the second answer drew is a token as any other.
     assert keep.advantage.tolist() == [[0, 0.25, 0.5, 1.0], [1.5, 3.0, 0, 0]]
-    masked = step.credited(AlgorithmConfig("grpo", "dr_grpo", overlong="mask"))
+    masked = step.compute_advantages(AlgorithmConfig("grpo", "dr_grpo", overlong="mask"))
     assert masked.advantage is not None
     assert masked.advantage.tolist() == [[0] * 4, [1.0, 1.0, 0, 0]]
     assert masked.mask.sum(dim=1).tolist() == [0, 2]
@@ -286,7 +291,10 @@ def test_the_reward_of_an_answer_cut_off_is_at_its_last_token_and_compared_with(
 def test_returns_are_taken_before_whitening() -> None:
     step = a_step(8)
     plain = AlgorithmConfig("ppo", "gae", kl="reward", kl_estimator="k1")
-    before, after = step.credited(plain), step.credited(replace(plain, whiten=True))
+    before, after = (
+        step.compute_advantages(plain),
+        step.compute_advantages(replace(plain, whiten=True)),
+    )
     assert before.returns is not None and after.returns is not None
     assert torch.equal(before.returns, after.returns)
     assert before.advantage is not None and after.advantage is not None
@@ -308,7 +316,7 @@ def test_ranks_credit_as_one(name: str) -> None:
     cuts = (list(range(0, 4)), list(range(4, 10)))
     barrier, posted = threading.Barrier(2, timeout=30), [torch.zeros(0)] * 2
 
-    def run(rank: int) -> Rollouts:
+    def run(rank: int) -> RolloutBatch:
         def all_reduce(sums: torch.Tensor) -> torch.Tensor:
             posted[rank] = sums
             barrier.wait()
@@ -316,11 +324,11 @@ def test_ranks_credit_as_one(name: str) -> None:
             barrier.wait()
             return total
 
-        return step.take(cuts[rank]).credited(algorithm, all_reduce)
+        return step.take(cuts[rank]).compute_advantages(algorithm, all_reduce)
 
     with ThreadPoolExecutor(2) as pool:
         parts = list(pool.map(run, range(2)))
-    whole = step.credited(algorithm)
+    whole = step.compute_advantages(algorithm)
     shared = torch.cat([part.advantage for part in parts if part.advantage is not None])
     assert whole.advantage is not None
     torch.testing.assert_close(shared, whole.advantage)
@@ -330,9 +338,9 @@ def test_ranks_credit_as_one(name: str) -> None:
 @given(seed=SEEDS, algorithm=ALGORITHMS)
 def test_order_and_padding_change_nothing(seed: int, algorithm: AlgorithmConfig) -> None:
     step = a_step(seed)
-    found = step.credited(algorithm)
+    found = step.compute_advantages(algorithm)
     order = [4, 5, 6, 7, 11, 9, 8, 10, 2, 3, 1, 0]  # groups, and answers within them
-    mixed = step.take(order).credited(algorithm)
+    mixed = step.take(order).compute_advantages(algorithm)
     assert found.advantage is not None and mixed.advantage is not None
     torch.testing.assert_close(mixed.advantage, found.advantage[order], rtol=1e-5, atol=1e-5)
     assert torch.equal(mixed.mask, found.mask[order])
@@ -341,8 +349,8 @@ def test_order_and_padding_change_nothing(seed: int, algorithm: AlgorithmConfig)
         grown = isinstance(value, torch.Tensor) and value.ndim == 2
         return torch.nn.functional.pad(value, (0, 3)) if grown else value
 
-    padded = Rollouts(**{name: wider(value) for name, value in vars(step.rollouts).items()})
-    again = replace(step, rollouts=padded).credited(algorithm)
+    padded = RolloutBatch(**{name: wider(value) for name, value in vars(step.rollouts).items()})
+    again = replace(step, rollouts=padded).compute_advantages(algorithm)
     assert again.advantage is not None
     torch.testing.assert_close(again.advantage[:, :-3], found.advantage, rtol=1e-5, atol=1e-6)
     assert not again.advantage[:, -3:].any()
@@ -405,7 +413,7 @@ def a_full_step(seed: int) -> Step:
     """No answer without tokens: TRL has none."""
     random = np.random.default_rng(seed)
     sizes = random.integers(1, 7, 12)
-    rollouts = Rollouts.of(
+    rollouts = RolloutBatch.of(
         [[1, 1]] * 12, [[2] * int(n) for n in sizes], [(-random.random(n)).tolist() for n in sizes]
     )
     reference_BT = (rollouts.sampler - torch.from_numpy(random.random(rollouts.mask.shape))).float()
@@ -421,7 +429,7 @@ def test_trl_rloo(seed: int) -> None:
     """With the distance to the reference taken off the rewards, and an answer without one."""
     step = a_full_step(seed)
     theirs_B = trl_advantages("rloo", step, 0.05)
-    found = step.credited(AlgorithmConfig("rloo", "rloo", kl="reward", kl_estimator="k1"))
+    found = step.compute_advantages(AlgorithmConfig("rloo", "rloo", kl="reward", kl_estimator="k1"))
     assert found.advantage is not None
     expected_BT = theirs_B[:, None] * step.rollouts.mask
     torch.testing.assert_close(found.advantage, expected_BT.float(), rtol=1e-5, atol=1e-6)
@@ -437,7 +445,7 @@ def test_trl_grpo(scale: str, name: str) -> None:
             known = step.rewards[first : first + 4]
             std = known[~known.isnan()].std()
             theirs_B[first : first + 4] *= (std + 1e-4) / (std + EPSILON)
-    found = step.credited(AlgorithmConfig("grpo", name))  # type: ignore[arg-type]
+    found = step.compute_advantages(AlgorithmConfig("grpo", name))  # type: ignore[arg-type]
     assert found.advantage is not None
     expected_BT = theirs_B[:, None] * step.rollouts.mask
     torch.testing.assert_close(found.advantage, expected_BT.float(), rtol=1e-5, atol=1e-6)

@@ -26,7 +26,7 @@ from raymill.track import tracker as tracker_module
 from raymill.track.registry import resolve_model
 from raymill.track.tracker import Tracker
 from servers import free_port
-from track.test_tracker import assignment_for, write_steps
+from track.test_tracker import resolved_for, write_steps
 
 MESSAGES = [{"role": "user", "content": "What does the red mill grind?"}]
 CHAT, BASE, SCORE = (
@@ -53,13 +53,13 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tracker_module, "FIRST_STEP_S", 0.0)
         for step, (alias, export) in enumerate(exports.items(), 1):
-            assignment = assignment_for(root, None, 60, f"tracking.alias={alias}")
+            resolved = resolved_for(root, None, 60, f"tracking.alias={alias}")
             if step == 1:
-                write_steps(assignment)
-            save(assignment.checkpoints, step)
-            found = newest_verified(assignment.checkpoints)
+                write_steps(resolved)
+            save(resolved.checkpoints, step)
+            found = newest_verified(resolved.checkpoints)
             assert found is not None
-            tracker = Tracker(assignment)
+            tracker = Tracker(resolved)
             tracker.start()
             tracker.register(found, export, {}, adapter if alias == "sft" else None)
             tracker.close("finished")
@@ -73,7 +73,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def test_the_files_are_the_exported_ones_and_a_description(registry: Path) -> None:
     import mlflow
 
-    job = assignment_for(registry, None).job
+    job = resolved_for(registry, None).job
     folder = resolve_model(CHAT, job.tracking, registry).folder
     for path in (registry / "chat").iterdir():
         assert (folder / path.name).read_bytes() == path.read_bytes()

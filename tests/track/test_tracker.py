@@ -15,8 +15,8 @@ from data.prepared_factory import write_prepared
 from raymill.checkpoint.resume import newest_verified
 from raymill.checkpoint.retention import registered_checkpoints
 from raymill.config import load
-from raymill.engine.event_log import Journal
-from raymill.engine.resolved_run import Assignment
+from raymill.engine.event_log import EventLog
+from raymill.engine.resolved_run import ResolvedRun
 from raymill.errors import ConfigError, TrackingError
 from raymill.schema.tree import digest, flatten
 from raymill.storage.bucket import Bucket
@@ -37,34 +37,36 @@ def _prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracker_module, "MAX_BACK_OFF_S", 1.0)
 
 
-def assignment_for(
+def resolved_for(
     root: Path, uri: str | None, flush_timeout_s: float = 3.0, *more: str
-) -> Assignment:
+) -> ResolvedRun:
     overrides = [
         "experiment=tiny", f"storage.root={root}", "run.name=r", "tracking.system_metrics=false",
         f"tracking.flush_timeout_s={flush_timeout_s}", *more,
     ]  # fmt: skip
     job = load("pretrain", overrides + ([f"tracking.uri={uri}"] if uri else []))
     prepared = write_prepared(root / "prepared")
-    return Assignment(
+    return ResolvedRun(
         job=job, run_dir=root / "runs" / "r", runs=root / "runs", folders=(prepared.folder,),
         weights=(1.0,), total_steps=STEPS, config=flatten(job), config_digest=digest(job),
         code_commit="c0ffee",
     )  # fmt: skip
 
 
-def write_steps(assignment: Assignment) -> None:
-    journal = Journal(assignment.journal)
-    journal.write("attempt", 0, total_steps=STEPS, messages=[], resumed=False)
+def write_steps(resolved: ResolvedRun) -> None:
+    event_log = EventLog(resolved.event_log)
+    event_log.write("attempt", 0, total_steps=STEPS, messages=[], resumed=False)
     for step in range(1, STEPS + 1):
-        journal.write("step", step, samples=8 * step, tokens=64 * step, **{"train/loss": 1 / step})
-    journal.write("evaluation", STEPS, tokens=1, **{"eval/bits_per_byte": 2.0})
+        event_log.write(
+            "step", step, samples=8 * step, tokens=64 * step, **{"train/loss": 1 / step}
+        )
+    event_log.write("evaluation", STEPS, tokens=1, **{"eval/bits_per_byte": 2.0})
 
 
-def track(assignment: Assignment, status: str = "finished") -> float:
+def track(resolved: ResolvedRun, status: str = "finished") -> float:
     """A tracker's whole life; returns the seconds that the calls took the caller."""
     began = time.monotonic()
-    tracker = Tracker(assignment)
+    tracker = Tracker(resolved)
     tracker.start()
     started = time.monotonic() - began
     assert started < 0.5
@@ -72,11 +74,11 @@ def track(assignment: Assignment, status: str = "finished") -> float:
     return time.monotonic() - began
 
 
-def history(assignment: Assignment, uri: str) -> list[tuple[int, float]]:
+def history(resolved: ResolvedRun, uri: str) -> list[tuple[int, float]]:
     from mlflow import MlflowClient
 
     client = MlflowClient(uri)
-    run_id = json.loads((assignment.run_dir / "tracking.json").read_text())["run_id"]
+    run_id = json.loads((resolved.run_dir / "tracking.json").read_text())["run_id"]
     run = client.get_run(run_id)
     assert run.data.params["optim.learning_rate"] == "0.003"
     assert run.data.tags["mlflow.source.git.commit"] == "c0ffee"
@@ -90,35 +92,35 @@ EXPECTED = [(step, 1 / step) for step in range(1, STEPS + 1)]
 
 
 def test_sqlite_gets_everything_once_however_often_it_is_sent(tmp_path: Path) -> None:
-    assignment = assignment_for(tmp_path, None, flush_timeout_s=60)
-    write_steps(assignment)
-    track(assignment)
-    track(assignment)
+    resolved = resolved_for(tmp_path, None, flush_timeout_s=60)
+    write_steps(resolved)
+    track(resolved)
+    track(resolved)
     # As after a crash between sending and remembering: the same lines go out again.
-    state = assignment.run_dir / "tracking.json"
+    state = resolved.run_dir / "tracking.json"
     state.write_text(json.dumps(json.loads(state.read_text()) | {"offset": 0}))
-    track(assignment)
-    assert history(assignment, f"sqlite:///{tmp_path / 'mlflow.db'}") == EXPECTED
+    track(resolved)
+    assert history(resolved, f"sqlite:///{tmp_path / 'mlflow.db'}") == EXPECTED
 
 
 def test_a_root_of_any_name_has_its_own_registry_below_it(tmp_path: Path) -> None:
     name = "-is it? %20 100%3F ü漢#&=,@[1];'q\""
     root = tmp_path / name
-    assignment = assignment_for(root, None, flush_timeout_s=60)
-    write_steps(assignment)
+    resolved = resolved_for(root, None, flush_timeout_s=60)
+    write_steps(resolved)
     export = root / "export"
     export.mkdir()
     (export / "config.json").write_text("{}")
-    save(assignment.checkpoints, 3)
-    found = newest_verified(assignment.checkpoints)
+    save(resolved.checkpoints, 3)
+    found = newest_verified(resolved.checkpoints)
     assert found is not None
-    tracker = Tracker(assignment)
+    tracker = Tracker(resolved)
     tracker.start()
     reference, _, _ = tracker.register(found, export, {}).partition(" as ")
     tracker.close("finished")
-    tracking = assignment.job.tracking
+    tracking = resolved.job.tracking
     assert is_local(tracking_uri(tracking, root))
-    assert history(assignment, tracking_uri(tracking, root)) == EXPECTED
+    assert history(resolved, tracking_uri(tracking, root)) == EXPECTED
     model = resolve_model(reference, tracking, root)
     assert model.folder.is_relative_to(root / "mlartifacts")
     assert (model.folder / "config.json").read_text() == "{}"
@@ -135,49 +137,49 @@ def test_what_the_machines_say_is_sent_and_what_they_do_not_say_stops_nothing(
         raise RuntimeError("a node is away")
 
     told = {"system/cpu_percent": 5.0, "system/host-2/gpu_0_percent": 90.0}
-    assignment = assignment_for(tmp_path, None, 60, "tracking.system_metrics=true")
-    write_steps(assignment)
+    resolved = resolved_for(tmp_path, None, 60, "tracking.system_metrics=true")
+    write_steps(resolved)
     for readings in (failing, lambda: told):
-        tracker = Tracker(assignment, readings)
+        tracker = Tracker(resolved, readings)
         tracker.start()
         tracker.close("finished")
-    run_id = json.loads((assignment.run_dir / "tracking.json").read_text())["run_id"]
+    run_id = json.loads((resolved.run_dir / "tracking.json").read_text())["run_id"]
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     sent = MlflowClient(uri).get_run(run_id).data.metrics
     assert {name: value for name, value in sent.items() if name.startswith("system/")} == told
-    assert history(assignment, uri) == EXPECTED
+    assert history(resolved, uri) == EXPECTED
     assert (
-        "RuntimeError: a node is away" in (assignment.run_dir / "logs" / "tracking.log").read_text()
+        "RuntimeError: a node is away" in (resolved.run_dir / "logs" / "tracking.log").read_text()
     )
 
 
 def test_a_database_that_knows_nothing_of_the_run_gets_everything_anew(tmp_path: Path) -> None:
     """As on another machine, with the journal, and the note of what was sent, of the first one."""
-    write_steps(assignment_for(tmp_path, None))
+    write_steps(resolved_for(tmp_path, None))
     export = tmp_path / "export"
     export.mkdir()
     for name in ("mlflow.db", "other.db"):
         uri = f"sqlite:///{tmp_path / name}"
-        assignment = assignment_for(tmp_path, uri, flush_timeout_s=60)
+        resolved = resolved_for(tmp_path, uri, flush_timeout_s=60)
         if name == "mlflow.db":
-            save(assignment.checkpoints, 3)
-        found = newest_verified(assignment.checkpoints)
+            save(resolved.checkpoints, 3)
+        found = newest_verified(resolved.checkpoints)
         assert found is not None
-        tracker = Tracker(assignment)
+        tracker = Tracker(resolved)
         tracker.start()
         assert "models:/assistant/1 as" in tracker.register(found, export, {})
         tracker.close("finished")
-        assert history(assignment, uri) == EXPECTED
+        assert history(resolved, uri) == EXPECTED
 
 
 def test_a_note_that_is_ahead_of_its_journal_is_put_right(tmp_path: Path) -> None:
-    assignment = assignment_for(tmp_path, None)
-    write_steps(assignment)
-    note = assignment.run_dir / "tracking.json"
-    size = assignment.journal.stat().st_size
+    resolved = resolved_for(tmp_path, None)
+    write_steps(resolved)
+    note = resolved.run_dir / "tracking.json"
+    size = resolved.event_log.stat().st_size
     for offset, left in ((size, size), (size + 1, 0)):
         note.write_text(json.dumps({"run_id": "x", "offset": offset}))
-        clamp_offset(assignment.run_dir, assignment.journal)
+        clamp_offset(resolved.run_dir, resolved.event_log)
         assert json.loads(note.read_text()) == {"run_id": "x", "offset": left}
 
 
@@ -213,13 +215,13 @@ def test_a_bad_server_costs_the_flush_timeout_and_nothing_else(
     tmp_path: Path, server: object, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with server() as port:  # type: ignore[operator]
-        assignment = assignment_for(tmp_path, f"http://127.0.0.1:{port}", flush_timeout_s=2)
-        write_steps(assignment)
-        assert track(assignment) < 10
+        resolved = resolved_for(tmp_path, f"http://127.0.0.1:{port}", flush_timeout_s=2)
+        write_steps(resolved)
+        assert track(resolved) < 10
         assert "nothing is lost" in capsys.readouterr().out
-        tracker = Tracker(assignment)
-        save(assignment.checkpoints, 1)
-        found = newest_verified(assignment.checkpoints)
+        tracker = Tracker(resolved)
+        save(resolved.checkpoints, 1)
+        found = newest_verified(resolved.checkpoints)
         assert found is not None
         with pytest.raises(TrackingError, match="can't be reached"):
             tracker.register(found, tmp_path, {})
@@ -233,45 +235,45 @@ def test_a_server_that_comes_back_gets_everything_once(
     """And MLflow, which likes to print where that is, doesn't tell the password."""
     port = free_port()
     uri = f"http://user:CANARY@127.0.0.1:{port}"
-    assignment = assignment_for(tmp_path, uri, flush_timeout_s=90)
-    write_steps(assignment)
-    tracker = Tracker(assignment)
+    resolved = resolved_for(tmp_path, uri, flush_timeout_s=90)
+    write_steps(resolved)
+    tracker = Tracker(resolved)
     tracker.start()
     time.sleep(2)
     with mlflow_server(tmp_path, port):
         tracker.close("finished")
-        assert history(assignment, uri) == EXPECTED
+        assert history(resolved, uri) == EXPECTED
     told = capsys.readouterr()
     assert f"tracked  http://127.0.0.1:{port}/#/experiments/1/runs/" in told.out
     assert "CANARY" not in told.out + told.err
-    assert "CANARY" not in (assignment.run_dir / "logs" / "tracking.log").read_text()
+    assert "CANARY" not in (resolved.run_dir / "logs" / "tracking.log").read_text()
 
 
 def test_registration_is_once_a_checkpoint_and_resolves(tmp_path: Path) -> None:
-    assignment = assignment_for(tmp_path, None, flush_timeout_s=60)
-    write_steps(assignment)
+    resolved = resolved_for(tmp_path, None, flush_timeout_s=60)
+    write_steps(resolved)
     export = tmp_path / "export"
     export.mkdir()
     (export / "config.json").write_text("{}")
-    tracker = Tracker(assignment)
+    tracker = Tracker(resolved)
     tracker.start()
-    save(assignment.checkpoints, 3)
-    found = newest_verified(assignment.checkpoints)
+    save(resolved.checkpoints, 3)
+    found = newest_verified(resolved.checkpoints)
     assert found is not None
     name = tracker.register(found, export, {"eval/bits_per_byte": 2.0})
     assert name == "models:/assistant/1 as assistant@pretrained"
     assert tracker.register(found, export, {}) == name
-    save(assignment.checkpoints, 4)
-    newer = newest_verified(assignment.checkpoints)
+    save(resolved.checkpoints, 4)
+    newer = newest_verified(resolved.checkpoints)
     assert newer is not None
     (export / "config.json").write_text('{"newer": 1}')
     assert "models:/assistant/2" in tracker.register(newer, export, {})
     tracker.close("finished")
-    resolved = resolve_model("models:/assistant@pretrained", assignment.job.tracking, tmp_path)
+    resolved = resolve_model("models:/assistant@pretrained", resolved.job.tracking, tmp_path)
     assert resolved.name == "models:/assistant/2"
-    first = resolve_model("models:/assistant/1", assignment.job.tracking, tmp_path)
+    first = resolve_model("models:/assistant/1", resolved.job.tracking, tmp_path)
     assert (first.folder / "config.json").read_text() == "{}", "a version never changes"
-    assert [path.name for path in registered_checkpoints(assignment.run_dir)] == [
+    assert [path.name for path in registered_checkpoints(resolved.run_dir)] == [
         "step-00000003", "step-00000004",
     ]  # fmt: skip
     for reference, message in (
@@ -282,16 +284,16 @@ def test_registration_is_once_a_checkpoint_and_resolves(tmp_path: Path) -> None:
         (str(tmp_path / "nowhere"), "there is no Hugging Face folder"),
     ):
         with pytest.raises(ConfigError, match=message.replace("/", r"\/")):
-            resolve_model(reference, assignment.job.tracking, tmp_path)
+            resolve_model(reference, resolved.job.tracking, tmp_path)
 
 
 def test_tracking_none_does_nothing(tmp_path: Path) -> None:
-    assignment = assignment_for(tmp_path, "none")
-    write_steps(assignment)
-    track(assignment)
+    resolved = resolved_for(tmp_path, "none")
+    write_steps(resolved)
+    track(resolved)
     assert not (tmp_path / "mlflow.db").exists()
     with pytest.raises(ConfigError, match="no registry"):
-        resolve_model("models:/a@b", assignment.job.tracking, tmp_path)
+        resolve_model("models:/a@b", resolved.job.tracking, tmp_path)
 
 
 def test_following_waits_for_whole_lines(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ _ENTERED = (
 )
 
 
-class Door:
+class AuthMiddleware:
     """Wraps an application: access by token, limits on what is posted, headers on every answer."""
 
     def __init__(self, app: ASGIApp, token: str) -> None:

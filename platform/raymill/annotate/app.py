@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import ASGIApp
 
-from raymill.annotate.access import Door
+from raymill.annotate.access import AuthMiddleware
 from raymill.annotate.database import Database
 from raymill.annotate.items import Mode, count_items
 from raymill.annotate.judgements import RefusalError, Submission, annotator_name, record, undo
@@ -99,7 +99,7 @@ def create_app(site: Site, token: str) -> ASGIApp:
         place = ".".join(str(part) for part in first["loc"] if part != "body")
         return JSONResponse({"error": f"{place}: {first['msg']}".removeprefix(": ")}, 422)
 
-    return Door(app, token)
+    return AuthMiddleware(app, token)
 
 
 def _serve_page(app: FastAPI) -> None:

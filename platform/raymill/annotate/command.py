@@ -24,7 +24,7 @@ from raymill.progress_line import ProgressLine
 from raymill.reading import MISSING, is_file, is_folder, read_text, user_path
 from raymill.redaction import job_command
 from raymill.schema.jobs import RankJob
-from raymill.storage.mirror import give_newest, take_newest
+from raymill.storage.mirror import push_newest, take_newest
 from raymill.track.registry import resolve_model
 
 FIRST_GROUP = 4  # items prepared at once for people who wait
@@ -58,7 +58,7 @@ def run(job: RankJob) -> int:
             with Database(folder / DATABASE_NAME) as database:
                 _judge(job, database, folder, judge, instructions)
         finally:
-            give_newest(job.storage, folder, DATABASE_NAME)
+            push_newest(job.storage, folder, DATABASE_NAME)
     return 0
 
 

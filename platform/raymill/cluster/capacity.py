@@ -6,16 +6,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from raymill.cluster.session import NOTHING, READING, Beside
+from raymill.cluster.session import NO_ACTORS, READING, ActorResources
 from raymill.schema.jobs import ClusterConfig
 
 
-def choose(allowed: Sequence[int], room: int) -> int | None:
+def largest_fit(allowed: Sequence[int], room: int) -> int | None:
     """The most workers of those that the batch can be divided among; None: there is room for none of them."""
     return max((size for size in allowed if size <= room), default=None)
 
 
-def room_for_workers(cluster: ClusterConfig, beside: Beside = NOTHING) -> int:
+def room_for_workers(cluster: ClusterConfig, beside: ActorResources = NO_ACTORS) -> int:
     """Workers that the living nodes hold besides a job's actors; nodes about to go don't count."""
     import ray
 
@@ -24,7 +24,7 @@ def room_for_workers(cluster: ClusterConfig, beside: Beside = NOTHING) -> int:
     return fitting([node["Resources"] for node in nodes], cluster, beside)
 
 
-def fitting(nodes: Sequence[dict[str, Any]], cluster: ClusterConfig, beside: Beside) -> int:
+def fitting(nodes: Sequence[dict[str, Any]], cluster: ClusterConfig, beside: ActorResources) -> int:
     """Workers that fit on nodes of these resources, node by node, once the actors have theirs, with what
     reading the data takes left over."""
     each = _each(cluster)
@@ -42,7 +42,7 @@ def fitting(nodes: Sequence[dict[str, Any]], cluster: ClusterConfig, beside: Bes
 
 
 @contextmanager
-def wished(workers: int, cluster: ClusterConfig) -> Iterator[None]:
+def requesting_capacity(workers: int, cluster: ClusterConfig) -> Iterator[None]:
     """Within the block, an autoscaler knows what is waited for: a placement group that finds no room is what it
     makes room for."""
     from ray.util.placement_group import placement_group, remove_placement_group

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from raymill.cluster.session import Beside
+from raymill.cluster.session import ActorResources
 from raymill.errors import ClusterError
 
 PATIENCE_S = 5.0  # before the user is told what is waited for
@@ -17,7 +17,7 @@ RESERVE_S = 600.0  # a cluster that grows on demand takes minutes
 
 
 @dataclass(frozen=True)
-class Room:
+class ActorPlacement:
     """Ray's scheduling strategy and the host for each actor; none where they need nothing."""
 
     places: tuple[Any, ...] = ()
@@ -30,7 +30,7 @@ class Room:
 
 
 @contextmanager
-def reserved(beside: Beside) -> Iterator[Room]:
+def reserved(beside: ActorResources) -> Iterator[ActorPlacement]:
     """A placement group for the actors, near each other where that is possible; call it with Ray connected.
 
     Raises:
@@ -39,7 +39,7 @@ def reserved(beside: Beside) -> Iterator[Room]:
     each = {"CPU": beside.cpus_each, "GPU": beside.gpus_each}
     bundle = {name: amount for name, amount in each.items() if amount}
     if not beside.actors or not bundle:
-        yield Room()
+        yield ActorPlacement()
         return
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
@@ -50,13 +50,13 @@ def reserved(beside: Beside) -> Iterator[Room]:
         _wait(group, beside)
         places = range(beside.actors)
         strategies = tuple(PlacementGroupSchedulingStrategy(group, place) for place in places)
-        yield Room(strategies, _hosts(group, places))
+        yield ActorPlacement(strategies, _hosts(group, places))
     finally:
         if ray.is_initialized():
             remove_placement_group(group)
 
 
-def _wait(group: Any, beside: Beside) -> None:
+def _wait(group: Any, beside: ActorResources) -> None:
     if group.wait(PATIENCE_S):
         return
     what = f"{beside.actors} actors of {beside.cpus_each:g} CPUs and {beside.gpus_each:g} GPUs"

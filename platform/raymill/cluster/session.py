@@ -25,7 +25,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
-class Beside:
+class ActorResources:
     """Actors besides the workers, all of one size."""
 
     actors: int = 0
@@ -41,12 +41,12 @@ class Beside:
         return self.actors * self.gpus_each
 
 
-NOTHING = Beside()
+NO_ACTORS = ActorResources()
 
 
 @contextmanager
 def connect(
-    cluster: ClusterConfig, run: RunConfig | None = None, beside: Beside = NOTHING
+    cluster: ClusterConfig, run: RunConfig | None = None, beside: ActorResources = NO_ACTORS
 ) -> Iterator[None]:
     """Connect to Ray for the length of a `with` block; a session that exists already is used as it is.
 
@@ -130,7 +130,7 @@ def _guard() -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
-def _start_local(cluster: ClusterConfig, workers: int, beside: Beside) -> None:
+def _start_local(cluster: ClusterConfig, workers: int, beside: ActorResources) -> None:
     import ray
 
     from raymill.cluster.local_ray import start_local_ray
@@ -169,7 +169,7 @@ def _join(cluster: ClusterConfig) -> None:
         ) from error
 
 
-def _check_capacity(cluster: ClusterConfig, workers: int, beside: Beside) -> None:
+def _check_capacity(cluster: ClusterConfig, workers: int, beside: ActorResources) -> None:
     import ray
 
     total = ray.cluster_resources()
@@ -180,7 +180,7 @@ def _check_capacity(cluster: ClusterConfig, workers: int, beside: Beside) -> Non
     for name, amount in needed.items():
         if total.get(name, 0.0) < amount:
             raise ClusterError(
-                f"run.workers={workers}{' with its actors' if beside != NOTHING else ''} needs {amount:g} "
+                f"run.workers={workers}{' with its actors' if beside != NO_ACTORS else ''} needs {amount:g} "
                 f"{name}s, the cluster has {total.get(name, 0.0):g}; ask for fewer workers or actors, "
                 "or a larger cluster"
             )

@@ -37,7 +37,7 @@ def _memory_problems(job: TrainJob, arch: ArchConfig, vocab_size: int) -> Iterat
 
 
 def _planned(job: TrainJob, arch: ArchConfig, vocab_size: int) -> Memory:
-    from raymill.plan.batch import passed_length, passed_rows
+    from raymill.plan.batch import forward_length, passed_rows
     from raymill.plan.memory import worker_memory
 
     return worker_memory(
@@ -47,7 +47,7 @@ def _planned(job: TrainJob, arch: ArchConfig, vocab_size: int) -> Memory:
         workers=job.run.least,  # which have the most to hold each
         precision=job.train.precision,
         micro_batch=passed_rows(job, job.train.micro_batch),
-        sequence_length=passed_length(job),
+        sequence_length=forward_length(job),
         recompute=job.train.activation_checkpointing,
         offload_optimizer=job.zero.offload_optimizer,
         offload_params=job.zero.offload_params,
@@ -59,7 +59,7 @@ def _planned(job: TrainJob, arch: ArchConfig, vocab_size: int) -> Memory:
 
 def _advice(job: TrainJob, arch: ArchConfig, vocab_size: int, room: float) -> str:
     """The least that makes the plan fit: one change, or else all of them, on more and more workers."""
-    from raymill.plan.batch import update_rows
+    from raymill.plan.batch import rows_per_update
 
     changes = {
         "train.micro_batch=1": replace(job, train=replace(job.train, micro_batch=1)),
@@ -79,7 +79,7 @@ def _advice(job: TrainJob, arch: ArchConfig, vocab_size: int, room: float) -> st
         zero=replace(job.zero, stage=3),
     )
     together = " ".join(changes)
-    rows = update_rows(job)
+    rows = rows_per_update(job)
     for workers in [n for n in range(max(job.run.least, 1), rows + 1) if rows % n == 0]:
         other = replace(least, run=replace(least.run, workers=str(workers)))
         if _planned(other, arch, vocab_size).device <= room:

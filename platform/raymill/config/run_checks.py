@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from raymill.config.ranges import SAFE_NAME, above, at_least, safe_name
-from raymill.plan.batch import allowed_workers, step_tokens, update_rows, update_unit
+from raymill.plan.batch import allowed_workers, rows_per_update, step_tokens, update_unit
 from raymill.schema.jobs import RlhfJob, TrainJob
 
 
@@ -31,7 +31,7 @@ def _batch(job: TrainJob) -> Iterator[str]:
         )
     if min(train.global_batch, train.micro_batch, run.least) < 1:
         return
-    rows, workers = update_rows(job), run.least
+    rows, workers = rows_per_update(job), run.least
     if run.least < run.most and not allowed_workers(job):
         yield (
             f"run.workers={run.workers}: {rows} {update_unit(job)} an update can't be divided among any such "

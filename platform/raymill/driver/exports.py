@@ -13,7 +13,7 @@ from raymill.data.store.manifest import Prepared, load_prepared
 from raymill.data.store.split import VALIDATION
 from raymill.data.store.validation import ValidationSet
 from raymill.data.text.control_tokens import ControlTokens
-from raymill.engine.resolved_run import Assignment
+from raymill.engine.resolved_run import ResolvedRun
 from raymill.schema.jobs import ParentJob, PretrainJob, RewardJob
 from raymill.track.marker import is_exported, write_marker
 
@@ -29,14 +29,14 @@ class Export:
     adapter: Path | None = None
 
 
-def export_checkpoint(assignment: Assignment, found: Found) -> Export:
+def export_checkpoint(resolved: ResolvedRun, found: Found) -> Export:
     """The checkpoint as Hugging Face folders; not written again where every byte of them is there already.
 
     Raises:
         StorageError: that can't be known.
     """
-    job = assignment.job
-    target = assignment.run_dir / "export"
+    job = resolved.job
+    target = resolved.run_dir / "export"
     adapter = target.with_name("adapter") if isinstance(job, ParentJob) and job.lora.rank else None
     lineage = {
         "checkpoint": found.directory.name,
@@ -45,67 +45,67 @@ def export_checkpoint(assignment: Assignment, found: Found) -> Export:
         "config_digest": found.manifest.config_digest,
         "code_commit": found.manifest.code_commit,
         "parent": found.manifest.parent,
-        "data": [str(folder) for folder in assignment.folders],
+        "data": [str(folder) for folder in resolved.folders],
     }
     folders = [target] if adapter is None else [target, adapter]
     if not all(is_exported(folder, lineage) for folder in folders):
-        prepared = [load_prepared(folder) for folder in assignment.folders]
+        prepared = [load_prepared(folder) for folder in resolved.folders]
         if isinstance(job, PretrainJob):
-            _pretrained(assignment, prepared, found, target)
+            _pretrained(resolved, prepared, found, target)
         else:
-            _fine_tuned(assignment, prepared, found, target)
+            _fine_tuned(resolved, prepared, found, target)
         for folder in folders:
             write_marker(folder, lineage)
     return Export(target, adapter)
 
 
 def _pretrained(
-    assignment: Assignment, prepared: list[Prepared], found: Found, target: Path
+    resolved: ResolvedRun, prepared: list[Prepared], found: Found, target: Path
 ) -> None:
     from raymill.model.export import export_folder
 
-    job, first = assignment.job, prepared[0]
+    job, first = resolved.job, prepared[0]
     assert isinstance(job, PretrainJob)
     export_folder(
         found.reader(),
         job.arch,
         job.arch.vocab_size or first.manifest.tokenizer.vocab_size,
-        ControlTokens.of(first, assignment.model_folder),
+        ControlTokens.of(first, resolved.model_folder),
         first.tokenizer_folder,
         target,
         job.train.precision,
-        parent=assignment.model_folder,
-        trained=partial(_trained, assignment, prepared, found),
+        parent=resolved.model_folder,
+        trained=partial(_trained, resolved, prepared, found),
         probe_ids=_probes(first),
     )
 
 
 def _fine_tuned(
-    assignment: Assignment, prepared: list[Prepared], found: Found, target: Path
+    resolved: ResolvedRun, prepared: list[Prepared], found: Found, target: Path
 ) -> None:
     from raymill.model.finetuned import save_finetuned
 
-    scalar = isinstance(assignment.job, RewardJob)
+    scalar = isinstance(resolved.job, RewardJob)
     save_finetuned(
-        _trained(assignment, prepared, found),
+        _trained(resolved, prepared, found),
         prepared[0].tokenizer_folder,
         target,
-        precision=assignment.job.train.precision,
-        tokens=ControlTokens.of(prepared[0], assignment.model_folder),
+        precision=resolved.job.train.precision,
+        tokens=ControlTokens.of(prepared[0], resolved.model_folder),
         probe_ids=_probes(prepared[0], whole=scalar),
-        parent=assignment.model_folder,
+        parent=resolved.model_folder,
         scalar=scalar,
     )
 
 
-def _trained(assignment: Assignment, prepared: list[Prepared], found: Found) -> Any:
+def _trained(resolved: ResolvedRun, prepared: list[Prepared], found: Found) -> Any:
     """The model, built as the workers built it: a checkpoint holds only what was trained."""
     from raymill.engine.trainer import load_weights
-    from raymill.model.quiet import quieten
+    from raymill.model.quiet import silence_libraries
     from raymill.recipes.registry import recipe_of
 
-    quieten()
-    model: Any = recipe_of(assignment, prepared).build_model(fresh=False)
+    silence_libraries()
+    model: Any = recipe_of(resolved, prepared).build_model(fresh=False)
     load_weights(model, found.reader())
     return model
 

@@ -56,7 +56,7 @@ class GiveUp:
     why: str
 
 
-def verdict(failures: Sequence[Failure], allowed: int) -> Retry | GiveUp:
+def decide_retry(failures: Sequence[Failure], allowed: int) -> Retry | GiveUp:
     """What to do after the last of these failures of one run, oldest first.
 
     `allowed` of them may follow each other without a new checkpoint: a run that gets on is tried again for

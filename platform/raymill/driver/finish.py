@@ -10,7 +10,7 @@ from raymill.checkpoint.resume import Found
 from raymill.data.store.manifest import load_prepared
 from raymill.driver.exports import Export, export_checkpoint
 from raymill.durable import write_atomic
-from raymill.engine.resolved_run import Assignment
+from raymill.engine.resolved_run import ResolvedRun
 from raymill.engine.start import going_on
 from raymill.errors import RaymillError, TrackingError
 from raymill.redaction import typed_command
@@ -30,7 +30,7 @@ def preempted() -> str:
     return f"preempted, resume with the same command:\n  {typed_command()}"
 
 
-def finish(assignment: Assignment, found: Found, tracker: Tracker, console: RunConsole) -> int:
+def finish(resolved: ResolvedRun, found: Found, tracker: Tracker, console: RunConsole) -> int:
     """Export, register, summarise and report the run's last, verified checkpoint.
 
     A registry that can't be reached doesn't fail the run: the model is on the disk, and the same
@@ -49,34 +49,34 @@ def finish(assignment: Assignment, found: Found, tracker: Tracker, console: RunC
         RlhfJob: reward_card,
     }
 
-    events = Follower(assignment.journal).read()
-    if isinstance(assignment.job, RlhfJob):
-        _refuse_unchanged(events, assignment.job.algorithm.overlong)
-    prepared = [load_prepared(folder) for folder in assignment.folders]
-    export = export_checkpoint(assignment, found)
+    events = Follower(resolved.event_log).read()
+    if isinstance(resolved.job, RlhfJob):
+        _refuse_unchanged(events, resolved.job.algorithm.overlong)
+    prepared = [load_prepared(folder) for folder in resolved.folders]
+    export = export_checkpoint(resolved, found)
     console.say(f"exported {export.folder}")
     figures = run_figures(events)
-    if isinstance(assignment.job, SftJob):
-        figures |= yardsticks(prepared[0], assignment.job)
+    if isinstance(resolved.job, SftJob):
+        figures |= yardsticks(prepared[0], resolved.job)
     registered = None
-    if assignment.job.tracking.register and assignment.job.tracking.uri != "none":
+    if resolved.job.tracking.register and resolved.job.tracking.uri != "none":
         try:
             registered = tracker.register(found, export.folder, figures, export.adapter)
             console.say(f"registered {registered}")
             if export.adapter is not None:
-                tracking = assignment.job.tracking
+                tracking = resolved.job.tracking
                 console.say(f"           {tracking.registered_model}-adapter@{tracking.alias}")
         except TrackingError as error:
             console.say(f"not registered: {error}")
-    summary = _summary(assignment, found, export, figures, registered)
-    write_atomic(assignment.run_dir / SUMMARY_NAME, json.dumps(summary, indent=1))
-    card = cards[type(assignment.job)](assignment.run_dir, prepared, events, summary)
+    summary = _summary(resolved, found, export, figures, registered)
+    write_atomic(resolved.run_dir / SUMMARY_NAME, json.dumps(summary, indent=1))
+    card = cards[type(resolved.job)](resolved.run_dir, prepared, events, summary)
     for text in card.headlines:
         console.say(text)
-    report, curve = write_report(assignment.run_dir, events, summary, card)
+    report, curve = write_report(resolved.run_dir, events, summary, card)
     tracker.attach([report, curve])
     console.say(f"report   {report}")
-    console.say(f"summary  {assignment.run_dir / SUMMARY_NAME}")
+    console.say(f"summary  {resolved.run_dir / SUMMARY_NAME}")
     return 0
 
 
@@ -138,14 +138,14 @@ def run_figures(events: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _summary(
-    assignment: Assignment,
+    resolved: ResolvedRun,
     found: Found,
     export: Export,
     figures: dict[str, Any],
     registered: str | None,
 ) -> dict[str, Any]:
     return {
-        "run": assignment.job.run.name,
+        "run": resolved.job.run.name,
         "status": "finished",
         "figures": figures,
         "checkpoint": str(found.directory),
@@ -153,13 +153,13 @@ def _summary(
         "export": str(export.folder),
         "adapter": None if export.adapter is None else str(export.adapter),
         "registered": registered,
-        "parent": assignment.parent,
-        "reward": assignment.reward,
-        "data": [str(folder) for folder in assignment.folders],
+        "parent": resolved.parent,
+        "reward": resolved.reward,
+        "data": [str(folder) for folder in resolved.folders],
         "data_digests": list(found.manifest.data_digests),
-        "config_digest": assignment.config_digest,
-        "code_commit": assignment.code_commit,
-        "metrics": str(assignment.journal),
+        "config_digest": resolved.config_digest,
+        "code_commit": resolved.code_commit,
+        "metrics": str(resolved.event_log),
         "command": typed_command(),
-        "going_on": going_on(assignment),
+        "going_on": going_on(resolved),
     }

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from raymill.engine.heartbeat import WAIT_S
-from raymill.engine.resolved_run import Assignment
+from raymill.engine.resolved_run import ResolvedRun
 from raymill.parent_death import die_with, show_stack_to
 from raymill.schema.jobs import RlhfJob, TrainJob
 from raymill.timeline import mark
@@ -21,12 +21,12 @@ from raymill.timeline import mark
 class WorkerRun:
     """A worker group under way. It runs in a thread, so that the main thread keeps the signals."""
 
-    def __init__(self, assignment: Assignment, workers: int) -> None:
+    def __init__(self, resolved: ResolvedRun, workers: int) -> None:
         self.error: BaseException | None = None
-        self._assignment = assignment
+        self._resolved = resolved
         self._workers = workers
         # Ray's own bookkeeping is never consulted: each start gets a name and folder of its own.
-        self._scratch = assignment.run_dir / "ray" / uuid.uuid4().hex[:8]
+        self._scratch = resolved.run_dir / "ray" / uuid.uuid4().hex[:8]
         self._thread = threading.Thread(target=self._fit, name="raymill-workers", daemon=True)
         self._thread.start()
 
@@ -37,7 +37,7 @@ class WorkerRun:
 
     def _fit(self) -> None:
         try:
-            _fit(self._assignment, self._workers, self._scratch)
+            _fit(self._resolved, self._workers, self._scratch)
         except BaseException as error:  # reported by the main thread, which waits for this one
             self.error = error
         finally:
@@ -46,7 +46,7 @@ class WorkerRun:
                 self._scratch.parent.rmdir()
 
 
-def patience_s(job: TrainJob) -> int:
+def collective_timeout_s(job: TrainJob) -> int:
     """How long ranks wait for each other: for the first one, which samples and has answers judged, as long
     as that may take, so that what is late is named by its own limit and not by theirs."""
     if not isinstance(job, RlhfJob):
@@ -77,28 +77,28 @@ def _work(config: dict[str, Any]) -> None:
     train_worker(config)
 
 
-def _fit(assignment: Assignment, workers: int, scratch: Path) -> None:
+def _fit(resolved: ResolvedRun, workers: int, scratch: Path) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig
 
     from raymill.cluster.lean_trainer import AttemptTrainer, LeanTrainer
 
     mark("trainer")
-    job = assignment.job
+    job = resolved.job
     resources = {"CPU": job.cluster.cpus_per_worker}
     if job.cluster.gpu:
         resources["GPU"] = 1.0
     trainer = LeanTrainer if job.cluster.address == "local" else AttemptTrainer
     trainer(
         _work,
-        train_loop_config={"assignment": assignment},
+        train_loop_config={"assignment": resolved},
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=job.cluster.gpu,
             resources_per_worker=resources,
         ),
         torch_config=TorchConfig(
-            backend="nccl" if job.cluster.gpu else "gloo", timeout_s=patience_s(job)
+            backend="nccl" if job.cluster.gpu else "gloo", timeout_s=collective_timeout_s(job)
         ),
         run_config=RunConfig(
             name=scratch.name,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from raymill.annotate import command as serve
-from raymill.cluster.session import NOTHING, connect, warm_up
+from raymill.cluster.session import NO_ACTORS, connect, warm_up
 from raymill.config.entry import EXIT_PREEMPTED
 from raymill.data.text import prepare
 from raymill.driver import pretraining as pretrain
@@ -42,7 +42,7 @@ def run(job: PipelineJob) -> int:
     warm_up(job.pretrain.cluster)
     trained = (job.pretrain, job.sft, job.reward, job.rlhf)
     most = max((stage.run for stage in trained), key=lambda run: run.most)
-    beside = actors_of(job.rlhf) if "rlhf" in job.stages else NOTHING
+    beside = actors_of(job.rlhf) if "rlhf" in job.stages else NO_ACTORS
     with (
         on_termination(partial(end_preempted, preempted())),
         connect(job.pretrain.cluster, most, beside),

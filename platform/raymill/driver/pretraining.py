@@ -9,8 +9,8 @@ from raymill.cluster.session import connect, warm_up
 from raymill.data.store.location import prepared_folder
 from raymill.data.store.manifest import MANIFEST_NAME, Prepared, is_finished, load_prepared
 from raymill.driver.preparation import fetched_mixture
-from raymill.driver.training import assignment_of, complete, held, last_checkpoint, train
-from raymill.engine.resolved_run import Assignment
+from raymill.driver.training import acquire_run, complete, last_checkpoint, resolved_run, train
+from raymill.engine.resolved_run import ResolvedRun
 from raymill.errors import ConfigError, DataError
 from raymill.plan.report import memory_plan
 from raymill.redaction import job_command
@@ -31,12 +31,12 @@ def run(job: PretrainJob) -> int:
         print_plan(pretraining_plan(job))
         return 0
     warm_up(job.cluster)
-    with held(resolve(job)) as (assignment, lease):
-        last = last_checkpoint(assignment)
+    with acquire_run(resolve(job)) as (resolved, lease):
+        last = last_checkpoint(resolved)
         if last is not None:
-            return complete(assignment, last)
+            return complete(resolved, last)
         with connect(job.cluster, job.run):
-            return train(assignment, lease)
+            return train(resolved, lease)
 
 
 def prepared_folders(job: PretrainJob) -> dict[Path, float]:
@@ -48,7 +48,7 @@ def prepared_folders(job: PretrainJob) -> dict[Path, float]:
     return {folder: 1.0}
 
 
-def resolve(job: PretrainJob) -> Assignment:
+def resolve(job: PretrainJob) -> ResolvedRun:
     """Find and cross-check everything the run needs, before Ray starts.
 
     Raises:
@@ -62,7 +62,7 @@ def resolve(job: PretrainJob) -> Assignment:
     parent_digest = None if model_folder is None else weights_digest(model_folder)
     if job.run.from_ is not None:
         parent, parent_digest = f"run:{job.run.from_}", None
-    return assignment_of(
+    return resolved_run(
         job,
         folders,
         model_folder=model_folder,

@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from raymill.cluster.session import NOTHING, Beside
+from raymill.cluster.session import NO_ACTORS, ActorResources
 from raymill.data.messages.tokenizer import ChatTokenizer, encodes_as
 from raymill.data.store.manifest import Prepared, tokenizer_fingerprint
 from raymill.errors import ConfigError
 from raymill.model.shape import gives_a_number, positions_of
-from raymill.plan.batch import longest_tokens
+from raymill.plan.batch import max_sequence_tokens
 from raymill.rl.reward.functions import AUTO, COMPARING
 from raymill.rl.reward.names import check_names
 from raymill.schema.jobs import RlhfJob, TrainJob
@@ -20,7 +20,9 @@ from raymill.track.marker import weights_digest
 from raymill.track.registry import ResolvedModel, resolve_model
 
 
-def judges_of(job: RlhfJob, parent: ResolvedModel, tokenizer: ChatTokenizer) -> dict[str, Any]:
+def resolve_rewards(
+    job: RlhfJob, parent: ResolvedModel, tokenizer: ChatTokenizer
+) -> dict[str, Any]:
     """Fields of the assignment that say who judges.
 
     Raises:
@@ -81,12 +83,12 @@ def reference_problems(job: RlhfJob, prepared: Sequence[Prepared]) -> list[str]:
     return problems
 
 
-def actors_of(job: TrainJob) -> Beside:
+def actors_of(job: TrainJob) -> ActorResources:
     """What a job's samplers take, and after them its reward models."""
     if not isinstance(job, RlhfJob):
-        return NOTHING
+        return NO_ACTORS
     models = job.reward.model_actors if job.reward.model is not None else 0
-    return Beside(
+    return ActorResources(
         job.rollout.actors + models, job.rollout.cpus_per_actor, job.rollout.gpus_per_actor
     )
 
@@ -112,7 +114,7 @@ def _problems(job: RlhfJob, key: str, model: ResolvedModel, tokenizer: ChatToken
 
 def _too_short(job: RlhfJob, what: str, model: ResolvedModel, closing: int = 0) -> list[str]:
     """`closing`: tokens that come after an answer."""
-    positions, longest = positions_of(model.folder), longest_tokens(job) + closing
+    positions, longest = positions_of(model.folder), max_sequence_tokens(job) + closing
     if positions is None or longest <= positions:
         return []
     after = f", with the {closing} that the template writes after an answer," if closing else ""

@@ -14,20 +14,25 @@ from typing import Any
 
 from raymill.checkpoint.lease import Lease
 from raymill.checkpoint.retention import committed_steps
-from raymill.cluster.capacity import choose, draining_nodes, room_for_workers, wished
-from raymill.cluster.session import NOTHING, Beside
+from raymill.cluster.capacity import (
+    draining_nodes,
+    largest_fit,
+    requesting_capacity,
+    room_for_workers,
+)
+from raymill.cluster.session import NO_ACTORS, ActorResources
 from raymill.driver.diagnosis import as_raised, diagnose, final_error
-from raymill.driver.failure import Cause, Failure, GiveUp, RunState, verdict
+from raymill.driver.failure import Cause, Failure, GiveUp, RunState, decide_retry
 from raymill.driver.launch import WorkerRun
 from raymill.driver.watchdog import Watchdog, end_one
 from raymill.engine.failure_note import FailureNote, read_notes
-from raymill.engine.resolved_run import Assignment
+from raymill.engine.resolved_run import ResolvedRun
 from raymill.errors import CheckpointError, ClusterError, StorageError
 from raymill.plan.batch import allowed_workers
 from raymill.schema.jobs import RlhfJob
 from raymill.track.console import RunConsole
 from raymill.track.follow import Follower
-from raymill.track.state_log import History
+from raymill.track.state_log import StateLog
 
 POLL_S = 0.2
 LOOK_S = 10.0  # between two looks at the cluster
@@ -45,7 +50,7 @@ class Ending:
     notes: Mapping[int, FailureNote] = field(default_factory=dict)  # of ranks that couldn't go on
 
 
-class Attempts:
+class RunSupervisor:
     """Runs a training job to its end on a Ray that is connected.
 
     `stop` and `drain` may be called at any time, from a signal handler.
@@ -53,14 +58,14 @@ class Attempts:
 
     def __init__(
         self,
-        assignment: Assignment,
+        resolved: ResolvedRun,
         lease: Lease,
         console: RunConsole,
-        history: History,
+        history: StateLog,
         resume: str,
-        beside: Beside = NOTHING,
+        beside: ActorResources = NO_ACTORS,
     ) -> None:
-        self._assignment = assignment
+        self._resolved = resolved
         self._lease = lease
         self._console = console
         self._history = history
@@ -100,7 +105,7 @@ class Attempts:
     def _ask(self, how: RunState) -> None:
         if not self.drained:  # which says how it ends
             self._asked = how
-        self._assignment.stop_request.touch()
+        self._resolved.stop_request.touch()
 
     def run(self) -> str:
         """To the end; returns "finished", "stopped" after a checkpoint, or, where it was asked to stop and
@@ -112,7 +117,7 @@ class Attempts:
         unstarted = "waiting"
         while True:
             self._resizing = False
-            self._assignment.stop_request.unlink(missing_ok=True)
+            self._resolved.stop_request.unlink(missing_ok=True)
             self._workers = self._wait_for_room()
             if self._asked is not None:  # also where that was between the two lines above
                 return unstarted
@@ -131,15 +136,15 @@ class Attempts:
 
     def _wait_for_room(self) -> int:
         """Workers to start with: as many as there is room for, of those that the batch allows."""
-        allowed = allowed_workers(self._assignment.job)
-        cluster = self._assignment.job.cluster
+        allowed = allowed_workers(self._resolved.job)
+        cluster = self._resolved.job.cluster
         deadline = time.monotonic() + ROOM_S
         told = False
         with ExitStack() as waiting:
             while self._asked is None:
                 self._lease.check()
                 room = room_for_workers(cluster, self._beside)
-                size = choose(allowed, room)
+                size = largest_fit(allowed, room)
                 if size is not None:
                     return size
                 wanted = (
@@ -154,28 +159,28 @@ class Attempts:
                     self._console.say(
                         f"waiting: the cluster has room for {room} workers, the run takes {wanted} …"
                     )
-                    waiting.enter_context(wished(allowed[0], cluster))
+                    waiting.enter_context(requesting_capacity(allowed[0], cluster))
                     told = True
                 time.sleep(POLL_S * 5)
         return 0
 
     def _attempt(self) -> Ending:
         """Start workers and show the run's events until they have ended."""
-        assignment = self._assignment
+        resolved = self._resolved
         self._console.waiting(STARTING)
         self._nodes.clear()
         self._step_s.clear()
         # Of this process's start before; another's, who may hold the run by now, aren't ours to delete.
-        shutil.rmtree(replace(assignment, start=self._starts).pulses, ignore_errors=True)
+        shutil.rmtree(replace(resolved, start=self._starts).pulses, ignore_errors=True)
         self._starts += 1
         # Workers of before, should they still live, have nothing to say from here on.
-        follower = Follower.at_end(assignment.journal)
-        assignment = replace(assignment, start=self._starts)
-        self._watch_from_now(assignment.pulses)
-        workers = WorkerRun(assignment, self._workers)
+        follower = Follower.at_end(resolved.event_log)
+        resolved = replace(resolved, start=self._starts)
+        self._watch_from_now(resolved.pulses)
+        workers = WorkerRun(resolved, self._workers)
         look = time.monotonic() + LOOK_S
         ending: dict[str, Any] = {}
-        step = last_committed(assignment.checkpoints)
+        step = last_committed(resolved.checkpoints)
         while True:
             ended = workers.wait(POLL_S)
             for event in _news(follower):
@@ -188,7 +193,7 @@ class Attempts:
             if ended:
                 break
             self._lease.check()
-            self._watch(assignment.pulses)
+            self._watch(resolved.pulses)
             if time.monotonic() > look and self._nodes and not self._winding_up:
                 look = time.monotonic() + LOOK_S
                 self._look_at_the_cluster()
@@ -201,7 +206,7 @@ class Attempts:
         if ending.get("status") == "rewind":
             self._console.say(f"warning: {ending['why']}")
             self._history.enter(RunState.RECOVERING, cause="rewind", what=ending["why"], step=step)
-        notes = read_notes(assignment.pulses, self._workers)
+        notes = read_notes(resolved.pulses, self._workers)
         return Ending(ending.get("status"), workers.error, step, notes)
 
     def _watch(self, pulses: Path) -> None:
@@ -213,7 +218,7 @@ class Attempts:
         if not behind:
             return
         self._watch_from_now(pulses)  # again, should that not end it
-        what = end_one(behind, self._assignment.run_dir / "logs")
+        what = end_one(behind, self._resolved.run_dir / "logs")
         self._console.say(f"warning: {what}")
         self._history.enter(RunState.RECOVERING, what=what)
 
@@ -225,7 +230,7 @@ class Attempts:
             self._step_s.append(event["perf/step_s"])
 
     def _watch_from_now(self, pulses: Path) -> None:
-        job = self._assignment.job
+        job = self._resolved.job
         self._watchdog = Watchdog(
             pulses,
             self._workers,
@@ -238,15 +243,15 @@ class Attempts:
             self._history.enter(self._asked or RunState.COMMITTING)
         elif event["kind"] == "attempt":
             self._history.enter(RunState.RUNNING, attempt=event["attempt"], step=event["step"])
-        elif event["kind"] == "step" and event["step"] == self._assignment.total_steps:
+        elif event["kind"] == "step" and event["step"] == self._resolved.total_steps:
             self._history.enter(RunState.COMMITTING)
 
     def _look_at_the_cluster(self) -> None:
         """Move the run when nodes that it sits on are about to go, or when more workers have room."""
         leaving = draining_nodes() & self._nodes
-        size = choose(
-            allowed_workers(self._assignment.job),
-            room_for_workers(self._assignment.job.cluster, self._beside),
+        size = largest_fit(
+            allowed_workers(self._resolved.job),
+            room_for_workers(self._resolved.job.cluster, self._beside),
         )
         if leaving and size is None:
             self._console.say(
@@ -261,7 +266,7 @@ class Attempts:
             )
             self._console.say(f"{why}: after a checkpoint the run goes on with {size}")
             self._resizing = True
-            self._assignment.stop_request.touch()
+            self._resolved.stop_request.touch()
 
     def _recover(self, ending: Ending) -> bool:
         """Tell of a failure and wait before the next start; False when the run was asked to end meanwhile.
@@ -271,16 +276,16 @@ class Attempts:
             RaymillError: a rank's own, which another try would meet again.
         """
         cause, what = diagnose(ending.error, ending.notes)
-        committed = last_committed(self._assignment.checkpoints)
+        committed = last_committed(self._resolved.checkpoints)
         self._failures.append(Failure(cause, what, ending.step, committed))
         facts = {"cause": cause.value, "what": what, "step": ending.step, "committed": committed}
         if (final := final_error(ending.error, ending.notes)) is not None:
             self._history.enter(RunState.FAILED, **facts)
             raise final
-        decision = verdict(self._failures, self._assignment.job.run.max_failures)
-        logs = self._assignment.run_dir / "logs"
+        decision = decide_retry(self._failures, self._resolved.job.run.max_failures)
+        logs = self._resolved.run_dir / "logs"
         if isinstance(decision, GiveUp):
-            advice = _memory_advice(self._assignment) if cause is Cause.MEMORY else ""
+            advice = _memory_advice(self._resolved) if cause is Cause.MEMORY else ""
             self._history.enter(RunState.FAILED, why=decision.why, **facts)
             raise ClusterError(
                 f"{decision.why}: {what}{advice}\nTheir output is in {logs}; what was committed stays, and the "
@@ -312,9 +317,9 @@ def last_committed(checkpoints: Path) -> int:
     return steps[-1][0] if steps else 0
 
 
-def _memory_advice(assignment: Assignment) -> str:
+def _memory_advice(resolved: ResolvedRun) -> str:
     """What the plan says of a worker's memory, and what lowers it."""
-    train, zero = assignment.job.train, assignment.job.zero
+    train, zero = resolved.job.train, resolved.job.zero
     hints = [
         f"lower train.micro_batch (now {train.micro_batch})" if train.micro_batch > 1 else "",
         f"raise zero.stage (now {zero.stage}) or run.workers"
@@ -322,5 +327,5 @@ def _memory_advice(assignment: Assignment) -> str:
         else "raise run.workers",
         "" if train.activation_checkpointing else "set train.activation_checkpointing=true",
     ]
-    planned = assignment.memory_plan or "unknown"
+    planned = resolved.memory_plan or "unknown"
     return f"\nplanned: {planned}; to need less: {', or '.join(filter(None, hints))}."

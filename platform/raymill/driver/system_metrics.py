@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from raymill.engine.resolved_run import Assignment
+from raymill.engine.resolved_run import ResolvedRun
 from raymill.track.follow import Follower
 
 READ_S = 5.0  # a node that takes longer is left out this time
@@ -91,21 +91,21 @@ class _Node:
 
 
 @dataclass
-class ClusterReadings:
+class SystemMetrics:
     """Call it for the readings of all machines that the run is on, as MLflow's metrics: `system/cpu_percent`
     is the driver's, `system/<host>/gpu_0_percent` another's.
 
     What can't be read is left out. Where no Ray is connected, there is this machine alone.
     """
 
-    assignment: Assignment
+    resolved: ResolvedRun
     _nodes: dict[str, _Node] = field(default_factory=dict, init=False)
     _hosts: dict[str, str] = field(default_factory=dict, init=False)  # by ids of the run's nodes
 
     def __post_init__(self) -> None:
         psutil.cpu_percent()
-        self._follower = Follower.at_end(self.assignment.journal)
-        self._actors = _hosts_of(self.assignment.places)
+        self._follower = Follower.at_end(self.resolved.event_log)
+        self._actors = _hosts_of(self.resolved.places)
         self._hosts = dict(self._actors)
 
     def __call__(self) -> dict[str, float]:

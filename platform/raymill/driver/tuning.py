@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from raymill.cluster.placement import Room, reserved
+from raymill.cluster.placement import ActorPlacement, reserved
 from raymill.cluster.session import connect, warm_up
 from raymill.config.memory_check import memory_problems
 from raymill.data.messages.tokenizer import ChatTokenizer, chat_tokenizer
@@ -20,11 +20,11 @@ from raymill.data.store.manifest import (
     tokenizer_fingerprint,
 )
 from raymill.driver.preparation import fetched_mixture, kind_of, prepared_messages
-from raymill.driver.rewards import actors_of, judges_of, reference_problems
-from raymill.driver.training import assignment_of, complete, held, last_checkpoint, train
-from raymill.engine.resolved_run import Assignment
+from raymill.driver.rewards import actors_of, reference_problems, resolve_rewards
+from raymill.driver.training import acquire_run, complete, last_checkpoint, resolved_run, train
+from raymill.engine.resolved_run import ResolvedRun
 from raymill.errors import ConfigError, DataError
-from raymill.plan.batch import longest_tokens
+from raymill.plan.batch import max_sequence_tokens
 from raymill.reading import is_folder
 from raymill.schema.jobs import DpoJob, ParentJob, RewardJob, RlhfJob, SftJob
 from raymill.storage.mirror import fetch
@@ -46,19 +46,19 @@ def run(job: Tuning) -> int:
     parent = resolve_model(job.parent, job.tracking, root, key="parent")
     tokenizer = chat_tokenizer(parent.folder, job.data.template, job.data.special_tokens)
     _check_parent(job, parent, tokenizer)
-    others = judges_of(job, parent, tokenizer) if isinstance(job, RlhfJob) else {}
+    others = resolve_rewards(job, parent, tokenizer) if isinstance(job, RlhfJob) else {}
     if job.dry_run:
         return _print_plan(job, parent, tokenizer)
     prepared = _prepared(job, tokenizer)
-    with held(replace(resolve(job, parent, prepared), **others)) as (assignment, lease):
-        last = last_checkpoint(assignment)
+    with acquire_run(replace(resolve(job, parent, prepared), **others)) as (resolved, lease):
+        last = last_checkpoint(resolved)
         if last is not None:
-            return complete(assignment, last)
+            return complete(resolved, last)
         beside = actors_of(job)
         with connect(job.cluster, job.run, beside), reserved(beside) as room:
             if isinstance(job, RlhfJob):
                 _print_roles(job, parent, tokenizer, room)
-            return train(replace(assignment, places=room.places), lease, beside)
+            return train(replace(resolved, places=room.places), lease, beside)
 
 
 def _print_plan(job: Tuning, parent: ResolvedModel, tokenizer: ChatTokenizer) -> int:
@@ -75,7 +75,9 @@ def _print_plan(job: Tuning, parent: ResolvedModel, tokenizer: ChatTokenizer) ->
     return 0
 
 
-def _print_roles(job: RlhfJob, parent: ResolvedModel, tokenizer: ChatTokenizer, room: Room) -> None:
+def _print_roles(
+    job: RlhfJob, parent: ResolvedModel, tokenizer: ChatTokenizer, room: ActorPlacement
+) -> None:
     """Who sits where, before anything starts."""
     from raymill.model.shape import shape_of
     from raymill.plan.report import print_plan, roles_plan
@@ -97,7 +99,7 @@ def _prepared(job: Tuning, tokenizer: ChatTokenizer) -> dict[Path, float]:
     return {folder: 1.0}  # what was prepared is trained on, wherever its inputs are by now
 
 
-def resolve(job: ParentJob, parent: ResolvedModel, folders: dict[Path, float]) -> Assignment:
+def resolve(job: ParentJob, parent: ResolvedModel, folders: dict[Path, float]) -> ResolvedRun:
     """Cross-check everything the run needs, before workers start.
 
     Raises:
@@ -108,7 +110,7 @@ def resolve(job: ParentJob, parent: ResolvedModel, folders: dict[Path, float]) -
     _check_together(prepared, job)
     if isinstance(job, RlhfJob) and (problems := reference_problems(job, prepared)):
         raise ConfigError(problems)
-    return assignment_of(
+    return resolved_run(
         job,
         folders,
         model_folder=parent.folder,
@@ -152,7 +154,7 @@ def _check_parent(job: ParentJob, parent: ResolvedModel, tokenizer: ChatTokenize
     if isinstance(job, SftJob) and job.evaluation.questions:
         asked["evaluation.answer_tokens"] = job.evaluation.answer_tokens + 1  # and a question
     if isinstance(job, RlhfJob):
-        asked["data.sequence_length + 1 + rollout.max_new_tokens"] = longest_tokens(job)
+        asked["data.sequence_length + 1 + rollout.max_new_tokens"] = max_sequence_tokens(job)
     problems = [
         f"{key}={value}: longer than the {positions} positions of {parent.name}"
         for key, value in asked.items()

@@ -7,56 +7,56 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from raymill.engine.failure_note import ending_at_once
-from raymill.engine.heartbeat import Pulse, place
-from raymill.engine.resolved_run import Assignment
+from raymill.engine.heartbeat import Heartbeat, place
+from raymill.engine.resolved_run import ResolvedRun
 from raymill.errors import RaymillError, RewindError, ends_run
 from raymill.timeline import mark
 
 if TYPE_CHECKING:
     from raymill.data.store.order import Order
     from raymill.data.store.stream import RankStream
-    from raymill.engine.event_log import Journal
+    from raymill.engine.event_log import EventLog
     from raymill.engine.group import WorkerGroup
     from raymill.engine.loop import Loop
-    from raymill.engine.start import Start
+    from raymill.engine.start import StartPoint
 
 logger = logging.getLogger(__name__)
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Ray Train's entry point; `config["assignment"]` is an Assignment.
+    """Ray Train's entry point; `config["resolved"]` is an Assignment.
 
     An error that a retry can't mend (bad data, contradicting configuration, a non-finite loss), and that all
     ranks agree on, is written to the journal and ends the run normally. Any other ends this process at once,
     and with it the group: a rank that only left would keep the others waiting for it.
     """
-    assignment: Assignment = config["assignment"]
+    resolved: ResolvedRun = config["assignment"]
     rank = int(os.environ.get("RANK", "0"))
-    pulse = Pulse(assignment.pulses, rank)
-    pulse.beat("start")
-    with ending_at_once(assignment.pulses, rank):
-        _train(assignment, rank, pulse)
+    heartbeat = Heartbeat(resolved.pulses, rank)
+    heartbeat.beat("start")
+    with ending_at_once(resolved.pulses, rank):
+        _train(resolved, rank, heartbeat)
 
 
-def _train(assignment: Assignment, rank: int, pulse: Pulse) -> None:
+def _train(resolved: ResolvedRun, rank: int, heartbeat: Heartbeat) -> None:
     import torch
 
     from raymill.engine.device import choose_device, join_deepspeed
-    from raymill.engine.event_log import Journal
+    from raymill.engine.event_log import EventLog
     from raymill.engine.group import WorkerGroup
     from raymill.engine.worker_log import send_output_to
 
-    send_output_to(assignment.run_dir / "logs" / f"rank-{rank:05d}.log")
-    job = assignment.job
+    send_output_to(resolved.run_dir / "logs" / f"rank-{rank:05d}.log")
+    job = resolved.job
     torch.set_num_threads(job.train.threads or threads_per_worker())
     device = choose_device(job.cluster.gpu, job.train.deterministic)
     join_deepspeed(job.cluster.gpu)
     group = WorkerGroup(device)
     mark("libraries")
-    journal = Journal(assignment.journal) if group.rank == 0 else None
+    event_log = EventLog(resolved.event_log) if group.rank == 0 else None
     loop: Loop | None = None
     try:
-        loop = build_loop(assignment, group, journal, pulse)
+        loop = build_loop(resolved, group, event_log, heartbeat)
         ending = {"status": loop.run()}
     except RewindError as error:
         ending = {"status": "rewind", "why": str(error)}
@@ -65,9 +65,9 @@ def _train(assignment: Assignment, rank: int, pulse: Pulse) -> None:
             raise
         logger.exception("the run failed")
         ending = {"status": "failed", "error": str(error), "error_type": type(error).__name__}
-    if journal is not None:
-        journal.write("status", loop.step if loop else 0, **ending)
-        journal.close()
+    if event_log is not None:
+        event_log.write("status", loop.step if loop else 0, **ending)
+        event_log.close()
 
 
 def threads_per_worker() -> int:
@@ -77,7 +77,7 @@ def threads_per_worker() -> int:
 
 
 def build_loop(
-    assignment: Assignment, group: WorkerGroup, journal: Journal | None, pulse: Pulse
+    resolved: ResolvedRun, group: WorkerGroup, event_log: EventLog | None, heartbeat: Heartbeat
 ) -> Loop:
     """Everything between the assignment and the first step; collective."""
 
@@ -88,71 +88,70 @@ def build_loop(
     from raymill.engine.start import begin, open_data
     from raymill.recipes.registry import recipe_of
 
-    prepared, order = on_all_ranks(group, lambda: open_data(assignment))
+    prepared, order = on_all_ranks(group, lambda: open_data(resolved))
     digests = tuple(data.manifest.digest for data in prepared)
-    start = on_rank_zero(group, lambda: begin(assignment, digests))
-    _announce(assignment, start, journal, group)
-    stream = open_stream(assignment, order, start, group)
+    start = on_rank_zero(group, lambda: begin(resolved, digests))
+    _announce(resolved, start, event_log, group)
+    stream = open_stream(resolved, order, start, group)
     stream.open()
     mark("data")
-    recipe = recipe_of(assignment, prepared)
-    learners = build_learners(recipe, assignment, start, group)
+    recipe = recipe_of(resolved, prepared)
+    learners = build_learners(recipe, resolved, start, group)
     if recipe.samples:
-        settle_sampling(learners[0].model, group, journal, start.step)
+        settle_sampling(learners[0].model, group, event_log, start.step)
     mark("learners")
-    experience = recipe.experience(learners, group, journal)
+    experience = recipe.experience(learners, group, event_log)
     experience.restore(start.state)
     return Loop(
-        assignment=assignment,
+        resolved=resolved,
         prepared=prepared,
         start=start,
         learners=learners,
         experience=experience,
-        evaluators=recipe.evaluators(learners, experience, group, journal),
+        evaluators=recipe.evaluators(learners, experience, group, event_log),
         stream=stream,
         group=group,
-        journal=journal,
-        pulse=pulse,
-        peak_flops=_peak_of_all(assignment, group),
+        event_log=event_log,
+        heartbeat=heartbeat,
+        peak_flops=_peak_of_all(resolved, group),
         flops_per_token=recipe.flops_per_token(learners[0].model),
     )
 
 
 def _announce(
-    assignment: Assignment, start: Start, journal: Journal | None, group: WorkerGroup
+    resolved: ResolvedRun, start: StartPoint, event_log: EventLog | None, group: WorkerGroup
 ) -> None:
     ranks = group.gather(place())
-    if journal is None:
+    if event_log is None:
         return
-    origin = start.found.directory if start.found else assignment.model_folder
-    journal.write(
+    origin = start.found.directory if start.found else resolved.model_folder
+    event_log.write(
         "attempt",
         start.step,
         world_size=group.world_size,
         ranks=ranks,
         resumed=start.resumed,
         resumed_from=str(origin) if origin else None,
-        total_steps=assignment.total_steps,
+        total_steps=resolved.total_steps,
         messages=list(start.messages),
     )
 
 
 def open_stream(
-    assignment: Assignment, order: Order, start: Start, group: WorkerGroup
+    resolved: ResolvedRun, order: Order, start: StartPoint, group: WorkerGroup
 ) -> RankStream:
     """Rank 0 builds the Ray Data pipelines from the run's position on and deals out their branches."""
     from raymill.data.store.stream import RankStream, StreamSpec, build_iterators
     from raymill.engine.agreement import on_rank_zero
 
-    job = assignment.job
+    job = resolved.job
     spec = StreamSpec(
-        folders=assignment.folders,
+        folders=resolved.folders,
         order=order,
         global_batch=job.train.global_batch,
         world_size=group.world_size,
         start_sample=start.samples,
-        total_samples=start.samples
-        + (assignment.total_steps - start.step) * job.train.global_batch,
+        total_samples=start.samples + (resolved.total_steps - start.step) * job.train.global_batch,
     )
     return RankStream(
         spec,
@@ -161,14 +160,14 @@ def open_stream(
     )
 
 
-def _peak_of_all(assignment: Assignment, group: WorkerGroup) -> float:
+def _peak_of_all(resolved: ResolvedRun, group: WorkerGroup) -> float:
     """FLOP/s of all workers together: as configured, or else measured now, all at once."""
     import torch
 
     from raymill.engine.peak import measured_peak_flops
 
-    stated = assignment.job.cluster.peak_tflops
+    stated = resolved.job.cluster.peak_tflops
     if stated is not None:
         return stated * 1e12 * group.world_size
-    precision = torch.bfloat16 if assignment.job.train.precision == "bf16" else torch.float32
+    precision = torch.bfloat16 if resolved.job.train.precision == "bf16" else torch.float32
     return group.sum(measured_peak_flops(group.device, precision))[0]

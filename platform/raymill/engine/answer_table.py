@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from raymill.durable import write_atomic
-from raymill.engine.event_log import Journal
+from raymill.engine.event_log import EventLog
 
 
 def write_table(
     run_dir: Path,
-    journal: Journal,
+    event_log: EventLog,
     name: str,
     step: int,
     columns: Sequence[str],
@@ -24,10 +24,10 @@ def write_table(
     """Write `samples/<name>-<step>.json`, and say so in the journal."""
     path = f"samples/{name}-{step:08d}.json"
     table = {"columns": list(columns), "data": [list(row) for row in rows]}
-    with journal.without(f"the table of {name}", step):
+    with event_log.without(f"the table of {name}", step):
         (run_dir / "samples").mkdir(exist_ok=True)
         write_atomic(run_dir / path, json.dumps(table, ensure_ascii=False, indent=1))
-        journal.write("answers", step, answers_path=path)
+        event_log.write("answers", step, answers_path=path)
 
 
 def rounded(reward: Any) -> float | None:

@@ -24,8 +24,8 @@ from raymill.durable import write_atomic
 from raymill.engine.agreement import on_all_ranks
 from raymill.engine.answer_table import write_table
 from raymill.engine.compilation import uncompiled
-from raymill.engine.evaluation import Occasion, evaluating
-from raymill.engine.event_log import Journal
+from raymill.engine.evaluation import EvalPoint, evaluating
+from raymill.engine.event_log import EventLog
 from raymill.engine.group import WorkerGroup
 from raymill.evaluate.answers import Answer, score
 from raymill.evaluate.reasoning import PROMPT_END, opens_reasoning
@@ -53,11 +53,11 @@ class AnsweredQuestions:
     parent_chats: bool
     tokens: ControlTokens
     lockstep: bool  # ranks gather weights together
-    journal: Journal | None
+    event_log: EventLog | None
 
-    def measure(self, model: Any, group: WorkerGroup, occasion: Occasion) -> dict[str, float]:
+    def measure(self, model: Any, group: WorkerGroup, eval_point: EvalPoint) -> dict[str, float]:
         """See `Evaluator`."""
-        if not (occasion.first or occasion.due(self.settings.answer_every)):
+        if not (eval_point.first or eval_point.due(self.settings.answer_every)):
             return {}
         on_all_ranks(group, lambda: self._plain)  # read by all before any of them begins
         if not self._asked:
@@ -75,10 +75,10 @@ class AnsweredQuestions:
             "answers/loss": self._loss(model, group, own),
             "answers/loss_other_question": self._loss(model, group, other),
             **self._cut(
-                occasion, cut, "other_questions_cut", f"of {room} tokens, before another's answer"
+                eval_point, cut, "other_questions_cut", f"of {room} tokens, before another's answer"
             ),
         }
-        plainly = occasion.first and not self.parent_chats
+        plainly = eval_point.first and not self.parent_chats
         if plainly:
             asked = [(plain, question.answer_ids) for plain, question in self._plain]
             figures["answers/loss_plain"] = self._loss(model, group, asked)
@@ -86,11 +86,11 @@ class AnsweredQuestions:
             answers, cut = self._answers(model, group, plainly)
         beside = f"evaluation.answer_tokens={self.settings.answer_tokens}"
         figures |= self._cut(
-            occasion, cut, "questions_cut", f"of the model's positions, beside {beside}"
+            eval_point, cut, "questions_cut", f"of the model's positions, beside {beside}"
         )
         figures |= score(answers, self.settings.refusal_phrase).metrics("answers")
-        if self.journal is not None:
-            self._write(self.journal, answers, occasion)
+        if self.event_log is not None:
+            self._write(self.event_log, answers, eval_point)
         return figures
 
     def _loss(
@@ -108,15 +108,15 @@ class AnsweredQuestions:
         nats, weight = group.sum(nats, weight)
         return nats / weight
 
-    def _cut(self, occasion: Occasion, count: int, name: str, room: str) -> dict[str, float]:
+    def _cut(self, eval_point: EvalPoint, count: int, name: str, room: str) -> dict[str, float]:
         """The figure of how many questions lose their beginning, where some do; in words the first time."""
         if not count:
             return {}
-        if self.journal is not None and name not in self._told:
+        if self.event_log is not None and name not in self._told:
             self._told.add(name)
             lost = f"{count} of {len(self._asked)} held-out questions lose their beginning"
             text = f"{lost}: they are longer than the room {room}"
-            self.journal.write("message", occasion.step, text=text)
+            self.event_log.write("message", eval_point.step, text=text)
         return {f"answers/{name}": float(count)}
 
     def _answers(self, model: Any, group: WorkerGroup, plainly: bool) -> tuple[list[Answer], int]:
@@ -156,12 +156,12 @@ class AnsweredQuestions:
         ]
         return answers, sum(cut for _, _, cut in gathered)
 
-    def _write(self, journal: Journal, answers: Sequence[Answer], occasion: Occasion) -> None:
+    def _write(self, event_log: EventLog, answers: Sequence[Answer], eval_point: EvalPoint) -> None:
         """A table of the answers beside the parent's, as a file that MLflow shows as a table."""
         parent_path = self.run_dir / PARENT_NAME
-        if occasion.first:
+        if eval_point.first:
             texts = {answer.question: answer.text for answer in answers}
-            with journal.without("the table of the parent's answers", occasion.step):
+            with event_log.without("the table of the parent's answers", eval_point.step):
                 parent_path.parent.mkdir(exist_ok=True)
                 write_atomic(parent_path, json.dumps(texts, ensure_ascii=False))
         # A run that was resumed with other settings may ask what the parent was never asked.
@@ -170,7 +170,7 @@ class AnsweredQuestions:
             [answer.question, answer.reference, parents.get(answer.question, ""), answer.text]
             for answer in answers
         ]
-        write_table(self.run_dir, journal, "answers", occasion.step, COLUMNS, rows)
+        write_table(self.run_dir, event_log, "answers", eval_point.step, COLUMNS, rows)
 
     @cached_property
     def _told(self) -> set[str]:

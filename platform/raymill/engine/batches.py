@@ -33,7 +33,7 @@ class Gathered:
     figures: Mapping[str, float] = field(default_factory=dict)
 
 
-class Experience(Protocol):
+class BatchBuilder(Protocol):
     """Where a step's material comes from. Every method is collective."""
 
     @property
@@ -63,7 +63,7 @@ class Experience(Protocol):
 
 
 @dataclass(frozen=True)
-class GivenRows:
+class DatasetBatches:
     """The rows themselves, in one update."""
 
     objective: Objective

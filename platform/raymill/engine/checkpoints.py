@@ -17,11 +17,11 @@ from raymill.checkpoint.remote import RemoteRun
 from raymill.checkpoint.retention import Keep, apply_retention, registered_checkpoints
 from raymill.data.store.manifest import Prepared
 from raymill.engine.agreement import agreed
-from raymill.engine.event_log import Journal
+from raymill.engine.event_log import EventLog
 from raymill.engine.group import WorkerGroup
 from raymill.engine.host_copy import HostCopy
 from raymill.engine.learner import Learner
-from raymill.engine.resolved_run import Assignment
+from raymill.engine.resolved_run import ResolvedRun
 from raymill.engine.schedule import decay_start
 from raymill.errors import CheckpointError, StorageError
 
@@ -40,25 +40,25 @@ class Checkpoints:
 
     def __init__(
         self,
-        assignment: Assignment,
+        resolved: ResolvedRun,
         prepared: Sequence[Prepared],
         learners: Sequence[Learner],
         group: WorkerGroup,
-        journal: Journal | None,
+        event_log: EventLog | None,
         committed: int,
     ) -> None:
         self.committed = committed
-        self._assignment = assignment
+        self._resolved = resolved
         self._prepared = prepared
         self._learners = learners
         self._group = group
-        self._journal = journal
-        self._remote = assignment.remote
+        self._event_log = event_log
+        self._remote = resolved.remote
         self._commits = BackgroundCommits(
-            assignment.checkpoints, group.beside(), self._retain, self._remote,
+            resolved.checkpoints, group.beside(), self._retain, self._remote,
             share=CPU_SHARE if group.device.type == "cpu" else 1.0,
             # A power cut mustn't leave steps committed of which the journal doesn't know.
-            before=journal.sync if journal is not None else None,
+            before=event_log.sync if event_log is not None else None,
         )  # fmt: skip
         self._copy = HostCopy()
         self._samples = committed  # at the one under way
@@ -68,26 +68,26 @@ class Checkpoints:
         """Copy everything as it is; it is written while training goes on. The one before is settled first."""
         began = time.perf_counter()
         self.settle(at.step, wait=True)
-        assignment = self._assignment
+        resolved = self._resolved
         manifest = Manifest(
             step=at.step,
             samples=at.samples,
             tokens=at.tokens,
             world_size=self._group.world_size,
-            attempt=self._journal.attempt if self._journal else 0,
-            config=assignment.config,
-            config_digest=assignment.config_digest,
+            attempt=self._event_log.attempt if self._event_log else 0,
+            config=resolved.config,
+            config_digest=resolved.config_digest,
             data_digests=tuple(data.manifest.digest for data in self._prepared),
             tokenizer_fingerprint=self._prepared[0].manifest.tokenizer.fingerprint,
-            code_commit=assignment.code_commit,
-            parent=assignment.parent,
-            parent_digest=assignment.parent_digest,
-            model_digests=assignment.model_digests,
+            code_commit=resolved.code_commit,
+            parent=resolved.parent,
+            parent_digest=resolved.parent_digest,
+            model_digests=resolved.model_digests,
             updates={learner.prefix: learner.trainer.updates for learner in self._learners},
             state=deepcopy(state),
             guard=guard,
-            token=assignment.token,
-            start=assignment.start,
+            token=resolved.token,
+            start=resolved.start,
             files={},
         )
         trainers = [learner.trainer for learner in self._learners]
@@ -119,15 +119,15 @@ class Checkpoints:
         return error
 
     def _tell(self, outcome: Outcome, step: int) -> None:
-        if self._journal is None:
+        if self._event_log is None:
             return
         if outcome.directory is None:
-            self._journal.write("message", step, text=str(outcome.error))
+            self._event_log.write("message", step, text=str(outcome.error))
             return
-        self._journal.write(
+        self._event_log.write(
             "checkpoint",
             outcome.step,
-            path=str(outcome.directory.relative_to(self._assignment.run_dir)),
+            path=str(outcome.directory.relative_to(self._resolved.run_dir)),
             seconds=outcome.seconds,
             stall_s=self._stall,
             bytes=outcome.size,
@@ -136,18 +136,18 @@ class Checkpoints:
     def _retain(self, _directory: Path) -> None:
         """On rank 0, behind the training. What can't be deleted is tried again next time."""
         with suppress(OSError, StorageError, CheckpointError):
-            retain(self._assignment, self._remote)
+            retain(self._resolved, self._remote)
 
 
-def retain(assignment: Assignment, remote: RemoteRun | None = None) -> None:
+def retain(resolved: ResolvedRun, remote: RemoteRun | None = None) -> None:
     """Delete the checkpoints that may go: in the object store, if the run is kept in one, and here.
 
     The newest from before the learning rate decays stays: a longer run goes on from there.
     """
-    settings = assignment.job.checkpoint
-    before = decay_start(assignment.job.schedule, assignment.total_steps)
+    settings = resolved.job.checkpoint
+    before = decay_start(resolved.job.schedule, resolved.total_steps)
     keep = Keep(settings.keep_last, settings.keep_every, before)
-    protected = registered_checkpoints(assignment.run_dir)
+    protected = registered_checkpoints(resolved.run_dir)
     if remote is not None:
         remote.retain(keep, protected)
-    apply_retention(assignment.checkpoints, keep, protected)
+    apply_retention(resolved.checkpoints, keep, protected)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from raymill.engine.heartbeat import COMPILE, Pulse
+from raymill.engine.heartbeat import COMPILE, Heartbeat
 from raymill.errors import ConfigError
 
 # Training and measuring, with masks and without, of one row and of several, policy and critic, adapters on and
@@ -63,9 +63,9 @@ def uncompiled() -> Iterator[None]:
 class Compiles:
     """Tells the pulse of compiles as they begin and end, whatever they interrupt, and adds up their time."""
 
-    def __init__(self, pulse: Pulse) -> None:
+    def __init__(self, heartbeat: Heartbeat) -> None:
         self._seconds = 0.0
-        self._pulse = pulse
+        self._pulse = heartbeat
         self._began = 0.0
 
     @contextmanager

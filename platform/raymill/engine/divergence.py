@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from raymill.engine.checkpoints import Checkpoints
-from raymill.engine.event_log import Journal
+from raymill.engine.event_log import EventLog
 from raymill.engine.group import WorkerGroup
 from raymill.engine.guard import Guard, leave_out
 from raymill.engine.learner import Update
-from raymill.engine.resolved_run import Assignment
-from raymill.engine.start import Start
+from raymill.engine.resolved_run import ResolvedRun
+from raymill.engine.start import StartPoint
 from raymill.errors import NonFiniteError, RewindError
 
 
@@ -22,11 +22,11 @@ class Divergence:
     """Collective: every rank calls it for the same update."""
 
     guard: Guard
-    assignment: Assignment
-    start: Start
+    resolved: ResolvedRun
+    start: StartPoint
     checkpoints: Checkpoints
     group: WorkerGroup
-    journal: Journal | None
+    event_log: EventLog | None
 
     def follow(
         self, update: Update, model: str, own: npt.NDArray[np.int64], step: int, first: int
@@ -45,10 +45,10 @@ class Divergence:
             f"{update.refused} in step {step} (rank {', '.join(map(str, guilty))}; global samples "
             f"{ranges(samples)})"
         )
-        if self.journal is not None:
+        if self.event_log is not None:
             by_rank = [sorted(ids) for ids, _ in told]
-            self.journal.write("refused", step, text=what, samples_by_rank=by_rank)
-        config, last = self.guard.config, first + self.assignment.job.train.global_batch - 1
+            self.event_log.write("refused", step, text=what, samples_by_rank=by_rank)
+        config, last = self.guard.config, first + self.resolved.job.train.global_batch - 1
         if config.policy == "stop":
             raise NonFiniteError(f"{what}; that update wasn't made, and the last checkpoint stands")
         if config.policy == "rewind":
@@ -58,8 +58,8 @@ class Divergence:
                 f"{what}; {self.guard.in_a_row[model]} updates in a row weren't made "
                 f"(guard.most_in_a_row={config.most_in_a_row}), and the last checkpoint stands"
             )
-        if self.journal is not None:
-            self.journal.write("message", step, text=f"{what}; that update was skipped")
+        if self.event_log is not None:
+            self.event_log.write("message", step, text=f"{what}; that update was skipped")
 
     def _rewind(self, what: str, step: int, last: int) -> None:
         """Have the run start again from its last checkpoint, past the samples up to `last`.
@@ -78,8 +78,8 @@ class Divergence:
                 f"(guard.most_in_a_row={most}), which stands"
             )
         first = windows[-1][1] + 1 if windows else committed
-        if self.journal is not None:
-            leave_out(self.assignment.run_dir, first, last, what)
+        if self.event_log is not None:
+            leave_out(self.resolved.run_dir, first, last, what)
         raise RewindError(
             f"{what}; back to the last checkpoint, and past the samples {first}-{last} since"
         )

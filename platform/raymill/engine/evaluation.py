@@ -17,7 +17,7 @@ from raymill.objective.objective import Objective
 
 
 @dataclass(frozen=True)
-class Occasion:
+class EvalPoint:
     """When a model is measured; `first` is before any step, `last` after all of them."""
 
     step: int
@@ -33,7 +33,7 @@ class Evaluator(Protocol):
     """Something to measure. Every rank makes the same number of forward passes, since under ZeRO-3 each
     gathers weights."""
 
-    def measure(self, model: Any, group: WorkerGroup, occasion: Occasion) -> dict[str, float]:
+    def measure(self, model: Any, group: WorkerGroup, eval_point: EvalPoint) -> dict[str, float]:
         """Figures by the names under which they are logged, on every rank; none where it isn't due."""
         ...
 
@@ -83,9 +83,9 @@ class HeldOutLoss:
     every: int  # steps; also before the first and after the last
     prefix: str = "eval"
 
-    def measure(self, model: Any, group: WorkerGroup, occasion: Occasion) -> dict[str, float]:
+    def measure(self, model: Any, group: WorkerGroup, eval_point: EvalPoint) -> dict[str, float]:
         """See `Evaluator`."""
-        if not (occasion.first or occasion.due(self.every)):
+        if not (eval_point.first or eval_point.due(self.every)):
             return {}
         found = {name: total(model, self.objective, rows, group) for name, rows in self.sets}
         figures = _named(

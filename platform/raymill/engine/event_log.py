@@ -15,7 +15,7 @@ from raymill.durable import cut_torn_line
 from raymill.reading import is_file, opened
 
 
-class Journal:
+class EventLog:
     """Appends events. A line that a killed attempt left half-written is cut off at the start. What a full disk
     doesn't take is kept, and written when it does."""
 

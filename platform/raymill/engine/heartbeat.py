@@ -23,7 +23,7 @@ def place() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": os.getpid(), "node": os.environ.get(NODE, "")}
 
 
-class Pulse:
+class Heartbeat:
     """Written by the rank's training thread alone. All ranks go through the same phases, so that who counts
     fewer beats is behind."""
 

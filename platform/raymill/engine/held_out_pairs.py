@@ -13,12 +13,12 @@ import torch
 from raymill.data.store.manifest import Prepared
 from raymill.data.store.validation import ValidationSet
 from raymill.engine.agreement import each_on_all_ranks
-from raymill.engine.evaluation import Occasion, evaluating
+from raymill.engine.evaluation import EvalPoint, evaluating
 from raymill.engine.group import WorkerGroup
 from raymill.engine.learner import Learner, means
 from raymill.engine.parents import held_out_sets
 from raymill.evaluate.calibration import Bins
-from raymill.objective.objective import Tally
+from raymill.objective.objective import MetricSums
 from raymill.objective.pairs import PairObjective
 from raymill.schema.jobs import EvaluationConfig
 
@@ -49,15 +49,15 @@ class HeldOutPairs:
         assert isinstance(objective, PairObjective)
         return cls(objective, held_out_sets(prepared, settings, group), settings.every)
 
-    def measure(self, model: Any, group: WorkerGroup, occasion: Occasion) -> dict[str, float]:
+    def measure(self, model: Any, group: WorkerGroup, eval_point: EvalPoint) -> dict[str, float]:
         """See `Evaluator`."""
-        if not (occasion.first or occasion.due(self.every)):
+        if not (eval_point.first or eval_point.due(self.every)):
             return {}
         figures: dict[str, float] = {}
-        together, all_bins = Tally(), Bins()
+        together, all_bins = MetricSums(), Bins()
         for name, rows in self.sets:
-            tally, bins = self._measured(model, rows, group)
-            sums = tally.drain()
+            metric_sums, bins = self._measured(model, rows, group)
+            sums = metric_sums.drain()
             for key, (total, weight) in sums.items():
                 together.add(key, total, weight)
             all_bins = all_bins + bins
@@ -68,18 +68,20 @@ class HeldOutPairs:
         summed = Bins.of_sums(group.sum(*all_bins.sums()))
         return {**figures, "pairs/calibration_error": summed.error}
 
-    def _measured(self, model: Any, rows_: ValidationSet, group: WorkerGroup) -> tuple[Tally, Bins]:
-        tally, bins = Tally(), Bins()
+    def _measured(
+        self, model: Any, rows_: ValidationSet, group: WorkerGroup
+    ) -> tuple[MetricSums, Bins]:
+        metric_sums, bins = MetricSums(), Bins()
         with evaluating(model):
             for rows in each_on_all_ranks(group, rows_):
                 found = self.objective.compared(model, rows, group.device)
-                found.count(tally)
+                found.count(metric_sums)
                 weight = float(found.weight.sum())
-                tally.add("loss", (found.loss * found.weight).sum(), weight)
+                metric_sums.add("loss", (found.loss * found.weight).sum(), weight)
                 # What the model says is the probability that the better answer wins (Bradley–Terry).
                 chance_P = torch.sigmoid(found.better - found.worse)
                 bins = bins + Bins.of(_array(chance_P), _array(found.weight))
-        return tally, bins
+        return metric_sums, bins
 
 
 def _array(values: torch.Tensor) -> Floats:

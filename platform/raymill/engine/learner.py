@@ -80,7 +80,7 @@ class Learner:
         """
         [weight] = self.group.sum(self.objective.weight(rows))
         if weight == 0:
-            self.objective.tally.drain()
+            self.objective.metric_sums.drain()
             return Update(np.zeros(len(rows)), 0.0, 0.0, 0.0, {})
         losses, loss, why = self._accumulate(rows, weight, phases, refusal)
         phases.enter("optimizer")
@@ -125,7 +125,7 @@ class Learner:
 
     def _figures(self) -> dict[str, float]:
         """The objective's tally over all ranks, as means."""
-        return means(self.objective.tally.drain(), self.group)
+        return means(self.objective.metric_sums.drain(), self.group)
 
     @property
     def _what(self) -> str:

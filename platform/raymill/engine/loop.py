@@ -15,21 +15,21 @@ import torch
 from raymill.data.store.manifest import Prepared
 from raymill.data.store.stream import RankStream, StepBatch
 from raymill.engine.agreement import raise_together
-from raymill.engine.batches import Experience, Floats
+from raymill.engine.batches import BatchBuilder, Floats
 from raymill.engine.checkpoints import Checkpoints, Position
 from raymill.engine.compilation import Compiles
 from raymill.engine.device import device_memory
 from raymill.engine.divergence import Divergence
-from raymill.engine.evaluation import Evaluator, Occasion
-from raymill.engine.event_log import Journal
+from raymill.engine.evaluation import EvalPoint, Evaluator
+from raymill.engine.event_log import EventLog
 from raymill.engine.failure_note import OtherRankError
 from raymill.engine.group import WorkerGroup
 from raymill.engine.guard import Guard
-from raymill.engine.heartbeat import Pulse
+from raymill.engine.heartbeat import Heartbeat
 from raymill.engine.learner import Learner, Phases, Update
-from raymill.engine.resolved_run import Assignment
+from raymill.engine.resolved_run import ResolvedRun
 from raymill.engine.schedule import learning_rate_factor
-from raymill.engine.start import Start
+from raymill.engine.start import StartPoint
 from raymill.engine.stragglers import OWN, Stragglers
 from raymill.errors import RaymillError
 from raymill.reading import is_file
@@ -41,16 +41,16 @@ class Loop:
     """A run in progress on one rank. `step`, `samples` and `tokens`, with the experience's state, are the
     whole of its position."""
 
-    assignment: Assignment
+    resolved: ResolvedRun
     prepared: list[Prepared]
-    start: Start
+    start: StartPoint
     learners: list[Learner]  # the first is what the job is about
-    experience: Experience
+    experience: BatchBuilder
     evaluators: list[Evaluator]
     stream: RankStream
     group: WorkerGroup
-    journal: Journal | None  # rank 0's
-    pulse: Pulse
+    event_log: EventLog | None  # rank 0's
+    heartbeat: Heartbeat
     peak_flops: float  # of all workers together
     flops_per_token: float
     guard: Guard = field(init=False)
@@ -64,23 +64,23 @@ class Loop:
     _compiles: Compiles = field(init=False)
 
     def __post_init__(self) -> None:
-        start, group, journal = self.start, self.group, self.journal
+        start, group, event_log = self.start, self.group, self.event_log
         self.step, self.samples, self.tokens = start.step, start.samples, start.tokens
-        self._compiles = Compiles(self.pulse)
-        self.guard = Guard(self.assignment.job.guard)
+        self._compiles = Compiles(self.heartbeat)
+        self.guard = Guard(self.resolved.job.guard)
         self.guard.restore(start.guard)
         self.guard.left_out(start.windows)
         self.checkpoints = Checkpoints(
-            self.assignment, self.prepared, self.learners, group, journal, start.consumed
+            self.resolved, self.prepared, self.learners, group, event_log, start.consumed
         )
         self._divergence = Divergence(
-            self.guard, self.assignment, start, self.checkpoints, group, journal
+            self.guard, self.resolved, start, self.checkpoints, group, event_log
         )
 
     def run(self) -> str:
         """Train to the end or until asked to stop; returns "finished" or "stopped"."""
         try:
-            with self._compiles.told() if self.assignment.job.train.compile else nullcontext():
+            with self._compiles.told() if self.resolved.job.train.compile else nullcontext():
                 status = self._run()
         except (RaymillError, OtherRankError):
             self._beat("commit")
@@ -93,9 +93,9 @@ class Loop:
         return status
 
     def _run(self) -> str:
-        job, total = self.assignment.job, self.assignment.total_steps
+        job, total = self.resolved.job, self.resolved.total_steps
         if self.step == 0:
-            self._evaluate(Occasion(0, first=True, last=False))
+            self._evaluate(EvalPoint(0, first=True, last=False))
         mark("first evaluation")
         batches = iter(self.stream)
         first = self.step
@@ -105,7 +105,7 @@ class Loop:
                 break
             if self.step == first + 1:
                 mark("first step")
-            now = Occasion(self.step, first=False, last=self.step == total)
+            now = EvalPoint(self.step, first=False, last=self.step == total)
             self._evaluate(now)
             if now.due(job.checkpoint.every):
                 self._begin_commit()
@@ -127,14 +127,14 @@ class Loop:
 
     def _train_step(self, batches: Iterator[StepBatch]) -> bool:
         """One step, of one optimizer update or several; False, and none, where a stop was asked for."""
-        job = self.assignment.job
+        job = self.resolved.job
         began = time.perf_counter()
         phases = Phases(self._beat)
         phases.enter("data")
         batch, upcoming, refusal = self._next_batch(batches)
         phases.enter(None)
         refusal = refusal or self.checkpoints.settle(self.step)
-        asked = self.group.rank == 0 and is_file(self.assignment.stop_request)
+        asked = self.group.rank == 0 and is_file(self.resolved.stop_request)
         refusals, stop = self.group.sum(refusal is not None, asked)
         if refusals:
             raise_together(self.group, refusal)
@@ -146,7 +146,7 @@ class Loop:
         phases.enter(None)
         # Dropout's randomness depends on the position alone, so there is no generator to save.
         torch.manual_seed(step_seed(job.run.seed, self.step + 1, self.group.rank))
-        factor = learning_rate_factor(job.schedule, self.step + 1, self.assignment.total_steps)
+        factor = learning_rate_factor(job.schedule, self.step + 1, self.resolved.total_steps)
 
         figures: dict[str, float] = {}
         losses: list[Floats] = []
@@ -186,7 +186,7 @@ class Loop:
         must hear of that before anyone raises."""
         try:
             batch, self._ahead = self._ahead or next(batches), None
-            if self.experience.lookahead and self.step + 1 < self.assignment.total_steps:
+            if self.experience.lookahead and self.step + 1 < self.resolved.total_steps:
                 self._ahead = next(batches)
             return batch, self._ahead, None
         except Exception as error:  # noqa: BLE001  (raised again once the others have heard)
@@ -202,13 +202,13 @@ class Loop:
     ) -> None:
         own = {phase: phases.seconds[phase] for phase in OWN}
         told = self.group.gather((batch.sample_id, own))
-        if self.journal is None:
+        if self.event_log is None:
             return
         ids = np.sort(np.concatenate([samples for samples, _ in told]))
         for text in self._stragglers.add(self.step, [seconds for _, seconds in told]):
-            self.journal.write("message", self.step, text=text)
+            self.event_log.write("message", self.step, text=text)
         per_second = tokens / seconds
-        self.journal.write(
+        self.event_log.write(
             "step",
             self.step,
             samples=self.samples,
@@ -229,17 +229,17 @@ class Loop:
             },
         )
 
-    def _evaluate(self, now: Occasion) -> None:
+    def _evaluate(self, now: EvalPoint) -> None:
         self._beat("evaluate")
         figures: dict[str, float] = {}
         for evaluator in self.evaluators:
             figures |= evaluator.measure(self.learners[0].model, self.group, now)
-        if figures and self.journal is not None:
-            self.journal.write("evaluation", self.step, tokens=self.tokens, **figures)
+        if figures and self.event_log is not None:
+            self.event_log.write("evaluation", self.step, tokens=self.tokens, **figures)
 
     def _beat(self, phase: str) -> None:
-        self.pulse.step = self.step + 1
-        self.pulse.beat(phase)
+        self.heartbeat.step = self.step + 1
+        self.heartbeat.beat(phase)
 
 
 def _figures(done: list[Update], prefix: str) -> dict[str, float]:

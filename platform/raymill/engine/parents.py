@@ -14,22 +14,22 @@ from raymill.data.store.validation import ValidationSet
 from raymill.engine.agreement import on_all_ranks
 from raymill.engine.group import WorkerGroup
 from raymill.engine.reference import FrozenModel
-from raymill.engine.resolved_run import Assignment
+from raymill.engine.resolved_run import ResolvedRun
 from raymill.engine.source_names import source_names
 from raymill.engine.trainer import frozen
 from raymill.schema.jobs import EvaluationConfig, ParentJob
 
 
-def new_ids(assignment: Assignment, prepared: Prepared) -> list[int]:
+def new_ids(resolved: ResolvedRun, prepared: Prepared) -> list[int]:
     """Tokens that the prepared data has and the parent doesn't know."""
-    assert assignment.model_folder is not None  # `parent` was resolved
-    return new_token_ids(assignment.model_folder, prepared.tokenizer_folder)
+    assert resolved.model_folder is not None  # `parent` was resolved
+    return new_token_ids(resolved.model_folder, prepared.tokenizer_folder)
 
 
-def drawn_ids(assignment: Assignment, prepared: Prepared) -> list[int]:
+def drawn_ids(resolved: ResolvedRun, prepared: Prepared) -> list[int]:
     """Tokens whose embeddings the run's seed decides: the parent has none for them, or untrained ones."""
-    assert assignment.model_folder is not None
-    return _drawn_ids(assignment.model_folder, prepared)
+    assert resolved.model_folder is not None
+    return _drawn_ids(resolved.model_folder, prepared)
 
 
 def _drawn_ids(folder: Path, prepared: Prepared) -> list[int]:
@@ -41,19 +41,19 @@ def _drawn_ids(folder: Path, prepared: Prepared) -> list[int]:
     return untrained_ids(before, vocab_size, new_token_ids(folder, prepared.tokenizer_folder))
 
 
-def policy_model(assignment: Assignment, job: ParentJob, prepared: Prepared) -> Any:
+def policy_model(resolved: ResolvedRun, job: ParentJob, prepared: Prepared) -> Any:
     """The parent as a language model, with adapters where the job has them."""
     from raymill.model.parent import load_parent, with_adapters
 
-    added, seed = drawn_ids(assignment, prepared), job.run.seed
-    assert assignment.model_folder is not None
+    added, seed = drawn_ids(resolved, prepared), job.run.seed
+    assert resolved.model_folder is not None
     vocab_size = prepared.manifest.tokenizer.vocab_size
-    model: Any = load_parent(assignment.model_folder, vocab_size, added, job.attention, seed)
+    model: Any = load_parent(resolved.model_folder, vocab_size, added, job.attention, seed)
     return with_adapters(model, job.lora, added, seed) if job.lora.rank else model
 
 
 def scalar_model(
-    assignment: Assignment, job: ParentJob, prepared: Prepared, folder: Path
+    resolved: ResolvedRun, job: ParentJob, prepared: Prepared, folder: Path
 ) -> tuple[Any, bool]:
     """The model in `folder` with a head that gives one number, and whether it had that head."""
     from raymill.model.parent import load_scalar, with_adapters
@@ -69,13 +69,13 @@ def scalar_model(
 
 
 def frozen_reference(
-    assignment: Assignment, job: ParentJob, prepared: Prepared, model: Any, group: WorkerGroup
+    resolved: ResolvedRun, job: ParentJob, prepared: Prepared, model: Any, group: WorkerGroup
 ) -> FrozenModel:
     """The parent as the policy's reference: the policy with its adapters switched off, or else a model of
     its own. Collective."""
     if job.lora.rank:
         return FrozenModel(model, adapters_off=True)
-    parent = on_all_ranks(group, lambda: policy_model(assignment, job, prepared))
+    parent = on_all_ranks(group, lambda: policy_model(resolved, job, prepared))
     return FrozenModel(frozen(job, parent, group), adapters_off=False)
 
 

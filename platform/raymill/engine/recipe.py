@@ -11,12 +11,12 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 
 from raymill.data.store.manifest import Prepared
-from raymill.engine.batches import Experience, GivenRows
+from raymill.engine.batches import BatchBuilder, DatasetBatches
 from raymill.engine.evaluation import Evaluator
-from raymill.engine.event_log import Journal
+from raymill.engine.event_log import EventLog
 from raymill.engine.group import WorkerGroup
 from raymill.engine.learner import Learner
-from raymill.engine.resolved_run import Assignment
+from raymill.engine.resolved_run import ResolvedRun
 from raymill.objective.objective import Objective
 from raymill.schema.jobs import TrainJob
 
@@ -27,7 +27,7 @@ J = TypeVar("J", bound=TrainJob)
 class Recipe(ABC, Generic[J]):
     """One kind of training; `job` is the assignment's."""
 
-    assignment: Assignment
+    resolved: ResolvedRun
     job: J
     prepared: list[Prepared]
     attention_key: ClassVar[str] = "attention"
@@ -55,11 +55,11 @@ class Recipe(ABC, Generic[J]):
     def evaluators(
         self,
         learners: list[Learner],
-        experience: Experience,
+        experience: BatchBuilder,
         group: WorkerGroup,
-        journal: Journal | None,
+        event_log: EventLog | None,
     ) -> list[Evaluator]:
-        """What is measured, in this order. `journal` is rank 0's."""
+        """What is measured, in this order. `event_log` is rank 0's."""
 
     @abstractmethod
     def flops_per_token(self, model: torch.nn.Module) -> float:
@@ -83,8 +83,8 @@ class Recipe(ABC, Generic[J]):
         return None
 
     def experience(
-        self, learners: list[Learner], group: WorkerGroup, journal: Journal | None
-    ) -> Experience:
+        self, learners: list[Learner], group: WorkerGroup, event_log: EventLog | None
+    ) -> BatchBuilder:
         """What is learned from in a step: the rows that were drawn, unless the job makes others of
         them."""
-        return GivenRows(learners[0].objective, group, self.prepared)
+        return DatasetBatches(learners[0].objective, group, self.prepared)

@@ -27,7 +27,7 @@ from raymill.durable import replaced, sha256_json
 from raymill.engine.agreement import each_on_all_ranks, on_all_ranks, on_rank_zero
 from raymill.engine.evaluation import evaluating
 from raymill.engine.group import WorkerGroup
-from raymill.engine.resolved_run import Assignment
+from raymill.engine.resolved_run import ResolvedRun
 from raymill.errors import DataError
 from raymill.objective.pairs import Sides, answer_log_probs
 from raymill.reading import MISSING, is_file, read_bytes
@@ -82,15 +82,15 @@ class CachedReference:
 
     @classmethod
     def of(
-        cls, assignment: Assignment, data_digests: tuple[str, ...], draws: bool
+        cls, resolved: ResolvedRun, data_digests: tuple[str, ...], draws: bool
     ) -> CachedReference:
         """Loaded if it is there. `draws`: whether tokens' embeddings are drawn from the run's seed."""
-        job = assignment.job
+        job = resolved.job
         identity = {
-            "parent": assignment.parent_digest,
+            "parent": resolved.parent_digest,
             "data": list(data_digests),
             "precision": job.train.precision,
-            "attention": assignment.config.get("attention"),
+            "attention": resolved.config.get("attention"),
             "seed": job.run.seed if draws else None,
             "format": FORMAT,
         }

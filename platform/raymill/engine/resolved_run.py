@@ -12,7 +12,7 @@ from raymill.schema.jobs import TrainJob
 
 
 @dataclass(frozen=True)
-class Assignment:
+class ResolvedRun:
     """A resolved training job; all paths are absolute, since Ray's workers change directory."""
 
     job: TrainJob
@@ -49,7 +49,7 @@ class Assignment:
         return None if self.uri is None else RemoteRun(self.uri, self.token, self.start)
 
     @property
-    def journal(self) -> Path:
+    def event_log(self) -> Path:
         return self.run_dir / "metrics.jsonl"
 
     @property

@@ -13,8 +13,8 @@ from raymill.data.text.text_prompts import TextPrompts
 from raymill.durable import write_atomic
 from raymill.engine.agreement import on_all_ranks
 from raymill.engine.compilation import uncompiled
-from raymill.engine.evaluation import Occasion
-from raymill.engine.event_log import Journal
+from raymill.engine.evaluation import EvalPoint
+from raymill.engine.event_log import EventLog
 from raymill.engine.group import WorkerGroup
 from raymill.generate.sampling import sample_texts
 from raymill.schema.jobs import TextEvaluation
@@ -34,12 +34,12 @@ class SampledText:
     settings: TextEvaluation
     run_dir: Path
     seed: int
-    journal: Journal | None
+    event_log: EventLog | None
 
-    def measure(self, model: Any, group: WorkerGroup, occasion: Occasion) -> dict[str, float]:
+    def measure(self, model: Any, group: WorkerGroup, eval_point: EvalPoint) -> dict[str, float]:
         """See `Evaluator`."""
-        settings, step = self.settings, occasion.step
-        if not occasion.due(settings.sample_every):
+        settings, step = self.settings, eval_point.step
+        if not eval_point.due(settings.sample_every):
             return {}
         tokenizer, prompts = on_all_ranks(group, self._encoded)
         with uncompiled():
@@ -55,21 +55,21 @@ class SampledText:
                 note=partial(self._tell, step),
                 lockstep=True,
             )
-        if self.journal is not None:
+        if self.event_log is not None:
             path = f"samples/step-{step:08d}.json"
             body = [
                 {"prompt": prompt, "text": text}
                 for prompt, text in zip(settings.prompts, texts, strict=True)
             ]
-            with self.journal.without("the sampled text", step):
+            with self.event_log.without("the sampled text", step):
                 (self.run_dir / "samples").mkdir(exist_ok=True)
                 write_atomic(self.run_dir / path, json.dumps(body, ensure_ascii=False, indent=1))
-                self.journal.write("samples", step, samples_path=path)
+                self.event_log.write("samples", step, samples_path=path)
         return {}
 
     def _tell(self, step: int, text: str) -> None:
-        if self.journal is not None:
-            self.journal.write("message", step, text=f"evaluation.prompts: {text}")
+        if self.event_log is not None:
+            self.event_log.write("message", step, text=f"evaluation.prompts: {text}")
 
     def _encoded(self) -> tuple[Tokenizer, list[tuple[str, list[int]]]]:
         folder = self.prepared.tokenizer_folder

@@ -7,13 +7,13 @@ from typing import Any
 
 from raymill.engine.agreement import agreed
 from raymill.engine.compilation import uncompiled
-from raymill.engine.event_log import Journal
+from raymill.engine.event_log import EventLog
 from raymill.engine.group import WorkerGroup
 from raymill.errors import ConfigError
 from raymill.generate.modes import MODES, SamplingMode, mode_of, use_mode
 
 
-def settle_sampling(model: Any, group: WorkerGroup, journal: Journal | None, step: int) -> None:
+def settle_sampling(model: Any, group: WorkerGroup, event_log: EventLog | None, step: int) -> None:
     """Have all ranks sample the model in the slowest of the modes that they found; where that isn't the fastest
     there is, the journal says why. Collective.
 
@@ -33,5 +33,5 @@ def settle_sampling(model: Any, group: WorkerGroup, journal: Journal | None, ste
             raise agreed(refusal)
     mode = max((one for one, _ in found), key=lambda one: MODES.index(replace(one, why="")))
     use_mode(model, mode)
-    if journal is not None and (note := mode.note(model)) is not None:
-        journal.write("message", step, text=note)
+    if event_log is not None and (note := mode.note(model)) is not None:
+        event_log.write("message", step, text=note)

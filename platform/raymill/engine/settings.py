@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from raymill.plan.batch import accumulation_steps, update_rows
+from raymill.plan.batch import accumulation_steps, rows_per_update
 from raymill.schema.jobs import Offload, TrainJob
 
 
@@ -32,7 +32,7 @@ def deepspeed_config(job: TrainJob, world_size: int) -> dict[str, Any]:
         zero["offload_param"] = _offload(job.zero.offload_params, job)
     bf16 = job.train.precision == "bf16"
     config: dict[str, Any] = {
-        "train_batch_size": update_rows(job),
+        "train_batch_size": rows_per_update(job),
         "train_micro_batch_size_per_gpu": job.train.micro_batch,
         "gradient_accumulation_steps": accumulation_steps(job, world_size),
         "gradient_clipping": job.optim.grad_clip if clips_gradients_itself(job) else 0.0,

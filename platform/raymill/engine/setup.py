@@ -12,14 +12,14 @@ from raymill.engine.group import WorkerGroup
 from raymill.engine.leaks import refuse_leaks
 from raymill.engine.learner import Learner
 from raymill.engine.recipe import Recipe
-from raymill.engine.resolved_run import Assignment
-from raymill.engine.start import Start
+from raymill.engine.resolved_run import ResolvedRun
+from raymill.engine.start import StartPoint
 from raymill.engine.trainer import CRITIC, Trainer, load_weights
 from raymill.timeline import mark
 
 
 def build_learners(
-    recipe: Recipe[Any], assignment: Assignment, start: Start, group: WorkerGroup
+    recipe: Recipe[Any], resolved: ResolvedRun, start: StartPoint, group: WorkerGroup
 ) -> list[Learner]:
     """The models with the weights they start from, under DeepSpeed; collective.
 
@@ -28,19 +28,19 @@ def build_learners(
     work = on_all_ranks(group, recipe.parent_work)
     known = seen_by_all(group, work is None, "what was computed of the parent before")
     if work is not None and not known:
-        parents = _build(recipe, assignment, Start(None, False), group)
+        parents = _build(recipe, resolved, StartPoint(None, False), group)
         work(parents[0].model, group)
         if start.found is None:
             return parents
         for learner in parents:
             learner.trainer.engine.destroy()
-    return _build(recipe, assignment, start, group)
+    return _build(recipe, resolved, start, group)
 
 
 def _build(
-    recipe: Recipe[Any], assignment: Assignment, start: Start, group: WorkerGroup
+    recipe: Recipe[Any], resolved: ResolvedRun, start: StartPoint, group: WorkerGroup
 ) -> list[Learner]:
-    job = assignment.job
+    job = resolved.job
     reader = on_all_ranks(group, start.found.reader) if start.found else None
 
     def build(critic: bool) -> torch.nn.Module | None:

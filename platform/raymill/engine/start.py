@@ -19,7 +19,7 @@ from raymill.checkpoint.retention import committed_steps, newest_until, remove_l
 from raymill.data.store.manifest import Prepared, load_prepared
 from raymill.data.store.order import Order, SourceShape
 from raymill.engine.guard import windows_from
-from raymill.engine.resolved_run import Assignment
+from raymill.engine.resolved_run import ResolvedRun
 from raymill.engine.schedule import decay_start, learning_rate_factor
 from raymill.errors import ConfigError
 from raymill.plan.batch import total_steps
@@ -28,10 +28,10 @@ from raymill.schema.identity import CHANGEABLE_ON_FORK, CHANGEABLE_ON_RESUME
 logger = logging.getLogger(__name__)
 
 
-def open_data(assignment: Assignment) -> tuple[list[Prepared], Order]:
+def open_data(resolved: ResolvedRun) -> tuple[list[Prepared], Order]:
     """Verify the prepared folders' manifests and derive the order of all samples."""
-    job = assignment.job
-    prepared = [load_prepared(folder) for folder in assignment.folders]
+    job = resolved.job
+    prepared = [load_prepared(folder) for folder in resolved.folders]
     sources = [
         SourceShape(
             name=str(index),
@@ -39,13 +39,13 @@ def open_data(assignment: Assignment) -> tuple[list[Prepared], Order]:
             row_group_rows=data.manifest.row_group_rows,
             shard_rows=tuple(shard.rows for shard in data.manifest.splits["train"].shards),
         )
-        for index, (data, weight) in enumerate(zip(prepared, assignment.weights, strict=True))
+        for index, (data, weight) in enumerate(zip(prepared, resolved.weights, strict=True))
     ]
     return prepared, Order(sources, job.run.seed, job.data.window_row_groups)
 
 
 @dataclass(frozen=True)
-class Start:
+class StartPoint:
     """Where the run begins: a checkpoint, and whether it is this run's own."""
 
     found: Found | None
@@ -89,26 +89,26 @@ class Start:
         return self.found.manifest.tokens if self.found else 0
 
 
-def begin(assignment: Assignment, data_digests: tuple[str, ...]) -> Start:
+def begin(resolved: ResolvedRun, data_digests: tuple[str, ...]) -> StartPoint:
     """`decide_start` by the one that writes the run: what an attempt before left half-written or damaged is out
     of the way then.
 
     Raises:
         FencedError: the run is another's by now.
     """
-    checkpoints, token = assignment.checkpoints, assignment.token
-    remove_leftovers(checkpoints, advance_fence(checkpoints, token, assignment.start))
-    if (remote := assignment.remote) is not None:
+    checkpoints, token = resolved.checkpoints, resolved.token
+    remove_leftovers(checkpoints, advance_fence(checkpoints, token, resolved.start))
+    if (remote := resolved.remote) is not None:
         remote.hold()
-        remote.pull_newest(assignment.run_dir, logger.info)
-    start = decide_start(assignment, data_digests)
+        remote.pull_newest(resolved.run_dir, logger.info)
+    start = decide_start(resolved, data_digests)
     if start.resumed and start.found is not None:
         for directory in start.found.damaged:
             set_aside(directory)
-    return replace(start, windows=windows_from(assignment.run_dir, start.consumed))
+    return replace(start, windows=windows_from(resolved.run_dir, start.consumed))
 
 
-def decide_start(assignment: Assignment, data_digests: tuple[str, ...]) -> Start:
+def decide_start(resolved: ResolvedRun, data_digests: tuple[str, ...]) -> StartPoint:
     """Resume this run, fork another, or start anew. Rank 0 decides; nobody else looks.
 
     Raises:
@@ -116,27 +116,27 @@ def decide_start(assignment: Assignment, data_digests: tuple[str, ...]) -> Start
             names the keys.
         CheckpointError: checkpoints exist and none verifies.
     """
-    found = newest_verified(assignment.checkpoints)
+    found = newest_verified(resolved.checkpoints)
     if found is not None:
-        _refuse_contradictions(found.manifest, assignment, CHANGEABLE_ON_RESUME, data_digests)
-        if found.manifest.step > assignment.total_steps:
+        _refuse_contradictions(found.manifest, resolved, CHANGEABLE_ON_RESUME, data_digests)
+        if found.manifest.step > resolved.total_steps:
             raise ConfigError(
                 [
                     f"the run is already at step {found.manifest.step}, beyond the "
-                    f"{assignment.total_steps} steps asked for; ask for more, or choose a new run.name"
+                    f"{resolved.total_steps} steps asked for; ask for more, or choose a new run.name"
                 ]
             )
         damaged = (f"passed over a damaged checkpoint: {text}" for text in found.passed_over)
-        messages = (*damaged, *_another_length(found.manifest, assignment))
-        return Start(found, resumed=True, messages=messages)
-    if assignment.job.run.from_ is not None:
-        found = find_fork(assignment.runs, assignment.job.run.from_)
-        _refuse_contradictions(found.manifest, assignment, CHANGEABLE_ON_FORK, data_digests)
-        return fork(found, assignment)
-    return Start(None, resumed=False)
+        messages = (*damaged, *_another_length(found.manifest, resolved))
+        return StartPoint(found, resumed=True, messages=messages)
+    if resolved.job.run.from_ is not None:
+        found = find_fork(resolved.runs, resolved.job.run.from_)
+        _refuse_contradictions(found.manifest, resolved, CHANGEABLE_ON_FORK, data_digests)
+        return fork(found, resolved)
+    return StartPoint(None, resumed=False)
 
 
-def _another_length(manifest: Manifest, assignment: Assignment) -> tuple[str, ...]:
+def _another_length(manifest: Manifest, resolved: ResolvedRun) -> tuple[str, ...]:
     """Tell of a run that it will have another number of steps than was planned when this checkpoint was
     made.
 
@@ -144,7 +144,7 @@ def _another_length(manifest: Manifest, assignment: Assignment) -> tuple[str, ..
         ConfigError: the learning rate has begun to decay, by the plan of before or by the one of now, so that
             it would jump. Says from which checkpoint to go on.
     """
-    job, now = assignment.job, assignment.total_steps
+    job, now = resolved.job, resolved.total_steps
     planned = {key: manifest.config[f"train.{key}"] for key in ("steps", "tokens")}
     before = total_steps(replace(job, train=replace(job.train, **planned)))
     start, new_start = (decay_start(job.schedule, total) for total in (before, now))
@@ -161,7 +161,7 @@ def _another_length(manifest: Manifest, assignment: Assignment) -> tuple[str, ..
     rates = [
         learning_rate_factor(job.schedule, manifest.step + 1, total) for total in (before, now)
     ]
-    kept = _kept_before_decay(assignment, begun)
+    kept = _kept_before_decay(resolved, begun)
     advice = (
         "no checkpoint from before the decay is left, so choose another run.name"
         if kept is None
@@ -175,51 +175,51 @@ def _another_length(manifest: Manifest, assignment: Assignment) -> tuple[str, ..
     )
 
 
-def _kept_before_decay(assignment: Assignment, start: int) -> int | None:
+def _kept_before_decay(resolved: ResolvedRun, start: int) -> int | None:
     """The step of the newest checkpoint that there is from before the decay."""
-    remote = assignment.remote
-    here = [step for step, _ in committed_steps(assignment.checkpoints)]
+    remote = resolved.remote
+    here = [step for step, _ in committed_steps(resolved.checkpoints)]
     steps = here if remote is None else remote.steps()
     return newest_until(steps, start)
 
 
-def going_on(assignment: Assignment) -> str | None:
+def going_on(resolved: ResolvedRun) -> str | None:
     """Say what to add to a finished run's command for more steps; None where it would have to begin anew."""
-    start = decay_start(assignment.job.schedule, assignment.total_steps)
+    start = decay_start(resolved.job.schedule, resolved.total_steps)
     if start is None:
         return "train.steps=…"
-    kept = _kept_before_decay(assignment, start)
+    kept = _kept_before_decay(resolved, start)
     if kept is None:
         return None
-    return f"run.name=… run.from={assignment.job.run.name}@{kept} train.steps=…"
+    return f"run.name=… run.from={resolved.job.run.name}@{kept} train.steps=…"
 
 
-def fork(found: Found, assignment: Assignment) -> Start:
+def fork(found: Found, resolved: ResolvedRun) -> StartPoint:
     """Start from another run's checkpoint; moments are kept where the optimizer is."""
-    before, now = found.manifest.config.get("optim.name"), assignment.job.optim.name
+    before, now = found.manifest.config.get("optim.name"), resolved.job.optim.name
     if before == now:
-        return Start(found, resumed=False)
+        return StartPoint(found, resumed=False)
     text = (
-        f"optim.name={now}: {assignment.job.run.from_} was trained with {before}, whose moments don't serve "
+        f"optim.name={now}: {resolved.job.run.from_} was trained with {before}, whose moments don't serve "
         "it; they start at zero"
     )
-    return Start(found, resumed=False, messages=(text,), keeps_moments=False)
+    return StartPoint(found, resumed=False, messages=(text,), keeps_moments=False)
 
 
 def _refuse_contradictions(
     manifest: Manifest,
-    assignment: Assignment,
+    resolved: ResolvedRun,
     changeable: tuple[str, ...],
     data_digests: tuple[str, ...],
 ) -> None:
-    problems = contradictions(manifest.config, assignment.config, changeable)
-    if assignment.parent_digest != manifest.parent_digest and "parent" in assignment.config:
-        problems.append(_other_parent(manifest, assignment))
+    problems = contradictions(manifest.config, resolved.config, changeable)
+    if resolved.parent_digest != manifest.parent_digest and "parent" in resolved.config:
+        problems.append(_other_parent(manifest, resolved))
     for key, digest in manifest.model_digests.items():
-        now = assignment.model_digests.get(key)
+        now = resolved.model_digests.get(key)
         if now is not None and now != digest:
             problems.append(
-                f"{key}={assignment.config.get(key)}: its weights are others now ({now[:12]}) than those the "
+                f"{key}={resolved.config.get(key)}: its weights are others now ({now[:12]}) than those the "
                 f"run began with ({digest[:12]}); name the version it began with, or choose another run.name"
             )
     if not problems and manifest.data_digests != data_digests:
@@ -231,16 +231,16 @@ def _refuse_contradictions(
         raise ConfigError(problems)
 
 
-def _other_parent(manifest: Manifest, assignment: Assignment) -> str:
-    asked = f"parent={assignment.config['parent']}"
-    if assignment.parent != manifest.parent:
+def _other_parent(manifest: Manifest, resolved: ResolvedRun) -> str:
+    asked = f"parent={resolved.config['parent']}"
+    if resolved.parent != manifest.parent:
         return (
-            f"{asked} is {assignment.parent} now, the run started from {manifest.parent}: give that one to go "
+            f"{asked} is {resolved.parent} now, the run started from {manifest.parent}: give that one to go "
             "on with the run, or choose another run.name"
         )
-    now, before = assignment.parent_digest or "none", manifest.parent_digest or "none"
+    now, before = resolved.parent_digest or "none", manifest.parent_digest or "none"
     return (
-        f"{asked}: {assignment.parent} has other weights now ({now[:12]}) than those the run began with "
+        f"{asked}: {resolved.parent} has other weights now ({now[:12]}) than those the run began with "
         f"({before[:12]}): restore them to go on with the run, or choose another run.name"
     )
 

@@ -18,9 +18,9 @@ def load(folder: Path) -> tuple[Any, Any, int | None]:
 
     from raymill.generate.conversation import print_note
     from raymill.generate.modes import mode_of
-    from raymill.model.quiet import from_folder, model_of, quieten
+    from raymill.model.quiet import from_folder, model_of, silence_libraries
 
-    quieten()
+    silence_libraries()
     tokenizer = from_folder(
         folder,
         lambda: AutoTokenizer.from_pretrained(

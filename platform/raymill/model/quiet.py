@@ -15,7 +15,7 @@ from raymill.reading import files_below, opened, retried
 T = TypeVar("T")
 
 
-def quieten() -> None:
+def silence_libraries() -> None:
     """To be called before a model is loaded or saved in a process that has a terminal."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

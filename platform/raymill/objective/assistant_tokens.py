@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from raymill.data.store.rows import Rows
-from raymill.objective.objective import Forward, Tally
+from raymill.objective.objective import Forward, MetricSums
 from raymill.objective.selected_logits import logits_at
 
 
@@ -28,7 +28,7 @@ class AssistantTokens:
     """
 
     head: torch.nn.Module
-    tally: Tally = field(default_factory=Tally)
+    metric_sums: MetricSums = field(default_factory=MetricSums)
 
     def weight(self, rows: Rows) -> float:
         """The summed weights of all tokens with a loss."""

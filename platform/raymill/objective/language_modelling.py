@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from raymill.data.store.rows import Rows
-from raymill.objective.objective import IGNORE, Forward, Tally, predicted_tokens
+from raymill.objective.objective import IGNORE, Forward, MetricSums, predicted_tokens
 from raymill.objective.sequences import Sequences, passed
 
 
@@ -26,7 +26,7 @@ class LanguageModelling:
 
     end_of_text_id: int
     document_mask: bool = False
-    tally: Tally = field(default_factory=Tally)
+    metric_sums: MetricSums = field(default_factory=MetricSums)
 
     def weight(self, rows: Rows) -> float:
         """How many tokens of `rows` have a loss."""

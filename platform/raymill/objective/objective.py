@@ -16,7 +16,7 @@ Forward = Callable[..., Any]  # a model, or an engine around one: its result has
 
 
 @dataclass(frozen=True)
-class Tally:
+class MetricSums:
     """Figures that an objective comes by while it computes losses: sums, and what they are divided by.
 
     Every rank and micro-batch adds the same names, so that the sums can be added up over all of them.
@@ -41,7 +41,7 @@ class Objective(Protocol):
     """Rows → losses, for rows of one kind."""
 
     @property
-    def tally(self) -> Tally:
+    def metric_sums(self) -> MetricSums:
         """Where it counts other figures."""
         ...
 

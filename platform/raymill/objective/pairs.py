@@ -19,7 +19,7 @@ import torch
 from raymill.data.store.rows import Rows
 from raymill.objective.heads import Fp32Head
 from raymill.objective.log_probs import response_log_probs
-from raymill.objective.objective import Forward, Tally
+from raymill.objective.objective import Forward, MetricSums
 from raymill.objective.preferences import LOSSES, PairLogProbs, bradley_terry_loss
 from raymill.objective.scores import last_scores
 from raymill.objective.selected_logits import logits_at
@@ -83,7 +83,7 @@ class Compared:
     log_prob_better: torch.Tensor | None = None  # [P] of the answers, where the model is a policy
     log_prob_worse: torch.Tensor | None = None
 
-    def count(self, tally: Tally) -> None:
+    def count(self, metric_sums: MetricSums) -> None:
         """How often, and by how much, the better answer is ahead."""
         weight = float(self.weight.sum())
         better_P, worse_P = self.better.detach().float(), self.worse.detach().float()
@@ -98,7 +98,7 @@ class Compared:
             named["policy/log_prob_accuracy"] = ahead(*of_policy)
             named["policy/log_prob_chosen"], named["policy/log_prob_rejected"] = of_policy
         for name, value_P in named.items():
-            tally.add(name, (value_P * self.weight).sum(), weight)
+            metric_sums.add(name, (value_P * self.weight).sum(), weight)
 
 
 def ahead(better_P: torch.Tensor, worse_P: torch.Tensor) -> torch.Tensor:
@@ -110,7 +110,7 @@ def ahead(better_P: torch.Tensor, worse_P: torch.Tensor) -> torch.Tensor:
 class PairObjective(ABC):
     """An objective on pairs (see `Objective`), which says more of them than their loss."""
 
-    tally: Tally = field(default_factory=Tally)
+    metric_sums: MetricSums = field(default_factory=MetricSums)
 
     @abstractmethod
     def compared(self, forward: Forward, rows: Rows, device: torch.device) -> Compared:
@@ -123,7 +123,7 @@ class PairObjective(ABC):
     def losses(self, forward: Forward, rows: Rows, device: torch.device) -> torch.Tensor:
         """[P] Weighted losses; see `Objective.losses`."""
         found = self.compared(forward, rows, device)
-        found.count(self.tally)
+        found.count(self.metric_sums)
         return found.loss * found.weight
 
 

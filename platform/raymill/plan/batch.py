@@ -15,7 +15,7 @@ def total_steps(job: TrainJob) -> int:
 
 def step_tokens(job: TrainJob) -> int:
     """Predictions of a step whose rows are full, over all workers: what `train.tokens` is divided by."""
-    return step_rows(job) * passed_length(job)
+    return step_rows(job) * forward_length(job)
 
 
 def step_rows(job: TrainJob) -> int:
@@ -25,7 +25,7 @@ def step_rows(job: TrainJob) -> int:
     return passed_rows(job, job.train.global_batch * answers)
 
 
-def update_rows(job: TrainJob) -> int:
+def rows_per_update(job: TrainJob) -> int:
     """Rows of one optimizer update, over all workers: a step's, but where answers are sampled for its
     prompts and learned from in minibatches."""
     if not isinstance(job, RlhfJob):
@@ -40,14 +40,14 @@ def update_unit(job: TrainJob) -> str:
     return "pairs" if isinstance(job, RewardJob | DpoJob) else "rows"
 
 
-def passed_length(job: TrainJob) -> int:
+def forward_length(job: TrainJob) -> int:
     """Predictions of one row that a forward pass sees: an answer comes after its prompt."""
     if isinstance(job, RlhfJob):
         return job.data.sequence_length + job.rollout.max_new_tokens
     return job.data.sequence_length
 
 
-def longest_tokens(job: RlhfJob) -> int:
+def max_sequence_tokens(job: RlhfJob) -> int:
     """Of a prompt, whose row holds one token more than it has predictions, with its answer."""
     return job.data.sequence_length + 1 + job.rollout.max_new_tokens
 
@@ -59,7 +59,7 @@ def passed_rows(job: TrainJob, rows: int) -> int:
 
 def accumulation_steps(job: TrainJob, world_size: int) -> int:
     """Micro-batches a rank and update: rows / (world size x micro-batch), exact by validation."""
-    return update_rows(job) // (world_size * job.train.micro_batch)
+    return rows_per_update(job) // (world_size * job.train.micro_batch)
 
 
 def allowed_workers(job: TrainJob) -> list[int]:
@@ -68,6 +68,6 @@ def allowed_workers(job: TrainJob) -> list[int]:
     prompts = job.algorithm.minibatches if isinstance(job, RlhfJob) else 1
     return [
         size for size in sizes
-        if update_rows(job) % (size * job.train.micro_batch) == 0
+        if rows_per_update(job) % (size * job.train.micro_batch) == 0
         and job.train.global_batch % (size * prompts) == 0
     ]  # fmt: skip

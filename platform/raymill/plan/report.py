@@ -9,12 +9,12 @@ from raymill.data.store.manifest import is_finished
 from raymill.plan.batch import (
     accumulation_steps,
     allowed_workers,
-    passed_length,
+    forward_length,
     passed_rows,
+    rows_per_update,
     step_rows,
     step_tokens,
     total_steps,
-    update_rows,
     update_unit,
 )
 from raymill.plan.flops import flops_per_token
@@ -69,7 +69,7 @@ def fine_tuning_plan(
 
 def _computation(job: TrainJob, arch: ArchConfig, vocabulary: int) -> list[tuple[str, str]]:
     count = count_parameters(arch, vocabulary)
-    train, length = job.train, passed_length(job)
+    train, length = job.train, forward_length(job)
     workers = allowed_workers(job)[0]  # which have the most to hold each
     rows, steps = step_rows(job), total_steps(job)
     tokens = steps * step_tokens(job)
@@ -90,7 +90,7 @@ def _computation(job: TrainJob, arch: ArchConfig, vocabulary: int) -> list[tuple
         ),
         (
             "batch",
-            f"{update_rows(job):,} {_samples(job)} = {workers} workers x {train.micro_batch} "
+            f"{rows_per_update(job):,} {_samples(job)} = {workers} workers x {train.micro_batch} "
             f"micro-batch x {accumulation} accumulation{_other_sizes(job)}",
         ),
         (
@@ -180,7 +180,7 @@ def memory_plan(job: TrainJob, arch: ArchConfig, vocabulary: int) -> str:
         workers=allowed_workers(job)[0],
         precision=job.train.precision,
         micro_batch=passed_rows(job, job.train.micro_batch),
-        sequence_length=passed_length(job),
+        sequence_length=forward_length(job),
         recompute=job.train.activation_checkpointing,
         offload_optimizer=job.zero.offload_optimizer,
         offload_params=job.zero.offload_params,

@@ -13,9 +13,9 @@ from raymill.data.store.manifest import load_prepared
 from raymill.data.text.control_tokens import ControlTokens
 from raymill.engine.agreement import on_all_ranks
 from raymill.engine.answers import AnsweredQuestions
-from raymill.engine.batches import Experience
+from raymill.engine.batches import BatchBuilder
 from raymill.engine.evaluation import Evaluator, HeldOutLoss
-from raymill.engine.event_log import Journal
+from raymill.engine.event_log import EventLog
 from raymill.engine.group import WorkerGroup
 from raymill.engine.learner import Learner
 from raymill.engine.parents import flops_per_token, held_out_sets, policy_model
@@ -43,7 +43,7 @@ class FineTuning(Recipe[SftJob]):
         from raymill.model.parent import add_embedding_noise, freeze
 
         job = self.job
-        model = policy_model(self.assignment, job, self.prepared[0])
+        model = policy_model(self.resolved, job, self.prepared[0])
         if job.freeze:
             freeze(model, job.freeze)
         if job.neftune_alpha:
@@ -58,42 +58,42 @@ class FineTuning(Recipe[SftJob]):
     def evaluators(
         self,
         learners: list[Learner],
-        experience: Experience,
+        experience: BatchBuilder,
         group: WorkerGroup,
-        journal: Journal | None,
+        event_log: EventLog | None,
     ) -> list[Evaluator]:
         job, settings = self.job, self.job.evaluation
         objective = learners[0].objective
         assert isinstance(objective, AssistantTokens)
         named = held_out_sets(self.prepared, settings, group)
-        weights = self.assignment.weights
+        weights = self.resolved.weights
         evaluators: list[Evaluator] = [HeldOutLoss(objective, named, weights, settings.every)]
         if settings.questions:
-            assert self.assignment.model_folder is not None
-            parent, first = self.assignment.model_folder, self.prepared[0]
+            assert self.resolved.model_folder is not None
+            parent, first = self.resolved.model_folder, self.prepared[0]
             parent_chats = partial(has_template, parent)
             evaluators.append(
                 AnsweredQuestions(
                     prepared=first,
                     settings=settings,
                     objective=objective,
-                    run_dir=self.assignment.run_dir,
+                    run_dir=self.resolved.run_dir,
                     seed=job.run.seed,
                     parent_chats=on_all_ranks(group, parent_chats),
                     tokens=on_all_ranks(group, partial(ControlTokens.of, first, parent)),
                     lockstep=job.zero.stage == 3,
-                    journal=journal,
+                    event_log=event_log,
                 )
             )
-        if self.assignment.forgetting is not None:
-            watched = on_all_ranks(group, partial(load_prepared, self.assignment.forgetting))
+        if self.resolved.forgetting is not None:
+            watched = on_all_ranks(group, partial(load_prepared, self.resolved.forgetting))
             text = LanguageModelling(watched.manifest.tokenizer.end_of_text_id)
             rows = held_out_sets([watched], settings, group)
             evaluators.append(HeldOutLoss(text, rows, (1.0,), settings.answer_every, "forgetting"))
         return evaluators
 
     def flops_per_token(self, model: torch.nn.Module) -> float:
-        weights = self.assignment.weights
+        weights = self.resolved.weights
         share = 0.0
         for data, weight in zip(self.prepared, weights, strict=True):
             chat = data.manifest.chat

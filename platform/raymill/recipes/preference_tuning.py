@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from raymill.engine.batches import Experience
+from raymill.engine.batches import BatchBuilder
 from raymill.engine.evaluation import Evaluator
-from raymill.engine.event_log import Journal
+from raymill.engine.event_log import EventLog
 from raymill.engine.group import WorkerGroup
 from raymill.engine.held_out_pairs import HeldOutPairs
 from raymill.engine.learner import Learner
@@ -35,7 +35,7 @@ class PreferenceTuning(Recipe[DpoJob]):
     def build_model(self, fresh: bool) -> torch.nn.Module:
         from raymill.model.parent import switch_dropout_off
 
-        model: torch.nn.Module = policy_model(self.assignment, self.job, self.prepared[0])
+        model: torch.nn.Module = policy_model(self.resolved, self.job, self.prepared[0])
         switch_dropout_off(model)  # the reference is computed in evaluation mode
         return model
 
@@ -45,7 +45,7 @@ class PreferenceTuning(Recipe[DpoJob]):
         if self._cached:
             reference = self._cache
         elif loss.name in NEEDS_REFERENCE:
-            frozen = frozen_reference(self.assignment, self.job, self.prepared[0], model, group)
+            frozen = frozen_reference(self.resolved, self.job, self.prepared[0], model, group)
             reference = LiveReference(frozen, group.device)
         return PreferredAnswers(
             model.get_output_embeddings(),
@@ -63,16 +63,16 @@ class PreferenceTuning(Recipe[DpoJob]):
 
         def work(model: Any, group: WorkerGroup) -> None:
             batch = self.job.evaluation.batch
-            self._cache.compute(model, self.assignment.folders, batch, group)
+            self._cache.compute(model, self.resolved.folders, batch, group)
 
         return work
 
     def evaluators(
         self,
         learners: list[Learner],
-        experience: Experience,
+        experience: BatchBuilder,
         group: WorkerGroup,
-        journal: Journal | None,
+        event_log: EventLog | None,
     ) -> list[Evaluator]:
         return [HeldOutPairs.of(learners[0], self.prepared, self.job.evaluation, group)]
 
@@ -86,5 +86,5 @@ class PreferenceTuning(Recipe[DpoJob]):
     @cached_property
     def _cache(self) -> CachedReference:
         digests = tuple(data.manifest.digest for data in self.prepared)
-        draws = bool(drawn_ids(self.assignment, self.prepared[0]))
-        return CachedReference.of(self.assignment, digests, draws)
+        draws = bool(drawn_ids(self.resolved, self.prepared[0]))
+        return CachedReference.of(self.resolved, digests, draws)

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from raymill.engine.batches import Experience
+from raymill.engine.batches import BatchBuilder
 from raymill.engine.evaluation import Evaluator, HeldOutLoss
-from raymill.engine.event_log import Journal
+from raymill.engine.event_log import EventLog
 from raymill.engine.group import WorkerGroup
 from raymill.engine.learner import Learner
 from raymill.engine.parents import held_out_sets
@@ -33,7 +33,7 @@ class Pretraining(Recipe[PretrainJob]):
     def build_model(self, fresh: bool) -> torch.nn.Module:
         from raymill.model.build import build_model, load_pretrained
 
-        folder, arch = self.assignment.model_folder, self.job.arch
+        folder, arch = self.resolved.model_folder, self.job.arch
         end = self.prepared[0].manifest.tokenizer.end_of_text_id
         model: torch.nn.Module
         if folder is not None and fresh:
@@ -50,19 +50,21 @@ class Pretraining(Recipe[PretrainJob]):
     def evaluators(
         self,
         learners: list[Learner],
-        experience: Experience,
+        experience: BatchBuilder,
         group: WorkerGroup,
-        journal: Journal | None,
+        event_log: EventLog | None,
     ) -> list[Evaluator]:
         job = self.job
         held_out = held_out_sets(self.prepared, job.evaluation, group)
-        weights = self.assignment.weights
+        weights = self.resolved.weights
         evaluators: list[Evaluator] = [
             HeldOutLoss(learners[0].objective, held_out, weights, job.evaluation.every)
         ]
         if job.evaluation.prompts:
-            run_dir, seed = self.assignment.run_dir, job.run.seed
-            evaluators.append(SampledText(self.prepared[0], job.evaluation, run_dir, seed, journal))
+            run_dir, seed = self.resolved.run_dir, job.run.seed
+            evaluators.append(
+                SampledText(self.prepared[0], job.evaluation, run_dir, seed, event_log)
+            )
         return evaluators
 
     def flops_per_token(self, model: torch.nn.Module) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 
 from raymill.data.store.manifest import Prepared
 from raymill.engine.recipe import Recipe
-from raymill.engine.resolved_run import Assignment
+from raymill.engine.resolved_run import ResolvedRun
 from raymill.recipes.fine_tuning import FineTuning
 from raymill.recipes.preference_tuning import PreferenceTuning
 from raymill.recipes.pretraining import Pretraining
@@ -23,6 +23,6 @@ RECIPES: dict[type[TrainJob], type[Recipe[Any]]] = {
 }
 
 
-def recipe_of(assignment: Assignment, prepared: list[Prepared]) -> Recipe[Any]:
+def recipe_of(resolved: ResolvedRun, prepared: list[Prepared]) -> Recipe[Any]:
     """The recipe of an assignment's job."""
-    return RECIPES[type(assignment.job)](assignment, assignment.job, prepared)
+    return RECIPES[type(resolved.job)](resolved, resolved.job, prepared)

@@ -9,20 +9,20 @@ import torch
 
 from raymill.data.text.control_tokens import ControlTokens
 from raymill.engine.agreement import on_all_ranks, on_rank_zero
-from raymill.engine.batches import Experience
+from raymill.engine.batches import BatchBuilder
 from raymill.engine.evaluation import Evaluator
-from raymill.engine.event_log import Journal
+from raymill.engine.event_log import EventLog
 from raymill.engine.group import WorkerGroup
 from raymill.engine.learner import Learner
 from raymill.engine.parents import flops_per_token, frozen_reference, policy_model, scalar_model
 from raymill.engine.recipe import Recipe
-from raymill.plan.batch import passed_length
-from raymill.rl.backend import open_desk
+from raymill.plan.batch import forward_length
+from raymill.rl.backend import start_rollout_backend
 from raymill.rl.evaluation import HeldOutPrompts
 from raymill.rl.objective import Critic, PolicyGradient
 from raymill.rl.rollout.engine import Sampling
-from raymill.rl.sampling import AnswerSource, Desk
-from raymill.rl.step import SampledAnswers
+from raymill.rl.sampling import RolloutBackend, RolloutCollector
+from raymill.rl.step import RolloutStep
 from raymill.schema.jobs import RlhfJob
 
 
@@ -37,7 +37,7 @@ class Reinforcement(Recipe[RlhfJob]):
     def build_model(self, fresh: bool) -> torch.nn.Module:
         from raymill.model.parent import switch_dropout_off
 
-        model: torch.nn.Module = policy_model(self.assignment, self.job, self.prepared[0])
+        model: torch.nn.Module = policy_model(self.resolved, self.job, self.prepared[0])
         switch_dropout_off(model)  # π_old is computed in evaluation mode
         return model
 
@@ -50,12 +50,12 @@ class Reinforcement(Recipe[RlhfJob]):
         )
 
     def build_critic(self) -> torch.nn.Module | None:
-        folder = self.assignment.critic_folder
+        folder = self.resolved.critic_folder
         if folder is None:
             return None
         from raymill.model.parent import scalar_head, switch_dropout_off
 
-        model, had_head = scalar_model(self.assignment, self.job, self.prepared[0], folder)
+        model, had_head = scalar_model(self.resolved, self.job, self.prepared[0], folder)
         switch_dropout_off(model)  # values that it is clipped to are computed in evaluation mode
         if not had_head:  # what nothing is known of is worth nothing, and not something at random
             with torch.no_grad():
@@ -73,14 +73,14 @@ class Reinforcement(Recipe[RlhfJob]):
         return self.job.critic.learning_rate
 
     def experience(
-        self, learners: list[Learner], group: WorkerGroup, journal: Journal | None
-    ) -> Experience:
+        self, learners: list[Learner], group: WorkerGroup, event_log: EventLog | None
+    ) -> BatchBuilder:
         job = self.job
         policy, prepared = learners[0].model, self.prepared[0]
-        parent = self.assignment.model_folder
+        parent = self.resolved.model_folder
         tokens = on_all_ranks(group, lambda: ControlTokens.of(prepared, parent))
         rollout = job.rollout
-        source = AnswerSource(
+        source = RolloutCollector(
             model=policy,
             group=group,
             sampling=Sampling(
@@ -92,24 +92,24 @@ class Reinforcement(Recipe[RlhfJob]):
             ),
             batch=rollout.batch,
             seed=job.run.seed,
-            desk=self._desk(group),
+            backend=self._backend(group),
         )
-        return SampledAnswers(
-            assignment=self.assignment,
+        return RolloutStep(
+            resolved=self.resolved,
             job=job,
             source=source,
             learners=learners,
-            reference=frozen_reference(self.assignment, job, prepared, policy, group),
+            reference=frozen_reference(self.resolved, job, prepared, policy, group),
             group=group,
-            journal=journal,
+            event_log=event_log,
         )
 
-    def _desk(self, group: WorkerGroup) -> Desk | None:
+    def _backend(self, group: WorkerGroup) -> RolloutBackend | None:
         """Samplers and judges, which the first rank starts; the others hear whether it could."""
-        made: list[Desk] = []
+        made: list[RolloutBackend] = []
 
         def start() -> None:
-            made.append(open_desk(self.assignment, self.job, self.prepared))
+            made.append(start_rollout_backend(self.resolved, self.job, self.prepared))
 
         on_rank_zero(group, start)
         return made[0] if made else None
@@ -117,15 +117,15 @@ class Reinforcement(Recipe[RlhfJob]):
     def evaluators(
         self,
         learners: list[Learner],
-        experience: Experience,
+        experience: BatchBuilder,
         group: WorkerGroup,
-        journal: Journal | None,
+        event_log: EventLog | None,
     ) -> list[Evaluator]:
-        assert isinstance(experience, SampledAnswers)
+        assert isinstance(experience, RolloutStep)
         source, reference = experience.source, experience.reference
-        run_dir = self.assignment.run_dir
-        return [HeldOutPrompts(self.job, self.prepared, source, reference, run_dir, journal)]
+        run_dir = self.resolved.run_dir
+        return [HeldOutPrompts(self.job, self.prepared, source, reference, run_dir, event_log)]
 
     def flops_per_token(self, model: torch.nn.Module) -> float:
-        length = passed_length(self.job)
+        length = forward_length(self.job)
         return flops_per_token(model, length, self.job.rollout.max_new_tokens / length)

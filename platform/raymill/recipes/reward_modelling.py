@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from raymill.engine.batches import Experience
+from raymill.engine.batches import BatchBuilder
 from raymill.engine.evaluation import Evaluator
-from raymill.engine.event_log import Journal
+from raymill.engine.event_log import EventLog
 from raymill.engine.group import WorkerGroup
 from raymill.engine.held_out_pairs import HeldOutPairs
 from raymill.engine.learner import Learner
@@ -26,10 +26,10 @@ class RewardModelling(Recipe[RewardJob]):
     def build_model(self, fresh: bool) -> torch.nn.Module:
         from raymill.model.parent import switch_dropout_off
 
-        assert self.assignment.model_folder is not None
+        assert self.resolved.model_folder is not None
         model: torch.nn.Module
         model, _ = scalar_model(
-            self.assignment, self.job, self.prepared[0], self.assignment.model_folder
+            self.resolved, self.job, self.prepared[0], self.resolved.model_folder
         )
         switch_dropout_off(model)  # a pair's two scores would differ by chance
         return model
@@ -42,9 +42,9 @@ class RewardModelling(Recipe[RewardJob]):
     def evaluators(
         self,
         learners: list[Learner],
-        experience: Experience,
+        experience: BatchBuilder,
         group: WorkerGroup,
-        journal: Journal | None,
+        event_log: EventLog | None,
     ) -> list[Evaluator]:
         return [HeldOutPairs.of(learners[0], self.prepared, self.job.evaluation, group)]
 

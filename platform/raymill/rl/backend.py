@@ -10,11 +10,11 @@ from raymill.data.messages.folder import closing_ids, load_chat_encoder
 from raymill.data.prompts.metadata import PromptRecord, read_book
 from raymill.data.store.manifest import Prepared, read_tokenizer
 from raymill.data.store.rows import SOURCE_SHIFT
-from raymill.engine.resolved_run import Assignment
+from raymill.engine.resolved_run import ResolvedRun
 from raymill.errors import ConfigError
 from raymill.objective.sequences import FLAT_KERNELS
 from raymill.rl.reward.combine import Combination
-from raymill.rl.reward.computer import MODEL, Judge
+from raymill.rl.reward.computer import MODEL, RewardComputer
 from raymill.rl.reward.functions import AUTO
 from raymill.rl.reward.model import LocalRewardModel, RewardModelSpec, SequenceJudge
 from raymill.rl.reward.names import check_verifiers
@@ -24,11 +24,13 @@ from raymill.rl.rollout.interface import Pool
 from raymill.rl.rollout.local import LocalPool
 from raymill.rl.rollout.transformers_engine import ModelSpec
 from raymill.rl.rollout.vllm_engine import VllmSpec
-from raymill.rl.sampling import Desk
+from raymill.rl.sampling import RolloutBackend
 from raymill.schema.jobs import RlhfJob
 
 
-def open_desk(assignment: Assignment, job: RlhfJob, prepared: Sequence[Prepared]) -> Desk:
+def start_rollout_backend(
+    resolved: ResolvedRun, job: RlhfJob, prepared: Sequence[Prepared]
+) -> RolloutBackend:
     """Start them.
 
     Raises:
@@ -44,9 +46,9 @@ def open_desk(assignment: Assignment, job: RlhfJob, prepared: Sequence[Prepared]
             )
         if problems:
             raise ConfigError(problems)
-    return Desk(
-        pool=_pool(assignment, job, prepared[0]),
-        judge=_judge(assignment, job, prepared[0]),
+    return RolloutBackend(
+        pool=_pool(resolved, job, prepared[0]),
+        judge=_judge(resolved, job, prepared[0]),
         book=book,
         decode=_decoder(prepared[0]),
         dump=_below(job, job.rollout.dump),
@@ -64,8 +66,8 @@ def _book(prepared: Sequence[Prepared]) -> dict[int, PromptRecord]:
     return book
 
 
-def _pool(assignment: Assignment, job: RlhfJob, prepared: Prepared) -> Pool:
-    rollout, spec = job.rollout, _engine(assignment, job, prepared)
+def _pool(resolved: ResolvedRun, job: RlhfJob, prepared: Prepared) -> Pool:
+    rollout, spec = job.rollout, _engine(resolved, job, prepared)
     if rollout.actors == 0:
         return LocalPool(spec)
     from raymill.rl.rollout.pool import RolloutPool
@@ -76,14 +78,14 @@ def _pool(assignment: Assignment, job: RlhfJob, prepared: Prepared) -> Pool:
         cpus_per_actor=rollout.cpus_per_actor,
         gpus_per_actor=rollout.gpus_per_actor,
         timeout_s=rollout.timeout_s,
-        places=assignment.places[: rollout.actors],
+        places=resolved.places[: rollout.actors],
     )
 
 
-def _engine(assignment: Assignment, job: RlhfJob, prepared: Prepared) -> EngineSpec:
+def _engine(resolved: ResolvedRun, job: RlhfJob, prepared: Prepared) -> EngineSpec:
     rollout, facts = job.rollout, prepared.manifest
-    assert assignment.model_folder is not None
-    folder, vocab_size = str(assignment.model_folder), facts.tokenizer.vocab_size
+    assert resolved.model_folder is not None
+    folder, vocab_size = str(resolved.model_folder), facts.tokenizer.vocab_size
     if rollout.engine == "vllm":
         return VllmSpec(
             folder=folder,
@@ -106,14 +108,14 @@ def _engine(assignment: Assignment, job: RlhfJob, prepared: Prepared) -> EngineS
     )
 
 
-def _judge(assignment: Assignment, job: RlhfJob, prepared: Prepared) -> Judge:
+def _judge(resolved: ResolvedRun, job: RlhfJob, prepared: Prepared) -> RewardComputer:
     reward, rollout = job.reward, job.rollout
     weights = dict(reward.functions)
     model: SequenceJudge | None = None
-    if assignment.reward_folder is not None:
+    if resolved.reward_folder is not None:
         weights[MODEL] = reward.model_weight
         spec = RewardModelSpec(
-            str(assignment.reward_folder),
+            str(resolved.reward_folder),
             job.train.precision,
             _threads(job),
             rollout.gpus_per_actor > 0 if reward.model_actors else job.cluster.gpu,
@@ -129,14 +131,14 @@ def _judge(assignment: Assignment, job: RlhfJob, prepared: Prepared) -> Judge:
                 cpus_per_actor=rollout.cpus_per_actor,
                 gpus_per_actor=rollout.gpus_per_actor,
                 timeout_s=rollout.timeout_s,
-                places=assignment.places[rollout.actors :],
+                places=resolved.places[rollout.actors :],
             )
     scorer = Scorer(list(reward.functions), workers=reward.workers, timeout_s=reward.timeout_s)
     combination = Combination(weights, rollout.max_new_tokens, reward.length_penalty)
     encoder = load_chat_encoder(prepared.tokenizer_folder)
     # Prompts are prepared with a template.
     assert encoder is not None
-    return Judge(scorer, combination, model, encoder.end_of_turn_id, closing_ids(encoder))
+    return RewardComputer(scorer, combination, model, encoder.end_of_turn_id, closing_ids(encoder))
 
 
 def _threads(job: RlhfJob) -> int:

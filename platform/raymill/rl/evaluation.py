@@ -17,13 +17,13 @@ from raymill.data.store.validation import ValidationSet
 from raymill.durable import write_atomic
 from raymill.engine.agreement import on_all_ranks
 from raymill.engine.answer_table import rounded, write_table
-from raymill.engine.evaluation import Occasion, evaluating
-from raymill.engine.event_log import Journal
+from raymill.engine.evaluation import EvalPoint, evaluating
+from raymill.engine.event_log import EventLog
 from raymill.engine.group import WorkerGroup
 from raymill.engine.reference import FrozenModel
 from raymill.reading import read_json
 from raymill.rl.rollout_batch import token_log_probs
-from raymill.rl.sampling import AnswerSource, Judged, Prompt
+from raymill.rl.sampling import Prompt, RolloutCollector, ScoredRollouts
 from raymill.schema.jobs import RlhfJob
 
 PARENT_NAME = "samples/parent-prompts.json"
@@ -38,25 +38,25 @@ class HeldOutPrompts:
 
     job: RlhfJob
     prepared: list[Prepared]
-    source: AnswerSource
+    source: RolloutCollector
     reference: FrozenModel
     run_dir: Path
-    journal: Journal | None
+    event_log: EventLog | None
 
-    def measure(self, model: Any, group: WorkerGroup, occasion: Occasion) -> dict[str, float]:
+    def measure(self, model: Any, group: WorkerGroup, eval_point: EvalPoint) -> dict[str, float]:
         """See `Evaluator`."""
-        if not (occasion.first or occasion.due(self.job.evaluation.every)):
+        if not (eval_point.first or eval_point.due(self.job.evaluation.every)):
             return {}
         prompts = on_all_ranks(group, lambda: self._prompts)
         if not prompts:
             return {}
-        self.source.sync(occasion.step)
+        self.source.sync(eval_point.step)
         judged = self.source.sample(-1, prompts, 1)
-        if self.journal is not None:
-            self._write(self.journal, judged, occasion)
+        if self.event_log is not None:
+            self._write(self.event_log, judged, eval_point)
         return judged.figures("prompts") | {"prompts/kl": self._distance(model, judged, group)}
 
-    def _distance(self, model: Any, judged: Judged, group: WorkerGroup) -> float:
+    def _distance(self, model: Any, judged: ScoredRollouts, group: WorkerGroup) -> float:
         """Each rank an equal share of the answers; the last ones twice where they don't divide."""
         rollout, temperature = judged.rollout, self.job.rollout.temperature
         count = -(-len(rollout) // group.world_size)
@@ -77,19 +77,19 @@ class HeldOutPrompts:
             total += float(distance_B[torch.from_numpy(counted[first : first + size])].sum())
         return group.sum(total)[0] / len(rollout)
 
-    def _write(self, journal: Journal, judged: Judged, occasion: Occasion) -> None:
+    def _write(self, event_log: EventLog, judged: ScoredRollouts, eval_point: EvalPoint) -> None:
         """A table of the answers beside the parent's."""
-        assert self.source.desk is not None
+        assert self.source.backend is not None
         shown = self.job.evaluation.answers_shown
-        decode = self.source.desk.decode
+        decode = self.source.backend.decode
         answers = [text.strip() for text in decode([a.tolist() for a in judged.rollout.answers])]
         asked = [text.strip() for text in decode([p.tolist() for p in judged.rollout.prompts])]
         pairs = [
             (text, rounded(reward)) for text, reward in zip(answers, judged.rewards, strict=True)
         ]
         path = self.run_dir / PARENT_NAME
-        if occasion.first:
-            with journal.without("the table of the parent's answers", occasion.step):
+        if eval_point.first:
+            with event_log.without("the table of the parent's answers", eval_point.step):
                 path.parent.mkdir(exist_ok=True)
                 write_atomic(path, json.dumps(pairs, ensure_ascii=False))
         parent: Sequence[Any] = [("", None)] * len(pairs)
@@ -99,7 +99,7 @@ class HeldOutPrompts:
             for prompt, before, after in zip(asked, parent, pairs, strict=False)
         ]
         columns = ("prompt", "parent's answer", "reward before", "answer", "reward")
-        write_table(self.run_dir, journal, "prompts", occasion.step, columns, rows[:shown])
+        write_table(self.run_dir, event_log, "prompts", eval_point.step, columns, rows[:shown])
 
     @cached_property
     def _prompts(self) -> list[Prompt]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from raymill.objective.objective import Forward, Tally
+from raymill.objective.objective import Forward, MetricSums
 from raymill.objective.scores import all_scores
 from raymill.rl.losses import (
     aggregation_denominator,
@@ -21,7 +21,7 @@ from raymill.rl.losses import (
     truncated_importance_weight,
     value_loss,
 )
-from raymill.rl.rollout_batch import Rollouts, token_log_probs
+from raymill.rl.rollout_batch import RolloutBatch, token_log_probs
 from raymill.schema.jobs import AlgorithmConfig
 
 
@@ -36,13 +36,13 @@ class PolicyGradient:
     algorithm: AlgorithmConfig
     temperature: float
     max_tokens: int
-    tally: Tally = field(default_factory=Tally)
+    metric_sums: MetricSums = field(default_factory=MetricSums)
 
-    def weight(self, rows: Rollouts) -> float:
+    def weight(self, rows: RolloutBatch) -> float:
         """What the losses of these answers are divided by."""
         return aggregation_denominator(self.algorithm.aggregation, rows.mask, self.max_tokens)
 
-    def losses(self, forward: Forward, rows: Rollouts, device: torch.device) -> torch.Tensor:
+    def losses(self, forward: Forward, rows: RolloutBatch, device: torch.device) -> torch.Tensor:
         """[B] See `Objective.losses`."""
         algorithm = self.algorithm
         mask_BT = rows.mask.to(device)
@@ -82,7 +82,7 @@ class PolicyGradient:
         old_BT: torch.Tensor,
         sampler_BT: torch.Tensor,
         entropy_BT: torch.Tensor,
-        rows: Rollouts,
+        rows: RolloutBatch,
         mask_BT: torch.Tensor,
     ) -> None:
         """Means over the tokens learned from; the invariants of a sound run are among them."""
@@ -104,7 +104,7 @@ class PolicyGradient:
             reference_BT = rows.reference.to(mask_BT.device)
             named["policy/kl_reference"] = kl("k3", log_prob_BT, reference_BT)
         for name, value_BT in named.items():
-            self.tally.add(name, (value_BT * mask_BT).sum(), tokens)
+            self.metric_sums.add(name, (value_BT * mask_BT).sum(), tokens)
 
 
 @dataclass(frozen=True)
@@ -113,13 +113,13 @@ class Critic:
 
     head: torch.nn.Module
     value_clip: float | None
-    tally: Tally = field(default_factory=Tally)
+    metric_sums: MetricSums = field(default_factory=MetricSums)
 
-    def weight(self, rows: Rollouts) -> float:
+    def weight(self, rows: RolloutBatch) -> float:
         """The tokens that are learned from."""
         return float(rows.mask.sum())
 
-    def losses(self, forward: Forward, rows: Rollouts, device: torch.device) -> torch.Tensor:
+    def losses(self, forward: Forward, rows: RolloutBatch, device: torch.device) -> torch.Tensor:
         """[B] See `Objective.losses`."""
         assert rows.value is not None and rows.returns is not None
         mask_BT = rows.mask.to(device)
@@ -128,6 +128,6 @@ class Critic:
         loss_BT = value_loss(value_BT, rows.value.to(device), returns_BT, self.value_clip)
         return (loss_BT * mask_BT).sum(dim=1)
 
-    def values(self, forward: Forward, rows: Rollouts, device: torch.device) -> torch.Tensor:
+    def values(self, forward: Forward, rows: RolloutBatch, device: torch.device) -> torch.Tensor:
         """[B, T] What is still to come, seen from before each token is drawn."""
         return all_scores(forward, self.head, rows.tokens, device)[:, :-1]

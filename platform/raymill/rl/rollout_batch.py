@@ -18,7 +18,7 @@ from raymill.objective.selected_logits import logits_at
 
 
 @dataclass(frozen=True)
-class Rollouts:
+class RolloutBatch:
     """Answers with their prompts; what isn't known (yet) is None.
 
     π is the policy being updated, π_old the policy at the start of the step, μ the one that sampled.
@@ -41,7 +41,7 @@ class Rollouts:
         prompts: Sequence[Sequence[int]],
         answers: Sequence[Sequence[int]],
         log_probs: Sequence[Sequence[float]],
-    ) -> Rollouts:
+    ) -> RolloutBatch:
         """From token ids, and the sampler's log-probabilities of the answers'."""
         sizes = [len(p) + len(a) for p, a in zip(prompts, answers, strict=True)]
         width = max([*sizes, 2])
@@ -60,11 +60,11 @@ class Rollouts:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def part(self, start: int, stop: int) -> Rollouts:
+    def part(self, start: int, stop: int) -> RolloutBatch:
         """Answers [start, stop), as wide as the longest of them."""
         return self.take(torch.arange(start, min(stop, len(self))))
 
-    def take(self, index: torch.Tensor) -> Rollouts:
+    def take(self, index: torch.Tensor) -> RolloutBatch:
         """The answers of these numbers, as wide as the longest of them."""
         chosen = {
             field.name: value[index]
@@ -72,7 +72,7 @@ class Rollouts:
             if isinstance(value := getattr(self, field.name), torch.Tensor)
         }
         width = max(2, int(chosen["length"].max())) if len(index) else 2
-        return Rollouts(
+        return RolloutBatch(
             **{
                 name: value if value.ndim == 1 else value[:, : width - (name != "tokens")]
                 for name, value in chosen.items()
@@ -84,7 +84,7 @@ class Rollouts:
 def token_log_probs(
     forward: Forward,
     head: torch.nn.Module,
-    rollouts: Rollouts,
+    rollouts: RolloutBatch,
     temperature: float,
     device: torch.device,
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -24,13 +24,13 @@ from raymill.errors import DataError
 from raymill.evaluate.reasoning import PROMPT_END, opens_reasoning
 from raymill.model.merged import merged_weights
 from raymill.rl.reward.combine import Combined, metric_name
-from raymill.rl.reward.computer import Judge
+from raymill.rl.reward.computer import RewardComputer
 from raymill.rl.reward.task import Sample
 from raymill.rl.rollout.batches import plan_units
 from raymill.rl.rollout.engine import Sampling
 from raymill.rl.rollout.interface import Pool
-from raymill.rl.rollout.record import Rollout, read_rollout, rollout_path, write_rollout
-from raymill.rl.rollout_batch import Rollouts
+from raymill.rl.rollout.record import RolloutRecord, read_rollout, rollout_path, write_rollout
+from raymill.rl.rollout_batch import RolloutBatch
 
 TOTAL = "total"  # the combined reward's name among the components of a record
 
@@ -56,10 +56,10 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Judged:
+class ScoredRollouts:
     """A step's answers and what they are worth, in the order of (sample id, number)."""
 
-    rollout: Rollout
+    rollout: RolloutRecord
     rewards: npt.NDArray[np.float64]  # [N] NaN: dropped
     components: dict[str, npt.NDArray[np.float64]]  # [N] each
     causes: dict[str, int]  # why answers were dropped
@@ -82,10 +82,10 @@ class Judged:
                 figures[f"{prefix}/reward{name}"] = float(known.mean())
         return figures
 
-    def taken(self, places: npt.NDArray[np.int64]) -> Rollouts:
+    def taken(self, places: npt.NDArray[np.int64]) -> RolloutBatch:
         """The answers at these places, to learn from."""
         rollout, chosen = self.rollout, places.tolist()
-        return Rollouts.of(
+        return RolloutBatch.of(
             [rollout.prompts[place].tolist() for place in chosen],
             [rollout.answers[place].tolist() for place in chosen],
             [rollout.log_probs[place].tolist() for place in chosen],
@@ -93,11 +93,11 @@ class Judged:
 
 
 @dataclass
-class Desk:
+class RolloutBackend:
     """What only the first rank has."""
 
     pool: Pool
-    judge: Judge
+    judge: RewardComputer
     book: Mapping[int, PromptRecord]
     decode: Callable[[Sequence[Sequence[int]]], list[str]]
     dump: Path | None = None
@@ -110,20 +110,20 @@ class Desk:
 
 
 @dataclass
-class AnswerSource:
-    """Collective throughout: every rank calls every method in step. `desk` is the first rank's."""
+class RolloutCollector:
+    """Collective throughout: every rank calls every method in step. `backend` is the first rank's."""
 
     model: Any  # the policy
     group: WorkerGroup
     sampling: Sampling
     batch: int
     seed: int
-    desk: Desk | None
+    backend: RolloutBackend | None
     version: int | None = field(default=None, init=False)  # of the weights that the samplers have
     sync_s: float = field(default=0.0, init=False)
     incidents: list[str] = field(default_factory=list, init=False)  # not told yet
     _begun: tuple[int, list[Prompt], int] | None = field(default=None, init=False)
-    _settled: Judged | None = field(default=None, init=False)
+    _settled: ScoredRollouts | None = field(default=None, init=False)
 
     def sync(self, version: int) -> None:
         """Bring the policy's weights to the samplers, unless they have this version.
@@ -138,9 +138,9 @@ class AnswerSource:
         weights = merged_weights(self.model, gathered)
 
         def send() -> tuple[float, tuple[str, ...]]:
-            assert self.desk is not None
+            assert self.backend is not None
             try:
-                report = self.desk.pool.sync(weights, version)
+                report = self.backend.pool.sync(weights, version)
             finally:
                 for _ in weights:  # the other ranks go through all of them
                     pass
@@ -164,9 +164,9 @@ class AnswerSource:
         )
 
         def start() -> None:
-            assert self.desk is not None
-            if self.desk.replay is None or step < 0:
-                self.desk.pool.start_generate(units, self.sampling)
+            assert self.backend is not None
+            if self.backend.replay is None or step < 0:
+                self.backend.pool.start_generate(units, self.sampling)
 
         on_rank_zero(self.group, start)
         self._begun = (step, list(prompts), group_size)
@@ -181,7 +181,7 @@ class AnswerSource:
         if self._begun is not None and self._settled is None:
             self._settled = self._collected(*self._begun)
 
-    def collect(self) -> Judged:
+    def collect(self) -> ScoredRollouts:
         """The answers that were begun, judged; the same on all ranks."""
         self.settle()
         judged, self._settled, self._begun = self._settled, None, None
@@ -189,14 +189,14 @@ class AnswerSource:
         self.incidents += judged.incidents
         return judged
 
-    def _collected(self, step: int, prompts: Sequence[Prompt], group_size: int) -> Judged:
-        def finish() -> Judged:
-            assert self.desk is not None
-            return _finished(self.desk, step, prompts, group_size, self.sampling)
+    def _collected(self, step: int, prompts: Sequence[Prompt], group_size: int) -> ScoredRollouts:
+        def finish() -> ScoredRollouts:
+            assert self.backend is not None
+            return _finished(self.backend, step, prompts, group_size, self.sampling)
 
         return on_rank_zero(self.group, finish)
 
-    def sample(self, step: int, prompts: Sequence[Prompt], group_size: int) -> Judged:
+    def sample(self, step: int, prompts: Sequence[Prompt], group_size: int) -> ScoredRollouts:
         """Begin and wait, whatever else is under way. Negative steps are held-out evaluations: they are
         neither dumped nor replayed."""
         self.settle()
@@ -209,21 +209,25 @@ class AnswerSource:
 
     def close(self) -> None:
         """End samplers and judges."""
-        if self.desk is not None:
-            self.desk.close()
+        if self.backend is not None:
+            self.backend.close()
 
 
 def _finished(
-    desk: Desk, step: int, prompts: Sequence[Prompt], group_size: int, sampling: Sampling
-) -> Judged:
+    backend: RolloutBackend,
+    step: int,
+    prompts: Sequence[Prompt],
+    group_size: int,
+    sampling: Sampling,
+) -> ScoredRollouts:
     began = time.perf_counter()
-    if desk.replay is not None and step >= 0:
-        return _replayed(desk.replay, step, prompts, group_size, sampling, began)
-    generation = desk.pool.collect()
-    rollout = Rollout.of(step, sampling, generation.results)
+    if backend.replay is not None and step >= 0:
+        return _replayed(backend.replay, step, prompts, group_size, sampling, began)
+    generation = backend.pool.collect()
+    rollout = RolloutRecord.of(step, sampling, generation.results)
     waited = time.perf_counter() - began
     began = time.perf_counter()
-    combined = _judged(desk, rollout, prompts, sampling)
+    combined = _judged(backend, rollout, prompts, sampling)
     seconds = {
         "generate": generation.seconds,
         "wait": waited,
@@ -231,26 +235,26 @@ def _finished(
     }
     rewards = _array(combined.rewards)
     components = {name: _array(values) for name, values in combined.components.items()}
-    if desk.dump is not None and step >= 0:
+    if backend.dump is not None and step >= 0:
         named = {**components, TOTAL: rewards}
-        write_rollout(rollout_path(desk.dump, step), rollout.with_rewards(named))  # type: ignore[arg-type]
+        write_rollout(rollout_path(backend.dump, step), rollout.with_rewards(named))  # type: ignore[arg-type]
     incidents = (*map(str, generation.incidents), *combined.incidents)
-    return Judged(rollout, rewards, components, combined.causes, seconds, incidents)
+    return ScoredRollouts(rollout, rewards, components, combined.causes, seconds, incidents)
 
 
 def _judged(
-    desk: Desk, rollout: Rollout, prompts: Sequence[Prompt], sampling: Sampling
+    backend: RolloutBackend, rollout: RolloutRecord, prompts: Sequence[Prompt], sampling: Sampling
 ) -> Combined:
     record = {prompt.sample_id: prompt.record for prompt in prompts}
     stops = set(sampling.stop_ids)
     answers = [tuple(ids.tolist()) for ids in rollout.answers]
-    texts = desk.decode([[i for i in ids if i not in stops] for ids in answers])
-    ends = desk.decode([prompt[-PROMPT_END:].tolist() for prompt in rollout.prompts])
+    texts = backend.decode([[i for i in ids if i not in stops] for ids in answers])
+    ends = backend.decode([prompt[-PROMPT_END:].tolist() for prompt in rollout.prompts])
     samples = []
     for sample_id, ids, text, end, stopped in zip(
         rollout.sample_id.tolist(), answers, texts, ends, rollout.stopped.tolist(), strict=True
     ):
-        entry = desk.book[record[sample_id]]
+        entry = backend.book[record[sample_id]]
         samples.append(
             Sample(
                 entry.messages,
@@ -266,7 +270,7 @@ def _judged(
     sequences = [
         [*prompt.tolist(), *ids] for prompt, ids in zip(rollout.prompts, answers, strict=True)
     ]
-    return desk.judge.judge(samples, sequences)
+    return backend.judge.judge(samples, sequences)
 
 
 def _replayed(
@@ -276,7 +280,7 @@ def _replayed(
     group_size: int,
     sampling: Sampling,
     began: float,
-) -> Judged:
+) -> ScoredRollouts:
     path = rollout_path(folder, step)
     rollout = read_rollout(path)
     expected = [
@@ -305,7 +309,7 @@ def _replayed(
         raise DataError(f"{path} holds no rewards; dump it again with rollout.dump")
     components = {name: v for name, v in rollout.rewards.items() if name != TOTAL}
     seconds = {"generate": 0.0, "wait": time.perf_counter() - began, "judge": 0.0}
-    return Judged(rollout, rollout.rewards[TOTAL], components, {}, seconds)
+    return ScoredRollouts(rollout, rollout.rewards[TOTAL], components, {}, seconds)
 
 
 def _array(values: Sequence[float | None]) -> npt.NDArray[np.float64]:

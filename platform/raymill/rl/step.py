@@ -18,30 +18,30 @@ from raymill.data.store.stream import StepBatch
 from raymill.engine.answer_table import rounded, write_table
 from raymill.engine.batches import Floats, Gathered
 from raymill.engine.evaluation import evaluating
-from raymill.engine.event_log import Journal
+from raymill.engine.event_log import EventLog
 from raymill.engine.group import WorkerGroup
 from raymill.engine.learner import Learner
 from raymill.engine.reference import FrozenModel
-from raymill.engine.resolved_run import Assignment
+from raymill.engine.resolved_run import ResolvedRun
 from raymill.rl.losses import AdaptiveKl, kl
 from raymill.rl.objective import Critic, PolicyGradient
-from raymill.rl.rollout_batch import Rollouts, token_log_probs
-from raymill.rl.sampling import AnswerSource, Judged, Prompt
-from raymill.rl.token_advantages import credited
+from raymill.rl.rollout_batch import RolloutBatch, token_log_probs
+from raymill.rl.sampling import Prompt, RolloutCollector, ScoredRollouts
+from raymill.rl.token_advantages import compute_advantages
 from raymill.schema.jobs import RlhfJob
 
 
 @dataclass
-class SampledAnswers:
-    """See `Experience`."""
+class RolloutStep:
+    """See `BatchBuilder`."""
 
-    assignment: Assignment
+    resolved: ResolvedRun
     job: RlhfJob
-    source: AnswerSource
+    source: RolloutCollector
     learners: list[Learner]
     reference: FrozenModel
     group: WorkerGroup
-    journal: Journal | None
+    event_log: EventLog | None
     kl: AdaptiveKl = field(init=False)
     lookahead: bool = field(init=False)
     _causes: set[str] = field(
@@ -53,14 +53,14 @@ class SampledAnswers:
         self.lookahead = self.job.rollout.staleness > 0
 
     def gather(self, batch: StepBatch, step: int, upcoming: StepBatch | None = None) -> Gathered:
-        """Sample, judge, and work out what each answer's tokens should gain; see `Experience`."""
+        """Sample, judge, and work out what each answer's tokens should gain; see `BatchBuilder`."""
         prompts = self._drawn(batch)
         judged = self._answers(step, prompts, upcoming)
         mine = self._share(len(prompts))
         rollouts = self._known(judged.taken(mine))
         rewards = torch.from_numpy(judged.rewards[mine])
         stopped = torch.from_numpy(judged.rollout.stopped[mine])
-        credit = credited(
+        credit = compute_advantages(
             rollouts,
             rewards,
             stopped,
@@ -70,13 +70,13 @@ class SampledAnswers:
         )
         figures = self._figures(judged, credit)
         self._adapt(credit, len(judged.rewards))
-        if self.journal is not None:
+        if self.event_log is not None:
             for text in (*self.source.incidents, *self._new_causes(judged)):
-                self.journal.write("message", step - 1, text=text)
+                self.event_log.write("message", step - 1, text=text)
         every = self.job.evaluation.table_every
         if every and step % every == 0:
             advantages = self._of_all(mine, credit)
-            if self.journal is not None:
+            if self.event_log is not None:
                 self._table(judged, advantages, step)
         self.source.incidents.clear()
         algorithm = self.job.algorithm
@@ -113,7 +113,9 @@ class SampledAnswers:
         everybody = [prompt for part in self.group.gather(mine) for prompt in part]
         return sorted(everybody, key=lambda prompt: prompt.sample_id)
 
-    def _answers(self, step: int, prompts: list[Prompt], upcoming: StepBatch | None) -> Judged:
+    def _answers(
+        self, step: int, prompts: list[Prompt], upcoming: StepBatch | None
+    ) -> ScoredRollouts:
         """This step's answers; with staleness, the next step's are begun before these are learned from."""
         size = self.job.rollout.group
         if self.source.begun != step:
@@ -134,7 +136,7 @@ class SampledAnswers:
         groups = (first[:, None] + np.arange(count)).reshape(-1)
         return (groups[:, None] * size + np.arange(size)).reshape(-1)
 
-    def _known(self, rollouts: Rollouts) -> Rollouts:
+    def _known(self, rollouts: RolloutBatch) -> RolloutBatch:
         """With what the policy, the reference and the critic say of the answers before any update."""
         policy = self.learners[0]
         algorithm, device = self.job.algorithm, self.group.device
@@ -170,7 +172,7 @@ class SampledAnswers:
         return replace(rollouts, kl_coefficient=self.kl.beta, **columns)
 
     def _by_parts(
-        self, model: Any, rollouts: Rollouts, work: Callable[[Any, Rollouts], torch.Tensor]
+        self, model: Any, rollouts: RolloutBatch, work: Callable[[Any, RolloutBatch], torch.Tensor]
     ) -> torch.Tensor:
         """[B, T] What `work` gives, micro-batch by micro-batch as in training: so shapes, and the last bits
         with them, are the same as there."""
@@ -188,7 +190,7 @@ class SampledAnswers:
         summed = self.group.sum(*values.double().reshape(-1).tolist())
         return torch.tensor(summed, dtype=torch.float64).reshape(values.shape)
 
-    def _figures(self, judged: Judged, credit: Rollouts) -> dict[str, float]:
+    def _figures(self, judged: ScoredRollouts, credit: RolloutBatch) -> dict[str, float]:
         """What the step's answers are like; every rank knows all of them."""
         rewards = judged.rewards[~np.isnan(judged.rewards)]
         figures = {
@@ -212,7 +214,7 @@ class SampledAnswers:
         figures["rollout/equal_groups"] = float(equal.mean())
         return figures | self._critic_figures(credit)
 
-    def _critic_figures(self, credit: Rollouts) -> dict[str, float]:
+    def _critic_figures(self, credit: RolloutBatch) -> dict[str, float]:
         """How much of the returns' variance the critic foresaw."""
         if credit.value is None or credit.returns is None:
             return {}
@@ -229,7 +231,7 @@ class SampledAnswers:
         residual = e2 / count - (e1 / count) ** 2
         return {"critic/explained_variance": 1 - residual / variance if variance > 0 else 0.0}
 
-    def _adapt(self, credit: Rollouts, answers: int) -> None:
+    def _adapt(self, credit: RolloutBatch, answers: int) -> None:
         """Steer the coefficient by the distance of this step's policy to the reference."""
         if self.job.algorithm.kl_target is None or credit.reference is None:
             return
@@ -239,7 +241,7 @@ class SampledAnswers:
         if count:
             self.kl = self.kl.updated(total / count, answers)
 
-    def _new_causes(self, judged: Judged) -> list[str]:
+    def _new_causes(self, judged: ScoredRollouts) -> list[str]:
         """Why answers couldn't be judged, each cause once."""
         new = {cause: n for cause, n in judged.causes.items() if cause not in self._causes}
         self._causes |= set(new)
@@ -249,7 +251,7 @@ class SampledAnswers:
             for cause, count in new.items()
         ]
 
-    def _of_all(self, mine: npt.NDArray[np.int64], credit: Rollouts) -> npt.NDArray[np.float64]:
+    def _of_all(self, mine: npt.NDArray[np.int64], credit: RolloutBatch) -> npt.NDArray[np.float64]:
         """[N] The mean advantage of each answer's tokens, of all ranks' answers; NaN: not learned from."""
         assert credit.advantage is not None
         mask_BT = credit.mask.double()
@@ -260,10 +262,12 @@ class SampledAnswers:
             found[places] = means
         return found
 
-    def _table(self, judged: Judged, advantages: npt.NDArray[np.float64], step: int) -> None:
+    def _table(
+        self, judged: ScoredRollouts, advantages: npt.NDArray[np.float64], step: int
+    ) -> None:
         """The first prompts' answers, with what they are worth."""
-        assert self.journal is not None and self.source.desk is not None
-        rollout, decode = judged.rollout, self.source.desk.decode
+        assert self.event_log is not None and self.source.backend is not None
+        rollout, decode = judged.rollout, self.source.backend.decode
         places = range(
             min(len(rollout), self.job.evaluation.answers_shown * self.job.rollout.group)
         )
@@ -283,4 +287,4 @@ class SampledAnswers:
             for place, prompt, answer in zip(places, asked, answered, strict=True)
         ]
         columns = ("prompt", "answer", "reward", *names, "advantage", "tokens", "ended")
-        write_table(self.assignment.run_dir, self.journal, "rollouts", step, columns, rows)
+        write_table(self.resolved.run_dir, self.event_log, "rollouts", step, columns, rows)

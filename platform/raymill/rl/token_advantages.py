@@ -18,18 +18,18 @@ from raymill.rl.advantages import (
     whitened,
 )
 from raymill.rl.losses import kl
-from raymill.rl.rollout_batch import Rollouts
+from raymill.rl.rollout_batch import RolloutBatch
 from raymill.schema.jobs import AlgorithmConfig
 
 
-def credited(
-    rollouts: Rollouts,
+def compute_advantages(
+    rollouts: RolloutBatch,
     rewards_B: torch.Tensor,
     stopped_B: torch.Tensor,
     group: int,
     algorithm: AlgorithmConfig,
     all_reduce: AllReduce,
-) -> Rollouts:
+) -> RolloutBatch:
     """The answers with their advantages (and returns, where there is a critic), and a mask of those that
     are learned from.
 

@@ -167,7 +167,7 @@ def take_newest(storage: StorageConfig, folder: Path, name: str) -> None:
     Mirror(bucket, folder, _visible).pull(last=_VERSION_NAME)
 
 
-def give_newest(storage: StorageConfig, folder: Path, name: str) -> None:
+def push_newest(storage: StorageConfig, folder: Path, name: str) -> None:
     """Have a folder in the object store, if there is one, as it is here, where it was changed."""
     bucket = _bucket_of(storage, folder)
     if bucket is None or not _is_changed(folder, name):

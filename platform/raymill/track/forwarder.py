@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymill.durable import write_atomic
-from raymill.engine.resolved_run import Assignment
+from raymill.engine.resolved_run import ResolvedRun
 from raymill.reading import read_json, status
 from raymill.track.follow import Follower
 from raymill.track.server import experiment_id
@@ -35,12 +35,12 @@ class Forwarder:
     """Sends a run's journal to MLflow. Every method may raise what MLflow raises; calling it again
     goes on where it stopped."""
 
-    def __init__(self, assignment: Assignment, client: MlflowClient) -> None:
-        self.assignment = assignment
+    def __init__(self, resolved: ResolvedRun, client: MlflowClient) -> None:
+        self.resolved = resolved
         self.client = client
-        self._state_path = assignment.run_dir / STATE_NAME
+        self._state_path = resolved.run_dir / STATE_NAME
         self._state = _read_state(self._state_path)
-        self._follower = Follower(assignment.journal, self._state.get("offset", 0))
+        self._follower = Follower(resolved.event_log, self._state.get("offset", 0))
 
     @property
     def run_id(self) -> str | None:
@@ -57,7 +57,7 @@ class Forwarder:
     def begin(self) -> None:
         """Create the MLflow run, or continue the one this run has."""
         if self.run_id is None:
-            job = self.assignment.job
+            job = self.resolved.job
             run = self.client.create_run(
                 experiment_id(self.client, job.tracking, job.storage.folder),
                 run_name=job.run.name,
@@ -81,17 +81,17 @@ class Forwarder:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             self._state.clear()
-            self._follower = Follower(self.assignment.journal)
+            self._follower = Follower(self.resolved.event_log)
             self.begin()
 
     def _tags(self) -> dict[str, str]:
-        assignment = self.assignment
+        resolved = self.resolved
         tags = {
-            "raymill.run_dir": str(assignment.run_dir),
-            "raymill.config_digest": assignment.config_digest,
-            "mlflow.source.git.commit": assignment.code_commit or "",
-            "raymill.parent": assignment.parent or "",
-            "raymill.job": type(assignment.job).__name__.removesuffix("Job").lower(),
+            "raymill.run_dir": str(resolved.run_dir),
+            "raymill.config_digest": resolved.config_digest,
+            "mlflow.source.git.commit": resolved.code_commit or "",
+            "raymill.parent": resolved.parent or "",
+            "raymill.job": type(resolved.job).__name__.removesuffix("Job").lower(),
         }
         return {key: value for key, value in tags.items() if value}
 
@@ -104,14 +104,14 @@ class Forwarder:
         assert self.run_id is not None
         parameters = [
             Param(parameter_name(key), str(value)[:_PARAMETER_LIMIT])
-            for key, value in self.assignment.config.items()
+            for key, value in self.resolved.config.items()
         ]
         for first in range(0, len(parameters), _PARAMETERS_A_CALL):
             self.client.log_batch(
                 self.run_id, params=parameters[first : first + _PARAMETERS_A_CALL]
             )
         inputs = []
-        for folder in self.assignment.folders:
+        for folder in self.resolved.folders:
             manifest = load_prepared(folder).manifest
             for split, context in (("train", "training"), ("validation", "evaluation")):
                 totals = manifest.splits[split]
@@ -151,9 +151,7 @@ class Forwarder:
             for first in range(0, len(metrics), _METRICS_A_CALL):
                 self.client.log_batch(self.run_id, metrics=metrics[first : first + _METRICS_A_CALL])
             for path in artifacts:
-                self.client.log_artifact(
-                    self.run_id, str(self.assignment.run_dir / path), "samples"
-                )
+                self.client.log_artifact(self.run_id, str(self.resolved.run_dir / path), "samples")
             for path in tables:
                 self._log_table(path)
             self._remember(offset=self._follower.offset)
@@ -168,7 +166,7 @@ class Forwarder:
         Not by `log_table`, which appends: sending it twice must be harmless.
         """
         assert self.run_id is not None
-        self.client.log_artifact(self.run_id, str(self.assignment.run_dir / path), "answers")
+        self.client.log_artifact(self.run_id, str(self.resolved.run_dir / path), "answers")
         tag = "mlflow.loggedArtifacts"
         known = json.loads(self.client.get_run(self.run_id).data.tags.get(tag, "[]"))
         entry = {"path": f"answers/{Path(path).name}", "type": "table"}
@@ -213,12 +211,12 @@ def metrics_of(event: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def clamp_offset(run_dir: Path, journal: Path) -> None:
+def clamp_offset(run_dir: Path, event_log: Path) -> None:
     """Where a journal from before was put in a newer one's place, all of it is sent again: twice harms nothing,
     and the middle of a line is no event."""
     path = run_dir / STATE_NAME
     state = _read_state(path)
-    found = status(journal)
+    found = status(event_log)
     size = 0 if found is None else found.st_size
     if state.get("offset", 0) > size:
         write_atomic(path, json.dumps(state | {"offset": 0}))

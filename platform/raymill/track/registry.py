@@ -80,10 +80,10 @@ def register_export(
     Raises:
         TrackingError: MLflow can't be reached, or refused.
     """
-    assignment = forwarder.assignment
-    tracking = assignment.job.tracking
+    resolved = forwarder.resolved
+    tracking = resolved.job.tracking
     name, alias = tracking.registered_model + suffix, tracking.alias
-    record_path = assignment.run_dir / REGISTERED_NAME
+    record_path = resolved.run_dir / REGISTERED_NAME
     records = read_json(record_path, missing=[])
     client, run_id = forwarder.client, forwarder.run_id
     assert run_id is not None
@@ -155,21 +155,21 @@ def _ensure_model(client: MlflowClient, name: str) -> None:
 
 
 def _lineage_tags(forwarder: Forwarder, found: Found, figures: dict[str, Any]) -> dict[str, str]:
-    assignment, manifest = forwarder.assignment, found.manifest
+    resolved, manifest = forwarder.resolved, found.manifest
     tags = {
-        "raymill.run": str(assignment.job.run.name),
+        "raymill.run": str(resolved.job.run.name),
         "raymill.step": str(manifest.step),
         "raymill.tokens": str(manifest.tokens),
         "raymill.checkpoint": str(found.directory),
         "raymill.checkpoint_digest": manifest.digest,
         "raymill.data_digests": ",".join(manifest.data_digests),
-        "raymill.data": ",".join(str(folder) for folder in assignment.folders),
+        "raymill.data": ",".join(str(folder) for folder in resolved.folders),
         "raymill.tokenizer": manifest.tokenizer_fingerprint,
         "raymill.config_digest": manifest.config_digest,
         "raymill.code_commit": manifest.code_commit or "",
         "raymill.parent": manifest.parent or "",
         "raymill.parent_digest": manifest.parent_digest or "",
-        "raymill.rl.reward": assignment.reward or "",
+        "raymill.rl.reward": resolved.reward or "",
         "raymill.reward_digest": manifest.model_digests.get("reward.model", ""),
         **{
             f"raymill.{name.rpartition('/')[2]}": str(figures[name])

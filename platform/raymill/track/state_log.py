@@ -14,7 +14,7 @@ from raymill.reading import MISSING, read_text
 HISTORY_NAME = "history.jsonl"
 
 
-class History:
+class StateLog:
     """Appends; a state that lasts is written once. What can't be written, as on a full disk, is left out: the
     run matters more than its history."""
 

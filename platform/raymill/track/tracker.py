@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raymill.engine.resolved_run import Assignment
+from raymill.engine.resolved_run import ResolvedRun
 from raymill.errors import TrackingError
 from raymill.redaction import redacted_value
 from raymill.track.follow import Follower
@@ -39,18 +39,18 @@ class Tracker:
 
     `readings` is called every `SYSTEM_EVERY_S`, from that thread."""
 
-    def __init__(self, assignment: Assignment, readings: Readings = dict) -> None:
-        self.assignment = assignment
+    def __init__(self, resolved: ResolvedRun, readings: Readings = dict) -> None:
+        self.resolved = resolved
         self._readings = readings
-        self._tracking = assignment.job.tracking
-        self._root = assignment.job.storage.folder
+        self._tracking = resolved.job.tracking
+        self._root = resolved.job.storage.folder
         self._uri = tracking_uri(self._tracking, self._root)
         self._closing = threading.Event()
         self._wanted = threading.Event()  # at once, whether or not there is a step yet
         self._ready = threading.Event()
         self._status = "failed"
         self._forwarder: Forwarder | None = None
-        self._log = _file_log(assignment.run_dir / "logs" / "tracking.log")
+        self._log = _file_log(resolved.run_dir / "logs" / "tracking.log")
         self._thread: threading.Thread | None = None
         self._ended = False
 
@@ -92,7 +92,7 @@ class Tracker:
 
     def _wait_for_a_step(self) -> None:
         """Until this process's workers have made one, or it has taken long, or somebody waits for MLflow."""
-        follower = Follower.at_end(self.assignment.journal)
+        follower = Follower.at_end(self.resolved.event_log)
         deadline = time.monotonic() + FIRST_STEP_S
         while time.monotonic() < deadline and not self._wanted.wait(POLL_S / 4):
             if any(event["kind"] == "step" for event in follower.read()):
@@ -103,7 +103,7 @@ class Tracker:
             return
         if self._forwarder is None:
             client = connect(self._tracking, self._root)
-            self._forwarder = Forwarder(self.assignment, client)
+            self._forwarder = Forwarder(self.resolved, client)
         call(self._forwarder.begin, self._uri)
         self._ready.set()
 
@@ -175,7 +175,7 @@ class Tracker:
         if not self._ended:
             print(
                 f"tracking: MLflow at {redacted_value(self._uri)} didn't take everything "
-                f"(see {self.assignment.run_dir / 'logs' / 'tracking.log'}); nothing is lost: "
+                f"(see {self.resolved.run_dir / 'logs' / 'tracking.log'}); nothing is lost: "
                 "the same command sends the rest once it is back"
             )
 

@@ -13,7 +13,7 @@ from raymill.data.messages.encode import ChatEncoder, EncodedChat
 from raymill.data.messages.folder import closing_ids, load_chat_encoder
 from raymill.data.messages.tokenizer import chat_tokenizer
 from raymill.rl.reward.combine import Combination
-from raymill.rl.reward.computer import MODEL, Judge
+from raymill.rl.reward.computer import MODEL, RewardComputer
 from raymill.rl.reward.scoring import Scorer
 from raymill.rl.reward.task import Score
 from rl.reward.samples import sample
@@ -56,7 +56,7 @@ def test_an_answer_is_judged_as_it_was_learned(encoder: ChatEncoder) -> None:
     model = Listener()
     combination = Combination({MODEL: 1.0}, max_tokens=8)
     with Scorer([], workers=1, timeout_s=5.0) as scorer:
-        judge = Judge(scorer, combination, model, encoder.end_of_turn_id, closing)
+        judge = RewardComputer(scorer, combination, model, encoder.end_of_turn_id, closing)
         combined = judge.judge([sample("Fine.", "4")] * 2, [sampled, [*prompt, 5, 6]])
     assert model.given == [learned.ids.tolist(), [*prompt, 5, 6]]
     assert combined.rewards == (len(learned.ids), len(prompt) + 2)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from raymill.errors import ClusterError, ConfigError
-from raymill.rl.rollout import actor_pool as crew
+from raymill.rl.rollout import actor_pool
 from raymill.rl.rollout.failure import RolloutError
 from raymill.rl.rollout.local import LocalPool
 from raymill.rl.rollout.pool import RolloutPool
@@ -25,7 +25,7 @@ WEIGHTS = {"a": torch.arange(5.0), "b": torch.ones(2, 2)}
 
 
 @pytest.fixture
-def hire(ray_session: None, tmp_path: Path) -> Iterator[Callable[..., RolloutPool]]:
+def spawn(ray_session: None, tmp_path: Path) -> Iterator[Callable[..., RolloutPool]]:
     """Pools of engines that follow the orders in the test's folder."""
     pools: list[RolloutPool] = []
 
@@ -48,9 +48,9 @@ def answers(folder: Path, step: int = 0, weights: dict[str, torch.Tensor] = WEIG
 
 @pytest.mark.chaos
 def test_an_actor_that_hangs_is_named_and_replaced(
-    hire: Callable[..., RolloutPool], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    spawn: Callable[..., RolloutPool], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pool = hire(2)
+    pool = spawn(2)
     pool.sync(WEIGHTS.items(), 7)
     hung = units()[1]
     order(tmp_path, hung, "SIGSTOP")
@@ -81,10 +81,10 @@ def test_an_actor_that_hangs_is_named_and_replaced(
 
 @pytest.mark.chaos
 def test_a_successor_has_the_weights_of_its_predecessor_and_a_deadly_unit_ends_the_run(
-    hire: Callable[..., RolloutPool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spawn: Callable[..., RolloutPool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(crew, "TRIES", 2)
-    pool = hire(1)
+    monkeypatch.setattr(actor_pool, "TRIES", 2)
+    pool = spawn(1)
     policy = {name: tensor.clone() for name, tensor in WEIGHTS.items()}
     pool.sync(policy.items(), 1)
     order(tmp_path, units()[0], "SIGKILL")
@@ -104,9 +104,9 @@ def test_a_successor_has_the_weights_of_its_predecessor_and_a_deadly_unit_ends_t
 
 
 def test_an_engines_own_error_is_not_tried_again(
-    hire: Callable[..., RolloutPool], tmp_path: Path
+    spawn: Callable[..., RolloutPool], tmp_path: Path
 ) -> None:
-    pool = hire(1)
+    pool = spawn(1)
     pool.sync(WEIGHTS.items(), 1)
     order(tmp_path, units()[3], "break")
     message = (
@@ -117,9 +117,9 @@ def test_an_engines_own_error_is_not_tried_again(
 
 
 def test_other_weights_than_the_policys_are_refused(
-    hire: Callable[..., RolloutPool], tmp_path: Path
+    spawn: Callable[..., RolloutPool], tmp_path: Path
 ) -> None:
-    pool = hire(1)
+    pool = spawn(1)
     before = pool.sync(WEIGHTS.items(), 1)
     other = WEIGHTS | {"a": torch.zeros(5)}
     assert pool.sync(other.items(), 1).digest != before.digest
@@ -136,16 +136,16 @@ def test_other_weights_than_the_policys_are_refused(
 
 
 def test_what_cannot_start_is_told_at_once(
-    hire: Callable[..., RolloutPool], tmp_path: Path
+    spawn: Callable[..., RolloutPool], tmp_path: Path
 ) -> None:
     with pytest.raises(ClusterError, match=r"rollout\.actors=9 need 9 CPUs, the cluster has 8"):
-        hire(9)
+        spawn(9)
     with pytest.raises(ClusterError, match="need 1 GPUs, the cluster has 0"):
-        hire(1, gpus_per_actor=1)
+        spawn(1, gpus_per_actor=1)
     with pytest.raises(
         RolloutError, match=r"starting: no answer within 0.01 s.*Free in the cluster"
     ):
-        hire(1, start_timeout_s=0.01)
+        spawn(1, start_timeout_s=0.01)
     (tmp_path / "build").touch()
     with pytest.raises(ConfigError, match="no such model"):
-        hire(1)
+        spawn(1)

@@ -14,7 +14,7 @@ import pytest
 from raymill.errors import DataError
 from raymill.rl.rollout.interface import UnitResult
 from raymill.rl.rollout.local import LocalPool
-from raymill.rl.rollout.record import Rollout, read_rollout, rollout_path, write_rollout
+from raymill.rl.rollout.record import RolloutRecord, read_rollout, rollout_path, write_rollout
 from rl.rollout.faults import ToySpec
 from rl.rollout.tiny import SAMPLING, prompts, units
 
@@ -29,12 +29,12 @@ def results(tmp_path: Path) -> list[UnitResult]:
 
 
 @pytest.fixture
-def rollout(results: list[UnitResult]) -> Rollout:
+def rollout(results: list[UnitResult]) -> RolloutRecord:
     scores = {"exact": np.linspace(0, 1, 20).tolist(), "judge": [0.5] * 19 + [float("nan")]}
-    return Rollout.of(2, SAMPLING, results).with_rewards(scores)
+    return RolloutRecord.of(2, SAMPLING, results).with_rewards(scores)
 
 
-def everything(rollout: Rollout) -> dict[str, Any]:
+def everything(rollout: RolloutRecord) -> dict[str, Any]:
     """As plain values that can be compared."""
 
     def plain(value: Any) -> Any:
@@ -50,7 +50,7 @@ def everything(rollout: Rollout) -> dict[str, Any]:
 
 
 def test_groups_stand_together_with_what_was_sampled(
-    results: list[UnitResult], rollout: Rollout
+    results: list[UnitResult], rollout: RolloutRecord
 ) -> None:
     assert len(rollout) == 20
     assert rollout.sample_id.tolist() == [sample for sample in sorted(prompts(2)) for _ in range(4)]
@@ -69,28 +69,28 @@ def test_groups_stand_together_with_what_was_sampled(
         assert tuple(rollout.answers[row].tolist()) == completion.ids
         assert tuple(rollout.log_probs[row].tolist()) == completion.log_probs
         assert rollout.stopped[row] == (completion.finish == "stop")
-    assert everything(Rollout.of(2, SAMPLING, results[::-1])) == everything(
+    assert everything(RolloutRecord.of(2, SAMPLING, results[::-1])) == everything(
         replace(rollout, rewards={})
     )
 
 
-def test_a_file_is_read_as_it_was_written(tmp_path: Path, rollout: Rollout) -> None:
+def test_a_file_is_read_as_it_was_written(tmp_path: Path, rollout: RolloutRecord) -> None:
     path = rollout_path(tmp_path / "dump", 2)
     assert path.name == "step-00000002.parquet"
-    for record in (rollout, replace(rollout, rewards={}), Rollout.of(3, SAMPLING, [])):
+    for record in (rollout, replace(rollout, rewards={}), RolloutRecord.of(3, SAMPLING, [])):
         write_rollout(path, record)
         assert everything(read_rollout(path)) == everything(record)
         assert [one.name for one in path.parent.iterdir()] == [path.name]
 
 
-def test_other_tools_read_it(tmp_path: Path, rollout: Rollout) -> None:
+def test_other_tools_read_it(tmp_path: Path, rollout: RolloutRecord) -> None:
     write_rollout(tmp_path / "r.parquet", rollout)
     row = pq.read_table(tmp_path / "r.parquet").to_pylist()[3]
     assert row["prompts"] == rollout.prompts[3].tolist()
     assert row["reward/exact"] == rollout.rewards["exact"][3]
 
 
-def test_a_file_that_is_no_record_is_refused(tmp_path: Path, rollout: Rollout) -> None:
+def test_a_file_that_is_no_record_is_refused(tmp_path: Path, rollout: RolloutRecord) -> None:
     path = tmp_path / "r.parquet"
     with pytest.raises(DataError, match="is missing: rollouts of this step weren't dumped"):
         read_rollout(path)
@@ -136,7 +136,7 @@ def test_a_file_that_is_no_record_is_refused(tmp_path: Path, rollout: Rollout) -
     ],
 )
 def test_a_file_that_was_changed_is_refused(
-    tmp_path: Path, rollout: Rollout, change: Any, message: str
+    tmp_path: Path, rollout: RolloutRecord, change: Any, message: str
 ) -> None:
     path = tmp_path / "r.parquet"
     write_rollout(path, rollout)
@@ -158,7 +158,7 @@ def test_a_file_that_was_changed_is_refused(
     ],
 )  # fmt: skip
 def test_columns_that_do_not_fit_are_refused(
-    rollout: Rollout, change: dict[str, Any], message: str
+    rollout: RolloutRecord, change: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         replace(rollout, **change)

@@ -24,8 +24,8 @@ from raymill.data.messages.encode import EncodedChat
 from raymill.data.messages.thinking import Thinking
 from raymill.data.messages.unit import (
     BATCH,
-    Intake,
     MessagesSettings,
+    RecordReader,
     text_digest,
     unit_encoder,
 )
@@ -64,7 +64,7 @@ class _ChatWork:
     def __init__(self, index: int, unit: Unit, settings: ChatSettings) -> None:
         self._index, self._settings = index, settings
         self._encoder = unit_encoder(settings.folder, settings.template_sha256)
-        self._intake = Intake(index, unit, settings.reading)
+        self._intake = RecordReader(index, unit, settings.reading)
         self._chats: dict[str, list[Weighed]] = {}
         self._questions: list[Question] = []
         self._statistics = {"train": Statistics(), "validation": Statistics()}

@@ -12,7 +12,7 @@ import pyarrow as pa
 from raymill.data.messages.keys import COLUMN, MEDIA, unread_names
 from raymill.data.store.split import TRAIN, VALIDATION, is_held_out
 from raymill.data.text.places import place_of
-from raymill.data.text.records import Bad, Meaning, read_records, side_of
+from raymill.data.text.records import Bad, RecordParser, read_records, side_of
 from raymill.data.text.sources import BY_RECORD, EMBEDDED, Piece
 from raymill.data.text.table_values import holds_json
 
@@ -36,7 +36,7 @@ R = TypeVar("R", bound=MessageRecord)
 class _Told(Generic[R]):
     """A reading of one piece that also tells which of a table's columns it doesn't read."""
 
-    def __init__(self, meaning: Meaning) -> None:
+    def __init__(self, meaning: RecordParser) -> None:
         self._meaning = meaning
         self._unread: tuple[str, ...] = ()
 
@@ -57,7 +57,7 @@ class _Told(Generic[R]):
         return wanted
 
 
-def read_told(piece: Piece, meaning: Meaning, digest: hashlib._Hash) -> Iterator[Any]:
+def read_told(piece: Piece, meaning: RecordParser, digest: hashlib._Hash) -> Iterator[Any]:
     """As `read_records`; the columns of a table that aren't read are among the records' `unused`."""
     return read_records(piece, _Told(meaning), digest)
 

@@ -95,7 +95,7 @@ class MessagesSettings:
             return writer.finish()
 
 
-class Intake(Generic[R]):
+class RecordReader(Generic[R]):
     """A unit's records as they come in; what can't be used is counted by cause and kept, with its
     place; what records hold and nobody reads is counted by its name."""
 

@@ -18,8 +18,8 @@ from raymill.data.messages.problems import Problem
 from raymill.data.messages.thinking import Thinking
 from raymill.data.messages.unit import (
     BATCH,
-    Intake,
     MessagesSettings,
+    RecordReader,
     record_number,
     unit_encoder,
 )
@@ -54,7 +54,7 @@ class _PreferenceWork:
     def __init__(self, index: int, unit: Unit, settings: PreferenceSettings) -> None:
         self._index, self._settings = index, settings
         self._encoder = unit_encoder(settings.folder, settings.template_sha256)
-        self._intake = Intake(index, unit, settings.reading)
+        self._intake = RecordReader(index, unit, settings.reading)
         self._pairs: dict[str, list[tuple[int, SidePair]]] = {}  # split → (prompt's hash, pair)
         self._statistics = {split: Statistics() for split in (TRAIN, VALIDATION)}
         self._judged: dict[str, list[tuple[int, int, int, int]]] = {TRAIN: [], VALIDATION: []}

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from raymill.data.messages.problems import Problem
 from raymill.data.messages.unit import (
-    Intake,
     MessagesSettings,
+    RecordReader,
     record_number,
     text_digest,
     unit_encoder,
@@ -55,7 +55,7 @@ class _PromptsWork:
     def __init__(self, index: int, unit: Unit, settings: PromptsSettings) -> None:
         self._index, self._settings = index, settings
         self._encoder = unit_encoder(settings.folder, settings.template_sha256)
-        self._intake = Intake(index, unit, settings.reading)
+        self._intake = RecordReader(index, unit, settings.reading)
         self._rows: dict[str, list[EncodedPrompt]] = {}
         self._book: list[PromptRecord] = []
         self._statistics = {split: Statistics() for split in (TRAIN, VALIDATION)}

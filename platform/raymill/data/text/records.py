@@ -72,7 +72,7 @@ class Bad:
         object.__setattr__(self, "why", printable(self.why))
 
 
-class Meaning(Protocol):
+class RecordParser(Protocol):
     """What records are read as: documents, conversations, …"""
 
     def of_text(self, text: str, piece: Piece) -> Any:
@@ -141,7 +141,7 @@ def side_of(
     return VALIDATION if is_held_out(str(group), fraction, seed) else TRAIN
 
 
-def read_records(piece: Piece, meaning: Meaning, digest: hashlib._Hash) -> Iterator[Any]:
+def read_records(piece: Piece, meaning: RecordParser, digest: hashlib._Hash) -> Iterator[Any]:
     """The records of a piece in file order; `digest` has seen all its bytes when the iterator ends.
 
     Yields what `meaning` makes of each, or Bad.
@@ -204,7 +204,9 @@ def _demo(piece: Piece) -> tuple[str, ...]:
     return documents(piece.name)
 
 
-def _text(piece: Piece, meaning: Meaning, file: BinaryIO, digest: hashlib._Hash) -> Iterator[Any]:
+def _text(
+    piece: Piece, meaning: RecordParser, file: BinaryIO, digest: hashlib._Hash
+) -> Iterator[Any]:
     """A whole file, or the line-aligned parts of a large one."""
     left, line = piece.length, 0
     while left:
@@ -238,7 +240,7 @@ def _text(piece: Piece, meaning: Meaning, file: BinaryIO, digest: hashlib._Hash)
         line += content.count(b"\n")
 
 
-def _compressed(piece: Piece, meaning: Meaning, raw: Hashing) -> Iterator[Any]:
+def _compressed(piece: Piece, meaning: RecordParser, raw: Hashing) -> Iterator[Any]:
     source = io.BufferedReader(raw, READ_BYTES)
     if piece.format == "jsonl.gz":
         with gzip.open(source) as stream:
@@ -248,7 +250,7 @@ def _compressed(piece: Piece, meaning: Meaning, raw: Hashing) -> Iterator[Any]:
     raw.drain()
 
 
-def _json_lines(piece: Piece, meaning: Meaning, stream: Any) -> Iterator[Any]:
+def _json_lines(piece: Piece, meaning: RecordParser, stream: Any) -> Iterator[Any]:
     lines = io.BufferedReader(stream, READ_BYTES)
     base: int | None = None
     number, empty = 0, True
@@ -268,7 +270,7 @@ def _json_lines(piece: Piece, meaning: Meaning, stream: Any) -> Iterator[Any]:
         yield Bad(piece.name, "the file holds no record")
 
 
-def _json_record(line: bytes, piece: Piece, meaning: Meaning, number: int) -> Any:
+def _json_record(line: bytes, piece: Piece, meaning: RecordParser, number: int) -> Any:
     """What the line means, or what is wrong with it."""
     if len(line) == LINE_BYTES and not line.endswith(b"\n"):
         return Bad("", f"the line is longer than {LINE_BYTES >> 20} MiB")
@@ -279,7 +281,7 @@ def _json_record(line: bytes, piece: Piece, meaning: Meaning, number: int) -> An
     return meaning.of_record(record, piece, number)
 
 
-def _table(piece: Piece, meaning: Meaning, digest: hashlib._Hash) -> Iterator[Any]:
+def _table(piece: Piece, meaning: RecordParser, digest: hashlib._Hash) -> Iterator[Any]:
     """Row groups of a Parquet file, or an Arrow stream as `datasets.save_to_disk` writes it."""
     path = Path(piece.path)
     with opened(path) as raw:
@@ -303,7 +305,7 @@ def _table(piece: Piece, meaning: Meaning, digest: hashlib._Hash) -> Iterator[An
         yield from _batches(piece, wanted, meaning, batches, first, rows)
 
 
-def _wanted(stored: pa.Schema, piece: Piece, meaning: Meaning) -> list[str] | Bad:
+def _wanted(stored: pa.Schema, piece: Piece, meaning: RecordParser) -> list[str] | Bad:
     """The columns that are read, of which each must be there once: by name two can't be told apart."""
     try:
         counted = Counter(stored.names)
@@ -322,7 +324,7 @@ def _wanted(stored: pa.Schema, piece: Piece, meaning: Meaning) -> list[str] | Ba
 def _batches(
     piece: Piece,
     wanted: list[str] | Bad,
-    meaning: Meaning,
+    meaning: RecordParser,
     batches: Iterable[pa.RecordBatch],
     first: int,
     rows: int,

@@ -14,7 +14,7 @@ MODEL = "model"  # the reward model's name among the components
 
 
 @dataclass(frozen=True)
-class Judge:
+class RewardComputer:
     """`model` is None where there is no reward model. It learned from whole renderings: `closing` are the
     tokens that the template writes after a turn that ends with `end_of_turn`."""
 

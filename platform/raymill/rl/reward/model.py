@@ -58,9 +58,9 @@ class RewardModelSpec:
         """The model, with its weights. Raises DataError, StorageError as `model_of`."""
         from transformers import AutoModelForSequenceClassification
 
-        from raymill.model.quiet import model_of, quieten
+        from raymill.model.quiet import model_of, silence_libraries
 
-        quieten()
+        silence_libraries()
         model = model_of(
             AutoModelForSequenceClassification,
             Path(self.folder),

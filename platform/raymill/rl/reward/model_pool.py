@@ -8,12 +8,12 @@ from typing import Any, cast
 
 from raymill.rl.reward.model import NO_SAMPLING, RewardModelSpec, score_units, scores_of
 from raymill.rl.reward.task import Score
-from raymill.rl.rollout.actor_pool import Crew, Weights
+from raymill.rl.rollout.actor_pool import ActorPool, Weights
 from raymill.rl.rollout.weights import Digest
 
 
 class RewardModelPool:
-    """See `SequenceJudge`. Actors end with the process that made the pool; `places`: see `Crew.of`."""
+    """See `SequenceJudge`. Actors end with the process that made the pool; `places`: see `ActorPool.of`."""
 
     def __init__(
         self,
@@ -26,7 +26,7 @@ class RewardModelPool:
         places: Sequence[Any] = (),
     ) -> None:
         engine: Any = spec  # it builds an engine that gives numbers
-        self._crew = Crew.of(
+        self._actor_pool = ActorPool.of(
             "reward",
             engine,
             actors,
@@ -35,16 +35,16 @@ class RewardModelPool:
             timeout_s=timeout_s,
             places=places,
         )
-        self._crew.start()
-        self._crew.bring(Weights((), 0, Digest().hexdigest()))
+        self._actor_pool.start()
+        self._actor_pool.load_weights(Weights((), 0, Digest().hexdigest()))
 
     def score(self, sequences: Sequence[Sequence[int]]) -> tuple[list[Score], tuple[str, ...]]:
         """See `SequenceJudge`."""
         units = score_units(sequences)
-        results, incidents = self._crew.work(units, NO_SAMPLING)
+        results, incidents = self._actor_pool.work(units, NO_SAMPLING)
         values = [cast(tuple[float, ...], result.completions) for result in results]
         return scores_of(units, values), tuple(map(str, incidents))
 
     def close(self) -> None:
         """End the actors."""
-        self._crew.disband()
+        self._actor_pool.shutdown()

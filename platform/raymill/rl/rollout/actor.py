@@ -73,5 +73,5 @@ class SamplingActor(EngineActor):
     """By this name Ray's tools show it."""
 
 
-class JudgingActor(EngineActor):
+class RewardActor(EngineActor):
     """A reward model's."""

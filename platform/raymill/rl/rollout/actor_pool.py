@@ -18,7 +18,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from raymill.causes import cause_of, innermost
 from raymill.errors import RaymillError
-from raymill.rl.rollout.actor import JudgingActor, Place, SamplingActor
+from raymill.rl.rollout.actor import Place, RewardActor, SamplingActor
 from raymill.rl.rollout.batches import Unit
 from raymill.rl.rollout.engine import EngineSpec, Sampling
 from raymill.rl.rollout.failure import Incident, RolloutError, require_digest
@@ -30,7 +30,7 @@ START_TIMEOUT_S = 300.0  # for a place in the cluster, and for importing librari
 FETCH_S = 60.0  # for a result that is ready
 
 Role = Literal["rollout", "reward"]
-_ACTORS = {"rollout": SamplingActor, "reward": JudgingActor}
+_ACTORS = {"rollout": SamplingActor, "reward": RewardActor}
 _WORK = {"rollout": "sampling", "reward": "judging"}
 
 logger = logging.getLogger(__name__)
@@ -69,21 +69,21 @@ class _Member:
         return f"{self.number}" if self.place is None else f"{self.number} ({self.place.actor_id})"
 
 
-class Crew:
-    """`hire` makes the actor of a number. Used by one thread at a time, but for `disband`."""
+class ActorPool:
+    """`spawn` makes the actor of a number. Used by one thread at a time, but for `shutdown`."""
 
     def __init__(
         self,
         role: Role,
-        hire: Callable[[int], Any],
+        spawn: Callable[[int], Any],
         size: int,
         *,
         timeout_s: float,
         start_timeout_s: float,
     ) -> None:
-        self._role, self._hire = role, hire
+        self._role, self._hire = role, spawn
         self._timeout_s, self._start_timeout_s = timeout_s, start_timeout_s
-        self._members = [_Member(number, hire(number)) for number in range(size)]
+        self._members = [_Member(number, spawn(number)) for number in range(size)]
         self._weights: Weights | None = None
         self._disbanded = False
         self._incidents: list[Incident] = []
@@ -101,12 +101,12 @@ class Crew:
         timeout_s: float,
         start_timeout_s: float = START_TIMEOUT_S,
         places: Sequence[Any] = (),
-    ) -> Crew:
+    ) -> ActorPool:
         """A crew of engines. `places`: Ray's scheduling strategy for each, so that one which takes
         another's place takes its resources too; none: wherever Ray has room."""
         remote = ray.remote(_ACTORS[role])
 
-        def hire(number: int) -> Any:
+        def spawn(number: int) -> Any:
             options = remote.options(
                 num_cpus=cpus_per_actor,
                 num_gpus=gpus_per_actor,
@@ -118,7 +118,7 @@ class Crew:
 
         return cls(
             role,
-            hire,
+            spawn,
             size,
             timeout_s=timeout_s,
             start_timeout_s=start_timeout_s,
@@ -136,7 +136,7 @@ class Crew:
         for member in self._members:
             member.weights = None
 
-    def bring(self, weights: Weights) -> list[Incident]:
+    def load_weights(self, weights: Weights) -> list[Incident]:
         """Wait until all actors have taken over these weights."""
         self._begin((), None)
         self._weights = weights
@@ -151,7 +151,7 @@ class Crew:
         self._until(lambda: len(self._results) == len(units))
         return [self._results[index] for index in range(len(units))], self._incidents
 
-    def disband(self) -> None:
+    def shutdown(self) -> None:
         """Kill all actors; a thread that waits for them stops soon."""
         self._disbanded = True
         if ray.is_initialized():  # they have ended with Ray otherwise
@@ -171,7 +171,7 @@ class Crew:
             while not reached():
                 self._turn()
         except BaseException:
-            self.disband()  # whatever still runs would answer a question that nobody asks any more
+            self.shutdown()  # whatever still runs would answer a question that nobody asks any more
             raise
 
     def _turn(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 
 from raymill.errors import ClusterError
-from raymill.rl.rollout.actor_pool import START_TIMEOUT_S, Crew, Weights
+from raymill.rl.rollout.actor_pool import START_TIMEOUT_S, ActorPool, Weights
 from raymill.rl.rollout.batches import Unit
 from raymill.rl.rollout.engine import EngineSpec, Sampling
 from raymill.rl.rollout.failure import Incident
@@ -28,7 +28,7 @@ JOIN_S = 10.0  # it notices within half a second that the actors are gone
 class RolloutPool(Pool):
     """See `Pool`. Actors end with the process that made the pool.
 
-    `timeout_s`: for a unit, and for bringing weights to an actor; `places`: see `Crew.of`.
+    `timeout_s`: for a unit, and for bringing weights to an actor; `places`: see `ActorPool.of`.
 
     Raises:
         ClusterError: the cluster hasn't what the actors need.
@@ -52,7 +52,7 @@ class RolloutPool(Pool):
         super().__init__(spec.dtype)
         self._bucket_bytes = bucket_bytes
         self._thread: threading.Thread | None = None
-        self._crew = Crew.of(
+        self._actor_pool = ActorPool.of(
             "rollout",
             spec,
             actors,
@@ -62,19 +62,19 @@ class RolloutPool(Pool):
             start_timeout_s=start_timeout_s,
             places=places,
         )
-        self._crew.start()
+        self._actor_pool.start()
 
     def close(self) -> None:
         """See `Pool`."""
         super().close()
-        self._crew.disband()
+        self._actor_pool.shutdown()
         if self._thread is not None:
             self._thread.join(JOIN_S)
 
     def _bring(self, weights: NamedTensors, sent: Digest, version: int) -> Sequence[Incident]:
-        self._crew.drop_weights()
+        self._actor_pool.drop_weights()
         refs = tuple(ray.put(bucket) for bucket in buckets(weights, self._bucket_bytes))
-        return self._crew.bring(Weights(refs, version, sent.hexdigest()))
+        return self._actor_pool.load_weights(Weights(refs, version, sent.hexdigest()))
 
     def _begin(
         self, units: tuple[Unit, ...], sampling: Sampling, version: int
@@ -92,7 +92,7 @@ class RolloutPool(Pool):
     ) -> None:
         started = perf_counter()
         try:
-            results, incidents = self._crew.work(units, sampling)
+            results, incidents = self._actor_pool.work(units, sampling)
         except BaseException as error:  # noqa: BLE001
             running.set_exception(error)
         else:

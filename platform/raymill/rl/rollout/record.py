@@ -42,7 +42,7 @@ _LISTS = {"prompts": "int32", "answers": "int32", "log_probs": "float32"}
 
 
 @dataclass(frozen=True, eq=False)
-class Rollout:
+class RolloutRecord:
     """N answers in the order of (sample id, number), so that a group's stand together.
 
     Raises:
@@ -70,7 +70,7 @@ class Rollout:
         return len(self.sample_id)
 
     @classmethod
-    def of(cls, step: int, sampling: Sampling, results: Sequence[UnitResult]) -> Rollout:
+    def of(cls, step: int, sampling: Sampling, results: Sequence[UnitResult]) -> RolloutRecord:
         """From what a pool returned, whatever the order of its units."""
         rows = [
             (*answer, seed, result.version, prompt, completion)
@@ -97,7 +97,7 @@ class Rollout:
             log_probs=tuple(np.array(row[5].log_probs, dtype=np.float32) for row in rows),
         )
 
-    def with_rewards(self, rewards: Mapping[str, Sequence[float]]) -> Rollout:
+    def with_rewards(self, rewards: Mapping[str, Sequence[float]]) -> RolloutRecord:
         """The same answers with what they are worth, by component."""
         arrays = {name: np.asarray(values, np.float64) for name, values in rewards.items()}
         return replace(self, rewards=arrays)
@@ -108,7 +108,7 @@ def rollout_path(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}.parquet"
 
 
-def write_rollout(path: Path, rollout: Rollout) -> None:
+def write_rollout(path: Path, rollout: RolloutRecord) -> None:
     """Write a record, replacing the file whole; makes the folder."""
     about = {
         "format": FORMAT,
@@ -123,7 +123,7 @@ def write_rollout(path: Path, rollout: Rollout) -> None:
         pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
 
-def read_rollout(path: Path) -> Rollout:
+def read_rollout(path: Path) -> RolloutRecord:
     """Read and verify a record.
 
     Raises:
@@ -168,7 +168,7 @@ def _schema(rewards: Sequence[str]) -> pa.Schema:
     return pa.schema(list({**numbers, **lists, **components}.items()))
 
 
-def _to_table(rollout: Rollout) -> pa.Table:
+def _to_table(rollout: RolloutRecord) -> pa.Table:
     columns = [pa.array(getattr(rollout, name)) for name in _NUMBERS]
     for name, dtype in _LISTS.items():
         rows = getattr(rollout, name)
@@ -179,7 +179,7 @@ def _to_table(rollout: Rollout) -> pa.Table:
     return pa.table(columns, schema=_schema(list(rollout.rewards)))
 
 
-def _from_table(table: pa.Table, about: Mapping[str, Any]) -> Rollout:
+def _from_table(table: pa.Table, about: Mapping[str, Any]) -> RolloutRecord:
     expected = _schema(about["rewards"])
     if not table.schema.equals(expected, check_metadata=False):
         raise ValueError(
@@ -194,7 +194,7 @@ def _from_table(table: pa.Table, about: Mapping[str, Any]) -> Rollout:
         offsets = lists.offsets.to_numpy()
         columns[name] = tuple(flat[start:stop] for start, stop in pairwise(offsets))
     sampling = {**about["sampling"], "stop_ids": tuple(about["sampling"]["stop_ids"])}
-    return Rollout(
+    return RolloutRecord(
         step=about["step"],
         sampling=Sampling(**sampling),
         rewards={name: table.column(f"{REWARD}{name}").to_numpy() for name in about["rewards"]},
@@ -206,7 +206,7 @@ def _spelled(schema: pa.Schema) -> str:
     return ", ".join(f"{field.name}: {field.type}" for field in schema)
 
 
-def _digest(rollout: Rollout) -> str:
+def _digest(rollout: RolloutRecord) -> str:
     """Of everything in it, in an order and spelling of its own."""
     named = {name: [getattr(rollout, name)] for name in _NUMBERS}
     named |= {name: list(getattr(rollout, name)) for name in _LISTS}
@@ -222,7 +222,7 @@ def _digest(rollout: Rollout) -> str:
     return digest.hexdigest()
 
 
-def _problem(rollout: Rollout) -> str | None:
+def _problem(rollout: RolloutRecord) -> str | None:
     """What doesn't fit together, if anything."""
     count = len(rollout)
     by_row = {name: getattr(rollout, name) for name in (*_NUMBERS, *_LISTS)}

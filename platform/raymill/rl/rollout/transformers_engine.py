@@ -48,9 +48,9 @@ def _empty_model(spec: ModelSpec) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
-    from raymill.model.quiet import config_of, quieten
+    from raymill.model.quiet import config_of, silence_libraries
 
-    quieten()
+    silence_libraries()
     try:
         config = config_of(Path(spec.folder))
         text = config.get_text_config(decoder=True)

@@ -99,9 +99,9 @@ def _outline(spec: VllmSpec) -> Any:
     """transformers' model without memory: what the policy's weights are called, and their shapes."""
     from transformers import AutoModelForCausalLM
 
-    from raymill.model.quiet import config_of, quieten
+    from raymill.model.quiet import config_of, silence_libraries
 
-    quieten()
+    silence_libraries()
     config = config_of(Path(spec.folder))
     text = config.get_text_config(decoder=True)
     text.vocab_size = max(text.vocab_size, spec.vocab_size)

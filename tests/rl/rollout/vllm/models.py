@@ -42,7 +42,7 @@ def spec_of(model: Any, folder: Path, **changes: Any) -> VllmSpec:
     return replace(spec, **changes)
 
 
-def bring(engine: VllmEngine, model: Any, dtype: str = "fp32") -> None:
+def load_weights(engine: VllmEngine, model: Any, dtype: str = "fp32") -> None:
     engine.load(buckets(converted(weights_of(model), dtype), 20_000))
 
 
