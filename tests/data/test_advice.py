@@ -25,7 +25,10 @@ from raymill.data.text.sources import plan_units
 from raymill.errors import DataError
 from raymill.schema.jobs import MessagesPrepareJob
 
-NOTHING_LEARNED = "all of the assistant's turns have weight 0, or a train, loss or mask that says so; give one another"
+NOTHING_LEARNED = (
+    "all of the assistant's turns have weight 0, or a train, loss or mask that says so; "
+    "give one another"
+)
 
 
 @pytest.fixture(autouse=True)
