@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raymill.errors import NonFiniteError
+from raymill.objective.log_probs import entropy
 from raymill.rl.losses import (
     AdaptiveKl,
     aggregation_denominator,
     aggregation_weights,
     clipped_surrogate,
-    entropy,
     kl,
     truncated_importance_weight,
     value_loss,

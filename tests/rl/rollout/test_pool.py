@@ -62,7 +62,7 @@ def pool(ray_session: None, crewed: Crewed) -> Iterator[RolloutPool]:
         yield pool
 
 
-def bring(pool: RolloutPool, seed: int) -> None:
+def load_weights(pool: RolloutPool, seed: int) -> None:
     model = tiny_model(seed=seed)
     report = pool.sync(weights_of(model), version=seed)
     assert (report.version, report.digest) == (seed, weights_digest(weights_of(model)))
@@ -73,7 +73,7 @@ def bring(pool: RolloutPool, seed: int) -> None:
 def test_one_actor_samples_the_same(ray_session: None, crewed: Crewed) -> None:
     """First, for the pool of the tests that follow fills the cluster."""
     with RolloutPool(crewed.spec, actors=1, cpus_per_actor=1, timeout_s=TIMEOUT_S) as alone:
-        bring(alone, OLD)
+        load_weights(alone, OLD)
         found = alone.generate(units(), SAMPLING)
         assert sampled(found) == crewed.expected[OLD, 0]
         assert not found.incidents
@@ -82,7 +82,7 @@ def test_one_actor_samples_the_same(ray_session: None, crewed: Crewed) -> None:
 def test_two_actors_sample_what_none_does(pool: RolloutPool, crewed: Crewed) -> None:
     with pytest.raises(RolloutError, match="call sync first"):
         pool.generate(units(), SAMPLING)
-    bring(pool, OLD)
+    load_weights(pool, OLD)
     for step in (0, 1, 0):
         found = pool.generate(units(step), SAMPLING)
         assert sampled(found) == crewed.expected[OLD, step]
@@ -109,7 +109,7 @@ def test_the_next_answers_are_sampled_while_the_policy_learns(
     assert sampled(pool.collect()) == crewed.expected[OLD, 1]
     with pytest.raises(RolloutError, match="call start_generate first"):
         pool.collect()
-    bring(pool, NEW)
+    load_weights(pool, NEW)
     assert sampled(pool.generate(units(1), SAMPLING)) == crewed.expected[NEW, 1]
 
 
@@ -117,20 +117,20 @@ def test_the_next_answers_are_sampled_while_the_policy_learns(
 def test_an_actor_killed_in_the_midst_of_a_unit_changes_no_answer(
     pool: RolloutPool, crewed: Crewed
 ) -> None:
-    bring(pool, OLD)
+    load_weights(pool, OLD)
     lost = units()[1]
     order(crewed.orders, lost, "SIGKILL")
     found = pool.generate(units(), SAMPLING)
     assert sampled(found) == crewed.expected[OLD, 0]
     (incident,) = found.incidents
     assert incident.work == f"sampling unit 1, a {lost}"
-    bring(pool, NEW)  # to the one that took its place as well
+    load_weights(pool, NEW)  # to the one that took its place as well
     assert sampled(pool.generate(units(), SAMPLING)) == crewed.expected[NEW, 0]
 
 
 @pytest.mark.chaos
 def test_a_pool_closes_while_it_works(pool: RolloutPool, crewed: Crewed) -> None:
-    bring(pool, OLD)
+    load_weights(pool, OLD)
     path = order(crewed.orders, units()[0], "SIGSTOP")
     pool.start_generate(units(), SAMPLING)
     pool.close()

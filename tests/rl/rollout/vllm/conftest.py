@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from raymill.rl.rollout.vllm_engine import VllmEngine, VllmSpec
-from rl.rollout.vllm.models import bring, small_model, spec_of
+from rl.rollout.vllm.models import load_weights, small_model, spec_of
 
 
 @pytest.fixture(scope="session")
@@ -40,5 +40,5 @@ def started(
 @pytest.fixture
 def engine(started: VllmEngine, model: Any) -> VllmEngine:
     """It has `model`'s weights."""
-    bring(started, model)
+    load_weights(started, model)
     return started

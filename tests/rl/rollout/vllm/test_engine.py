@@ -17,9 +17,9 @@ from raymill.rl.rollout.vllm_engine import VllmEngine, VllmSpec
 from raymill.rl.rollout.weights import buckets, converted, weights_digest
 from rl.rollout.tiny import POSITIONS, SAMPLING, VOCAB_SIZE, prompts, units, weights_of
 from rl.rollout.vllm.models import (
-    bring,
     folder_of,
     full_pass,
+    load_weights,
     log_probs_of,
     log_softmax,
     small_model,
@@ -50,11 +50,11 @@ def test_log_probs_are_those_of_a_full_forward_pass(
 ) -> None:
     model = small_model(family, tied)
     engine = build(spec_of(model, tmp_path))
-    bring(engine, model)
+    load_weights(engine, model)
     assert engine.digest() == weights_digest(weights_of(model))
     assert worst(engine, model)[0] < 1e-4
     other = small_model(family, tied, seed=2)
-    bring(engine, other)
+    load_weights(engine, other)
     assert engine.digest() == weights_digest(weights_of(other)) != weights_digest(weights_of(model))
     right, wrong = worst(engine, other, model)
     assert right < 1e-4
@@ -68,8 +68,8 @@ def test_bf16_is_as_exact_as_transformers_in_bf16(tmp_path: Path, build: Build, 
     half.load_state_dict(rounded.state_dict())
     engine = build(spec_of(model, tmp_path, dtype="bf16"))
     with pytest.raises(RolloutError, match=r"as float32 .* has bfloat16"):
-        bring(engine, model)
-    bring(engine, model, "bf16")
+        load_weights(engine, model)
+    load_weights(engine, model, "bf16")
     assert engine.digest() == weights_digest(weights_of(half))
     ours, theirs = [], []
     for unit in units():
@@ -87,7 +87,7 @@ def test_bf16_is_as_exact_as_transformers_in_bf16(tmp_path: Path, build: Build, 
 def test_logits_are_fp32_in_bf16(tmp_path: Path, build: Build, tied: bool) -> None:
     model = small_model("llama", tied)
     engine = build(spec_of(model, tmp_path, dtype="bf16"))
-    bring(engine, model, "bf16")
+    load_weights(engine, model, "bf16")
     weight = model.get_output_embeddings().weight.detach().bfloat16().double()
     hidden = (10 * torch.randn(3, weight.shape[1])).bfloat16()
 
@@ -110,10 +110,10 @@ def test_new_weights_replace_the_old(engine: VllmEngine, model: Any) -> None:
         for name, parameter in nudged.named_parameters():
             if "layers.1" in name or "layers" not in name:
                 parameter.add_(torch.randn(parameter.shape) * 0.05)
-    bring(engine, nudged)
+    load_weights(engine, nudged)
     assert engine.generate(unit.prompts, SAMPLING, unit.seeds) != first
     assert worst(engine, nudged)[0] < 1e-4
-    bring(engine, model)
+    load_weights(engine, model)
     assert engine.generate(unit.prompts, SAMPLING, unit.seeds) == first
 
 
@@ -125,7 +125,7 @@ def test_one_weight_alone_arrives(engine: VllmEngine, model: Any) -> None:
         changed = small_model()
         with torch.no_grad():
             changed.get_parameter(name).mul_(1.5)
-        bring(engine, changed)
+        load_weights(engine, changed)
         right, wrong = worst(engine, changed, model)
         assert right < 1e-4, name
         assert wrong > 1e-2, name
@@ -156,7 +156,7 @@ def test_nothing_in_the_models_folder_decides_how_is_sampled(
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"eos_token_id": common}))
     strange = build(spec)
-    bring(strange, model)
+    load_weights(strange, model)
     assert strange.generate(unit.prompts, SAMPLING, unit.seeds) == expected
 
 
@@ -180,7 +180,7 @@ def test_long_prompts_shared_or_not(tmp_path: Path, build: Build) -> None:
     model = small_model()
     model.config.max_position_embeddings = 400
     engine = build(spec_of(model, tmp_path, max_tokens=320, batch=48))
-    bring(engine, model)
+    load_weights(engine, model)
     drawn = np.random.default_rng(1).integers(1, VOCAB_SIZE, (48, 300)).tolist()
     asked, seeds = [*drawn[:40], *drawn[40:42] * 8], list(range(56))
     found = engine.generate(asked, SAMPLING, seeds)
@@ -191,7 +191,7 @@ def test_long_prompts_shared_or_not(tmp_path: Path, build: Build) -> None:
     for prompt, seed, completion in list(zip(asked, seeds, found, strict=True))[-3:]:
         assert engine.generate([prompt], SAMPLING, [seed])[0].ids == completion.ids
     other = small_model(seed=2)
-    bring(engine, other)
+    load_weights(engine, other)
     (completion,) = engine.generate(asked[-1:], SAMPLING, [1])
     expected = log_probs_of(other, asked[-1], completion.ids, SAMPLING.temperature)
     np.testing.assert_allclose(completion.log_probs, expected, atol=1e-4)
@@ -249,7 +249,7 @@ def test_half_a_model_does_not_sample_and_spoils_nothing(
     for refused in (engine.digest, lambda: engine.generate(unit.prompts, SAMPLING, unit.seeds)):
         with pytest.raises(RolloutError, match="no weights yet"):
             refused()
-    bring(engine, model)
+    load_weights(engine, model)
     assert engine.generate(unit.prompts, SAMPLING, unit.seeds) == expected
 
 
@@ -260,7 +260,7 @@ def test_an_error_of_what_brings_the_weights_is_the_callers(engine: VllmEngine, 
 
     with pytest.raises(TimeoutError, match="the object store"):
         engine.load(lost())
-    bring(engine, model)
+    load_weights(engine, model)
     assert worst(engine, model)[0] < 1e-4
 
 
@@ -272,7 +272,7 @@ def test_an_extended_vocabulary(tmp_path: Path, build: Build) -> None:
         model.lm_head.weight[VOCAB_SIZE:] = model.lm_head.weight[:8] * 1.5
     spec = replace(spec_of(small_model(), tmp_path), folder=folder, vocab_size=VOCAB_SIZE + 8)
     engine = build(spec)
-    bring(engine, model)
+    load_weights(engine, model)
     assert worst(engine, model)[0] < 1e-4
     unit = units()[0]
     found = engine.generate(unit.prompts, SAMPLING, unit.seeds)
@@ -289,7 +289,7 @@ def test_a_prompt_is_never_cut(engine: VllmEngine) -> None:
 
 def test_more_answers_than_there_is_room_for_wait(tmp_path: Path, build: Build, model: Any) -> None:
     narrow = build(spec_of(model, tmp_path, batch=2))
-    bring(narrow, model)
+    load_weights(narrow, model)
     asked = list(prompts().values()) * 3
     found = narrow.generate(asked, SAMPLING, range(len(asked)))
     for prompt, completion in zip(asked, found, strict=True):

@@ -18,7 +18,7 @@ from raymill.rl.rollout.vllm_engine import VllmEngine, VllmSpec
 from raymill.rl.rollout.weights import weights_digest
 from rl.rollout.faults import PASSES, order, ordered
 from rl.rollout.tiny import SAMPLING, units, weights_of
-from rl.rollout.vllm.models import bring, small_model, spec_of
+from rl.rollout.vllm.models import load_weights, small_model, spec_of
 
 pytestmark = pytest.mark.vllm
 
@@ -92,7 +92,7 @@ def test_two_actors_sample_what_one_engine_does_though_one_is_killed(
     new = small_model(seed=2)
     report = pool.sync(weights_of(new), 2)  # to the one that took its place as well
     assert report.digest == weights_digest(weights_of(new))
-    bring(engine, new)
+    load_weights(engine, new)
     found = pool.generate(units(), SAMPLING)
     assert [result.completions for result in found.results] == answers(engine, 0)
     assert {result.version for result in found.results} == {2}
