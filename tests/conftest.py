@@ -13,6 +13,7 @@ from servers import s3_server
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # this Ray listens to this test session alone
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # a test that needs Ray asks for the fixture
 # Ray's workers find the package, and what tests pickle, where this process finds them.
 _ROOT = Path(__file__).resolve().parents[1]
 os.environ["PYTHONPATH"] = os.pathsep.join(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -31,7 +33,11 @@ def commands() -> list[str]:
 
 
 def test_nothing_runs_that_nobody_uses(ray_session: None) -> None:
-    running = commands()
+    import ray
+
+    # Other tests' jobs may have a Ray of their own, which has ended or is about to.
+    session = Path(ray._private.worker._global_node.get_session_dir_path()).name
+    running = [command for command in commands() if session in command]
     assert any("raylet" in command for command in running)
     assert not [c for c in running if any(unused in c for unused in UNUSED)]
 
@@ -109,3 +115,15 @@ def test_a_joined_cluster_gets_no_fork_server(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(local_ray, "warm_up", never)
     warm_up(ClusterConfig("auto", "10.0.0.1:6379"))
+
+
+def test_a_call_without_a_session_starts_no_ray() -> None:
+    """Ray would start one, of its own kind, for whatever thread asks something after the session's end."""
+    script = "from raymill.cluster import session; session._quieten(); import ray; ray.put(1)"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={name: value for name, value in os.environ.items() if name != "RAY_ENABLE_AUTO_CONNECT"},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "Ray has not been started yet" in done.stderr

@@ -103,6 +103,8 @@ def warm_up(cluster: ClusterConfig) -> None:
 def _quieten() -> None:
     """Ray's own chatter goes to its log folder; what the user must know, we say ourselves."""
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    # A call that comes after the session has ended must fail; Ray would start a second Ray for it.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     # Or else Ray, once it has printed a worker's line, puts a `print` of its own in the place of Python's. The
     # documentation of Python's is in the embedded corpus, which must be the same in every process.
     os.environ.setdefault("RAY_TQDM_PATCH_PRINT", "0")
