@@ -68,10 +68,12 @@ def learned(kind: str) -> Learned:
     return model, policy, lambda step: answers[step]
 
 
-CASES = [*((kind, 1) for kind in ("pretrain", "sft", "dpo", "rlhf")), ("reward", 0), ("wide", 3)]
+Cases = tuple[tuple[str, int], ...]  # kinds of job, and their stages of ZeRO
+FEW: Cases = (("sft", 1), ("wide", 3))
+EVERY: Cases = (("pretrain", 1), ("sft", 1), ("dpo", 1), ("rlhf", 1), ("reward", 0), ("wide", 3))
 
 
-def train(rank: int, world: int, port: int, folder: Path) -> None:
+def train(rank: int, world: int, port: int, folder: Path, cases: Cases) -> None:
     """Each case compiled and not; how many graphs there were after each step, and the losses."""
     group = join(rank, world, port, folder)
     import torch._dynamo
@@ -84,7 +86,7 @@ def train(rank: int, world: int, port: int, folder: Path) -> None:
     torch.compile = lambda code, **settings: real(code, **settings | {"backend": "eager"})
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     found = {}
-    for (kind, stage), compiled in ((case, on) for case in CASES for on in (False, True)):
+    for (kind, stage), compiled in ((case, on) for case in cases for on in (False, True)):
         torch._dynamo.reset()
         counters.clear()
         model, objective, rows = learned(kind)
@@ -107,11 +109,12 @@ def train(rank: int, world: int, port: int, folder: Path) -> None:
     os._exit(0)  # Gloo's threads may still be ending
 
 
-def test_no_jobs_rows_compile_layers_anew(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cases", [FEW, pytest.param(EVERY, marks=pytest.mark.slow)], ids=len)
+def test_no_jobs_rows_compile_layers_anew(tmp_path: Path, cases: Cases) -> None:
     """However many places are learned from, however long the rows are."""
-    run_ranks(train, (1, free_port(), tmp_path), 1)
+    run_ranks(train, (1, free_port(), tmp_path, cases), 1)
     found = json.loads((tmp_path / "found.json").read_text())
-    for kind, stage in CASES:
+    for kind, stage in cases:
         plain, compiled = (found[f"{kind} {stage} {on}"] for on in (False, True))
         assert plain["graphs"] == [0] * STEPS
         graphs = compiled["graphs"]

@@ -87,6 +87,10 @@ def bare() -> np.ndarray:
 
 
 CASES = [Case(stage) for stage in (0, 1, 2, 3)]
+# A few of the combinations of every run of the tests; all of them take minutes.
+FEW_OR_ALL = pytest.mark.parametrize(
+    "every", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["few", "all"]
+)
 
 
 def worst(reports: dict[str, dict[str, object]], bare: np.ndarray) -> dict[str, float]:
@@ -96,34 +100,45 @@ def worst(reports: dict[str, dict[str, object]], bare: np.ndarray) -> dict[str, 
     }
 
 
-def test_one_worker_every_stage_and_split(bare: np.ndarray, tmp_path: Path) -> None:
+@FEW_OR_ALL
+def test_one_worker_every_stage_and_split(bare: np.ndarray, tmp_path: Path, every: bool) -> None:
     splits = [Case(1, micro) for micro in (1, 2, 8)] + [Case(0, micro) for micro in (1, 8)]
-    found = worst(spawn(1, CASES + splits, tmp_path), bare)
-    assert len(found) == 9
+    cases = CASES + splits if every else [Case(0, 8), Case(1, 1), Case(2), Case(3)]
+    found = worst(spawn(1, cases, tmp_path), bare)
+    assert len(found) == len(cases)
     assert max(found.values()) < 1e-4, found
 
 
-def test_recomputation_and_offload_change_nothing(bare: np.ndarray, tmp_path: Path) -> None:
-    cases = [Case(1, recompute=True), Case(3, recompute=True), Case(2, offload="cpu")]
-    found = worst(spawn(1, [*cases, Case(3, offload="cpu")], tmp_path), bare)
-    assert len(found) == 4
+@FEW_OR_ALL
+def test_recomputation_and_offload_change_nothing(
+    bare: np.ndarray, tmp_path: Path, every: bool
+) -> None:
+    cases = [Case(3, recompute=True), Case(2, offload="cpu")]
+    if every:
+        cases += [Case(1, recompute=True), Case(3, offload="cpu")]
+    found = worst(spawn(1, cases, tmp_path), bare)
+    assert len(found) == len(cases)
     assert max(found.values()) < 1e-4, found
 
 
-def test_two_workers_every_stage(bare: np.ndarray, tmp_path: Path) -> None:
-    found = worst(spawn(2, [*CASES, Case(2, 1), Case(3, 2)], tmp_path), bare)
-    assert len(found) == 6
+@FEW_OR_ALL
+def test_two_workers_every_stage(bare: np.ndarray, tmp_path: Path, every: bool) -> None:
+    cases = [*CASES, Case(2, 1), Case(3, 2)] if every else [Case(0), Case(1), Case(2, 1), Case(3)]
+    found = worst(spawn(2, cases, tmp_path), bare)
+    assert len(found) == len(cases)
     assert max(found.values()) < 1e-4, found
 
 
-def test_muon_under_every_stage_and_split(tmp_path: Path) -> None:
+@FEW_OR_ALL
+def test_muon_under_every_stage_and_split(tmp_path: Path, every: bool) -> None:
     """Its momentum is of whole steps however many micro-batches they have, and its matrices are whole however
     they are cut."""
     bare = np.array(bare_losses(muon=True))
     assert bare[-1] < 0.7 * bare[0], "the probe must learn, or agreement means little"
     alone = [Case(stage, micro, optimizer="muon") for stage, micro in ((0, 8), (1, 2), (3, 1))]
     shared = [Case(stage, 1, optimizer="muon") for stage in (0, 1, 2, 3)]
-    for world, cases in ((1, alone), (2, [*shared, Case(3, 4, optimizer="muon")])):
+    runs = ((1, alone), (2, [*shared, Case(3, 4, optimizer="muon")]))
+    for world, cases in runs if every else ((1, alone[1:2]), (2, [shared[1], shared[3]])):
         found = worst(spawn(world, cases, tmp_path), bare)
         assert len(found) == len(cases)
         assert max(found.values()) < 1e-5, (world, found)

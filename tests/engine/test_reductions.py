@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -57,18 +58,36 @@ STAGES = [Reduced(Case(stage, precision="bf16")) for stage in range(4)]
 OFFLOADED = [Reduced(Case(1, precision="bf16", offload="cpu"))]
 MUON = [Reduced(Case(stage, precision="bf16", optimizer="muon")) for stage in range(4)]
 IN_BF16 = [Reduced(one.case, "bf16") for one in STAGES]
-ALL = [*STAGES, *OFFLOADED, *MUON, *IN_BF16]
+FEW = [STAGES[1], STAGES[3], *OFFLOADED, MUON[3], IN_BF16[1]]
+REST = [one for one in (*STAGES, *MUON, *IN_BF16) if one not in FEW]
+
+
+def each(cases: list[Reduced]) -> pytest.MarkDecorator:
+    """A few in every run of the tests, the rest in the slow ones."""
+    marked = [one if one in FEW else pytest.param(one, marks=pytest.mark.slow) for one in cases]
+    return pytest.mark.parametrize("one", marked, ids=lambda one: one.name)
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("reductions")
-    run_ranks(_one_update_each, (WORLD, free_port(), ALL, folder), WORLD)
-    reports: dict[str, Any] = json.loads((folder / "found.json").read_text())
-    return reports
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Reduced], dict[str, Any]]:
+    """Figures of a case; those of its group are measured together, when the first is asked for."""
+
+    @cache
+    def of_group(few: bool) -> dict[str, Any]:
+        folder = tmp_path_factory.mktemp("reductions")
+        run_ranks(_one_update_each, (WORLD, free_port(), FEW if few else REST, folder), WORLD)
+        reports: dict[str, Any] = json.loads((folder / "found.json").read_text())
+        return reports
+
+    return lambda one: of_group(one in FEW)
 
 
-@pytest.mark.parametrize("one", [*STAGES, *OFFLOADED, *MUON], ids=lambda one: one.name)
+@pytest.fixture
+def found(one: Reduced, measured: Callable[[Reduced], dict[str, Any]]) -> dict[str, Any]:
+    return measured(one)
+
+
+@each([*STAGES, *OFFLOADED, *MUON])
 def test_every_float_that_is_summed_over_ranks_is_fp32(found: dict[str, Any], one: Reduced) -> None:
     sums = found[one.name]["sums"]
     floats = {name: count for name, count in sums.items() if "float" in name}
@@ -76,21 +95,22 @@ def test_every_float_that_is_summed_over_ranks_is_fp32(found: dict[str, Any], on
     assert floats["float32"] >= found["parameters"], "the gradients themselves were recorded"
 
 
-@pytest.mark.parametrize("one", [*STAGES, *OFFLOADED, *MUON], ids=lambda one: one.name)
+@each([*STAGES, *OFFLOADED, *MUON])
 def test_the_gradient_is_the_float64_sum_of_all_micro_batches(
     found: dict[str, Any], one: Reduced
 ) -> None:
     assert found[one.name]["error"] < 1e-5
 
 
-def test_muon_puts_its_matrices_together_in_fp32(found: dict[str, Any]) -> None:
+@each([MUON[3]])
+def test_muon_puts_its_matrices_together_in_fp32(found: dict[str, Any], one: Reduced) -> None:
     """What goes back is what the iterations gave, in their own precision: nothing is added to it. Under ZeRO-3
     no rank has a whole matrix."""
-    exchanged = found[MUON[3].name]["exchanged"]
+    exchanged = found[one.name]["exchanged"]
     assert exchanged["float32"] >= exchanged["bfloat16"] > 0, exchanged
 
 
-@pytest.mark.parametrize("one", IN_BF16, ids=lambda one: one.name)
+@each(IN_BF16)
 def test_another_precision_is_asked_for_by_its_key(found: dict[str, Any], one: Reduced) -> None:
     """And is told from fp32 by the gradient's error, so the test above can see one."""
     assert found[one.name]["sums"]["bfloat16"] >= found["parameters"]
