@@ -50,10 +50,15 @@ def test_without_the_token_nothing_gets_in(head: Head) -> None:
 def test_the_submitted_tree_wins_and_platform_is_the_standard_librarys(
     head: Head, tmp_path: Path
 ) -> None:
+    """And a relative storage root is refused, which would vanish with the job's folder."""
     shutil.copytree(ROOT / "platform", tmp_path / "platform")
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    shutil.copytree(ROOT / "jobs", tmp_path / "jobs")
     (tmp_path / "probe.py").write_text(PROBE)
-    code, output = head.submit(tmp_path, "python", "probe.py")
-    assert code == 0, output
+    relative = "python jobs/pretrain.py experiment=tiny"
+    code, output = head.submit(tmp_path, "bash", "-c", f"python probe.py && {relative}")
+    assert code != 0
+    assert "inside a submitted job a relative path would vanish" in output
     line = next(line for line in output.splitlines() if "PROBE " in line)
     ours, driver_platform, theirs, worker_platform = json.loads(line.split("PROBE ")[1])
     import raymill
@@ -63,25 +68,19 @@ def test_the_submitted_tree_wins_and_platform_is_the_standard_librarys(
     assert worker_platform == driver_platform
 
 
-def test_a_relative_storage_root_is_refused(head: Head) -> None:
-    code, output = head.submit(ROOT, "python", "jobs/pretrain.py", "experiment=tiny")
-    assert code != 0
-    assert "inside a submitted job a relative path would vanish" in output
-
-
 @pytest.fixture(scope="module")
-def overrides(head: Head, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """Of jobs that find data which a submitted job prepared."""
+def overrides(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Of jobs that find prepared data."""
     root = tmp_path_factory.mktemp("submitted")
     job.write_corpus(root / "texts")
     found = (
         "experiment=tiny", "data=files", f"data.path={root / 'texts'}", "tokenizer.vocab_size=300",
-        "data.sequence_length=64", "data.validation.fraction=0.2", "cluster=auto", "run.workers=2",
-        "train.micro_batch=2", f"storage.root={root / 'storage'}", "tracking=none",
+        "data.sequence_length=64", "data.validation.fraction=0.2", f"storage.root={root / 'storage'}",
+        "tracking=none",
     )  # fmt: skip
-    code, output = head.submit(ROOT, "python", "jobs/prepare.py", *found)
+    code, output = job.run("prepare", *found, cwd=root)
     assert code == 0, output
-    return found
+    return (*found, "cluster=auto", "run.workers=2", "train.micro_batch=2")
 
 
 def run_dir_of(overrides: tuple[str, ...], name: str) -> Path:

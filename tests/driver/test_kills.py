@@ -16,7 +16,7 @@ from driver.test_resume import wait_for_no_orphans
 from faults.injector import happened, with_faults
 
 pytestmark = pytest.mark.integration
-STEPS, EVERY = 40, 5
+STEPS, EVERY = 24, 5
 COMMON = (
     "tracking=none", f"train.steps={STEPS}", f"checkpoint.every={EVERY}", "evaluation.every=0",
     "checkpoint.keep_last=100",
@@ -60,13 +60,13 @@ def test_killed_stopped_and_taken_over(
     run_dir = workshop.run_dir("storm")
     faults = with_faults(
         tmp_path,
-        {"what": "kill", "rank": 1, "step": 12, "phase": "forward"},
-        {"what": "stop", "rank": 0, "step": 17, "phase": "forward"},
+        {"what": "kill", "rank": 1, "step": 7, "phase": "forward"},
+        {"what": "stop", "rank": 0, "step": 12, "phase": "forward"},
         {
             "what": "hold",
             "until": f"{run_dir}/stop-requested*",
             "rank": 0,
-            "step": 22,
+            "step": 17,
             "phase": "forward",
         },
     )

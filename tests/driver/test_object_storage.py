@@ -28,7 +28,7 @@ def test_another_machine_goes_on_from_the_store(
     root = workshop.root
     stored = (*workshop.overrides, f"storage.root={uri}")
     one, two = root / "one", root / "two"
-    code, output = job.run_alone("prepare", *stored, f"storage.scratch={one}", cwd=root)
+    code, output = job.run("prepare", *stored, f"storage.scratch={one}", cwd=root)
     assert code == 0, output
     assert f"uploading {one / 'data'}" in output
 
@@ -40,7 +40,7 @@ def test_another_machine_goes_on_from_the_store(
     )  # fmt: skip
     run_dir = one / "runs" / "kept"
     job.wait_for_hold(process, run_dir)
-    code, output = job.run_alone("pretrain", *stored, *OFF, f"storage.scratch={two}", cwd=root)
+    code, output = job.run("pretrain", *stored, *OFF, f"storage.scratch={two}", cwd=root)
     assert code == 1, output
     assert f"run kept is held by process {process.pid} of " in output
     job.kill_after(process, run_dir, last)
@@ -60,14 +60,14 @@ def test_another_machine_goes_on_from_the_store(
     assert made.items() <= through.items(), "before it was killed"
     assert losses(run_dir) == through, "and after"
 
-    code, output = job.run_alone("audit", f"storage.root={uri}", "run.name=kept", cwd=root)
+    code, output = job.run("audit", f"storage.root={uri}", "run.name=kept", cwd=root)
     assert code == 0, output
     assert "every byte verified" in output
     bucket = Bucket(f"{uri}/runs/kept")
     left = {key.split("/")[1] for key in bucket.sizes("checkpoints")}
     assert len(left) == 3, "the last two, and the newest from before the decay"
     shutil.rmtree(two)
-    code, output = job.run_alone(
+    code, output = job.run(
         "generate", f"model={uri}/runs/kept/export", "prompt=The red mill", "max_new_tokens=4",
         f"storage.root={uri}", f"storage.scratch={two}", cwd=root,
     )  # fmt: skip
