@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from raymill.schema.jobs import ArchConfig, DpoJob, RlhfJob, TrainJob
+from raymill.schema.jobs import ArchConfig, TrainJob
 
 if TYPE_CHECKING:
     from raymill.plan.memory import Memory
@@ -37,7 +37,6 @@ def _memory_problems(job: TrainJob, arch: ArchConfig, vocab_size: int) -> Iterat
 
 
 def _planned(job: TrainJob, arch: ArchConfig, vocab_size: int) -> Memory:
-    from raymill.plan.batch import forward_length, passed_rows
     from raymill.plan.memory import worker_memory
 
     return worker_memory(
@@ -46,14 +45,14 @@ def _planned(job: TrainJob, arch: ArchConfig, vocab_size: int) -> Memory:
         stage=job.zero.stage,
         workers=job.run.least,  # which have the most to hold each
         precision=job.train.precision,
-        micro_batch=passed_rows(job, job.train.micro_batch),
-        sequence_length=forward_length(job),
+        micro_batch=job.train.micro_batch * job.sequences_per_row,
+        sequence_length=job.forward_length,
         recompute=job.train.activation_checkpointing,
         offload_optimizer=job.zero.offload_optimizer,
         offload_params=job.zero.offload_params,
         optimizer_name=job.optim.name,
         bucket_elements=job.zero.bucket_elements,
-        fp32_head=isinstance(job, DpoJob | RlhfJob),
+        fp32_head=job.fp32_head,
     )
 
 

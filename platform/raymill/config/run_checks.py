@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from raymill.config.ranges import SAFE_NAME, above, at_least, safe_name
-from raymill.plan.batch import allowed_workers, rows_per_update, step_tokens, update_unit
+from raymill.plan.batch import allowed_workers, rows_per_update, step_tokens
 from raymill.schema.jobs import RlhfJob, TrainJob
 
 
@@ -34,7 +34,7 @@ def _batch(job: TrainJob) -> Iterator[str]:
     rows, workers = rows_per_update(job), run.least
     if run.least < run.most and not allowed_workers(job):
         yield (
-            f"run.workers={run.workers}: {rows} {update_unit(job)} an update can't be divided among any such "
+            f"run.workers={run.workers}: {rows} {job.row_unit} an update can't be divided among any such "
             f"number of workers in micro-batches of {train.micro_batch}; change train.micro_batch or "
             "train.global_batch"
         )

@@ -12,7 +12,6 @@ from raymill.data.messages.tokenizer import ChatTokenizer, encodes_as
 from raymill.data.store.manifest import Prepared, tokenizer_fingerprint
 from raymill.errors import ConfigError
 from raymill.model.shape import gives_a_number, positions_of
-from raymill.plan.batch import max_sequence_tokens
 from raymill.rl.reward.functions import AUTO, COMPARING
 from raymill.rl.reward.names import check_names
 from raymill.schema.jobs import RlhfJob, TrainJob
@@ -114,7 +113,7 @@ def _problems(job: RlhfJob, key: str, model: ResolvedModel, tokenizer: ChatToken
 
 def _too_short(job: RlhfJob, what: str, model: ResolvedModel, closing: int = 0) -> list[str]:
     """`closing`: tokens that come after an answer."""
-    positions, longest = positions_of(model.folder), max_sequence_tokens(job) + closing
+    positions, longest = positions_of(model.folder), job.max_sequence_tokens + closing
     if positions is None or longest <= positions:
         return []
     after = f", with the {closing} that the template writes after an answer," if closing else ""

@@ -24,7 +24,6 @@ from raymill.driver.rewards import actors_of, reference_problems, resolve_reward
 from raymill.driver.training import acquire_run, complete, last_checkpoint, resolved_run, train
 from raymill.engine.resolved_run import ResolvedRun
 from raymill.errors import ConfigError, DataError
-from raymill.plan.batch import max_sequence_tokens
 from raymill.reading import is_folder
 from raymill.schema.jobs import DpoJob, ParentJob, RewardJob, RlhfJob, SftJob
 from raymill.storage.mirror import fetch
@@ -154,7 +153,7 @@ def _check_parent(job: ParentJob, parent: ResolvedModel, tokenizer: ChatTokenize
     if isinstance(job, SftJob) and job.evaluation.questions:
         asked["evaluation.answer_tokens"] = job.evaluation.answer_tokens + 1  # and a question
     if isinstance(job, RlhfJob):
-        asked["data.sequence_length + 1 + rollout.max_new_tokens"] = max_sequence_tokens(job)
+        asked["data.sequence_length + 1 + rollout.max_new_tokens"] = job.max_sequence_tokens
     problems = [
         f"{key}={value}: longer than the {positions} positions of {parent.name}"
         for key, value in asked.items()

@@ -9,13 +9,10 @@ from raymill.data.store.manifest import is_finished
 from raymill.plan.batch import (
     accumulation_steps,
     allowed_workers,
-    forward_length,
-    passed_rows,
     rows_per_update,
     step_rows,
     step_tokens,
     total_steps,
-    update_unit,
 )
 from raymill.plan.flops import flops_per_token
 from raymill.plan.memory import moment_bytes, worker_memory
@@ -25,7 +22,6 @@ from raymill.reading import is_folder
 from raymill.redaction import redacted_value
 from raymill.schema.jobs import (
     ArchConfig,
-    DpoJob,
     ParentJob,
     PretrainJob,
     RlhfJob,
@@ -69,7 +65,7 @@ def fine_tuning_plan(
 
 def _computation(job: TrainJob, arch: ArchConfig, vocabulary: int) -> list[tuple[str, str]]:
     count = count_parameters(arch, vocabulary)
-    train, length = job.train, forward_length(job)
+    train, length = job.train, job.forward_length
     workers = allowed_workers(job)[0]  # which have the most to hold each
     rows, steps = step_rows(job), total_steps(job)
     tokens = steps * step_tokens(job)
@@ -111,7 +107,7 @@ def _checkpoint(job: TrainJob, count: ParameterCount) -> str:
 
 
 def _samples(job: TrainJob) -> str:
-    unit = update_unit(job)
+    unit = job.row_unit
     if isinstance(job, RlhfJob):
         return f"{unit} an update, to {job.train.global_batch:,} prompts a step"
     return unit
@@ -179,14 +175,14 @@ def memory_plan(job: TrainJob, arch: ArchConfig, vocabulary: int) -> str:
         stage=job.zero.stage,
         workers=allowed_workers(job)[0],
         precision=job.train.precision,
-        micro_batch=passed_rows(job, job.train.micro_batch),
-        sequence_length=forward_length(job),
+        micro_batch=job.train.micro_batch * job.sequences_per_row,
+        sequence_length=job.forward_length,
         recompute=job.train.activation_checkpointing,
         offload_optimizer=job.zero.offload_optimizer,
         offload_params=job.zero.offload_params,
         optimizer_name=job.optim.name,
         bucket_elements=job.zero.bucket_elements,
-        fp32_head=isinstance(job, DpoJob | RlhfJob),
+        fp32_head=job.fp32_head,
     )
     parts = (
         f"{memory.device / GIB:.2f} GiB a worker: weights {memory.weights / GIB:.2f}, gradients "

@@ -16,7 +16,6 @@ from raymill.engine.group import WorkerGroup
 from raymill.engine.learner import Learner
 from raymill.engine.parents import flops_per_token, frozen_reference, policy_model, scalar_model
 from raymill.engine.recipe import Recipe
-from raymill.plan.batch import forward_length
 from raymill.rl.backend import start_rollout_backend
 from raymill.rl.evaluation import HeldOutPrompts
 from raymill.rl.objective import Critic, PolicyGradient
@@ -127,5 +126,5 @@ class Reinforcement(Recipe[RlhfJob]):
         return [HeldOutPrompts(self.job, self.prepared, source, reference, run_dir, event_log)]
 
     def flops_per_token(self, model: torch.nn.Module) -> float:
-        length = forward_length(self.job)
+        length = self.job.forward_length
         return flops_per_token(model, length, self.job.rollout.max_new_tokens / length)

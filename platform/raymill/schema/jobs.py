@@ -7,99 +7,41 @@ DictConfig travels further.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from raymill.schema.run_sections import (
     AuditedRun as AuditedRun,
-)
-from raymill.schema.run_sections import (
     CheckpointConfig as CheckpointConfig,
-)
-from raymill.schema.run_sections import (
     GuardConfig as GuardConfig,
-)
-from raymill.schema.run_sections import (
     RunConfig as RunConfig,
-)
-from raymill.schema.run_sections import (
     WatchdogConfig as WatchdogConfig,
 )
 from raymill.schema.sections import (
     AlgorithmConfig as AlgorithmConfig,
-)
-from raymill.schema.sections import (
     ArchConfig as ArchConfig,
-)
-from raymill.schema.sections import (
     ChatConfig as ChatConfig,
-)
-from raymill.schema.sections import (
     ChatEvaluation as ChatEvaluation,
-)
-from raymill.schema.sections import (
     ClusterConfig as ClusterConfig,
-)
-from raymill.schema.sections import (
     CriticConfig as CriticConfig,
-)
-from raymill.schema.sections import (
     DataConfig as DataConfig,
-)
-from raymill.schema.sections import (
     EvaluationConfig as EvaluationConfig,
-)
-from raymill.schema.sections import (
     LoraConfig as LoraConfig,
-)
-from raymill.schema.sections import (
     MessagesConfig as MessagesConfig,
-)
-from raymill.schema.sections import (
     Offload as Offload,
-)
-from raymill.schema.sections import (
     OptimConfig as OptimConfig,
-)
-from raymill.schema.sections import (
     PairLossConfig as PairLossConfig,
-)
-from raymill.schema.sections import (
     PreferenceConfig as PreferenceConfig,
-)
-from raymill.schema.sections import (
     PromptEvaluation as PromptEvaluation,
-)
-from raymill.schema.sections import (
     PromptsConfig as PromptsConfig,
-)
-from raymill.schema.sections import (
     RewardConfig as RewardConfig,
-)
-from raymill.schema.sections import (
     RolloutConfig as RolloutConfig,
-)
-from raymill.schema.sections import (
     RowsConfig as RowsConfig,
-)
-from raymill.schema.sections import (
     ScheduleConfig as ScheduleConfig,
-)
-from raymill.schema.sections import (
     TextEvaluation as TextEvaluation,
-)
-from raymill.schema.sections import (
     TokenizerConfig as TokenizerConfig,
-)
-from raymill.schema.sections import (
     TrackingConfig as TrackingConfig,
-)
-from raymill.schema.sections import (
     TrainConfig as TrainConfig,
-)
-from raymill.schema.sections import (
     ValidationConfig as ValidationConfig,
-)
-from raymill.schema.sections import (
     ZeroConfig as ZeroConfig,
 )
 from raymill.schema.storage import StorageConfig as StorageConfig
@@ -139,6 +81,32 @@ class TrainJob:
     tracking: TrackingConfig
     storage: StorageConfig
     dry_run: bool = False
+
+    # Traits: the ways in which the jobs differ, so that code elsewhere needn't ask for their class.
+    row_unit: ClassVar[str] = "rows"  # name of the rows that an optimizer update learns from
+    sequences_per_row: ClassVar[int] = 1  # that the model sees
+    fp32_head: ClassVar[bool] = False  # log-probabilities are computed in fp32
+    scalar_head: ClassVar[bool] = False  # the trained model scores texts instead of writing them
+
+    @property
+    def rows_per_sample(self) -> int:
+        """Rows that are learned from for each sample drawn from the data."""
+        return 1
+
+    @property
+    def updates_per_step(self) -> int:
+        """Optimizer updates among which a step's rows are divided."""
+        return 1
+
+    @property
+    def forward_length(self) -> int:
+        """Predictions of one sequence in a forward pass."""
+        return self.data.sequence_length
+
+    @property
+    def has_adapters(self) -> bool:
+        """Tell whether LoRA adapters are trained instead of the model's own weights."""
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +175,15 @@ class ParentJob(TrainJob):
     lora: LoraConfig
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
 
+    @property
+    def has_adapters(self) -> bool:
+        return self.lora.rank > 0
+
+    @property
+    def position_demands(self) -> dict[str, int]:
+        """Positions that the parent must have, by the keys from which they follow."""
+        return {"data.sequence_length": self.data.sequence_length}
+
 
 @dataclass(frozen=True, kw_only=True)
 class SftJob(ParentJob):
@@ -217,6 +194,14 @@ class SftJob(ParentJob):
     freeze: tuple[str, ...] = ()  # patterns of parameter names that aren't trained
     neftune_alpha: float = 0.0  # noise on embeddings while training (Jain et al. 2023); 0: none
 
+    @property
+    def position_demands(self) -> dict[str, int]:
+        demands = super().position_demands
+        if self.evaluation.questions:
+            # A question takes at least one position.
+            demands["evaluation.answer_tokens"] = self.evaluation.answer_tokens + 1
+        return demands
+
     def preparation(self) -> ChatPrepareJob:
         """The job that prepares this one's data."""
         return ChatPrepareJob(**_shared(self), data=self.data)
@@ -226,6 +211,9 @@ class SftJob(ParentJob):
 class RewardJob(ParentJob):
     """`jobs/reward.py`: compared answers and a parent model → a registered reward model."""
 
+    row_unit: ClassVar[str] = "pairs"
+    sequences_per_row: ClassVar[int] = 2
+    scalar_head: ClassVar[bool] = True
     data: PreferenceConfig
     margin_scale: float = 0.0  # of the margins that the data states; 0: they don't count
     centring: float = 0.0  # pulls rewards towards a mean of 0; 0.01 is usual
@@ -239,6 +227,9 @@ class RewardJob(ParentJob):
 class DpoJob(ParentJob):
     """`jobs/dpo.py`: compared answers and a parent model → a registered, aligned assistant."""
 
+    row_unit: ClassVar[str] = "pairs"
+    sequences_per_row: ClassVar[int] = 2
+    fp32_head: ClassVar[bool] = True
     data: PreferenceConfig
     loss: PairLossConfig
 
@@ -254,12 +245,36 @@ class RlhfJob(ParentJob):
     A sample is a prompt drawn: `train.global_batch` of them a step; `train.micro_batch` counts answers.
     """
 
+    row_unit: ClassVar[str] = "answers"
+    fp32_head: ClassVar[bool] = True
     data: PromptsConfig
     evaluation: PromptEvaluation
     algorithm: AlgorithmConfig
     rollout: RolloutConfig
     reward: RewardConfig
     critic: CriticConfig
+
+    @property
+    def rows_per_sample(self) -> int:
+        return self.rollout.group
+
+    @property
+    def updates_per_step(self) -> int:
+        return max(1, self.algorithm.minibatches)
+
+    @property
+    def forward_length(self) -> int:
+        return self.data.sequence_length + self.rollout.max_new_tokens
+
+    @property
+    def max_sequence_tokens(self) -> int:
+        """Tokens of a prompt, whose row holds one more than it has predictions, with its answer."""
+        return self.data.sequence_length + 1 + self.rollout.max_new_tokens
+
+    @property
+    def position_demands(self) -> dict[str, int]:
+        sampling = {"data.sequence_length + 1 + rollout.max_new_tokens": self.max_sequence_tokens}
+        return super().position_demands | sampling
 
     def preparation(self) -> PromptsPrepareJob:
         """The job that prepares this one's data."""
