@@ -10,9 +10,38 @@ from raymill.config.entry import main
 
 
 def run(job):
-    from raymill.driver.tuning import run
+    """Tune on compared answers; return the exit code."""
+    # Imported late, so that --help and a refused configuration answer at once.
+    from raymill.cluster.session import connect, warm_up
+    from raymill.driver.run_session import (
+        acquire_run,
+        finish_again,
+        finished_checkpoint,
+        training_session,
+    )
+    from raymill.driver.tuning_resolution import (
+        prepared_data,
+        print_tuning_plan,
+        resolve_parent,
+        resolve_tuning,
+    )
 
-    return run(job)
+    if not job.dry_run:
+        # Workers' imports take seconds: they begin beside what follows.
+        warm_up(job.cluster)
+    parent = resolve_parent(job)
+    if job.dry_run:
+        print_tuning_plan(job, parent)
+        return 0
+    folders = prepared_data(job, parent)
+    resolved = resolve_tuning(job, parent, folders)
+    with acquire_run(resolved) as (resolved, lease):
+        checkpoint = finished_checkpoint(resolved)
+        if checkpoint is not None:
+            return finish_again(resolved, checkpoint)
+        with connect(job.cluster, job.run), training_session(resolved, lease) as session:
+            status = session.train()
+            return session.finish(status)
 
 
 if __name__ == "__main__":

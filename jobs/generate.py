@@ -10,9 +10,11 @@ from raymill.config.entry import main
 
 
 def run(job):
-    from raymill.driver.generation import run
+    """Answer a prompt, or those that are typed; return the exit code."""
+    # Imported late, so that --help and a refused configuration answer at once.
+    from raymill.driver.generation import generate
 
-    return run(job)
+    return generate(job)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,15 @@ from raymill.config.entry import main
 
 
 def run(job):
-    from raymill.driver.preparation import run
+    """Prepare data; return the exit code."""
+    # Imported late, so that --help and a refused configuration answer at once.
+    from raymill.driver.preparation import describe_preparation, prepare
 
-    return run(job)
+    if job.dry_run:
+        print(describe_preparation(job))
+    else:
+        prepare(job)
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Prepared shards → a registered base model: `python jobs/pretrain.py --help`."""
+"""Prepared text → a registered base model: `python jobs/pretrain.py --help`."""
 
 import sys
 from pathlib import Path
@@ -10,9 +10,30 @@ from raymill.config.entry import main
 
 
 def run(job):
-    from raymill.driver.pretraining import run
+    """Pretrain; return the exit code."""
+    # Imported late, so that --help and a refused configuration answer at once.
+    from raymill.cluster.session import connect, warm_up
+    from raymill.driver.resolution import resolve_pretraining
+    from raymill.driver.run_session import (
+        acquire_run,
+        finish_again,
+        finished_checkpoint,
+        training_session,
+    )
+    from raymill.plan.report import pretraining_plan, print_plan
 
-    return run(job)
+    if job.dry_run:
+        print_plan(pretraining_plan(job))
+        return 0
+    warm_up(job.cluster)
+    resolved = resolve_pretraining(job)
+    with acquire_run(resolved) as (resolved, lease):
+        checkpoint = finished_checkpoint(resolved)
+        if checkpoint is not None:
+            return finish_again(resolved, checkpoint)
+        with connect(job.cluster, job.run), training_session(resolved, lease) as session:
+            status = session.train()
+            return session.finish(status)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,50 @@ from raymill.config.entry import main
 
 
 def run(job):
-    from raymill.driver.tuning import run
+    """Align by reinforcement learning; return the exit code."""
+    # Imported late, so that --help and a refused configuration answer at once.
+    from raymill.cluster.placement import reserved
+    from raymill.cluster.session import connect, warm_up
+    from raymill.driver.reward_resolution import (
+        actor_resources,
+        check_reference_answers,
+        resolve_rewards,
+    )
+    from raymill.driver.run_session import (
+        acquire_run,
+        finish_again,
+        finished_checkpoint,
+        training_session,
+    )
+    from raymill.driver.tuning_resolution import (
+        place_actors,
+        prepared_data,
+        print_tuning_plan,
+        resolve_parent,
+        resolve_tuning,
+    )
 
-    return run(job)
+    if not job.dry_run:
+        # Workers' imports take seconds: they begin beside what follows.
+        warm_up(job.cluster)
+    parent = resolve_parent(job)
+    rewards = resolve_rewards(job, parent)
+    if job.dry_run:
+        print_tuning_plan(job, parent)
+        return 0
+    folders = prepared_data(job, parent)
+    check_reference_answers(job, folders)
+    resolved = resolve_tuning(job, parent, folders, rl=rewards)
+    with acquire_run(resolved) as (resolved, lease):
+        checkpoint = finished_checkpoint(resolved)
+        if checkpoint is not None:
+            return finish_again(resolved, checkpoint)
+        actors = actor_resources(job)
+        with connect(job.cluster, job.run, actors), reserved(actors) as placement:
+            resolved = place_actors(job, parent, resolved, placement)
+            with training_session(resolved, lease, actors) as session:
+                status = session.train()
+                return session.finish(status)
 
 
 if __name__ == "__main__":

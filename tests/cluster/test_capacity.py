@@ -75,7 +75,7 @@ def test_without_room_it_waits_and_then_says_so(
         wishes.append(workers)
         yield
 
-    monkeypatch.setattr(attempts, "wished", requesting_capacity)
+    monkeypatch.setattr(attempts, "requesting_capacity", requesting_capacity)
     training = load("pretrain", ["run.workers=2..4", "train.global_batch=8", "train.micro_batch=1"])
     resolved = ResolvedRun(
         training, tmp_path, tmp_path, (), (), 1, flatten(training), digest(training)

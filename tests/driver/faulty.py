@@ -17,7 +17,7 @@ def work(fault: Callable[[int, int], None], config: dict[str, Any]) -> None:
     """`fault(start, rank)` prepares the worker, which then does what it would."""
     from raymill.driver.launch import _work
 
-    fault(config["assignment"].start, int(os.environ["RANK"]))
+    fault(config["resolved"].start, int(os.environ["RANK"]))
     _work(config)
 
 

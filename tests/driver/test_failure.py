@@ -14,8 +14,15 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from raymill.config.entry import EXIT_PREEMPTED
-from raymill.driver.diagnosis import diagnose, final_error
-from raymill.driver.failure import Cause, Failure, GiveUp, Retry, decide_retry
+from raymill.driver.failure import (
+    Cause,
+    Failure,
+    GiveUp,
+    Retry,
+    decide_retry,
+    diagnose,
+    final_error,
+)
 from raymill.driver.interrupt import end_preempted, on_termination
 from raymill.engine.failure_note import FailureNote, note_of
 from raymill.errors import ConfigError, DataError, StorageError

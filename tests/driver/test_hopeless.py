@@ -76,8 +76,8 @@ def test_a_stop_whose_workers_are_lost(workshop: Workshop, tmp_path: Path) -> No
     output, _ = process.communicate(timeout=job.TIMEOUT_S)
     assert process.returncode == 1, output
     assert happened(tmp_path) == 1
-    assert "stopped by a failure, before it could commit" in output
-    assert "what it made since its beginning is made again" in output
+    assert "stopped by a failure, before a checkpoint could be committed" in output
+    assert "work is repeated from the beginning" in output
     assert "trying again" not in output and "after a checkpoint" not in output
     assert "Traceback" not in output
 

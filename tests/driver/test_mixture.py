@@ -10,7 +10,7 @@ from driver import job
 from driver.conftest import Workshop
 from raymill.config import load
 from raymill.data.store.manifest import load_prepared
-from raymill.driver.pretraining import prepared_folders
+from raymill.driver.resolution import prepared_folders
 
 pytestmark = pytest.mark.integration
 

@@ -15,11 +15,11 @@ from raymill.driver.watchdog import (
     FROZEN_S,
     LONG_S,
     START_S,
+    ProcessState,
     Rank,
-    Seen,
     Standing,
     Watchdog,
-    blamed,
+    pick_culprit,
 )
 from raymill.engine.heartbeat import Heartbeat, place, read_pulse
 from raymill.engine.stragglers import STEPS, Stragglers
@@ -127,19 +127,31 @@ COMMITTING = f"""{WORKING}Thread 0x3 (idle): "raymill-commit"
 @pytest.mark.parametrize(
     "found",
     [
-        [Seen("sleeping", WAITING), Seen("stopped", WAITING), Seen("sleeping", WORKING)],
-        [Seen("sleeping", WAITING), Seen("sleeping", WORKING), Seen("sleeping", WAITING)],
-        [Seen("sleeping", WAITING), Seen("sleeping", COMMITTING), Seen("sleeping", WAITING)],
-        [Seen("sleeping", WAITING), None, Seen("sleeping", WORKING)],
+        [
+            ProcessState("sleeping", WAITING),
+            ProcessState("stopped", WAITING),
+            ProcessState("sleeping", WORKING),
+        ],
+        [
+            ProcessState("sleeping", WAITING),
+            ProcessState("sleeping", WORKING),
+            ProcessState("sleeping", WAITING),
+        ],
+        [
+            ProcessState("sleeping", WAITING),
+            ProcessState("sleeping", COMMITTING),
+            ProcessState("sleeping", WAITING),
+        ],
+        [ProcessState("sleeping", WAITING), None, ProcessState("sleeping", WORKING)],
     ],
 )
 def test_of_those_at_the_same_point_the_one_that_does_not_wait_is_blamed(
-    found: list[Seen | None],
+    found: list[ProcessState | None],
 ) -> None:
     standing = [Standing(rank, 7, "forward", 121.0) for rank in RANKS]
-    assert blamed(list(zip(standing, found, strict=True)))[0].rank is RANKS[1]
-    alike = [Seen("sleeping", WAITING)] * 3
-    assert blamed(list(zip(standing, alike, strict=True)))[0].rank is RANKS[0]
+    assert pick_culprit(list(zip(standing, found, strict=True)))[0].rank is RANKS[1]
+    alike = [ProcessState("sleeping", WAITING)] * 3
+    assert pick_culprit(list(zip(standing, alike, strict=True)))[0].rank is RANKS[0]
 
 
 def test_slow_is_not_still(tmp_path: Path, pulses: list[Heartbeat], clock: Clock) -> None:

@@ -61,8 +61,8 @@ def write_prompts(path: Path, records: Sequence[dict[str, Any]]) -> Path:
 
 def assigned(kind: str, parent: Path, root: Path, *overrides: str) -> ResolvedRun:
     """A job as the driver hands it to its workers; its data is prepared here."""
-    from raymill.driver.rewards import resolve_rewards
-    from raymill.driver.tuning import resolve
+    from raymill.driver.reward_resolution import resolve_rewards
+    from raymill.driver.tuning_resolution import Parent, resolve_tuning
     from raymill.track.registry import ResolvedModel
 
     job = load(
@@ -70,14 +70,14 @@ def assigned(kind: str, parent: Path, root: Path, *overrides: str) -> ResolvedRu
         [f"parent={parent}", f"storage.root={root}", "tracking=none", "schedule=constant",
          "schedule.warmup_steps=0", *overrides],
     )  # fmt: skip
-    resolved = ResolvedModel(parent, str(parent))
     tokenizer = chat_tokenizer(parent, job.data.template, job.data.special_tokens)
     with patch.object(messages_preparation, "run_units", one_after_the_other):
         prepared = prepare(job.preparation(), tokenizer)
-    resolved = resolve(job, resolved, {prepared.folder: 1.0})
-    others = resolve_rewards(job, resolved, tokenizer) if kind == "rlhf" else {}
+    start = Parent(ResolvedModel(parent, str(parent)), tokenizer)
+    rl = resolve_rewards(job, start) if kind == "rlhf" else None
+    resolved = resolve_tuning(job, start, {prepared.folder: 1.0}, rl=rl)
     raise_fence(resolved.checkpoints, resolved.token)
-    return replace(resolved, **others)
+    return resolved
 
 
 @dataclass(frozen=True)

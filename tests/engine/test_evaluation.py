@@ -14,7 +14,7 @@ from data.prepared_factory import write_prepared
 from raymill.config import load
 from raymill.data.store.manifest import Prepared
 from raymill.data.store.validation import ValidationSet
-from raymill.driver.training import resolved_run
+from raymill.driver.resolution import resolved_run
 from raymill.engine.batches import DatasetBatches
 from raymill.engine.evaluation import EvalPoint
 from raymill.engine.event_log import EventLog

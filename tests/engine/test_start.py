@@ -13,7 +13,7 @@ from raymill.checkpoint.fence import raise_fence
 from raymill.checkpoint.manifest import Manifest
 from raymill.checkpoint.retention import committed_steps
 from raymill.config import load
-from raymill.driver.training import resolved_run
+from raymill.driver.resolution import resolved_run
 from raymill.engine.checkpoints import retain
 from raymill.engine.resolved_run import ResolvedRun
 from raymill.engine.schedule import learning_rate_factor

@@ -25,7 +25,7 @@ from raymill.config.entry import main
 from raymill.data.messages.encode import ChatEncoder
 from raymill.data.messages.folder import load_chat_encoder
 from raymill.data.messages.template import CHATML
-from raymill.driver.generation import run
+from raymill.driver.generation import generate
 from raymill.errors import DataError
 from raymill.generate.batch import complete
 from raymill.generate.conversation import Conversation, converse
@@ -126,7 +126,7 @@ def test_the_answer_alone_is_printed(
     if given == "stdin":
         monkeypatch.setattr(sys, "stdin", io.StringIO(file.read_text()))
     system = "Be brief, ${or} not."
-    assert run(job(folder, f"system={system}", *([text] if text else []))) == 0
+    assert generate(job(folder, f"system={system}", *([text] if text else []))) == 0
     messages = [{"role": "system", "content": system}, {"role": "user", "content": "What is it?"}]
     [expected] = complete(
         load_model(folder)[0],
@@ -142,11 +142,11 @@ def test_the_answer_alone_is_printed(
 def test_a_base_model_continues_text_as_ever(
     folder: Path, base_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(job(base_folder, "prompt=def f("))
+    generate(job(base_folder, "prompt=def f("))
     continued = capsys.readouterr().out
     assert continued.startswith("def f(")
     assert len(continued) > len("def f(\n")
-    run(job(folder, "prompt=def f(", "chat=false"))  # the same weights
+    generate(job(folder, "prompt=def f(", "chat=false"))  # the same weights
     assert capsys.readouterr().out == continued
 
 
@@ -164,7 +164,7 @@ def test_a_base_model_does_not_converse(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     given = [f"model={base_folder}", "tracking=none", "prompt=hello", *overrides]
-    assert main("generate", run, given) == 2
+    assert main("generate", generate, given) == 2
     printed = capsys.readouterr()
     assert f"{message}{base_folder} has no chat template" in printed.err
     assert not printed.out
@@ -313,7 +313,7 @@ def test_a_folder_converses_at_a_terminal(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert type_lines(monkeypatch, "Hello", "Again") == []
-    assert run(job(folder)) == 0
+    assert generate(job(folder)) == 0
     printed = capsys.readouterr()
     assert len(printed.out) > 2
     assert "Ctrl-D ends" in printed.err and "positions" not in printed.err
@@ -370,7 +370,7 @@ def test_a_folder_that_cannot_be_used_says_why(
     with pytest.raises(DataError, match=message):
         load_chat_encoder(own_folder)
     with pytest.raises(DataError, match="chat=false continues text"):
-        run(job(own_folder, "prompt=x"))
+        generate(job(own_folder, "prompt=x"))
 
 
 @pytest.mark.parametrize(("length", "left_out"), [(63, 0), (72, 9)])
@@ -378,7 +378,7 @@ def test_a_prompt_that_the_model_does_not_see_whole_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], length: int, left_out: int
 ) -> None:
     folder = write_chat_folder(tmp_path / "small", template=None, positions=64)
-    run(job(folder, f"prompt={'x' * length}", "max_new_tokens=1"))
+    generate(job(folder, f"prompt={'x' * length}", "max_new_tokens=1"))
     printed = capsys.readouterr()
     assert f"\n{'x' * length}" in f"\n{printed.out}"
     told = f"it doesn't see the first {left_out} of the prompt's {length + 1} tokens"

@@ -54,7 +54,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
 
 def run(folder: Path, *overrides: str) -> None:
     settings = ["tracking=none", "temperature=0", "max_new_tokens=12"]
-    assert generation.run(load("generate", [f"model={folder}", *settings, *overrides])) == 0
+    assert generation.generate(load("generate", [f"model={folder}", *settings, *overrides])) == 0
 
 
 @pytest.mark.parametrize("given", ["prompt", "prompt_file", "stdin"])

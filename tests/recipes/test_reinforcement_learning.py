@@ -132,8 +132,7 @@ def test_the_parents_dropout_doesnt_enter_the_ratio(place: Path, family: str) ->
     _write_tokenizer(parent, VOCAB)
     resolved = grpo(place, f"of-{family}", "algorithm=ppo", parent=parent.name)
     recipe = recipe_of(resolved, [load_prepared(folder) for folder in resolved.folders])
-    for model in (recipe.build_model(fresh=True), recipe.build_critic()):
-        assert model is not None
+    for model in (recipe.build_model(fresh=True), recipe.build_critic(fresh=True)):
         ids = torch.arange(60).view(2, 30)
         trained, evaluated = model.train()(ids).logits, model.eval()(ids).logits
         assert torch.equal(trained, evaluated)
@@ -370,8 +369,9 @@ def test_another_reward_model_under_the_same_name_is_refused_at_resume(place: Pa
     judge = write_judge(place / "parent", place / "judge")
     settings = (f"reward.model={judge}", "reward.model_actors=0", "train.steps=1")
     first = grpo(place, "judged", *settings)
-    assert set(first.model_digests) == {"reward.model"}
+    assert first.rl is not None and set(first.rl.model_digests) == {"reward.model"}
     run([first])
-    again = replace(first, total_steps=2, model_digests={"reward.model": "f" * 64})
+    rl = replace(first.rl, model_digests={"reward.model": "f" * 64})
+    again = replace(first, total_steps=2, rl=rl)
     with pytest.raises(ConfigError, match="its weights are others now"):
         decide_start(again, tuple(load_prepared(one).manifest.digest for one in again.folders))

@@ -1,11 +1,11 @@
-"""What a finished run leaves behind as models, by the kind of job."""
+"""Export a checkpoint as Hugging Face folders."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from raymill.checkpoint.resume import Found
 from raymill.data.chat.questions import read_questions
@@ -14,8 +14,11 @@ from raymill.data.store.split import VALIDATION
 from raymill.data.store.validation import ValidationSet
 from raymill.data.text.control_tokens import ControlTokens
 from raymill.engine.resolved_run import ResolvedRun
-from raymill.schema.jobs import ParentJob, PretrainJob, RewardJob
+from raymill.schema.jobs import PretrainJob
 from raymill.track.marker import is_exported, write_marker
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PROBES = 4  # held-out conversations on which a saved model is compared with the trained one
 PROBE_TOKENS = 256
@@ -23,51 +26,54 @@ PROBE_TOKENS = 256
 
 @dataclass(frozen=True)
 class Export:
-    """A Hugging Face folder; `adapter` is another with LoRA adapters alone."""
+    """Hugging Face folder of a model; `adapter` is a second one with the LoRA adapters alone."""
 
     folder: Path
     adapter: Path | None = None
 
 
-def export_checkpoint(resolved: ResolvedRun, found: Found) -> Export:
-    """The checkpoint as Hugging Face folders; not written again where every byte of them is there already.
+def export_checkpoint(resolved: ResolvedRun, checkpoint: Found) -> Export:
+    """Export the checkpoint, unless the same export is complete on disk already.
 
     Raises:
-        StorageError: that can't be known.
+        StorageError: the export on disk can't be read.
     """
     job = resolved.job
     target = resolved.run_dir / "export"
-    adapter = target.with_name("adapter") if isinstance(job, ParentJob) and job.lora.rank else None
+    adapter = target.with_name("adapter") if job.has_adapters else None
     lineage = {
-        "checkpoint": found.directory.name,
-        "checkpoint_digest": found.manifest.digest,
-        "data_digests": list(found.manifest.data_digests),
-        "config_digest": found.manifest.config_digest,
-        "code_commit": found.manifest.code_commit,
-        "parent": found.manifest.parent,
+        "checkpoint": checkpoint.directory.name,
+        "checkpoint_digest": checkpoint.manifest.digest,
+        "data_digests": list(checkpoint.manifest.data_digests),
+        "config_digest": checkpoint.manifest.config_digest,
+        "code_commit": checkpoint.manifest.code_commit,
+        "parent": checkpoint.manifest.parent,
         "data": [str(folder) for folder in resolved.folders],
     }
     folders = [target] if adapter is None else [target, adapter]
     if not all(is_exported(folder, lineage) for folder in folders):
         prepared = [load_prepared(folder) for folder in resolved.folders]
         if isinstance(job, PretrainJob):
-            _pretrained(resolved, prepared, found, target)
+            _export_pretrained(resolved, job, prepared, checkpoint, target)
         else:
-            _fine_tuned(resolved, prepared, found, target)
+            _export_tuned(resolved, prepared, checkpoint, target)
         for folder in folders:
             write_marker(folder, lineage)
     return Export(target, adapter)
 
 
-def _pretrained(
-    resolved: ResolvedRun, prepared: list[Prepared], found: Found, target: Path
+def _export_pretrained(
+    resolved: ResolvedRun,
+    job: PretrainJob,
+    prepared: list[Prepared],
+    checkpoint: Found,
+    target: Path,
 ) -> None:
     from raymill.model.export import export_folder
 
-    job, first = resolved.job, prepared[0]
-    assert isinstance(job, PretrainJob)
+    first = prepared[0]
     export_folder(
-        found.reader(),
+        checkpoint.reader(),
         job.arch,
         job.arch.vocab_size or first.manifest.tokenizer.vocab_size,
         ControlTokens.of(first, resolved.model_folder),
@@ -75,61 +81,67 @@ def _pretrained(
         target,
         job.train.precision,
         parent=resolved.model_folder,
-        trained=partial(_trained, resolved, prepared, found),
-        probe_ids=_probes(first),
+        trained=partial(_trained_model, resolved, prepared, checkpoint),
+        probe_ids=_probe_ids(first),
     )
 
 
-def _fine_tuned(
-    resolved: ResolvedRun, prepared: list[Prepared], found: Found, target: Path
+def _export_tuned(
+    resolved: ResolvedRun, prepared: list[Prepared], checkpoint: Found, target: Path
 ) -> None:
     from raymill.model.finetuned import save_finetuned
 
-    scalar = isinstance(resolved.job, RewardJob)
+    scalar = resolved.job.scalar_head
     save_finetuned(
-        _trained(resolved, prepared, found),
+        _trained_model(resolved, prepared, checkpoint),
         prepared[0].tokenizer_folder,
         target,
         precision=resolved.job.train.precision,
         tokens=ControlTokens.of(prepared[0], resolved.model_folder),
-        probe_ids=_probes(prepared[0], whole=scalar),
+        probe_ids=_probe_ids(prepared[0], whole=scalar),
         parent=resolved.model_folder,
         scalar=scalar,
     )
 
 
-def _trained(resolved: ResolvedRun, prepared: list[Prepared], found: Found) -> Any:
-    """The model, built as the workers built it: a checkpoint holds only what was trained."""
+def _trained_model(
+    resolved: ResolvedRun, prepared: list[Prepared], checkpoint: Found
+) -> PreTrainedModel:
+    """Build the model as the workers did, since a checkpoint holds only the trained parameters."""
     from raymill.engine.trainer import load_weights
     from raymill.model.quiet import silence_libraries
     from raymill.recipes.registry import recipe_of
 
     silence_libraries()
-    model: Any = recipe_of(resolved, prepared).build_model(fresh=False)
-    load_weights(model, found.reader())
+    model = recipe_of(resolved, prepared).build_model(fresh=False)
+    load_weights(model, checkpoint.reader())
     return model
 
 
-def _probes(prepared: Prepared, *, whole: bool = False) -> list[list[int]]:
-    """Held-out texts, questions with their answers, better answers, or prompts, of unequal lengths: what is
-    shorter is padded. Their beginnings, unless `whole`: a logit for each word of a vocabulary is a lot."""
+def _probe_ids(prepared: Prepared, *, whole: bool = False) -> list[list[int]]:
+    """Return held-out sequences on which the exported model is compared with the trained one.
+
+    They are texts, questions with their answers, better answers, or prompts. Their lengths differ, so that
+    padding is tested too. Only their beginnings are taken unless `whole`, since the logits of every position
+    over a whole vocabulary need much memory.
+    """
     chat, end = prepared.manifest.chat, prepared.manifest.tokenizer.end_of_text_id
     if chat is not None:
         questions = read_questions(prepared.folder / chat.questions)
         held_out = (q for q in questions if q.split == VALIDATION)
-        found = [
+        sequences = [
             [*q.prompt_ids, *q.answer_ids, chat.end_of_turn_id]
             for _, q in zip(range(PROBES), held_out, strict=False)
         ]
     else:
         rows_ = ValidationSet(prepared.folder, rank=0, world_size=1, batch_rows=PROBES, rows=PROBES)
-        found = [
+        sequences = [
             tokens[:length].tolist()
             for rows in rows_
             for tokens, length in zip(rows.tokens, rows.first_length, strict=True)
         ]
     if whole:
-        return found or [[end], [end, end]]
-    # A row of running text holds one token more than the model has places.
+        return sequences or [[end], [end, end]]
+    # A row of running text holds one token more than the model has positions.
     longest = min(PROBE_TOKENS, prepared.manifest.sequence_length)
-    return [ids[: max(1, longest - n)] for n, ids in enumerate(found)] or [[end], [end, end]]
+    return [ids[: max(1, longest - n)] for n, ids in enumerate(sequences)] or [[end], [end, end]]

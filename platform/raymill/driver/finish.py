@@ -1,4 +1,4 @@
-"""What a finished run leaves: an exported model, a registered version, a summary, a report."""
+"""Finish a run: export the model, register it, and write a summary and a report."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 SUMMARY_NAME = "summary.json"
 
 
-def preempted() -> str:
-    """What to say to whom is ended at another's request."""
-    return f"preempted, resume with the same command:\n  {typed_command()}"
+def finish_run(
+    resolved: ResolvedRun, checkpoint: Found, tracker: Tracker, console: RunConsole
+) -> None:
+    """Export, register, summarize and report the run's last, verified checkpoint.
 
+    A registry that can't be reached doesn't fail the run: the model is on disk, and the same command registers
+    it later.
 
-def finish(resolved: ResolvedRun, found: Found, tracker: Tracker, console: RunConsole) -> int:
-    """Export, register, summarise and report the run's last, verified checkpoint.
-
-    A registry that can't be reached doesn't fail the run: the model is on the disk, and the same
-    command registers it later.
+    Raises:
+        RaymillError: reinforcement learning has learned nothing, or the export can't be written.
     """
     from raymill.report.alignment import pairs_card, reward_card
     from raymill.report.fine_tuning import fine_tuning_card, yardsticks
@@ -50,25 +50,23 @@ def finish(resolved: ResolvedRun, found: Found, tracker: Tracker, console: RunCo
     }
 
     events = Follower(resolved.event_log).read()
-    if isinstance(resolved.job, RlhfJob):
-        _refuse_unchanged(events, resolved.job.algorithm.overlong)
+    if resolved.rl is not None:
+        _refuse_unchanged(events, str(resolved.config["algorithm.overlong"]))
     prepared = [load_prepared(folder) for folder in resolved.folders]
-    export = export_checkpoint(resolved, found)
+    export = export_checkpoint(resolved, checkpoint)
     console.say(f"exported {export.folder}")
-    figures = run_figures(events)
-    if isinstance(resolved.job, SftJob):
-        figures |= yardsticks(prepared[0], resolved.job)
+    figures = run_figures(events) | yardsticks(prepared[0], resolved.job)
     registered = None
     if resolved.job.tracking.register and resolved.job.tracking.uri != "none":
         try:
-            registered = tracker.register(found, export.folder, figures, export.adapter)
+            registered = tracker.register(checkpoint, export.folder, figures, export.adapter)
             console.say(f"registered {registered}")
             if export.adapter is not None:
                 tracking = resolved.job.tracking
                 console.say(f"           {tracking.registered_model}-adapter@{tracking.alias}")
         except TrackingError as error:
             console.say(f"not registered: {error}")
-    summary = _summary(resolved, found, export, figures, registered)
+    summary = _summary(resolved, checkpoint, export, figures, registered)
     write_atomic(resolved.run_dir / SUMMARY_NAME, json.dumps(summary, indent=1))
     card = cards[type(resolved.job)](resolved.run_dir, prepared, events, summary)
     for text in card.headlines:
@@ -77,48 +75,50 @@ def finish(resolved: ResolvedRun, found: Found, tracker: Tracker, console: RunCo
     tracker.attach([report, curve])
     console.say(f"report   {report}")
     console.say(f"summary  {resolved.run_dir / SUMMARY_NAME}")
-    return 0
 
 
 def _refuse_unchanged(events: list[dict[str, Any]], overlong: str = "keep") -> None:
-    """A policy that no answer has ever taught is its parent still, and mustn't pass for an aligned one."""
+    """Refuse to finish a run in which no answer was learned from: its policy is its parent unchanged."""
     steps = last_of_each_step(events, "step")
     if not any("policy/ratio" in event for event in steps):
         raise RaymillError(
-            f"nothing was learned in {len(steps)} steps: {'; '.join(_why_nothing(steps, overlong))}. "
-            "The policy is its parent still, so nothing is exported or registered"
+            f"nothing was learned in {len(steps)} steps: {'; '.join(_reasons(steps, overlong))}. "
+            "The policy is still its parent, so nothing is exported or registered"
         )
 
 
-def _why_nothing(steps: list[dict[str, Any]], overlong: str) -> list[str]:
-    """Return what kept answers from teaching, by the figures of their steps, each with what helps."""
+def _reasons(steps: list[dict[str, Any]], overlong: str) -> list[str]:
+    """Return the reasons why no answer was learned from, by the steps' metrics, each with its remedy."""
     count = max(len(steps), 1)
     dropped = sum(event.get("rollout/dropped", 0) for event in steps)
     equal = sum(event.get("rollout/equal_groups", 0) for event in steps) / count
     cut = sum(event.get("rollout/truncated", 0) for event in steps) / count
-    whys = []
+    reasons = []
     if dropped:
-        whys.append(f"{dropped:,.0f} answers had no reward, for the causes in the messages above")
+        reasons.append(
+            f"{dropped:,.0f} answers had no reward, for the causes in the messages above"
+        )
     if equal:
-        whys.append(
-            f"in {equal:.0%} of the groups every answer had the same reward, from which nothing follows: take "
-            "prompts that the parent answers rightly now and then, a reward with more than two values, or a "
-            "larger rollout.group"
+        reasons.append(
+            f"in {equal:.0%} of the groups every answer had the same reward, so that no advantage is left: "
+            "take prompts that the parent sometimes answers correctly, a reward with more than two values, "
+            "or a larger rollout.group"
         )
     if cut and overlong == "mask":
-        whys.append(
+        reasons.append(
             f"{cut:.0%} of the answers were cut off, which algorithm.overlong=mask leaves out: raise "
             "rollout.max_new_tokens, or use algorithm.overlong=keep"
         )
-    return whys or ["no answer was sampled"]
+    return reasons or ["no answer was sampled"]
 
 
 def run_figures(events: list[dict[str, Any]]) -> dict[str, Any]:
-    """The figures of a run from its journal; replayed steps count once, as last written."""
+    """Compute a run's metrics from its event log; repeated steps count once, as last written."""
     ordered = last_of_each_step(events, "step")
     evaluations = [metrics_of(event) for event in last_of_each_step(events, "evaluation")]
     figures: dict[str, Any] = {"steps": len(ordered)}
     if ordered:
+        # The first tenth fills caches and compiles, so it isn't counted.
         steady = ordered[len(ordered) // 10 :]
         figures |= {
             "samples": ordered[-1]["samples"],
@@ -130,8 +130,8 @@ def run_figures(events: list[dict[str, Any]]) -> dict[str, Any]:
             "perf/data_wait_share": sum(e["perf/data_wait_s"] for e in steady)
             / sum(e["perf/step_s"] for e in steady),
         }
-    for found in evaluations:
-        for name, value in found.items():
+    for evaluation in evaluations:
+        for name, value in evaluation.items():
             figures.setdefault(f"{name}/before", value)
             figures[name] = value
     return figures
@@ -139,7 +139,7 @@ def run_figures(events: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _summary(
     resolved: ResolvedRun,
-    found: Found,
+    checkpoint: Found,
     export: Export,
     figures: dict[str, Any],
     registered: str | None,
@@ -148,15 +148,15 @@ def _summary(
         "run": resolved.job.run.name,
         "status": "finished",
         "figures": figures,
-        "checkpoint": str(found.directory),
-        "checkpoint_digest": found.manifest.digest,
+        "checkpoint": str(checkpoint.directory),
+        "checkpoint_digest": checkpoint.manifest.digest,
         "export": str(export.folder),
         "adapter": None if export.adapter is None else str(export.adapter),
         "registered": registered,
         "parent": resolved.parent,
-        "reward": resolved.reward,
+        "reward": None if resolved.rl is None else resolved.rl.reward_model,
         "data": [str(folder) for folder in resolved.folders],
-        "data_digests": list(found.manifest.data_digests),
+        "data_digests": list(checkpoint.manifest.data_digests),
         "config_digest": resolved.config_digest,
         "code_commit": resolved.code_commit,
         "metrics": str(resolved.event_log),

@@ -1,4 +1,4 @@
-"""`jobs/generate.py`: a model continues a prompt, or answers in a conversation, token by token."""
+"""Generation at the terminal: a model continues a prompt, or answers in a conversation, token by token."""
 
 from __future__ import annotations
 
@@ -17,25 +17,28 @@ if TYPE_CHECKING:
     from raymill.data.messages.encode import ChatEncoder
 
 
-def run(job: GenerateJob) -> int:
+def generate(job: GenerateJob) -> int:
     """Answer `prompt=`, `prompt_file=`, or standard input: whole when piped, line by line at a terminal.
 
-    A model whose folder has a chat template converses, unless `chat=false`; others continue text.
+    A model whose folder has a chat template converses, unless `chat=false`; others continue text. Return the
+    exit code.
 
     Raises:
-        RaymillError: the model or the prompt file can't be had, or the model has no chat template
-        and one is needed.
+        RaymillError: the model or the prompt file can't be read, or the model has no chat template and needs
+            one.
     """
     from raymill.model.shape import gives_a_number
     from raymill.track.registry import resolve_model
 
-    prompt = _given_prompt(job)
-    found = resolve_model(job.model, job.tracking, job.storage.folder)
-    if gives_a_number(found.folder):
-        raise ConfigError([f"model={job.model}: {found.name} is a reward model and writes nothing"])
-    encoder = _chat_encoder(job, found.folder)
-    print(f"{found.name}", file=sys.stderr)
-    model, tokenizer, end_of_text_id = load(found.folder)
+    prompt = _read_prompt(job)
+    resolved = resolve_model(job.model, job.tracking, job.storage.folder)
+    if gives_a_number(resolved.folder):
+        raise ConfigError(
+            [f"model={job.model}: {resolved.name} is a reward model and writes nothing"]
+        )
+    encoder = _chat_encoder(job, resolved.folder)
+    print(f"{resolved.name}", file=sys.stderr)
+    model, tokenizer, end_of_text_id = load(resolved.folder)
     if encoder is not None:
         _converse(job, model, tokenizer, encoder, prompt)
     elif prompt is not None:
@@ -47,7 +50,7 @@ def run(job: GenerateJob) -> int:
 
 
 def _chat_encoder(job: GenerateJob, folder: Path) -> ChatEncoder | None:
-    """How the model is spoken to; None: it continues text."""
+    """Return the encoder of the model's chat template; None: it continues text."""
     if job.chat is False:
         return None
     from raymill.data.messages.folder import load_chat_encoder
@@ -56,15 +59,15 @@ def _chat_encoder(job: GenerateJob, folder: Path) -> ChatEncoder | None:
         encoder = load_chat_encoder(folder)
     except DataError as error:
         raise DataError(f"{error} (chat=false continues text, without the template.)") from error
-    wanted = {"chat=true": job.chat, "system": job.system is not None}
-    if encoder is None and any(wanted.values()):
+    settings = {"chat=true": job.chat, "system": job.system is not None}
+    if encoder is None and any(settings.values()):
         raise ConfigError(
             [
                 f"{key}: {job.model} has no chat template (chat_template.jinja, or chat_template in "
                 "tokenizer_config.json, in its folder), so it can only continue text; choose a "
                 f"fine-tuned model, or leave {key} out"
-                for key, given in wanted.items()
-                if given
+                for key, is_set in settings.items()
+                if is_set
             ]
         )
     return encoder
@@ -93,8 +96,8 @@ def _converse(
     print_answer(conversation, message, job.seed)
 
 
-def _given_prompt(job: GenerateJob) -> str | None:
-    """The prompt, unless a person is going to type it."""
+def _read_prompt(job: GenerateJob) -> str | None:
+    """Return the prompt; None where the user types it at a terminal."""
     if job.prompt is not None:
         return job.prompt
     if job.prompt_file is not None:

@@ -1,5 +1,8 @@
-"""Signals that ask a run to end. Ctrl-C once, or SIGTERM: commit and stop. Ctrl-C twice: stop now, and lose
-what was made since the last checkpoint."""
+"""Signals that ask a run to end.
+
+Ctrl-C once, or SIGTERM: commit a checkpoint and stop. Ctrl-C twice: stop now, and lose the work since the last
+checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,12 @@ from contextlib import contextmanager
 from types import FrameType
 
 from raymill.config.entry import EXIT_PREEMPTED
+from raymill.redaction import typed_command
 
 
 @contextmanager
 def on_interrupt(call: Callable[[], None]) -> Iterator[None]:
-    """Within the block, the first SIGINT calls and the second raises KeyboardInterrupt."""
+    """Within the block, the first SIGINT calls `call` and the second raises KeyboardInterrupt."""
 
     def handle(_signal: int, _frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -28,7 +32,10 @@ def on_interrupt(call: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def on_termination(call: Callable[[], None]) -> Iterator[None]:
-    """Within the block, SIGTERM calls, once: it is ignored from then on, whoever sends it again kills next."""
+    """Within the block, the first SIGTERM calls `call`; later ones are ignored.
+
+    A machine's owner who isn't satisfied with that sends SIGKILL next.
+    """
 
     def handle(_signal: int, _frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -43,11 +50,16 @@ def on_termination(call: Callable[[], None]) -> Iterator[None]:
 
 
 def terminated() -> bool:
-    """Whether `on_termination` was called; what was under way then may have gone on to its end."""
+    """Tell whether SIGTERM came within `on_termination`; the work under way may have been completed since."""
     return signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
 
 
-def end_preempted(words: str) -> None:
-    """What SIGTERM does where there is nothing to commit: end with the exit code that says so."""
-    print(words, flush=True)
+def end_preempted(message: str) -> None:
+    """End the process with the exit code of a preempted run, where there is nothing to commit."""
+    print(message, flush=True)
     raise SystemExit(EXIT_PREEMPTED)
+
+
+def preemption_message() -> str:
+    """Return the message for a run that is ended by the machine's owner."""
+    return f"preempted, resume with the same command:\n  {typed_command()}"

@@ -1,172 +1,153 @@
-"""`jobs/pipeline.py`: each stage exactly as its own job would run it, in one Ray session."""
+"""The pipeline around its stages: the Ray session that they share, their models, and the questions at the end.
+
+The loop over the stages is in `jobs/pipeline.py`, which runs each one as its own job's script does.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from raymill.annotate import command as serve
-from raymill.cluster.session import NO_ACTORS, connect, warm_up
-from raymill.config.entry import EXIT_PREEMPTED
-from raymill.data.text import prepare
-from raymill.driver import pretraining as pretrain
-from raymill.driver import tuning
+from raymill.cluster.session import NO_ACTORS, connect
 from raymill.driver.failure import RunState
-from raymill.driver.finish import SUMMARY_NAME, preempted
-from raymill.driver.interrupt import end_preempted, on_termination, terminated
-from raymill.driver.rewards import actors_of
+from raymill.driver.finish import SUMMARY_NAME
+from raymill.driver.interrupt import end_preempted, on_termination, preemption_message
+from raymill.driver.reward_resolution import actor_resources
 from raymill.reading import is_file, read_json
 from raymill.schema.jobs import (
     GenerateJob,
     ParentJob,
     PipelineJob,
+    PrepareJob,
+    RankJob,
     TrainJob,
 )
 from raymill.track.state_log import read_history
 
 P = TypeVar("P", bound=ParentJob)
+StageJob = PrepareJob | TrainJob | RankJob
 
-# What a stage's parent is by default: what the stage before registered.
+# Aliases by which a stage's parent is given by default, and the stages that register them.
 _DEFAULT_PARENTS = {"pretrained": "pretrain", "sft": "sft", "reward": "reward"}
 
 
-def run(job: PipelineJob) -> int:
-    """Run the stages in order; each skips what is finished already. Returns the exit code."""
-    if job.pretrain.dry_run:
-        return pretrain.run(job.pretrain)  # what the other stages start from doesn't exist yet
-    took: dict[str, float] = {}
-    warm_up(job.pretrain.cluster)
+@contextmanager
+def pipeline_session(job: PipelineJob) -> Iterator[None]:
+    """Connect to a Ray that is large enough for every stage; the stages use it instead of their own."""
     trained = (job.pretrain, job.sft, job.reward, job.rlhf)
-    most = max((stage.run for stage in trained), key=lambda run: run.most)
-    beside = actors_of(job.rlhf) if "rlhf" in job.stages else NO_ACTORS
+    largest = max((stage.run for stage in trained), key=lambda run: run.most)
+    actors = actor_resources(job.rlhf) if "rlhf" in job.stages else NO_ACTORS
     with (
-        on_termination(partial(end_preempted, preempted())),
-        connect(job.pretrain.cluster, most, beside),
+        on_termination(partial(end_preempted, preemption_message())),
+        connect(job.pretrain.cluster, largest, actors),
     ):
-        for stage in job.stages:
-            began = time.monotonic()
-            if terminated():  # while the stage before was exported, say
-                print(preempted(), flush=True)
-                return EXIT_PREEMPTED
-            code = _STAGES[stage](job)
-            if code or _was_stopped(getattr(job, stage, None)):
-                return code
-            took[stage] = time.monotonic() - began
-    began = time.monotonic()
-    if job.pretrain.data.source == "demo":
-        _show(job)
-    _ask(job)
-    took["questions"] = time.monotonic() - began
-    told = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in took.items())
-    print(f"\ntook     {told}; {sum(took.values()):.0f} s in all", flush=True)
-    return 0
+        yield
 
 
-def _show(job: PipelineJob) -> None:
-    """Print and draw what each stage of the demonstration changed."""
-    from raymill.demo.show import show
-
-    trained: dict[str, TrainJob] = {
-        stage: getattr(job, stage) for stage in job.stages if stage not in ("prepare", "rank")
-    }
-    paths = {stage: _run_dir(found) / SUMMARY_NAME for stage, found in trained.items()}
-    summaries = {stage: read_json(path) for stage, path in paths.items() if is_file(path)}
-    data, seed = job.pretrain.data, job.pretrain.run.seed
-    show(summaries, job.pretrain.storage.folder, data.validation.fraction, seed)
-
-
-def _was_stopped(stage: object) -> bool:
-    """Whether a stage ended before its end, at the user's request; the ones after it wait, too."""
-    if not isinstance(stage, TrainJob):
-        return False
-    history = read_history(_run_dir(stage))
-    return bool(history) and history[-1]["state"] == RunState.STOPPED
-
-
-def _prepare(job: PipelineJob) -> int:
-    prepare.run(job.pretrain.preparation())
-    return 0
-
-
-def _rank(job: PipelineJob) -> int:
-    models = tuple(_made(job, model) for model in job.rank.model)
-    return serve.run(replace(job.rank, model=models))
-
-
-def _rlhf(job: PipelineJob) -> int:
-    rlhf = _with_parent(job, job.rlhf)
-    model = rlhf.reward.model
-    if model is not None:
-        rlhf = replace(rlhf, reward=replace(rlhf.reward, model=_made(job, model)))
-    return tuning.run(rlhf)
-
-
-_STAGES: dict[str, Callable[[PipelineJob], int]] = {
-    "prepare": _prepare,
-    "pretrain": lambda job: pretrain.run(job.pretrain),
-    "sft": lambda job: tuning.run(_with_parent(job, job.sft)),
-    "rank": _rank,
-    "reward": lambda job: tuning.run(_with_parent(job, job.reward)),
-    "rlhf": _rlhf,
-}
+def stage_job(job: PipelineJob, stage: str) -> StageJob:
+    """Return a stage's job, with the models that this pipeline's earlier stages made as its parents."""
+    if stage == "prepare":
+        return job.pretrain.preparation()
+    if stage == "rank":
+        return replace(job.rank, model=tuple(_own_model(job, model) for model in job.rank.model))
+    if stage == "rlhf":
+        rlhf, model = _with_parent(job, job.rlhf), job.rlhf.reward.model
+        if model is None:
+            return rlhf
+        return replace(rlhf, reward=replace(rlhf.reward, model=_own_model(job, model)))
+    tuned = {"sft": job.sft, "reward": job.reward}
+    return _with_parent(job, tuned[stage]) if stage in tuned else job.pretrain
 
 
 def _with_parent(job: PipelineJob, stage: P) -> P:
-    return replace(stage, parent=_made(job, stage.parent))
+    return replace(stage, parent=_own_model(job, stage.parent))
 
 
-def _made(job: PipelineJob, reference: str) -> str:
-    """What an alias means in this pipeline: the very version that its own stage registered, or the folder
-    it exported where nothing is registered. Other references are the user's choice."""
+def _own_model(job: PipelineJob, reference: str) -> str:
+    """Return the version that this pipeline's own stage registered under an alias.
+
+    The alias may have moved to another pipeline's version since. Where nothing is registered, return the
+    exported folder. Other references are the user's choice and stay as they are.
+    """
     name = job.pretrain.tracking.registered_model
     model, _, alias = reference.partition("@")
     stage = _DEFAULT_PARENTS.get(alias)
     if model != f"models:/{name}" or stage is None:
         return reference
-    trained: TrainJob = getattr(job, stage)
-    summary = read_json(_run_dir(trained) / SUMMARY_NAME)
+    summary = read_json(_run_dir(_trained(job, [stage])[stage]) / SUMMARY_NAME)
     if summary is None:
         return reference
     registered = summary["registered"]
     return str(registered.split()[0] if registered else summary["export"])
 
 
+def was_stopped(stage: StageJob) -> bool:
+    """Tell whether a stage was stopped by the user, so that the following ones mustn't start."""
+    if not isinstance(stage, TrainJob):
+        return False
+    history = read_history(_run_dir(stage))
+    return bool(history) and history[-1]["state"] == RunState.STOPPED
+
+
+def _trained(job: PipelineJob, stages: list[str]) -> dict[str, TrainJob]:
+    """Return the jobs that train, by stage."""
+    jobs: dict[str, TrainJob] = {
+        "pretrain": job.pretrain,
+        "sft": job.sft,
+        "reward": job.reward,
+        "rlhf": job.rlhf,
+    }
+    return {stage: jobs[stage] for stage in stages if stage in jobs}
+
+
 def _run_dir(trained: TrainJob) -> Path:
     return trained.storage.folder / "runs" / str(trained.run.name)
 
 
-def _ask(job: PipelineJob) -> None:
-    """Put the questions to the models that the stages made: to the last one, or to all assistants side by
-    side where alignment has made one of them another."""
-    trained: dict[str, TrainJob] = {
-        stage: getattr(job, stage) for stage in job.stages if stage in ("pretrain", "sft", "rlhf")
-    }
-    assistants: list[str] = [stage for stage in ("sft", "rlhf") if stage in trained]
-    shown = assistants or list(trained)
+def show_demo(job: PipelineJob) -> None:
+    """Print and draw the change that each stage of the demonstration made; nothing with other data."""
+    from raymill.demo.show import show
+
+    data, seed = job.pretrain.data, job.pretrain.run.seed
+    if data.source != "demo":
+        return
+    trained = _trained(job, list(job.stages))
+    paths = {stage: _run_dir(found) / SUMMARY_NAME for stage, found in trained.items()}
+    summaries = {stage: read_json(path) for stage, path in paths.items() if is_file(path)}
+    show(summaries, job.pretrain.storage.folder, data.validation.fraction, seed)
+
+
+def ask_questions(job: PipelineJob) -> None:
+    """Put the pipeline's questions to the last model; to both assistants where alignment made a second one."""
+    from raymill.driver.generation import generate
+
+    trained = _trained(job, [stage for stage in job.stages if stage != "reward"])
+    assistants = [stage for stage in ("sft", "rlhf") if stage in trained]
+    asked = assistants or list(trained)
     if "rlhf" not in trained:
-        shown = shown[-1:]
-    for question in job.ask if shown else ():
+        asked = asked[-1:]
+    for question in job.ask if asked else ():
         print(f"\nyou> {question}", flush=True)
-        for stage in shown:
-            if len(shown) > 1:
+        for stage in asked:
+            if len(asked) > 1:
                 print(f"@{trained[stage].tracking.alias}", flush=True)
-            _answer(trained[stage], question)
+            generate(
+                GenerateJob(
+                    model=str(_run_dir(trained[stage]) / "export"),
+                    storage=trained[stage].storage,
+                    tracking=trained[stage].tracking,
+                    prompt=question,
+                    max_new_tokens=80,
+                    temperature=0.0,
+                )
+            )
 
 
-def _answer(trained: TrainJob, question: str) -> None:
-    from raymill.driver.generation import run as generate
-
-    generate(
-        GenerateJob(
-            model=str(_run_dir(trained) / "export"),
-            storage=trained.storage,
-            tracking=trained.tracking,
-            prompt=question,
-            max_new_tokens=80,
-            temperature=0.0,
-        )
-    )
+def print_durations(seconds: Mapping[str, float]) -> None:
+    """Print the time that each stage took."""
+    stages = ", ".join(f"{stage} {value:.0f} s" for stage, value in seconds.items())
+    print(f"\ntook     {stages}; {sum(seconds.values()):.0f} s in all", flush=True)

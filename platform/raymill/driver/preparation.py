@@ -1,4 +1,4 @@
-"""`jobs/prepare.py` on the driver: text, or messages of some kind for a parent model."""
+"""Preparation of data on the driver: text, or messages for a parent model."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ from raymill.track.registry import resolve_model
 
 @dataclass(frozen=True)
 class Kind:
-    """How data of one kind is prepared."""
+    """Preparation and preview of messages of one kind."""
 
     name: str  # as in `prepare kind=` and in a manifest
-    what: str
+    what: str  # plural noun for messages
     preparation: Callable[[Any, ChatTokenizer], Preparation]
     preview: Callable[[Prepared, int], None]
 
@@ -53,39 +53,42 @@ _KINDS: dict[type[MessagesConfig], Kind] = {
 
 
 def kind_of(data: MessagesConfig) -> Kind:
-    """How this data is prepared."""
+    """Return the kind of messages that a configuration describes."""
     return _KINDS[type(data)]
 
 
-def run(job: PrepareJob | MessagesPrepareJob) -> int:
-    """Prepare a job's data; returns the process's exit code.
+def describe_preparation(job: PrepareJob | MessagesPrepareJob) -> str:
+    """Describe the data that a job would prepare; nothing is started or written.
 
     Raises:
-        RaymillError: the parent can't be had, or the input is missing or too bad.
+        RaymillError: the parent can't be loaded, or the input is missing.
     """
-    if isinstance(job, MessagesPrepareJob):
-        return _run_messages(job)
-    if job.dry_run:
-        print(text.describe(job))
-    else:
+    if isinstance(job, PrepareJob):
+        return text.describe(job)
+    return kind_of(job.data).preparation(job, _tokenizer(job)).describe()
+
+
+def prepare(job: PrepareJob | MessagesPrepareJob) -> None:
+    """Prepare a job's data, and show the first of it where that is asked for.
+
+    Raises:
+        RaymillError: the parent can't be loaded, or the input is missing or too bad.
+    """
+    if isinstance(job, PrepareJob):
         text.run(job)
-    return 0
-
-
-def _run_messages(job: MessagesPrepareJob) -> int:
-    parent = resolve_model(job.parent, job.tracking, job.storage.folder, key="parent").folder
-    tokenizer = chat_tokenizer(parent, job.data.template, job.data.special_tokens)
-    if job.dry_run:
-        print(kind_of(job.data).preparation(job, tokenizer).describe())
-        return 0
-    prepared = prepared_messages(job, tokenizer)
+        return
+    prepared = prepared_messages(job, _tokenizer(job))
     if job.preview:
         kind_of(job.data).preview(prepared, job.preview)
-    return 0
+
+
+def _tokenizer(job: MessagesPrepareJob) -> ChatTokenizer:
+    parent = resolve_model(job.parent, job.tracking, job.storage.folder, key="parent").folder
+    return chat_tokenizer(parent, job.data.template, job.data.special_tokens)
 
 
 def prepared_messages(job: MessagesPrepareJob, tokenizer: ChatTokenizer) -> Prepared:
-    """The prepared folder: found, or made now on a Ray that is started for it or is there already."""
+    """Return the prepared folder, made now unless it exists. Ray is started for it unless it runs already."""
     preparation = kind_of(job.data).preparation(job, tokenizer)
     fetch(job.storage, preparation.folder, MANIFEST_NAME)
     prepared = preparation.find()
@@ -97,7 +100,7 @@ def prepared_messages(job: MessagesPrepareJob, tokenizer: ChatTokenizer) -> Prep
 
 
 def fetched_mixture(data: RowsConfig, storage: StorageConfig) -> dict[Path, float]:
-    """Prepared folder → weight of `data.mixture`, here if an object store has them."""
+    """Return prepared folder → weight of `data.mixture`, downloaded if an object store has them."""
     folders = mixture_folders(data, storage.folder)
     for folder in folders:
         fetch(storage, folder, MANIFEST_NAME)

@@ -1,4 +1,4 @@
-"""A run's attempts: start workers, follow them, and after a failure start again from the last commit."""
+"""Supervision of a run: start workers, follow them, and after a failure start again from the last commit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from raymill.checkpoint.lease import Lease
 from raymill.checkpoint.retention import committed_steps
@@ -21,39 +21,50 @@ from raymill.cluster.capacity import (
     room_for_workers,
 )
 from raymill.cluster.session import NO_ACTORS, ActorResources
-from raymill.driver.diagnosis import as_raised, diagnose, final_error
-from raymill.driver.failure import Cause, Failure, GiveUp, RunState, decide_retry
+from raymill.driver.failure import (
+    Cause,
+    Failure,
+    GiveUp,
+    RunState,
+    as_raised,
+    decide_retry,
+    diagnose,
+    final_error,
+)
 from raymill.driver.launch import WorkerRun
 from raymill.driver.watchdog import Watchdog, end_one
 from raymill.engine.failure_note import FailureNote, read_notes
 from raymill.engine.resolved_run import ResolvedRun
 from raymill.errors import CheckpointError, ClusterError, StorageError
 from raymill.plan.batch import allowed_workers
-from raymill.schema.jobs import RlhfJob
 from raymill.track.console import RunConsole
 from raymill.track.follow import Follower
 from raymill.track.state_log import StateLog
 
 POLL_S = 0.2
-LOOK_S = 10.0  # between two looks at the cluster
-ROOM_S = 600.0  # a cluster that grows on demand takes minutes
+CAPACITY_CHECK_S = 10.0  # between two looks at the cluster's nodes and free resources
+# An autoscaling cluster needs minutes to add a node.
+ROOM_S = 600.0
 STARTING = "starting workers …"
+
+RunStatus = Literal["finished", "stopped", "waiting", "failed"]
 
 
 @dataclass(frozen=True)
-class Ending:
-    """How an attempt ended: what the workers wrote last, or what became of them."""
+class AttemptEnd:
+    """End of an attempt: the status that the workers wrote last, or the error that ended them."""
 
     status: str | None
     error: BaseException | None
     step: int
-    notes: Mapping[int, FailureNote] = field(default_factory=dict)  # of ranks that couldn't go on
+    notes: Mapping[int, FailureNote] = field(default_factory=dict)  # of ranks that failed
 
 
 class RunSupervisor:
-    """Runs a training job to its end on a Ray that is connected.
+    """Supervisor of one process's attempts at a run, on a Ray that is connected.
 
-    `stop` and `drain` may be called at any time, from a signal handler.
+    `stop` and `drain` may be called at any time, from a signal handler. `resume_command` is shown where the run
+    ends early; `actors` are the resources that the job takes besides the workers.
     """
 
     def __init__(
@@ -62,88 +73,97 @@ class RunSupervisor:
         lease: Lease,
         console: RunConsole,
         history: StateLog,
-        resume: str,
-        beside: ActorResources = NO_ACTORS,
+        resume_command: str,
+        actors: ActorResources = NO_ACTORS,
     ) -> None:
         self._resolved = resolved
         self._lease = lease
         self._console = console
         self._history = history
-        self._resume = resume
-        self._beside = beside
+        self._resume_command = resume_command
+        self._actors = actors
         self._failures: list[Failure] = []
-        self._asked: RunState | None = None  # to end, by a person or by whoever runs the machine
+        # The state in which a user, or the machine's owner, asked the run to end.
+        self._ending: RunState | None = None
         self._resizing = False
         self._workers = 0
-        self._starts = 0  # of workers; each fences off the ones before
-        self._nodes: set[str] = set()  # that this attempt is on, once it is there
+        # Number of starts of workers; each one fences off the workers of those before.
+        self._starts = 0
+        # Nodes of the current attempt's workers, once they have started.
+        self._nodes: set[str] = set()
         self._watchdog: Watchdog | None = None
         self._step_s: deque[float] = deque(maxlen=50)
 
     def stop(self) -> None:
-        """Commit and stop, as a person asks."""
-        self._ask(RunState.COMMITTING)
+        """Commit and stop, at the user's request."""
+        self._end(RunState.COMMITTING)
 
     def drain(self) -> None:
-        """Commit and stop, as the machine's owner asks, who doesn't wait for long."""
-        self._ask(RunState.DRAINING)
+        """Commit and stop, at the request of the machine's owner, who doesn't wait for long."""
+        self._end(RunState.DRAINING)
 
     @property
     def drained(self) -> bool:
-        return self._asked is RunState.DRAINING
+        return self._ending is RunState.DRAINING
 
     @property
     def _moving(self) -> bool:
-        """Whether the workers were asked to end only to go on in another number."""
-        return self._resizing and self._asked is None
+        """Tell whether the workers were asked to end only to restart in another number."""
+        return self._resizing and self._ending is None
 
     @property
     def _winding_up(self) -> bool:
-        """Whether the workers were asked to end, for good or to go on in another number."""
-        return self._resizing or self._asked is not None
+        """Tell whether the workers were asked to end, for good or to restart in another number."""
+        return self._resizing or self._ending is not None
 
-    def _ask(self, how: RunState) -> None:
-        if not self.drained:  # which says how it ends
-            self._asked = how
+    def _end(self, state: RunState) -> None:
+        # A drained run exits with a code of its own, whatever the user asks later.
+        if not self.drained:
+            self._ending = state
         self._resolved.stop_request.touch()
 
-    def run(self) -> str:
-        """To the end; returns "finished", "stopped" after a checkpoint, or, where it was asked to stop and
-        could commit nothing any more, "waiting" for room or "broken off" by a failure.
+    def run(self) -> RunStatus:
+        """Run to completion. Return "finished", "stopped", "waiting" or "failed".
+
+        A run that was asked to stop is "stopped" after a checkpoint. Where it could no longer commit one, it
+        was "waiting" for free resources, or its last attempt "failed".
 
         Raises:
-            RaymillError: it can't go on; what was committed stays.
+            RaymillError: it can't go on; the committed checkpoints stay.
         """
-        unstarted = "waiting"
+        before_start: RunStatus = "waiting"
         while True:
             self._resizing = False
             self._resolved.stop_request.unlink(missing_ok=True)
             self._workers = self._wait_for_room()
-            if self._asked is not None:  # also where that was between the two lines above
-                return unstarted
+            # A signal may have come between the deletion of the request and here, so this is asked again.
+            if self._ending is not None:
+                return before_start
             self._history.enter(RunState.STARTING, workers=self._workers)
-            ending = self._attempt()
-            unstarted = "waiting"
-            if ending.status == "rewind":
+            end = self._attempt()
+            before_start = "waiting"
+            if end.status == "rewind":
                 continue
-            if ending.status in ("finished", "stopped"):
-                if ending.status == "stopped" and self._moving:
+            if end.status == "finished":
+                return "finished"
+            if end.status == "stopped":
+                if self._moving:
                     continue
-                return ending.status
-            if not self._recover(ending):
-                return "broken off"
-            unstarted = "broken off"
+                return "stopped"
+            if not self._recover(end):
+                return "failed"
+            before_start = "failed"
 
     def _wait_for_room(self) -> int:
-        """Workers to start with: as many as there is room for, of those that the batch allows."""
+        """Wait until the cluster has room for a number of workers that the batch allows; return the largest."""
         allowed = allowed_workers(self._resolved.job)
         cluster = self._resolved.job.cluster
         deadline = time.monotonic() + ROOM_S
-        told = False
+        announced = False
         with ExitStack() as waiting:
-            while self._asked is None:
+            while self._ending is None:
                 self._lease.check()
-                room = room_for_workers(cluster, self._beside)
+                room = room_for_workers(cluster, self._actors)
                 size = largest_fit(allowed, room)
                 if size is not None:
                     return size
@@ -153,77 +173,81 @@ class RunSupervisor:
                 if time.monotonic() > deadline:
                     raise ClusterError(
                         f"the cluster had room for {room} workers for {ROOM_S:.0f} s, and the run takes "
-                        f"{wanted}; what was committed stays, and the same command resumes:\n  {self._resume}"
+                        f"{wanted}; what was committed stays, and the same command resumes:\n"
+                        f"  {self._resume_command}"
                     )
-                if not told:
+                if not announced:
                     self._console.say(
                         f"waiting: the cluster has room for {room} workers, the run takes {wanted} …"
                     )
                     waiting.enter_context(requesting_capacity(allowed[0], cluster))
-                    told = True
+                    announced = True
                 time.sleep(POLL_S * 5)
         return 0
 
-    def _attempt(self) -> Ending:
-        """Start workers and show the run's events until they have ended."""
+    def _attempt(self) -> AttemptEnd:
+        """Start workers, and show the run's events until they have ended."""
         resolved = self._resolved
         self._console.waiting(STARTING)
         self._nodes.clear()
         self._step_s.clear()
-        # Of this process's start before; another's, who may hold the run by now, aren't ours to delete.
+        # Only the heartbeats of this process's previous start are deleted: those of another process, which
+        # may hold the run by now, aren't ours.
         shutil.rmtree(replace(resolved, start=self._starts).pulses, ignore_errors=True)
         self._starts += 1
-        # Workers of before, should they still live, have nothing to say from here on.
+        # Events that workers of an earlier attempt still write, should any live, are ignored from here on.
         follower = Follower.at_end(resolved.event_log)
         resolved = replace(resolved, start=self._starts)
         self._watch_from_now(resolved.pulses)
         workers = WorkerRun(resolved, self._workers)
-        look = time.monotonic() + LOOK_S
-        ending: dict[str, Any] = {}
+        next_check = time.monotonic() + CAPACITY_CHECK_S
+        last: dict[str, Any] = {}
         step = last_committed(resolved.checkpoints)
         while True:
             ended = workers.wait(POLL_S)
-            for event in _news(follower):
+            for event in _new_events(follower):
                 self._console.show(event)
                 step = event["step"] if event["kind"] == "step" else step
                 if event["kind"] in ("status", "attempt"):
-                    ending = event
-                self._note(event)
+                    last = event
+                self._measure(event)
                 self._enter(event)
             if ended:
                 break
             self._lease.check()
-            self._watch(resolved.pulses)
-            if time.monotonic() > look and self._nodes and not self._winding_up:
-                look = time.monotonic() + LOOK_S
-                self._look_at_the_cluster()
-        if ending.get("status") == "failed":
-            error = as_raised(ending["error_type"], ending["error"])
-            if not self._moving or ending["error_type"] != CheckpointError.__name__:
+            self._end_hanging_rank(resolved.pulses)
+            if time.monotonic() > next_check and self._nodes and not self._winding_up:
+                next_check = time.monotonic() + CAPACITY_CHECK_S
+                self._check_capacity()
+        if last.get("status") == "failed":
+            error = as_raised(last["error_type"], last["error"])
+            if not self._moving or last["error_type"] != CheckpointError.__name__:
                 raise error
-            # Nobody asked it to end: it goes on from the checkpoint before.
-            return Ending("failed", error, step)
-        if ending.get("status") == "rewind":
-            self._console.say(f"warning: {ending['why']}")
-            self._history.enter(RunState.RECOVERING, cause="rewind", what=ending["why"], step=step)
+            # The checkpoint before a change of size couldn't be committed, but nobody asked the run to end:
+            # it goes on from the checkpoint before.
+            return AttemptEnd("failed", error, step)
+        if last.get("status") == "rewind":
+            self._console.say(f"warning: {last['why']}")
+            self._history.enter(RunState.RECOVERING, cause="rewind", what=last["why"], step=step)
         notes = read_notes(resolved.pulses, self._workers)
-        return Ending(ending.get("status"), workers.error, step, notes)
+        return AttemptEnd(last.get("status"), workers.error, step, notes)
 
-    def _watch(self, pulses: Path) -> None:
-        """End a rank that stands still; the others end with it, and the run goes on from its last commit."""
-        assert self._watchdog is not None
+    def _end_hanging_rank(self, pulses: Path) -> None:
+        """End a rank that hangs; the others end with it, and the run restarts from its last commit."""
+        assert self._watchdog is not None, "the watchdog starts with the attempt"
         behind = self._watchdog.look(
             statistics.median(self._step_s) if len(self._step_s) > 2 else None
         )
         if not behind:
             return
-        self._watch_from_now(pulses)  # again, should that not end it
+        # A new watchdog times the rank anew, should the signal not end it.
+        self._watch_from_now(pulses)
         what = end_one(behind, self._resolved.run_dir / "logs")
         self._console.say(f"warning: {what}")
         self._history.enter(RunState.RECOVERING, what=what)
 
-    def _note(self, event: dict[str, Any]) -> None:
-        """What the watching needs of an event."""
+    def _measure(self, event: dict[str, Any]) -> None:
+        """Note the nodes of the workers and the seconds of their steps."""
         if event["kind"] == "attempt":
             self._nodes = {rank["node"] for rank in event["ranks"]}
         elif event["kind"] == "step":
@@ -235,23 +259,23 @@ class RunSupervisor:
             pulses,
             self._workers,
             job.watchdog.timeout_s,
-            samples=isinstance(job, RlhfJob),
+            samples=self._resolved.rl is not None,
         )
 
     def _enter(self, event: dict[str, Any]) -> None:
         if self._winding_up:
-            self._history.enter(self._asked or RunState.COMMITTING)
+            self._history.enter(self._ending or RunState.COMMITTING)
         elif event["kind"] == "attempt":
             self._history.enter(RunState.RUNNING, attempt=event["attempt"], step=event["step"])
         elif event["kind"] == "step" and event["step"] == self._resolved.total_steps:
             self._history.enter(RunState.COMMITTING)
 
-    def _look_at_the_cluster(self) -> None:
-        """Move the run when nodes that it sits on are about to go, or when more workers have room."""
+    def _check_capacity(self) -> None:
+        """Move the run when nodes that it runs on are drained, or when there is room for more workers."""
         leaving = draining_nodes() & self._nodes
         size = largest_fit(
             allowed_workers(self._resolved.job),
-            room_for_workers(self._resolved.job.cluster, self._beside),
+            room_for_workers(self._resolved.job.cluster, self._actors),
         )
         if leaving and size is None:
             self._console.say(
@@ -268,18 +292,18 @@ class RunSupervisor:
             self._resizing = True
             self._resolved.stop_request.touch()
 
-    def _recover(self, ending: Ending) -> bool:
-        """Tell of a failure and wait before the next start; False when the run was asked to end meanwhile.
+    def _recover(self, end: AttemptEnd) -> bool:
+        """Report a failure, and wait before the next start. Return False if the run was asked to end meanwhile.
 
         Raises:
-            ClusterError: the run had better not be tried again.
-            RaymillError: a rank's own, which another try would meet again.
+            ClusterError: `decide_retry` gives up.
+            RaymillError: a rank's own, which another attempt would meet again.
         """
-        cause, what = diagnose(ending.error, ending.notes)
+        cause, what = diagnose(end.error, end.notes)
         committed = last_committed(self._resolved.checkpoints)
-        self._failures.append(Failure(cause, what, ending.step, committed))
-        facts = {"cause": cause.value, "what": what, "step": ending.step, "committed": committed}
-        if (final := final_error(ending.error, ending.notes)) is not None:
+        self._failures.append(Failure(cause, what, end.step, committed))
+        facts = {"cause": cause.value, "what": what, "step": end.step, "committed": committed}
+        if (final := final_error(end.error, end.notes)) is not None:
             self._history.enter(RunState.FAILED, **facts)
             raise final
         decision = decide_retry(self._failures, self._resolved.job.run.max_failures)
@@ -289,22 +313,22 @@ class RunSupervisor:
             self._history.enter(RunState.FAILED, why=decision.why, **facts)
             raise ClusterError(
                 f"{decision.why}: {what}{advice}\nTheir output is in {logs}; what was committed stays, and the "
-                f"same command resumes:\n  {self._resume}"
-            ) from ending.error
+                f"same command resumes:\n  {self._resume_command}"
+            ) from end.error
         self._history.enter(RunState.RECOVERING, **facts)
         again = f"; trying again in {decision.pause_s:g} s from step {committed}"
         self._console.say(
-            f"warning: after step {ending.step}: {what}{again if self._asked is None else ''} "
+            f"warning: after step {end.step}: {what}{again if self._ending is None else ''} "
             f"(output in {logs})"
         )
         until = time.monotonic() + decision.pause_s
-        while time.monotonic() < until and self._asked is None:
+        while time.monotonic() < until and self._ending is None:
             time.sleep(POLL_S)
-        return self._asked is None
+        return self._ending is None
 
 
-def _news(follower: Follower) -> list[dict[str, Any]]:
-    """A journal's new events; none while it can't be read: the workers go on, and it is read later."""
+def _new_events(follower: Follower) -> list[dict[str, Any]]:
+    """Return the event log's new events; none while it can't be read, since the workers go on meanwhile."""
     try:
         return follower.read()
     except StorageError:
@@ -312,13 +336,13 @@ def _news(follower: Follower) -> list[dict[str, Any]]:
 
 
 def last_committed(checkpoints: Path) -> int:
-    """The newest checkpoint's step; 0 where there is none."""
+    """Return the newest checkpoint's step; 0 where there is none."""
     steps = committed_steps(checkpoints)
     return steps[-1][0] if steps else 0
 
 
 def _memory_advice(resolved: ResolvedRun) -> str:
-    """What the plan says of a worker's memory, and what lowers it."""
+    """Return the planned memory per worker, and the settings that lower it."""
     train, zero = resolved.job.train, resolved.job.zero
     hints = [
         f"lower train.micro_batch (now {train.micro_batch})" if train.micro_batch > 1 else "",

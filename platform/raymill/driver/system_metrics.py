@@ -1,8 +1,8 @@
 """Use of the machines of a run: processor, memory, GPUs.
 
-The driver reads its own. On each other node where the run has workers or actors an actor reads, which takes no
-resources and lives as long as the run is followed; nodes of others are left alone, so that an idle one may
-still be given back. Cost: one such process per node, one small call to each per reading.
+The driver reads its own machine. On each other node where the run has workers or actors, an actor reads, which
+takes no resources and lives as long as the run is followed. Other nodes get no actor, so that an autoscaler can
+still remove an idle one. The cost is one process per node and one small call to each per reading.
 """
 
 from __future__ import annotations
@@ -14,21 +14,26 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import psutil
 
 from raymill.engine.resolved_run import ResolvedRun
 from raymill.track.follow import Follower
 
-READ_S = 5.0  # a node that takes longer is left out this time
-# Nodes with figures of their own; of more, the least, the mean and the most are kept.
+if TYPE_CHECKING:
+    from ray import ObjectRef
+    from ray.actor import ActorHandle
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+READ_S = 5.0  # a node that takes longer is left out of this reading
+# Nodes with metrics of their own; of more, only the minimum, mean and maximum are kept.
 MOST_NAMED = 16
 _GPU_NUMBER = re.compile(r"gpu_\d+_")
 
 
 def machine_readings() -> dict[str, float]:
-    """Processor, memory and GPU use of this machine; processor use since the last call."""
+    """Read processor, memory and GPU use of this machine; processor use since the last call."""
     memory = psutil.virtual_memory()
     return {
         "cpu_percent": psutil.cpu_percent(),
@@ -42,39 +47,40 @@ def _gpu_readings() -> dict[str, float]:
     nvml = _nvml()
     if nvml is None:
         return {}
-    found: dict[str, float] = {}
+    readings: dict[str, float] = {}
     for number in range(nvml.nvmlDeviceGetCount()):
-        # One that can't be asked this, as a part of a GPU can't, tells the rest.
+        # A partition of a GPU doesn't support every query; the others are still made.
         with suppress(nvml.NVMLError):
             device = nvml.nvmlDeviceGetHandleByIndex(number)
             memory = nvml.nvmlDeviceGetMemoryInfo(device)
-            found[f"gpu_{number}_memory_used_gib"] = memory.used / 2**30
-            found[f"gpu_{number}_memory_percent"] = 100 * memory.used / memory.total
+            readings[f"gpu_{number}_memory_used_gib"] = memory.used / 2**30
+            readings[f"gpu_{number}_memory_percent"] = 100 * memory.used / memory.total
             with suppress(nvml.NVMLError):
-                found[f"gpu_{number}_percent"] = nvml.nvmlDeviceGetUtilizationRates(device).gpu
+                readings[f"gpu_{number}_percent"] = nvml.nvmlDeviceGetUtilizationRates(device).gpu
             with suppress(nvml.NVMLError):
-                found[f"gpu_{number}_watts"] = nvml.nvmlDeviceGetPowerUsage(device) / 1000
-    return found
+                readings[f"gpu_{number}_watts"] = nvml.nvmlDeviceGetPowerUsage(device) / 1000
+    return readings
 
 
 @cache
 def _nvml() -> ModuleType | None:
-    """NVIDIA's library, by the bindings that Ray brings; None on a machine without."""
+    """Return NVIDIA's library, through the bindings that Ray brings; None on a machine without it."""
     from ray._private.thirdparty import pynvml
 
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
         return None
-    found: ModuleType = pynvml
-    return found
+    module: ModuleType = pynvml
+    return module
 
 
 class MachineReader:
-    """An actor on another node."""
+    """Actor that reads another node's metrics."""
 
     def __init__(self) -> None:
-        psutil.cpu_percent()  # from which the first reading counts
+        # Processor use is measured since the previous call; the first reading starts here.
+        psutil.cpu_percent()
 
     def read(self) -> dict[str, float]:
         """See `machine_readings`."""
@@ -83,19 +89,19 @@ class MachineReader:
 
 @dataclass
 class _Node:
-    """Another node: its name among the metrics, its reader, and the reading that was asked for."""
+    """Another node: its name among the metrics, its reader, and the pending reading."""
 
     name: str
-    reader: Any
-    asked: Any = None
+    reader: ActorHandle
+    pending: ObjectRef | None = None
 
 
 @dataclass
 class SystemMetrics:
-    """Call it for the readings of all machines that the run is on, as MLflow's metrics: `system/cpu_percent`
-    is the driver's, `system/<host>/gpu_0_percent` another's.
+    """Metrics of all machines of the run, named as in MLflow; call it to read them.
 
-    What can't be read is left out. Where no Ray is connected, there is this machine alone.
+    `system/cpu_percent` is the driver's, `system/<host>/gpu_0_percent` another machine's. A metric that
+    can't be read is left out. Without a connection to Ray, only this machine is read.
     """
 
     resolved: ResolvedRun
@@ -105,7 +111,8 @@ class SystemMetrics:
     def __post_init__(self) -> None:
         psutil.cpu_percent()
         self._follower = Follower.at_end(self.resolved.event_log)
-        self._actors = _hosts_of(self.resolved.places)
+        rl = self.resolved.rl
+        self._actors = _hosts_of(() if rl is None else rl.scheduling_strategies)
         self._hosts = dict(self._actors)
 
     def __call__(self) -> dict[str, float]:
@@ -128,7 +135,7 @@ class SystemMetrics:
                 ray.kill(self._nodes.popitem()[1].reader)
 
     def _others(self) -> dict[str, dict[str, float]]:
-        """Readings by host."""
+        """Read the other nodes; return their readings by host."""
         import ray
         from ray.exceptions import RayError
 
@@ -156,7 +163,7 @@ class SystemMetrics:
         for node_id, host in self._hosts.items():
             if node_id not in (own, *self._nodes):
                 there = NodeAffinitySchedulingStrategy(node_id, soft=False)
-                # Several nodes have one host where a cluster is simulated.
+                # In a simulated cluster, several nodes run on one host.
                 taken = any(node.name == host for node in self._nodes.values())
                 self._nodes[node_id] = _Node(
                     f"{host}-{node_id[:6]}" if taken else host,
@@ -168,28 +175,30 @@ class SystemMetrics:
         from ray.exceptions import RayError
 
         for node in self._nodes.values():
-            if node.asked is None:  # or else it is still at the one before
-                node.asked = node.reader.read.remote()
-        waited = [node.asked for node in self._nodes.values()]
-        ready, _ = ray.wait(waited, num_returns=len(waited), timeout=READ_S) if waited else ([], [])
-        found: dict[str, dict[str, float]] = {}
+            # A slow node's previous reading may still be pending.
+            if node.pending is None:
+                node.pending = node.reader.read.remote()
+        calls = [node.pending for node in self._nodes.values()]
+        ready, _ = ray.wait(calls, num_returns=len(calls), timeout=READ_S) if calls else ([], [])
+        readings: dict[str, dict[str, float]] = {}
         for node_id, node in list(self._nodes.items()):
-            if node.asked not in ready:
+            if node.pending not in ready:
                 continue
             try:
-                found[node.name] = ray.get(node.asked)
-                node.asked = None
-            except RayError:  # lost; the next attempt says where the run is then
+                readings[node.name] = ray.get(node.pending)
+                node.pending = None
+            except RayError:
+                # The node is lost; the next attempt's event names the nodes on which the run continues.
                 del self._nodes[node_id]
                 self._hosts.pop(node_id)
-        return found
+        return readings
 
 
 def summary(readings: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The least, the mean and the most of each figure over several machines, and over all their GPUs."""
+    """Return the minimum, mean and maximum of each metric over several machines, and over all their GPUs."""
     values: dict[str, list[float]] = {}
-    for one in readings:
-        for name, value in one.items():
+    for machine in readings:
+        for name, value in machine.items():
             values.setdefault(_GPU_NUMBER.sub("gpu_", name), []).append(value)
     kinds: dict[str, Callable[[list[float]], float]] = {
         "least": min,
@@ -197,23 +206,23 @@ def summary(readings: Sequence[Mapping[str, float]]) -> dict[str, float]:
         "most": max,
     }
     return {
-        f"{name}/{kind}": float(of(found))
-        for name, found in values.items()
-        for kind, of in kinds.items()
+        f"{name}/{kind}": float(aggregate(machines))
+        for name, machines in values.items()
+        for kind, aggregate in kinds.items()
     }
 
 
-def _hosts_of(places: Sequence[Any]) -> dict[str, str]:
-    """Hosts by ids of the nodes where actors have their places."""
-    if not places:
+def _hosts_of(strategies: Sequence[PlacementGroupSchedulingStrategy]) -> dict[str, str]:
+    """Return node id → host of the nodes on which actors are placed."""
+    if not strategies:
         return {}
     import ray
     from ray.util import placement_group_table
 
     hosts = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes()}
-    found = {}
-    for place in places:
-        nodes = placement_group_table(place.placement_group)["bundles_to_node_id"]
-        node_id = nodes[place.placement_group_bundle_index]
-        found[node_id] = hosts.get(node_id, "?")
-    return found
+    named = {}
+    for strategy in strategies:
+        nodes = placement_group_table(strategy.placement_group)["bundles_to_node_id"]
+        node_id = nodes[strategy.placement_group_bundle_index]
+        named[node_id] = hosts.get(node_id, "?")
+    return named

@@ -1,6 +1,6 @@
-"""Seen from outside: a rank that makes no progress is named, with its stack, and ended; the run goes on.
+"""Watchdog: find a rank that makes no progress, record its stack, and end it, so that the run restarts.
 
-Whoever hangs can't report it, and the others wait for it until their own limit, which is two hours.
+A rank that hangs can't report it, and the others wait for it until their own timeout, which is two hours.
 """
 
 from __future__ import annotations
@@ -19,16 +19,18 @@ from raymill.errors import StorageError
 
 LEAST_S = 120.0
 STEPS = 20  # median steps that a rank may take for one phase
-FIRST_S = 1200.0  # before there is a median: first steps open data and fill caches
-# Phases whose length a step's doesn't tell: an evaluation or a write to slow storage takes what it takes, and
-# where answers are sampled and judged for a step, that has limits of its own.
+# Before there is a median: the first steps open data and fill caches.
+FIRST_S = 1200.0
+# Phases whose length doesn't follow from a step's: an evaluation, or a write to slow storage. Where answers are
+# sampled and rewarded for a step, that has timeouts of its own.
 _LONG = ("evaluate", "commit")
 _SAMPLING = "gather"
 LONG_S = 3600.0
-COMPILE_S = 1800.0  # a layer's code, within any phase; a rank may do it alone
-# All ranks alike read a checkpoint, or pass a reference model over all pairs.
+COMPILE_S = 1800.0  # of a layer's code, within any phase; one rank may do it alone
+# At the start all ranks read a checkpoint, or compute a reference model's log-probabilities of all pairs.
 START_S = 24 * 3600.0
-# Without a look for so long, the machine slept, or everything was stopped, the ranks perhaps too.
+# After a pause between two looks of this length, the machine slept, or all processes were stopped; such time
+# isn't counted against the ranks.
 FROZEN_S = 10.0
 _STACK_S = 30.0
 _WAITING = re.compile(r"torch/distributed/|deepspeed/comm/")
@@ -37,7 +39,7 @@ _COMMIT_THREAD = '"raymill-commit"'
 
 @dataclass(frozen=True)
 class Rank:
-    """Where a rank's process is."""
+    """Process of a rank."""
 
     number: int
     host: str
@@ -47,7 +49,7 @@ class Rank:
 
 @dataclass(frozen=True)
 class Standing:
-    """A rank at the point that none has got past, and how long the watcher has seen it there."""
+    """A rank at the earliest point of all ranks, and the seconds for which it was seen there."""
 
     rank: Rank
     step: int
@@ -56,21 +58,25 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a look at a rank's process found."""
+class ProcessState:
+    """State and stack of a rank's process."""
 
-    state: str  # as the system calls it: "stopped", "sleeping", …
+    state: str  # the operating system's name: "stopped", "sleeping", …
     stack: str
 
     @property
     def waits(self) -> bool:
-        """Whether one of its threads, but for the one that commits, waits for other ranks."""
+        """Tell whether a thread, other than the one that commits checkpoints, waits for other ranks."""
         threads = self.stack.split("\nThread ")
         return any(_WAITING.search(text) and _COMMIT_THREAD not in text for text in threads)
 
 
 class Watchdog:
-    """Judges by one clock, its own: how long ago a rank's record was seen to change."""
+    """Watchdog of one attempt.
+
+    It uses only its own clock, the time since a rank's heartbeat was seen to change, since the clocks of other
+    nodes may differ.
+    """
 
     def __init__(
         self,
@@ -89,12 +95,15 @@ class Watchdog:
         self._looked = clock()
 
     def look(self, median_step_s: float | None) -> list[Standing]:
-        """If every rank has stood still for too long: the ranks at the earliest point, one of which keeps all
-        the others waiting; the one that has been there longest comes first."""
+        """Return the ranks at the earliest point if none of them has made progress for too long.
+
+        One of them keeps all the others waiting. The one that has been there longest comes first.
+        """
         try:
             records = [read_pulse(self._folder, number) for number in range(self._workers)]
         except StorageError:
-            return []  # nobody is judged by what can't be seen, nor is that time counted later
+            # Time in which the heartbeats can't be read isn't counted, now or later.
+            return []
         now = self._clock()
         if (unseen := now - self._looked) > FROZEN_S:
             self._seen = {
@@ -114,9 +123,9 @@ class Watchdog:
             if record["beat"] == earliest
         ]
         behind.sort(key=lambda standing: standing.seconds, reverse=True)
-        # Any of them may be the one that the others wait for, so each has its own time: one that compiles has
-        # more, and one that is done with it starts anew.
-        if any(one.seconds < self._limit(one.phase, median_step_s) for one in behind):
+        # Any of them may be the one that the others wait for, so each has its own limit: a rank that compiles
+        # has more time, and a rank that has just finished compiling starts anew.
+        if any(rank.seconds < self._limit(rank.phase, median_step_s) for rank in behind):
             return []
         return behind
 
@@ -137,62 +146,68 @@ def _rank(number: int, record: Mapping[str, Any]) -> Rank:
 
 
 def end_one(behind: Sequence[Standing], logs: Path) -> str:
-    """Kill the process of the rank that keeps the others waiting, on whatever node it is, and keep the stacks
-    of all that may be it; returns what to tell of it."""
+    """Kill the process of the rank that keeps the others waiting, and write the stacks of all candidates.
+
+    Return one line that describes the rank.
+    """
     seen = _look_at([standing.rank for standing in behind])
-    culprit, found = blamed(list(zip(behind, seen, strict=True)))
+    culprit, process = pick_culprit(list(zip(behind, seen, strict=True)))
     rank = culprit.rank
-    # First of all: a storage that hangs may be why it stands still.
+    # It is killed before stacks are written, since a storage that hangs may be what it hangs on.
     killed = on_node(rank.node, _kill, rank.pid)
     what = (
         f"rank {rank.number} (process {rank.pid} on {rank.host}) made no progress for "
         f"{culprit.seconds:.0f} s in step {culprit.step}, phase {culprit.phase}"
     )
-    if found is None:
+    if process is None:
         return f"{what}: its node doesn't answer"
     if isinstance(_answer(killed), Exception):
-        return f"{what}: its process was {found.state} and can't be killed"
+        return f"{what}: its process was {process.state} and can't be killed"
     try:
-        for standing, one in zip(behind, seen, strict=True):
-            if one is not None:
-                _stack_path(logs, standing.rank).write_text(one.stack, encoding="utf-8")
+        for standing, candidate in zip(behind, seen, strict=True):
+            if candidate is not None:
+                _stack_path(logs, standing.rank).write_text(candidate.stack, encoding="utf-8")
     except OSError as error:
-        return f"{what}: its process was {found.state}; its stack can't be written: {error}"
-    return f"{what}: its process was {found.state}; its stack is in {_stack_path(logs, rank)}"
+        return f"{what}: its process was {process.state}; its stack can't be written: {error}"
+    return f"{what}: its process was {process.state}; its stack is in {_stack_path(logs, rank)}"
 
 
-def blamed(candidates: Sequence[tuple[Standing, Seen | None]]) -> tuple[Standing, Seen | None]:
-    """Of ranks at the same point, the one that the others wait for: one whose node doesn't answer, or that is
-    stopped, before one that does something of its own, before one that waits itself; then the first."""
+def pick_culprit(
+    candidates: Sequence[tuple[Standing, ProcessState | None]],
+) -> tuple[Standing, ProcessState | None]:
+    """Pick the rank that the others wait for, of ranks at the same point.
 
-    def guilt(candidate: tuple[Standing, Seen | None]) -> int:
+    A rank that is unreachable or stopped comes first, then a busy one, then one that waits itself; ties go to
+    the first candidate.
+    """
+
+    def order(candidate: tuple[Standing, ProcessState | None]) -> int:
         seen = candidate[1]
         if seen is None or seen.state == "stopped":
             return 0
         return 2 if seen.waits else 1
 
-    return min(candidates, key=guilt)
+    return min(candidates, key=order)
 
 
 def _stack_path(logs: Path, rank: Rank) -> Path:
     return logs / f"rank-{rank.number:05d}.stack"
 
 
-def _look_at(ranks: Sequence[Rank]) -> list[Seen | None]:
-    """What each rank's process is doing; None for one whose node doesn't answer."""
-    found = [
-        _answer(asked) for asked in [on_node(rank.node, _look_here, rank.pid) for rank in ranks]
-    ]
-    return [None if isinstance(seen, Exception) else Seen(*seen) for seen in found]
+def _look_at(ranks: Sequence[Rank]) -> list[ProcessState | None]:
+    """Return the state of each rank's process; None for one whose node doesn't answer."""
+    # All nodes are asked before the first answer is waited for.
+    calls = [on_node(rank.node, _look_here, rank.pid) for rank in ranks]
+    states = [_answer(call) for call in calls]
+    return [None if isinstance(state, Exception) else ProcessState(*state) for state in states]
 
 
-def _answer(asked: Any) -> Any:
-    return answer(asked, 2 * _STACK_S)
+def _answer(call: Any) -> Any:
+    return answer(call, 2 * _STACK_S)
 
 
 def _look_here(pid: int) -> tuple[str, str]:
-    """A process's state and stack, without pausing it: what stands still needn't be, and what is stopped
-    can't be."""
+    """Return a process's state and stack, without pausing it: a stopped process can't be paused."""
     import subprocess
     import sys
 

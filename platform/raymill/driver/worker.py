@@ -1,10 +1,10 @@
-"""What runs in each Ray Train worker: set up, train, and say in the journal how it ended."""
+"""Training in one Ray Train worker: set up, train, and write to the event log how it ended."""
 
 from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raymill.engine.failure_note import ending_at_once
 from raymill.engine.heartbeat import Heartbeat, place
@@ -23,14 +23,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def train_worker(config: dict[str, Any]) -> None:
-    """Ray Train's entry point; `config["resolved"]` is an Assignment.
+def train_worker(resolved: ResolvedRun) -> None:
+    """Train as one rank of the worker group.
 
-    An error that a retry can't mend (bad data, contradicting configuration, a non-finite loss), and that all
-    ranks agree on, is written to the journal and ends the run normally. Any other ends this process at once,
-    and with it the group: a rank that only left would keep the others waiting for it.
+    An error that a retry can't repair (bad data, a contradicting configuration, a non-finite loss), and on
+    which all ranks agree, is written to the event log and ends the run normally. Any other ends this process
+    at once, and with it the group: a rank that merely returned would keep the others waiting for it.
     """
-    resolved: ResolvedRun = config["assignment"]
     rank = int(os.environ.get("RANK", "0"))
     heartbeat = Heartbeat(resolved.pulses, rank)
     heartbeat.beat("start")
@@ -71,7 +70,7 @@ def _train(resolved: ResolvedRun, rank: int, heartbeat: Heartbeat) -> None:
 
 
 def threads_per_worker() -> int:
-    """The machine's usable cores, shared out over the workers on it."""
+    """Divide the machine's usable cores among the workers on it."""
     local_workers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(1, len(os.sched_getaffinity(0)) // local_workers)
 
@@ -79,8 +78,7 @@ def threads_per_worker() -> int:
 def build_loop(
     resolved: ResolvedRun, group: WorkerGroup, event_log: EventLog | None, heartbeat: Heartbeat
 ) -> Loop:
-    """Everything between the assignment and the first step; collective."""
-
+    """Build everything that the first step needs; collective."""
     from raymill.engine.agreement import on_all_ranks, on_rank_zero
     from raymill.engine.loop import Loop
     from raymill.engine.sampling_check import settle_sampling
@@ -91,7 +89,7 @@ def build_loop(
     prepared, order = on_all_ranks(group, lambda: open_data(resolved))
     digests = tuple(data.manifest.digest for data in prepared)
     start = on_rank_zero(group, lambda: begin(resolved, digests))
-    _announce(resolved, start, event_log, group)
+    _log_attempt(resolved, start, event_log, group)
     stream = open_stream(resolved, order, start, group)
     stream.open()
     mark("data")
@@ -118,7 +116,7 @@ def build_loop(
     )
 
 
-def _announce(
+def _log_attempt(
     resolved: ResolvedRun, start: StartPoint, event_log: EventLog | None, group: WorkerGroup
 ) -> None:
     ranks = group.gather(place())
@@ -140,7 +138,10 @@ def _announce(
 def open_stream(
     resolved: ResolvedRun, order: Order, start: StartPoint, group: WorkerGroup
 ) -> RankStream:
-    """Rank 0 builds the Ray Data pipelines from the run's position on and deals out their branches."""
+    """Open this rank's stream of batches, from the run's position on.
+
+    Rank 0 builds the Ray Data pipelines and sends each rank its iterator.
+    """
     from raymill.data.store.stream import RankStream, StreamSpec, build_iterators
     from raymill.engine.agreement import on_rank_zero
 
@@ -161,7 +162,7 @@ def open_stream(
 
 
 def _peak_of_all(resolved: ResolvedRun, group: WorkerGroup) -> float:
-    """FLOP/s of all workers together: as configured, or else measured now, all at once."""
+    """Return the peak FLOP/s of all workers together: as configured, or measured now on all at once."""
     import torch
 
     from raymill.engine.peak import measured_peak_flops

@@ -1,12 +1,15 @@
-"""What differs between the jobs that train: the model they start from, what they learn, and how they are
-measured. The loop asks a recipe for these and knows nothing else of the job."""
+"""The interface between the training loop and the kinds of training.
+
+A recipe says which models are trained, on which loss, and how they are evaluated. The loop asks a recipe for
+these and knows nothing else of the job.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 import torch
 
@@ -20,12 +23,31 @@ from raymill.engine.resolved_run import ResolvedRun
 from raymill.objective.objective import Objective
 from raymill.schema.jobs import TrainJob
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 J = TypeVar("J", bound=TrainJob)
+ParentWork = Callable[["PreTrainedModel", WorkerGroup], None]
+
+
+@dataclass(frozen=True)
+class LearnerSpec:
+    """A model to train, its loss, and its peak learning rate.
+
+    `build_model(fresh)` returns the model in fp32 on the host, the same on every rank; where it isn't fresh,
+    a checkpoint's trainable parameters are loaded into it next. `prefix` stands before the names of its
+    parameters in checkpoints and of its metrics: "" or "critic/".
+    """
+
+    build_model: Callable[[bool], PreTrainedModel]
+    objective: Callable[[PreTrainedModel, WorkerGroup], Objective]
+    learning_rate: float
+    prefix: str = ""
 
 
 @dataclass(frozen=True)
 class Recipe(ABC, Generic[J]):
-    """One kind of training; `job` is the assignment's."""
+    """One kind of training. `job` is the resolved run's job, as its own class."""
 
     resolved: ResolvedRun
     job: J
@@ -34,22 +56,25 @@ class Recipe(ABC, Generic[J]):
 
     @property
     def packing_key(self) -> str | None:
-        """The key with which sequences that mustn't see each other share a row; None where none do."""
+        """Key by which sequences that mustn't see each other share a row; None where none do."""
         return None
 
     @property
     def samples(self) -> bool:
-        """Tell whether the model itself answers while it is trained, as transformers computes it."""
+        """Tell whether the trained model itself generates text, as transformers computes it."""
         return False
 
-    @abstractmethod
-    def build_model(self, fresh: bool) -> torch.nn.Module:
-        """The model in fp32 on the host, the same on every rank. Where it isn't `fresh`, a checkpoint's
-        trainable parameters are put into it next."""
+    def learners(self) -> list[LearnerSpec]:
+        """The models to train, the policy first."""
+        return [LearnerSpec(self.build_model, self.objective, self.job.optim.learning_rate)]
 
     @abstractmethod
-    def objective(self, model: Any, group: WorkerGroup) -> Objective:
-        """What is learned."""
+    def build_model(self, fresh: bool) -> PreTrainedModel:
+        """Build the first model, as `LearnerSpec` says."""
+
+    @abstractmethod
+    def objective(self, model: PreTrainedModel, group: WorkerGroup) -> Objective:
+        """Return the loss of the first model."""
 
     @abstractmethod
     def evaluators(
@@ -59,32 +84,21 @@ class Recipe(ABC, Generic[J]):
         group: WorkerGroup,
         event_log: EventLog | None,
     ) -> list[Evaluator]:
-        """What is measured, in this order. `event_log` is rank 0's."""
+        """Return the evaluations, in the order in which they run. `event_log` is rank 0's."""
 
     @abstractmethod
     def flops_per_token(self, model: torch.nn.Module) -> float:
-        """Forward and backward FLOPs of one token, as MFU counts them."""
+        """Count forward and backward FLOPs per token, as MFU counts them."""
 
-    def build_critic(self) -> torch.nn.Module | None:
-        """A second model that learns beside the first, where the job has one."""
-        return None
+    def parent_work(self) -> ParentWork | None:
+        """Return the work to do with the parent's own weights before training; None where there is none.
 
-    def critic_objective(self, model: Any, group: WorkerGroup) -> Objective:
-        """What the critic learns."""
-        raise NotImplementedError
-
-    def critic_learning_rate(self) -> float:
-        """Its peak learning rate."""
-        raise NotImplementedError
-
-    def parent_work(self) -> Callable[[Any, WorkerGroup], None] | None:
-        """What must be computed with the parent's own weights before training: it is given a model that
-        has them. Collective."""
+        It is called with a model that has these weights. Collective.
+        """
         return None
 
     def experience(
         self, learners: list[Learner], group: WorkerGroup, event_log: EventLog | None
     ) -> BatchBuilder:
-        """What is learned from in a step: the rows that were drawn, unless the job makes others of
-        them."""
+        """Return the builder of each step's batch; by default, of the rows as they are drawn."""
         return DatasetBatches(learners[0].objective, group, self.prepared)

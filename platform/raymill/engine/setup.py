@@ -1,33 +1,38 @@
-"""From a start to models under DeepSpeed, at the right position."""
+"""Models under DeepSpeed, with the weights and optimizer state of the start point."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from raymill.checkpoint.fragments import FragmentReader
 from raymill.engine.agreement import on_all_ranks, seen_by_all
 from raymill.engine.group import WorkerGroup
 from raymill.engine.leaks import refuse_leaks
 from raymill.engine.learner import Learner
-from raymill.engine.recipe import Recipe
+from raymill.engine.recipe import J, LearnerSpec, Recipe
 from raymill.engine.resolved_run import ResolvedRun
 from raymill.engine.start import StartPoint
-from raymill.engine.trainer import CRITIC, Trainer, load_weights
+from raymill.engine.trainer import Trainer, load_weights
 from raymill.timeline import mark
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def build_learners(
-    recipe: Recipe[Any], resolved: ResolvedRun, start: StartPoint, group: WorkerGroup
+    recipe: Recipe[J], resolved: ResolvedRun, start: StartPoint, group: WorkerGroup
 ) -> list[Learner]:
-    """The models with the weights they start from, under DeepSpeed; collective.
+    """Build the recipe's models with the weights they start from, under DeepSpeed; collective.
 
     DeepSpeed communicates while it starts, so every rank must have its models by then.
     """
     work = on_all_ranks(group, recipe.parent_work)
     known = seen_by_all(group, work is None, "what was computed of the parent before")
     if work is not None and not known:
+        # The work needs the parent's weights, which a resumed run's models no longer have.
         parents = _build(recipe, resolved, StartPoint(None, False), group)
         work(parents[0].model, group)
         if start.found is None:
@@ -38,29 +43,19 @@ def build_learners(
 
 
 def _build(
-    recipe: Recipe[Any], resolved: ResolvedRun, start: StartPoint, group: WorkerGroup
+    recipe: Recipe[J], resolved: ResolvedRun, start: StartPoint, group: WorkerGroup
 ) -> list[Learner]:
     job = resolved.job
     reader = on_all_ranks(group, start.found.reader) if start.found else None
-
-    def build(critic: bool) -> torch.nn.Module | None:
-        built = recipe.build_critic() if critic else recipe.build_model(fresh=reader is None)
-        if built is not None and reader is not None:
-            load_weights(built, reader, CRITIC if critic else "")
-        return built
-
     learners: list[Learner] = []
-    for critic in (False, True):
-        model = on_all_ranks(group, partial(build, critic))
-        if model is None:
-            continue
-        prefix = CRITIC if critic else ""
+    for spec in recipe.learners():
+        model = on_all_ranks(group, partial(_model, spec, reader))
         mark("model")
-        rate = recipe.critic_learning_rate() if critic else job.optim.learning_rate
-        trainer = Trainer(job, model.to(group.device), group, prefix)
+        trainer = Trainer(job, model.to(group.device), group, spec.prefix)
         if reader is not None:
-            updates, moments = start.updates(prefix), start.keeps_moments
+            updates, moments = start.updates(spec.prefix), start.keeps_moments
             on_all_ranks(group, partial(trainer.load_state, reader, updates, moments))
+        # A leak between packed sequences changes no shape and raises nothing, so it is looked for here.
         refuse_leaks(
             trainer.model,
             _head(trainer.model),
@@ -69,15 +64,24 @@ def _build(
             job.train.precision,
             group,
         )
-        of = recipe.critic_objective if critic else recipe.objective
+        objective = spec.objective(trainer.model, group)
+        micro_batch = job.train.micro_batch
         learners.append(
-            Learner(trainer, of(trainer.model, group), group, job.train.micro_batch, rate, prefix)
+            Learner(trainer, objective, group, micro_batch, spec.learning_rate, spec.prefix)
         )
     return learners
 
 
-def _head(model: Any) -> torch.nn.Module:
-    """Return what takes the last hidden states: the output matrix, or the head that gives one number."""
+def _model(spec: LearnerSpec, reader: FragmentReader | None) -> PreTrainedModel:
+    """Build a model with its initial weights, or with a checkpoint's."""
+    model = spec.build_model(reader is None)
+    if reader is not None:
+        load_weights(model, reader, spec.prefix)
+    return model
+
+
+def _head(model: PreTrainedModel) -> torch.nn.Module:
+    """Return the module that takes the last hidden states: the output matrix, or the scalar head."""
     from raymill.model.parent import scalar_head
 
     output: torch.nn.Module | None = model.get_output_embeddings()

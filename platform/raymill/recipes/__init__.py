@@ -1,1 +1,1 @@
-"""What is trained, and how: one recipe a job."""
+"""Recipes: one kind of training each, built from models, losses and evaluations."""

@@ -1,10 +1,10 @@
-"""Supervised fine-tuning: a parent model learns what the assistant says in conversations."""
+"""Supervised fine-tuning: a parent model learns the assistant's turns of conversations."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -25,6 +25,9 @@ from raymill.objective.language_modelling import LanguageModelling
 from raymill.objective.sequences import FLAT_KERNELS
 from raymill.schema.jobs import SftJob
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 @dataclass(frozen=True)
 class FineTuning(Recipe[SftJob]):
@@ -38,11 +41,11 @@ class FineTuning(Recipe[SftJob]):
     def samples(self) -> bool:
         return self.job.evaluation.questions > 0
 
-    def build_model(self, fresh: bool) -> torch.nn.Module:
-        """Whether or not a checkpoint follows: it holds only what is trained."""
+    def build_model(self, fresh: bool) -> PreTrainedModel:
         from raymill.model.parent import add_embedding_noise, freeze
 
         job = self.job
+        # Also where a checkpoint follows: it holds only the trainable parameters.
         model = policy_model(self.resolved, job, self.prepared[0])
         if job.freeze:
             freeze(model, job.freeze)
@@ -50,9 +53,9 @@ class FineTuning(Recipe[SftJob]):
             flat = job.attention in FLAT_KERNELS
             length = job.data.sequence_length if flat else None
             add_embedding_noise(model, job.neftune_alpha, length)
-        return model  # type: ignore[no-any-return]
+        return model
 
-    def objective(self, model: Any, group: WorkerGroup) -> AssistantTokens:
+    def objective(self, model: PreTrainedModel, group: WorkerGroup) -> AssistantTokens:
         return AssistantTokens(model.get_output_embeddings())
 
     def evaluators(
@@ -64,12 +67,14 @@ class FineTuning(Recipe[SftJob]):
     ) -> list[Evaluator]:
         job, settings = self.job, self.job.evaluation
         objective = learners[0].objective
-        assert isinstance(objective, AssistantTokens)
+        assert isinstance(objective, AssistantTokens), "the loss of another recipe"
         named = held_out_sets(self.prepared, settings, group)
         weights = self.resolved.weights
         evaluators: list[Evaluator] = [HeldOutLoss(objective, named, weights, settings.every)]
         if settings.questions:
-            assert self.resolved.model_folder is not None
+            assert self.resolved.model_folder is not None, (
+                "a parent is resolved before workers start"
+            )
             parent, first = self.resolved.model_folder, self.prepared[0]
             parent_chats = partial(has_template, parent)
             evaluators.append(
@@ -97,7 +102,7 @@ class FineTuning(Recipe[SftJob]):
         share = 0.0
         for data, weight in zip(self.prepared, weights, strict=True):
             chat = data.manifest.chat
-            assert chat is not None
+            assert chat is not None, "data of another kind is refused before workers start"
             learned = chat.learned_tokens / max(1, chat.statistics["train"]["tokens"])
             share += weight / sum(weights) * learned
         return flops_per_token(model, self.job.data.sequence_length, share)

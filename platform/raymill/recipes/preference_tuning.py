@@ -1,11 +1,10 @@
-"""Direct preference optimisation: a parent model learns to prefer the answers that people preferred."""
+"""Direct preference optimization: a parent model learns to prefer the answers that people preferred."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,25 +20,29 @@ from raymill.engine.parents import (
     frozen_reference,
     policy_model,
 )
-from raymill.engine.recipe import Recipe
+from raymill.engine.recipe import ParentWork, Recipe
 from raymill.engine.reference import CachedReference, LiveReference
 from raymill.objective.pairs import PreferredAnswers, Reference
 from raymill.objective.preferences import NEEDS_REFERENCE
 from raymill.schema.jobs import DpoJob
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
 class PreferenceTuning(Recipe[DpoJob]):
     """See `Recipe`."""
 
-    def build_model(self, fresh: bool) -> torch.nn.Module:
+    def build_model(self, fresh: bool) -> PreTrainedModel:
         from raymill.model.parent import switch_dropout_off
 
-        model: torch.nn.Module = policy_model(self.resolved, self.job, self.prepared[0])
-        switch_dropout_off(model)  # the reference is computed in evaluation mode
+        model = policy_model(self.resolved, self.job, self.prepared[0])
+        # The reference is computed in evaluation mode; with dropout, the policy would differ from it by chance.
+        switch_dropout_off(model)
         return model
 
-    def objective(self, model: Any, group: WorkerGroup) -> PreferredAnswers:
+    def objective(self, model: PreTrainedModel, group: WorkerGroup) -> PreferredAnswers:
         loss = self.job.loss
         reference: Reference | None = None
         if self._cached:
@@ -56,12 +59,12 @@ class PreferenceTuning(Recipe[DpoJob]):
             reference,
         )
 
-    def parent_work(self) -> Callable[[Any, WorkerGroup], None] | None:
-        """The reference's log-probabilities of every pair, unless they are known."""
+    def parent_work(self) -> ParentWork | None:
+        """Compute the reference's log-probabilities of every pair, unless they are on disk."""
         if not self._cached or self._cache.known:
             return None
 
-        def work(model: Any, group: WorkerGroup) -> None:
+        def work(model: PreTrainedModel, group: WorkerGroup) -> None:
             batch = self.job.evaluation.batch
             self._cache.compute(model, self.resolved.folders, batch, group)
 

@@ -1,9 +1,9 @@
-"""Pretraining: a model from its architecture's numbers, or one to continue, learns to predict text."""
+"""Pretraining: a new model, or one that is continued, learns to predict text."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -19,6 +19,9 @@ from raymill.objective.language_modelling import LanguageModelling
 from raymill.plan.flops import flops_per_token
 from raymill.schema.jobs import PretrainJob
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 @dataclass(frozen=True)
 class Pretraining(Recipe[PretrainJob]):
@@ -30,19 +33,17 @@ class Pretraining(Recipe[PretrainJob]):
     def packing_key(self) -> str | None:
         return "data.document_mask" if self.job.data.document_mask else None
 
-    def build_model(self, fresh: bool) -> torch.nn.Module:
+    def build_model(self, fresh: bool) -> PreTrainedModel:
         from raymill.model.build import build_model, load_pretrained
 
         folder, arch = self.resolved.model_folder, self.job.arch
         end = self.prepared[0].manifest.tokenizer.end_of_text_id
-        model: torch.nn.Module
+        # All parameters are trained, so that a checkpoint replaces the weights of `folder` entirely.
         if folder is not None and fresh:
-            model = load_pretrained(folder, arch, self._vocab_size, end)
-        else:
-            model = build_model(arch, self._vocab_size, end, self.job.run.seed)
-        return model
+            return load_pretrained(folder, arch, self._vocab_size, end)
+        return build_model(arch, self._vocab_size, end, self.job.run.seed)
 
-    def objective(self, model: Any, group: WorkerGroup) -> LanguageModelling:
+    def objective(self, model: PreTrainedModel, group: WorkerGroup) -> LanguageModelling:
         tokenizer = self.prepared[0].manifest.tokenizer
         first = next(iter(tokenizer.begins_with), tokenizer.end_of_text_id)
         return LanguageModelling(first, self.job.data.document_mask)

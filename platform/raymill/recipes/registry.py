@@ -1,4 +1,4 @@
-"""The recipe of every kind of job."""
+"""Registry of recipes: the class of a job → the recipe that trains it."""
 
 from __future__ import annotations
 
@@ -24,5 +24,5 @@ RECIPES: dict[type[TrainJob], type[Recipe[Any]]] = {
 
 
 def recipe_of(resolved: ResolvedRun, prepared: list[Prepared]) -> Recipe[Any]:
-    """The recipe of an assignment's job."""
+    """Return the recipe that trains a resolved run's job."""
     return RECIPES[type(resolved.job)](resolved, resolved.job, prepared)

@@ -1,9 +1,9 @@
-"""Reinforcement learning: a parent model learns from answers of its own, by what they are worth."""
+"""Reinforcement learning: a parent model learns from its own answers, by their rewards."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,7 +15,8 @@ from raymill.engine.event_log import EventLog
 from raymill.engine.group import WorkerGroup
 from raymill.engine.learner import Learner
 from raymill.engine.parents import flops_per_token, frozen_reference, policy_model, scalar_model
-from raymill.engine.recipe import Recipe
+from raymill.engine.recipe import LearnerSpec, Recipe
+from raymill.engine.trainer import CRITIC
 from raymill.rl.backend import start_rollout_backend
 from raymill.rl.evaluation import HeldOutPrompts
 from raymill.rl.objective import Critic, PolicyGradient
@@ -23,6 +24,9 @@ from raymill.rl.rollout.engine import Sampling
 from raymill.rl.sampling import RolloutBackend, RolloutCollector
 from raymill.rl.step import RolloutStep
 from raymill.schema.jobs import RlhfJob
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -33,14 +37,23 @@ class Reinforcement(Recipe[RlhfJob]):
     def samples(self) -> bool:
         return self.job.rollout.engine == "transformers"
 
-    def build_model(self, fresh: bool) -> torch.nn.Module:
+    def learners(self) -> list[LearnerSpec]:
+        policy = super().learners()
+        if self.resolved.rl is None or self.resolved.rl.critic_folder is None:
+            return policy
+        rate = self.job.critic.learning_rate
+        return [*policy, LearnerSpec(self.build_critic, self.critic_objective, rate, CRITIC)]
+
+    def build_model(self, fresh: bool) -> PreTrainedModel:
         from raymill.model.parent import switch_dropout_off
 
-        model: torch.nn.Module = policy_model(self.resolved, self.job, self.prepared[0])
-        switch_dropout_off(model)  # π_old is computed in evaluation mode
+        model = policy_model(self.resolved, self.job, self.prepared[0])
+        # The old policy's log-probabilities are computed in evaluation mode; with dropout, the ratio to
+        # them wouldn't be 1 before an update.
+        switch_dropout_off(model)
         return model
 
-    def objective(self, model: Any, group: WorkerGroup) -> PolicyGradient:
+    def objective(self, model: PreTrainedModel, group: WorkerGroup) -> PolicyGradient:
         return PolicyGradient(
             model.get_output_embeddings(),
             self.job.algorithm,
@@ -48,46 +61,42 @@ class Reinforcement(Recipe[RlhfJob]):
             self.job.rollout.max_new_tokens,
         )
 
-    def build_critic(self) -> torch.nn.Module | None:
-        folder = self.resolved.critic_folder
-        if folder is None:
-            return None
+    def build_critic(self, fresh: bool) -> PreTrainedModel:
+        """Build the value model: the reward model, the parent, or another model with a scalar head."""
         from raymill.model.parent import scalar_head, switch_dropout_off
 
+        assert self.resolved.rl is not None, "reinforcement learning without its resolved part"
+        folder = self.resolved.rl.critic_folder
+        assert folder is not None, "a critic without initial weights"
         model, had_head = scalar_model(self.resolved, self.job, self.prepared[0], folder)
-        switch_dropout_off(model)  # values that it is clipped to are computed in evaluation mode
-        if not had_head:  # what nothing is known of is worth nothing, and not something at random
+        # The old values, to which new ones are clipped, are computed in evaluation mode.
+        switch_dropout_off(model)
+        if not had_head:
+            # A new head estimates 0 for every state, instead of noise.
             with torch.no_grad():
                 for parameter in scalar_head(model).parameters():
                     parameter.zero_()
-        critic: torch.nn.Module = model
-        return critic
+        return model
 
-    def critic_objective(self, model: Any, group: WorkerGroup) -> Critic:
+    def critic_objective(self, model: PreTrainedModel, group: WorkerGroup) -> Critic:
+        """Return the value loss."""
         from raymill.model.parent import scalar_head
 
         return Critic(scalar_head(model), self.job.algorithm.value_clip)
 
-    def critic_learning_rate(self) -> float:
-        return self.job.critic.learning_rate
-
     def experience(
         self, learners: list[Learner], group: WorkerGroup, event_log: EventLog | None
     ) -> BatchBuilder:
-        job = self.job
+        job, rollout = self.job, self.job.rollout
         policy, prepared = learners[0].model, self.prepared[0]
         parent = self.resolved.model_folder
         tokens = on_all_ranks(group, lambda: ControlTokens.of(prepared, parent))
-        rollout = job.rollout
+        stops = tuple(sorted(tokens.stops))
         source = RolloutCollector(
             model=policy,
             group=group,
             sampling=Sampling(
-                rollout.max_new_tokens,
-                rollout.temperature,
-                rollout.top_p,
-                tuple(sorted(tokens.stops)),
-                tokens.padding,
+                rollout.max_new_tokens, rollout.temperature, rollout.top_p, stops, tokens.padding
             ),
             batch=rollout.batch,
             seed=job.run.seed,
@@ -104,14 +113,15 @@ class Reinforcement(Recipe[RlhfJob]):
         )
 
     def _backend(self, group: WorkerGroup) -> RolloutBackend | None:
-        """Samplers and judges, which the first rank starts; the others hear whether it could."""
-        made: list[RolloutBackend] = []
+        """Start the rollout actors and the reward computation on rank 0; fail on all ranks if it fails."""
+        started: list[RolloutBackend] = []
 
         def start() -> None:
-            made.append(start_rollout_backend(self.resolved, self.job, self.prepared))
+            started.append(start_rollout_backend(self.resolved, self.job, self.prepared))
 
+        # Only whether it succeeded is sent to the other ranks: processes and connections can't be.
         on_rank_zero(group, start)
-        return made[0] if made else None
+        return started[0] if started else None
 
     def evaluators(
         self,
@@ -120,7 +130,7 @@ class Reinforcement(Recipe[RlhfJob]):
         group: WorkerGroup,
         event_log: EventLog | None,
     ) -> list[Evaluator]:
-        assert isinstance(experience, RolloutStep)
+        assert isinstance(experience, RolloutStep), "made by another recipe"
         source, reference = experience.source, experience.reference
         run_dir = self.resolved.run_dir
         return [HeldOutPrompts(self.job, self.prepared, source, reference, run_dir, event_log)]

@@ -1,9 +1,9 @@
-"""Reward modelling: a parent model with a scalar head learns which of two answers people prefer."""
+"""Reward modelling: a parent model with a scalar head learns to score preferred answers higher."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,23 +18,26 @@ from raymill.engine.recipe import Recipe
 from raymill.objective.pairs import RewardPairs
 from raymill.schema.jobs import RewardJob
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 @dataclass(frozen=True)
 class RewardModelling(Recipe[RewardJob]):
     """See `Recipe`."""
 
-    def build_model(self, fresh: bool) -> torch.nn.Module:
+    def build_model(self, fresh: bool) -> PreTrainedModel:
         from raymill.model.parent import switch_dropout_off
 
-        assert self.resolved.model_folder is not None
-        model: torch.nn.Module
+        assert self.resolved.model_folder is not None, "a parent is resolved before workers start"
         model, _ = scalar_model(
             self.resolved, self.job, self.prepared[0], self.resolved.model_folder
         )
-        switch_dropout_off(model)  # a pair's two scores would differ by chance
+        # With dropout, the two scores of a pair would differ by chance.
+        switch_dropout_off(model)
         return model
 
-    def objective(self, model: Any, group: WorkerGroup) -> RewardPairs:
+    def objective(self, model: PreTrainedModel, group: WorkerGroup) -> RewardPairs:
         from raymill.model.parent import scalar_head
 
         return RewardPairs(scalar_head(model), self.job.margin_scale, self.job.centring)

@@ -10,7 +10,7 @@ from raymill.data.messages.folder import closing_ids, load_chat_encoder
 from raymill.data.prompts.metadata import PromptRecord, read_book
 from raymill.data.store.manifest import Prepared, read_tokenizer
 from raymill.data.store.rows import SOURCE_SHIFT
-from raymill.engine.resolved_run import ResolvedRun
+from raymill.engine.resolved_run import ResolvedRl, ResolvedRun
 from raymill.errors import ConfigError
 from raymill.objective.sequences import FLAT_KERNELS
 from raymill.rl.reward.combine import Combination
@@ -36,6 +36,7 @@ def start_rollout_backend(
     Raises:
         RaymillError: prompts name verifiers that aren't there, or processes can't be had.
     """
+    assert resolved.rl is not None, "the driver resolves the part of reinforcement learning"
     book = _book(prepared)
     if AUTO in job.reward.functions:
         problems = check_verifiers(record.verifier for record in book.values())
@@ -47,8 +48,8 @@ def start_rollout_backend(
         if problems:
             raise ConfigError(problems)
     return RolloutBackend(
-        pool=_pool(resolved, job, prepared[0]),
-        judge=_judge(resolved, job, prepared[0]),
+        pool=_pool(resolved, resolved.rl, job, prepared[0]),
+        judge=_judge(resolved.rl, job, prepared[0]),
         book=book,
         decode=_decoder(prepared[0]),
         dump=_below(job, job.rollout.dump),
@@ -66,7 +67,7 @@ def _book(prepared: Sequence[Prepared]) -> dict[int, PromptRecord]:
     return book
 
 
-def _pool(resolved: ResolvedRun, job: RlhfJob, prepared: Prepared) -> Pool:
+def _pool(resolved: ResolvedRun, rl: ResolvedRl, job: RlhfJob, prepared: Prepared) -> Pool:
     rollout, spec = job.rollout, _engine(resolved, job, prepared)
     if rollout.actors == 0:
         return LocalPool(spec)
@@ -78,7 +79,7 @@ def _pool(resolved: ResolvedRun, job: RlhfJob, prepared: Prepared) -> Pool:
         cpus_per_actor=rollout.cpus_per_actor,
         gpus_per_actor=rollout.gpus_per_actor,
         timeout_s=rollout.timeout_s,
-        places=resolved.places[: rollout.actors],
+        places=rl.scheduling_strategies[: rollout.actors],
     )
 
 
@@ -108,14 +109,14 @@ def _engine(resolved: ResolvedRun, job: RlhfJob, prepared: Prepared) -> EngineSp
     )
 
 
-def _judge(resolved: ResolvedRun, job: RlhfJob, prepared: Prepared) -> RewardComputer:
+def _judge(rl: ResolvedRl, job: RlhfJob, prepared: Prepared) -> RewardComputer:
     reward, rollout = job.reward, job.rollout
     weights = dict(reward.functions)
     model: SequenceJudge | None = None
-    if resolved.reward_folder is not None:
+    if rl.reward_folder is not None:
         weights[MODEL] = reward.model_weight
         spec = RewardModelSpec(
-            str(resolved.reward_folder),
+            str(rl.reward_folder),
             job.train.precision,
             _threads(job),
             rollout.gpus_per_actor > 0 if reward.model_actors else job.cluster.gpu,
@@ -131,7 +132,7 @@ def _judge(resolved: ResolvedRun, job: RlhfJob, prepared: Prepared) -> RewardCom
                 cpus_per_actor=rollout.cpus_per_actor,
                 gpus_per_actor=rollout.gpus_per_actor,
                 timeout_s=rollout.timeout_s,
-                places=resolved.places[rollout.actors :],
+                places=rl.scheduling_strategies[rollout.actors :],
             )
     scorer = Scorer(list(reward.functions), workers=reward.workers, timeout_s=reward.timeout_s)
     combination = Combination(weights, rollout.max_new_tokens, reward.length_penalty)

@@ -169,7 +169,7 @@ def _lineage_tags(forwarder: Forwarder, found: Found, figures: dict[str, Any]) -
         "raymill.code_commit": manifest.code_commit or "",
         "raymill.parent": manifest.parent or "",
         "raymill.parent_digest": manifest.parent_digest or "",
-        "raymill.rl.reward": resolved.reward or "",
+        "raymill.rl.reward": (resolved.rl and resolved.rl.reward_model) or "",
         "raymill.reward_digest": manifest.model_digests.get("reward.model", ""),
         **{
             f"raymill.{name.rpartition('/')[2]}": str(figures[name])

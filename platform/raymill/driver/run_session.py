@@ -1,0 +1,259 @@
+"""A run from its lease to its end on the driver, the same for every job that trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from raymill.checkpoint.lease import Lease, acquire
+from raymill.checkpoint.remote import RemoteRun
+from raymill.checkpoint.resume import Found, newest_verified, parse_fork
+from raymill.checkpoint.retention import committed_steps
+from raymill.cluster.session import NO_ACTORS, ActorResources
+from raymill.config.entry import EXIT_FAILED, EXIT_PREEMPTED
+from raymill.data.store.manifest import load_prepared
+from raymill.driver.failure import RunState
+from raymill.driver.finish import finish_run
+from raymill.driver.interrupt import (
+    end_preempted,
+    on_interrupt,
+    on_termination,
+    preemption_message,
+)
+from raymill.driver.supervisor import RunStatus, RunSupervisor, last_committed
+from raymill.driver.system_metrics import SystemMetrics
+from raymill.durable import write_atomic
+from raymill.engine.resolved_run import ResolvedRun
+from raymill.engine.start import going_on
+from raymill.errors import CheckpointError, StorageError
+from raymill.plan.mixture import rounding_warnings
+from raymill.reading import entries, is_folder
+from raymill.redaction import typed_command
+from raymill.schema.tree import to_tree
+from raymill.track.console import RunConsole
+from raymill.track.forwarder import clamp_offset
+from raymill.track.marker import MARKER_NAME
+from raymill.track.state_log import StateLog
+
+if TYPE_CHECKING:
+    from raymill.track.tracker import Tracker
+
+
+@contextmanager
+def acquire_run(resolved: ResolvedRun) -> Iterator[tuple[ResolvedRun, Lease]]:
+    """Be the run's only writer within the block, with its newest state on this machine.
+
+    Raises:
+        RunHeldError: another process writes the run.
+    """
+    with on_termination(partial(end_preempted, preemption_message())):
+        lease = acquire(resolved.run_dir, _say, resolved.uri)
+        try:
+            leased = replace(resolved, token=lease.token)
+            download_run(leased)
+            yield leased, lease
+        finally:
+            lease.release()
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def download_run(resolved: ResolvedRun) -> None:
+    """Fetch the run, and the checkpoint that it forks, from the object store."""
+    remote, fork = resolved.remote, resolved.job.run.from_
+    if remote is None:
+        return
+    remote.pull(resolved.run_dir, _say)
+    clamp_offset(resolved.run_dir, resolved.event_log)
+    if fork is not None and not committed_steps(resolved.checkpoints):
+        name, step = parse_fork(fork)
+        source = RemoteRun(f"{resolved.job.storage.uri}/runs/{name}")
+        source.pull_step(resolved.runs / name, step, _say)
+
+
+def finished_checkpoint(resolved: ResolvedRun) -> Found | None:
+    """Return the last step's checkpoint if it is committed, so that no worker needs to start.
+
+    Raises:
+        ConfigError: the configuration contradicts that of the stored run.
+        CheckpointError: all checkpoints are damaged.
+    """
+    from raymill.engine.start import decide_start
+
+    if not is_folder(resolved.checkpoints):
+        return None
+    digests = tuple(load_prepared(folder).manifest.digest for folder in resolved.folders)
+    start = decide_start(resolved, digests)
+    finished = start.resumed and start.step == resolved.total_steps
+    return start.found if finished else None
+
+
+def finish_again(resolved: ResolvedRun, checkpoint: Found) -> int:
+    """Export, register and report a run that is already trained, where that is missing. Return 0."""
+    from raymill.track.tracker import Tracker
+
+    console = RunConsole(peak_is_measured=False)
+    more = going_on(resolved)
+    advice = "" if more is None else f"; to go on, add to its command: {more}"
+    console.say(f"run {resolved.job.run.name} is finished at step {resolved.total_steps}{advice}")
+    tracker = Tracker(resolved)
+    tracker.start()
+    try:
+        finish_run(resolved, checkpoint, tracker, console)
+        StateLog(resolved.run_dir, resolved.token).enter(RunState.FINISHED)
+        upload_results(resolved, resolved.remote)
+        return 0
+    finally:
+        tracker.close("finished")
+
+
+def upload_results(resolved: ResolvedRun, remote: RemoteRun | None) -> None:
+    """Upload a finished run's export, summary and report to the object store.
+
+    Raises:
+        StorageError: the upload failed; says that the same command repeats it.
+    """
+    if remote is None:
+        return
+    try:
+        remote.keep_results(resolved.run_dir, MARKER_NAME)
+        remote.keep(resolved.run_dir)
+    except (OSError, StorageError) as error:
+        raise StorageError(
+            f"the run is finished and in {resolved.run_dir}, but not all of it in the object store: {error}\n"
+            "The same command uploads it."
+        ) from error
+    _say(f"uploaded {resolved.run_dir} → {resolved.uri}")
+
+
+@dataclass
+class TrainingSession:
+    """Training and its end, within the logs that `training_session` opens."""
+
+    resolved: ResolvedRun
+    lease: Lease
+    console: RunConsole
+    tracker: Tracker
+    supervisor: RunSupervisor
+    state: RunState = RunState.FAILED  # in which the run is left
+
+    def train(self) -> RunStatus:
+        """Run the workers until training is complete, stopped or fails; see `RunSupervisor.run`."""
+        with self.console, _signals(self.supervisor, self.console):
+            return self.supervisor.run()
+
+    def finish(self, status: RunStatus) -> int:
+        """Export, register and report a finished run; say how another one goes on. Return the exit code.
+
+        Raises:
+            CheckpointError: the last step's checkpoint is damaged.
+        """
+        if status != "finished":
+            return self._stopped(status)
+        resolved = self.resolved
+        checkpoint = newest_verified(resolved.checkpoints)
+        if checkpoint is None:
+            raise CheckpointError(f"{resolved.checkpoints} holds no checkpoint to export")
+        if checkpoint.manifest.step != resolved.total_steps:
+            raise CheckpointError(
+                f"the checkpoint of the last step can't be exported: {'; '.join(checkpoint.passed_over)}\n"
+                "The same command makes it again from the one before."
+            )
+        self.lease.check()
+        finish_run(resolved, checkpoint, self.tracker, self.console)
+        self.state = RunState.FINISHED
+        upload_results(resolved, resolved.remote)
+        return 0
+
+    def _stopped(self, status: RunStatus) -> int:
+        self.state = RunState.STOPPED
+        console, preempted = self.console, self.supervisor.drained
+        if status != "stopped" or not preempted:
+            console.say(_how_it_stopped(status, self.resolved.checkpoints))
+        if preempted:
+            console.say(preemption_message())
+            return EXIT_PREEMPTED
+        console.say(f"to go on, run:\n  {typed_command()}")
+        return EXIT_FAILED if status == "failed" else 0
+
+
+@contextmanager
+def training_session(
+    resolved: ResolvedRun, lease: Lease, actors: ActorResources = NO_ACTORS
+) -> Iterator[TrainingSession]:
+    """Open a run's logs for a block that trains and finishes it, on a Ray that is connected.
+
+    However the block ends, its end is in the state log, in MLflow and in the object store.
+    """
+    from raymill.track.tracker import Tracker
+
+    job, remote = resolved.job, resolved.remote
+    _prepare_run_dir(resolved)
+    readings = SystemMetrics(resolved)
+    tracker = Tracker(resolved, readings)
+    tracker.start()
+    console = RunConsole(peak_is_measured=job.cluster.peak_tflops is None)
+    console.say(f"run {job.run.name} → {resolved.run_dir}")
+    for text in rounding_warnings(job.data.mixture):
+        console.say(f"warning: {text}")
+    history = StateLog(resolved.run_dir, lease.token)
+    supervisor = RunSupervisor(resolved, lease, console, history, typed_command(), actors)
+    session = TrainingSession(resolved, lease, console, tracker, supervisor)
+    with on_termination(lambda: console.say("the run has ended; what follows it is completed")):
+        try:
+            yield session
+        except KeyboardInterrupt:
+            if session.state is not RunState.FINISHED:
+                session.state = RunState.STOPPED
+            raise
+        finally:
+            history.enter(session.state)
+            tracker.close(session.state.value)
+            readings.close()
+            if remote is not None:
+                # Checkpoints and results are uploaded by now; the last lines of the logs may be lost.
+                with suppress(OSError, StorageError):
+                    remote.keep(resolved.run_dir)
+
+
+def _prepare_run_dir(resolved: ResolvedRun) -> None:
+    for path in entries(resolved.run_dir):
+        if path.name.startswith("stop-requested"):
+            path.unlink(missing_ok=True)
+    text = yaml.safe_dump(to_tree(resolved.job), sort_keys=False)
+    write_atomic(resolved.run_dir / "config.yaml", text)
+
+
+def _how_it_stopped(status: RunStatus, checkpoints: Path) -> str:
+    step = last_committed(checkpoints)
+    if status == "stopped":
+        return "stopped after a checkpoint" if step else "stopped before the first step"
+    if status == "waiting":
+        return "stopped while waiting for free resources; nothing was lost"
+    since = f"from step {step}" if step else "from the beginning"
+    return f"stopped by a failure, before a checkpoint could be committed: work is repeated {since}"
+
+
+@contextmanager
+def _signals(supervisor: RunSupervisor, console: RunConsole) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM make the workers commit and end."""
+    stopping = "stopping: the step under way is finished and a checkpoint committed"
+
+    def interrupted() -> None:
+        supervisor.stop()
+        console.say(f"{stopping} (Ctrl-C again to stop at once)")
+
+    def terminated() -> None:
+        supervisor.drain()
+        console.say(stopping)
+
+    with on_interrupt(interrupted), on_termination(terminated):
+        yield
