@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raymill.errors import ConfigError, DataError
 from raymill.generate.load import load, named_ids
@@ -14,6 +14,8 @@ from raymill.reading import MISSING, read_text
 from raymill.schema.jobs import GenerateJob
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from raymill.data.messages.encode import ChatEncoder
 
 
@@ -74,7 +76,11 @@ def _chat_encoder(job: GenerateJob, folder: Path) -> ChatEncoder | None:
 
 
 def _converse(
-    job: GenerateJob, model: Any, tokenizer: Any, encoder: ChatEncoder, prompt: str | None
+    job: GenerateJob,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    encoder: ChatEncoder,
+    prompt: str | None,
 ) -> None:
     from raymill.generate.conversation import Conversation, converse, print_answer
 
@@ -91,7 +97,7 @@ def _converse(
     if prompt is None:
         converse(conversation, job.seed)
         return
-    # The newline that `echo` and editors put at the end isn't part of a message.
+    # Piped text ends in a newline, by `echo` or an editor, that isn't part of the message.
     message = prompt if job.prompt is not None else prompt.removesuffix("\n")
     print_answer(conversation, message, job.seed)
 
@@ -109,6 +115,7 @@ def _read_prompt(job: GenerateJob) -> str | None:
 
 
 def _typed_prompts() -> Iterator[str]:
+    """Yield the lines that the user types, until an empty one."""
     print("type a prompt; an empty line or Ctrl-D ends", file=sys.stderr)
     while True:
         try:
@@ -121,7 +128,12 @@ def _typed_prompts() -> Iterator[str]:
 
 
 def _answer(
-    job: GenerateJob, model: Any, tokenizer: Any, end_of_text_id: int | None, prompt: str, seed: int
+    job: GenerateJob,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    end_of_text_id: int | None,
+    prompt: str,
+    seed: int,
 ) -> None:
     import torch
 

@@ -126,7 +126,7 @@ def ask_questions(job: PipelineJob) -> None:
     from raymill.driver.generation import generate
 
     trained = _trained(job, [stage for stage in job.stages if stage != "reward"])
-    assistants = [stage for stage in ("sft", "rlhf") if stage in trained]
+    assistants: list[str] = [stage for stage in ("sft", "rlhf") if stage in trained]
     asked = assistants or list(trained)
     if "rlhf" not in trained:
         asked = asked[-1:]
