@@ -162,7 +162,7 @@ def test_judgements_are_kept_in_an_object_store(
     with monkeypatch.context() as patch:
         patch.setattr("raymill.annotate.command.take_newest", lambda *_: None)
         assert run(load("rank", [*here, "judge=length", "prompts=6"])) == 0
-        patch.setattr("raymill.annotate.command.give_newest", lambda *_: None)
+        patch.setattr("raymill.annotate.command.push_newest", lambda *_: None)
         assert run(load("rank", [*there, "judge=length", "judge_noise=0.2", "prompts=6"])) == 0
     with pytest.raises(StorageError, match="both changed"):
         run(load("rank", [*there, "judge=length", "prompts=6"]))

@@ -95,7 +95,7 @@ def test_auto_is_the_prompts_own_function() -> None:
         auto(sample("5", "5", verifier="exakt"))
 
 
-@pytest.mark.parametrize("verifier", ["auto", "os:system", "reward.hostile:behave", "http://x/"])
+@pytest.mark.parametrize("verifier", ["auto", "os:system", "rl.reward.hostile:behave", "http://x/"])
 def test_prompts_name_neither_code_nor_addresses(verifier: str) -> None:
     with pytest.raises(RewardError, match=r"^unknown verifier:"):
         REWARDS["auto"](sample("5", "5", verifier=verifier))

@@ -16,12 +16,12 @@ def test_names_that_can_be_used() -> None:
     names = [
         "exact",
         "auto",
-        "reward.hostile:behave",
+        "rl.reward.hostile:behave",
         "http://localhost:8000/score?a=b",
         "https://x",
     ]
     assert check_names(names) == []
-    assert resolve("reward.hostile:behave") is hostile.behave
+    assert resolve("rl.reward.hostile:behave") is hostile.behave
     assert resolve("exact") is REWARDS["exact"]
 
 
@@ -31,10 +31,10 @@ def test_names_that_can_be_used() -> None:
         ("exakt", "did you mean exact?"),
         ("qwertz", "there are answer_f1, auto, code"),
         ("", "unknown function"),
-        ("reward.hostile:", "unknown function"),
-        ("reward.hostile:misses", "import failed: …AttributeError"),
+        ("rl.reward.hostile:", "unknown function"),
+        ("rl.reward.hostile:misses", "import failed: …AttributeError"),
         ("no_such_module:f", "import failed: …ModuleNotFoundError"),
-        ("reward.hostile:not_a_function", "is int, not a function"),
+        ("rl.reward.hostile:not_a_function", "is int, not a function"),
         ("http://", "expected http://host:port/path"),
         ("http://host:99999/", "not an address"),
         ("http://[::1/", "not an address"),
@@ -60,6 +60,6 @@ def test_own_modules_are_found_in_the_working_directory(
 
 def test_verifiers_of_prompts() -> None:
     assert check_verifiers(["exact", "code", "none", None, "exact", "tests_own"]) == []
-    problems = check_verifiers(["exakt", "reward.hostile:behave", "http://x/"])
+    problems = check_verifiers(["exakt", "rl.reward.hostile:behave", "http://x/"])
     assert len(problems) == 3
     assert "did you mean exact?" in problems[0]

@@ -20,7 +20,7 @@ from raymill.rl.reward.sandbox import unavailable
 from raymill.rl.reward.task import RewardError, Score
 from rl.reward.samples import sample
 
-HOSTILE = "reward.hostile:"
+HOSTILE = "rl.reward.hostile:"
 
 
 def own(name: str) -> str:
@@ -48,10 +48,10 @@ def one(pool: RewardPool, name: str, answer: str = "3") -> Score:
         ("raises", "raised KeyError: '3'", False),
         ("leaves", "raised SystemExit: 3", False),
         ("misses", "import failed: ", False),
-        ("exits", "died: reward.hostile:exits ended its process (exit status 7)", True),
-        ("crashes", "died: reward.hostile:crashes ended its process (signal 11)", True),
+        ("exits", "died: rl.reward.hostile:exits ended its process (exit status 7)", True),
+        ("crashes", "died: rl.reward.hostile:crashes ended its process (signal 11)", True),
         ("closes_everything", "died: ", True),
-        ("hangs", "timeout: reward.hostile:hangs took longer than 1 s", True),
+        ("hangs", "timeout: rl.reward.hostile:hangs took longer than 1 s", True),
         ("hangs_in_c", "timeout: ", True),
         ("answers_long", "raised ValueError: xxx", False),
     ],
@@ -280,10 +280,10 @@ def test_arguments() -> None:
 
 BUSY = """
 code = ("code", sample("while True: pass", "pass"))
-pool.score([("reward.hostile:hangs_in_c", sample()), code])
+pool.score([("rl.reward.hostile:hangs_in_c", sample()), code])
 """
 SERVED = """
-pool.score([("reward.hostile:behave_slowly", sample("1"))] * 4)
+pool.score([("rl.reward.hostile:behave_slowly", sample("1"))] * 4)
 print("served", flush=True)
 time.sleep(0.5)  # for the test to look
 """

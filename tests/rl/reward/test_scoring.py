@@ -27,11 +27,11 @@ def test_from_samples_to_rewards(address: str) -> None:
         sample("four", "4", verifier="exact"),
         sample("4", "4", verifier="nobody"),
     ]
-    weights = {"auto": 1.0, "reward.hostile:own": 2.0, address: 0.1}
+    weights = {"auto": 1.0, "rl.reward.hostile:own": 2.0, address: 0.1}
     with Scorer([*weights], workers=2, timeout_s=5.0) as scorer:
         scores = scorer.score(samples)
         assert {name: [score.value for score in column] for name, column in scores.items()} == {
-            "auto": [1.0, 0.0, None], "reward.hostile:own": [0.25] * 3, address: [6.0, 4.0, 1.0],
+            "auto": [1.0, 0.0, None], "rl.reward.hostile:own": [0.25] * 3, address: [6.0, 4.0, 1.0],
         }  # fmt: skip
         assert scorer.restarts == 0
         assert scorer.score([]) == {name: [] for name in weights}
