@@ -41,6 +41,7 @@ def export_checkpoint(resolved: ResolvedRun, checkpoint: Found) -> Export:
     job = resolved.job
     target = resolved.run_dir / "export"
     adapter = target.with_name("adapter") if job.has_adapters else None
+    # It identifies the export: the same lineage in the folder's marker means that nothing is to be done.
     lineage = {
         "checkpoint": checkpoint.directory.name,
         "checkpoint_digest": checkpoint.manifest.digest,
@@ -57,6 +58,7 @@ def export_checkpoint(resolved: ResolvedRun, checkpoint: Found) -> Export:
             _export_pretrained(resolved, job, prepared, checkpoint, target)
         else:
             _export_tuned(resolved, prepared, checkpoint, target)
+        # The marker comes last, so that a folder without one is incomplete.
         for folder in folders:
             write_marker(folder, lineage)
     return Export(target, adapter)

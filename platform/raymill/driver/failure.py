@@ -90,6 +90,7 @@ def decide_retry(failures: Sequence[Failure], allowed: int) -> Retry | GiveUp:
         return GiveUp("out of memory")
     if last.cause is Cause.RAISED and any(_same(last, earlier) for earlier in failures[:-1]):
         return GiveUp(f"the same error at step {last.step + 1} as before")
+    # A failure that another attempt may not meet. Each one without progress doubles the pause.
     in_a_row = _without_progress(failures)
     if in_a_row > allowed:
         return GiveUp(f"{in_a_row} failures without a new checkpoint (run.max_failures={allowed})")
@@ -142,6 +143,7 @@ def final_error(
 def as_raised(kind: str, text: str) -> RaymillError:
     """Return a worker's error as the class that it was, so that the exit code is the same."""
     if kind == ConfigError.__name__:
+        # The text is the numbered list that ConfigError makes of its problems.
         return ConfigError([line.split(". ", 1)[-1] for line in text.splitlines()[1:]])
     return RaymillError(text)
 

@@ -50,12 +50,14 @@ def finish_run(
     }
 
     events = Follower(resolved.event_log).read()
+    # Otherwise the unchanged parent would be registered as an aligned model.
     if resolved.rl is not None:
         _refuse_unchanged(events, str(resolved.config["algorithm.overlong"]))
     prepared = [load_prepared(folder) for folder in resolved.folders]
     export = export_checkpoint(resolved, checkpoint)
     console.say(f"exported {export.folder}")
     figures = run_figures(events) | yardsticks(prepared[0], resolved.job)
+    # The alias moves only after the export is complete on disk.
     registered = None
     if resolved.job.tracking.register and resolved.job.tracking.uri != "none":
         try:
@@ -67,6 +69,7 @@ def finish_run(
         except TrackingError as error:
             console.say(f"not registered: {error}")
     summary = _summary(resolved, checkpoint, export, figures, registered)
+    # The pipeline's next stage reads its parent from this file.
     write_atomic(resolved.run_dir / SUMMARY_NAME, json.dumps(summary, indent=1))
     card = cards[type(resolved.job)](resolved.run_dir, prepared, events, summary)
     for text in card.headlines:
@@ -123,6 +126,7 @@ def run_figures(events: list[dict[str, Any]]) -> dict[str, Any]:
         figures |= {
             "samples": ordered[-1]["samples"],
             "tokens": ordered[-1]["tokens"],
+            # A loss that isn't finite is stored as null.
             "train/loss": next(
                 (e["train/loss"] for e in reversed(ordered) if e["train/loss"] is not None), None
             ),
@@ -132,6 +136,7 @@ def run_figures(events: list[dict[str, Any]]) -> dict[str, Any]:
         }
     for evaluation in evaluations:
         for name, value in evaluation.items():
+            # The first evaluation is that of the initial weights.
             figures.setdefault(f"{name}/before", value)
             figures[name] = value
     return figures

@@ -32,6 +32,7 @@ def generate(job: GenerateJob) -> int:
     from raymill.model.shape import gives_a_number
     from raymill.track.registry import resolve_model
 
+    # Before the model is loaded, which takes seconds: a missing prompt file is reported at once.
     prompt = _read_prompt(job)
     resolved = resolve_model(job.model, job.tracking, job.storage.folder)
     if gives_a_number(resolved.folder):
@@ -39,6 +40,7 @@ def generate(job: GenerateJob) -> int:
             [f"model={job.model}: {resolved.name} is a reward model and writes nothing"]
         )
     encoder = _chat_encoder(job, resolved.folder)
+    # On stderr, so that stdout holds the generated text alone.
     print(f"{resolved.name}", file=sys.stderr)
     model, tokenizer, end_of_text_id = load(resolved.folder)
     if encoder is not None:
@@ -161,6 +163,7 @@ def _answer(
     sys.stdout.write(prompt)
     stops = frozenset(named_ids(model.generation_config.eos_token_id))
     drawn = takewhile(lambda token: token not in stops, tokens)
+    # Token by token: a character may need several tokens, which the decoder waits for.
     for piece in decode_stream(tokenizer, drawn, after=ids):
         sys.stdout.write(piece)
         sys.stdout.flush()

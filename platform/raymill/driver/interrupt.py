@@ -20,6 +20,7 @@ def on_interrupt(call: Callable[[], None]) -> Iterator[None]:
     """Within the block, the first SIGINT calls `call` and the second raises KeyboardInterrupt."""
 
     def handle(_signal: int, _frame: FrameType | None) -> None:
+        # A second Ctrl-C interrupts at once.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         call()
 
@@ -45,6 +46,7 @@ def on_termination(call: Callable[[], None]) -> Iterator[None]:
     try:
         yield
     finally:
+        # The signal stays ignored after the block, which is how `terminated` knows of it.
         if not terminated():
             signal.signal(signal.SIGTERM, previous)
 

@@ -38,6 +38,7 @@ _DEFAULT_PARENTS = {"pretrained": "pretrain", "sft": "sft", "reward": "reward"}
 @contextmanager
 def pipeline_session(job: PipelineJob) -> Iterator[None]:
     """Connect to a Ray that is large enough for every stage; the stages use it instead of their own."""
+    # A local Ray can't grow, so it is started for the stage that takes most.
     trained = (job.pretrain, job.sft, job.reward, job.rlhf)
     largest = max((stage.run for stage in trained), key=lambda run: run.most)
     actors = actor_resources(job.rlhf) if "rlhf" in job.stages else NO_ACTORS
@@ -142,6 +143,7 @@ def ask_questions(job: PipelineJob) -> None:
                     tracking=trained[stage].tracking,
                     prompt=question,
                     max_new_tokens=80,
+                    # Greedy, so that two assistants differ by training and not by chance.
                     temperature=0.0,
                 )
             )

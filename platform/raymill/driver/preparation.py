@@ -91,10 +91,12 @@ def prepared_messages(job: MessagesPrepareJob, tokenizer: ChatTokenizer) -> Prep
     """Return the prepared folder, made now unless it exists. Ray is started for it unless it runs already."""
     preparation = kind_of(job.data).preparation(job, tokenizer)
     fetch(job.storage, preparation.folder, MANIFEST_NAME)
+    # Ray is only started where there is something to prepare.
     prepared = preparation.find()
     if prepared is None:
         with connect(job.cluster):
             prepared = preparation.run()
+    # Also where it was found: an earlier upload may have failed.
     keep(job.storage, preparation.folder, MANIFEST_NAME)
     return prepared
 

@@ -48,6 +48,7 @@ def resolved_run(
         weights=tuple(folders.values()),
         total_steps=total_steps(job),
         config=flatten(job),
+        # Of the keys that may not change when a run resumes.
         config_digest=digest(job, ignore=is_changeable),
         code_commit=code_commit(),
         model_folder=model_folder,
@@ -67,6 +68,7 @@ def resolve_pretraining(job: PretrainJob) -> ResolvedRun:
         DataError: the data isn't prepared, or can't be mixed.
         ConfigError: the model and the data don't fit.
     """
+    # Text isn't prepared on the way, as messages are: it may take hours, and needs no GPUs.
     folders = prepared_folders(job)
     prepared = [_open_prepared(folder, job) for folder in folders]
     _check_together(prepared, job)
@@ -128,6 +130,7 @@ def _check_together(prepared: list[Prepared], job: PretrainJob) -> None:
                 f"data.sequence_length={job.data.sequence_length}: {data.folder} was prepared with "
                 f"{data.manifest.sequence_length}"
             )
+    # A larger vocabulary than the tokenizer's is allowed, as padding to a multiple.
     vocabulary = job.arch.vocab_size
     if vocabulary is not None and vocabulary < first.tokenizer.vocab_size:
         problems.append(

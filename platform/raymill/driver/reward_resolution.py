@@ -64,6 +64,8 @@ def _reward_model_problems(
             f"{name}: {model.folder} is a language model and gives no reward; "
             "train one with jobs/reward.py"
         )
+    # The reward model gets the policy's tokens as they were sampled: decoding and encoding them again
+    # could give other tokens.
     if not encodes_as(model.folder, tokenizer.tokenizer):
         theirs = tokenizer_fingerprint(model.folder / "tokenizer.json")
         yield (
@@ -93,6 +95,7 @@ def _step_timeout_s(job: RlhfJob) -> float:
     from raymill.rl.reward.task import GRACE_S
     from raymill.rl.rollout.actor_pool import TRIES
 
+    # A batch that is lost with its actor is sampled again, up to TRIES times.
     rollout, reward = job.rollout, job.reward
     answers = job.train.global_batch * rollout.group
     batches = math.ceil(answers / rollout.batch)
@@ -103,6 +106,7 @@ def _step_timeout_s(job: RlhfJob) -> float:
 
 def actor_resources(job: RlhfJob) -> ActorResources:
     """Return the resources of a job's rollout actors and of its reward models' actors."""
+    # Without actors, rank 0 samples and scores in its own process.
     models = job.reward.model_actors if job.reward.model is not None else 0
     return ActorResources(
         job.rollout.actors + models, job.rollout.cpus_per_actor, job.rollout.gpus_per_actor
@@ -131,6 +135,7 @@ def check_reference_answers(job: RlhfJob, folders: Iterable[Path]) -> None:
     )
     problems = []
     for name, weight in job.reward.functions.items():
+        # A function of weight 0 is only measured, so that it may be missing for every prompt.
         if weight and name in COMPARING and not answered.total():
             problems.append(
                 f"reward.functions.{name}: it compares with a prompt's reference answer, and none of the "

@@ -53,9 +53,11 @@ def acquire_run(resolved: ResolvedRun) -> Iterator[tuple[ResolvedRun, Lease]]:
         RunHeldError: another process writes the run.
     """
     with on_termination(partial(end_preempted, preemption_message())):
+        # Another live process's lease is refused; that of a dead one is taken over.
         lease = acquire(resolved.run_dir, _say, resolved.uri)
         try:
             leased = replace(resolved, token=lease.token)
+            # Only now, since the process before may have uploaded until its lease ended.
             download_run(leased)
             yield leased, lease
         finally:
@@ -72,7 +74,9 @@ def download_run(resolved: ResolvedRun) -> None:
     if remote is None:
         return
     remote.pull(resolved.run_dir, _say)
+    # The downloaded event log may be shorter than the part that was already sent to MLflow.
     clamp_offset(resolved.run_dir, resolved.event_log)
+    # A run that has checkpoints of its own resumes from them, and no longer needs its origin.
     if fork is not None and not committed_steps(resolved.checkpoints):
         name, step = parse_fork(fork)
         source = RemoteRun(f"{resolved.job.storage.uri}/runs/{name}")
@@ -90,6 +94,7 @@ def finished_checkpoint(resolved: ResolvedRun) -> Found | None:
 
     if not is_folder(resolved.checkpoints):
         return None
+    # The same checks as at a resume, so that a contradicting configuration isn't reported as finished.
     digests = tuple(load_prepared(folder).manifest.digest for folder in resolved.folders)
     start = decide_start(resolved, digests)
     finished = start.resumed and start.step == resolved.total_steps
@@ -167,8 +172,10 @@ class TrainingSession:
                 f"the checkpoint of the last step can't be exported: {'; '.join(checkpoint.passed_over)}\n"
                 "The same command makes it again from the one before."
             )
+        # A process that has lost the run must not register a model of it.
         self.lease.check()
         finish_run(resolved, checkpoint, self.tracker, self.console)
+        # The run is finished even if the upload fails, which the same command repeats.
         self.state = RunState.FINISHED
         upload_results(resolved, resolved.remote)
         return 0
@@ -196,6 +203,7 @@ def training_session(
     from raymill.track.tracker import Tracker
 
     job, remote = resolved.job, resolved.remote
+    # The tracker connects to MLflow in the background, while the workers start.
     _prepare_run_dir(resolved)
     readings = SystemMetrics(resolved)
     tracker = Tracker(resolved, readings)
@@ -226,6 +234,7 @@ def training_session(
 
 def _prepare_run_dir(resolved: ResolvedRun) -> None:
     for path in entries(resolved.run_dir):
+        # A request that an earlier process left would stop this run at its first step.
         if path.name.startswith("stop-requested"):
             path.unlink(missing_ok=True)
     text = yaml.safe_dump(to_tree(resolved.job), sort_keys=False)

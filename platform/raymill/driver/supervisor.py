@@ -162,6 +162,7 @@ class RunSupervisor:
         announced = False
         with ExitStack() as waiting:
             while self._ending is None:
+                # Waiting may take minutes, in which another process can take the run over.
                 self._lease.check()
                 room = room_for_workers(cluster, self._actors)
                 size = largest_fit(allowed, room)
@@ -180,6 +181,7 @@ class RunSupervisor:
                     self._console.say(
                         f"waiting: the cluster has room for {room} workers, the run takes {wanted} …"
                     )
+                    # An autoscaler adds nodes only for requests that it sees.
                     waiting.enter_context(requesting_capacity(allowed[0], cluster))
                     announced = True
                 time.sleep(POLL_S * 5)
@@ -272,6 +274,7 @@ class RunSupervisor:
 
     def _check_capacity(self) -> None:
         """Move the run when nodes that it runs on are drained, or when there is room for more workers."""
+        # A drained node still answers, but is removed soon.
         leaving = draining_nodes() & self._nodes
         size = largest_fit(
             allowed_workers(self._resolved.job),

@@ -67,6 +67,7 @@ def _check_parent(job: ParentJob, parent: Parent) -> None:
         vocab_size = max(parent.tokenizer.identity.vocab_size, arch.vocab_size or 0)
         if problems := memory_problems(job, arch, vocab_size):
             raise ConfigError(problems)
+    # None: the model has no limit, as with ALiBi or a recurrent state.
     positions = positions_of(folder)
     problems = [
         f"{key}={value}: longer than the {positions} positions of {name}"
@@ -79,6 +80,7 @@ def _check_parent(job: ParentJob, parent: Parent) -> None:
 
 def print_tuning_plan(job: TuningJob, parent: Parent) -> None:
     """Print the plan of a run that starts from a parent; nothing is started or written."""
+    # A mixture's folders are prepared by jobs of their own.
     data = ""
     if not job.data.mixture:
         data = kind_of(job.data).preparation(job.preparation(), parent.tokenizer).describe()
@@ -96,6 +98,7 @@ def prepared_data(job: TuningJob, parent: Parent) -> dict[Path, float]:
         return fetched_mixture(job.data, job.storage)
     preparation = job.preparation()
     folder = kind_of(job.data).preparation(preparation, parent.tokenizer).folder
+    # Another machine may have prepared it already.
     fetch(job.storage, folder, MANIFEST_NAME)
     if not is_finished(folder):
         prepared_messages(preparation, parent.tokenizer)
@@ -118,12 +121,14 @@ def resolve_tuning(
     """
     prepared = [load_prepared(folder) for folder in folders]
     _check_together(prepared, job)
+    # The data's tokenizer, since a chat template may have added tokens to the parent's.
     arch, vocab_size = shape_of(parent.model.folder), prepared[0].manifest.tokenizer.vocab_size
     return resolved_run(
         job,
         folders,
         model_folder=parent.model.folder,
         parent=parent.model.name,
+        # A folder may be overwritten, and an alias may move: resuming compares the weights themselves.
         parent_digest=weights_digest(parent.model.folder),
         memory_plan="" if arch is None else memory_plan(job, arch, vocab_size),
         forgetting=forgetting,
@@ -142,6 +147,7 @@ def _check_together(prepared: list[Prepared], job: ParentJob) -> None:
                 f"them with jobs/prepare.py kind={kind.name}"
             )
             continue
+        # One tokenizer and one template serve the whole run: for sampling, scoring and the export.
         if (manifest.tokenizer, manifest.messages.template_sha256) != (
             first.tokenizer,
             first.messages.template_sha256,
@@ -197,6 +203,7 @@ def forgetting_text(job: SftJob, parent: Parent) -> Path | None:
         if automatic:
             return None
         raise
+    # Bits per byte before and after are comparable only for the same tokens.
     fingerprint = tokenizer_fingerprint(parent.model.folder / "tokenizer.json")
     if manifest.kind != "text" or manifest.tokenizer.fingerprint != fingerprint:
         if automatic:

@@ -45,13 +45,16 @@ def _train(resolved: ResolvedRun, rank: int, heartbeat: Heartbeat) -> None:
     from raymill.engine.group import WorkerGroup
     from raymill.engine.worker_log import send_output_to
 
+    # Before anything else prints: Ray would send the output to its own log folder.
     send_output_to(resolved.run_dir / "logs" / f"rank-{rank:05d}.log")
     job = resolved.job
+    # Without a limit, every worker on a machine would use all of its cores.
     torch.set_num_threads(job.train.threads or threads_per_worker())
     device = choose_device(job.cluster.gpu, job.train.deterministic)
     join_deepspeed(job.cluster.gpu)
     group = WorkerGroup(device)
     mark("libraries")
+    # Only rank 0 writes events, so that the log has one order.
     event_log = EventLog(resolved.event_log) if group.rank == 0 else None
     loop: Loop | None = None
     try:
@@ -60,6 +63,7 @@ def _train(resolved: ResolvedRun, rank: int, heartbeat: Heartbeat) -> None:
     except RewindError as error:
         ending = {"status": "rewind", "why": str(error)}
     except RaymillError as error:
+        # An error of one rank alone ends this process, whatever its class: the others wait for it.
         if not (error.agreed and ends_run(error)):
             raise
         logger.exception("the run failed")
@@ -88,13 +92,16 @@ def build_loop(
 
     prepared, order = on_all_ranks(group, lambda: open_data(resolved))
     digests = tuple(data.manifest.digest for data in prepared)
+    # One rank decides, since a checkpoint may be committed or deleted between two looks.
     start = on_rank_zero(group, lambda: begin(resolved, digests))
     _log_attempt(resolved, start, event_log, group)
     stream = open_stream(resolved, order, start, group)
+    # Reading starts here, so that the first rows are ready when the models are built.
     stream.open()
     mark("data")
     recipe = recipe_of(resolved, prepared)
     learners = build_learners(recipe, resolved, start, group)
+    # Some families sample wrongly in batches or with a cache; all ranks then avoid that.
     if recipe.samples:
         settle_sampling(learners[0].model, group, event_log, start.step)
     mark("learners")
@@ -119,6 +126,7 @@ def build_loop(
 def _log_attempt(
     resolved: ResolvedRun, start: StartPoint, event_log: EventLog | None, group: WorkerGroup
 ) -> None:
+    # The driver watches these nodes: whether they are drained, and for their metrics.
     ranks = group.gather(place())
     if event_log is None:
         return
@@ -171,4 +179,5 @@ def _peak_of_all(resolved: ResolvedRun, group: WorkerGroup) -> float:
     if stated is not None:
         return stated * 1e12 * group.world_size
     precision = torch.bfloat16 if resolved.job.train.precision == "bf16" else torch.float32
+    # Measured on all ranks at once, since workers that share a machine slow each other down.
     return group.sum(measured_peak_flops(group.device, precision))[0]

@@ -101,4 +101,5 @@ class Recipe(ABC, Generic[J]):
         self, learners: list[Learner], group: WorkerGroup, event_log: EventLog | None
     ) -> BatchBuilder:
         """Return the builder of each step's batch; by default, of the rows as they are drawn."""
+        # Only reinforcement learning builds its batches otherwise: from answers to the drawn prompts.
         return DatasetBatches(learners[0].objective, group, self.prepared)

@@ -30,6 +30,7 @@ def build_learners(
     DeepSpeed communicates while it starts, so every rank must have its models by then.
     """
     work = on_all_ranks(group, recipe.parent_work)
+    # Ranks may see a file system differently, so that all do the work if one of them misses its result.
     known = seen_by_all(group, work is None, "what was computed of the parent before")
     if work is not None and not known:
         # The work needs the parent's weights, which a resumed run's models no longer have.

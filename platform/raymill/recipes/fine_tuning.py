@@ -50,6 +50,7 @@ class FineTuning(Recipe[SftJob]):
         if job.freeze:
             freeze(model, job.freeze)
         if job.neftune_alpha:
+            # The noise is scaled by the length of a row, but a flat kernel's pass joins several rows into one.
             flat = job.attention in FLAT_KERNELS
             length = job.data.sequence_length if flat else None
             add_embedding_noise(model, job.neftune_alpha, length)
@@ -91,6 +92,7 @@ class FineTuning(Recipe[SftJob]):
                 )
             )
         if self.resolved.forgetting is not None:
+            # With the loss of pretraining, in bits per byte, to compare with the parent's.
             watched = on_all_ranks(group, partial(load_prepared, self.resolved.forgetting))
             text = LanguageModelling(watched.manifest.tokenizer.end_of_text_id)
             rows = held_out_sets([watched], settings, group)
@@ -104,5 +106,6 @@ class FineTuning(Recipe[SftJob]):
             chat = data.manifest.chat
             assert chat is not None, "data of another kind is refused before workers start"
             learned = chat.learned_tokens / max(1, chat.statistics["train"]["tokens"])
+            # Logits are computed only where the loss is, at the assistant's tokens.
             share += weight / sum(weights) * learned
         return flops_per_token(model, self.job.data.sequence_length, share)

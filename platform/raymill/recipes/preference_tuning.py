@@ -45,6 +45,7 @@ class PreferenceTuning(Recipe[DpoJob]):
     def objective(self, model: PreTrainedModel, group: WorkerGroup) -> PreferredAnswers:
         loss = self.job.loss
         reference: Reference | None = None
+        # Cached log-probabilities need no second model in memory while training.
         if self._cached:
             reference = self._cache
         elif loss.name in NEEDS_REFERENCE:
@@ -88,6 +89,7 @@ class PreferenceTuning(Recipe[DpoJob]):
 
     @cached_property
     def _cache(self) -> CachedReference:
+        # Where the run's seed draws the embeddings of added tokens, the log-probabilities depend on it too.
         digests = tuple(data.manifest.digest for data in self.prepared)
         draws = bool(drawn_ids(self.resolved, self.prepared[0]))
         return CachedReference.of(self.resolved, digests, draws)

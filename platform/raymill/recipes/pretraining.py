@@ -45,6 +45,7 @@ class Pretraining(Recipe[PretrainJob]):
 
     def objective(self, model: PreTrainedModel, group: WorkerGroup) -> LanguageModelling:
         tokenizer = self.prepared[0].manifest.tokenizer
+        # The token that opens a document, by which a row is divided into documents.
         first = next(iter(tokenizer.begins_with), tokenizer.end_of_text_id)
         return LanguageModelling(first, self.job.data.document_mask)
 
