@@ -53,7 +53,7 @@ def ours(parent: Path, engine: str) -> tuple[float, dict[str, float], float]:
             [sys.executable, str(ROOT / "jobs" / "rlhf.py"), f"parent={parent}",
              f"storage.root={root}", f"data.path={root / 'prompts.jsonl'}", "tracking=none",
              f"rollout.engine={engine}", "reward.functions={answer_f1: 1.0}",
-             f"rollout.group={GROUP}", "rollout.batch=64",
+             f"rollout.group_size={GROUP}", "rollout.batch=64",
              f"rollout.max_new_tokens={TOKENS}", f"train.global_batch={PROMPTS}",
              "train.micro_batch=16", f"train.steps={STEPS}", "schedule.warmup_steps=1",
              "evaluation.rows=8", "evaluation.every=0", "evaluation.table_every=0",

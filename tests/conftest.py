@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sections import plain
 from servers import s3_server
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # this Ray listens to this test session alone
@@ -28,9 +29,9 @@ def ray_session() -> Iterator[None]:
 
     from raymill.cluster import local_ray
     from raymill.cluster.session import warm_up
-    from raymill.schema.jobs import ClusterConfig
+    from raymill.schema.sections import ClusterConfig
 
-    warm_up(ClusterConfig("local", "local"))
+    warm_up(plain(ClusterConfig, "local", "local"))
     local_ray.start_local_ray(slots=8)
     yield
     ray.shutdown()

@@ -16,8 +16,9 @@ from raymill.driver import supervisor as attempts
 from raymill.engine.resolved_run import ResolvedRun
 from raymill.errors import ClusterError, ConfigError
 from raymill.plan.batch import allowed_workers
-from raymill.schema.jobs import ClusterConfig
+from raymill.schema.sections import ClusterConfig
 from raymill.schema.tree import digest, flatten
+from sections import plain
 
 
 def test_the_most_that_the_batch_allows() -> None:
@@ -27,10 +28,10 @@ def test_the_most_that_the_batch_allows() -> None:
 
 
 def test_workers_fit_node_by_node_once_the_actors_have_theirs() -> None:
-    cluster = ClusterConfig("x", "auto", cpus_per_worker=2.0)
+    cluster = plain(ClusterConfig, "x", "auto", cpus_per_worker=2.0)
     assert fitting([{"CPU": 5.0}, {"CPU": 3.0}], cluster, ActorResources()) == 3
     assert fitting([{"CPU": 5.0}, {"CPU": 3.0}], cluster, ActorResources(3, 1.0)) == 2
-    gpus = ClusterConfig("x", "auto", gpu=True, cpus_per_worker=1.0)
+    gpus = plain(ClusterConfig, "x", "auto", gpu=True, cpus_per_worker=1.0)
     assert fitting([{"CPU": 64.0, "GPU": 8.0}, {"CPU": 64.0}], gpus, ActorResources()) == 8
     assert fitting([], gpus, ActorResources()) == 0
 
@@ -94,7 +95,7 @@ def test_without_room_it_waits_and_then_says_so(
 def test_what_is_waited_for_is_what_an_autoscaler_sees(ray_session: None) -> None:
     from ray.util import placement_group_table
 
-    cluster = ClusterConfig("x", "auto", cpus_per_worker=1.0)
+    cluster = plain(ClusterConfig, "x", "auto", cpus_per_worker=1.0)
     with requesting_capacity(64, cluster):
         [group] = [
             found for found in placement_group_table().values() if found["state"] == "PENDING"

@@ -13,7 +13,8 @@ import pytest
 
 import raymill.cluster.local_ray as local_ray
 from raymill.cluster.session import warm_up
-from raymill.schema.jobs import ClusterConfig
+from raymill.schema.sections import ClusterConfig
+from sections import plain
 
 UNUSED = ("monitor.py", "log_monitor.py", "dashboard/dashboard.py")
 
@@ -114,7 +115,7 @@ def test_a_joined_cluster_gets_no_fork_server(monkeypatch: pytest.MonkeyPatch) -
         raise AssertionError("a server was started")
 
     monkeypatch.setattr(local_ray, "warm_up", never)
-    warm_up(ClusterConfig("auto", "10.0.0.1:6379"))
+    warm_up(plain(ClusterConfig, "auto", "10.0.0.1:6379"))
 
 
 def test_a_call_without_a_session_starts_no_ray() -> None:

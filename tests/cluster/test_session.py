@@ -17,7 +17,8 @@ from raymill.cluster import session
 from raymill.cluster.session import NO_ACTORS, connect
 from raymill.driver.interrupt import end_preempted, on_termination, terminated
 from raymill.errors import ClusterError
-from raymill.schema.jobs import ClusterConfig
+from raymill.schema.sections import ClusterConfig
+from sections import plain
 
 
 @pytest.mark.parametrize("failures", [0, 2, 3])
@@ -31,7 +32,7 @@ def test_a_busy_machine_gets_another_try(monkeypatch: pytest.MonkeyPatch, failur
 
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
-    local = ClusterConfig("local", "local")
+    local = plain(ClusterConfig, "local", "local")
     if failures < session.STARTS:
         session._start_local(local, 1, NO_ACTORS)
         assert len(asked) == failures + 1
@@ -57,7 +58,7 @@ def test_sigterm_while_ray_starts_is_a_preemption(
         with (
             pytest.raises(SystemExit) as ended,
             on_termination(partial(end_preempted, "the same command")),
-            connect(ClusterConfig("local", "local")),
+            connect(plain(ClusterConfig, "local", "local")),
         ):
             pass
         assert terminated()

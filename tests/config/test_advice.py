@@ -1,5 +1,4 @@
-"""Following the advice of an error helps: what it names is done, and the job loads, or its next error comes
-with advice that helps."""
+"""Advice of errors: a user who follows it gets a job that loads, or a next error whose advice helps."""
 
 from __future__ import annotations
 
@@ -15,15 +14,14 @@ from raymill.config import compose, load
 from raymill.errors import ConfigError
 from raymill.schema.jobs import TrainJob
 
-# Job, overrides, what the message says, and which of them the advice is about; each further entry is one way
-# that it names, as whoever follows it types it.
+# Job, overrides, text of the message, and the ways out that it names, each as a user who follows it types it.
 DPO = ["data.path=p.jsonl"]
 OFFLOAD = ["zero.stage=1", "cluster.host_memory_gib=64"]
 FLASH = ["cluster.gpu=true", "train.precision=bf16"]
 ADVICE: list[tuple[str, list[str], str, list[list[str]]]] = [
     ("rlhf", ["reward.functions={}"], "there is no reward",
      [["reward.functions.exact=1.0"], ["reward.model=models:/assistant@reward"]]),
-    ("rlhf", ["rollout.group=1"], "ask for at least 2", [["rollout.group=2", "train.micro_batch=1"]]),
+    ("rlhf", ["rollout.group_size=1"], "ask for at least 2", [["rollout.group_size=2", "train.micro_batch=1"]]),
     ("rlhf", ["algorithm.kl=loss", "algorithm.kl_estimator=k1", "algorithm.kl_coefficient=1"],
      "use k2, or algorithm.kl=reward",
      [["algorithm.kl_estimator=k2"], ["algorithm.kl=reward"]]),
@@ -174,9 +172,9 @@ LISTS = [
 
 @pytest.mark.parametrize("raw", MAPPINGS)
 def test_a_mapping_that_cannot_be_read_is_spelled_so_that_it_can(raw: str) -> None:
-    """As a shell would hand it over."""
-    [told] = problems_of("rlhf", [f"reward.functions={raw}"])
-    overrides = shlex.split(told.partition(", as in ")[2])
+    """Read the proposed overrides as a shell would."""
+    [problem] = problems_of("rlhf", [f"reward.functions={raw}"])
+    overrides = shlex.split(problem.partition(", as in ")[2])
     job = load("rlhf", overrides)
     assert job.reward.functions == {name: float(value) for name, value in _typed(overrides).items()}
 

@@ -1,4 +1,4 @@
-"""What alignment's jobs refuse before anything starts, and how a pipeline deals its keys out."""
+"""Refusals of the jobs that align a model, before anything starts, and distribution of a pipeline's keys."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def problems(job: str, *overrides: str) -> str:
         ("dpo", ["data.path=x", "loss.name=dppo"], "loss.name='dppo': expected one of dpo, ipo"),
         ("reward", ["data.path=x", "data=stdlib_chat"], "data=stdlib_chat: data is one of preference"),
         ("rlhf", ["algorithm=grpoo"], "algorithm is one of dr_grpo, grpo, ppo"),
-        ("rlhf", ["rollout.group=1"], "compares answers to one prompt"),
+        ("rlhf", ["rollout.group_size=1"], "compares answers to one prompt"),
         ("rlhf", ["algorithm.kl=loss", "algorithm.kl_estimator=k1", "algorithm.kl_coefficient=1"],
          "its expected gradient is zero"),
         ("rlhf", ["algorithm.kl=loss"], "needs algorithm.kl_coefficient above 0"),
-        ("rlhf", ["train.micro_batch=7"], "(128 answers an update): isn't workers x micro-batch"),
+        ("rlhf", ["train.micro_batch=7"], "(128 answers per update): isn't workers x micro-batch"),
         ("rlhf", ["algorithm.minibatches=3"], "3 minibatches must divide the prompts"),
         ("rlhf", ["reward.functions={}"], "there is no reward"),
         ("rlhf", ["rollout.staleness=2"], "expected one of 0, 1"),

@@ -1,4 +1,4 @@
-"""What a user can type, and what is refused, all at once and by name."""
+"""Overrides that a user can type, and refusals that list every problem by name."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_key_that_is_not_there_is_answered_with_one_of_its_group(key: str, nea
 
 
 def known_leaf(text: str) -> bool:
-    """Whether what a message proposes can be set."""
+    """Tell whether the key that a message proposes can be set."""
     key = text.removeprefix("did you mean ").removesuffix("?")
     return key in flatten(load("pretrain", []))
 
@@ -114,14 +114,14 @@ def known_leaf(text: str) -> bool:
 )
 def test_help_names_what_a_batch_counts(job: str, step: str, passed: str) -> None:
     lines = {line.split()[0]: line for line in help_text(job).splitlines() if line.strip()}
-    assert f" {step} a step, over all workers" in lines["train.global_batch"]
-    assert f" {passed} a forward pass" in lines["train.micro_batch"]
+    assert f" {step.capitalize()} per step, over all workers" in lines["train.global_batch"]
+    assert f" {passed.capitalize()} per forward pass" in lines["train.micro_batch"]
 
 
-def test_a_batch_that_cannot_be_divided_is_told_in_its_own_unit() -> None:
+def test_a_batch_that_cannot_be_divided_is_counted_in_its_own_unit() -> None:
     given = ("run.workers=3..4", "train.micro_batch=5", "data.path=x")
-    assert "16 pairs an update can't be divided" in problems(*given, job="dpo")
-    assert "answers an update can't be divided" in problems(*given, job="rlhf")
+    assert "16 pairs per update can't be divided" in problems(*given, job="dpo")
+    assert "answers per update can't be divided" in problems(*given, job="rlhf")
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_a_batch_that_cannot_be_divided_is_told_in_its_own_unit() -> None:
         ("zero.offload_params=cpu", "needs zero.stage=3"),
         ("data=files", "data.path: data=files needs"),
         ("arch.attention=flash_attention_2", "needs cluster.gpu=true"),
-        ("arch.attention=flash_attention_2", "its kernels compute in 16 bits alone; set train.precision=bf16"),
+        ("arch.attention=flash_attention_2", "its kernels compute only in 16 bits; set train.precision=bf16"),
         ("tokenizer.vocab_size=100", "at least 257"),
         ("cluster.device_memory_gib=0.01", "one worker needs about"),
         ("train.activation_checkpointing=1", "expected true or false"),
@@ -189,7 +189,7 @@ def test_the_precision_of_sums_over_workers_is_part_of_what_a_run_is() -> None:
     assert load("pretrain", []).train.reduce_precision == "fp32"
     assert load("pretrain", ["train.precision=bf16"]).train.reduce_precision == "fp32"
     assert load("pretrain", low).train.reduce_precision == "bf16"
-    assert "rounded on their way alone" in problems("train.reduce_precision=bf16")
+    assert "would only be rounded on their way" in problems("train.reduce_precision=bf16")
     assert not is_changeable("train.reduce_precision")
     assert is_changeable("train.reduce_precision", CHANGEABLE_ON_FORK)
 
@@ -233,7 +233,8 @@ def test_prepare_takes_the_training_jobs_overrides() -> None:
 
 
 def test_the_option_surface_is_frozen() -> None:
-    """A changed default shows in review: regenerate with `python tests/config/test_load.py`."""
+    """Compare with the checked-in list, so that a changed default shows in review; regenerate it with
+    `python tests/config/test_load.py`."""
     assert surface() == (Path(__file__).parent / "options.txt").read_text()
 
 
@@ -256,7 +257,7 @@ def test_help_teaches(topic: str) -> None:
     text = help_text(job, [f"kind={kind}"] if kind else [])
     assert len(text.splitlines()) <= 60
     assert text.count(f"python jobs/{job}.py") >= 4
-    for key, _ in TOPICS[topic].keys:
+    for key in TOPICS[topic].keys:
         assert key in text
     for line in text.splitlines():  # the examples must be true
         if line.startswith(f"  python jobs/{job}.py ") and "<" not in line and "'" not in line:

@@ -1,4 +1,4 @@
-"""A storage root is the folder that was named, and one that can't be made is refused in a sentence."""
+"""Storage roots: each is the folder that was named; one that can't be created is refused in a sentence."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from raymill.config import load
 from raymill.config.entry import EXIT_REFUSED, main
 from raymill.errors import ConfigError
 from raymill.schema.storage import StorageConfig, root_problems, sqlite_address
+from sections import plain
 
 
 def refused(root: Path, capsys: pytest.CaptureFixture[str], job: str = "prepare") -> str:
@@ -48,7 +49,7 @@ def test_a_read_only_file_system_is_named(monkeypatch: pytest.MonkeyPatch, tmp_p
     read_only = os.statvfs_result((*flags[:8], flags.f_flag | os.ST_RDONLY, *flags[9:]))
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     monkeypatch.setattr(os, "statvfs", lambda path: read_only)
-    [said] = root_problems(StorageConfig(str(tmp_path / "new")))
+    [said] = root_problems(plain(StorageConfig, str(tmp_path / "new")))
     assert "it is on a read-only file system" in said
 
 

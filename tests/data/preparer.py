@@ -23,15 +23,15 @@ from raymill.data.text.records import Reading
 from raymill.data.text.sources import plan_units
 from raymill.data.text.unit import Settings, UnitResult, UnitSettings, run_unit
 from raymill.errors import DataError
-from raymill.schema.jobs import (
+from raymill.schema.data_sections import (
     ChatConfig,
-    ChatPrepareJob,
     DataConfig,
     PromptsConfig,
-    PromptsPrepareJob,
     RowsConfig,
     ValidationConfig,
 )
+from raymill.schema.jobs import ChatPrepareJob, PromptsPrepareJob
+from sections import plain
 
 
 class Preparer:
@@ -41,23 +41,23 @@ class Preparer:
         self._folder = folder
         self.input = folder / "input"
         parent = write_tokenizer(folder / "parent")
-        held_out = ValidationConfig(fraction=0.5, group_column="src")
+        held_out = plain(ValidationConfig, fraction=0.5, group_column="src")
         path = (str(self.input),)
         base = preference_job(folder, self.input, sequence_length=1023)
         common = (base.cluster, base.tracking, base.storage)
         tokenizer = chat_tokenizer(parent, "chatml", ())
         shared: Any = {"path": path, "validation": held_out, "sequence_length": 1023}
-        chat_data = ChatConfig(name="c", source="chat", **shared)
-        prompts_data = PromptsConfig(name="p", source="prompts", **shared)
+        chat_data = plain(ChatConfig, name="c", source="chat", **shared)
+        prompts_data = plain(PromptsConfig, name="p", source="prompts", **shared)
         preference_data = replace(base.data, validation=held_out)
-        text_data = DataConfig(name="t", source="files", path=path, validation=held_out)
+        text_data = plain(DataConfig, name="t", source="files", path=path, validation=held_out)
         self.data: dict[str, RowsConfig] = {
             "text": text_data, "chat": chat_data, "preference": preference_data, "prompts": prompts_data,
         }  # fmt: skip
         made = [
-            chat.preparation(ChatPrepareJob("p", chat_data, *common), tokenizer),
+            chat.preparation(plain(ChatPrepareJob, "p", chat_data, *common), tokenizer),
             preference.preparation(replace(base, data=preference_data), tokenizer),
-            prompts.preparation(PromptsPrepareJob("p", prompts_data, *common), tokenizer),
+            prompts.preparation(plain(PromptsPrepareJob, "p", prompts_data, *common), tokenizer),
         ]
         text = folder / "text"
         loaded = tokenizers_room.load(parent, END)

@@ -36,7 +36,7 @@ def overrides(root: Path, name: str, *more: str) -> tuple[str, ...]:
         f"parent={root / 'parent'}", f"data.path={root / 'prompts.jsonl'}", "tracking=none",
         "data.sequence_length=48", "data.row_group_rows=4", "data.validation.fraction=0.2",
         "reward.functions={token_share: 1.0}", f"reward.model={root / 'judge'}",
-        "reward.model_weight=0.1", "rollout.max_new_tokens=10", "rollout.group=4",
+        "reward.model_weight=0.1", "rollout.max_new_tokens=10", "rollout.group_size=4",
         "rollout.batch=8", "train.global_batch=8", "train.micro_batch=16", "train.threads=1",
         f"train.steps={STEPS}",
         "schedule.warmup_steps=0", "evaluation.rows=8", "evaluation.every=0", "checkpoint.every=5",

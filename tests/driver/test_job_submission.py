@@ -21,9 +21,9 @@ import json, platform, sys
 sys.path.insert(0, "platform")
 import raymill
 from raymill.cluster.session import connect
-from raymill.schema.jobs import ClusterConfig
+from raymill.config import load
 
-with connect(ClusterConfig("auto", "auto")):
+with connect(load("prepare", ["cluster=auto", "storage.root=/tmp"]).cluster):
     import ray
 
     @ray.remote

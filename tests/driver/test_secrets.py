@@ -41,10 +41,10 @@ def test_no_secret_is_left_printed_or_sent(
     overrides = (
         f"parent={tmp_path / 'parent'}", f"data.path={tmp_path / 'prompts.jsonl'}", "run.name=r",
         "data.sequence_length=48", "data.row_group_rows=4", "data.validation.fraction=0.2",
-        "reward.functions={}", f"reward.functions.{reward}=1.0", "rollout.max_new_tokens=4", "rollout.group=2",
-        "rollout.actors=0", "evaluation.every=0",
+        "reward.functions={}", f"reward.functions.{reward}=1.0", "rollout.max_new_tokens=4",
+        "rollout.actors=0", "evaluation.every=0", "rollout.group_size=2",
         "rollout.batch=8", "train.global_batch=4", "train.micro_batch=8", "train.threads=1", "train.steps=1",
-        "schedule.warmup_steps=0", "evaluation.rows=4", f"rollout.dump={tmp_path / 'dump'}",
+        "schedule.warmup_steps=0", "evaluation.rows=4", f"rollout.save_to={tmp_path / 'dump'}",
         "tracking.flush_timeout_s=1",
     )  # fmt: skip
     with refusing_server() as port:

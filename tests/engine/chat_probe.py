@@ -13,7 +13,9 @@ from engine.probe import join
 from engine.ranks import run_ranks
 from raymill.config import load
 from raymill.data.store.rows import Rows
-from raymill.schema.jobs import LoraConfig, SftJob
+from raymill.schema.jobs import SftJob
+from raymill.schema.sections import LoraConfig
+from sections import plain
 from servers import free_port
 
 NEW_IDS = (257, 258)
@@ -54,7 +56,7 @@ class Case:
                 micro_batch=self.micro_batch,
                 precision=self.precision,  # type: ignore[arg-type]
             ),
-            lora=LoraConfig(rank=self.lora_rank),
+            lora=plain(LoraConfig, rank=self.lora_rank),
             freeze=self.freeze,
         )
 

@@ -12,35 +12,35 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engine.ranks import run_ranks
-from raymill.schema.jobs import (
+from raymill.schema.data_sections import DataConfig, TokenizerConfig
+from raymill.schema.jobs import PretrainJob
+from raymill.schema.sections import (
     ArchConfig,
     CheckpointConfig,
     ClusterConfig,
-    DataConfig,
     GuardConfig,
     OptimConfig,
-    PretrainJob,
     RunConfig,
     ScheduleConfig,
-    StorageConfig,
     TextEvaluation,
-    TokenizerConfig,
     TrackingConfig,
     TrainConfig,
     WatchdogConfig,
     ZeroConfig,
 )
+from raymill.schema.storage import StorageConfig
+from sections import plain
 from servers import free_port
 
 if TYPE_CHECKING:
     from raymill.engine.group import WorkerGroup
 
 VOCAB, LENGTH, BATCH, SEED = 257, 32, 8, 7
-ARCH = ArchConfig(
+ARCH = plain(ArchConfig,
     name="probe", family="llama", hidden_size=48, layers=2, heads=4, kv_heads=2, head_dim=None,
     intermediate_size=96, vocab_size=None, max_positions=64, tied_embeddings=True,
 )  # fmt: skip
-SCHEDULE = ScheduleConfig("cosine", warmup_steps=5, final_fraction=0.1)
+SCHEDULE = plain(ScheduleConfig, "cosine", warmup_steps=5, final_fraction=0.1)
 
 
 @dataclass(frozen=True)
@@ -67,36 +67,40 @@ class Case:
 
 
 def job_of(case: Case, gpu: bool = False) -> PretrainJob:
-    return PretrainJob(
+    return plain(
+        PretrainJob,
         arch=ARCH,
-        data=DataConfig("probe", source="files", sequence_length=LENGTH),
-        tokenizer=TokenizerConfig("bpe"),
-        optim=OptimConfig(
+        data=plain(DataConfig, "probe", source="files", sequence_length=LENGTH),
+        tokenizer=plain(TokenizerConfig, "bpe"),
+        optim=plain(
+            OptimConfig,
             case.optimizer,  # type: ignore[arg-type]
             learning_rate=3e-3,
             momentum=0.95 if case.optimizer == "muon" else None,
         ),
         schedule=SCHEDULE,
-        zero=ZeroConfig(
+        zero=plain(
+            ZeroConfig,
             case.stage,  # type: ignore[arg-type]
             offload_optimizer=case.offload,  # type: ignore[arg-type]
             offload_params=case.offload if case.stage == 3 else "none",  # type: ignore[arg-type]
         ),
-        run=RunConfig(seed=SEED),
-        train=TrainConfig(
+        run=plain(RunConfig, seed=SEED),
+        train=plain(
+            TrainConfig,
             steps=case.steps,
             global_batch=case.batch,
             micro_batch=case.micro_batch,
             precision=case.precision,  # type: ignore[arg-type]
             activation_checkpointing=case.recompute,
         ),
-        evaluation=TextEvaluation(),
-        checkpoint=CheckpointConfig(),
-        guard=GuardConfig(),
-        watchdog=WatchdogConfig(),
-        cluster=ClusterConfig("local", "local", gpu=gpu),
-        tracking=TrackingConfig("none", uri="none"),
-        storage=StorageConfig("/nowhere"),
+        evaluation=plain(TextEvaluation),
+        checkpoint=plain(CheckpointConfig),
+        guard=plain(GuardConfig),
+        watchdog=plain(WatchdogConfig),
+        cluster=plain(ClusterConfig, "local", "local", gpu=gpu),
+        tracking=plain(TrackingConfig, "none", uri="none"),
+        storage=plain(StorageConfig, "/nowhere"),
     )
 
 

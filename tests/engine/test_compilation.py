@@ -27,9 +27,10 @@ from raymill.objective.assistant_tokens import AssistantTokens
 from raymill.objective.language_modelling import LanguageModelling
 from raymill.objective.pairs import PreferredAnswers, RewardPairs
 from raymill.rl.objective import PolicyGradient
-from raymill.schema.jobs import AlgorithmConfig
+from raymill.schema.sections import AlgorithmConfig
 from rl.rollout.tiny import VOCAB_SIZE, tiny_model
 from rl.test_policy import sampled, with_columns
+from sections import plain
 from servers import free_port
 
 STEPS, WARM = 12, 4
@@ -63,7 +64,7 @@ def learned(kind: str) -> Learned:
     if kind == "dpo":
         pairs = lambda step: rows_of(some_pairs(4, step))  # noqa: E731
         return model, PreferredAnswers(head, "orpo", 0.3, 0.0, 0.0), pairs
-    policy = PolicyGradient(head, AlgorithmConfig("grpo", "grpo", kl="loss"), 0.7, 8)
+    policy = PolicyGradient(head, plain(AlgorithmConfig, "grpo", "grpo", kl="loss"), 0.7, 8)
     answers = [with_columns(sampled(4, step), model) for step in range(STEPS)]
     return model, policy, lambda step: answers[step]
 

@@ -23,7 +23,8 @@ from raymill.engine.learner import Learner
 from raymill.engine.samples import SampledText
 from raymill.model.build import build_model
 from raymill.recipes.registry import recipe_of
-from raymill.schema.jobs import TextEvaluation
+from raymill.schema.sections import TextEvaluation
+from sections import plain
 
 ARCH = (
     "arch.layers=1", "arch.hidden_size=32", "arch.heads=2", "arch.kv_heads=2", "arch.head_dim=16",
@@ -101,7 +102,7 @@ def test_a_prompt_that_the_model_does_not_see_whole_is_told(tmp_path: Path) -> N
     prepared = write_prepared(tmp_path / "data")
     arch = load("pretrain", [*ARCH, "arch.max_positions=16"]).arch
     model = build_model(arch, prepared.manifest.tokenizer.vocab_size, 0, 1)
-    settings = TextEvaluation(prompts=("abc", "x" * 15, "y" * 40), sample_tokens=2)
+    settings = plain(TextEvaluation, prompts=("abc", "x" * 15, "y" * 40), sample_tokens=2)
     heard = Heard()
     sampled = SampledText(prepared, settings, tmp_path, 1, heard)
     sampled.measure(model, WorkerGroup(torch.device("cpu")), EvalPoint(3, first=False, last=True))

@@ -20,7 +20,8 @@ from raymill.engine.learner import Update, global_loss
 from raymill.engine.loop import step_seed
 from raymill.engine.start import StartPoint
 from raymill.errors import DataError, NonFiniteError, RewindError
-from raymill.schema.jobs import GuardConfig
+from raymill.schema.sections import GuardConfig
+from sections import plain
 
 T = TypeVar("T")
 
@@ -69,8 +70,8 @@ def refused(why: str, mine: bool) -> Update:
 
 def test_a_nan_on_one_rank_is_the_same_error_on_both() -> None:
     why = "the loss is not finite"
-    guilty = divergence(TwoRanks(1, [([1, 2], False)]), GuardConfig())
-    innocent = divergence(TwoRanks(0, [([12, 13, 20], True)]), GuardConfig())
+    guilty = divergence(TwoRanks(1, [([1, 2], False)]), plain(GuardConfig))
+    innocent = divergence(TwoRanks(0, [([12, 13, 20], True)]), plain(GuardConfig))
     messages = []
     for one, mine, ids in ((guilty, True, (12, 13, 20)), (innocent, False, (1, 2))):
         with pytest.raises(NonFiniteError) as caught:
@@ -82,7 +83,7 @@ def test_a_nan_on_one_rank_is_the_same_error_on_both() -> None:
 
 
 def test_skips_are_remembered_and_bounded() -> None:
-    one = divergence(TwoRanks(0, [([1], False)] * 3), GuardConfig("skip", most_in_a_row=2))
+    one = divergence(TwoRanks(0, [([1], False)] * 3), plain(GuardConfig, "skip", max_consecutive=2))
     bad = refused("the loss is not finite", True)
     for first in (48, 56):
         one.follow(bad, "", np.array([0]), 7, first)
@@ -92,7 +93,7 @@ def test_skips_are_remembered_and_bounded() -> None:
 
 
 def test_another_models_updates_dont_excuse_a_model_that_diverges() -> None:
-    one = divergence(TwoRanks(0, [([1], False)] * 3), GuardConfig("skip", most_in_a_row=2))
+    one = divergence(TwoRanks(0, [([1], False)] * 3), plain(GuardConfig, "skip", max_consecutive=2))
     bad = refused("is not finite", True)
     for _ in range(2):
         one.follow(bad, "train/", np.array([0]), 7, 48)
@@ -108,18 +109,18 @@ def test_another_models_updates_dont_excuse_a_model_that_diverges() -> None:
 
 def test_a_rewind_goes_past_the_samples_since_the_last_checkpoint(tmp_path: Path) -> None:
     bad, group = refused("the loss is not finite", True), TwoRanks(0, [([1], False)] * 9)
-    one = divergence(group, GuardConfig("rewind"), tmp_path)
+    one = divergence(group, plain(GuardConfig, "rewind"), tmp_path)
     with pytest.raises(RewindError, match="past the samples 16-55 since"):
         one.follow(bad, "", np.array([0]), 7, 48)
     assert windows_from(tmp_path, 16) == ((16, 55),)
     again = SimpleNamespace(consumed=16, windows=windows_from(tmp_path, 16))
-    one = divergence(group, GuardConfig("rewind"), tmp_path, again)
+    one = divergence(group, plain(GuardConfig, "rewind"), tmp_path, again)
     with pytest.raises(RewindError, match="past the samples 56-79 since"):
         one.follow(bad, "", np.array([0]), 5, 72)
     assert windows_from(tmp_path, 16) == ((16, 55), (56, 79))
     assert windows_from(tmp_path, 8) == ()
     often = SimpleNamespace(consumed=16, windows=((16, 55),) * 3)
-    one = divergence(group, GuardConfig("rewind"), tmp_path, often)
+    one = divergence(group, plain(GuardConfig, "rewind"), tmp_path, often)
     with pytest.raises(NonFiniteError, match="gone back to its last checkpoint 3 times"):
         one.follow(bad, "", np.array([0]), 5, 72)
 
@@ -133,7 +134,7 @@ def test_a_finite_loss_is_the_mean_over_all_ranks() -> None:
 
 def test_a_spike_is_told_from_noise() -> None:
     rng = np.random.default_rng(5)
-    guard = Guard(GuardConfig(spike_z=8.0))
+    guard = Guard(plain(GuardConfig, spike_z=8.0))
     assert guard.refusal(1e9) is None, "nothing to compare with yet"
     for loss in 3 + 0.1 * rng.standard_normal(100):
         assert guard.refusal(loss) is None

@@ -19,10 +19,11 @@ from raymill.engine.optimizers import build_optimizer, moments_of, muon_names
 from raymill.errors import ConfigError
 from raymill.model.build import build_model, hugging_face_config
 from raymill.model.parent import with_adapters
-from raymill.schema.jobs import LoraConfig, OptimConfig
+from raymill.schema.sections import LoraConfig, OptimConfig
+from sections import plain
 
 SHAPES = [(48, 48), (24, 48), (96, 24), (1, 30), (30, 1)]
-MUON = OptimConfig("muon", learning_rate=3e-3, momentum=0.95)
+MUON = plain(OptimConfig, "muon", learning_rate=3e-3, momentum=0.95)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -88,7 +89,7 @@ def test_updates_are_torchs(shape: tuple[int, int]) -> None:
 
 def test_what_isnt_a_matrix_of_the_blocks_is_adamws_bit_by_bit() -> None:
     models = [build_model(ARCH, VOCAB, 0, 7) for _ in range(2)]
-    adamw = OptimConfig("adamw", learning_rate=3e-3)
+    adamw = plain(OptimConfig, "adamw", learning_rate=3e-3)
     optimizers = [
         build_optimizer(model, optim) for model, optim in zip(models, (MUON, adamw), strict=True)
     ]
@@ -146,7 +147,7 @@ def test_blocks_matrices_are_muons_and_nothing_else() -> None:
 
 
 def test_where_no_matrix_is_left_muon_is_refused() -> None:
-    model = with_adapters(build_model(ARCH, VOCAB, 0, 7), LoraConfig(rank=2), (), 7)
+    model = with_adapters(build_model(ARCH, VOCAB, 0, 7), plain(LoraConfig, rank=2), (), 7)
     assert muon_names(model) == set()
     with pytest.raises(ConfigError, match="none of them is trained"):
         build_optimizer(model, MUON)

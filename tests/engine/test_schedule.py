@@ -10,11 +10,12 @@ import pytest
 
 from raymill.engine.event_log import EventLog
 from raymill.engine.schedule import learning_rate_factor
-from raymill.schema.jobs import ScheduleConfig
+from raymill.schema.sections import ScheduleConfig
+from sections import plain
 
 
 def test_cosine() -> None:
-    schedule = ScheduleConfig("cosine", warmup_steps=10, final_fraction=0.1)
+    schedule = plain(ScheduleConfig, "cosine", warmup_steps=10, final_fraction=0.1)
     assert learning_rate_factor(schedule, 5, 110) == 0.5
     assert learning_rate_factor(schedule, 10, 110) == 1.0
     expected = 0.1 + 0.9 * (1 + math.cos(math.pi * 0.3)) / 2
@@ -23,7 +24,7 @@ def test_cosine() -> None:
 
 
 def test_wsd_is_flat_and_then_falls() -> None:
-    schedule = ScheduleConfig("wsd", warmup_steps=4, decay_fraction=0.2)
+    schedule = plain(ScheduleConfig, "wsd", warmup_steps=4, decay_fraction=0.2)
     factors = [learning_rate_factor(schedule, step, 100) for step in range(1, 101)]
     assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
     assert set(factors[4:80]) == {1.0}
@@ -32,13 +33,13 @@ def test_wsd_is_flat_and_then_falls() -> None:
 
 
 def test_linear_and_constant() -> None:
-    assert learning_rate_factor(ScheduleConfig("linear"), 25, 100) == pytest.approx(0.75)
-    assert learning_rate_factor(ScheduleConfig("constant", warmup_steps=2), 99, 100) == 1.0
+    assert learning_rate_factor(plain(ScheduleConfig, "linear"), 25, 100) == pytest.approx(0.75)
+    assert learning_rate_factor(plain(ScheduleConfig, "constant", warmup_steps=2), 99, 100) == 1.0
 
 
 def test_no_update_is_wasted_at_rate_zero_at_the_start() -> None:
     for name in ("wsd", "cosine", "linear", "constant"):
-        assert learning_rate_factor(ScheduleConfig(name, warmup_steps=3), 1, 10) > 0  # type: ignore[arg-type]
+        assert learning_rate_factor(plain(ScheduleConfig, name, warmup_steps=3), 1, 10) > 0  # type: ignore[arg-type]
 
 
 def test_journal_counts_attempts_and_cuts_a_torn_line(tmp_path: Path) -> None:

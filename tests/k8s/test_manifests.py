@@ -1,7 +1,7 @@
-"""The manifests render and are what KubeRay takes.
+"""Manifests that render, and that KubeRay accepts.
 
-With RAYMILL_KUBERAY_CRDS=<folder of KubeRay's CRD files> they are validated against the CRDs' own
-schemas too; see docs/kubernetes.md.
+With RAYMILL_KUBERAY_CRDS=<folder of KubeRay's CRD files> they are also validated against the schemas of the
+CRDs; see docs/kubernetes.md.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ CRDS = os.environ.get("RAYMILL_KUBERAY_CRDS")
 
 
 def render(folder: Path) -> list[dict[str, Any]]:
-    """What `kubectl kustomize` does with the features used here: resources, namespace, images and
-    JSON patches."""
+    """Render as `kubectl kustomize` does, for the features used here: resources, namespace, images and JSON
+    patches."""
     kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
     used = {"apiVersion", "kind", "namespace", "resources", "images", "patches"}
     assert set(kustomization) <= used, "teach this renderer before using more of kustomize"
@@ -32,7 +32,7 @@ def render(folder: Path) -> list[dict[str, Any]]:
         if path.is_dir():
             objects += render(path.resolve())
         else:
-            objects += [found for found in yaml.safe_load_all(path.read_text()) if found]
+            objects += [document for document in yaml.safe_load_all(path.read_text()) if document]
     for rendered in objects:
         if kustomization.get("namespace") and rendered["kind"] != "Namespace":
             rendered["metadata"]["namespace"] = kustomization["namespace"]
@@ -55,7 +55,7 @@ def render(folder: Path) -> list[dict[str, Any]]:
 
 
 def apply(target: Any, operation: dict[str, Any]) -> None:
-    """One JSON patch operation, "add" or "replace" (RFC 6902)."""
+    """Apply one JSON patch operation, "add" or "replace" (RFC 6902)."""
     *parents, last = [
         part.replace("~1", "/").replace("~0", "~") for part in operation["path"].split("/")[1:]
     ]
@@ -66,7 +66,7 @@ def apply(target: Any, operation: dict[str, Any]) -> None:
 
 
 def containers(objects: Any) -> list[dict[str, Any]]:
-    """Every container anywhere in the objects."""
+    """Return every container anywhere in the objects."""
     found = []
     if isinstance(objects, dict):
         for key, value in objects.items():
@@ -152,7 +152,7 @@ def test_kuberays_own_schema(objects: list[dict[str, Any]]) -> None:
 
 
 def closed(schema: Any) -> Any:
-    """The schema with unknown properties refused, as the API server would drop them."""
+    """Return the schema with unknown properties refused, as the API server would drop them."""
     if isinstance(schema, list):
         return [closed(part) for part in schema]
     if not isinstance(schema, dict):

@@ -54,7 +54,7 @@ def risen(
     write_prompts(root / "prompts.jsonl", records)
     shared = (
         f"data.path={root / 'prompts.jsonl'}", *COMMON, "rollout.max_new_tokens=10",
-        "rollout.group=8", "rollout.batch=64", "train.global_batch=8", "train.micro_batch=32",
+        "rollout.group_size=8", "rollout.batch=64", "train.global_batch=8", "train.micro_batch=32",
         "train.steps=36", "evaluation.rows=20", "optim.learning_rate=5e-3",
         "critic.learning_rate=5e-3", f"run.seed={seed}",
     )  # fmt: skip
@@ -129,7 +129,7 @@ def test_sums_are_learned_from_a_verifier(adder: tuple[Path, int]) -> None:
         assigned(
             "rlhf", root / "parent", root / "storage", f"data.path={root / 'prompts.jsonl'}",
             *COMMON, "reward.functions={exact: 1.0}", "rollout.max_new_tokens=4",
-            "rollout.group=8", "rollout.batch=128", "train.global_batch=16",
+            "rollout.group_size=8", "rollout.batch=128", "train.global_batch=16",
             "train.micro_batch=64", "train.steps=40", f"algorithm={name}",
             "data.validation.fraction=0.35", "optim.learning_rate=5e-4",
             "critic.learning_rate=2e-3", f"run.seed={seed}", *more,
@@ -227,7 +227,7 @@ def test_what_a_reward_model_teaches_is_what_people_wanted(
     made = assigned(
         "rlhf", root / "parent", root / "storage-rl", f"data.path={root / 'prompts.jsonl'}", *COMMON,
         f"reward.model={reward.run_dir / 'export'}", "reward.model_actors=0",
-        "reward.functions={token_share: 0.0}", "rollout.max_new_tokens=10", "rollout.group=8",
+        "reward.functions={token_share: 0.0}", "rollout.max_new_tokens=10", "rollout.group_size=8",
         "rollout.batch=64", "train.global_batch=8", "train.micro_batch=32", "train.steps=24",
         "evaluation.rows=20", "optim.learning_rate=1e-3", f"run.seed={seed}", "algorithm.kl=loss",
         "algorithm.kl_coefficient=0.01",

@@ -27,7 +27,8 @@ from raymill.model.finetuned import save_finetuned
 from raymill.model.parent import load_parent, with_adapters
 from raymill.model.quiet import silence_libraries
 from raymill.objective.sequences import Sequences, passed
-from raymill.schema.jobs import LoraConfig
+from raymill.schema.sections import LoraConfig
+from sections import plain
 
 CPU = torch.device("cpu")
 SECONDS = 40  # for a family
@@ -176,7 +177,7 @@ def tried(family: str, folder: Path) -> Able:
         return load_parent(folder / "parent", VOCAB_SIZE + 2, NEW_IDS, attention_of(family), 7)
 
     def adapted(*targets: str) -> Any:
-        return with_adapters(parent(), LoraConfig(rank=2, targets=targets), NEW_IDS, 7)
+        return with_adapters(parent(), plain(LoraConfig, rank=2, targets=targets), NEW_IDS, 7)
 
     def all_adapted() -> str:
         return _learns(adapted("all-linear")) and _exports(adapted("all-linear"), folder)

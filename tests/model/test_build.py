@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen3Con
 from raymill.errors import ConfigError
 from raymill.model.build import build_model, load_pretrained
 from raymill.model.shape import own_architecture
-from raymill.schema.jobs import ArchConfig
+from raymill.schema.sections import ArchConfig
 
 LOADS = ("from_pretrained", "from_config")
 PACKAGE = Path(__file__).resolve().parents[2] / "platform" / "raymill"

@@ -21,7 +21,8 @@ from raymill.model.build import build_model
 from raymill.model.export import export_folder, replaced_whole
 from raymill.model.finetuned import save_finetuned
 from raymill.model.parent import load_parent, with_adapters
-from raymill.schema.jobs import LoraConfig
+from raymill.schema.sections import LoraConfig
+from sections import plain
 
 TINY = (
     "arch.layers=1", "arch.hidden_size=32", "arch.heads=2", "arch.kv_heads=2", "arch.head_dim=16",
@@ -98,7 +99,7 @@ def test_fine_tuned_weights_and_adapters_follow_the_umask(mode: int, tmp_path: P
     arch = load("pretrain", list(TINY)).arch
     build_model(arch, VOCAB, 0, 1).save_pretrained(tmp_path / "parent")
     model = with_adapters(
-        load_parent(tmp_path / "parent", VOCAB, [], "sdpa", 7), LoraConfig(rank=2), [], 7
+        load_parent(tmp_path / "parent", VOCAB, [], "sdpa", 7), plain(LoraConfig, rank=2), [], 7
     )
     tokenizer = write_prepared(tmp_path / "data").tokenizer_folder
     save_finetuned(

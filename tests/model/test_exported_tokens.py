@@ -28,7 +28,8 @@ from raymill.model.parent import load_parent, load_scalar, with_adapters
 from raymill.model.saved import TEXTS, compared, loaded_outputs, trained_outputs
 from raymill.model.shape import read_config
 from raymill.rl.reward.model import NO_SAMPLING, RewardModelSpec
-from raymill.schema.jobs import LoraConfig
+from raymill.schema.sections import LoraConfig
+from sections import plain
 
 EXCHANGE = [{"role": "user", "content": "Is 2 + 2 = 4?"}, {"role": "assistant", "content": "Yes."}]
 # Every kind of special tokens with one family, and every family with one kind.
@@ -52,7 +53,7 @@ def exported(
         model = load_parent(parent, size, [], attention, 7)
     if rank:
         model = with_adapters(
-            model, LoraConfig(rank=rank), [], 7, "SEQ_CLS" if scalar else "CAUSAL_LM"
+            model, plain(LoraConfig, rank=rank), [], 7, "SEQ_CLS" if scalar else "CAUSAL_LM"
         )
     torch.manual_seed(1)
     with torch.no_grad():

@@ -14,14 +14,17 @@ from raymill.errors import ConfigError
 from raymill.model.merged import merged_weights
 from raymill.model.parent import with_adapters
 from raymill.rl.rollout.weights import held_weights
-from raymill.schema.jobs import LoraConfig
+from raymill.schema.sections import LoraConfig
+from sections import plain
 
 IDS = torch.tensor([[3, 40, 5, 41, 7, 6]])
 
 
 def adapted(model: Any, targets: Sequence[str], new_ids: Sequence[int] = ()) -> Any:
     """With adapters that say something."""
-    found = with_adapters(model, LoraConfig(rank=2, targets=tuple(targets)), new_ids, 7).eval()
+    found = with_adapters(
+        model, plain(LoraConfig, rank=2, targets=tuple(targets)), new_ids, 7
+    ).eval()
     torch.manual_seed(0)
     for parameter in found.parameters():
         if parameter.requires_grad:

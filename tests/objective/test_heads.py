@@ -26,9 +26,10 @@ from raymill.objective.scores import last_scores
 from raymill.rl.objective import Critic, PolicyGradient
 from raymill.rl.reward.model import NO_SAMPLING, RewardModelEngine
 from raymill.rl.rollout_batch import token_log_probs
-from raymill.schema.jobs import LoraConfig
+from raymill.schema.sections import LoraConfig
 from rl.rollout import tiny
 from rl.test_policy import PLAIN, sampled
+from sections import plain
 
 CPU = torch.device("cpu")
 NEW_IDS = (5, 9)
@@ -49,7 +50,7 @@ def built(kind: str) -> Any:
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(16)  # logits of some tens
     if more == "adapters":
-        model = with_adapters(model, LoraConfig(rank=2), NEW_IDS, 7)
+        model = with_adapters(model, plain(LoraConfig, rank=2), NEW_IDS, 7)
     return in_bf16(model)
 
 
@@ -69,7 +70,7 @@ def scalar_model(adapters: bool = False) -> Any:
     with torch.no_grad():
         model.score.weight.mul_(40)
     if adapters:
-        model = with_adapters(model, LoraConfig(rank=2), (), 7, "SEQ_CLS")
+        model = with_adapters(model, plain(LoraConfig, rank=2), (), 7, "SEQ_CLS")
     return in_bf16(model)
 
 

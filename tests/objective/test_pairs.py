@@ -367,7 +367,7 @@ def test_an_answer_that_ends_in_the_padding_token_is_scored_at_its_end() -> None
 
 def test_reward_losses_and_gradients_are_bradley_and_terrys() -> None:
     model, pairs = classifier("llama"), some_pairs()
-    objective = RewardPairs(model.score, margin_scale=0.5, centring=0.05)
+    objective = RewardPairs(model.score, margin_scale=0.5, center_rewards=0.05)
     rows = rows_of(pairs)
     found_P = objective.losses(model, rows, CPU)
     found = gradient(model, found_P.sum())

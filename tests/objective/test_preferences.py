@@ -165,16 +165,18 @@ def test_odds_of_a_certain_answer_are_finite_and_so_is_their_gradient() -> None:
 
 
 @UNHURRIED
-@given(seed=SEEDS, centring=st.floats(0, 0.1))
-def test_bradley_terry(seed: int, centring: float) -> None:
+@given(seed=SEEDS, center_rewards=st.floats(0, 0.1))
+def test_bradley_terry(seed: int, center_rewards: float) -> None:
     random = np.random.default_rng(seed)
     chosen, rejected, margin = random.normal(0, 3, (3, 6))
     loss_P = bradley_terry_loss(
-        torch.tensor(chosen), torch.tensor(rejected), torch.tensor(margin), centring
+        torch.tensor(chosen), torch.tensor(rejected), torch.tensor(margin), center_rewards
     )
     for loss, better, worse, m in zip(loss_P.tolist(), chosen, rejected, margin, strict=True):
         probability = math.exp(better) / (math.exp(better) + math.exp(worse + m))
-        assert loss == pytest.approx(-math.log(probability) + centring * (better + worse) ** 2)
+        assert loss == pytest.approx(
+            -math.log(probability) + center_rewards * (better + worse) ** 2
+        )
 
 
 # --- against TRL -------------------------------------------------------------------------------------

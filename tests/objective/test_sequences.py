@@ -20,9 +20,10 @@ from raymill.objective.objective import Objective
 from raymill.objective.pairs import PreferredAnswers, RewardPairs
 from raymill.objective.sequences import Sequences
 from raymill.rl.objective import Critic, PolicyGradient
-from raymill.schema.jobs import AlgorithmConfig
+from raymill.schema.sections import AlgorithmConfig
 from rl.rollout.tiny import tiny_model
 from rl.test_policy import sampled, with_columns
+from sections import plain
 
 CPU = torch.device("cpu")
 END = 0
@@ -125,7 +126,10 @@ def cases() -> dict[str, Callable[[], tuple[Any, Objective, Any]]]:
 
     def policy() -> tuple[Any, Objective, Any]:
         model = tiny_model()
-        head, algorithm = model.get_output_embeddings(), AlgorithmConfig("grpo", "grpo", kl="loss")
+        head, algorithm = (
+            model.get_output_embeddings(),
+            plain(AlgorithmConfig, "grpo", "grpo", kl="loss"),
+        )
         return model, PolicyGradient(head, algorithm, 0.7, 8), with_columns(sampled(), model)
 
     def critic() -> tuple[Any, Objective, Any]:

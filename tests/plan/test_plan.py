@@ -15,7 +15,7 @@ from raymill.plan.flops import flops_per_token
 from raymill.plan.memory import moment_bytes, state_bytes, worker_memory
 from raymill.plan.parameters import count_parameters
 from raymill.plan.report import pretraining_plan
-from raymill.schema.jobs import ArchConfig
+from raymill.schema.sections import ArchConfig
 
 PUBLISHED = {
     "gpt2_124m": 124_439_808,
@@ -125,7 +125,7 @@ def test_tokens_are_of_all_sequences_of_a_step(kind: str) -> None:
     """Both answers of a pair, and every answer of a group with its prompt."""
     sizes = ["data.sequence_length=100", "train.global_batch=16", "train.micro_batch=8"]
     if kind == "rlhf":
-        sizes += ["rollout.group=4", "rollout.max_new_tokens=28"]
+        sizes += ["rollout.group_size=4", "rollout.max_new_tokens=28"]
         a_step = 16 * 4 * (100 + 28)
     else:
         sizes += ["data.path=x"]

@@ -20,7 +20,8 @@ from raymill.engine.event_log import EventLog
 from raymill.engine.group import WorkerGroup
 from raymill.model.parent import load_parent
 from raymill.objective.assistant_tokens import AssistantTokens
-from raymill.schema.jobs import ChatEvaluation
+from raymill.schema.sections import ChatEvaluation
+from sections import plain
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def answered(model: Any, folder: Path, count: int, event_log: FakeJournal) -> An
 
     asked = AnsweredQuestions(
         prepared=Prepared(),  # type: ignore[arg-type]
-        settings=ChatEvaluation(answer_tokens=6, refusal_phrase="No"),
+        settings=plain(ChatEvaluation, answer_tokens=6, refusal_phrase="No"),
         objective=AssistantTokens(model.get_output_embeddings()),
         run_dir=folder,
         seed=1,

@@ -55,7 +55,7 @@ def grpo(root: Path, name: str, *overrides: str, parent: str = "parent") -> Reso
         "rlhf", root / parent, root / "storage", f"data.path={root / 'prompts.jsonl'}",
         "data.sequence_length=48", "data.row_group_rows=4", "data.validation.fraction=0.2",
         "reward.functions={token_share: 1.0}", "rollout.actors=0", "rollout.max_new_tokens=8",
-        "rollout.group=4", "rollout.batch=8", "train.global_batch=4", "train.micro_batch=4",
+        "rollout.group_size=4", "rollout.batch=8", "train.global_batch=4", "train.micro_batch=4",
         "train.steps=3", "evaluation.rows=4", "evaluation.every=0", "evaluation.batch=4",
         "optim.learning_rate=1e-3", f"run.name={name}", *overrides,
     )  # fmt: skip
@@ -203,8 +203,8 @@ def test_resume_is_bit_exact(place: Path) -> None:
 
 
 def test_dumped_rollouts_are_replayed(place: Path) -> None:
-    [dumped] = run([grpo(place, "dumped", "rollout.dump=dumps/a")])
-    [replayed] = run([grpo(place, "replayed", "rollout.replay=dumps/a")])
+    [dumped] = run([grpo(place, "dumped", "rollout.save_to=dumps/a")])
+    [replayed] = run([grpo(place, "replayed", "rollout.load_from=dumps/a")])
     for ours, theirs in zip(steps(replayed), steps(dumped), strict=True):
         assert comparable(ours) == comparable(theirs)
 
@@ -218,9 +218,9 @@ def lagging(resolved: ResolvedRun) -> ResolvedRun:
 
 
 def test_a_lagging_sampler_is_one_update_behind_and_corrected_for(place: Path) -> None:
-    [prompt] = run([grpo(place, "prompt", "rollout.dump=dumps/prompt")])
-    [late] = run([lagging(grpo(place, "late", "rollout.dump=dumps/late"))])
-    run([grpo(place, "still", "optim.learning_rate=1e-30", "rollout.dump=dumps/still")])
+    [prompt] = run([grpo(place, "prompt", "rollout.save_to=dumps/prompt")])
+    [late] = run([lagging(grpo(place, "late", "rollout.save_to=dumps/late"))])
+    run([grpo(place, "still", "optim.learning_rate=1e-30", "rollout.save_to=dumps/still")])
     found = {
         name: [dumped(place, name, step) for step in (1, 2, 3)]
         for name in ("prompt", "late", "still")
@@ -348,7 +348,7 @@ def test_prompts_without_references_are_found_before_anything_starts(place: Path
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["rollout.group=2"], "asks for: 16, to prompts of samples .* not 8"),
+        (["rollout.group_size=2"], "asks for: 16, to prompts of samples .* not 8"),
         (["train.global_batch=2", "train.steps=6"], "asks for: 16, .* not 8, to samples"),
         (["rollout.temperature=0.5"], "was sampled with .* replay with these settings"),
     ],
@@ -358,8 +358,8 @@ def test_other_rollouts_than_the_step_asks_for_are_not_replayed(
 ) -> None:
     folder = place / "storage" / "dumps" / "dumped"
     if not folder.exists():
-        run([grpo(place, "dumping", "rollout.dump=dumps/dumped")])
-    settings = ["rollout.replay=dumps/dumped", "train.micro_batch=2", *change]
+        run([grpo(place, "dumping", "rollout.save_to=dumps/dumped")])
+    settings = ["rollout.load_from=dumps/dumped", "train.micro_batch=2", *change]
     with pytest.raises(ProcessRaisedException, match=message):
         run([grpo(place, f"replayed{len(message)}", *settings)])
 

@@ -26,7 +26,8 @@ from raymill.rl.advantages import (
 )
 from raymill.rl.rollout_batch import RolloutBatch
 from raymill.rl.token_advantages import compute_advantages
-from raymill.schema.jobs import AlgorithmConfig
+from raymill.schema.sections import AlgorithmConfig
+from sections import plain
 
 UNHURRIED = settings(deadline=None, max_examples=40)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -236,8 +237,14 @@ def test_reinforce_plus_plus(name: str, seed: int, gamma: float, beta: float) ->
     flat = expected_BT[rollouts.mask > 0].numpy()
     expected_BT = (expected_BT - flat.mean()) / np.sqrt(flat.var() + EPSILON) * rollouts.mask
 
-    algorithm = AlgorithmConfig(
-        "reinforce_pp", name, kl="reward", kl_estimator="k1", gamma=gamma, whiten=True
+    algorithm = plain(
+        AlgorithmConfig,
+        "reinforce_pp",
+        name,
+        kl="reward",
+        kl_estimator="k1",
+        gamma=gamma,
+        whiten=True,
     )
     found = compute_advantages(
         RolloutBatch(

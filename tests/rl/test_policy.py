@@ -18,14 +18,15 @@ import torch
 
 from raymill.rl.objective import Critic, PolicyGradient
 from raymill.rl.rollout_batch import RolloutBatch, token_log_probs
-from raymill.schema.jobs import AlgorithmConfig
+from raymill.schema.sections import AlgorithmConfig
 from rl.rollout import tiny
 from rl.rollout.tiny import VOCAB_SIZE
+from sections import plain
 
 CPU = torch.device("cpu")
 FAMILIES = ("llama", "qwen3", "gpt2")
 TEMPERATURE, MOST = 0.7, 8  # the longest answer there may be
-PLAIN = AlgorithmConfig("grpo", "grpo")
+PLAIN = plain(AlgorithmConfig, "grpo", "grpo")
 
 
 @cache

@@ -8,6 +8,7 @@ import threading
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +21,8 @@ from hypothesis import strategies as st
 from raymill.rl.advantages import EPSILON, OF_GROUPS, AllReduce
 from raymill.rl.rollout_batch import RolloutBatch
 from raymill.rl.token_advantages import compute_advantages
-from raymill.schema.jobs import AlgorithmConfig
+from raymill.schema.sections import AlgorithmConfig
+from sections import plain
 
 UNHURRIED = settings(deadline=None, max_examples=40)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -151,7 +153,7 @@ def by_loops(step: Step, algorithm: AlgorithmConfig) -> tuple[Any, Any, Any]:
                 v = rollouts.value[row].tolist()
                 after = dict(zip(later, [*(v[u] for u in later[1:]), 0.0], strict=True))
                 advantages[row][t] = math.fsum(
-                    (algorithm.gamma * algorithm.lam) ** steps
+                    (algorithm.gamma * algorithm.gae_lambda) ** steps
                     * (gain[u] + algorithm.gamma * after[u] - v[u])
                     for steps, u in enumerate(later)
                 )
@@ -175,13 +177,13 @@ def by_loops(step: Step, algorithm: AlgorithmConfig) -> tuple[Any, Any, Any]:
 
 
 ALGORITHMS = st.builds(
-    AlgorithmConfig,
+    partial(plain, AlgorithmConfig),
     name=st.just("grpo"),
     advantage=st.sampled_from([*GROUPED, *BY_TOKEN]),
     kl=st.sampled_from(["none", "reward", "loss"]),
     kl_estimator=st.sampled_from(["k1", "k2", "k3"]),
     gamma=st.floats(0, 1),
-    lam=st.floats(0, 1),
+    gae_lambda=st.floats(0, 1),
     whiten=st.booleans(),
     skip_equal_groups=st.booleans(),
     overlong=st.sampled_from(["keep", "mask"]),
@@ -221,7 +223,7 @@ def test_an_answer_without_a_reward_is_as_if_it_were_not_there(name: str, kl: st
     step = a_step(5, groups=2, group=4)
     rewards = torch.tensor([0.3, NAN, 1.0, 0.1, 0.0, 0.5, NAN, 2.0], dtype=torch.float64)
     step = replace(step, rewards=rewards)
-    algorithm = AlgorithmConfig("grpo", name, kl=kl, kl_estimator="k1", whiten=name == "gae")  # type: ignore[arg-type]
+    algorithm = plain(AlgorithmConfig, "grpo", name, kl=kl, kl_estimator="k1", whiten=name == "gae")  # type: ignore[arg-type]
     kept = [0, 2, 3, 4, 5, 7]
     whole, without = (
         step.compute_advantages(algorithm),
@@ -245,7 +247,7 @@ def test_a_group_of_which_one_or_none_is_known(name: str) -> None:
         a_step(1, groups=2, group=3, beta=0.0),
         rewards=torch.tensor([NAN, NAN, NAN, NAN, 4.0, NAN], dtype=torch.float64),
     )
-    found = step.compute_advantages(AlgorithmConfig("grpo", name, lam=1.0))  # type: ignore[arg-type]
+    found = step.compute_advantages(plain(AlgorithmConfig, "grpo", name, gae_lambda=1.0))  # type: ignore[arg-type]
     assert found.advantage is not None
     assert not found.mask[[0, 1, 2, 3, 5]].any() and torch.isfinite(found.advantage).all()
     if name not in ("gae", "reinforce_pp"):
@@ -262,11 +264,11 @@ def test_equal_rewards_teach_exactly_nothing(name: str, reward: float) -> None:
     step = a_step(2, groups=2, group=3)
     rewards = torch.full((6,), reward, dtype=torch.float64)
     rewards[4] = NAN
-    found = replace(step, rewards=rewards).compute_advantages(AlgorithmConfig("grpo", name))  # type: ignore[arg-type]
+    found = replace(step, rewards=rewards).compute_advantages(plain(AlgorithmConfig, "grpo", name))  # type: ignore[arg-type]
     assert found.advantage is not None and not found.advantage.any()
     assert found.mask[:4].any(), "they count in the mean all the same"
     skipped = replace(step, rewards=rewards).compute_advantages(
-        AlgorithmConfig("grpo", name, skip_equal_groups=True)  # type: ignore[arg-type]
+        plain(AlgorithmConfig, "grpo", name, skip_equal_groups=True)  # type: ignore[arg-type]
     )
     assert not skipped.mask.any()
 
@@ -278,11 +280,11 @@ def test_the_reward_of_an_answer_cut_off_is_at_its_last_token_and_compared_with(
     rollouts = RolloutBatch.of([[1, 1], [1]], [[2, 2, 2], [2, 0]], [[0.0] * 3, [0.0] * 2])
     rewards = torch.tensor([1.0, 3.0], dtype=torch.float64)
     step = Step(rollouts, rewards, torch.tensor([False, True]), 2)
-    keep = step.compute_advantages(AlgorithmConfig("ppo", "reinforce_pp", gamma=0.5))
+    keep = step.compute_advantages(plain(AlgorithmConfig, "ppo", "reinforce_pp", gamma=0.5))
     assert keep.advantage is not None
     # The padding token 0 that the second answer drew is a token as any other.
     assert keep.advantage.tolist() == [[0, 0.25, 0.5, 1.0], [1.5, 3.0, 0, 0]]
-    masked = step.compute_advantages(AlgorithmConfig("grpo", "dr_grpo", overlong="mask"))
+    masked = step.compute_advantages(plain(AlgorithmConfig, "grpo", "dr_grpo", overlong="mask"))
     assert masked.advantage is not None
     assert masked.advantage.tolist() == [[0] * 4, [1.0, 1.0, 0, 0]]
     assert masked.mask.sum(dim=1).tolist() == [0, 2]
@@ -290,10 +292,10 @@ def test_the_reward_of_an_answer_cut_off_is_at_its_last_token_and_compared_with(
 
 def test_returns_are_taken_before_whitening() -> None:
     step = a_step(8)
-    plain = AlgorithmConfig("ppo", "gae", kl="reward", kl_estimator="k1")
+    algorithm = plain(AlgorithmConfig, "ppo", "gae", kl="reward", kl_estimator="k1")
     before, after = (
-        step.compute_advantages(plain),
-        step.compute_advantages(replace(plain, whiten=True)),
+        step.compute_advantages(algorithm),
+        step.compute_advantages(replace(algorithm, whiten=True)),
     )
     assert before.returns is not None and after.returns is not None
     assert torch.equal(before.returns, after.returns)
@@ -312,7 +314,7 @@ def test_returns_are_taken_before_whitening() -> None:
 def test_ranks_credit_as_one(name: str) -> None:
     """Two ranks with groups of their own, one with fewer; what is whitened is all of it."""
     step = a_step(3, groups=5, group=2)
-    algorithm = AlgorithmConfig("ppo", name, kl="reward", kl_estimator="k1", whiten=True)  # type: ignore[arg-type]
+    algorithm = plain(AlgorithmConfig, "ppo", name, kl="reward", kl_estimator="k1", whiten=True)  # type: ignore[arg-type]
     cuts = (list(range(0, 4)), list(range(4, 10)))
     barrier, posted = threading.Barrier(2, timeout=30), [torch.zeros(0)] * 2
 
@@ -429,7 +431,9 @@ def test_trl_rloo(seed: int) -> None:
     """With the distance to the reference taken off the rewards, and an answer without one."""
     step = a_full_step(seed)
     theirs_B = trl_advantages("rloo", step, 0.05)
-    found = step.compute_advantages(AlgorithmConfig("rloo", "rloo", kl="reward", kl_estimator="k1"))
+    found = step.compute_advantages(
+        plain(AlgorithmConfig, "rloo", "rloo", kl="reward", kl_estimator="k1")
+    )
     assert found.advantage is not None
     expected_BT = theirs_B[:, None] * step.rollouts.mask
     torch.testing.assert_close(found.advantage, expected_BT.float(), rtol=1e-5, atol=1e-6)
@@ -445,7 +449,7 @@ def test_trl_grpo(scale: str, name: str) -> None:
             known = step.rewards[first : first + 4]
             std = known[~known.isnan()].std()
             theirs_B[first : first + 4] *= (std + 1e-4) / (std + EPSILON)
-    found = step.compute_advantages(AlgorithmConfig("grpo", name))  # type: ignore[arg-type]
+    found = step.compute_advantages(plain(AlgorithmConfig, "grpo", name))  # type: ignore[arg-type]
     assert found.advantage is not None
     expected_BT = theirs_B[:, None] * step.rollouts.mask
     torch.testing.assert_close(found.advantage, expected_BT.float(), rtol=1e-5, atol=1e-6)

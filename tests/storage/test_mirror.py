@@ -12,6 +12,7 @@ from raymill.storage import bucket as module
 from raymill.storage import mirror
 from raymill.storage.bucket import Bucket
 from raymill.storage.mirror import Mirror, fetch, keep
+from sections import plain
 
 
 def test_what_changed_is_uploaded_and_all_comes_back(
@@ -47,7 +48,7 @@ def test_what_changed_is_uploaded_and_all_comes_back(
 def test_a_finished_folder_is_found_on_another_machine(
     uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one, two = (StorageConfig(uri, str(tmp_path / name)) for name in ("one", "two"))
+    one, two = (plain(StorageConfig, uri, str(tmp_path / name)) for name in ("one", "two"))
     folder = one.folder / "data" / "texts-1"
     (folder / "train").mkdir(parents=True)
     (folder / "train" / "0.parquet").write_bytes(b"rows")
@@ -65,7 +66,7 @@ def test_a_finished_folder_is_found_on_another_machine(
     elsewhere = tmp_path / "elsewhere"
     fetch(two, elsewhere, "manifest.json")
     assert not elsewhere.exists()
-    fetch(StorageConfig(str(tmp_path)), tmp_path / "data", "manifest.json")
+    fetch(plain(StorageConfig, str(tmp_path)), tmp_path / "data", "manifest.json")
 
 
 def test_a_pull_that_is_interrupted_ends_with_the_piece_under_way(
@@ -92,7 +93,7 @@ def test_a_pull_that_is_interrupted_ends_with_the_piece_under_way(
 
 
 def test_another_preparation_of_the_same_name_is_refused(uri: str, tmp_path: Path) -> None:
-    one, two = (StorageConfig(uri, str(tmp_path / name)) for name in ("one", "two"))
+    one, two = (plain(StorageConfig, uri, str(tmp_path / name)) for name in ("one", "two"))
     for storage in (one, two):
         folder = storage.folder / "data" / "texts-1"
         folder.mkdir(parents=True)

@@ -14,7 +14,7 @@ from raymill.data.store.split import TRAIN, unit_hash
 from raymill.data.text.records import Bad
 from raymill.durable import canonical_json, sha256_text
 from raymill.errors import DataError
-from raymill.schema.jobs import PromptsConfig
+from raymill.schema.data_sections import PromptsConfig
 
 NAMED_BAD = 5  # bad records named in a refusal
 

@@ -13,6 +13,7 @@ from raymill.checkpoint.manifest import INDEX_NAME, Manifest, verify
 from raymill.checkpoint.retention import committed_steps, step_directory_name
 from raymill.errors import CheckpointError, ConfigError
 from raymill.schema.identity import FORMERLY, is_changeable
+from raymill.schema.renamed import current_names
 from raymill.schema.tree import without_secrets
 
 _FORK = re.compile(r"(?P<run>[A-Za-z0-9_][A-Za-z0-9._-]*)@(?P<step>\d+)")
@@ -103,7 +104,7 @@ def contradictions(
     """What the configuration asks that the checkpoint contradicts, one line a key."""
     problems = []
     # Manifests from before may hold secrets, which aren't part of what a run is.
-    kept: dict[str, Any] = without_secrets(dict(stored))
+    kept: dict[str, Any] = without_secrets(current_names(stored))
     stored = {key: kept.get(other) for key, other in FORMERLY.items() if key in asked} | kept
     for key in sorted({*stored, *asked}):
         if is_changeable(key, changeable) or stored.get(key) == asked.get(key):

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from raymill.cluster.session import NO_ACTORS, READING, ActorResources
-from raymill.schema.jobs import ClusterConfig
+from raymill.schema.sections import ClusterConfig
 
 
 def largest_fit(allowed: Sequence[int], room: int) -> int | None:

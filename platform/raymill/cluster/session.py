@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from raymill.errors import ClusterError
-from raymill.schema.jobs import ClusterConfig, RunConfig
+from raymill.schema.sections import ClusterConfig, RunConfig
 from raymill.timeline import mark
 
 STARTS = 3  # of a local Ray, whose processes have 15 s to find each other

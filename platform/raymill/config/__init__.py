@@ -1,4 +1,4 @@
-"""From Hydra's composed tree to frozen, cross-checked objects: `load` is the only way in."""
+"""Configuration: `load` composes, binds and checks a job's settings."""
 
 from raymill.config.compose import load
 

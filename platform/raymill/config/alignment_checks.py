@@ -1,32 +1,24 @@
-"""What can't go together in the jobs that align: preferences, rewards, rollouts. Pure, as `checks.py` is."""
+"""Checks of the jobs that align a model: preferences, rewards, rollouts. They are pure, as in `checks.py`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from raymill.config.ranges import above, at_least, fraction, safe_name
-from raymill.schema.jobs import (
-    AlgorithmConfig,
-    DpoJob,
-    LoraConfig,
-    RankJob,
-    RewardConfig,
-    RewardJob,
-    RlhfJob,
-    RolloutConfig,
-)
+from raymill.schema.jobs import DpoJob, RankJob, RewardJob, RlhfJob
+from raymill.schema.sections import AlgorithmConfig, LoraConfig, RewardConfig, RolloutConfig
 
 
 def reward_modelling(job: RewardJob) -> list[str]:
-    """Of jobs/reward.py, beside what all jobs have that start from a parent."""
+    """Check jobs/reward.py, apart from the settings that all jobs with a parent share."""
     return [
         *at_least("margin_scale", job.margin_scale, 0),
-        *at_least("centring", job.centring, 0),
+        *at_least("center_rewards", job.center_rewards, 0),
     ]
 
 
 def preference_tuning(job: DpoJob) -> list[str]:
-    """Of jobs/dpo.py, likewise."""
+    """Check jobs/dpo.py, apart from the same settings."""
     loss = job.loss
     return [
         *above("loss.beta", loss.beta, 0),
@@ -48,7 +40,7 @@ def preference_tuning(job: DpoJob) -> list[str]:
 
 
 def reinforcement(job: RlhfJob) -> list[str]:
-    """Of jobs/rlhf.py, likewise."""
+    """Check jobs/rlhf.py, apart from the same settings."""
     return [
         *_algorithm(job.algorithm, job.rollout),
         *_rollout(job),
@@ -61,7 +53,7 @@ def reinforcement(job: RlhfJob) -> list[str]:
 
 
 def ranking(job: RankJob) -> list[str]:
-    """Of jobs/rank.py, beside its data and tracking."""
+    """Check jobs/rank.py, apart from its data and tracking."""
     return [
         *safe_name("name", job.name),
         *at_least("answers", job.answers, 2),
@@ -106,12 +98,12 @@ def _algorithm(algorithm: AlgorithmConfig, rollout: RolloutConfig) -> Iterator[s
     yield from above("algorithm.importance_cap", algorithm.importance_cap, 0)
     yield from at_least("algorithm.epochs", algorithm.epochs, 1)
     yield from at_least("algorithm.minibatches", algorithm.minibatches, 1)
-    for key in ("gamma", "lam"):
+    for key in ("gamma", "gae_lambda"):
         yield from fraction(f"algorithm.{key}", getattr(algorithm, key))
     needs_group = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline")
-    if algorithm.advantage in needs_group and rollout.group < 2:
+    if algorithm.advantage in needs_group and rollout.group_size < 2:
         yield (
-            f"rollout.group={rollout.group}: algorithm.advantage={algorithm.advantage} compares "
+            f"rollout.group_size={rollout.group_size}: algorithm.advantage={algorithm.advantage} compares "
             "answers to one prompt; ask for at least 2"
         )
     if algorithm.kl == "reward" and algorithm.kl_estimator != "k1":
@@ -132,7 +124,7 @@ def _algorithm(algorithm: AlgorithmConfig, rollout: RolloutConfig) -> Iterator[s
 
 def _rollout(job: RlhfJob) -> Iterator[str]:
     rollout, train = job.rollout, job.train
-    for key in ("group", "batch", "max_new_tokens", "threads"):
+    for key in ("group_size", "batch", "max_new_tokens", "threads"):
         yield from at_least(f"rollout.{key}", getattr(rollout, key), 1)
     for key in ("actors", "cpus_per_actor", "gpus_per_actor"):
         yield from at_least(f"rollout.{key}", getattr(rollout, key), 0)
@@ -143,14 +135,15 @@ def _rollout(job: RlhfJob) -> Iterator[str]:
             f"rollout.top_p={rollout.top_p}: answers would be drawn from another distribution than the "
             "one that is trained; use 1"
         )
-    answers = train.global_batch * rollout.group
+    answers = train.global_batch * rollout.group_size
     if job.algorithm.kl_target is not None and job.algorithm.kl_horizon < answers:
         yield (
             f"algorithm.kl_horizon={job.algorithm.kl_horizon}: must be at least the {answers} answers "
             "of a step, or the coefficient could swing to below 0"
         )
     workers, minibatches = job.run.least, job.algorithm.minibatches
-    one_size = job.run.least == job.run.most  # or else those that divide them are taken
+    # A run that may resize takes the numbers of workers that divide the prompts.
+    one_size = job.run.least == job.run.most
     if (
         one_size
         and min(train.global_batch, workers, minibatches) >= 1
@@ -160,7 +153,7 @@ def _rollout(job: RlhfJob) -> Iterator[str]:
             f"train.global_batch={train.global_batch}: {workers} workers and "
             f"{minibatches} minibatches must divide the prompts of a step"
         )
-    if rollout.staleness and rollout.actors == 0 and rollout.replay is None:
+    if rollout.staleness and rollout.actors == 0 and rollout.load_from is None:
         yield "rollout.staleness=1: needs rollout.actors of at least 1, to sample while training"
     if rollout.engine == "vllm":
         yield from _vllm(rollout)

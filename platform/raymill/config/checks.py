@@ -1,4 +1,4 @@
-"""What spans several keys, checked in one place before anything is claimed; every check is pure."""
+"""Checks that span several keys, before any resource is claimed. Every check is pure."""
 
 from __future__ import annotations
 
@@ -16,39 +16,43 @@ from raymill.config.alignment_checks import (
 from raymill.config.memory_check import memory_problems
 from raymill.config.ranges import above, at_least, fraction, safe_name
 from raymill.config.run_checks import run_problems
-from raymill.schema.jobs import (
-    ArchConfig,
-    AuditJob,
+from raymill.schema.data_sections import (
     ChatConfig,
-    ChatPrepareJob,
-    ClusterConfig,
     DataConfig,
+    PreferenceConfig,
+    PromptsConfig,
+    RowsConfig,
+    TokenizerConfig,
+)
+from raymill.schema.jobs import (
+    AuditJob,
+    ChatPrepareJob,
     DpoJob,
     GenerateJob,
-    LoraConfig,
     ParentJob,
-    PreferenceConfig,
     PreferencePrepareJob,
     PrepareJob,
     PretrainJob,
-    PromptsConfig,
     PromptsPrepareJob,
     RankJob,
     RewardJob,
     RlhfJob,
-    RowsConfig,
     SftJob,
-    TextEvaluation,
-    TokenizerConfig,
-    TrackingConfig,
     TrainJob,
+)
+from raymill.schema.sections import (
+    ArchConfig,
+    ClusterConfig,
+    LoraConfig,
+    TextEvaluation,
+    TrackingConfig,
 )
 from raymill.schema.storage import path_problems
 
 
 @singledispatch
 def check(job: Any) -> list[str]:
-    """Every contradiction in `job`, one line each."""
+    """Return every contradiction in `job`, one line each."""
     raise TypeError(f"no checks for {type(job).__name__}")
 
 
@@ -108,6 +112,7 @@ def _(job: PretrainJob) -> list[str]:
         *_sampling(job.evaluation),
         *_fresh_model(job),
     ]
+    # The memory of a plan can only be estimated if its settings are valid.
     return problems or _fits(job)
 
 
@@ -175,7 +180,7 @@ def _text(data: DataConfig) -> Iterator[str]:
 
 
 def _messages(data: RowsConfig) -> Iterator[str]:
-    """Data made of messages, of any kind."""
+    """Check data made of messages, of any kind."""
     yield from _rows(data)
     embedded: tuple[str, ...]
     if isinstance(data, ChatConfig):
@@ -185,7 +190,7 @@ def _messages(data: RowsConfig) -> Iterator[str]:
     elif isinstance(data, PromptsConfig):
         what, embedded = "prompts", ("stdlib_prompts", "demo_prompts")
     else:
-        assert isinstance(data, PreferenceConfig)
+        assert isinstance(data, PreferenceConfig), f"{type(data).__name__} has no kind of messages"
         what, embedded = "compared answers", ()
     if data.source in embedded and (
         data.validation.path is not None or data.validation.group_column is not None
@@ -215,7 +220,7 @@ def _attention(key: str, attention: str, job: TrainJob) -> Iterator[str]:
         yield f"{key}=flash_attention_2: needs cluster.gpu=true; use sdpa on a CPU"
     if job.train.precision == "fp32":
         yield (
-            f"{key}=flash_attention_2, train.precision=fp32: its kernels compute in 16 bits alone; set "
+            f"{key}=flash_attention_2, train.precision=fp32: its kernels compute only in 16 bits; set "
             f"train.precision=bf16, or {key}=sdpa"
         )
 
@@ -225,7 +230,7 @@ def _rows(data: RowsConfig) -> Iterator[str]:
     yield from at_least("data.sequence_length", data.sequence_length, 2)
     yield from at_least("data.row_group_rows", data.row_group_rows, 1)
     yield from at_least("data.window_row_groups", data.window_row_groups, 1)
-    yield from at_least("data.unit_bytes", data.unit_bytes, 1024)
+    yield from at_least("data.shard_input_bytes", data.shard_input_bytes, 1024)
     yield from fraction("data.max_bad_fraction", data.max_bad_fraction)
     if data.validation.path is None and not 0 < data.validation.fraction < 1:
         yield (
@@ -267,6 +272,7 @@ def _tracking(tracking: TrackingConfig) -> Iterator[str]:
 def _arch(arch: ArchConfig) -> Iterator[str]:
     for key in ("hidden_size", "layers", "heads", "kv_heads", "intermediate_size", "max_positions"):
         yield from at_least(f"arch.{key}", getattr(arch, key), 1)
+    # The checks below divide by these sizes.
     if min(arch.hidden_size, arch.heads, arch.kv_heads) < 1:
         return
     if arch.head_dim is None and arch.hidden_size % arch.heads:
@@ -364,7 +370,7 @@ def _precision(job: TrainJob) -> Iterator[str]:
     if job.train.precision == "fp32" and job.train.reduce_precision != "fp32":
         yield (
             f"train.reduce_precision={job.train.reduce_precision}: with train.precision=fp32 gradients are "
-            "fp32, and would be rounded on their way alone; use train.reduce_precision=fp32, or "
+            "fp32, and would only be rounded on their way; use train.reduce_precision=fp32, or "
             "train.precision=bf16"
         )
 

@@ -1,17 +1,16 @@
-"""Command-line overrides + `conf/` → a plain tree → a checked job object.
+"""Composition of command-line overrides and `conf/` into a plain tree, and from it a checked job object.
 
-Hydra chooses and merges the groups; values are then set by us. That way an unknown key is one more
-problem in the list (Hydra would stop at the first), text is taken verbatim (its grammar would eat
-commas and braces), and nothing a user can type reaches Hydra's own settings or an object constructor.
+Hydra chooses and merges the groups; this module sets the values after that. So an unknown key is one more
+problem in the list (Hydra would stop at the first), text is taken verbatim (Hydra's grammar would drop commas
+and braces), and no override reaches Hydra's own settings or an object constructor.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
-from pathlib import Path
 from typing import Any, TypeVar, cast, get_args, get_origin
 
 import yaml
@@ -22,13 +21,14 @@ from raymill.config.bind import (
     field_types,
     known_keys,
     nearest,
-    nearest_key,
+    unknown_key,
 )
 from raymill.config.checks import check
-from raymill.config.from_model import fill_architecture
+from raymill.config.defaults import CONF, SHARED
 from raymill.config.stages import PREFIXED, deal
 from raymill.config.values import UNREADABLE, VERBATIM, read_value
 from raymill.errors import ConfigError
+from raymill.reading import is_file, user_path
 from raymill.schema.identity import is_changeable
 from raymill.schema.jobs import (
     AuditJob,
@@ -46,11 +46,11 @@ from raymill.schema.jobs import (
     TrainJob,
 )
 from raymill.schema.storage import placed
-from raymill.schema.tree import digest
+from raymill.schema.tree import Tree, digest
 
-CONF = Path(__file__).resolve().parents[3] / "conf"
 JOBS: dict[str, type] = {
-    "prepare": PretrainJob,  # of which it uses a part
+    # Preparation uses a part of its keys.
+    "prepare": PretrainJob,
     "prepare_chat": ChatPreparation,
     "prepare_preference": PreferencePreparation,
     "prepare_prompts": PromptsPreparation,
@@ -63,18 +63,18 @@ JOBS: dict[str, type] = {
     "generate": GenerateJob,
     "audit": AuditJob,
 }
-KINDS = {  # jobs/prepare.py kind=…
+# Configurations of jobs/prepare.py by kind=….
+KINDS = {
     "text": "prepare",
     "chat": "prepare_chat",
     "preference": "prepare_preference",
     "prompts": "prepare_prompts",
 }
-# What data.path= alone means, by the job.
+# The choice of data that data.path= alone implies, by job.
 _OWN_DATA = ((SftJob, "chat"), (RlhfJob, "prompts"), (RankJob, "prompts"))
 ALLOWED_ENVIRONMENT = ("HOME", "USER", "TMPDIR", "RAYMILL_STORAGE", "MLFLOW_TRACKING_URI")
-PREFERENCES = (
-    "preferences.parquet"  # what judgements are exported as, in the folder of their ranking
-)
+# File to which judgments are exported, in the folder of their ranking.
+PREFERENCES = "preferences.parquet"
 
 _INTERPOLATION = re.compile(r"\$\{\s*([^}]*)")
 _CONSTRUCTOR_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
@@ -83,18 +83,18 @@ T = TypeVar("T")
 
 
 def groups() -> dict[str, list[str]]:
-    """Every configuration group and its choices."""
+    """Return every configuration group with its choices."""
     return {
         folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
         for folder in sorted(CONF.iterdir())
-        if folder.is_dir()
+        if folder.is_dir() and folder.name != SHARED
     }
 
 
 def choices(group: str, job: str) -> list[str]:
-    """The choices of a group that `job` can use: text for pretraining, conversations for SFT.
+    """Return the choices of a group that `job` can use: text for pretraining, conversations for SFT.
 
-    An experiment's file is called `<job>_<name>`, pretraining's just `<name>`.
+    The file of an experiment is named `<job>_<name>`; that of pretraining just `<name>`.
     """
     available, cls = groups()[group], JOBS[job]
     if group == "experiment":
@@ -111,15 +111,16 @@ def choices(group: str, job: str) -> list[str]:
 
 
 @cache
-def _source_of(choice: str) -> Any:
-    return yaml.safe_load((CONF / "data" / f"{choice}.yaml").read_text(encoding="utf-8"))["source"]
+def _source_of(choice: str) -> str:
+    tree = yaml.safe_load((CONF / "data" / f"{choice}.yaml").read_text(encoding="utf-8"))
+    return str(tree["source"])
 
 
 def load(job: str, overrides: Sequence[str]) -> Any:
-    """The job object that `overrides` describe.
+    """Return the job object that `overrides` describe.
 
     Raises:
-        ConfigError: with every problem found, none of them after Ray or torch were touched.
+        ConfigError: lists every problem. Neither Ray nor torch have been imported then.
     """
     problems: list[str] = []
     if job == "pipeline":
@@ -135,7 +136,7 @@ def load(job: str, overrides: Sequence[str]) -> Any:
 def of_kind(
     job: str, overrides: Sequence[str], problems: list[str] | None = None
 ) -> tuple[str, list[str]]:
-    """Which configuration `jobs/prepare.py` means by `kind=`, and the other overrides."""
+    """Return the configuration that `jobs/prepare.py` means by `kind=`, and the other overrides."""
     kinds = [text.partition("=")[2] for text in overrides if text.startswith("kind=")]
     if job != "prepare" or not kinds:
         return job, list(overrides)
@@ -148,13 +149,13 @@ def of_kind(
 
 
 def _load_pipeline(overrides: Sequence[str], problems: list[str]) -> PipelineJob | None:
-    """Every stage as its own job would load it."""
+    """Load every stage as its own job would."""
     dealt = deal(overrides, groups()["experiment"])
     chosen = convert(field_types(PipelineJob)["stages"], dealt.stages, "stages", problems)
     pretrain = _load("pretrain", dealt.pretrain, problems)
-    stages: dict[str, Any] = {}
-    for stage, own in dealt.others.items():
-        found: list[str] = []
+    stages: Tree = {}
+    for stage, overrides_of_stage in dealt.others.items():
+        stage_problems: list[str] = []
         named = []
         if pretrain is not None:
             key = "run.name" if issubclass(JOBS[stage], TrainJob) else "name"
@@ -162,33 +163,35 @@ def _load_pipeline(overrides: Sequence[str], problems: list[str]) -> PipelineJob
             if stage == "reward":
                 compared = pretrain.storage.folder / "rankings" / f"{pretrain.run.name}-rank"
                 named.append(f"data.path={compared / PREFERENCES}")
-        stages[stage] = _load(stage, [*named, *own], found)
-        # What several stages were given is wrong once.
-        problems += [f"{stage}: {text}" for text in found if text not in problems]
+        stages[stage] = _load(stage, [*named, *overrides_of_stage], stage_problems)
+        # An override that several stages share is reported once.
+        problems += [f"{stage}: {text}" for text in stage_problems if text not in problems]
     if problems:
         return None
     return PipelineJob(stages=chosen, pretrain=cast(PretrainJob, pretrain), ask=dealt.ask, **stages)
 
 
 def _load(job: str, overrides: Sequence[str], all_problems: list[str]) -> Any:
-    """One job's object; None, and problems, where there are any."""
+    """Return one job's object; None, and its problems, where there are any."""
     cls = JOBS[job]
     problems: list[str] = []
     chosen, values = _read_overrides(job, overrides, problems)
     tree = _compose(job, chosen)
+    # Verbatim text must not be interpolated, so it is set after the rest is resolved.
     verbatim = {key: value for key, value in values if key in VERBATIM}
     for key, value in values:
         if key not in VERBATIM:
             _set(tree, _path(key, _mapping_of(key, dict(known_keys(cls)))), value, problems)
     tree = _resolve(tree, problems)
     tree.update(verbatim)
-    shaped = fill_architecture(tree, problems)
+    shaped = _fill_architecture(tree, problems)
     unbound: list[str] = []
     bound = bind(cls, tree, unbound)
-    # Where the folder told nothing, that is the problem, not every number it left open.
+    # If the folder's shape can't be read, that is the problem, not every number that is missing for it.
     problems += [text for text in unbound if shaped or not text.startswith("arch.")]
     if bound is not None:
         bound = _absolute_storage(bound, problems)
+        # A preparation takes the keys of a training job, of which only a part is checked.
         if job in KINDS.values():
             bound = bound.preparation()
         problems.extend(check(bound))
@@ -196,39 +199,43 @@ def _load(job: str, overrides: Sequence[str], all_problems: list[str]) -> Any:
     return None if problems else _named(bound)
 
 
-def _named(job: Any) -> Any:
-    """Give a run without a name one that its configuration, and its parent, determine."""
+def _named(job: T) -> T:
+    """Name a run without a name by its configuration and its parent."""
     if not isinstance(job, TrainJob) or job.run.name is not None:
         return job
     if isinstance(job, PretrainJob):
         kind = job.arch.name
     else:
         kind = next(name for name in PREFIXED if isinstance(job, JOBS[name]))
+    # A run may resume with another spelling of its parent, but another parent makes another name.
     identity = digest(job, ignore=lambda key: key != "parent" and is_changeable(key))
     return replace(job, run=replace(job.run, name=f"{kind}-{identity[:8]}"))
 
 
 def _absolute_storage(job: Any, problems: list[str]) -> Any:
+    # Only a job with a cluster can join one.
     joins = getattr(job, "cluster", None) is not None and job.cluster.address != "local"
     return replace(job, storage=placed(job.storage, joins, problems))
 
 
 def _read_overrides(
     job: str, overrides: Sequence[str], problems: list[str]
-) -> tuple[list[str], list[tuple[str, Any]]]:
+) -> tuple[list[str], list[tuple[str, object]]]:
     """Split overrides into group choices (for Hydra) and values (for us)."""
     available = {group: choices(group, job) for group in groups()}
     types = dict(known_keys(JOBS[job]))
     if _names_own_data(overrides):
-        of = next((name for cls, name in _OWN_DATA if issubclass(JOBS[job], cls)), None)
-        overrides = [*([f"data={of}"] if of else []), *overrides]
+        choice = next((name for cls, name in _OWN_DATA if issubclass(JOBS[job], cls)), None)
+        overrides = [*([f"data={choice}"] if choice else []), *overrides]
+    # The choices of a group only mean something to a job that has its section.
     sections = {key.split(".")[0] for key in types if "." in key}
     chosen: list[str] = []
-    values: list[tuple[str, Any]] = []
+    values: list[tuple[str, object]] = []
     for text in overrides:
         key, equals, raw = text.partition("=")
         mapping = _mapping_of(key, types)
-        if mapping is not None:  # whose names may hold "=", as addresses do
+        # Names of entries may contain "=", as addresses do.
+        if mapping is not None:
             key, equals, raw = text.rpartition("=")
         refusal = _refusal(mapping or key, equals, text)
         if refusal:
@@ -242,7 +249,7 @@ def _read_overrides(
                     f"{nearest(raw, available[key])}"
                 )
         elif mapping is None and key not in types:
-            problems.append(f"{key}: there is no such key{nearest_key(key, [*types, *available])}")
+            problems.append(unknown_key(key, [*types, *available]))
         else:
             hint = types.get(key) if mapping is None else get_args(types[mapping])[1]
             value = read_value(key, raw, hint, problems)
@@ -252,7 +259,7 @@ def _read_overrides(
 
 
 def _names_own_data(overrides: Sequence[str]) -> bool:
-    """Whether data is given by its place alone: that means data=chat, and the like."""
+    """Tell whether data is given only by its path, which implies data=chat and the like."""
     keys = {text.partition("=")[0] for text in overrides}
     return "data.path" in keys and "data" not in keys
 
@@ -276,35 +283,38 @@ def _refusal(key: str, equals: str, text: str) -> str | None:
     return None
 
 
-def _mapping_of(key: str, types: Mapping[str, Any]) -> str | None:
-    """The mapping that a key names an entry of: all that follows is the entry's name, dots included."""
+def _mapping_of(key: str, types: Mapping[str, object]) -> str | None:
+    """Return the mapping in which a key names an entry; the rest of the key, dots included, is the entry's
+    name."""
     for name, hint in types.items():
         if get_origin(hint) is dict and key.startswith(f"{name}."):
             return name
     return None
 
 
-def _compose(job: str, chosen: Sequence[str]) -> dict[str, Any]:
+def _compose(job: str, chosen: Sequence[str]) -> Tree:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
+    # Hydra keeps one global state per process, which refuses a second initialization.
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = compose(job, overrides=list(chosen))
-    tree: dict[str, Any] = OmegaConf.to_container(composed, resolve=False)  # type: ignore[assignment]
+    tree: Tree = OmegaConf.to_container(composed, resolve=False)  # type: ignore[assignment]
+    # The choice of an experiment leaves its key behind, which is none of the job's.
     tree.pop("experiment", None)
     return tree
 
 
 def _path(key: str, mapping: str | None) -> list[str]:
-    """A key's parts; an entry's name in a mapping is one."""
+    """Split a key into its parts; the name of an entry in a mapping is one part."""
     if mapping is None:
         return key.split(".")
     return [*mapping.split("."), key.removeprefix(f"{mapping}.")]
 
 
-def _set(tree: dict[str, Any], path: Sequence[str], value: Any, problems: list[str]) -> None:
+def _set(tree: Tree, path: Sequence[str], value: object, problems: list[str]) -> None:
     *parents, leaf = path
     node: Any = tree
     for name in parents:
@@ -315,12 +325,13 @@ def _set(tree: dict[str, Any], path: Sequence[str], value: Any, problems: list[s
     node[leaf] = value
 
 
-def _resolve(tree: dict[str, Any], problems: list[str]) -> dict[str, Any]:
-    """Resolve `${…}`, of which only references to other keys and a few variables are allowed."""
+def _resolve(tree: Tree, problems: list[str]) -> Tree:
+    """Resolve `${…}`: only references to other keys and a few environment variables are allowed."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    clean: dict[str, Any] = _strip_interpolations(tree, "", problems)
+    # Other resolvers could read any variable, so they are removed before OmegaConf sees them.
+    clean = cast(Tree, _strip_interpolations(tree, "", problems))
     try:
         resolved = OmegaConf.to_container(OmegaConf.create(clean), resolve=True)
     except OmegaConfBaseException as error:
@@ -329,7 +340,7 @@ def _resolve(tree: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     return resolved  # type: ignore[return-value]
 
 
-def _strip_interpolations(value: Any, key: str, problems: list[str]) -> Any:
+def _strip_interpolations(value: object, key: str, problems: list[str]) -> object:
     if isinstance(value, dict):
         return {
             name: _strip_interpolations(item, f"{key}.{name}" if key else str(name), problems)
@@ -348,3 +359,27 @@ def _strip_interpolations(value: Any, key: str, problems: list[str]) -> Any:
                 )
                 return ""
     return value
+
+
+def _fill_architecture(tree: Tree, problems: list[str]) -> bool:
+    """Fill the keys that `arch=from_model` leaves null; others stay. Return whether `arch` can be bound."""
+    arch = tree.get("arch")
+    if not isinstance(arch, dict) or arch.get("name") != "from_model":
+        return True
+    from raymill.model.shape import own_architecture
+
+    folder = user_path(str(tree.get("model")))
+    if not is_file(folder / "config.json"):
+        problems.append(
+            f"arch=from_model: needs model= with a Hugging Face folder (one with a config.json), not "
+            f"{tree.get('model')}; a registered model's arch= is chosen by its name"
+        )
+        return False
+    try:
+        of_folder = asdict(own_architecture(folder))
+    except ConfigError as error:
+        problems.extend(error.problems)
+        return False
+    chosen = {key: value for key, value in arch.items() if value is not None and key != "name"}
+    tree["arch"] = {**of_folder, **chosen}
+    return True

@@ -1,4 +1,4 @@
-"""What every script in jobs/ calls: help, load, run, and an exit code instead of a stack trace."""
+"""Entry of every script in jobs/: help, load, run, and an exit code instead of a stack trace."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from raymill.timeline import mark
 
 EXIT_FAILED = 1
 EXIT_REFUSED = 2
-EXIT_PREEMPTED = 85  # committed and ended at another's request: the same command goes on
+# The run was stopped from outside after a checkpoint; the same command continues it.
+EXIT_PREEMPTED = 85
 EXIT_INTERRUPTED = 130
 
-# What a disk or its permissions refuse, and no bug does.
-_OF_STORAGE = {
+# Errors of a disk or its permissions, which no bug of ours causes.
+_STORAGE_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO,
     errno.ESTALE,
 }  # fmt: skip
 
 
 def _refuse_unusable_root(job: Any) -> None:
-    """Raise ConfigError where a job that writes below the storage root couldn't."""
+    """Raise ConfigError for a job that couldn't write below its storage root."""
     if isinstance(job, GenerateJob | AuditJob):
         return
     storage = job.pretrain.storage if isinstance(job, PipelineJob) else job.storage
@@ -38,19 +39,18 @@ def _refuse_unusable_root(job: Any) -> None:
 def main(job: str, run: Callable[[Any], int], arguments: Sequence[str] | None = None) -> int:
     """Run a job from the command line.
 
-    Exit codes: 0 done, 1 failed with a message, 2 the configuration was refused, 85 pre-empted after a
-    checkpoint, 130 interrupted.
-    A bug in Raymill keeps its stack trace.
+    Exit codes: 0 done, 1 failed with a message, 2 the configuration was refused, 85 preempted after a
+    checkpoint, 130 interrupted. A bug in Raymill keeps its stack trace.
     """
     mark("interpreter")
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if any(argument in ("--help", "-h", "help") for argument in given):
+    overrides = list(sys.argv[1:] if arguments is None else arguments)
+    if any(argument in ("--help", "-h", "help") for argument in overrides):
         from raymill.config.help import help_text
 
-        print(help_text(job, given))
+        print(help_text(job, overrides))
         return 0
     try:
-        loaded = load(job, given)
+        loaded = load(job, overrides)
         _refuse_unusable_root(loaded)
         mark("configuration")
         return run(loaded)
@@ -64,7 +64,7 @@ def main(job: str, run: Callable[[Any], int], arguments: Sequence[str] | None = 
         print(f"error: {redacted(str(error))}", file=sys.stderr)
         return EXIT_FAILED
     except OSError as error:
-        if error.errno not in _OF_STORAGE:
+        if error.errno not in _STORAGE_ERRORS:
             raise
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror}", file=sys.stderr)

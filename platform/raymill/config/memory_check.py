@@ -1,4 +1,4 @@
-"""Whether a worker's plan fits the memory that is known."""
+"""Check that a worker's plan fits the known memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from raymill.schema.jobs import ArchConfig, TrainJob
+from raymill.schema.jobs import TrainJob
+from raymill.schema.sections import ArchConfig
 
 if TYPE_CHECKING:
     from raymill.plan.memory import Memory
@@ -15,7 +16,7 @@ GIB = 2**30
 
 
 def memory_problems(job: TrainJob, arch: ArchConfig, vocab_size: int) -> list[str]:
-    """Whether one worker's plan fits the memory that is known; nothing, if it does."""
+    """Refuse a plan whose workers need more memory than is known to be there."""
     return list(_memory_problems(job, arch, vocab_size))
 
 
@@ -43,7 +44,8 @@ def _planned(job: TrainJob, arch: ArchConfig, vocab_size: int) -> Memory:
         arch,
         vocab_size,
         stage=job.zero.stage,
-        workers=job.run.least,  # which have the most to hold each
+        # The fewer workers there are, the more each of them holds.
+        workers=job.run.least,
         precision=job.train.precision,
         micro_batch=job.train.micro_batch * job.sequences_per_row,
         sequence_length=job.forward_length,
@@ -56,8 +58,8 @@ def _planned(job: TrainJob, arch: ArchConfig, vocab_size: int) -> Memory:
     )
 
 
-def _advice(job: TrainJob, arch: ArchConfig, vocab_size: int, room: float) -> str:
-    """The least that makes the plan fit: one change, or else all of them, on more and more workers."""
+def _advice(job: TrainJob, arch: ArchConfig, vocab_size: int, limit: float) -> str:
+    """Name the smallest change that makes the plan fit: one, or else all, on as few workers as possible."""
     from raymill.plan.batch import rows_per_update
 
     changes = {
@@ -68,7 +70,7 @@ def _advice(job: TrainJob, arch: ArchConfig, vocab_size: int, room: float) -> st
         "zero.stage=3": replace(job, zero=replace(job.zero, stage=3)),
     }
     fitting = [
-        k for k, other in changes.items() if _planned(other, arch, vocab_size).device <= room
+        k for k, other in changes.items() if _planned(other, arch, vocab_size).device <= limit
     ]
     if fitting:
         return f"it fits with {' or '.join(fitting)}"
@@ -81,7 +83,7 @@ def _advice(job: TrainJob, arch: ArchConfig, vocab_size: int, room: float) -> st
     rows = rows_per_update(job)
     for workers in [n for n in range(max(job.run.least, 1), rows + 1) if rows % n == 0]:
         other = replace(least, run=replace(least.run, workers=str(workers)))
-        if _planned(other, arch, vocab_size).device <= room:
+        if _planned(other, arch, vocab_size).device <= limit:
             more = "" if workers == job.run.least else f" run.workers={workers}"
             return f"it fits with {together}{more}"
     return f"it doesn't fit with {together} on {rows} workers, one for each row of an update"

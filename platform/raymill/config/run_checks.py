@@ -1,4 +1,4 @@
-"""What of a run's batch, pace and safety can't be."""
+"""Checks of a run's batch, its intervals and its safeguards."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from raymill.schema.jobs import RlhfJob, TrainJob
 
 
 def run_problems(job: TrainJob) -> Iterator[str]:
-    """Everything that is wrong with them."""
+    """Yield every contradiction in them."""
     yield from _batch(job)
     yield from _cadence(job)
     yield from _run(job)
@@ -29,12 +29,13 @@ def _batch(job: TrainJob) -> Iterator[str]:
             f"train.steps={train.steps}, train.tokens={train.tokens}: give exactly one of them "
             "(the other null)"
         )
+    # The checks below divide by these numbers.
     if min(train.global_batch, train.micro_batch, run.least) < 1:
         return
     rows, workers = rows_per_update(job), run.least
     if run.least < run.most and not allowed_workers(job):
         yield (
-            f"run.workers={run.workers}: {rows} {job.row_unit} an update can't be divided among any such "
+            f"run.workers={run.workers}: {rows} {job.row_unit} per update can't be divided among any such "
             f"number of workers in micro-batches of {train.micro_batch}; change train.micro_batch or "
             "train.global_batch"
         )
@@ -46,7 +47,7 @@ def _batch(job: TrainJob) -> Iterator[str]:
             if divisors
             else f"no micro-batch fits {workers} workers; change run.workers or train.global_batch"
         )
-        answers = "" if rows == train.global_batch else f" ({rows} answers an update)"
+        answers = "" if rows == train.global_batch else f" ({rows} answers per update)"
         yield (
             f"train.global_batch={train.global_batch}{answers}: isn't workers x micro-batch x "
             f"accumulation ({workers} x {train.micro_batch} x a whole number); {advice}"
@@ -69,7 +70,7 @@ def _cadence(job: TrainJob) -> Iterator[str]:
 def _run(job: TrainJob) -> Iterator[str]:
     yield from safe_name("run.name", job.run.name)
     yield from above("guard.spike_z", job.guard.spike_z, 0)
-    yield from at_least("guard.most_in_a_row", job.guard.most_in_a_row, 0)
+    yield from at_least("guard.max_consecutive", job.guard.max_consecutive, 0)
     if isinstance(job, RlhfJob) and job.guard.spike_z is not None:
         yield (
             f"guard.spike_z={job.guard.spike_z}: the loss of reinforcement learning has no level to spike "

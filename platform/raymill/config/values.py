@@ -1,24 +1,24 @@
-"""Values of overrides, as they are typed: text verbatim, everything else by Hydra's grammar."""
+"""Values of overrides: text is taken verbatim, everything else is parsed by Hydra's grammar."""
 
 from __future__ import annotations
 
 import re
 from shlex import quote
-from typing import Any, get_args, get_origin
+from typing import get_args, get_origin
 
 from raymill.config.bind import convert, describe
 
-# Taken exactly as typed, `${…}` included.
+# Keys whose values are taken exactly as typed, `${…}` included.
 VERBATIM = ("prompt", "system")
-# Stands for a value that doesn't fit its key.
+# Placeholder of a value that doesn't fit its key.
 UNREADABLE = object()
 _BEFORE_QUOTE = re.compile(r'(\\*)"')
 
 
-def read_value(key: str, raw: str, hint: Any, problems: list[str]) -> Any:
-    """A value as typed: text verbatim, everything else by Hydra's grammar.
+def read_value(key: str, raw: str, hint: object, problems: list[str]) -> object:
+    """Return the value of an override: text verbatim, everything else by Hydra's grammar.
 
-    What doesn't fit is a problem and isn't set, so that the rest can still be checked.
+    A value that doesn't fit is a problem and isn't set, so that the others can still be checked.
     """
     if key in VERBATIM:
         return raw
@@ -34,13 +34,14 @@ def read_value(key: str, raw: str, hint: Any, problems: list[str]) -> Any:
     convert(float if hint is None else hint, value, key, problems)
     if len(problems) == before:
         return value
+    # The problem of a mapping is replaced by one that shows how its entries are typed.
     if get_origin(hint) is dict:
         problems[-1] = _mistyped(key, raw, hint)
     return UNREADABLE
 
 
-def _mistyped(key: str, raw: str, hint: Any) -> str:
-    """Return what is expected of a value that can't be read, in a spelling that can."""
+def _mistyped(key: str, raw: str, hint: object) -> str:
+    """Return the problem of a value that can't be read, with a spelling that can be."""
     expected = f"{key}={raw}: expected {describe(hint)}"
     inside = raw.strip().strip("{}[]")
     items = [item.strip() for item in inside.split(",") if item.strip()]
@@ -51,14 +52,15 @@ def _mistyped(key: str, raw: str, hint: Any) -> str:
         spelled = " ".join(map(quote, [f"{key}={{}}", *first]))
         return f"{expected}; give each entry by itself, as in {spelled}"
     if any(get_origin(name) is tuple for name in (hint, *get_args(hint))):
-        # In quotes only a quote is escaped, and the backslashes right before one.
+        # Within quotes, only a quote and the backslashes right before it are escaped.
         texts = [_BEFORE_QUOTE.sub(r'\1\1\\"', item.strip("'\"")) for item in items]
         listed = ", ".join(f'"{text}"' for text in texts)
         return f"{expected}; put its items in quotes, as in {quote(f'{key}=[{listed}]')}"
     return expected
 
 
-def _parse(key: str, raw: str, hint: Any, problems: list[str]) -> Any:
+def _parse(key: str, raw: str, hint: object, problems: list[str]) -> object:
+    # Importing Hydra takes a while, and only this parser and the composition need it.
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Glob, Sweep
     from hydra.errors import HydraException
@@ -69,13 +71,13 @@ def _parse(key: str, raw: str, hint: Any, problems: list[str]) -> Any:
         problems.append(_mistyped(key, raw, float if hint is None else hint))
         return UNREADABLE
     if isinstance(value, Sweep | Glob):
-        problems.append(f"{key}={raw}: one value is expected; a sweep is several jobs")
+        problems.append(f"{key}={raw}: one value is expected; run a sweep as several jobs")
         return UNREADABLE
     return _plain(value)
 
 
-def _plain(value: Any) -> Any:
-    """Hydra's quoted strings and nested values as plain Python."""
+def _plain(value: object) -> object:
+    """Return Hydra's quoted strings and nested values as plain Python."""
     if isinstance(value, dict):
         return {str(_plain(key)): _plain(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -105,7 +105,7 @@ def _reasons(steps: list[dict[str, Any]], overlong: str) -> list[str]:
         reasons.append(
             f"in {equal:.0%} of the groups every answer had the same reward, so that no advantage is left: "
             "take prompts that the parent sometimes answers correctly, a reward with more than two values, "
-            "or a larger rollout.group"
+            "or a larger rollout.group_size"
         )
     if cut and overlong == "mask":
         reasons.append(

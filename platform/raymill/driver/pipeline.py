@@ -18,14 +18,7 @@ from raymill.driver.finish import SUMMARY_NAME
 from raymill.driver.interrupt import end_preempted, on_termination, preemption_message
 from raymill.driver.reward_resolution import actor_resources
 from raymill.reading import is_file, read_json
-from raymill.schema.jobs import (
-    GenerateJob,
-    ParentJob,
-    PipelineJob,
-    PrepareJob,
-    RankJob,
-    TrainJob,
-)
+from raymill.schema.jobs import GenerateJob, ParentJob, PipelineJob, PrepareJob, RankJob, TrainJob
 from raymill.track.state_log import read_history
 
 P = TypeVar("P", bound=ParentJob)
@@ -142,9 +135,15 @@ def ask_questions(job: PipelineJob) -> None:
                     storage=trained[stage].storage,
                     tracking=trained[stage].tracking,
                     prompt=question,
+                    prompt_file=None,
+                    chat=None,
+                    system=None,
                     max_new_tokens=80,
                     # Greedy, so that two assistants differ by training and not by chance.
                     temperature=0.0,
+                    # Greedy decoding draws nothing.
+                    top_p=1.0,
+                    seed=0,
                 )
             )
 

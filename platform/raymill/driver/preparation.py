@@ -19,16 +19,15 @@ from raymill.data.prompts.report import preview as preview_prompts
 from raymill.data.store.location import mixture_folders
 from raymill.data.store.manifest import MANIFEST_NAME, Prepared
 from raymill.data.text import prepare as text
-from raymill.schema.jobs import (
+from raymill.schema.data_sections import (
     ChatConfig,
     MessagesConfig,
-    MessagesPrepareJob,
     PreferenceConfig,
-    PrepareJob,
     PromptsConfig,
     RowsConfig,
-    StorageConfig,
 )
+from raymill.schema.jobs import MessagesPrepareJob, PrepareJob
+from raymill.schema.storage import StorageConfig
 from raymill.storage.mirror import fetch, keep
 from raymill.track.registry import resolve_model
 

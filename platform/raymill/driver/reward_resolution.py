@@ -97,7 +97,7 @@ def _step_timeout_s(job: RlhfJob) -> float:
 
     # A batch that is lost with its actor is sampled again, up to TRIES times.
     rollout, reward = job.rollout, job.reward
-    answers = job.train.global_batch * rollout.group
+    answers = job.train.global_batch * rollout.group_size
     batches = math.ceil(answers / rollout.batch)
     sampling = (math.ceil(batches / max(1, rollout.actors)) + TRIES) * rollout.timeout_s
     scoring = answers * len(reward.functions) * (reward.timeout_s + GRACE_S) / reward.workers

@@ -32,7 +32,7 @@ from raymill.evaluate.reasoning import PROMPT_END, opens_reasoning
 from raymill.generate.batch import complete
 from raymill.objective.assistant_tokens import AssistantTokens
 from raymill.reading import read_json
-from raymill.schema.jobs import ChatEvaluation
+from raymill.schema.sections import ChatEvaluation
 
 COLUMNS = ("question", "reference", "parent", "answer")
 PARENT_NAME = "samples/parent-answers.json"

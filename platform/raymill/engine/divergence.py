@@ -56,7 +56,7 @@ class Divergence:
         if not self.guard.skip(model, first, last):
             raise NonFiniteError(
                 f"{what}; {self.guard.in_a_row[model]} updates in a row weren't made "
-                f"(guard.most_in_a_row={config.most_in_a_row}), and the last checkpoint stands"
+                f"(guard.max_consecutive={config.max_consecutive}), and the last checkpoint stands"
             )
         if self.event_log is not None:
             self.event_log.write("message", step, text=f"{what}; that update was skipped")
@@ -71,11 +71,11 @@ class Divergence:
         self.checkpoints.settle(step, wait=True)
         committed = self.checkpoints.committed
         windows = self.start.windows if committed == self.start.consumed else ()
-        most = self.guard.config.most_in_a_row
+        most = self.guard.config.max_consecutive
         if len(windows) >= most:
             raise NonFiniteError(
                 f"{what}; the run has gone back to its last checkpoint {len(windows)} times since "
-                f"(guard.most_in_a_row={most}), which stands"
+                f"(guard.max_consecutive={most}), which stands"
             )
         first = windows[-1][1] + 1 if windows else committed
         if self.event_log is not None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from raymill.durable import write_atomic
 from raymill.reading import read_json
-from raymill.schema.jobs import GuardConfig
+from raymill.schema.sections import GuardConfig
 
 REMEMBERED = 64  # losses that a new one is compared with
 LEFT_OUT_NAME = "left-out.json"
@@ -63,7 +63,7 @@ class Guard:
         """These samples are left out; returns whether so many in a row of a model are still admitted."""
         self.in_a_row[model] = self.in_a_row.get(model, 0) + 1
         self.skipped.append((first, last))
-        return self.in_a_row[model] <= self.config.most_in_a_row
+        return self.in_a_row[model] <= self.config.max_consecutive
 
     def left_out(self, windows: Iterable[tuple[int, int]]) -> None:
         """Samples that the run goes on past."""

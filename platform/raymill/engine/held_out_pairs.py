@@ -20,7 +20,7 @@ from raymill.engine.parents import held_out_sets
 from raymill.evaluate.calibration import Bins
 from raymill.objective.objective import MetricSums
 from raymill.objective.pairs import PairObjective
-from raymill.schema.jobs import EvaluationConfig
+from raymill.schema.sections import EvaluationConfig
 
 Floats = npt.NDArray[np.float64]
 

@@ -9,7 +9,7 @@ import torch
 from raymill.checkpoint.fragments import ADAMW_MOMENTS, MUON_MOMENTS
 from raymill.engine.muon import Muon
 from raymill.errors import ConfigError
-from raymill.schema.jobs import OptimConfig
+from raymill.schema.sections import OptimConfig
 
 
 def build_optimizer(

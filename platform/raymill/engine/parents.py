@@ -17,7 +17,8 @@ from raymill.engine.reference import FrozenModel
 from raymill.engine.resolved_run import ResolvedRun
 from raymill.engine.source_names import source_names
 from raymill.engine.trainer import frozen
-from raymill.schema.jobs import EvaluationConfig, ParentJob
+from raymill.schema.jobs import ParentJob
+from raymill.schema.sections import EvaluationConfig
 
 
 def new_ids(resolved: ResolvedRun, prepared: Prepared) -> list[int]:

@@ -17,7 +17,7 @@ from raymill.engine.evaluation import EvalPoint
 from raymill.engine.event_log import EventLog
 from raymill.engine.group import WorkerGroup
 from raymill.generate.sampling import sample_texts
-from raymill.schema.jobs import TextEvaluation
+from raymill.schema.sections import TextEvaluation
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

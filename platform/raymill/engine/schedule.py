@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from raymill.schema.jobs import ScheduleConfig
+from raymill.schema.sections import ScheduleConfig
 
 
 def decay_start(schedule: ScheduleConfig, total_steps: int) -> int | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from raymill.plan.batch import accumulation_steps, rows_per_update
-from raymill.schema.jobs import Offload, TrainJob
+from raymill.schema.jobs import TrainJob
+from raymill.schema.sections import Offload
 
 
 def clips_gradients_itself(job: TrainJob) -> bool:

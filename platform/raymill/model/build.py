@@ -10,7 +10,7 @@ from raymill.errors import ConfigError
 from raymill.model.quiet import config_of, model_of
 from raymill.model.shape import SHAPE_KEYS
 from raymill.redaction import override
-from raymill.schema.jobs import ArchConfig
+from raymill.schema.sections import ArchConfig
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

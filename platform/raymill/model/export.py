@@ -21,7 +21,7 @@ from raymill.data.text.control_tokens import GENERATION_NAME, ControlTokens, wri
 from raymill.durable import fsync_path, write_atomic
 from raymill.model.saved import Probes, Saved, compared, loaded_outputs, note, trained_outputs
 from raymill.reading import entries, is_folder, read_bytes, read_json
-from raymill.schema.jobs import ArchConfig
+from raymill.schema.sections import ArchConfig
 
 _SHARD_BYTES = 5 * 2**30
 

@@ -15,7 +15,7 @@ from raymill.causes import first_line
 from raymill.errors import ConfigError
 from raymill.model.quiet import model_of
 from raymill.model.shape import gives_a_number
-from raymill.schema.jobs import LoraConfig
+from raymill.schema.sections import LoraConfig
 
 if TYPE_CHECKING:
     import torch

@@ -8,7 +8,7 @@ from typing import Any
 
 from raymill.errors import ConfigError
 from raymill.reading import MISSING, read_text
-from raymill.schema.jobs import ArchConfig
+from raymill.schema.sections import ArchConfig
 
 # transformers spells a shape differently in each family.
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads")
@@ -112,6 +112,8 @@ def shape_of(folder: Path) -> ArchConfig | None:
         vocab_size=int(vocab_size),
         tied_embeddings=bool(config.get("tie_word_embeddings", kind == "gpt2")),
         rope_theta=float(rope.get("rope_theta", 10_000.0)),
+        dropout=0.0,
+        attention="sdpa",
         norm_eps=float(epsilon or (1e-5 if kind == "gpt2" else 1e-6)),
         **known,
     )

@@ -136,14 +136,14 @@ class RewardPairs(PairObjective):
 
     head: torch.nn.Module
     margin_scale: float = 0.0
-    centring: float = 0.0
+    center_rewards: float = 0.0
 
     def compared(self, forward: Forward, rows: Rows, device: torch.device) -> Compared:
         """See `PairObjective`."""
         sides = Sides.of(rows)
         better_P, worse_P = self.scores(forward, sides, device)
         margin_P = self.margin_scale * sides.margin.to(device)
-        loss_P = bradley_terry_loss(better_P, worse_P, margin_P, self.centring)
+        loss_P = bradley_terry_loss(better_P, worse_P, margin_P, self.center_rewards)
         return Compared(loss_P, better_P, worse_P, sides.weight.to(device))
 
     def scores(

@@ -89,11 +89,11 @@ NEEDS_REFERENCE = ("dpo", "ipo")
 
 
 def bradley_terry_loss(
-    chosen_P: torch.Tensor, rejected_P: torch.Tensor, margin_P: torch.Tensor, centring: float
+    chosen_P: torch.Tensor, rejected_P: torch.Tensor, margin_P: torch.Tensor, center_rewards: float
 ) -> torch.Tensor:
-    """[P] −log σ(r_w − r_l − margin) + centring · (r_w + r_l)².
+    """[P] −log σ(r_w − r_l − margin) + center_rewards · (r_w + r_l)².
 
-    Bradley & Terry 1952; margin: Touvron et al. 2023 (Llama 2), equation 2; centring: Eisenstein et al. 2023.
+    Bradley & Terry 1952; margin: Touvron et al. 2023 (Llama 2), equation 2; centering: Eisenstein et al. 2023.
     """
     loss_P = -F.logsigmoid(chosen_P - rejected_P - margin_P)
-    return loss_P + centring * (chosen_P + rejected_P) ** 2 if centring else loss_P
+    return loss_P + center_rewards * (chosen_P + rejected_P) ** 2 if center_rewards else loss_P

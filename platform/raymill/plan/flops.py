@@ -9,7 +9,7 @@ this is the numerator of MFU, not of hardware utilisation.
 from __future__ import annotations
 
 from raymill.plan.parameters import count_parameters, head_dim
-from raymill.schema.jobs import ArchConfig
+from raymill.schema.sections import ArchConfig
 
 
 def flops_per_token(arch: ArchConfig, vocab_size: int, sequence_length: int) -> float:

@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from raymill.plan.parameters import ParameterCount, count_parameters, head_dim
-from raymill.schema.jobs import ArchConfig, Offload
+from raymill.schema.sections import ArchConfig, Offload
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raymill.schema.jobs import ArchConfig
+from raymill.schema.sections import ArchConfig
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,8 @@ from raymill.plan.mixture import drawn_shares, rounding_warnings
 from raymill.plan.parameters import ParameterCount, count_parameters
 from raymill.reading import is_folder
 from raymill.redaction import redacted_value
-from raymill.schema.jobs import (
-    ArchConfig,
-    ParentJob,
-    PretrainJob,
-    RlhfJob,
-    TrainJob,
-)
+from raymill.schema.jobs import ParentJob, PretrainJob, RlhfJob, TrainJob
+from raymill.schema.sections import ArchConfig
 from raymill.schema.storage import sqlite_address
 
 ASSUMED_MFU = 0.4  # published large runs reach 0.38 to 0.55

@@ -40,7 +40,7 @@ class RewardModelling(Recipe[RewardJob]):
     def objective(self, model: PreTrainedModel, group: WorkerGroup) -> RewardPairs:
         from raymill.model.parent import scalar_head
 
-        return RewardPairs(scalar_head(model), self.job.margin_scale, self.job.centring)
+        return RewardPairs(scalar_head(model), self.job.margin_scale, self.job.center_rewards)
 
     def evaluators(
         self,

@@ -52,8 +52,8 @@ def start_rollout_backend(
         judge=_judge(resolved.rl, job, prepared[0]),
         book=book,
         decode=_decoder(prepared[0]),
-        dump=_below(job, job.rollout.dump),
-        replay=_below(job, job.rollout.replay),
+        dump=_below(job, job.rollout.save_to),
+        replay=_below(job, job.rollout.load_from),
     )
 
 

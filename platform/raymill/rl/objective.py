@@ -22,7 +22,7 @@ from raymill.rl.losses import (
     value_loss,
 )
 from raymill.rl.rollout_batch import RolloutBatch, token_log_probs
-from raymill.schema.jobs import AlgorithmConfig
+from raymill.schema.sections import AlgorithmConfig
 
 
 @dataclass(frozen=True)

@@ -306,7 +306,7 @@ def _replayed(
             f"{path} was sampled with {rollout.sampling}, not {sampling}; replay with these settings"
         )
     if TOTAL not in rollout.rewards:
-        raise DataError(f"{path} holds no rewards; dump it again with rollout.dump")
+        raise DataError(f"{path} holds no rewards; dump it again with rollout.save_to")
     components = {name: v for name, v in rollout.rewards.items() if name != TOTAL}
     seconds = {"generate": 0.0, "wait": time.perf_counter() - began, "judge": 0.0}
     return ScoredRollouts(rollout, rollout.rewards[TOTAL], components, {}, seconds)

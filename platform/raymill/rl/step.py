@@ -64,7 +64,7 @@ class RolloutStep:
             rollouts,
             rewards,
             stopped,
-            self.job.rollout.group,
+            self.job.rollout.group_size,
             self.job.algorithm,
             self._sum,
         )
@@ -117,7 +117,7 @@ class RolloutStep:
         self, step: int, prompts: list[Prompt], upcoming: StepBatch | None
     ) -> ScoredRollouts:
         """This step's answers; with staleness, the next step's are begun before these are learned from."""
-        size = self.job.rollout.group
+        size = self.job.rollout.group_size
         if self.source.begun != step:
             self.source.sync(step - 1)
             self.source.begin(step, prompts, size)
@@ -129,7 +129,7 @@ class RolloutStep:
 
     def _share(self, prompts: int) -> npt.NDArray[np.int64]:
         """The places of this rank's answers, minibatch by minibatch."""
-        world, size = self.group.world_size, self.job.rollout.group
+        world, size = self.group.world_size, self.job.rollout.group_size
         minibatches = self.job.algorithm.minibatches
         count = prompts // (minibatches * world)
         first = (np.arange(minibatches) * world + self.group.rank) * count
@@ -207,7 +207,7 @@ class RolloutStep:
                 "rollout/reward_p50": middle,
                 "rollout/reward_p90": high,
             }
-        by_group = judged.rewards.reshape(-1, self.job.rollout.group)
+        by_group = judged.rewards.reshape(-1, self.job.rollout.group_size)
         equal = np.nanmax(by_group, axis=1, initial=-np.inf) == np.nanmin(
             by_group, axis=1, initial=np.inf
         )
@@ -269,7 +269,7 @@ class RolloutStep:
         assert self.event_log is not None and self.source.backend is not None
         rollout, decode = judged.rollout, self.source.backend.decode
         places = range(
-            min(len(rollout), self.job.evaluation.answers_shown * self.job.rollout.group)
+            min(len(rollout), self.job.evaluation.answers_shown * self.job.rollout.group_size)
         )
         asked = decode([rollout.prompts[place].tolist() for place in places])
         answered = decode([rollout.answers[place].tolist() for place in places])

@@ -19,7 +19,7 @@ from raymill.rl.advantages import (
 )
 from raymill.rl.losses import kl
 from raymill.rl.rollout_batch import RolloutBatch
-from raymill.schema.jobs import AlgorithmConfig
+from raymill.schema.sections import AlgorithmConfig
 
 
 def compute_advantages(
@@ -61,7 +61,7 @@ def compute_advantages(
             # An answer that was cut off was judged as it stands: nothing more is to come. To add what the
             # critic expects of its rest would count the reward twice, and the critic would run away.
             advantage_BT, returns_BT = gae(
-                tokens_BT, rollouts.value.double(), mask_BT, algorithm.gamma, algorithm.lam
+                tokens_BT, rollouts.value.double(), mask_BT, algorithm.gamma, algorithm.gae_lambda
             )
         else:
             advantage_BT = discounted(tokens_BT, mask_BT, algorithm.gamma)

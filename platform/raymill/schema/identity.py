@@ -1,8 +1,7 @@
-"""What a run *is*, and what may change while it goes on.
+"""Identity of a run, and the keys that may change while it continues.
 
-Changing anything else would make the curve a splice of two experiments, so resuming refuses it by name.
-The same division names a run by default: two configurations that differ only in what may change are
-the same run.
+A resumed run refuses, by name, any other change: its curve would be a splice of two experiments. The same
+division names a run by default: two configurations that differ only in changeable keys are the same run.
 """
 
 from __future__ import annotations
@@ -34,13 +33,14 @@ CHANGEABLE_ON_RESUME = (
     "rollout.cpus_per_actor",
     "rollout.gpus_per_actor",
     "rollout.timeout_s",
-    "rollout.dump",
+    "rollout.save_to",
     "reward.workers",
     "reward.model_actors",
-    "parent",  # compared by the version it means, not by its spelling
+    # Resuming compares the version that a parent resolves to, not its spelling.
+    "parent",
 )
-# A fork keeps weights, data position and, unless it changes optim.name, moments; how it goes on from there is
-# free.
+# A fork keeps the weights, the position in the data and, unless it changes optim.name, the optimizer's moments;
+# the rest of the training is free to differ.
 CHANGEABLE_ON_FORK = (
     *CHANGEABLE_ON_RESUME,
     "optim.*",
@@ -52,10 +52,10 @@ CHANGEABLE_ON_FORK = (
     "model",
 )
 
-# Keys that runs of before don't have, and the key whose value theirs was.
+# Keys that older runs were stored without, and the key whose value they had.
 FORMERLY = {"train.reduce_precision": "train.precision"}
 
 
 def is_changeable(key: str, patterns: tuple[str, ...] = CHANGEABLE_ON_RESUME) -> bool:
-    """Whether `key`, as a user types it, is outside what a run is."""
+    """Tell whether `key`, as a user types it, isn't part of a run's identity."""
     return any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)

@@ -1,71 +1,70 @@
-"""Every job that there is, as a frozen dataclass of the sections it has.
+"""Jobs as frozen dataclasses of their sections.
 
-Hydra composes `conf/` into a plain tree; `bind.py` turns that tree into these objects once, and no
-DictConfig travels further.
+Hydra composes `conf/` into a plain tree; `config/bind.py` turns that tree into these objects once, and no
+DictConfig travels further. Defaults and explanations of the keys stand in `conf/`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal, TypedDict
 
-from raymill.schema.run_sections import (
-    AuditedRun as AuditedRun,
-    CheckpointConfig as CheckpointConfig,
-    GuardConfig as GuardConfig,
-    RunConfig as RunConfig,
-    WatchdogConfig as WatchdogConfig,
+from raymill.schema.data_sections import (
+    ChatConfig,
+    DataConfig,
+    MessagesConfig,
+    PreferenceConfig,
+    PromptsConfig,
+    RowsConfig,
+    TokenizerConfig,
 )
 from raymill.schema.sections import (
-    AlgorithmConfig as AlgorithmConfig,
-    ArchConfig as ArchConfig,
-    ChatConfig as ChatConfig,
-    ChatEvaluation as ChatEvaluation,
-    ClusterConfig as ClusterConfig,
-    CriticConfig as CriticConfig,
-    DataConfig as DataConfig,
-    EvaluationConfig as EvaluationConfig,
-    LoraConfig as LoraConfig,
-    MessagesConfig as MessagesConfig,
-    Offload as Offload,
-    OptimConfig as OptimConfig,
-    PairLossConfig as PairLossConfig,
-    PreferenceConfig as PreferenceConfig,
-    PromptEvaluation as PromptEvaluation,
-    PromptsConfig as PromptsConfig,
-    RewardConfig as RewardConfig,
-    RolloutConfig as RolloutConfig,
-    RowsConfig as RowsConfig,
-    ScheduleConfig as ScheduleConfig,
-    TextEvaluation as TextEvaluation,
-    TokenizerConfig as TokenizerConfig,
-    TrackingConfig as TrackingConfig,
-    TrainConfig as TrainConfig,
-    ValidationConfig as ValidationConfig,
-    ZeroConfig as ZeroConfig,
+    AlgorithmConfig,
+    ArchConfig,
+    Attention,
+    AuditedRun,
+    ChatEvaluation,
+    CheckpointConfig,
+    ClusterConfig,
+    CriticConfig,
+    EvaluationConfig,
+    GuardConfig,
+    LoraConfig,
+    OptimConfig,
+    PairLossConfig,
+    PromptEvaluation,
+    RewardConfig,
+    RolloutConfig,
+    RunConfig,
+    ScheduleConfig,
+    TextEvaluation,
+    TrackingConfig,
+    TrainConfig,
+    WatchdogConfig,
+    ZeroConfig,
 )
-from raymill.schema.storage import StorageConfig as StorageConfig
+from raymill.schema.storage import StorageConfig
 
 
 @dataclass(frozen=True)
 class PrepareJob:
-    """`jobs/prepare.py kind=text`: text → tokenizer and tokenized shards.
+    """`jobs/prepare.py kind=text`: prepare text as a tokenizer and tokenized shards.
 
-    It takes every key that `jobs/pretrain.py` takes and uses these, so that the same overrides that
-    prepare data find it again.
+    It takes every key that `jobs/pretrain.py` takes and uses these, so that training finds the data by the
+    same overrides.
     """
 
     data: DataConfig
     tokenizer: TokenizerConfig
     cluster: ClusterConfig
     storage: StorageConfig
-    seed: int = 1234
-    dry_run: bool = False
+    seed: int
+    dry_run: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainJob:
-    """What every job that trains has."""
+    """Common part of every job that trains."""
 
     data: RowsConfig
     optim: OptimConfig
@@ -80,9 +79,9 @@ class TrainJob:
     cluster: ClusterConfig
     tracking: TrackingConfig
     storage: StorageConfig
-    dry_run: bool = False
+    dry_run: bool
 
-    # Traits: the ways in which the jobs differ, so that code elsewhere needn't ask for their class.
+    # Traits: the ways in which the jobs differ, so that no code elsewhere has to ask for their class.
     row_unit: ClassVar[str] = "rows"  # name of the rows that an optimizer update learns from
     sequences_per_row: ClassVar[int] = 1  # that the model sees
     fp32_head: ClassVar[bool] = False  # log-probabilities are computed in fp32
@@ -111,18 +110,16 @@ class TrainJob:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainJob(TrainJob):
-    """`jobs/pretrain.py`: shards → a registered base model."""
+    """`jobs/pretrain.py`: train a base model on prepared text, and register it."""
 
     arch: ArchConfig
     data: DataConfig
     tokenizer: TokenizerConfig
     evaluation: TextEvaluation
-    model: str | None = (
-        None  # continue from models:/name@alias, models:/name/3 or a Hugging Face folder
-    )
+    model: str | None
 
     def preparation(self) -> PrepareJob:
-        """The job that prepares this one's data."""
+        """Return the job that prepares this one's data."""
         return PrepareJob(
             self.data, self.tokenizer, self.cluster, self.storage, self.run.seed, self.dry_run
         )
@@ -130,9 +127,9 @@ class PretrainJob(TrainJob):
 
 @dataclass(frozen=True)
 class MessagesPrepareJob:
-    """`jobs/prepare.py kind=chat|preference|prompts`: messages → tokenized shards for a parent model.
+    """`jobs/prepare.py kind=chat|preference|prompts`: prepare messages as tokenized shards for a parent model.
 
-    It takes every key that the job which trains on them takes, and uses these.
+    It takes every key of the job that trains on them, and uses these.
     """
 
     parent: str
@@ -140,40 +137,63 @@ class MessagesPrepareJob:
     cluster: ClusterConfig
     tracking: TrackingConfig
     storage: StorageConfig
-    seed: int = 1234
-    dry_run: bool = False
-    preview: int = 0
+    seed: int
+    dry_run: bool
+    preview: int
 
 
 @dataclass(frozen=True)
 class ChatPrepareJob(MessagesPrepareJob):
-    """Conversations, for jobs/sft.py."""
+    """Preparation of conversations, for jobs/sft.py."""
 
     data: ChatConfig
 
 
 @dataclass(frozen=True)
 class PreferencePrepareJob(MessagesPrepareJob):
-    """Compared answers, for jobs/reward.py and jobs/dpo.py."""
+    """Preparation of compared answers, for jobs/reward.py and jobs/dpo.py."""
 
     data: PreferenceConfig
 
 
 @dataclass(frozen=True)
 class PromptsPrepareJob(MessagesPrepareJob):
-    """Prompts, for jobs/rlhf.py."""
+    """Preparation of prompts, for jobs/rlhf.py."""
 
     data: PromptsConfig
+
+
+class _Preparation(TypedDict):
+    """Settings that a preparation takes from the job that trains on its data."""
+
+    parent: str
+    cluster: ClusterConfig
+    tracking: TrackingConfig
+    storage: StorageConfig
+    seed: int
+    dry_run: bool
+    preview: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParentJob(TrainJob):
     """Training that starts from a model."""
 
-    parent: str  # models:/name@alias, models:/name/3 or a Hugging Face folder
+    parent: str
     data: MessagesConfig
     lora: LoraConfig
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    attention: Attention
+
+    def _preparation(self) -> _Preparation:
+        return {
+            "parent": self.parent,
+            "cluster": self.cluster,
+            "tracking": self.tracking,
+            "storage": self.storage,
+            "seed": self.run.seed,
+            "dry_run": self.dry_run,
+            "preview": 0,
+        }
 
     @property
     def has_adapters(self) -> bool:
@@ -187,12 +207,15 @@ class ParentJob(TrainJob):
 
 @dataclass(frozen=True, kw_only=True)
 class SftJob(ParentJob):
-    """`jobs/sft.py`: conversations and a parent model → a registered assistant."""
+    """`jobs/sft.py`: fine-tune a model on conversations, and register the assistant.
+
+    Noise on embeddings (`neftune_alpha`): Jain et al. 2023.
+    """
 
     data: ChatConfig
     evaluation: ChatEvaluation
-    freeze: tuple[str, ...] = ()  # patterns of parameter names that aren't trained
-    neftune_alpha: float = 0.0  # noise on embeddings while training (Jain et al. 2023); 0: none
+    freeze: tuple[str, ...]
+    neftune_alpha: float
 
     @property
     def position_demands(self) -> dict[str, int]:
@@ -203,29 +226,29 @@ class SftJob(ParentJob):
         return demands
 
     def preparation(self) -> ChatPrepareJob:
-        """The job that prepares this one's data."""
-        return ChatPrepareJob(**_shared(self), data=self.data)
+        """Return the job that prepares this one's data."""
+        return ChatPrepareJob(**self._preparation(), data=self.data)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardJob(ParentJob):
-    """`jobs/reward.py`: compared answers and a parent model → a registered reward model."""
+    """`jobs/reward.py`: train a reward model on compared answers, and register it."""
 
     row_unit: ClassVar[str] = "pairs"
     sequences_per_row: ClassVar[int] = 2
     scalar_head: ClassVar[bool] = True
     data: PreferenceConfig
-    margin_scale: float = 0.0  # of the margins that the data states; 0: they don't count
-    centring: float = 0.0  # pulls rewards towards a mean of 0; 0.01 is usual
+    margin_scale: float
+    center_rewards: float
 
     def preparation(self) -> PreferencePrepareJob:
-        """The job that prepares this one's data."""
-        return PreferencePrepareJob(**_shared(self), data=self.data)
+        """Return the job that prepares this one's data."""
+        return PreferencePrepareJob(**self._preparation(), data=self.data)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DpoJob(ParentJob):
-    """`jobs/dpo.py`: compared answers and a parent model → a registered, aligned assistant."""
+    """`jobs/dpo.py`: align a model on compared answers, and register the assistant."""
 
     row_unit: ClassVar[str] = "pairs"
     sequences_per_row: ClassVar[int] = 2
@@ -234,15 +257,15 @@ class DpoJob(ParentJob):
     loss: PairLossConfig
 
     def preparation(self) -> PreferencePrepareJob:
-        """The job that prepares this one's data."""
-        return PreferencePrepareJob(**_shared(self), data=self.data)
+        """Return the job that prepares this one's data."""
+        return PreferencePrepareJob(**self._preparation(), data=self.data)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RlhfJob(ParentJob):
-    """`jobs/rlhf.py`: prompts, rewards and a parent model → a registered, aligned assistant.
+    """`jobs/rlhf.py`: align a model on prompts by rewards, and register the assistant.
 
-    A sample is a prompt drawn: `train.global_batch` of them a step; `train.micro_batch` counts answers.
+    A sample is a prompt drawn: `train.global_batch` of them per step; `train.micro_batch` counts answers.
     """
 
     row_unit: ClassVar[str] = "answers"
@@ -256,7 +279,7 @@ class RlhfJob(ParentJob):
 
     @property
     def rows_per_sample(self) -> int:
-        return self.rollout.group
+        return self.rollout.group_size
 
     @property
     def updates_per_step(self) -> int:
@@ -277,27 +300,15 @@ class RlhfJob(ParentJob):
         return super().position_demands | sampling
 
     def preparation(self) -> PromptsPrepareJob:
-        """The job that prepares this one's data."""
-        return PromptsPrepareJob(**_shared(self), data=self.data)
-
-
-def _shared(job: ParentJob) -> dict[str, Any]:
-    """What a preparation takes of the job that trains on it, beside the data."""
-    return {
-        "parent": job.parent,
-        "cluster": job.cluster,
-        "tracking": job.tracking,
-        "storage": job.storage,
-        "seed": job.run.seed,
-        "dry_run": job.dry_run,
-    }
+        """Return the job that prepares this one's data."""
+        return PromptsPrepareJob(**self._preparation(), data=self.data)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChatPreparation(SftJob):
-    """The keys of `jobs/prepare.py kind=chat`, of which it uses a part."""
+    """Keys of `jobs/prepare.py kind=chat`, which uses a part of them."""
 
-    preview: int = 0  # conversations shown as the model will see them
+    preview: int
 
     def preparation(self) -> ChatPrepareJob:
         return replace(super().preparation(), preview=self.preview)
@@ -305,9 +316,9 @@ class ChatPreparation(SftJob):
 
 @dataclass(frozen=True, kw_only=True)
 class PreferencePreparation(RewardJob):
-    """The keys of `jobs/prepare.py kind=preference`, of which it uses a part."""
+    """Keys of `jobs/prepare.py kind=preference`, which uses a part of them."""
 
-    preview: int = 0
+    preview: int
 
     def preparation(self) -> PreferencePrepareJob:
         return replace(super().preparation(), preview=self.preview)
@@ -315,9 +326,9 @@ class PreferencePreparation(RewardJob):
 
 @dataclass(frozen=True, kw_only=True)
 class PromptsPreparation(RlhfJob):
-    """The keys of `jobs/prepare.py kind=prompts`, of which it uses a part."""
+    """Keys of `jobs/prepare.py kind=prompts`, which uses a part of them."""
 
-    preview: int = 0
+    preview: int
 
     def preparation(self) -> PromptsPrepareJob:
         return replace(super().preparation(), preview=self.preview)
@@ -325,32 +336,35 @@ class PromptsPreparation(RlhfJob):
 
 @dataclass(frozen=True)
 class RankJob:
-    """`jobs/rank.py`: a page on which people compare answers, or write them."""
+    """`jobs/rank.py`: serve a page on which people compare answers, or write them."""
 
-    model: tuple[str, ...]  # whose answers are compared
+    model: tuple[str, ...]
     data: PromptsConfig
     tracking: TrackingConfig
     storage: StorageConfig
-    name: str = "rankings"
-    mode: Literal["rank", "write"] = "rank"
-    judge: str | None = None  # a synthetic judge instead of people
-    judge_noise: float = 0.0  # share of its judgements that are the wrong way round
-    answers: int = 2  # compared at once
-    prompts: int = 200  # at most so many
-    annotators_per_item: int = 1
-    instructions: str | None = None  # a text file shown to the annotators
-    host: str = "127.0.0.1"
-    port: int = 0  # 0: any that is free
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_new_tokens: int = 128
-    seed: int = 1234
-    export_only: bool = False
+    name: str
+    mode: Literal["rank", "write"]
+    judge: str | None
+    judge_noise: float
+    answers: int
+    prompts: int
+    annotators_per_item: int
+    instructions: str | None
+    host: str
+    port: int
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    seed: int
+    export_only: bool
 
 
 @dataclass(frozen=True)
 class PipelineJob:
-    """`jobs/pipeline.py`: the stages of a model's life in one Ray session, each as its own job."""
+    """`jobs/pipeline.py`: run the stages of a model's life in one Ray session, each as its own job.
+
+    `ask` are questions for the finished assistant.
+    """
 
     stages: tuple[Literal["prepare", "pretrain", "sft", "rank", "reward", "rlhf"], ...]
     pretrain: PretrainJob
@@ -358,29 +372,29 @@ class PipelineJob:
     rank: RankJob
     reward: RewardJob
     rlhf: RlhfJob
-    ask: tuple[str, ...] = ()  # what the assistant is asked in the end
+    ask: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class GenerateJob:
-    """`jobs/generate.py`: a model continues a prompt, or converses."""
+    """`jobs/generate.py`: continue a prompt, or converse, with a model."""
 
     model: str
     storage: StorageConfig
     tracking: TrackingConfig
-    prompt: str | None = None
-    prompt_file: str | None = None
-    chat: bool | None = None  # None: as the model's folder says, by having a chat template
-    system: str | None = None  # what a conversation begins with
-    max_new_tokens: int = 128
-    temperature: float = 0.8  # 0: greedy
-    top_p: float = 0.95
-    seed: int = 0
+    prompt: str | None
+    prompt_file: str | None
+    chat: bool | None
+    system: str | None
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
 
 
 @dataclass(frozen=True)
 class AuditJob:
-    """`jobs/audit.py`: what became of a run."""
+    """`jobs/audit.py`: report what became of a run."""
 
     run: AuditedRun
     storage: StorageConfig

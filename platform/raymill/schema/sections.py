@@ -1,20 +1,23 @@
-"""The sections of every job's configuration: the one place where a key, its type and its default meet.
+"""Sections of the jobs' configurations: their keys and types.
 
-Comments here explain a key to a reader of the code; `conf/` explains it to a user. A field ending in `_`
-stands for a key that is a Python keyword (`run.from` is `RunConfig.from_`).
+Defaults and explanations of the keys stand in `conf/`, in one place each; a section has no defaults of its own.
+A field ending in `_` stands for a key that is a Python keyword (`run.from` is `RunConfig.from_`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass
 from typing import Literal
 
+Attention = Literal["sdpa", "eager", "flash_attention_2"]
 Offload = Literal["none", "cpu", "nvme"]
+Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
 class ArchConfig:
-    """The shape of a decoder-only transformer."""
+    """Shape of a decoder-only transformer."""
 
     name: str
     family: Literal["llama", "gpt2", "qwen3"]
@@ -22,113 +25,15 @@ class ArchConfig:
     layers: int
     heads: int
     kv_heads: int
-    head_dim: int | None  # None: hidden_size / heads
+    head_dim: int | None
     intermediate_size: int
-    vocab_size: int | None  # None: the tokenizer's
+    vocab_size: int | None
     max_positions: int
     tied_embeddings: bool
-    rope_theta: float = 10_000.0
-    norm_eps: float = 1e-5
-    dropout: float = 0.0
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-
-
-@dataclass(frozen=True)
-class ValidationConfig:
-    """Where the held-out text comes from."""
-
-    fraction: float = 0.04  # of the groups (modules, files), chosen by a hash of the group's name
-    group_column: str | None = None  # record files: rows sharing this value stay on one side
-    path: tuple[str, ...] | None = None  # a held-out set of one's own; then fraction isn't used
-
-
-@dataclass(frozen=True)
-class RowsConfig:
-    """What all data has in common: where it lies, and the rows of tokens that it becomes."""
-
-    name: str
-    path: tuple[str, ...] | None = None  # folders and globs
-    sequence_length: int = 256  # predictions a row; a row holds one token more
-    row_group_rows: int = 64  # rows read at once; the unit of shuffling on disk
-    window_row_groups: int = 16  # row groups whose rows are shuffled together
-    unit_bytes: int = 64 * 2**20  # input that becomes one shard
-    max_bad_fraction: float = 0.001  # of records; more that can't be used is refused
-    validation: ValidationConfig = field(default_factory=ValidationConfig)
-    mixture: dict[str, float] = field(
-        default_factory=dict
-    )  # prepared folder → weight; {}: this data alone
-
-    @property
-    def row_predictions(self) -> int:
-        """Predictions a row has room for."""
-        return self.sequence_length
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig(RowsConfig):
-    """Raw text, and how it becomes packed rows of tokens."""
-
-    source: Literal["stdlib", "demo", "files"]
-    text_column: str = "text"
-    document_mask: bool = False  # attention doesn't cross document boundaries
-
-
-@dataclass(frozen=True, kw_only=True)
-class MessagesConfig(RowsConfig):
-    """Data made of messages: it is rendered by a chat template."""
-
-    template: str = "auto"  # auto: the parent's own, or else chatml; chatml; or a Jinja file
-    special_tokens: tuple[str, ...] = ()  # that a template of one's own needs
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChatConfig(MessagesConfig):
-    """Conversations, and how they become packed rows that say what is learned from."""
-
-    source: Literal["stdlib_chat", "demo_chat", "chat"]
-    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion"] = "auto"
-    train_on: Literal["all", "last"] = "all"  # which of the assistant's turns
-    thinking: Literal["learn", "mask", "drop"] = "learn"  # mask: it stands there, not learned
-    overlong: Literal["cut", "refuse"] = "cut"  # cut: leave off turns at the end that don't fit
-    packing: bool = True  # several conversations a row
-    pack_window: int = 4096  # conversations among which those that fill a row are sought
-    questions: int = 512  # held-out conversations kept apart to be answered
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreferenceConfig(MessagesConfig):
-    """Answers that were compared, and how they become rows of pairs: the better, then the worse.
-
-    `sequence_length` is of one answer with its prompt; a row holds two of them.
-    """
-
-    source: Literal["preference"]
-    format: Literal["auto", "pairs", "hh", "rankings"] = "auto"
-    thinking: Literal["learn", "mask", "drop"] = "learn"  # mask: it stands there, not compared
-
-    @property
-    def row_predictions(self) -> int:
-        return 2 * self.sequence_length + 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromptsConfig(MessagesConfig):
-    """What a model is asked in reinforcement learning, with what a verifier needs to judge answers."""
-
-    source: Literal["stdlib_prompts", "demo_prompts", "prompts"]
-    verifier: str = "none"  # of prompts that name none themselves: a reward function
-
-
-@dataclass(frozen=True)
-class TokenizerConfig:
-    """Train a byte-level BPE, or load an existing tokenizer."""
-
-    name: str
-    path: str | None = None  # tokenizer.json or Hugging Face folder; None: train one
-    vocab_size: int = 4096
-    train_bytes: int = 64 * 2**20  # at most this much training text is read to learn merges
-    end_of_text: str = "<|endoftext|>"
-    pattern: str | None = None  # what is cut apart before merges are learned; None: GPT-2's
+    rope_theta: float
+    norm_eps: float
+    dropout: float
+    attention: Attention
 
 
 @dataclass(frozen=True)
@@ -138,12 +43,13 @@ class OptimConfig:
 
     name: Literal["adamw", "muon"]
     learning_rate: float
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    grad_clip: float = 1.0  # global L2 norm; 0 switches clipping off
-    momentum: float | None = None  # Muon's; None: there is no Muon
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    grad_clip: float
+    # Only Muon's file in conf/ has this key.
+    momentum: float | None = None
 
 
 @dataclass(frozen=True)
@@ -151,200 +57,252 @@ class ScheduleConfig:
     """Learning rate over steps, as a fraction of optim.learning_rate."""
 
     name: Literal["wsd", "cosine", "linear", "constant"]
-    warmup_steps: int = 0
-    decay_fraction: float = 0.2  # wsd: share of all steps spent decaying at the end
-    final_fraction: float = 0.0  # where the decay ends
+    warmup_steps: int
+    decay_fraction: float
+    final_fraction: float
 
 
 @dataclass(frozen=True)
 class ZeroConfig:
-    """DeepSpeed ZeRO (Rajbhandari et al. 2020): what is partitioned over the workers."""
+    """DeepSpeed ZeRO (Rajbhandari et al. 2020): the state that is partitioned over the workers."""
 
     stage: Literal[0, 1, 2, 3]
-    offload_optimizer: Offload = "none"
-    offload_params: Offload = "none"
-    nvme_path: str | None = None
-    bucket_elements: int = 50_000_000  # reduced or gathered in one collective
+    offload_optimizer: Offload
+    offload_params: Offload
+    nvme_path: str | None
+    bucket_elements: int
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How much, in what batches, in what precision."""
+    """Length of the training, its batches and its precision."""
 
-    steps: int | None = None  # exactly one of steps and tokens
-    tokens: int | None = None
-    global_batch: int = 32  # rows an optimizer step, over all workers
-    micro_batch: int = 8  # rows a forward pass on one worker; accumulation follows
-    precision: Literal["fp32", "bf16"] = "fp32"
-    reduce_precision: Literal["fp32", "bf16"] = "fp32"  # of gradients summed over the workers
-    activation_checkpointing: bool = False
-    compile: bool = False
-    deterministic: bool = True  # on a GPU, at some cost: a resumed run is bit-equal, as on a CPU
-    threads: int | None = None  # CPU threads a worker; None: the cores shared out
+    steps: int | None
+    tokens: int | None
+    global_batch: int
+    micro_batch: int
+    precision: Precision
+    reduce_precision: Precision
+    activation_checkpointing: bool
+    compile: bool
+    deterministic: bool
+    threads: int | None
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
     """Held-out loss during training."""
 
-    every: int = 100  # steps; 0: only before the first and after the last
-    rows: int | None = None  # None: the whole held-out set
-    batch: int = 16  # rows a forward pass
+    every: int
+    rows: int | None
+    batch: int
 
 
 @dataclass(frozen=True)
 class TextEvaluation(EvaluationConfig):
-    """And text sampled from fixed prompts."""
+    """Held-out loss, and text sampled from fixed prompts."""
 
-    prompts: tuple[str, ...] = ()
-    sample_every: int = 0  # steps; 0: only after the last
-    sample_tokens: int = 64
-    temperature: float = 0.8
-    top_p: float = 0.95
+    prompts: tuple[str, ...]
+    sample_every: int
+    sample_tokens: int
+    temperature: float
+    top_p: float
 
 
 @dataclass(frozen=True)
 class ChatEvaluation(EvaluationConfig):
-    """And held-out questions answered, and what was forgotten."""
+    """Held-out loss, answers to held-out questions, and a measure of forgetting."""
 
-    questions: int = 128  # answered greedily at each occasion; 0: none
-    answer_every: int = 0  # steps; 0: only before the first and after the last
-    answer_tokens: int = 64
-    refusal_phrase: str = "I don't know of"  # how an answer begins that declines to answer
-    # Held-out text whose bits per byte tell what was forgotten: a prepared folder; auto: the one the
-    # parent was pretrained with, where that is known; none.
-    forgetting: str = "auto"
+    questions: int
+    answer_every: int
+    answer_tokens: int
+    refusal_phrase: str
+    forgetting: str
 
 
 @dataclass(frozen=True)
 class PromptEvaluation(EvaluationConfig):
-    """Held-out prompts answered and rewarded; `rows` of them."""
+    """Held-out prompts, `rows` of them, that are answered and rewarded."""
 
-    answers_shown: int = 8  # prompts with answers in the table
-    table_every: int = 10  # steps; 0: none of the training rollouts
+    answers_shown: int
+    table_every: int
 
 
 @dataclass(frozen=True)
 class PairLossConfig:
-    """What is learned from pairs, each a few lines in `objective/preferences.py`."""
+    """Loss of a pair of answers; `objective/preferences.py` has a few lines for each."""
 
-    name: Literal["dpo", "ipo", "simpo", "orpo"] = "dpo"
-    beta: float = 0.1  # dpo: how dear it is to leave the reference
-    label_smoothing: float = 0.0  # dpo: share of the pairs that are the wrong way round (cDPO)
-    gamma: float = 0.5  # simpo: by how much the better answer must win
-    reference: Literal["cached", "live"] = (
-        "cached"  # log-probabilities: once for all, or every step
-    )
+    name: Literal["dpo", "ipo", "simpo", "orpo"]
+    beta: float
+    label_smoothing: float
+    gamma: float
+    reference: Literal["cached", "live"]
 
 
 @dataclass(frozen=True)
 class AlgorithmConfig:
-    """Reinforcement learning: the choices that distinguish PPO, GRPO and their kin."""
+    """Reinforcement learning: the choices that distinguish PPO, GRPO and their relatives."""
 
     name: Literal["ppo", "grpo", "dr_grpo", "rloo", "reinforce_pp"]
     advantage: Literal["gae", "grpo", "dr_grpo", "rloo", "reinforce_pp", "reinforce_pp_baseline"]
-    aggregation: Literal["token_mean", "sequence_mean", "constant_length"] = "token_mean"
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    dual_clip: float | None = None  # bound on the loss of negative advantages; 3 is usual
-    kl: Literal["none", "reward", "loss"] = "none"  # where the distance to the reference counts
-    kl_estimator: Literal["k1", "k2", "k3"] = "k2"
-    kl_coefficient: float = 0.0
-    kl_target: float | None = None  # adaptive coefficient: the KL that it steers to
-    kl_horizon: int = 10_000  # answers
-    entropy_coefficient: float = 0.0
-    gamma: float = 1.0
-    lam: float = 0.95  # gae
-    value_clip: float | None = 0.2
-    whiten: bool = False  # advantages, over all ranks
-    epochs: int = 1  # passes over a step's rollouts
-    minibatches: int = 1  # updates a pass
-    skip_equal_groups: bool = False  # groups whose answers all got the same reward
-    overlong: Literal["keep", "mask"] = "keep"  # answers that didn't end: learned from, or not
-    importance_cap: float | None = None  # truncated importance sampling; None: off
+    aggregation: Literal["token_mean", "sequence_mean", "constant_length"]
+    clip_low: float
+    clip_high: float
+    dual_clip: float | None
+    kl: Literal["none", "reward", "loss"]
+    kl_estimator: Literal["k1", "k2", "k3"]
+    kl_coefficient: float
+    kl_target: float | None
+    kl_horizon: int
+    entropy_coefficient: float
+    gamma: float
+    gae_lambda: float
+    value_clip: float | None
+    whiten: bool
+    epochs: int
+    minibatches: int
+    skip_equal_groups: bool
+    overlong: Literal["keep", "mask"]
+    importance_cap: float | None
 
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """Who samples answers, and how."""
+    """Sampling of answers: by which processes, in what batches, in what order."""
 
-    engine: Literal["transformers", "vllm"] = "transformers"
-    actors: int = 1  # 0: inside the first worker
-    cpus_per_actor: float = 1.0
-    gpus_per_actor: float = 0.0
-    threads: int | None = None  # CPU threads of an actor; None: cpus_per_actor
-    group: int = 8  # answers a prompt
-    batch: int = 64  # answers sampled together: the unit of work, whoever does it
-    max_new_tokens: int = 64
-    temperature: float = 1.0
-    top_p: float = 1.0
-    staleness: Literal[0, 1] = 0  # steps by which the sampling weights may lag
-    timeout_s: float = 600.0  # for a unit of work, and for bringing weights to an actor
-    dump: str | None = None  # folder to which rollouts are written
-    replay: str | None = None  # folder from which they are read instead of being sampled
+    engine: Literal["transformers", "vllm"]
+    actors: int
+    cpus_per_actor: float
+    gpus_per_actor: float
+    threads: int | None
+    group_size: int
+    batch: int
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    staleness: Literal[0, 1]
+    timeout_s: float
+    save_to: str | None
+    load_from: str | None
 
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """What an answer is worth: a weighted sum."""
+    """Reward of an answer: a weighted sum of functions and a reward model."""
 
-    # name → weight: a function of rl/reward/functions.py, auto (the prompt's own verifier),
-    # module:function, or an http address
-    functions: dict[str, float] = field(default_factory=dict)
-    model: str | None = None  # a reward model: models:/name@reward, or a folder
-    model_weight: float = 1.0
-    model_actors: int = 1  # 0: inside the first worker
-    length_penalty: float = 0.0  # taken off an answer of max_new_tokens, and less from shorter ones
-    workers: int = 1  # processes that call functions
-    timeout_s: float = 10.0  # for one call
+    functions: dict[str, float]
+    model: str | None
+    model_weight: float
+    model_actors: int
+    length_penalty: float
+    workers: int
+    timeout_s: float
 
 
 @dataclass(frozen=True)
 class CriticConfig:
-    """What predicts the return, where the advantage needs it (gae)."""
+    """Model that predicts the return, where the advantage needs one (gae)."""
 
-    learning_rate: float = 1e-5
-    parent: str | None = (
-        None  # None: the reward model where there is one, or else the policy's parent
-    )
+    learning_rate: float
+    parent: str | None
 
 
 @dataclass(frozen=True)
 class LoraConfig:
     """Low-rank adapters (Hu et al. 2022) instead of all weights."""
 
-    rank: int = 0  # 0: all weights are trained
-    alpha: float = 16.0  # adapters count alpha / rank
-    dropout: float = 0.0
-    targets: tuple[str, ...] = ("all-linear",)  # or names of modules, as in [q_proj, v_proj]
+    rank: int
+    alpha: float
+    dropout: float
+    targets: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """Which Ray, and what one worker takes of it."""
+    """Ray cluster, and the resources that one worker takes of it."""
 
     name: str
-    address: str  # "local" starts one; "auto" or host:port joins one
-    gpu: bool = False
-    cpus_per_worker: float = 1.0
-    device_memory_gib: float | None = (
-        None  # memory of one GPU (or a worker's share of RAM); None: asked
-    )
-    host_memory_gib: float | None = None  # RAM of one node, for offload; None: asked
-    peak_tflops: float | None = (
-        None  # dense peak of one device at train.precision; None: MFU isn't shown
-    )
+    address: str
+    gpu: bool
+    cpus_per_worker: float
+    device_memory_gib: float | None
+    host_memory_gib: float | None
+    peak_tflops: float | None
 
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """MLflow: where runs, datasets and model versions are recorded."""
+    """MLflow: the record of runs, datasets and model versions."""
 
     name: str
-    uri: str | None = None  # None: SQLite under storage.root; "none": no tracking
-    experiment: str = "raymill"
-    registered_model: str = "assistant"
-    alias: str = "pretrained"
-    register: bool = True
-    system_metrics: bool = True
-    flush_timeout_s: float = 60.0  # how long a finished run waits for a slow server
+    uri: str | None
+    experiment: str
+    registered_model: str
+    alias: str
+    register: bool
+    system_metrics: bool
+    flush_timeout_s: float
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Identity of a run, its workers, and its persistence."""
+
+    name: str | None
+    seed: int
+    from_: str | None
+    workers: int | str
+    max_failures: int
+
+    @property
+    def least(self) -> int:
+        """Workers without which the run doesn't start."""
+        return self._range()[0]
+
+    @property
+    def most(self) -> int:
+        """Workers beyond which it doesn't grow."""
+        return self._range()[1]
+
+    def _range(self) -> tuple[int, int]:
+        match = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", str(self.workers))
+        if match is None:
+            # The checks refuse a range that begins at 0.
+            return 0, 0
+        return int(match[1]), int(match[2] or match[1])
+
+
+@dataclass(frozen=True)
+class AuditedRun:
+    """Run to audit; its name must be set."""
+
+    name: str | None
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Steps that are committed, and checkpoints that are kept."""
+
+    every: int
+    keep_last: int
+    keep_every: int
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    """Reaction to a loss or gradient that isn't finite, or to a spike of the loss.
+
+    `stop` ends the run before the update, `skip` leaves the update out, `rewind` goes back to the last
+    checkpoint and past the samples since.
+    """
+
+    policy: Literal["stop", "skip", "rewind"]
+    spike_z: float | None
+    max_consecutive: int
+
+
+@dataclass(frozen=True)
+class WatchdogConfig:
+    """Time after which a rank without progress is ended, and the run restarted."""
+
+    timeout_s: float | None

@@ -1,4 +1,4 @@
-"""Where everything that a job writes lies: a folder, or an object store with a folder to work in."""
+"""Storage of everything that a job writes: a folder, or an object store with a folder to work in."""
 
 from __future__ import annotations
 
@@ -18,31 +18,33 @@ _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 
 @dataclass(frozen=True)
 class StorageConfig:
-    """Everything a job writes lies under this root: data/, runs/, mlflow.db."""
+    """Root of everything that a job writes (data/, runs/, mlflow.db): a folder, or s3://bucket/path,
+    gs://bucket/path, az://container/path.
 
-    root: str  # a folder, or s3://bucket/path, gs://bucket/path, az://container/path
-    # For an object store: the folder that work is done in, whose loss costs nothing. Workers on several
-    # nodes share it. None: below ~/.cache/raymill, named after the root.
-    scratch: str | None = None
+    An object store has a scratch folder, whose loss costs nothing; workers on several nodes share it.
+    """
+
+    root: str
+    scratch: str | None
 
     @property
     def uri(self) -> str | None:
-        """The object store; None where the root is a folder."""
+        """Address of the object store; None where the root is a folder."""
         return self.root if is_uri(self.root) else None
 
     @property
     def folder(self) -> Path:
-        """Where files are read and written on this machine."""
+        """Folder in which files are read and written on this machine."""
         return Path(self.root if self.uri is None else str(self.scratch))
 
 
-def is_uri(place: str) -> bool:
-    """Whether a place is an object store's and not the file system's."""
-    return _URI.match(place) is not None
+def is_uri(location: str) -> bool:
+    """Tell an address in an object store from a path of the file system."""
+    return _URI.match(location) is not None
 
 
 def store_problems(key: str, uri: str) -> list[str]:
-    """Refuse secrets in an object store's address: the store's clients take nothing of it, and it's repeated
+    """Refuse secrets in an object store's address: its clients don't read them there, and the address is shown
     wherever the run is named."""
     if not holds_secrets(uri):
         return []
@@ -53,11 +55,11 @@ def store_problems(key: str, uri: str) -> list[str]:
 
 
 def path_problems(key: str, path: str) -> list[str]:
-    """Refuse what can't be a path: nothing at all, line breaks and other control characters, and bytes that
-    aren't UTF-8, which reach Python as halves of surrogate pairs."""
+    """Refuse text that can't be a path: the empty text, line breaks and other control characters, and bytes
+    that aren't UTF-8, which reach Python as halves of surrogate pairs."""
     if not path:
         return [f"{key}: give a folder; the one you are in is {key}=."]
-    if any(ord(one) < 32 or ord(one) == 127 or 0xD800 <= ord(one) < 0xE000 for one in path):
+    if any(ord(char) < 32 or ord(char) == 127 or 0xD800 <= ord(char) < 0xE000 for char in path):
         return [
             f"{key}={path!r}: has a line break, another control character or bytes that aren't UTF-8; rename "
             "the folder, or link it by another name"
@@ -66,21 +68,22 @@ def path_problems(key: str, path: str) -> list[str]:
 
 
 def root_problems(storage: StorageConfig) -> list[str]:
-    """Say why the folder can't be written to, or made where there is none. Nothing is made."""
+    """Refuse a folder that can't be written to, or that can't be created; create nothing."""
     key = "storage.root" if storage.uri is None else "storage.scratch"
-    there = storage.folder
+    parent = storage.folder
     try:
-        while not (found := _status(there)):
-            there = there.parent
-    except OSError as error:  # a name that is too long, a folder that isn't shown
+        while not (status := _status(parent)):
+            parent = parent.parent
+    except OSError as error:
         return [f"{key}={storage.folder}: {error.strerror}; give another folder"]
-    if not stat.S_ISDIR(found.st_mode):
-        return [f"{key}={storage.folder}: {there} is a file, not a folder; give another folder"]
-    if os.access(there, os.W_OK | os.X_OK):
+    if not stat.S_ISDIR(status.st_mode):
+        return [f"{key}={storage.folder}: {parent} is a file, not a folder; give another folder"]
+    if os.access(parent, os.W_OK | os.X_OK):
         return []
-    read_only = os.statvfs(there).f_flag & os.ST_RDONLY
+    # On a read-only file system, a change of permissions would be the wrong advice.
+    read_only = os.statvfs(parent).f_flag & os.ST_RDONLY
     reason = "it is on a read-only file system" if read_only else "you have no permission for it"
-    return [f"{key}={storage.folder}: {there} can't be written to: {reason}; give another folder"]
+    return [f"{key}={storage.folder}: {parent} can't be written to: {reason}; give another folder"]
 
 
 def _status(path: Path) -> os.stat_result | None:
@@ -91,10 +94,10 @@ def _status(path: Path) -> os.stat_result | None:
 
 
 def sqlite_address(path: Path) -> str:
-    """Return a database file's address, as SQLAlchemy 2.1 and MLflow take it.
+    """Return a database file's address in the form that SQLAlchemy 2.1 and MLflow take.
 
-    SQLAlchemy reads `?` as the beginning of options, and decodes `%20`. MLflow makes the folder that
-    stands in an address that begins with `sqlite:///`, undecoded.
+    SQLAlchemy reads `?` as the start of options, and decodes `%20`. MLflow creates the folder in an address
+    that begins with `sqlite:///`, undecoded.
     """
     plain = str(path)
     quoted = plain.replace("%", "%25").replace("?", "%3F")
@@ -102,7 +105,7 @@ def sqlite_address(path: Path) -> str:
 
 
 def placed(storage: StorageConfig, joins: bool, problems: list[str]) -> StorageConfig:
-    """The same with absolute folders; `joins`: whether the job runs on a cluster that is there already."""
+    """Return the storage with absolute folders; `joins` tells that the job joins a running cluster."""
     match = _URI.match(storage.root)
     if match is None:
         if storage.scratch is not None:
@@ -110,7 +113,7 @@ def placed(storage: StorageConfig, joins: bool, problems: list[str]) -> StorageC
                 f"storage.scratch={storage.scratch}: storage.root={storage.root} is a folder itself; work is "
                 "done in it"
             )
-        return StorageConfig(_absolute("storage.root", storage.root, problems))
+        return StorageConfig(_absolute("storage.root", storage.root, problems), None)
     if refused := store_problems("storage.root", storage.root):
         problems += refused
         return storage
@@ -130,13 +133,14 @@ def placed(storage: StorageConfig, joins: bool, problems: list[str]) -> StorageC
             f"storage.scratch: with storage.root={uri} on a cluster, name a folder to work in that all of "
             "its nodes share"
         )
+    # Two buckets may have folders of one name, which must not share a scratch folder.
     name = f"{path.rpartition('/')[2]}-{hashlib.sha256(uri.encode()).hexdigest()[:8]}"
     return StorageConfig(uri, str(Path.home() / ".cache" / "raymill" / name))
 
 
 def _absolute(key: str, folder: str, problems: list[str]) -> str:
-    if found := path_problems(key, folder):
-        problems += found
+    if refused := path_problems(key, folder):
+        problems += refused
         return folder
     path = user_path(folder)
     if not path.is_absolute() and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:

@@ -1,6 +1,6 @@
-"""Configuration objects back to plain trees: for storing, comparing and naming runs.
+"""Plain trees of configuration objects, to store, compare and name runs.
 
-Trees are what gets written, so they hold no secrets; digests are of the configuration as it is.
+Stored trees hold no secrets; digests are computed over the configuration as it is.
 """
 
 from __future__ import annotations
@@ -12,16 +12,20 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from raymill.redaction import redacted_names, redacted_value
+from raymill.schema.renamed import first_names
+
+# Keys and values of a configuration; a group of keys is a tree itself.
+Tree = dict[str, Any]
 
 
-def to_tree(job: Any) -> dict[str, Any]:
-    """A configuration object as a plain tree, keys as the user types them (`from`, not `from_`); redacted."""
-    tree: dict[str, Any] = without_secrets(_plain(job))
+def to_tree(job: object) -> Tree:
+    """Return a configuration object as a redacted tree with the keys that users type (`from`, not `from_`)."""
+    tree: Tree = without_secrets(_plain(job))
     return tree
 
 
 def without_secrets(value: Any) -> Any:
-    """A tree's keys and values, redacted."""
+    """Return a tree with its keys and values redacted."""
     if isinstance(value, dict):
         shown = redacted_names(value)
         return {shown[key]: without_secrets(item) for key, item in value.items()}
@@ -30,7 +34,19 @@ def without_secrets(value: Any) -> Any:
     return redacted_value(value) if isinstance(value, str) else value
 
 
-def _plain(value: Any) -> Any:
+def flatten(job: object) -> Tree:
+    """Return scalars, lists and nulls by dotted key, redacted; an empty group stays visible as `{}`."""
+    return _flat(to_tree(job))
+
+
+def digest(job: object, ignore: Callable[[str], bool] = lambda key: False) -> str:
+    """Return the sha256 of the flattened configuration, without the keys that `ignore` selects."""
+    kept = {key: value for key, value in _flat(_plain(job)).items() if not ignore(key)}
+    text = json.dumps(first_names(kept), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain(value: object) -> Any:
     if dataclasses.is_dataclass(value):
         return {
             field.name.rstrip("_"): _plain(getattr(value, field.name))
@@ -43,15 +59,10 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def flatten(job: Any) -> dict[str, Any]:
-    """Dotted key → scalar, list or null, redacted; an empty group stays visible as `{}`."""
-    return _flat(to_tree(job))
+def _flat(tree: Tree) -> Tree:
+    flat: Tree = {}
 
-
-def _flat(tree: dict[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-
-    def visit(prefix: str, value: Any) -> None:
+    def visit(prefix: str, value: object) -> None:
         if isinstance(value, dict) and value:
             for key, item in value.items():
                 visit(f"{prefix}.{key}" if prefix else key, item)
@@ -60,10 +71,3 @@ def _flat(tree: dict[str, Any]) -> dict[str, Any]:
 
     visit("", tree)
     return flat
-
-
-def digest(job: Any, ignore: Callable[[str], bool] = lambda key: False) -> str:
-    """sha256 of the flattened configuration, without the keys that `ignore` admits."""
-    kept = {key: value for key, value in _flat(_plain(job)).items() if not ignore(key)}
-    text = json.dumps(kept, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -19,7 +19,7 @@ from raymill.durable import write_atomic
 from raymill.errors import ConfigError, StorageError, TrackingError
 from raymill.reading import is_file, is_folder, read_json, user_path
 from raymill.redaction import job_command
-from raymill.schema.jobs import TrackingConfig
+from raymill.schema.sections import TrackingConfig
 from raymill.schema.storage import is_uri, store_problems
 from raymill.storage.bucket import Bucket
 from raymill.storage.mirror import Mirror

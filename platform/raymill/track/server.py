@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymill.errors import TrackingError
 from raymill.redaction import redacted, redacted_value, secrets_of
-from raymill.schema.jobs import TrackingConfig
+from raymill.schema.sections import TrackingConfig
 from raymill.schema.storage import sqlite_address
 
 if TYPE_CHECKING:

@@ -199,7 +199,9 @@ def test_parallelism_and_restarts_do_not_matter(
     path = write_jsonl(tmp_path / "chats.jsonl", pairs(400))
     digests = set()
     for tasks in (1, 3):
-        made = job(tmp_path / str(tasks), parent, f"data.path={path}", "data.unit_bytes=8000")
+        made = job(
+            tmp_path / str(tasks), parent, f"data.path={path}", "data.shard_input_bytes=8000"
+        )
         prepared = prepare(made, tokenizer, tasks=tasks)
         assert len(prepared.manifest.splits["train"].shards) > 3
         digests.add(prepared.manifest.digest)

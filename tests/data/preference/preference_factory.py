@@ -17,14 +17,11 @@ from raymill.data.preference.prepare import preparation
 from raymill.data.store.manifest import TOKENIZER_FOLDER, Prepared, load_prepared, write_manifest
 from raymill.data.store.shards import read_row_group
 from raymill.data.text.unit import UnitResult, run_unit
-from raymill.schema.jobs import (
-    ClusterConfig,
-    PreferenceConfig,
-    PreferencePrepareJob,
-    StorageConfig,
-    TrackingConfig,
-    ValidationConfig,
-)
+from raymill.schema.data_sections import PreferenceConfig, ValidationConfig
+from raymill.schema.jobs import PreferencePrepareJob
+from raymill.schema.sections import ClusterConfig, TrackingConfig
+from raymill.schema.storage import StorageConfig
+from sections import plain
 
 
 def write_tokenizer(folder: Path) -> Path:
@@ -40,15 +37,15 @@ def job(root: Path, path: Path, seed: int = 7, **data: Any) -> PreferencePrepare
     """A quarter of the prompts held out, in groups of 4 rows."""
     validation = {"fraction": 0.25, **data.pop("validation", {})}
     settings = {"sequence_length": 63, "row_group_rows": 4, "max_bad_fraction": 0.0, **data}
-    return PreferencePrepareJob(
+    return plain(PreferencePrepareJob,
         parent="parent",
-        data=PreferenceConfig(
+        data=plain(PreferenceConfig,
             name="preference", source="preference", path=(str(path),),
-            validation=ValidationConfig(**validation), **settings,
+            validation=plain(ValidationConfig, **validation), **settings,
         ),
-        cluster=ClusterConfig("local", "local"),
-        tracking=TrackingConfig("none", uri="none"),
-        storage=StorageConfig(str(root)),
+        cluster=plain(ClusterConfig, "local", "local"),
+        tracking=plain(TrackingConfig, "none", uri="none"),
+        storage=plain(StorageConfig, str(root)),
         seed=seed,
     )  # fmt: skip
 

@@ -29,7 +29,7 @@ def test_once_and_the_same_whoever_does_it(
 ) -> None:
     tokenizer = chat_tokenizer(write_tokenizer(tmp_path / "parent"), "auto", ())
     path = write_jsonl(tmp_path / "pairs.jsonl", [*pairs(200), {**pairs(1)[0], "tie": True}])
-    made = job(tmp_path / "ray", path, unit_bytes=4000)
+    made = job(tmp_path / "ray", path, shard_input_bytes=4000)
     assert find_prepared(made, tokenizer) is None
     assert describe(made, tokenizer).endswith("(not finished)")
     prepared = prepare(made, tokenizer, tasks=2)
@@ -41,7 +41,7 @@ def test_once_and_the_same_whoever_does_it(
     assert len(prepared.manifest.splits["train"].shards) > 2
     assert len(stored(prepared)) == 200
 
-    here, _ = prepared_here(job(tmp_path / "here", path, unit_bytes=4000), tokenizer)
+    here, _ = prepared_here(job(tmp_path / "here", path, shard_input_bytes=4000), tokenizer)
     assert here.manifest == prepared.manifest
 
     before = {file: file.stat().st_mtime_ns for file in prepared.folder.rglob("*.parquet")}
@@ -55,7 +55,7 @@ def test_once_and_the_same_whoever_does_it(
     # What shapes the rows names another folder; what doesn't, the same.
     other = preference_folder(job(tmp_path, path, sequence_length=31).data, tokenizer, 7, tmp_path)
     assert other.name != prepared.folder.name
-    same = job(tmp_path, path, unit_bytes=4000, max_bad_fraction=0.5).data
+    same = job(tmp_path, path, shard_input_bytes=4000, max_bad_fraction=0.5).data
     assert preference_folder(same, tokenizer, 7, tmp_path).name == prepared.folder.name
 
     out = io.StringIO()

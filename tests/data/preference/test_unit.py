@@ -277,7 +277,7 @@ def test_statistics(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
         judged = {"chosen": better, "rejected": worse, "tie": tie, "annotator": who}
         records.append({"prompt": prompt, **judged})
     path = write_jsonl(tmp_path / "pairs.jsonl", records)
-    prepared, results = prepared_here(job(tmp_path, path, unit_bytes=6000), tokenizer)
+    prepared, results = prepared_here(job(tmp_path, path, shard_input_bytes=6000), tokenizer)
     assert len(results) > 3
     facts = prepared.manifest.preference
     assert facts is not None
@@ -331,7 +331,9 @@ def test_agreement_is_found_across_units(tokenizer: ChatTokenizer, tmp_path: Pat
             turned = {**record, "chosen": record["rejected"], "rejected": record["chosen"]}
             records.append({**(turned if n in wrong else record), "annotator": who})
         write_jsonl(tmp_path / "in" / f"{who}.jsonl", records)
-    prepared, results = prepared_here(job(tmp_path, tmp_path / "in", unit_bytes=1), tokenizer)
+    prepared, results = prepared_here(
+        job(tmp_path, tmp_path / "in", shard_input_bytes=1), tokenizer
+    )
     assert len(results) > 2
     agreement = prepared.manifest.preference.statistics["agreement"]  # type: ignore[union-attr]
     assert (agreement["pairs"], agreement["annotators"]) == (20, 2)

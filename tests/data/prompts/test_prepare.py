@@ -372,7 +372,7 @@ def test_held_out_rows_are_shared_out(
     parent: Path, tokenizer: ChatTokenizer, tmp_path: Path
 ) -> None:
     path = write_jsonl(tmp_path / "in.jsonl", questions(60))
-    made = job(tmp_path, parent, f"data.path={path}", "data.unit_bytes=1500")
+    made = job(tmp_path, parent, f"data.path={path}", "data.shard_input_bytes=1500")
     prepared = prepare(made, tokenizer)
     assert len(prepared.manifest.splits["validation"].shards) > 1
     expected = [
@@ -451,7 +451,9 @@ def test_parallelism_and_restarts_do_not_matter(
     path = write_jsonl(tmp_path / "in.jsonl", questions(300))
     digests = set()
     for tasks in (1, 3):
-        made = job(tmp_path / str(tasks), parent, f"data.path={path}", "data.unit_bytes=4000")
+        made = job(
+            tmp_path / str(tasks), parent, f"data.path={path}", "data.shard_input_bytes=4000"
+        )
         prepared = prepare(made, tokenizer, tasks=tasks)
         assert len(prepared.manifest.splits["train"].shards) > 3
         digests.add(prepared.manifest.digest)

@@ -26,14 +26,11 @@ from raymill.generate.load import load as load_model
 from raymill.model.build import build_model
 from raymill.model.export import copy_tokenizer
 from raymill.objective.language_modelling import LanguageModelling
-from raymill.schema.jobs import (
-    ClusterConfig,
-    DataConfig,
-    PrepareJob,
-    StorageConfig,
-    TokenizerConfig,
-    ValidationConfig,
-)
+from raymill.schema.data_sections import DataConfig, TokenizerConfig, ValidationConfig
+from raymill.schema.jobs import PrepareJob
+from raymill.schema.sections import ClusterConfig
+from raymill.schema.storage import StorageConfig
+from sections import plain
 from tokenizer_families import BOS, EOS, FAMILIES, PAD, UNK, beginning_with, family, write_folder
 
 TEXTS = [
@@ -76,15 +73,17 @@ def prepared_from(tmp_path: Path, folder: Path, texts: list[str], **data: Any) -
     lines = [json.dumps({"text": text}) for text in texts]
     (tmp_path / "texts" / "a.jsonl").write_text("\n".join(lines) + "\n")
     (tmp_path / "texts" / "held.txt").write_text(TEXTS[0])
-    data.setdefault("validation", ValidationConfig(path=(str(tmp_path / "texts" / "held.txt"),)))
-    job = PrepareJob(
-        data=DataConfig(
+    data.setdefault(
+        "validation", plain(ValidationConfig, path=(str(tmp_path / "texts" / "held.txt"),))
+    )
+    job = plain(PrepareJob,
+        data=plain(DataConfig,
             name="tiny", source="files", path=(str(tmp_path / "texts" / "a.jsonl"),),
             text_column="text", sequence_length=16, row_group_rows=4, **data,
         ),
-        tokenizer=TokenizerConfig(name="existing", path=str(folder), end_of_text="auto"),
-        cluster=ClusterConfig(name="local", address="local"),
-        storage=StorageConfig(root=str(tmp_path / "storage")),
+        tokenizer=plain(TokenizerConfig, name="existing", path=str(folder), end_of_text="auto"),
+        cluster=plain(ClusterConfig, name="local", address="local"),
+        storage=plain(StorageConfig, root=str(tmp_path / "storage")),
     )  # fmt: skip
     return prepare.prepare_with_ray(job)
 

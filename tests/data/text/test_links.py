@@ -9,7 +9,8 @@ import pytest
 from raymill.data.text.globs import matches
 from raymill.data.text.sources import find_files, passed_over, plan_units
 from raymill.errors import DataError
-from raymill.schema.jobs import ChatConfig, DataConfig, ValidationConfig
+from raymill.schema.data_sections import ChatConfig, DataConfig, ValidationConfig
+from sections import plain
 
 HOSTILE = (
     "is it done?", "que?ry", "a%20b", "100%", "ü漢", "h#x", "a&b=c", "c,d@e", "[1]", "[a-z]*", "q'uo\"te", "-x",
@@ -43,7 +44,7 @@ def test_links_are_judged_by_their_own_names(tmp_path: Path) -> None:
     ):
         [piece] = find_files([str(given)], "data.path")
         assert (piece.name, piece.path) == (name, str(link)), given
-        data = ChatConfig(name="d", source="chat", path=(str(given),))
+        data = plain(ChatConfig, name="d", source="chat", path=(str(given),))
         assert not passed_over(data), "what a link is read by isn't passed over"
 
 
@@ -65,8 +66,10 @@ def test_held_out_text_is_not_trained_on_by_another_name(tmp_path: Path) -> None
     (tmp_path / "a" / "x.txt").write_text("x")
     (tmp_path / "held").mkdir()
     (tmp_path / "held" / "y.txt").symlink_to("../a/x.txt")
-    held_out = ValidationConfig(path=(str(tmp_path / "held"),))
-    data = DataConfig(name="d", source="files", path=(str(tmp_path / "a"),), validation=held_out)
+    held_out = plain(ValidationConfig, path=(str(tmp_path / "held"),))
+    data = plain(
+        DataConfig, name="d", source="files", path=(str(tmp_path / "a"),), validation=held_out
+    )
     with pytest.raises(DataError, match="share 1 file"):
         plan_units(data, seed=0)
 

@@ -26,14 +26,11 @@ from raymill.data.text.prepare import describe, job_folder, prepare_with_ray, ru
 from raymill.data.text.report import announce
 from raymill.data.text.sources import passed_over, plan_units
 from raymill.errors import DataError
-from raymill.schema.jobs import (
-    ClusterConfig,
-    DataConfig,
-    PrepareJob,
-    StorageConfig,
-    TokenizerConfig,
-    ValidationConfig,
-)
+from raymill.schema.data_sections import DataConfig, TokenizerConfig, ValidationConfig
+from raymill.schema.jobs import PrepareJob
+from raymill.schema.sections import ClusterConfig
+from raymill.schema.storage import StorageConfig
+from sections import plain
 
 EOT = "<|endoftext|>"
 
@@ -56,14 +53,15 @@ def job(tmp_path: Path, *, storage: str = "storage", **data: object) -> PrepareJ
         "path": (str(tmp_path / "texts"),),
         "sequence_length": 32,
         "row_group_rows": 4,
-        "unit_bytes": 3000,
-        "validation": ValidationConfig(fraction=0.25),
+        "shard_input_bytes": 3000,
+        "validation": plain(ValidationConfig, fraction=0.25),
     }
-    return PrepareJob(
-        data=DataConfig(**{**settings, **data}),  # type: ignore[arg-type]
-        tokenizer=TokenizerConfig(name="bpe", vocab_size=400),
-        cluster=ClusterConfig(name="local", address="local"),
-        storage=StorageConfig(root=str(tmp_path / storage)),
+    return plain(
+        PrepareJob,
+        data=plain(DataConfig, **{**settings, **data}),  # type: ignore[arg-type]
+        tokenizer=plain(TokenizerConfig, name="bpe", vocab_size=400),
+        cluster=plain(ClusterConfig, name="local", address="local"),
+        storage=plain(StorageConfig, root=str(tmp_path / storage)),
     )
 
 
@@ -136,7 +134,7 @@ import ray
 from test_prepare import job
 from raymill.data.text.prepare import prepare_with_ray
 ray.init(address={address!r}, log_to_driver=False)
-prepare_with_ray(job(Path({folder!r}), unit_bytes={unit_bytes}), tasks=1)
+prepare_with_ray(job(Path({folder!r}), shard_input_bytes={unit_bytes}), tasks=1)
 """
 
 
@@ -148,11 +146,13 @@ def test_a_killed_preparation_continues_from_its_finished_shards(
     import ray
 
     write_texts(tmp_path / "texts", files=40, words=1500)
-    wanted = job(tmp_path, unit_bytes=10_000)
+    wanted = job(tmp_path, shard_input_bytes=10_000)
     folder = job_folder(wanted)
     path = [str(Path(__file__).parent), *sys.path]
     address = ray.get_runtime_context().gcs_address
-    script = KILLED.format(address=address, path=path, folder=str(tmp_path), unit_bytes=10_000)
+    script = KILLED.format(
+        address=address, path=path, folder=str(tmp_path), shard_input_bytes=10_000
+    )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
     driver = subprocess.Popen([sys.executable, "-c", script], env=environment)
     try:
@@ -180,7 +180,9 @@ def test_a_killed_preparation_continues_from_its_finished_shards(
     printed = capsys.readouterr().out
     assert "units were finished by an earlier try" in printed
     assert int(printed.split(" units were finished")[0].split()[-3]) >= 4
-    straight = prepare_with_ray(replace(wanted, storage=StorageConfig(str(tmp_path / "straight"))))
+    straight = prepare_with_ray(
+        replace(wanted, storage=plain(StorageConfig, str(tmp_path / "straight")))
+    )
     assert continued.manifest == straight.manifest
     assert not list(folder.rglob("*.tmp-*"))
 
@@ -192,7 +194,7 @@ def test_bad_input_is_tolerated_up_to_the_fraction(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         rows = [json.dumps({"text": f"{name} {i} word " * 9, "site": i % 7}) for i in range(40)]
         (folder / f"{name}.jsonl").write_text("\n".join([*rows[:20], "{broken", *rows[20:]]))
-    by_site = ValidationConfig(fraction=0.3, group_column="site")
+    by_site = plain(ValidationConfig, fraction=0.3, group_column="site")
     strict = job(tmp_path, validation=by_site, max_bad_fraction=0.01)
     with pytest.raises(DataError) as error:
         prepare_with_ray(strict)
@@ -240,7 +242,7 @@ def test_nothing_held_out_is_noticed_at_the_end_too(tmp_path: Path) -> None:
     rows = [json.dumps({"text": f"row {i}", "site": 1}) for i in range(30)]
     (tmp_path / "texts" / "a.jsonl").write_text("\n".join(rows))
     for fraction, message in ((1e-9, "Three ways out"), (1.0, "no usable training text")):
-        split = ValidationConfig(fraction=fraction, group_column="site")
+        split = plain(ValidationConfig, fraction=fraction, group_column="site")
         with pytest.raises(DataError, match=message):
             prepare_with_ray(job(tmp_path, validation=split))
 
@@ -249,12 +251,12 @@ def test_nothing_held_out_is_noticed_at_the_end_too(tmp_path: Path) -> None:
 def test_a_tokenizer_and_a_held_out_set_of_ones_own(tmp_path: Path) -> None:
     texts = write_texts(tmp_path / "texts", files=3, words=200)
     held_out = write_texts(tmp_path / "held", files=1, words=150, seed=7)
-    vocabulary = TokenizerConfig(name="own", vocab_size=300)
+    vocabulary = plain(TokenizerConfig, name="own", vocab_size=300)
     room.save(room.train(iter(texts), vocabulary), tmp_path / "own", EOT)
-    own = ValidationConfig(path=(str(tmp_path / "held"),))
+    own = plain(ValidationConfig, path=(str(tmp_path / "held"),))
     wanted = replace(
         job(tmp_path, validation=own),
-        tokenizer=TokenizerConfig(name="own", path=str(tmp_path / "own")),
+        tokenizer=plain(TokenizerConfig, name="own", path=str(tmp_path / "own")),
     )
     prepared = prepare_with_ray(wanted)
     assert decoded(prepared, "train") == texts
@@ -295,7 +297,11 @@ def test_the_folder_is_named_by_what_shapes_the_data(tmp_path: Path) -> None:
 
     assert name() == name(window_row_groups=3, document_mask=True, mixture={"x": 1.0})
     assert name(max_bad_fraction=0.5) == name()
-    others = {name(sequence_length=64), name(unit_bytes=7), name(validation=ValidationConfig(0.1))}
+    others = {
+        name(sequence_length=64),
+        name(shard_input_bytes=7),
+        name(validation=plain(ValidationConfig, 0.1)),
+    }
     assert len({*others, name()}) == 4
     assert name().startswith("tiny-bpe-")
     assert prepared_folder(base.data, base.tokenizer, 2, "root").name != name()

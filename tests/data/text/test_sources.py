@@ -20,13 +20,14 @@ from raymill.data.text.inputs_check import piece_sha256
 from raymill.data.text.records import Bad, Document, Reading, read_records
 from raymill.data.text.sources import BY_RECORD, find_files, plan_units
 from raymill.errors import DataError
-from raymill.schema.jobs import DataConfig, ValidationConfig
+from raymill.schema.data_sections import DataConfig, ValidationConfig
+from sections import plain
 
 READING = Reading(text_column="text", group_column=None, fraction=0.5, seed=1)
 
 
 def config(folder: Path, **changes: object) -> DataConfig:
-    return DataConfig(name="d", source="files", path=(str(folder),), **changes)  # type: ignore[arg-type]
+    return plain(DataConfig, name="d", source="files", path=(str(folder),), **changes)  # type: ignore[arg-type]
 
 
 def read_all(folder: Path, unit_bytes: int = 1 << 26) -> list[Document | Bad]:
@@ -210,7 +211,7 @@ def test_a_parquet_input_with_an_extension_type_is_refused(tmp_path: Path) -> No
     boxes = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"0" * 16], pa.binary(16)))
     pq.write_table(pa.table({"text": ["a"], "id": boxes}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match="extension type"):
-        plan_units(config(tmp_path, validation=ValidationConfig(group_column="id")), 1)
+        plan_units(config(tmp_path, validation=plain(ValidationConfig, group_column="id")), 1)
 
 
 def test_a_single_file_holds_nothing_out_and_says_what_to_do(tmp_path: Path) -> None:
@@ -222,7 +223,7 @@ def test_a_single_file_holds_nothing_out_and_says_what_to_do(tmp_path: Path) -> 
 
 
 def test_whole_files_are_held_out_and_adding_one_moves_no_other(tmp_path: Path) -> None:
-    changes = {"validation": ValidationConfig(fraction=0.3)}
+    changes = {"validation": plain(ValidationConfig, fraction=0.3)}
     for number in range(40):
         (tmp_path / f"{number}.txt").write_text("x")
     before = {p.name: p.split for unit in plan_units(config(tmp_path, **changes), 1) for p in unit}
@@ -237,7 +238,7 @@ def test_groups_stay_together_across_files(tmp_path: Path) -> None:
         rows = [json.dumps({"text": f"{name}{i}", "site": f"s{i % 9}"}) for i in range(90)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
     reading = Reading("text", "site", 0.5, 1)
-    units = plan_units(config(tmp_path, validation=ValidationConfig(0.5, "site")), 1)
+    units = plan_units(config(tmp_path, validation=plain(ValidationConfig, 0.5, "site")), 1)
     sides: dict[int, set[str]] = {}
     for piece in (piece for unit in units for piece in unit):
         assert piece.split == BY_RECORD
@@ -252,7 +253,7 @@ def test_a_held_out_set_of_ones_own(tmp_path: Path) -> None:
     for name in ("train", "held"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.txt").write_text(name)
-    own = ValidationConfig(path=(str(tmp_path / "held"),))
+    own = plain(ValidationConfig, path=(str(tmp_path / "held"),))
     units = plan_units(config(tmp_path / "train", validation=own), 1)
     assert [(p.name, p.split) for unit in units for p in unit] == [
         ("train/a.txt", "train"),

@@ -24,10 +24,11 @@ from raymill.data.text import tokenizer as room
 from raymill.data.text.records import Reading, read_records
 from raymill.data.text.sources import Piece, plan_units
 from raymill.errors import DataError
-from raymill.schema.jobs import DataConfig, TokenizerConfig
+from raymill.schema.data_sections import DataConfig, TokenizerConfig
+from sections import plain
 
 EOT = "<|endoftext|>"
-CONFIG = TokenizerConfig(name="t", vocab_size=600)
+CONFIG = plain(TokenizerConfig, name="t", vocab_size=600)
 TEXTS = ["the cat sat on the mat. " * 20, "größer, höher, weiter 漢字 🙂 " * 10, "x = f(x)\n" * 30]
 
 
@@ -40,9 +41,10 @@ def test_training_again_elsewhere_gives_the_same_fingerprint() -> None:
     """In processes with other hash seeds and thread counts, on text with many ties."""
     script = (
         "from raymill.data import tokenizer as t, stdlib_corpus as s;"
-        "from raymill.schema.jobs import TokenizerConfig as C;"
+        "from sections import plain;"
+        "from raymill.schema.data_sections import TokenizerConfig as C;"
         "texts=[s.read('source/json/decoder.py'), s.read('source/ast.py')];"
-        "print(t.fingerprint(t.train(iter(texts), C('t', vocab_size=1500))))"
+        "print(t.fingerprint(t.train(iter(texts), plain(C, 't', vocab_size=1500))))"
     )
     found = set()
     for threads, seed in (("1", "1"), ("4", "2")):
@@ -57,7 +59,7 @@ def test_training_again_elsewhere_gives_the_same_fingerprint() -> None:
         )
         found.add(done.stdout.strip())
     texts = [read_stdlib("source/json/decoder.py"), read_stdlib("source/ast.py")]
-    here = room.train(iter(texts), TokenizerConfig("t", vocab_size=1500))
+    here = room.train(iter(texts), plain(TokenizerConfig, "t", vocab_size=1500))
     assert found == {room.fingerprint(here)}
 
 
@@ -157,7 +159,7 @@ def test_loading_without_its_end_of_text_names_the_special_tokens(
 
 @pytest.mark.parametrize("eos", ["</s>", {"content": "</s>"}])
 def test_an_existing_tokenizer_names_its_own_end_of_text(eos: object, tmp_path: Path) -> None:
-    config = TokenizerConfig("existing", path=str(tmp_path), end_of_text="auto")
+    config = plain(TokenizerConfig, "existing", path=str(tmp_path), end_of_text="auto")
     assert room.end_of_text_of(config) == EOT
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos}))
     assert room.end_of_text_of(config) == "</s>"
@@ -174,7 +176,7 @@ def test_ids_fit_the_byte_table(trained: Tokenizer) -> None:
 def test_a_pattern_gives_identifiers_the_same_tokens_everywhere() -> None:
     pattern = r"[^\W\d_]+ (?=[^\W\d_])|[^\W\d_]+|\d| ?[^\w\s]+ ?|\s+"
     texts = ["load(path, size=64) takes `size`, and a size of 64"] * 50
-    config = TokenizerConfig("t", vocab_size=400, pattern=pattern)
+    config = plain(TokenizerConfig, "t", vocab_size=400, pattern=pattern)
     tokenizer = room.train(iter(texts), config)
     [size] = tokenizer.encode("size").ids
     for text in ("(size)", "`size`", "a size", ", size=7", "(path, size)"):
@@ -188,8 +190,13 @@ def test_no_input_is_opened_once_the_sample_is_full(
 ) -> None:
     for number in range(40):
         (tmp_path / f"{number:02d}.jsonl").write_text(f'{{"text": "{number % 10}abc"}}\n' * 8)
-    config = DataConfig(
-        name="d", source="files", path=(str(tmp_path),), unit_bytes=8 * 17, text_column="text"
+    config = plain(
+        DataConfig,
+        name="d",
+        source="files",
+        path=(str(tmp_path),),
+        shard_input_bytes=8 * 17,
+        text_column="text",
     )
     units = plan_units(config, 1)
     opened: list[str] = []

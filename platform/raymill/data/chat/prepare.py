@@ -33,7 +33,8 @@ from raymill.data.store.manifest import ChatFacts, Manifest
 from raymill.data.text.sources import Unit
 from raymill.data.text.unit import UnitResult
 from raymill.durable import sha256_file
-from raymill.schema.jobs import ChatConfig, ChatPrepareJob
+from raymill.schema.data_sections import ChatConfig
+from raymill.schema.jobs import ChatPrepareJob
 
 
 def chat_folder(

@@ -1,7 +1,7 @@
 """One unit of conversations: read, check, encode, pack, and write at most one shard a split.
 
 What can't be used goes to a quarantine file beside the sidecar, with its place and cause. A unit's
-conversations are in memory together (`data.unit_bytes` bounds them), since packing chooses among many.
+conversations are in memory together (`data.shard_input_bytes` bounds them), since packing chooses among many.
 """
 
 from __future__ import annotations

@@ -48,7 +48,8 @@ from raymill.data.text.unit import UnitResult, UnitSettings
 from raymill.durable import canonical_json, sha256_text, write_atomic
 from raymill.errors import DataError
 from raymill.reading import read_text
-from raymill.schema.jobs import MessagesConfig
+from raymill.schema.data_sections import MessagesConfig
+from raymill.schema.renamed import first_names
 
 READING_VERSION = 2  # of records: raise it when the same ones are read as something else
 CONVERSATIONS_VERSION = 1  # of the embedded ones: raise it when their wording changes
@@ -140,7 +141,8 @@ def shaping_messages(
     tree = {key: value for key, value in asdict(data).items() if key not in left_out}
     return {
         "reading": READING_VERSION,
-        "data": {**tree, **versions},
+        # The folder is named by this tree, so its keys keep the names of the folders that exist.
+        "data": {**first_names(tree, "data"), **versions},
         "tokenizer": tokenizer.identity.fingerprint,
         "template": tokenizer.template_sha256,
         "seed": seed,

@@ -30,7 +30,8 @@ from raymill.data.preference.statistics import Statistics
 from raymill.data.preference.unit import PreferenceSettings
 from raymill.data.store.manifest import Manifest, PreferenceFacts
 from raymill.data.text.unit import UnitResult
-from raymill.schema.jobs import PreferenceConfig, PreferencePrepareJob
+from raymill.schema.data_sections import PreferenceConfig
+from raymill.schema.jobs import PreferencePrepareJob
 
 
 def preference_folder(

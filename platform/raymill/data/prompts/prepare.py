@@ -29,7 +29,8 @@ from raymill.data.prompts.unit import PromptsSettings, unit_book_path
 from raymill.data.store.manifest import Manifest, PromptsFacts
 from raymill.data.text.sources import Unit
 from raymill.data.text.unit import UnitResult
-from raymill.schema.jobs import PromptsConfig, PromptsPrepareJob
+from raymill.schema.data_sections import PromptsConfig
+from raymill.schema.jobs import PromptsPrepareJob
 
 
 def prompts_folder(

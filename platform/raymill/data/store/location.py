@@ -12,7 +12,8 @@ from typing import Any
 
 from raymill.data.store.manifest import FORMAT_VERSION
 from raymill.durable import canonical_json, sha256_text
-from raymill.schema.jobs import DataConfig, RowsConfig, TokenizerConfig
+from raymill.schema.data_sections import DataConfig, RowsConfig, TokenizerConfig
+from raymill.schema.renamed import first_names
 
 # Keys of DataConfig that act after preparation, or decide only whether a preparation is accepted.
 NOT_SHAPING = ("max_bad_fraction", "window_row_groups", "document_mask", "mixture")
@@ -20,7 +21,9 @@ NOT_SHAPING = ("max_bad_fraction", "window_row_groups", "document_mask", "mixtur
 
 def shaping_config(data: DataConfig, tokenizer: TokenizerConfig, seed: int) -> dict[str, Any]:
     """The part of the configuration that prepared bytes depend on, as the manifest carries it."""
-    data_tree = {key: value for key, value in asdict(data).items() if key not in NOT_SHAPING}
+    tree = {key: value for key, value in asdict(data).items() if key not in NOT_SHAPING}
+    # The folder is named by this tree, so its keys keep the names of the folders that exist.
+    data_tree = first_names(tree, "data")
     if data.source in ("stdlib", "demo"):  # another Python has another standard library
         data_tree["python"] = platform.python_version()
     tokenizer_tree = asdict(tokenizer)

@@ -1,7 +1,7 @@
 """Input files, and the plan that cuts them into units: what one task reads, and what becomes one
 shard.
 
-The plan depends on names, sizes and `data.unit_bytes` only, never on how many tasks run. Reading
+The plan depends on names, sizes and `data.shard_input_bytes` only, never on how many tasks run. Reading
 the planned pieces is `records.py`'s work.
 """
 
@@ -25,7 +25,7 @@ from raymill.data.store.split import TRAIN, VALIDATION, held_out_groups
 from raymill.data.text.globs import matches
 from raymill.errors import DataError
 from raymill.reading import opened, status, user_path
-from raymill.schema.jobs import DataConfig, RowsConfig
+from raymill.schema.data_sections import DataConfig, RowsConfig
 
 Format = Literal[
     "txt",
@@ -73,7 +73,7 @@ Unit = tuple[Piece, ...]
 
 
 def plan_units(data: RowsConfig, seed: int) -> list[Unit]:
-    """Find the inputs and cut them into units of about `data.unit_bytes`, in the order of their
+    """Find the inputs and cut them into units of about `data.shard_input_bytes`, in the order of their
     names.
 
     Raises:
@@ -91,7 +91,7 @@ def plan_units(data: RowsConfig, seed: int) -> list[Unit]:
             files = _split_files(files, data, seed)
         elif own_validation is None:  # conversations fall on a side each by itself
             files = [replace(file, split=BY_RECORD) for file in files]
-    units = [*_units(_pieces(files, data.unit_bytes), data.unit_bytes)]
+    units = [*_units(_pieces(files, data.shard_input_bytes), data.shard_input_bytes)]
     if own_validation is not None:
         held_out = find_files(own_validation, "data.validation.path")
         _refuse_overlap(files, held_out)
@@ -100,8 +100,10 @@ def plan_units(data: RowsConfig, seed: int) -> list[Unit]:
             replace(file, name=file.name if file.name not in taken else f"validation:{file.name}")
             for file in held_out
         ]
-        pieces = (replace(piece, split=VALIDATION) for piece in _pieces(held_out, data.unit_bytes))
-        units += _units(pieces, data.unit_bytes)
+        pieces = (
+            replace(piece, split=VALIDATION) for piece in _pieces(held_out, data.shard_input_bytes)
+        )
+        units += _units(pieces, data.shard_input_bytes)
     return units
 
 

@@ -15,7 +15,7 @@ from raymill.data.text.unit import UNITS_FOLDER, UnitResult, UnitSettings
 from raymill.durable import only_one
 from raymill.errors import DataError
 from raymill.reading import entries
-from raymill.schema.jobs import RowsConfig
+from raymill.schema.data_sections import RowsConfig
 
 NAMED_BAD = 20  # bad records named in the manifest and in the refusal
 

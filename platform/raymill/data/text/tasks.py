@@ -23,7 +23,7 @@ from raymill.data.text import contamination, unit
 from raymill.data.text.records import Bad, Reading, read_records
 from raymill.data.text.sources import Unit
 from raymill.errors import DataError, RaymillError
-from raymill.schema.jobs import TokenizerConfig
+from raymill.schema.data_sections import TokenizerConfig
 
 MIN_SAMPLE_BYTES = 1 << 20
 

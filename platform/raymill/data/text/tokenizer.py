@@ -30,7 +30,7 @@ from raymill.data.text.windows import Tokens, in_windows
 from raymill.durable import canonical_json, fsync_path, sha256_text, write_atomic
 from raymill.errors import DataError
 from raymill.reading import is_file, is_folder, read_bytes, read_json
-from raymill.schema.jobs import TokenizerConfig
+from raymill.schema.data_sections import TokenizerConfig
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer

@@ -145,7 +145,7 @@ def read_rollout(path: Path) -> RolloutRecord:
     except MISSING:
         raise DataError(
             f"{path} is missing: rollouts of this step weren't dumped there; dump them with "
-            "rollout.dump, or replay another folder"
+            "rollout.save_to, or replay another folder"
         ) from None
     except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
         raise DataError(
