@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import faults.injector
 from checkpoint.test_commit import save, state
 from faults.injector import happened, with_faults
 from raymill.checkpoint.fence import raise_fence
@@ -21,6 +24,29 @@ TESTS = Path(__file__).resolve().parents[1]
 # A rank's file, the index, the manifest, the folder's entries, and after the rename those of its parent.
 WRITES = 5
 AFTER_THE_RENAME = 5
+SERVER = """
+import json, os, sys, traceback
+import sitecustomize
+import checkpoint.test_remote
+for line in sys.stdin:
+    asked = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.dup2(os.open(asked["stderr"], os.O_WRONLY | os.O_CREAT, 0o600), 2)
+            os.environ.update(asked["environment"])
+            sitecustomize._PATH = os.environ["RAYMILL_FAULTS"]
+            sys.argv = ["-c", *asked["arguments"]]
+            exec(asked["script"], {"__name__": "__main__"})
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -38,13 +64,31 @@ def run(folder: Path, fault: dict[str, Any]) -> subprocess.CompletedProcess[str]
 def injected(
     script: str, folder: Path, fault: dict[str, Any], *arguments: str
 ) -> subprocess.CompletedProcess[str]:
-    """A process in which rank 0 meets a fault, once."""
-    environment = os.environ | with_faults(folder, fault | {"rank": 0})
-    paths = (environment["PYTHONPATH"], str(TESTS), str(TESTS.parent / "platform"))
-    environment["PYTHONPATH"] = os.pathsep.join(paths)
-    return subprocess.run(
-        [sys.executable, "-c", script, *arguments],
-        env=environment, capture_output=True, text=True, check=False,
+    """A process in which rank 0 meets a fault, once: a fork of one that has imported what scripts need."""
+    errors = folder / "stderr.txt"
+    asked = {
+        "script": script, "arguments": arguments, "stderr": str(errors),
+        "environment": dict(os.environ) | with_faults(folder, fault | {"rank": 0}),
+    }  # fmt: skip
+    server = forking()
+    assert server.stdin is not None and server.stdout is not None
+    server.stdin.write(json.dumps(asked) + "\n")
+    server.stdin.flush()
+    code = int(server.stdout.readline())
+    return subprocess.CompletedProcess(script, code, "", errors.read_text())
+
+
+@cache
+def forking() -> subprocess.Popen[str]:
+    """The process that forks; it ends with this one."""
+    paths = (faults.injector.__file__, str(TESTS), str(TESTS.parent / "platform"))
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(Path(paths[0]).parent), *paths[1:]]),
+        "RAYMILL_FAULTS": "those of each fork",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", SERVER],
+        env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
