@@ -31,7 +31,7 @@ from trainer_alone import bare_step, step_of
 from raymill.checkpoint.background import BackgroundCommits
 from raymill.checkpoint.commit import commit
 from raymill.checkpoint.fence import raise_fence
-from raymill.checkpoint.manifest import Manifest
+from raymill.checkpoint.manifest import CheckpointManifest
 from raymill.config import load
 from raymill.engine.device import choose_device, device_memory, join_deepspeed
 from raymill.engine.group import WorkerGroup
@@ -111,7 +111,7 @@ def saves(trainer: Trainer, step: Callable[[], None]) -> None:
         folder = Path(name)
         raise_fence(folder, 0)
         group = trainer.group.beside()
-        manifest = Manifest(1, 1, 1, 1, 1, {}, "", (), "", None, None, {})
+        manifest = CheckpointManifest(1, 1, 1, 1, 1, {}, "", (), "", None, None, {})
         copy = HostCopy()
         copy.take([trainer])  # the buffers are made once
         save = partial(commit, folder, manifest, trainer.shapes)
@@ -119,13 +119,13 @@ def saves(trainer: Trainer, step: Callable[[], None]) -> None:
         commits = BackgroundCommits(folder, group, lambda _: None)
         calm = [timed(step) for _ in range(20)]
         began = time.perf_counter()
-        manifest = Manifest(2, 2, 2, 1, 1, {}, "", (), "", None, None, {})
-        commits.begin(manifest, trainer.shapes, copy.take([trainer]))
+        manifest = CheckpointManifest(2, 2, 2, 1, 1, {}, "", (), "", None, None, {})
+        commits.start(manifest, trainer.shapes, copy.take([trainer]))
         stall = time.perf_counter() - began
         during = []
         while commits.busy:
             during.append(timed(step))
-        outcome = commits.take(wait=True)
+        outcome = commits.take_outcome(wait=True)
         assert outcome is not None and outcome.error is None, outcome
     usual = statistics.median(calm)
     print(

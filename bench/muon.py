@@ -113,7 +113,7 @@ def train(optimizer: str, rate: float, seed: int, group: WorkerGroup) -> Run:
 def rows_of(folder: Path, split: str) -> Rows:
     """All rows of a split."""
     every = ValidationSet(folder, rank=0, world_size=1, batch_rows=1024, split=split)
-    return Rows.joined(list(every))
+    return Rows.concatenated(list(every))
 
 
 def evaluated(trainer: Trainer, rows: Rows) -> float:

@@ -28,7 +28,7 @@ os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["PYTHONPATH"] = str(ROOT / "platform")
 
 from data.prepared_factory import write_prepared
-from raymill.data.store.manifest import Prepared, load_prepared
+from raymill.data.store.manifest import PreparedData, load_prepared
 from raymill.data.store.order import Order, SourceShape
 from raymill.data.store.stream import RankStream, StreamSpec, build_iterators, read_rows
 
@@ -73,7 +73,7 @@ def stream_rows_per_s(spec: StreamSpec) -> float:
     return rows / (time.perf_counter() - began)
 
 
-def order_of(prepared: Prepared) -> Order:
+def order_of(prepared: PreparedData) -> Order:
     shards = tuple(shard.rows for shard in prepared.manifest.splits["train"].shards)
     return Order([SourceShape("bench", 1.0, GROUP, shards)], 1, WINDOW)
 

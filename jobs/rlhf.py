@@ -12,7 +12,7 @@ from raymill.config.entry import main
 def run(job):
     """Align by reinforcement learning; return the exit code."""
     # Imported late, so that --help and a refused configuration answer at once.
-    from raymill.cluster.placement import reserved
+    from raymill.cluster.placement import reserve_actors
     from raymill.cluster.session import connect, warm_up
     from raymill.driver.reward_resolution import (
         actor_resources,
@@ -49,7 +49,7 @@ def run(job):
         if checkpoint is not None:
             return finish_again(resolved, checkpoint)
         actors = actor_resources(job)
-        with connect(job.cluster, job.run, actors), reserved(actors) as placement:
+        with connect(job.cluster, job.run, actors), reserve_actors(actors) as placement:
             resolved = place_actors(job, parent, resolved, placement)
             with training_session(resolved, lease, actors) as session:
                 status = session.train()

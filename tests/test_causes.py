@@ -1,4 +1,4 @@
-"""A failure is told by its innermost cause, whatever libraries have wrapped around it."""
+"""A failure is reported by its innermost cause, whatever libraries have wrapped around it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def stored(error: BaseException) -> RayTaskError:
 
 
 def of_a_task(error: BaseException) -> RayTaskError:
-    """As it arrives in another process."""
+    """Return a task's error as it arrives in another process."""
     return stored(error).as_instanceof_cause()
 
 
@@ -102,7 +102,7 @@ def test_what_ray_torch_and_python_wrap() -> None:
         (RuntimeError("Error building extension 'shm': c++ a.cpp\na.cpp:3:10: fatal error: no header\n"),
          "RuntimeError: a.cpp:3:10: fatal error: no header"),
         (KeyError("x"), "KeyError: 'x'"),
-        (ValueError(), "ValueError: it said nothing"),
+        (ValueError(), "ValueError: no message"),
         (ValueError("x" * 9 * LONGEST), f"ValueError: {'x' * (LONGEST - 14)} …"),
         (ConfigError(["no such key", "no such value"]),
          "ConfigError: 2 problems in the configuration: 1. no such key 2. no such value"),
@@ -138,7 +138,7 @@ def test_circles_end() -> None:
 
 @pytest.mark.usefixtures("ray_session")
 def test_errors_as_ray_delivers_them() -> None:
-    """From a task, from one that waited for another, from an actor that couldn't be made, from Ray Data, and
+    """Errors of a task, of one that waited, from an actor that couldn't be made, from Ray Data, and
     where the class can't be sent."""
 
     @ray.remote

@@ -16,7 +16,7 @@ from raymill.config import load
 from raymill.config.compose import of_kind
 from raymill.data.text.globs import matches
 from raymill.errors import DataError
-from raymill.redaction import job_command, override, typed_command, with_more
+from raymill.redaction import append_arguments, job_command, override, typed_command
 from raymill.report.page import _commands
 
 
@@ -45,7 +45,7 @@ def test_suggested_commands_are_understood(
     assert loaded(use.splitlines()[1]).model == str(folder)
     assert go_on.splitlines()[1] == "python jobs/sft.py train.steps=9"
     monkeypatch.setattr(sys, "argv", ["jobs/pretrain.py", root, "tracking.uri=http://u:secret@h"])
-    typed = with_more(typed_command(), "train.steps=500")
+    typed = append_arguments(typed_command(), "train.steps=500")
     job = loaded(typed)
     assert job.storage.root == str(folder) and job.train.steps == 500
     assert "add them" in typed and "secret" not in typed

@@ -23,13 +23,13 @@ from data.prepared_factory import write_prepared
 from engine.alignment_probe import VOCAB, write_parent
 from faults.weather import Weather
 from raymill import reading
-from raymill.checkpoint.commit import _is_there
+from raymill.checkpoint.commit import _is_committed
 from raymill.checkpoint.fence import advance_fence, check_fence, raise_fence, writing_folder
+from raymill.checkpoint.fencing_tokens import FolderTokens
 from raymill.checkpoint.fragments import FragmentReader, read_index
 from raymill.checkpoint.manifest import INDEX_NAME, MANIFEST_NAME, verify
 from raymill.checkpoint.resume import newest_verified
 from raymill.checkpoint.retention import REGISTERED_NAME, committed_steps, registered_checkpoints
-from raymill.checkpoint.tokens import LinkedTokens
 from raymill.config import load
 from raymill.data.chat.questions import Question, read_questions, write_questions
 from raymill.data.demo.stdlib_corpus import read as read_stdlib
@@ -45,8 +45,9 @@ from raymill.data.store.manifest import (
 )
 from raymill.data.store.shards import read_row_group
 from raymill.data.text import records, sources
-from raymill.data.text.inputs_check import piece_sha256
-from raymill.data.text.records import Reading, read_records
+from raymill.data.text.documents import DocumentParser
+from raymill.data.text.inputs_check import range_sha256
+from raymill.data.text.records import read_records
 from raymill.data.text.sources import find_files, plan_units
 from raymill.data.text.unit import UNITS_FOLDER, Settings, finished, run_unit
 from raymill.driver.generation import _read_prompt
@@ -136,7 +137,7 @@ def the_newest_checkpoint(place: Path) -> Case:
 def a_checkpoint_to_be_replaced(place: Path) -> Case:
     directory = save(place, 1)
     digest = verify(directory).digest
-    return Case(directory / MANIFEST_NAME, lambda: _is_there(directory, digest), False)
+    return Case(directory / MANIFEST_NAME, lambda: _is_committed(directory, digest), False)
 
 
 @case
@@ -196,7 +197,7 @@ def a_folder_of_fences(place: Path) -> Case:
 def a_lease(place: Path) -> Case:
     from raymill.checkpoint.lease import this_process
 
-    tokens, holder = LinkedTokens(place / "lease"), this_process()
+    tokens, holder = FolderTokens(place / "lease"), this_process()
     assert tokens.claim(1, holder)
     return Case(place / "lease" / "00000001.json", tokens.newest, (1, None))
 
@@ -274,13 +275,13 @@ def a_book_of_prompts(place: Path) -> Case:
 
 # Raw inputs.
 
-READER = Reading(text_column="text", group_column=None, fraction=0.5, seed=1)
+READER = DocumentParser(text_column="text", group_column=None, fraction=0.5, seed=1)
 TEXTS = [f"text number {number}" for number in range(200)]
 LINES = b"".join(json.dumps({"text": text}).encode() + b"\n" for text in TEXTS)
 
 
 def input_case(path: Path, damaged: Any = DataError) -> Case:
-    [piece] = sources._pieces(find_files([str(path.parent)], "data.path"), 1 << 26)
+    [piece] = sources._cut(find_files([str(path.parent)], "data.path"), 1 << 26)
     return Case(path, lambda: list(read_records(piece, READER, hashlib.sha256())), damaged)
 
 
@@ -314,28 +315,28 @@ def an_arrow_input(place: Path) -> Case:
 def a_parquet_input_that_is_planned(place: Path) -> Case:
     pq.write_table(pa.table({"text": TEXTS}), place / "a.parquet")
     [file] = find_files([str(place)], "data.path")
-    return Case(place / "a.parquet", lambda: list(sources._pieces([file], 1 << 26)), DataError)
+    return Case(place / "a.parquet", lambda: list(sources._cut([file], 1 << 26)), DataError)
 
 
 @without_bytes
 def lines_that_are_planned(place: Path) -> Case:
     (place / "a.jsonl").write_bytes(LINES)
     [file] = find_files([str(place)], "data.path")
-    return Case(place / "a.jsonl", lambda: list(sources._pieces([file], 1000)))
+    return Case(place / "a.jsonl", lambda: list(sources._cut([file], 1000)))
 
 
 @without_bytes
 def a_bad_lines_number(place: Path) -> Case:
     (place / "a.jsonl").write_bytes(LINES)
-    *_, piece = sources._pieces(find_files([str(place)], "data.path"), 1000)
-    return Case(place / "a.jsonl", lambda: records._first_line(piece))
+    *_, piece = sources._cut(find_files([str(place)], "data.path"), 1000)
+    return Case(place / "a.jsonl", lambda: records.first_line_number(piece))
 
 
 @without_bytes
 def an_inputs_digest(place: Path) -> Case:
     (place / "a.jsonl").write_bytes(LINES)
     [piece] = find_files([str(place)], "data.path")
-    return Case(place / "a.jsonl", lambda: piece_sha256(piece))
+    return Case(place / "a.jsonl", lambda: range_sha256(piece))
 
 
 def folder_case(place: Path, pattern: str) -> Case:
@@ -619,7 +620,7 @@ def a_folder_to_upload(place: Path) -> Case:
     (place / "logs").mkdir()
     (place / "logs" / "rank.log").write_text("x")
     mirror = Mirror(Bucket("memory://"), place)
-    return Case(place / "logs", lambda: sorted(mirror._kept()))
+    return Case(place / "logs", lambda: sorted(mirror._files()))
 
 
 @without_bytes

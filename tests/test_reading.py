@@ -1,4 +1,4 @@
-"""What the storage refuses is tried again and then blamed on the storage; all else goes to the reader."""
+"""Refusals of the storage are retried and then reported as such; other errors reach the reader."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_parsers_complaint_about_bytes_is_its_own(tmp_path: Path, pauses: list
 
 
 def hidden(inner: OSError) -> OSError:
-    """As transformers says what it met."""
+    """Hide an error in the way that transformers does."""
     try:
         try:
             raise inner

@@ -123,7 +123,7 @@ def test_a_command_is_repeated_without_secrets(monkeypatch: pytest.MonkeyPatch) 
 def test_an_object_store_takes_no_secrets_from_its_address(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Its clients ignore them; they'd only be repeated."""
+    """Clients ignore them, and would only repeat them."""
     for root in ("s3://key:SE/CRET@bucket/path", "az://container/path?sig=SECRET"):
         code = main("pretrain", lambda job: 0, [f"storage.root={root}", "experiment=tiny"])
         assert code == EXIT_REFUSED

@@ -1,5 +1,5 @@
-"""Writing files so that they are either wholly there or not there at all, also after a power cut; and one
-writer at a time."""
+"""Durable files: written completely or not at all, even across a power cut; and locked for one
+writer."""
 
 from __future__ import annotations
 
@@ -17,8 +17,12 @@ from typing import Any
 from raymill.errors import DataError
 from raymill.reading import opened
 
+# A parsed JSON object.
+JsonObject = dict[str, Any]
+
 _CHUNK_BYTES = 8 * 2**20
-_PIECE_BYTES = 2**18  # one that stays in the processor's cache while it is digested
+# Small enough to stay in the processor's cache while it is hashed.
+_PIECE_BYTES = 2**18
 
 
 def fsync_path(path: Path) -> None:
@@ -31,13 +35,16 @@ def fsync_path(path: Path) -> None:
 
 
 @contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """A temporary sibling to write, which is flushed and takes `path`'s place when the block ends; an error
-    leaves what was there."""
+def atomic_replacement(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling to write, which is flushed and replaces `path` when the block ends.
+
+    An error leaves the existing file unchanged.
+    """
     temporary = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex[:8]}")
     try:
         yield temporary
         fsync_path(temporary)
+        # A rename within a folder is atomic; its data must be on the disk first.
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -46,12 +53,13 @@ def replaced(path: Path) -> Iterator[Path]:
 
 def write_atomic(path: Path, text: str) -> None:
     """Write `text` to a temporary sibling, flush it, and rename it over `path`."""
-    with replaced(path) as temporary:
+    with atomic_replacement(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def cut_torn_line(path: Path) -> None:
-    """Make a file of lines end with a whole one: what a killed writer left of its last line goes."""
+    """Truncate a file of lines after its last complete line, which a killed writer may have left
+    torn."""
     try:
         stream = path.open("r+b")
     except FileNotFoundError:
@@ -59,22 +67,23 @@ def cut_torn_line(path: Path) -> None:
     with stream:
         end = stream.seek(0, os.SEEK_END)
         while end:
-            begin = max(0, end - _CHUNK_BYTES)
-            stream.seek(begin)
-            newline = stream.read(end - begin).rfind(b"\n")
+            start = max(0, end - _CHUNK_BYTES)
+            stream.seek(start)
+            # The file is searched from its end, since only its last line may be torn.
+            newline = stream.read(end - start).rfind(b"\n")
             if newline >= 0:
-                stream.truncate(begin + newline + 1)
+                stream.truncate(start + newline + 1)
                 return
-            end = begin
+            end = start
         stream.truncate(0)
 
 
 @contextmanager
-def only_one(folder: Path, refusal: str) -> Iterator[None]:
-    """Hold the folder's lock; the kernel frees it when the process dies, however it dies.
+def exclusive_lock(folder: Path, refusal: str) -> Iterator[None]:
+    """Hold the folder's lock; the kernel releases it when the process dies, however it dies.
 
     Raises:
-        DataError: another process holds it; says `refusal`.
+        DataError: another process holds it; the message is `refusal`.
     """
     with (folder / ".lock").open("w") as lock:
         try:
@@ -85,7 +94,7 @@ def only_one(folder: Path, refusal: str) -> Iterator[None]:
 
 
 def sha256_file(path: Path) -> str:
-    """Hex digest of a file's bytes, read in pieces so that memory stays flat."""
+    """Return the hex digest of a file's bytes, which are read in pieces."""
     digest = hashlib.sha256()
     piece = memoryview(bytearray(_PIECE_BYTES))
     with opened(path) as stream:
@@ -95,23 +104,24 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_files(paths: Sequence[Path]) -> list[str]:
-    """Hex digests of files, a few at a time."""
+    """Return the hex digests of files, a few at a time."""
     with ThreadPoolExecutor(max_workers=4) as pool:
         return list(pool.map(sha256_file, paths))
 
 
-def canonical_json(value: Any) -> str:
-    """The one spelling of a JSON value that digests are taken of: sorted keys, no spaces, no NaN."""
+def canonical_json(value: object) -> str:
+    """Return the canonical form of a JSON value, of which digests are taken: sorted keys, no
+    spaces, no NaN."""
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
 
 
 def sha256_text(text: str) -> str:
-    """Hex digest of a text's UTF-8 bytes."""
+    """Return the hex digest of a text's UTF-8 bytes."""
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
-def sha256_json(value: Any) -> str:
-    """Hex digest of a JSON value, independent of key order."""
+def sha256_json(value: object) -> str:
+    """Return the hex digest of a JSON value, independent of key order."""
     return sha256_text(canonical_json(value))

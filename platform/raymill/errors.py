@@ -1,6 +1,6 @@
-"""One exception family, so that a job's entry point can tell "the user must act" from "we have a bug".
+"""Exceptions for which a user must act, apart from those that reveal a bug.
 
-Every message says what was expected, what was found, where, and what to do about it.
+Every message says what was expected, what was found, where, and how to fix it.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from typing import TypeGuard
 
 
 class RaymillError(Exception):
-    """Base of every error that Raymill raises on purpose; its message is meant for the user."""
+    """Base of every error that Raymill raises on purpose; its message is written for the user."""
 
-    agreed = False  # whether all ranks of a run raise it, each by itself
+    # Whether every rank of a run raises the error, each by itself.
+    on_every_rank = False
 
 
 class ConfigError(RaymillError):
-    """The configuration can't be run. Holds all problems found, not only the first."""
+    """Configuration that can't be run. Holds all problems, not only the first."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
@@ -30,7 +31,7 @@ class ConfigError(RaymillError):
 
 
 class DataError(RaymillError):
-    """Input text or a prepared shard is missing, damaged, or not what its manifest says."""
+    """Input text or a prepared shard is missing, damaged, or doesn't match its manifest."""
 
 
 class CheckpointError(RaymillError):
@@ -38,32 +39,34 @@ class CheckpointError(RaymillError):
 
 
 class NonFiniteError(RaymillError):
-    """A loss or gradient was NaN or infinite; raised on every rank before the update."""
+    """A loss or gradient is NaN or infinite; raised on every rank before the update."""
 
-    agreed = True
+    on_every_rank = True
 
 
 class RewindError(RaymillError):
-    """The run is to go on from its last checkpoint, past what came after it; raised on every rank."""
+    """The run must continue from its last checkpoint, without the samples after it; raised on every
+    rank."""
 
-    agreed = True
+    on_every_rank = True
 
 
 class TrackingError(RaymillError):
-    """The tracking server or model registry did not do what was asked; never raised during training."""
+    """The tracking server or model registry failed a request; never raised during training."""
 
 
 class ClusterError(RaymillError):
-    """Ray can't be reached, or it hasn't what the job asks for."""
+    """Ray can't be reached, or lacks the resources that the job needs."""
 
 
 class StorageError(RaymillError):
-    """Storage did not do what was asked: an object store, or a file system that a file can't be read from.
+    """Storage failed: an object store, or a file system from which a file can't be read.
 
-    It counts as lost infrastructure: what was to be read is none the worse for it, and is read in a later try.
+    It counts as lost infrastructure: the data itself may be whole, and a later try reads it.
     """
 
 
 def ends_run(error: BaseException) -> TypeGuard[RaymillError]:
-    """Tell whether another try would meet the same error; storage that is away may be back by then."""
+    """Return whether another try would meet the same error, unlike with storage, which may
+    recover."""
     return isinstance(error, RaymillError) and not isinstance(error, StorageError)

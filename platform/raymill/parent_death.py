@@ -1,4 +1,4 @@
-"""Processes that end with the one that started them, and that it may look into."""
+"""Processes that end with their parent, and that it may inspect."""
 
 from __future__ import annotations
 
@@ -13,15 +13,20 @@ _SET_PTRACER = 0x59616D61
 
 
 def die_with(parent: int) -> None:
-    """Be killed when the parent dies, however busy or stopped; elsewhere than on Linux other signs must do."""
+    """Let the kernel kill this process when its parent dies, even if it is busy or stopped; Linux
+    only."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it died before the line above
+    # The parent may have died before the call above.
+    if os.getppid() != parent:
         os._exit(0)
 
 
 def show_stack_to(process: int) -> None:
-    """Let a process, and those it starts, read this one's stack, where Yama asks for leave
-    (`kernel.yama.ptrace_scope=1`); a kernel without it refuses the call, and nothing is lost."""
+    """Let a process and its children read this process's stack.
+
+    Yama requires permission for that (`kernel.yama.ptrace_scope=1`); a kernel without Yama rejects
+    the call, which does no harm.
+    """
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(_SET_PTRACER, process, 0, 0, 0)

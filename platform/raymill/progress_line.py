@@ -1,6 +1,8 @@
-"""One line that says how far a job is: moving on a terminal, repeated every few seconds elsewhere.
+"""Progress of a job in one line: updated in place on a terminal, repeated every few seconds
+elsewhere.
 
-Moving lines would break the logs of submitted jobs, so there the same text comes as plain lines.
+Moving lines would break the logs of submitted jobs, so the same text is printed there as plain
+lines.
 """
 
 from __future__ import annotations
@@ -15,10 +17,10 @@ from rich.text import Text
 
 
 class ProgressLine:
-    """Use as a context manager around the work; `show` may be called as often as one likes.
+    """Context manager around the work; `show` may be called as often as convenient.
 
-    Elsewhere than on a terminal the first plain line comes at once, or, with `patient`, after
-    `plain_every_s` like the others: what ends before says nothing.
+    Elsewhere than on a terminal the first plain line is printed at once, or, with `patient`, after
+    `plain_every_s` like the others, so that short work prints nothing.
     """
 
     def __init__(
@@ -27,7 +29,7 @@ class ProgressLine:
         self.console = console or Console()
         self._live = Live(console=self.console, refresh_per_second=4, transient=True)
         self._plain_every_s = plain_every_s
-        self._said = time.monotonic() - (0.0 if patient else plain_every_s)
+        self._last_printed = time.monotonic() - (0.0 if patient else plain_every_s)
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
@@ -44,21 +46,22 @@ class ProgressLine:
             self._live.stop()
 
     def say(self, text: str) -> None:
-        """A plain line that stays; a long path in it stays one line that can be copied."""
+        """Print a plain line that stays; a long path in it isn't wrapped, so that it can be
+        copied."""
         self.console.print(Text(text), soft_wrap=True)
 
     def wait(self, text: str) -> None:
-        """What is being waited for; it doesn't count as a plain line of progress."""
+        """Report a wait; it doesn't count as a plain line of progress."""
         if self.console.is_terminal:
             self._live.update(Text(text, style="dim"))
         else:
             self.say(text)
 
     def show(self, text: str) -> None:
-        """The line's new text."""
+        """Update the text of the line."""
         now = time.monotonic()
         if self.console.is_terminal:
             self._live.update(Text(text, no_wrap=True, overflow="ellipsis"))
-        elif now - self._said >= self._plain_every_s:
-            self._said = now
+        elif now - self._last_printed >= self._plain_every_s:
+            self._last_printed = now
             self.say(text)

@@ -1,9 +1,10 @@
-"""Reading from storage that may not answer: tried again with back-off, and then a StorageError.
+"""Read from storage that may not answer: retry with back-off, and then raise StorageError.
 
-Bytes that differ from those that were written are damage, which whoever reads them names. Bytes that can't
-be read say nothing about a file: a server was away, a handle went stale, a node lost its disk. Both reach
-Python as an OSError, so every reader goes through here: the OSErrors that are left for it to see are those of
-a missing file (`MISSING`) and a parser's own (Arrow's, gzip's), which are about bytes that were read.
+Bytes that differ from those written are damage, and their reader reports it. Bytes that can't be
+read say nothing about a file: a server was away, a handle went stale, a node lost its disk. Python
+raises OSError for both, so every reader uses this module: the OSErrors that are left for a reader
+are those of a missing file (`MISSING`) and a parser's own (Arrow's, gzip's), about bytes that were
+read.
 """
 
 from __future__ import annotations
@@ -19,36 +20,43 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from raymill.errors import DataError, StorageError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 T = TypeVar("T")
 
 TRIES = 5
-PAUSE_S = 0.25  # before the second try, doubled before each one after it
-# There is no such file, which a try later doesn't change: left to the reader to name.
+# Seconds before the second try; doubled before each later one.
+PAUSE_S = 0.25
+# A later try doesn't create a missing file, so the reader reports it.
 MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _MISSING = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
-# Nor does it change these.
+# A later try doesn't change these either.
 _LASTING = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
 _RUST = re.compile(r"\(os error (\d+)\)")
 
 
 def retried(path: Path, read: Callable[[], T], *, parses: bool = False) -> T:
-    """Return what `read` makes of `path`, and call it again while the storage doesn't answer.
+    """Return the result of `read`, and call it again while the storage doesn't answer.
 
-    With `parses`, `read` is a library's that raises OSErrors about bytes, too: those have no number.
+    With `parses`, `read` is a library's function that also raises OSErrors about bytes: those have
+    no error number.
 
     Raises:
-        StorageError: the storage didn't answer in all tries, or refuses; nothing is known of the bytes.
-        OSError: one of `MISSING`, or a parser's own, as it was raised.
+        StorageError: the storage didn't answer in all tries, or refuses; nothing is known about the
+            bytes.
+        OSError: one of `MISSING`, or a parser's own, unchanged.
     """
     for left in reversed(range(TRIES)):
         try:
             return read()
         except OSError as error:
             number = _refusal(error) if parses else _number(error)
+            # Another try wouldn't change these.
             if number in _MISSING or number is None:
                 raise
             if not left or number in _LASTING:
@@ -58,23 +66,25 @@ def retried(path: Path, read: Callable[[], T], *, parses: bool = False) -> T:
 
 
 def _number(error: OSError) -> int:
-    """Return what the storage refused with, however little the error says."""
+    """Return the number of the storage's refusal, even if the error doesn't carry one."""
     return error.errno or (errno.ENOENT if isinstance(error, MISSING) else errno.EIO)
 
 
 def _refusal(error: OSError) -> int | None:
-    """Return what the storage refused a library with; None where the library complains about bytes."""
-    found: BaseException | None = error
-    while found is not None:
-        if isinstance(found, OSError):
-            if found.errno is not None or isinstance(found, TimeoutError | ConnectionError):
-                return _number(found)
-            if rust := _RUST.search(str(found)):
+    """Return the number of the storage's refusal of a library; None where the library complains
+    about bytes."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, OSError):
+            if inner.errno is not None or isinstance(inner, TimeoutError | ConnectionError):
+                return _number(inner)
+            if rust := _RUST.search(str(inner)):
                 return int(rust[1])
-            if isinstance(found, FileNotFoundError):
-                return errno.EIO  # safetensors says so of whatever it can't open
-        # transformers hides what it met behind an OSError of its own.
-        found = found.__cause__ or found.__context__
+            if isinstance(inner, FileNotFoundError):
+                # safetensors raises this error for any file that it can't open.
+                return errno.EIO
+        # transformers hides the cause behind an OSError of its own.
+        inner = inner.__cause__ or inner.__context__
     return None
 
 
@@ -82,13 +92,13 @@ def _unreadable(path: Path, error: OSError, number: int) -> str:
     reason = error.strerror or str(error).strip().partition("\n")[0] or os.strerror(number)
     where = f" ({error.filename})" if error.filename and str(error.filename) != str(path) else ""
     return (
-        f"{path} can't be read{where}: {reason}. That says nothing about its bytes, which may be whole: run "
-        "the same command again when the storage answers"
+        f"{path} can't be read{where}: {reason}. The file itself may be whole: run the same command again "
+        "when the storage answers"
     )
 
 
 class _PatientFile(io.RawIOBase):
-    """A file whose reads are tried again, from a new descriptor each time: a stale one stays stale."""
+    """File whose reads are retried, each time from a new descriptor: a stale one stays stale."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -100,8 +110,8 @@ class _PatientFile(io.RawIOBase):
     def _reopened(self) -> tuple[int, int, int]:
         self._drop()
         self._file = io.FileIO(self._path)
-        found = os.fstat(self._file.fileno())
-        return found.st_ino, found.st_size, found.st_mtime_ns
+        state = os.fstat(self._file.fileno())
+        return state.st_ino, state.st_size, state.st_mtime_ns
 
     def _drop(self) -> None:
         if self._file is not None:
@@ -123,15 +133,15 @@ class _PatientFile(io.RawIOBase):
         self._position = base + offset
         return self._position
 
-    def readinto(self, buffer: Any) -> int:
+    def readinto(self, buffer: WriteableBuffer) -> int:
         count = retried(self._path, lambda: self._read(buffer))
         self._position += count
         return count
 
-    def _read(self, buffer: Any) -> int:
+    def _read(self, buffer: WriteableBuffer) -> int:
         if self._file is None and self._reopened() != self._state:
             raise StorageError(f"{self._path} was replaced while it was read; try again")
-        assert self._file is not None
+        assert self._file is not None, "the file is open after `_reopened`"
         try:
             return os.preadv(self._file.fileno(), [buffer], self._position)
         except OSError:
@@ -144,32 +154,35 @@ class _PatientFile(io.RawIOBase):
 
 
 def user_path(text: str) -> Path:
-    """Return a path as a user writes it; `~` is the home folder, and `~nobody` a name like any other."""
+    """Return the path that a user wrote; `~` is the home folder, but `~nobody` is an ordinary
+    name."""
     return Path(os.path.expanduser(text))
 
 
 def opened(path: Path) -> io.BufferedReader:
-    """A file to read from front to back, however long it takes.
+    """Open a file to read it from front to back, however long that takes.
 
     Raises:
-        StorageError: it can't be opened; and from its methods, it can't be read on.
+        StorageError: it can't be opened; its methods raise it when reading fails.
         OSError: one of `MISSING`.
     """
+    # A larger buffer than usual, because each read may be a request to a server.
     return io.BufferedReader(_PatientFile(path), 1 << 17)
 
 
 def read_bytes(path: Path) -> bytes:
-    """A file's bytes, all of one version. Raises as `retried` does."""
+    """Read a file's bytes, all of one version. Raises as `retried` does."""
     return retried(path, path.read_bytes)
 
 
 def read_text(path: Path) -> str:
-    """A file's text in UTF-8, without a byte order mark. Raises as `retried` does, and UnicodeDecodeError."""
+    """Read a file's text in UTF-8, without a byte order mark. Raises as `retried` does, and
+    UnicodeDecodeError."""
     return read_bytes(path).decode("utf-8-sig")
 
 
 def read_json(path: Path, missing: Any = None) -> Any:
-    """The JSON value that a file holds; `missing` where there is no file.
+    """Read the JSON value in a file; return `missing` where there is no file.
 
     Raises:
         DataError: the file isn't JSON.
@@ -186,9 +199,9 @@ def read_json(path: Path, missing: Any = None) -> Any:
 
 
 def status(path: Path) -> os.stat_result | None:
-    """Return what the file system says of a path, None where there is nothing.
+    """Return the file system's record of a path, None where there is nothing.
 
-    Raises StorageError where that isn't known: `Path.exists` and its kin take it for nothing.
+    Raises StorageError where that isn't known; `Path.exists` and the like would return False.
     """
     try:
         return retried(path, path.stat)
@@ -197,22 +210,22 @@ def status(path: Path) -> os.stat_result | None:
 
 
 def is_file(path: Path) -> bool:
-    """Tell whether there is a file. Raises StorageError where that isn't known."""
-    found = status(path)
-    return found is not None and stat.S_ISREG(found.st_mode)
+    """Return whether there is a file. Raises StorageError where that isn't known."""
+    state = status(path)
+    return state is not None and stat.S_ISREG(state.st_mode)
 
 
 def is_folder(path: Path) -> bool:
-    """Tell whether there is a folder. Raises StorageError where that isn't known."""
-    found = status(path)
-    return found is not None and stat.S_ISDIR(found.st_mode)
+    """Return whether there is a folder. Raises StorageError where that isn't known."""
+    state = status(path)
+    return state is not None and stat.S_ISDIR(state.st_mode)
 
 
 def entries(folder: Path) -> list[Path]:
-    """List what lies in a folder, by name; nothing where there is no such folder.
+    """List the entries of a folder, by name; none where there is no such folder.
 
     Raises:
-        StorageError: it can't be listed; `Path.glob` and `os.walk` leave such folders out in silence.
+        StorageError: it can't be listed; `Path.glob` and `os.walk` skip such folders silently.
     """
     try:
         return [folder / name for name in sorted(retried(folder, lambda: os.listdir(folder)))]
@@ -223,8 +236,9 @@ def entries(folder: Path) -> list[Path]:
 def files_below(
     folder: Path, wanted: Callable[[Path], bool] = lambda _: True, links: bool = False
 ) -> Iterator[Path]:
-    """All files below a folder; folders that aren't `wanted` aren't looked into. With `links`, linked folders
-    are, unless what they link to is seen anyhow.
+    """Yield all files below a folder, without entering folders that aren't `wanted`.
+
+    With `links`, linked folders are entered too, unless their target is visited anyway.
 
     Raises:
         StorageError: a folder can't be listed.
@@ -232,24 +246,25 @@ def files_below(
     pending, linked = [folder], list[Path]()
     seen: set[tuple[int, int]] = set()
     while pending or linked:
-        # Linked ones last: what lies below the folder itself keeps its own name.
+        # Linked folders come last, so that files below the folder itself keep their own names.
         here = pending.pop() if pending else linked.pop(0)
         if links:
-            found = status(here)
-            if found is None or (found.st_dev, found.st_ino) in seen:
+            state = status(here)
+            if state is None or (state.st_dev, state.st_ino) in seen:
                 continue
-            seen.add((found.st_dev, found.st_ino))
-        for path, is_link, is_directory in retried(here, partial(_scanned, here)):
+            seen.add((state.st_dev, state.st_ino))
+        for path, is_link, is_directory in retried(here, partial(_scan, here)):
             if not is_directory:
                 yield path
             elif wanted(path) and (links or not is_link):
                 (linked if is_link else pending).append(path)
 
 
-def _scanned(folder: Path) -> list[tuple[Path, bool, bool]]:
-    """(path, whether it is a link, whether it is or links to a folder) by name."""
+def _scan(folder: Path) -> list[tuple[Path, bool, bool]]:
+    """Return (path, whether it is a link, whether it is or links to a folder), sorted by name."""
     try:
-        with os.scandir(folder) as found:
-            return sorted((folder / one.name, one.is_symlink(), one.is_dir()) for one in found)
+        with os.scandir(folder) as scan:
+            return sorted((folder / item.name, item.is_symlink(), item.is_dir()) for item in scan)
+    # The folder was deleted meanwhile.
     except MISSING:
-        return []  # it was deleted meanwhile
+        return []

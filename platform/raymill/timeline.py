@@ -1,5 +1,8 @@
-"""Records when a start reached which point, for `bench/start.py`: a line per mark in the file that
-RAYMILL_TIMELINE names, nothing where it names none."""
+"""Record the progress of a start, for `bench/start.py`.
+
+Each mark is one line in the file that RAYMILL_TIMELINE names; without the variable, nothing is
+recorded.
+"""
 
 from __future__ import annotations
 

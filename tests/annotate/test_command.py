@@ -147,7 +147,7 @@ def test_judgements_are_kept_in_an_object_store(
     rows = exported(tmp_path / "here")
     capsys.readouterr()
     assert run(load("rank", [*there, "judge=length"])) == 0
-    assert f"fetching {uri}/rankings/mine" in capsys.readouterr().out
+    assert f"downloading {uri}/rankings/mine" in capsys.readouterr().out
     assert exported(tmp_path / "there") == rows
     assert run(load("rank", [*there, "judge=answer_f1"])) == 0
     shutil.rmtree(tmp_path / "here")
@@ -160,7 +160,7 @@ def test_judgements_are_kept_in_an_object_store(
     assert exported(tmp_path / "here") == exported(tmp_path / "there") != newest
     # On both at once: neither is lost.
     with monkeypatch.context() as patch:
-        patch.setattr("raymill.annotate.command.take_newest", lambda *_: None)
+        patch.setattr("raymill.annotate.command.pull_newest", lambda *_: None)
         assert run(load("rank", [*here, "judge=length", "prompts=6"])) == 0
         patch.setattr("raymill.annotate.command.push_newest", lambda *_: None)
         assert run(load("rank", [*there, "judge=length", "judge_noise=0.2", "prompts=6"])) == 0

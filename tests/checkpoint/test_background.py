@@ -1,4 +1,4 @@
-"""Commits behind the training: one at a time, tried again, and their outcome told."""
+"""Commits in the background: one at a time, retried, and their outcome reported."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def test_training_goes_on_while_it_is_written(tmp_path: Path) -> None:
     raise_fence(tmp_path, 0)
     told: list[Path] = []
     commits = BackgroundCommits(tmp_path, Alone(), told.append)
-    commits.begin(manifest(2), SHAPES, slowly())
-    assert commits.take(wait=False) is None
+    commits.start(manifest(2), SHAPES, slowly())
+    assert commits.take_outcome(wait=False) is None
     with pytest.raises(AssertionError, match="take the outcome"):
-        commits.begin(manifest(3), SHAPES, fragments(3))
+        commits.start(manifest(3), SHAPES, fragments(3))
     written.set()
-    outcome = commits.take(wait=True)
+    outcome = commits.take_outcome(wait=True)
     assert outcome is not None
     assert outcome.directory is not None
     assert told == [outcome.directory]
@@ -50,7 +50,7 @@ def test_training_goes_on_while_it_is_written(tmp_path: Path) -> None:
     assert verify(outcome.directory).step == 2
     reader = FragmentReader(outcome.directory, read_index(outcome.directory / INDEX_NAME))
     assert np.array_equal(reader.read("exp_avg", "b"), state(2)["b"]["exp_avg"])
-    assert commits.take(wait=True) is None
+    assert commits.take_outcome(wait=True) is None
 
 
 class Failing(Alone):
@@ -69,8 +69,8 @@ class Failing(Alone):
 def test_what_fails_for_a_moment_is_tried_again(tmp_path: Path) -> None:
     raise_fence(tmp_path, 0)
     commits = BackgroundCommits(tmp_path, Failing(background.TRIES - 1), lambda path: None)
-    commits.begin(manifest(1), SHAPES, fragments(1))
-    outcome = commits.take(wait=True)
+    commits.start(manifest(1), SHAPES, fragments(1))
+    outcome = commits.take_outcome(wait=True)
     assert outcome is not None
     assert outcome.error is None
     assert verify(tmp_path / "step-00000001").step == 1
@@ -79,13 +79,13 @@ def test_what_fails_for_a_moment_is_tried_again(tmp_path: Path) -> None:
 def test_what_keeps_failing_is_told_and_the_next_one_may_succeed(tmp_path: Path) -> None:
     raise_fence(tmp_path, 0)
     commits = BackgroundCommits(tmp_path, Failing(background.TRIES), lambda path: None)
-    commits.begin(manifest(1), SHAPES, fragments(1))
-    outcome = commits.take(wait=True)
+    commits.start(manifest(1), SHAPES, fragments(1))
+    outcome = commits.take_outcome(wait=True)
     assert outcome is not None
     assert isinstance(outcome.error, CheckpointError)
     assert "rank 1: OSError: away" in str(outcome.error)
-    commits.begin(manifest(2), SHAPES, fragments(2))
-    outcome = commits.take(wait=True)
+    commits.start(manifest(2), SHAPES, fragments(2))
+    outcome = commits.take_outcome(wait=True)
     assert outcome is not None
     assert outcome.directory == tmp_path / "step-00000002"
 
@@ -93,8 +93,8 @@ def test_what_keeps_failing_is_told_and_the_next_one_may_succeed(tmp_path: Path)
 def test_a_run_that_is_anothers_is_not_tried_again(tmp_path: Path) -> None:
     raise_fence(tmp_path, 1)
     commits = BackgroundCommits(tmp_path, Alone(), lambda path: None)
-    commits.begin(manifest(1), SHAPES, fragments(1))
-    outcome = commits.take(wait=True)
+    commits.start(manifest(1), SHAPES, fragments(1))
+    outcome = commits.take_outcome(wait=True)
     assert outcome is not None
     assert isinstance(outcome.error, FencedError)
 
@@ -106,22 +106,22 @@ def test_a_lost_rank_is_no_failed_checkpoint(tmp_path: Path) -> None:
 
     raise_fence(tmp_path, 0)
     commits = BackgroundCommits(tmp_path, Gone(), lambda path: None)
-    commits.begin(manifest(1), SHAPES, fragments(1))
+    commits.start(manifest(1), SHAPES, fragments(1))
     with pytest.raises(RuntimeError, match="closed by peer"):
-        commits.take(wait=True)
+        commits.take_outcome(wait=True)
 
 
 def test_it_leaves_the_cores_alone_until_somebody_waits(tmp_path: Path) -> None:
     raise_fence(tmp_path, 0)
     commits = BackgroundCommits(tmp_path, Alone(), lambda path: None, share=1e-9)
-    commits.begin(manifest(1), SHAPES, fragments(1))
+    commits.start(manifest(1), SHAPES, fragments(1))
     commits._thread.join(0.5)  # type: ignore[union-attr]
     assert commits.busy, "its rest after the first piece alone takes hours"
-    outcome = commits.take(wait=True)
+    outcome = commits.take_outcome(wait=True)
     assert outcome is not None
     assert verify(tmp_path / "step-00000001").step == 1
     # By now it knows how long the one before took, and how much time there is.
-    commits.begin(manifest(2), SHAPES, fragments(2))
+    commits.start(manifest(2), SHAPES, fragments(2))
     commits._thread.join(30)  # type: ignore[union-attr]
     assert not commits.busy
     assert verify(tmp_path / "step-00000002").step == 2

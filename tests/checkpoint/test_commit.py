@@ -1,4 +1,4 @@
-"""A checkpoint is whole or it doesn't exist; a damaged one is named and the one before it is used."""
+"""A checkpoint is whole or absent; a damaged one is reported, and the one before it is used."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from raymill.checkpoint.fragments import (
     read_index,
     write_fragments,
 )
-from raymill.checkpoint.manifest import INDEX_NAME, MANIFEST_NAME, Manifest, verify
+from raymill.checkpoint.manifest import INDEX_NAME, MANIFEST_NAME, CheckpointManifest, verify
 from raymill.checkpoint.resume import contradictions, find_fork, newest_verified, parse_fork
 from raymill.checkpoint.retention import (
-    Keep,
+    RetentionPolicy,
     apply_retention,
     committed_steps,
     remove_leftovers,
@@ -72,8 +72,8 @@ class RefusedByRankOne(Alone):
         return [value, "OSError: no space left on device"]  # type: ignore[list-item]
 
 
-def manifest(step: int) -> Manifest:
-    return Manifest(
+def manifest(step: int) -> CheckpointManifest:
+    return CheckpointManifest(
         step, step * 8, step * 80, 1, 1, {"optim.learning_rate": 0.1}, "c" * 64, ("d" * 64,),
         "t" * 64, None, None, {},
     )  # fmt: skip
@@ -111,7 +111,7 @@ def test_what_was_committed_is_read_back_bit_by_bit_and_by_ranges(tmp_path: Path
 
 
 def test_reading_holds_a_parameter_at_a_time_and_not_the_checkpoint(tmp_path: Path) -> None:
-    """Of 40 MiB in 13 parameters, the largest of 4 MiB, no more than twice the largest is ever in memory."""
+    """Read 40 MiB in 13 parameters, with at most twice the largest (4 MiB) in memory at any time."""
     largest, numel = 4 * 2**20, 2**20
     shapes = {"large": (numel,), **{f"small.{n}": (numel // 4,) for n in range(12)}}
     fragments = [
@@ -193,7 +193,7 @@ def test_when_none_verifies_the_run_is_not_silently_started_anew(tmp_path: Path)
 
 
 def left(folder: Path) -> list[str]:
-    """What lies there, but for the empty folder that is written in."""
+    """List the contents, except the empty folder for writing."""
     assert not list(writing_folder(folder, 0).iterdir())
     return sorted(path.name for path in folder.iterdir() if path != writing_folder(folder, 0))
 
@@ -226,7 +226,7 @@ def test_who_lost_the_run_commits_nothing_and_spoils_nothing(tmp_path: Path) -> 
 
 def test_a_writer_fenced_off_between_writing_and_renaming_commits_nothing(tmp_path: Path) -> None:
     class TakenOver(Alone):
-        """Between a rank's write and the vote, another process takes the run."""
+        """Group in which another process takes the run between a rank's write and the vote."""
 
         def gather(self, value: T) -> list[T]:
             raise_fence(tmp_path, 1)
@@ -278,7 +278,7 @@ def test_workers_of_before_commit_nothing_once_others_have_started(tmp_path: Pat
     of = [replace(manifest(2), start=start) for start in range(4)]
     second = advance_fence(tmp_path, 0, 2)
     assert [path.name for path in second.iterdir()] == ["half-written"]
-    with pytest.raises(FencedError, match="other workers have been started"):
+    with pytest.raises(FencedError, match="newer workers have been started"):
         commit(tmp_path, of[1], SHAPES, fragments, Alone())
     with pytest.raises(FencedError):
         advance_fence(tmp_path, 0, 1)
@@ -362,12 +362,25 @@ def test_a_damaged_checkpoint_makes_room_for_the_same_step(tmp_path: Path) -> No
 
 def test_retention() -> None:
     steps = list(range(10, 110, 10))
-    assert steps_to_delete(steps, Keep(2, 0), []) == steps[:-2]
-    assert steps_to_delete(steps, Keep(1, 50), []) == [10, 20, 30, 40, 60, 70, 80, 90]
-    assert 30 not in steps_to_delete(steps, Keep(2, 0), [30])
-    assert steps_to_delete(steps, Keep(0, 0), []) == steps[:-1], "the newest always stays"
-    assert steps_to_delete(steps, Keep(1, 0, before=45), []) == [10, 20, 30, 50, 60, 70, 80, 90]
-    assert steps_to_delete(steps, Keep(1, 0, before=5), []) == steps[:-1], "there is none before it"
+    assert steps_to_delete(steps, RetentionPolicy(2, 0), []) == steps[:-2]
+    assert steps_to_delete(steps, RetentionPolicy(1, 50), []) == [10, 20, 30, 40, 60, 70, 80, 90]
+    assert 30 not in steps_to_delete(steps, RetentionPolicy(2, 0), [30])
+    assert steps_to_delete(steps, RetentionPolicy(0, 0), []) == steps[:-1], (
+        "the newest always stays"
+    )
+    assert steps_to_delete(steps, RetentionPolicy(1, 0, before=45), []) == [
+        10,
+        20,
+        30,
+        50,
+        60,
+        70,
+        80,
+        90,
+    ]
+    assert steps_to_delete(steps, RetentionPolicy(1, 0, before=5), []) == steps[:-1], (
+        "there is none before it"
+    )
 
 
 def test_retention_on_disk_spares_protected_and_clears_leftovers(tmp_path: Path) -> None:
@@ -375,7 +388,7 @@ def test_retention_on_disk_spares_protected_and_clears_leftovers(tmp_path: Path)
         save(tmp_path, step)
     writing = writing_folder(tmp_path, 0)
     (writing / "step-00000009-abc").mkdir()
-    apply_retention(tmp_path, Keep(1, 0), [tmp_path / "step-00000001"])
+    apply_retention(tmp_path, RetentionPolicy(1, 0), [tmp_path / "step-00000001"])
     remove_leftovers(tmp_path, writing)
     assert left(tmp_path) == ["step-00000001", "step-00000003"]
 

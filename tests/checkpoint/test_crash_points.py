@@ -1,4 +1,5 @@
-"""Killed, or out of space, at every write of a commit: the one before stands, or the new one is whole."""
+"""A kill or a full disk at every write of a commit: the previous checkpoint stays, or the new one
+is whole."""
 
 from __future__ import annotations
 
@@ -93,7 +94,7 @@ def forking() -> subprocess.Popen[str]:
 
 
 def check(checkpoints: Path, write: int) -> None:
-    """The one before or the new one, with all its values and nothing else; and the run goes on."""
+    """Check that the previous or the new checkpoint is whole, and that the run can continue."""
     found = newest_verified(checkpoints)
     assert found is not None
     assert found.passed_over == ()

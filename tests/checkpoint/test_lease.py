@@ -1,4 +1,5 @@
-"""One writer a run: a living holder is respected, a dead one isn't waited for, and a clock decides nothing."""
+"""One writer per run: a living holder is respected, a dead one is replaced at once, and no clocks
+are compared."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ import pytest
 from at_once import at_once
 from raymill.checkpoint import lease
 from raymill.checkpoint.fence import FencedError, check_fence
+from raymill.checkpoint.fencing_tokens import BucketTokens, FencingTokens, FolderTokens, Holder
 from raymill.checkpoint.lease import (
     Lease,
     LeaseLostError,
@@ -21,22 +23,21 @@ from raymill.checkpoint.lease import (
     acquire,
     this_process,
 )
-from raymill.checkpoint.tokens import Holder, LinkedTokens, StoredTokens, Tokens
 from raymill.storage.bucket import Bucket
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run lies: on the disk, or in an object store."""
+    """Location of a run: on the disk, or in an object store."""
 
     run_dir: Path
     uri: str | None
 
     @property
-    def tokens(self) -> Tokens:
+    def tokens(self) -> FencingTokens:
         if self.uri is None:
-            return LinkedTokens(self.run_dir / "lease")
-        return StoredTokens(Bucket(self.uri))
+            return FolderTokens(self.run_dir / "lease")
+        return BucketTokens(Bucket(self.uri))
 
     def acquire(self, say: Callable[[str], None]) -> Lease:
         return acquire(self.run_dir, say, self.uri)
@@ -122,7 +123,7 @@ def left_elsewhere(
     place: Place, monkeypatch: pytest.MonkeyPatch, collective_timeout_s: float
 ) -> None:
     """A lease held on another machine, which is watched for so long."""
-    monkeypatch.setattr(lease, "PATIENCE_S", collective_timeout_s)
+    monkeypatch.setattr(lease, "HOLDER_TIMEOUT_S", collective_timeout_s)
     monkeypatch.setattr(lease, "_POLL_S", 0.02)
     place.left_by(elsewhere())
 
@@ -186,7 +187,7 @@ def test_of_many_at_once_one_gets_it(place: Place) -> None:
 
 
 def test_who_was_taken_for_dead_learns_of_it(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease, "BEAT_S", 0.05)
+    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.05)
     held = place.acquire(silent)
     place.left_by(elsewhere(), token=2)
     held._thread.join(10)

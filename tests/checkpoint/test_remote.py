@@ -1,4 +1,4 @@
-"""A run that is kept in an object store: one commit at a time, by one writer, whole or not there at all."""
+"""A run in an object store: one commit at a time, by one writer, complete or absent."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from checkpoint.test_crash_points import injected
 from faults.injector import happened
 from raymill.checkpoint.commit import commit
 from raymill.checkpoint.fence import FencedError, raise_fence
-from raymill.checkpoint.ledger import Commit, Ledger, State
+from raymill.checkpoint.ledger import Commit, Ledger, LedgerState
 from raymill.checkpoint.manifest import MANIFEST_NAME
 from raymill.checkpoint.remote import RemoteRun
 from raymill.checkpoint.resume import find_fork, newest_verified
-from raymill.checkpoint.retention import Keep, committed_steps
+from raymill.checkpoint.retention import RetentionPolicy, committed_steps
 from raymill.errors import CheckpointError, ConfigError, StorageError
 from raymill.storage.bucket import Bucket
 
@@ -52,12 +52,12 @@ def save_as(token: int, uri: str, run_dir: Path, step: int) -> None:
 
 
 def taken_up(uri: str, token: int, run_dir: Path) -> list[str]:
-    """What a new holder was told while it fetched the run."""
+    """Return the messages to a new holder while it downloads the run."""
     said: list[str] = []
     (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
     remote = RemoteRun(uri, token)
-    remote.hold()  # as `acquire` does
-    remote.pull(run_dir, said.append)
+    remote.fence_off()  # as `acquire` does
+    remote.download(run_dir, said.append)
     return said
 
 
@@ -80,13 +80,13 @@ def test_a_run_goes_on_elsewhere(uri: str, tmp_path: Path) -> None:
     for step in (1, 2):
         save_as(1, uri, one, step)
     assert steps_of(uri) == [1, 2]
-    assert taken_up(uri, 2, two) == [f"fetching the checkpoint of step 2 from {uri}"]
+    assert taken_up(uri, 2, two) == [f"downloading the checkpoint of step 2 from {uri}"]
     check(two, 2)
     assert [step for step, _ in committed_steps(two / "checkpoints")] == [2]
     assert (two / "metrics.jsonl").read_text() == "1\n2\n"
     save_as(2, uri, two, 3)
     # And back: what is there is used, what was written elsewhere is fetched.
-    assert taken_up(uri, 3, one) == [f"fetching the checkpoint of step 3 from {uri}"]
+    assert taken_up(uri, 3, one) == [f"downloading the checkpoint of step 3 from {uri}"]
     check(one, 3)
     assert (one / "metrics.jsonl").read_text() == "1\n2\n3\n"
     assert taken_up(uri, 4, one) == []
@@ -109,29 +109,29 @@ def test_who_lost_the_run_commits_nothing_and_spoils_nothing(uri: str, tmp_path:
     one, two = tmp_path / "one", tmp_path / "two"
     save_as(1, uri, one, 1)
     taken_up(uri, 2, two)
-    with pytest.raises(FencedError, match=r"token 1\.0 doesn't hold it any more, 2\.0 does"):
+    with pytest.raises(FencedError, match=r"token 1\.0 no longer holds it, 2\.0 does"):
         save_as(1, uri, one, 2)
     assert steps_of(uri) == [1]
     assert [step for step, _ in committed_steps(one / "checkpoints")] == [1]
     save_as(2, uri, two, 2)
-    RemoteRun(uri, 1).keep(one)
+    RemoteRun(uri, 1).upload_files(one)
     taken_up(uri, 3, tmp_path / "three")
     assert (tmp_path / "three" / "metrics.jsonl").read_text() == "1\n2\n"
     with pytest.raises(FencedError):
-        RemoteRun(uri, 2).retain(Keep(1, 0), ())
+        RemoteRun(uri, 2).apply_retention(RetentionPolicy(1, 0), ())
 
 
 def test_workers_of_before_commit_nothing_once_others_have_started(
     uri: str, tmp_path: Path
 ) -> None:
     save_as(1, uri, tmp_path, 1)
-    RemoteRun(uri, 1, 1).hold()
-    with pytest.raises(FencedError, match=r"token 1\.0 doesn't hold it any more, 1\.1 does"):
+    RemoteRun(uri, 1, 1).fence_off()
+    with pytest.raises(FencedError, match=r"token 1\.0 no longer holds it, 1\.1 does"):
         save_as(1, uri, tmp_path, 2)
     assert steps_of(uri) == [1]
-    RemoteRun(uri, 2).hold()
+    RemoteRun(uri, 2).fence_off()
     with pytest.raises(FencedError):
-        RemoteRun(uri, 1, 7).hold()
+        RemoteRun(uri, 1, 7).fence_off()
 
 
 def test_of_writers_at_once_each_change_counts_or_is_refused(uri: str) -> None:
@@ -263,7 +263,7 @@ def test_what_the_store_does_not_know_is_set_aside_and_not_deleted(
 def test_what_the_store_let_go_is_let_go_here(uri: str, tmp_path: Path) -> None:
     for step in (1, 2, 3):
         save_as(1, uri, tmp_path, step)
-    RemoteRun(uri, 1).retain(Keep(1, 0), ())
+    RemoteRun(uri, 1).apply_retention(RetentionPolicy(1, 0), ())
     assert taken_up(uri, 2, tmp_path) == []
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
         "step-00000003", "writing-1",
@@ -271,7 +271,7 @@ def test_what_the_store_let_go_is_let_go_here(uri: str, tmp_path: Path) -> None:
 
 
 def test_retention_does_not_count_what_could_not_be_gone_on_from(uri: str, tmp_path: Path) -> None:
-    """Steps 4 and 6 are damaged; from 2 on step 3 is made again."""
+    """Steps 4 and 6 are damaged; the run continues from step 2 and commits step 3."""
     for step in (2, 4, 6):
         save_as(1, uri, tmp_path / "one", step)
     bucket = Bucket(uri)
@@ -280,7 +280,7 @@ def test_retention_does_not_count_what_could_not_be_gone_on_from(uri: str, tmp_p
     two = tmp_path / "two"
     taken_up(uri, 2, two)
     save_as(2, uri, two, 3)
-    RemoteRun(uri, 2).retain(Keep(2, 0), ())
+    RemoteRun(uri, 2).apply_retention(RetentionPolicy(2, 0), ())
     assert steps_of(uri) == [2, 3]
     assert RemoteRun(uri).verified()[1] == []
 
@@ -311,8 +311,8 @@ def test_a_step_that_was_committed_there_and_not_here_is_gone_on_from(
         save_as(1, uri, tmp_path, step)
     shutil.rmtree(tmp_path / "checkpoints" / "step-00000002")
     remote = RemoteRun(uri, 1, 1)
-    remote.hold()
-    remote.pull_newest(tmp_path, lambda _: None)
+    remote.fence_off()
+    remote.download_newest(tmp_path, lambda _: None)
     check(tmp_path, 2)
 
 
@@ -326,7 +326,7 @@ def test_the_marker_of_results_is_there_once_all_else_is(
         for name in ("weights", "marker.json"):
             (export / name).write_text(f"{text} {name}")
         if text == "old":
-            RemoteRun(uri, 1).keep_results(tmp_path, "marker.json")
+            RemoteRun(uri, 1).upload_results(tmp_path, "marker.json")
     upload = Bucket.upload
 
     def cut_off(self: Bucket, path: Path, key: str) -> None:
@@ -337,18 +337,18 @@ def test_the_marker_of_results_is_there_once_all_else_is(
     with monkeypatch.context() as patched:
         patched.setattr(Bucket, "upload", cut_off)
         with pytest.raises(StorageError):
-            RemoteRun(uri, 1).keep_results(tmp_path, "marker.json")
+            RemoteRun(uri, 1).upload_results(tmp_path, "marker.json")
     bucket = Bucket(f"{uri}/export")
     assert (bucket.get("weights"), bucket.get("marker.json")) == (b"old weights", None)
-    RemoteRun(uri, 1).keep_results(tmp_path, "marker.json")
+    RemoteRun(uri, 1).upload_results(tmp_path, "marker.json")
     assert bucket.get("marker.json") == b"new marker.json"
-    RemoteRun(uri, 1, 3).hold()
-    RemoteRun(uri, 1).keep_results(
+    RemoteRun(uri, 1, 3).fence_off()
+    RemoteRun(uri, 1).upload_results(
         tmp_path, "marker.json"
     )  # its own workers don't fence a driver off
-    RemoteRun(uri, 2).hold()
+    RemoteRun(uri, 2).fence_off()
     with pytest.raises(FencedError):
-        RemoteRun(uri, 1).keep_results(tmp_path, "marker.json")
+        RemoteRun(uri, 1).upload_results(tmp_path, "marker.json")
 
 
 def test_another_stores_folder_is_not_taken_for_this_ones(uri: str, tmp_path: Path) -> None:
@@ -363,14 +363,14 @@ def test_another_stores_folder_is_not_taken_for_this_ones(uri: str, tmp_path: Pa
 def test_who_is_late_deletes_nothing_of_a_newer_holders(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between its look at the ledger and its cleaning up another takes the run, and commits."""
+    """Another process takes the run, and commits, between this one's reading of the ledger and its cleanup."""
     save_as(1, uri, tmp_path / "one", 1)
     state_of = Ledger.state
 
-    def and_then_another_commits(self: Ledger) -> State:
+    def and_then_another_commits(self: Ledger) -> LedgerState:
         found = state_of(self)
         monkeypatch.setattr(Ledger, "state", state_of)
-        RemoteRun(uri, 3).hold()
+        RemoteRun(uri, 3).fence_off()
         save_as(3, uri, tmp_path / "three", 2)
         return found
 
@@ -384,16 +384,16 @@ def test_one_checkpoint_is_fetched_for_a_fork(uri: str, tmp_path: Path) -> None:
     for step in (1, 2):
         save_as(1, f"{uri}/base", tmp_path / "here", step)
     there = tmp_path / "there" / "base"
-    RemoteRun(f"{uri}/base").pull_step(there, 1, lambda _: None)
+    RemoteRun(f"{uri}/base").download_step(there, 1, lambda _: None)
     assert find_fork(there.parent, "base@1").manifest.step == 1
     with pytest.raises(ConfigError, match=r"run.from=base@5: .* has no step 5 \(available: 1, 2\)"):
-        RemoteRun(f"{uri}/base").pull_step(there, 5, lambda _: None)
+        RemoteRun(f"{uri}/base").download_step(there, 5, lambda _: None)
 
 
 def test_retention_spares_what_it_has_to(uri: str, tmp_path: Path) -> None:
     for step in range(1, 7):
         save_as(1, uri, tmp_path, step)
-    RemoteRun(uri, 1).retain(Keep(2, 4), [Path("step-00000001")])
+    RemoteRun(uri, 1).apply_retention(RetentionPolicy(2, 4), [Path("step-00000001")])
     assert steps_of(uri) == [1, 4, 5, 6]
     assert len({key.split("/")[1] for key in Bucket(uri).sizes("checkpoints")}) == 4
     assert RemoteRun(uri).verified()[1] == []
@@ -401,10 +401,10 @@ def test_retention_spares_what_it_has_to(uri: str, tmp_path: Path) -> None:
 
 def test_a_run_to_look_at_is_found_or_named(uri: str, tmp_path: Path) -> None:
     save_as(1, f"{uri}/one", tmp_path / "run", 1)
-    RemoteRun(f"{uri}/one").files(tmp_path / "there")
+    RemoteRun(f"{uri}/one").download_files(tmp_path / "there")
     assert (tmp_path / "there" / "metrics.jsonl").read_text() == "1\n"
     with pytest.raises(ConfigError, match=r"run.name=two: .* has no such run; there is: one"):
-        RemoteRun(f"{uri}/two").files(tmp_path / "nothing")
+        RemoteRun(f"{uri}/two").download_files(tmp_path / "nothing")
 
 
 def test_a_ledger_that_cannot_be_read_says_what_to_do(uri: str, tmp_path: Path) -> None:
@@ -413,4 +413,4 @@ def test_a_ledger_that_cannot_be_read_says_what_to_do(uri: str, tmp_path: Path) 
     last = max(bucket.sizes("ledger"))
     bucket.put(last, b"{")
     with pytest.raises(CheckpointError, match=r"can't be read .*delete the damaged one to go on"):
-        Ledger(bucket, 2).hold()
+        Ledger(bucket, 2).fence_off()

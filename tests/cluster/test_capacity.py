@@ -1,4 +1,4 @@
-"""How many workers a run takes of those that there is room for."""
+"""Capacity of the cluster, and the number of workers that a run takes of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from raymill.cluster.capacity import fitting, largest_fit, requesting_capacity
+from raymill.cluster.capacity import largest_fit, requesting_capacity, workers_that_fit
 from raymill.cluster.session import ActorResources
 from raymill.config.compose import load
 from raymill.driver import supervisor as attempts
@@ -29,11 +29,11 @@ def test_the_most_that_the_batch_allows() -> None:
 
 def test_workers_fit_node_by_node_once_the_actors_have_theirs() -> None:
     cluster = plain(ClusterConfig, "x", "auto", cpus_per_worker=2.0)
-    assert fitting([{"CPU": 5.0}, {"CPU": 3.0}], cluster, ActorResources()) == 3
-    assert fitting([{"CPU": 5.0}, {"CPU": 3.0}], cluster, ActorResources(3, 1.0)) == 2
+    assert workers_that_fit([{"CPU": 5.0}, {"CPU": 3.0}], cluster, ActorResources()) == 3
+    assert workers_that_fit([{"CPU": 5.0}, {"CPU": 3.0}], cluster, ActorResources(3, 1.0)) == 2
     gpus = plain(ClusterConfig, "x", "auto", gpu=True, cpus_per_worker=1.0)
-    assert fitting([{"CPU": 64.0, "GPU": 8.0}, {"CPU": 64.0}], gpus, ActorResources()) == 8
-    assert fitting([], gpus, ActorResources()) == 0
+    assert workers_that_fit([{"CPU": 64.0, "GPU": 8.0}, {"CPU": 64.0}], gpus, ActorResources()) == 8
+    assert workers_that_fit([], gpus, ActorResources()) == 0
 
 
 def test_a_range_of_workers() -> None:
@@ -67,7 +67,7 @@ def test_without_room_it_waits_and_then_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rooms = iter([1, 1, 5])
-    monkeypatch.setattr(attempts, "room_for_workers", lambda *_: next(rooms, 1))
+    monkeypatch.setattr(attempts, "worker_capacity", lambda *_: next(rooms, 1))
     monkeypatch.setattr(attempts, "POLL_S", 0.01)
     wishes: list[int] = []
 

@@ -77,7 +77,7 @@ class Served:
         return process, fork
 
     def wait_for_import(self, name: str) -> None:
-        """Until forks have a module; they are made while the server is importing."""
+        """Wait until forks have a module; the server forks while it is importing."""
         text = f"import sys; print({name!r} in sys.modules)"
         until(lambda: self.run(text).stdout == "True\n", f"no {name}")
 

@@ -1,4 +1,4 @@
-"""A Ray that is started here has no process that nobody uses, and its workers are forks."""
+"""A local Ray has no unused processes, and its workers are forks."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_a_joined_cluster_gets_no_fork_server(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_call_without_a_session_starts_no_ray() -> None:
     """Ray would start one, of its own kind, for whatever thread asks something after the session's end."""
-    script = "from raymill.cluster import session; session._quieten(); import ray; ray.put(1)"
+    script = "from raymill.cluster import session; session._silence_ray(); import ray; ray.put(1)"
     done = subprocess.run(
         [sys.executable, "-c", script],
         env={name: value for name, value in os.environ.items() if name != "RAY_ENABLE_AUTO_CONNECT"},

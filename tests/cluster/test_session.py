@@ -1,4 +1,4 @@
-"""A local Ray that doesn't come up the first time is started again; one that never does is said."""
+"""A local Ray that fails to start is started again; one that never starts is reported."""
 
 from __future__ import annotations
 
@@ -75,6 +75,6 @@ def test_ray_leaves_print_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builtins, "print", builtins.print)
     monkeypatch.setattr(tqdm_ray, "_manager", None)
     monkeypatch.delenv("RAY_TQDM_PATCH_PRINT", raising=False)
-    session._quieten()
+    session._silence_ray()
     tqdm_ray.instance()
     assert inspect.isbuiltin(builtins.print)

@@ -89,7 +89,7 @@ def rows_of(chats: Sequence[EncodedChat], groups: Sequence[Sequence[int]], width
             columns["segment"][row, part] = place
             start += len(chat.ids)
         columns["length"][row] = start
-    return Rows.of(columns)
+    return Rows.from_columns(columns)
 
 
 def write_jsonl(path: Path, records: Sequence[Any]) -> Path:

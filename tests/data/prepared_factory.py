@@ -11,8 +11,8 @@ from raymill.data.store.manifest import (
     FORMAT_VERSION,
     BadInputs,
     Contamination,
-    Manifest,
-    Prepared,
+    DataManifest,
+    PreparedData,
     Shard,
     Split,
     TokenizerIdentity,
@@ -36,7 +36,7 @@ def write_prepared(
     vocab_size: int = 512,
     seed: int = 0,
     name: str = "tiny",
-) -> Prepared:
+) -> PreparedData:
     """Write train shards of exactly `shard_rows` rows (the last row of each is short) and return
     it loaded.
 
@@ -70,14 +70,16 @@ def write_prepared(
             return writer.finish()
 
     splits = {
-        "train": Split.of(tuple(write("train", i, rows) for i, rows in enumerate(shard_rows))),
-        "validation": Split.of(
+        "train": Split.from_shards(
+            tuple(write("train", i, rows) for i, rows in enumerate(shard_rows))
+        ),
+        "validation": Split.from_shards(
             tuple(write("validation", i, rows) for i, rows in enumerate(validation_rows))
         ),
     }
     write_manifest(
         folder,
-        Manifest(
+        DataManifest(
             format_version=FORMAT_VERSION,
             name=name,
             sequence_length=sequence_length,

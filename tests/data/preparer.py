@@ -19,7 +19,7 @@ from raymill.data.preference import prepare as preference
 from raymill.data.prompts import prepare as prompts
 from raymill.data.store.manifest import TOKENIZER_FOLDER
 from raymill.data.text import tokenizer as tokenizers_room
-from raymill.data.text.records import Reading
+from raymill.data.text.documents import DocumentParser
 from raymill.data.text.sources import plan_units
 from raymill.data.text.unit import Settings, UnitResult, UnitSettings, run_unit
 from raymill.errors import DataError
@@ -63,7 +63,7 @@ class Preparer:
         loaded = tokenizers_room.load(parent, END)
         tokenizers_room.save(loaded, text / TOKENIZER_FOLDER, END)
         identity = tokenizers_room.identity(loaded, END)
-        reading = Reading("text", "src", 0.5, 0)
+        reading = DocumentParser("text", "src", 0.5, 0)
         self.settings: dict[str, UnitSettings] = {
             "text": Settings(str(text), reading, identity, END, 16, 4)
         }

@@ -20,7 +20,7 @@ from raymill.data.messages.encode import ChatEncoder
 from raymill.data.messages.problems import Problem
 from raymill.data.messages.tokenizer import ChatTokenizer
 from raymill.data.prompts.prompt import Prompt, read_prompt
-from raymill.data.store.manifest import Prepared
+from raymill.data.store.manifest import PreparedData
 from raymill.data.text.sources import plan_units
 from raymill.errors import DataError
 from raymill.schema.jobs import MessagesPrepareJob
@@ -54,7 +54,7 @@ def job(kind: str, root: Path, parent: Path, *overrides: str) -> MessagesPrepare
     return made
 
 
-def run(made: MessagesPrepareJob, tokenizer: ChatTokenizer) -> Prepared:
+def run(made: MessagesPrepareJob, tokenizer: ChatTokenizer) -> PreparedData:
     return prepare(made, tokenizer)
 
 
@@ -147,7 +147,7 @@ def test_text_of_one_file_has_three_ways_to_hold_some_out(tmp_path: Path) -> Non
         "prepare", ["data=files", f"data.path={tmp_path}/a.jsonl", "data.validation.fraction=0.9"]
     ).data
     with pytest.raises(
-        DataError, match=r"no second file.*Three ways out: give more files.*group_column.*path"
+        DataError, match=r"not two files.*Three solutions: provide more files.*group_column.*path"
     ) as caught:
         plan_units(data, 0)
     assert "raise data.validation.fraction" not in str(caught.value)

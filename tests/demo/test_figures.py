@@ -6,18 +6,18 @@ import random
 
 import pytest
 
-from raymill.data.demo.stdlib_conversations import Entry
+from raymill.data.demo.stdlib_conversations import ConversationEntry
 from raymill.demo.baselines import class_baselines, paired_interval, wilson
 from raymill.demo.functions import WINDOW, first_function, longest_copy, parses
 from raymill.evaluate.answers import POINTS, verdict
 
 
-def entry(question: str, answer: str) -> Entry:
+def entry(question: str, answer: str) -> ConversationEntry:
     messages = [
         {"role": "user", "content": question},
         {"role": "assistant", "content": answer},
     ]
-    return Entry("", question, False, "k", {"messages": messages})
+    return ConversationEntry("", question, False, "k", {"messages": messages})
 
 
 def test_baselines_find_what_can_be_copied() -> None:

@@ -53,7 +53,7 @@ def test_another_machine_goes_on_from_the_store(
     run_dir = two / "runs" / "kept"
     committed = job.events(run_dir, "attempt")[-1]["step"]
     assert committed >= EVERY, "it didn't begin anew"
-    assert f"fetching the checkpoint of step {committed} from {uri}/runs/kept" in output
+    assert f"downloading the checkpoint of step {committed} from {uri}/runs/kept" in output
     code, output = job.run("pretrain", *workshop.overrides, *OFF, cwd=root)
     assert code == 0, output
     through = losses(workshop.run_dir("kept"))

@@ -61,7 +61,7 @@ def test_a_parent_is_prepared_for_continued_exported_and_asked(
     assert code == 0, output
     export = tmp_path / "storage" / "runs" / "on" / "export"
     again = AutoTokenizer.from_pretrained(export)
-    asked = TextPrompts.of_folder(export).ids("Two plus")
+    asked = TextPrompts.from_folder(export).ids("Two plus")
     assert asked == again("Two plus").input_ids == [*begin, *tokenizer.encode("Two plus").ids]
     [sample] = json.loads((export.parent / "samples" / "step-00000002.json").read_text())
     assert sample["prompt"] == "Two plus"

@@ -70,7 +70,7 @@ def run_cases(rank: int, world: int, port: int, cases: list[Case], folder: Path)
 
     from raymill.checkpoint.commit import commit
     from raymill.checkpoint.fence import raise_fence
-    from raymill.checkpoint.manifest import Manifest
+    from raymill.checkpoint.manifest import CheckpointManifest
     from raymill.checkpoint.resume import newest_verified
     from raymill.engine.agreement import on_rank_zero
     from raymill.engine.loop import step_seed
@@ -121,7 +121,9 @@ def run_cases(rank: int, world: int, port: int, cases: list[Case], folder: Path)
             norms.append(trainer.update(case.learning_rate))
             losses.append(group.sum(nats)[0] / weight)
             if step + 1 == case.save_at:
-                manifest = Manifest(step + 1, 0, 0, world, 1, {}, "", (), "", None, None, {})
+                manifest = CheckpointManifest(
+                    step + 1, 0, 0, world, 1, {}, "", (), "", None, None, {}
+                )
                 on_rank_zero(group, partial(raise_fence, checkpoints, 0))
                 commit(checkpoints, manifest, trainer.shapes, trainer.fragments(), group)
         after = {name: a["fp32"] for name, _, a in trainer.fragments()}

@@ -148,7 +148,7 @@ def run_cases(
 
     from raymill.checkpoint.commit import commit
     from raymill.checkpoint.fence import raise_fence
-    from raymill.checkpoint.manifest import Manifest
+    from raymill.checkpoint.manifest import CheckpointManifest
     from raymill.checkpoint.resume import newest_verified
     from raymill.data.store.rows import Rows
     from raymill.engine.agreement import on_rank_zero
@@ -197,7 +197,7 @@ def run_cases(
             norms.append(trainer.update(rate))
             losses.append(group.sum(nats)[0] / tokens)
             if step + 1 == case.save_at:
-                manifest = Manifest(
+                manifest = CheckpointManifest(
                     step + 1, (step + 1) * case.batch, 0, world, 1, {}, "", (), "", None, None, {}
                 )
                 on_rank_zero(group, partial(raise_fence, checkpoints, 0))

@@ -12,7 +12,7 @@ import torch
 
 from data.prepared_factory import write_prepared
 from raymill.config import load
-from raymill.data.store.manifest import Prepared
+from raymill.data.store.manifest import PreparedData
 from raymill.data.store.validation import ValidationSet
 from raymill.driver.resolution import resolved_run
 from raymill.engine.batches import DatasetBatches
@@ -51,7 +51,7 @@ def measured(tmp_path: Path, weights: dict[str, float]) -> tuple[dict[str, float
     return figures, {data.manifest.name: sums(model, data) for data in prepared}
 
 
-def sums(model: Any, data: Prepared) -> tuple[float, int, int]:
+def sums(model: Any, data: PreparedData) -> tuple[float, int, int]:
     """Nats, predicted tokens and bytes of a source's held-out rows, as transformers counts them."""
     nats, count, size = 0.0, 0, 0
     for rows in ValidationSet(data.folder, rank=0, world_size=1, batch_rows=1):

@@ -10,7 +10,7 @@ import pytest
 
 from raymill.checkpoint.commit import commit
 from raymill.checkpoint.fence import raise_fence
-from raymill.checkpoint.manifest import Manifest
+from raymill.checkpoint.manifest import CheckpointManifest
 from raymill.checkpoint.retention import committed_steps
 from raymill.config import load
 from raymill.driver.resolution import resolved_run
@@ -46,7 +46,7 @@ def commit_at(resolved: ResolvedRun, *steps: int) -> None:
     """Checkpoints of the run as they would be left at these steps."""
     raise_fence(resolved.checkpoints, 0)
     for step in steps:
-        manifest = Manifest(
+        manifest = CheckpointManifest(
             step, step * 32, step * 320, 1, 1, resolved.config, resolved.config_digest, DIGESTS,
             "t" * 64, None, None, {},
         )  # fmt: skip

@@ -109,7 +109,7 @@ def test_end_of_text_never_stands_in_for_beginning(
 ) -> None:
     """It begins a text only where a folder says that one token does both."""
     tokenizer = family("metaspace first")
-    prompts = TextPrompts.of_folder(write_folder(tmp_path, tokenizer, **named))
+    prompts = TextPrompts.from_folder(write_folder(tmp_path, tokenizer, **named))
     ids = tokenizer.encode("Two plus", add_special_tokens=False).ids
     begin = [tokenizer.token_to_id(token) for token in begins]
     assert prompts.ids("Two plus") == [*begin, *ids]
@@ -132,7 +132,7 @@ def test_a_family_may_name_what_its_folders_do_not(tmp_path: Path) -> None:
 def test_a_prompt_that_cannot_be_encoded_is_told(tmp_path: Path) -> None:
     folder = write_folder(tmp_path, family("words"))
     with pytest.raises(DataError, match="names none that begins or ends a text"):
-        TextPrompts.of_folder(folder).ids("")
+        TextPrompts.from_folder(folder).ids("")
 
 
 def test_a_chat_folder_may_name_its_tokens_in_the_older_map_alone(tmp_path: Path) -> None:

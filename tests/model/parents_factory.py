@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from raymill.data.messages.tokenizer import chat_tokenizer
-from raymill.data.store.manifest import TOKENIZER_FOLDER, Prepared
+from raymill.data.store.manifest import TOKENIZER_FOLDER, PreparedData
 from raymill.data.text.control_tokens import ControlTokens
 
 CHATML = (
@@ -119,12 +119,12 @@ def _write_tokenizer(folder: Path, tokens: Sequence[str], settings: dict[str, An
     return len(symbols)
 
 
-def prepared_with(parent: Path, folder: Path) -> tuple[Prepared, ControlTokens]:
+def prepared_with(parent: Path, folder: Path) -> tuple[PreparedData, ControlTokens]:
     """As much of a prepared folder as an export looks at: the tokenizer, and what its tokens are for."""
     made = chat_tokenizer(parent, "auto", ())
     made.save(folder / TOKENIZER_FOLDER)
     manifest = SimpleNamespace(
         tokenizer=made.identity, messages=SimpleNamespace(end_of_turn_id=made.end_of_turn_id)
     )
-    prepared = Prepared(folder, manifest)  # type: ignore[arg-type]
-    return prepared, ControlTokens.of(prepared, parent)
+    prepared = PreparedData(folder, manifest)  # type: ignore[arg-type]
+    return prepared, ControlTokens.from_prepared(prepared, parent)

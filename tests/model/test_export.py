@@ -81,7 +81,7 @@ def test_a_base_models_export_is_compared_and_keeps_its_parents_settings(tmp_pat
 
     def export(trained: Any) -> Path:
         return export_folder(
-            reader, arch, VOCAB, ControlTokens.of(prepared, parent), prepared.tokenizer_folder,
+            reader, arch, VOCAB, ControlTokens.from_prepared(prepared, parent), prepared.tokenizer_folder,
             tmp_path / "export", "fp32", parent=parent, trained=lambda: trained,
             probe_ids=[[0, 5, 6, 7], [0, 9]],
         )  # fmt: skip

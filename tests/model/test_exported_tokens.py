@@ -19,7 +19,7 @@ from transformers import (
 from model.parents_factory import FAMILIES, SAMPLED, SPECIALS, prepared_with, write_parent
 from raymill.data.messages.folder import load_chat_encoder
 from raymill.data.messages.tokenizer import chat_tokenizer, encodes_as, new_token_ids
-from raymill.data.store.manifest import TOKENIZER_FOLDER, Prepared
+from raymill.data.store.manifest import TOKENIZER_FOLDER, PreparedData
 from raymill.data.text.control_tokens import ControlTokens
 from raymill.errors import CheckpointError
 from raymill.model.export import copy_tokenizer
@@ -113,8 +113,8 @@ def test_an_export_stops_where_calls_end(tmp_path: Path) -> None:
     call = made.tokenizer.token_to_id("<|call|>")
     facts = SimpleNamespace(end_of_turn_id=made.end_of_turn_id)
     manifest: Any = SimpleNamespace(tokenizer=made.identity, messages=facts)
-    prepared = Prepared(tmp_path / "data", manifest)
-    assert ControlTokens.of(prepared, parent).stops == (2, 0, call)
+    prepared = PreparedData(tmp_path / "data", manifest)
+    assert ControlTokens.from_prepared(prepared, parent).stops == (2, 0, call)
     own = load_chat_encoder(prepared.tokenizer_folder)
     assert own is not None and own.stop_ids == {2, call}
     copy_tokenizer(prepared.tokenizer_folder, tmp_path)

@@ -76,7 +76,7 @@ def rows_of(pairs: Sequence[Pair], width: int = 40) -> Rows:
             start = stop
         columns["length"][row] = start
         columns["record"][row], columns["margin"][row] = row, pair.margin
-    return Rows.of(columns)
+    return Rows.from_columns(columns)
 
 
 def alone(model: Any, prompt: list[int], answer: list[int]) -> torch.Tensor:

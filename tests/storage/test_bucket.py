@@ -1,4 +1,4 @@
-"""Objects in a real S3 server: one creator, whole files, and one sentence for what goes wrong."""
+"""Objects in a real S3 server: one creator, whole files, and one sentence for each failure."""
 
 from __future__ import annotations
 

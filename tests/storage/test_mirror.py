@@ -1,4 +1,4 @@
-"""Folders that are kept in an object store."""
+"""Folders that are mirrored in an object store."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from raymill.schema.storage import StorageConfig
 from raymill.storage import bucket as module
 from raymill.storage import mirror
 from raymill.storage.bucket import Bucket
-from raymill.storage.mirror import Mirror, fetch, keep
+from raymill.storage.mirror import Mirror, download_folder, upload_folder
 from sections import plain
 
 
@@ -54,19 +54,19 @@ def test_a_finished_folder_is_found_on_another_machine(
     (folder / "train" / "0.parquet").write_bytes(b"rows")
     (folder / ".lock").touch()
     (folder / "manifest.json").write_text("{}")
-    fetch(two, two.folder / "data" / "texts-1", "manifest.json")
+    download_folder(two, two.folder / "data" / "texts-1", "manifest.json")
     assert not two.folder.exists()
-    keep(one, folder, "manifest.json")
-    keep(one, folder, "manifest.json")
-    fetch(two, two.folder / "data" / "texts-1", "manifest.json")
-    fetch(two, two.folder / "data" / "texts-1", "manifest.json")
+    upload_folder(one, folder, "manifest.json")
+    upload_folder(one, folder, "manifest.json")
+    download_folder(two, two.folder / "data" / "texts-1", "manifest.json")
+    download_folder(two, two.folder / "data" / "texts-1", "manifest.json")
     assert (two.folder / "data" / "texts-1" / "train" / "0.parquet").read_bytes() == b"rows"
     assert not (two.folder / "data" / "texts-1" / ".lock").exists()
     assert capsys.readouterr().out.count("\n") == 2
     elsewhere = tmp_path / "elsewhere"
-    fetch(two, elsewhere, "manifest.json")
+    download_folder(two, elsewhere, "manifest.json")
     assert not elsewhere.exists()
-    fetch(plain(StorageConfig, str(tmp_path)), tmp_path / "data", "manifest.json")
+    download_folder(plain(StorageConfig, str(tmp_path)), tmp_path / "data", "manifest.json")
 
 
 def test_a_pull_that_is_interrupted_ends_with_the_piece_under_way(
@@ -77,15 +77,15 @@ def test_a_pull_that_is_interrupted_ends_with_the_piece_under_way(
         bucket.put(name, bytes(1000))
     monkeypatch.setattr(module, "_PIECE_BYTES", 1)
     pieces: list[int] = []
-    add = mirror._Sum.add
+    add = mirror._ReceivedBytes.add
 
-    def interrupted(self: mirror._Sum, size: int) -> None:
+    def interrupted(self: mirror._ReceivedBytes, size: int) -> None:
         pieces.append(size)
         if len(pieces) == 5:
             raise KeyboardInterrupt
         add(self, size)
 
-    monkeypatch.setattr(mirror._Sum, "add", interrupted)
+    monkeypatch.setattr(mirror._ReceivedBytes, "add", interrupted)
     with pytest.raises(KeyboardInterrupt):
         Mirror(bucket, tmp_path).pull()
     assert len(pieces) < 200
@@ -98,8 +98,8 @@ def test_another_preparation_of_the_same_name_is_refused(uri: str, tmp_path: Pat
         folder = storage.folder / "data" / "texts-1"
         folder.mkdir(parents=True)
         (folder / "manifest.json").write_text(str(storage.scratch))
-    keep(one, one.folder / "data" / "texts-1", "manifest.json")
+    upload_folder(one, one.folder / "data" / "texts-1", "manifest.json")
     with pytest.raises(StorageError, match=r"holds another manifest\.json than"):
-        keep(two, folder, "manifest.json")
+        upload_folder(two, folder, "manifest.json")
     fetched = Bucket(f"{uri}/data/texts-1").get("manifest.json")
     assert fetched == str(one.scratch).encode()

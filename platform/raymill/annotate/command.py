@@ -18,13 +18,13 @@ from raymill.annotate.items import count_items, item_of, set_items, unusable_rea
 from raymill.annotate.judges import Judge, judge_all, judge_named
 from raymill.annotate.prompts import choose_prompts, prompt_name
 from raymill.annotate.sampler import ModelSampler
-from raymill.durable import only_one
+from raymill.durable import exclusive_lock
 from raymill.errors import ConfigError, DataError
 from raymill.progress_line import ProgressLine
 from raymill.reading import MISSING, is_file, is_folder, read_text, user_path
 from raymill.redaction import job_command
 from raymill.schema.jobs import RankJob
-from raymill.storage.mirror import push_newest, take_newest
+from raymill.storage.mirror import pull_newest, push_newest
 from raymill.track.registry import resolve_model
 
 FIRST_GROUP = 4  # items prepared at once for people who wait
@@ -45,15 +45,15 @@ def run(job: RankJob) -> int:
     instructions = _instructions(job)
     if job.export_only:
         if not is_folder(folder):
-            take_newest(job.storage, folder, DATABASE_NAME)
+            pull_newest(job.storage, folder, DATABASE_NAME)
         return _export_only(folder)
     folder.mkdir(parents=True, exist_ok=True)
     refusal = (
         f"Another process asks for judgements in {folder} right now; end it first, or choose another "
         "name=."
     )
-    with only_one(folder, refusal):
-        take_newest(job.storage, folder, DATABASE_NAME)
+    with exclusive_lock(folder, refusal):
+        pull_newest(job.storage, folder, DATABASE_NAME)
         try:
             with Database(folder / DATABASE_NAME) as database:
                 _judge(job, database, folder, judge, instructions)

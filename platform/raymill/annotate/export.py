@@ -20,8 +20,8 @@ from raymill.annotate.database import Database
 from raymill.annotate.judgements import HUMAN
 from raymill.config.compose import PREFERENCES
 from raymill.durable import (
+    atomic_replacement,
     canonical_json,
-    replaced,
     sha256_file,
     sha256_json,
     sha256_text,
@@ -207,7 +207,7 @@ def _write(rows: list[dict[str, Any]], schema: pa.Schema, path: Path, database: 
             f"{database.path} holds nothing to export yet: nobody has decided anything."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replaced(path) as temporary:
+    with atomic_replacement(path) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema), temporary, compression="zstd")
     return path
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from raymill.annotate.database import Database
-from raymill.data.store.split import unit_hash
+from raymill.data.store.split import hash_fraction
 from raymill.durable import canonical_json, sha256_json, sha256_text
 
 Mode = Literal["rank", "write"]
@@ -191,7 +191,9 @@ def shown_order(annotator: str, item_id: str, answers: int) -> tuple[int, ...]:
     averages out.
     """
     places = range(answers)
-    return tuple(sorted(places, key=lambda place: unit_hash(f"{annotator}\n{item_id}\n{place}", 0)))
+    return tuple(
+        sorted(places, key=lambda place: hash_fraction(f"{annotator}\n{item_id}\n{place}", 0))
+    )
 
 
 def _item(row: Any) -> Item:

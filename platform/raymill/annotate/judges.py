@@ -14,7 +14,7 @@ from raymill.annotate.database import Database
 from raymill.annotate.items import Answer, Item, answers_of, ready_items, shown_order
 from raymill.annotate.judgements import SYNTHETIC, Submission, record
 from raymill.config.bind import nearest
-from raymill.data.store.split import unit_hash
+from raymill.data.store.split import hash_fraction
 from raymill.durable import sha256_json
 from raymill.errors import ConfigError
 from raymill.evaluate.answers import POINTS, token_f1, verdict
@@ -66,7 +66,7 @@ class NoisyJudge:
     def judge(self, item: Item, answers: Sequence[Answer]) -> tuple[int, ...] | None:
         """See `Judge`."""
         ranks = self.judged.judge(item, answers)
-        if ranks is None or unit_hash(f"flip {item.prompt_id}", self.seed) >= self.flip:
+        if ranks is None or hash_fraction(f"flip {item.prompt_id}", self.seed) >= self.flip:
             return ranks
         return tuple(max(ranks) + 1 - rank for rank in ranks)
 

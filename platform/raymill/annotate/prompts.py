@@ -10,7 +10,7 @@ from heapq import nsmallest
 from raymill.data.prompts.prepare import plan_prompt_units
 from raymill.data.prompts.prompt import Prompt
 from raymill.data.prompts.records import PromptsReading
-from raymill.data.store.split import TRAIN, unit_hash
+from raymill.data.store.split import TRAIN, hash_fraction
 from raymill.data.text.records import Bad
 from raymill.durable import canonical_json, sha256_text
 from raymill.errors import DataError
@@ -49,7 +49,7 @@ def choose_prompts(data: PromptsConfig, most: int, seed: int) -> ChosenPrompts:
     """
     chosen = ChosenPrompts()
     found = _distinct(data, seed, chosen)
-    chosen.prompts = nsmallest(most, found, key=lambda prompt: unit_hash(_key(prompt), seed))
+    chosen.prompts = nsmallest(most, found, key=lambda prompt: hash_fraction(_key(prompt), seed))
     if not chosen.prompts:
         raise DataError(f"There is nobody to ask anything: {chosen.describe()}; give more prompts.")
     return chosen

@@ -1,4 +1,4 @@
-"""Commits behind the training: the loop pays for a copy of its state, writing and voting happen meanwhile."""
+"""Commits in the background: the training loop only copies its state; a thread writes and votes."""
 
 from __future__ import annotations
 
@@ -8,26 +8,32 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from raymill.checkpoint.commit import Group, commit
+from raymill.checkpoint.commit import CommitGroup, commit
 from raymill.checkpoint.fence import FencedError
 from raymill.checkpoint.fragments import Fragments
-from raymill.checkpoint.manifest import Manifest
+from raymill.checkpoint.manifest import CheckpointManifest
 from raymill.checkpoint.remote import RemoteRun
 from raymill.errors import CheckpointError
 
 TRIES = 3
-PAUSE_S = 1.0  # before the second try, doubled before each one after it
-CPU_SHARE = 0.05  # of a core, where training has them all; more if it wouldn't be done in time
-_DONE_BY = 0.5  # of the time between two
+# Seconds before the second try; doubled before each later one.
+PAUSE_S = 1.0
+# Share of a core for a commit while training uses all cores; raised if the commit would be late.
+CPU_SHARE = 0.05
+# A commit should end after this share of the time between two commits.
+_DONE_BY = 0.5
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a commit ended: `directory`, or the error of its last try."""
+class CommitOutcome:
+    """Result of a commit: its directory, or the error of its last try.
+
+    `seconds` is the time from start to end; `size` counts the bytes that this rank wrote.
+    """
 
     step: int
-    seconds: float  # from its beginning to the end
-    size: int  # bytes that this rank wrote
+    seconds: float
+    size: int
     directory: Path | None = None
     error: BaseException | None = None
 
@@ -35,16 +41,17 @@ class Outcome:
 class BackgroundCommits:
     """One commit at a time, in a thread of each rank. Every rank calls every method in step.
 
-    `group` is the thread's own, so that its messages can't meet the training's. `before` is called in the
-    thread ahead of each, `committed` on rank 0 after each one that succeeded. The thread works for `share` of
-    the time, or as much as is needed to be done halfway to the next, for as long as nobody waits for it:
-    digests take a core that training on the CPU needs.
+    `group` belongs to the thread, so that its messages can't mix with those of training. `before`
+    is called in the thread ahead of each commit, `committed` on rank 0 after each one that
+    succeeded. Hashing needs a core that CPU training is using, so the thread is throttled: it works
+    for `share` of the time, or as much as it takes to finish halfway to the next commit, until
+    somebody waits for it.
     """
 
     def __init__(
         self,
         checkpoints: Path,
-        group: Group,
+        group: CommitGroup,
         committed: Callable[[Path], None],
         remote: RemoteRun | None = None,
         share: float = 1.0,
@@ -57,83 +64,105 @@ class BackgroundCommits:
         self._before = before
         self._least = self._share = share
         self._waited_for = threading.Event()
-        self._worked = 0.0  # seconds of the core, for the one under way
-        self._began: float | None = None
+        # Seconds of CPU time that the current commit has used.
+        self._worked = 0.0
+        self._started: float | None = None
         self._thread: threading.Thread | None = None
-        self._outcome: Outcome | None = None
+        self._outcome: CommitOutcome | None = None
 
     @property
     def busy(self) -> bool:
+        """True while a commit is in progress."""
         return self._thread is not None and self._thread.is_alive()
 
-    def begin(
-        self, manifest: Manifest, shapes: Mapping[str, Sequence[int]], fragments: Fragments
+    def start(
+        self,
+        manifest: CheckpointManifest,
+        shapes: Mapping[str, Sequence[int]],
+        fragments: Fragments,
     ) -> None:
-        """Commit these fragments, which nobody else may change meanwhile; the one before has ended and its
-        outcome was taken."""
+        """Start a commit of these fragments, which nobody may change until it ends.
+
+        The outcome of the previous commit must have been taken.
+        """
         assert self._thread is None, "take the outcome of the commit before this one first"
+        # Nobody waits for the new commit yet, so it is throttled again.
         self._waited_for.clear()
         now = time.perf_counter()
-        if self._began is not None:
-            needed = self._worked / (_DONE_BY * (now - self._began))
+        if self._started is not None:
+            # The last commit's CPU time predicts how fast this one must work.
+            needed = self._worked / (_DONE_BY * (now - self._started))
             self._share = min(1.0, max(self._least, needed))
-        self._began, self._worked = now, 0.0
+        self._started, self._worked = now, 0.0
         self._thread = threading.Thread(
             target=self._run, args=(manifest, shapes, fragments), name="raymill-commit", daemon=True
         )
         self._thread.start()
 
-    def take(self, wait: bool) -> Outcome | None:
-        """The outcome of a commit that ended since the last call; `wait` for the one under way.
+    def take_outcome(self, wait: bool) -> CommitOutcome | None:
+        """Return the outcome of a commit that ended since the last call; with `wait`, wait for the
+        current one.
 
         Raises:
-            Exception: the commit broke off in a way that isn't its own, such as a lost rank.
+            Exception: the commit failed for a reason outside of it, such as a lost rank.
         """
         if self._thread is None or (self.busy and not wait):
             return None
-        self.hurry()
+        self.stop_throttling()
         self._thread.join()
         self._thread = None
         outcome, self._outcome = self._outcome, None
-        assert outcome is not None
+        assert outcome is not None, "the commit thread ended without an outcome"
         if outcome.error is not None and not isinstance(outcome.error, CheckpointError):
             raise outcome.error
         return outcome
 
-    def hurry(self) -> None:
-        """Somebody will wait for the one under way."""
+    def stop_throttling(self) -> None:
+        """Stop throttling the current commit, because somebody will wait for it."""
         self._waited_for.set()
 
-    def _rest(self, worked: float) -> None:
+    def _throttle(self, worked: float) -> None:
         self._worked += worked
         if self._share < 1:
+            # Waiting on the event ends the pause as soon as somebody waits for the commit.
             self._waited_for.wait(worked * (1 / self._share - 1))
 
     def _run(
-        self, manifest: Manifest, shapes: Mapping[str, Sequence[int]], fragments: Fragments
+        self,
+        manifest: CheckpointManifest,
+        shapes: Mapping[str, Sequence[int]],
+        fragments: Fragments,
     ) -> None:
-        began = time.perf_counter()
-        own = list(fragments)
-        size = sum(array.nbytes for _, _, arrays in own for array in arrays.values())
+        started = time.perf_counter()
+        arrays_of_rank = list(fragments)
+        size = sum(array.nbytes for _, _, arrays in arrays_of_rank for array in arrays.values())
         directory, error = None, None
         try:
             if self._before is not None:
                 self._before()
-            directory = self._try(manifest, shapes, own)
-        except BaseException as raised:  # told to the loop, which waits for this thread
+            directory = self._try(manifest, shapes, arrays_of_rank)
+        # Whatever it is, the training loop must learn of it: it waits for this thread.
+        except BaseException as raised:
             error = raised
-        self._outcome = Outcome(manifest.step, time.perf_counter() - began, size, directory, error)
+        self._outcome = CommitOutcome(
+            manifest.step, time.perf_counter() - started, size, directory, error
+        )
 
     def _try(
-        self, manifest: Manifest, shapes: Mapping[str, Sequence[int]], fragments: Fragments
+        self,
+        manifest: CheckpointManifest,
+        shapes: Mapping[str, Sequence[int]],
+        fragments: Fragments,
     ) -> Path:
-        """All ranks hear the same of each try, so that all try again, or none."""
+        """Try the commit up to TRIES times; every rank sees the same result of a try, so all retry
+        or none."""
         for left in reversed(range(TRIES)):
             try:
                 directory = commit(
                     self._checkpoints, manifest, shapes, fragments, self._group, self._remote,
-                    rest=self._rest,
+                    throttle=self._throttle,
                 )  # fmt: skip
+            # Another try can't succeed, since the run is another process's.
             except FencedError:
                 raise
             except CheckpointError:

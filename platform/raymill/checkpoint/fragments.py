@@ -1,8 +1,9 @@
 """Fragment files: parameters and optimizer state as flat slices that any layout can load.
 
-Each rank writes what it owns, `kind/name` → a one-dimensional fp32 slice, into one safetensors file.
-The index maps every parameter to the slices that make it up, so that a reader of any world size and
-ZeRO stage copies just the elements it needs: no pickle, no conversion, no whole model in memory.
+Each rank writes what it owns, `kind/name` → a one-dimensional fp32 slice, into one safetensors
+file. The index maps every parameter to the slices that form it, so that a reader of any world size
+and ZeRO stage copies just the elements it needs: no pickle, no conversion, no whole model in
+memory.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from raymill.checkpoint.safetensors_file import FloatArray as FloatArray
-from raymill.checkpoint.safetensors_file import Rest as Rest
+from raymill.checkpoint.safetensors_file import Throttle as Throttle
 from raymill.checkpoint.safetensors_file import write_safetensors
+from raymill.durable import JsonObject
 from raymill.errors import CheckpointError
 from raymill.reading import MISSING, is_file, read_text, retried
 
@@ -28,7 +30,8 @@ MUON_MOMENTS = ("momentum_buffer",)
 
 @dataclass(frozen=True)
 class Slice:
-    """Elements [start, start + numel) of a flattened parameter and of its moments, kept in `file`."""
+    """Elements [start, start + numel) of a flattened parameter and of its moments, stored in
+    `file`."""
 
     file: str
     start: int
@@ -38,31 +41,33 @@ class Slice:
 
 @dataclass(frozen=True)
 class ParameterEntry:
-    """A parameter's shape and moments, and the slices that cover it, in order and without gaps."""
+    """Shape and moments of a parameter, and its slices in order and without gaps."""
 
     shape: tuple[int, ...]
     slices: tuple[Slice, ...]
 
     @property
     def moments(self) -> tuple[str, ...]:
+        """Names of the optimizer moments that are stored with the parameter."""
         return self.slices[0].moments
 
     @property
     def numel(self) -> int:
+        """Number of elements of the parameter."""
         return int(np.prod(self.shape, dtype=np.int64))
 
 
 Index = Mapping[str, ParameterEntry]
 
 
+# The state of one rank: (parameter name, start element, kind → flat array).
 Fragments = Iterable[tuple[str, int, Mapping[str, FloatArray]]]
-"""A rank's state: (parameter name, start element, kind → flat array)."""
 
 
 def write_fragments(
-    directory: Path, file: str, fragments: Fragments, rest: Rest | None = None
+    directory: Path, file: str, fragments: Fragments, throttle: Throttle | None = None
 ) -> tuple[dict[str, Slice], int, str]:
-    """Write one rank's fragments and flush them; returns their slices, the file's size and sha256."""
+    """Write and flush one rank's fragments; return their slices, the file's size and its sha256."""
     arrays: dict[str, FloatArray] = {}
     slices: dict[str, Slice] = {}
     for name, start, values in fragments:
@@ -70,30 +75,31 @@ def write_fragments(
             arrays[f"{kind}/{name}"] = array
         moments = tuple(kind for kind in values if kind != WEIGHT)
         slices[name] = Slice(file, start, values[WEIGHT].size, moments)
-    size, sha256 = write_safetensors(directory / file, arrays, rest)
+    size, sha256 = write_safetensors(directory / file, arrays, throttle)
     return slices, size, sha256
 
 
 def merge_slices(
     shapes: Mapping[str, Sequence[int]], per_rank: Iterable[Mapping[str, Slice]]
 ) -> dict[str, ParameterEntry]:
-    """Put the ranks' slices together into an index.
+    """Combine the ranks' slices into an index.
 
     Raises:
-        CheckpointError: some element of some parameter is held by no rank, or by two; or the ranks differ in
-            the moments that they have of it.
+        CheckpointError: an element of a parameter is held by no rank, or by two; or the ranks hold
+            different moments of one parameter.
     """
-    found: dict[str, list[Slice]] = {name: [] for name in shapes}
+    by_parameter: dict[str, list[Slice]] = {name: [] for name in shapes}
     for slices in per_rank:
         for name, piece in slices.items():
-            found[name].append(piece)
+            by_parameter[name].append(piece)
     index: dict[str, ParameterEntry] = {}
-    for name, pieces in found.items():
+    for name, pieces in by_parameter.items():
         entry = ParameterEntry(
             tuple(shapes[name]), tuple(sorted(pieces, key=lambda piece: piece.start))
         )
         position = 0
         for piece in entry.slices:
+            # Slices are sorted, so a gap or an overlap shows at its first element.
             if piece.start != position:
                 raise CheckpointError(
                     f"parameter {name}: expected a slice at element {position}, found {piece.start}"
@@ -109,8 +115,8 @@ def merge_slices(
     return index
 
 
-def index_to_json(index: Index) -> dict[str, Any]:
-    """The index as stored in index.json."""
+def index_to_json(index: Index) -> JsonObject:
+    """Return the index in the form that index.json stores."""
     return {
         name: {
             "shape": list(entry.shape),
@@ -139,8 +145,8 @@ def read_index(path: Path) -> dict[str, ParameterEntry]:
 
 def _entry(
     shape: Sequence[int],
-    slices: Sequence[Sequence[Any]],
-    # Before there was Muon, moments weren't recorded.
+    slices: Sequence[tuple[str, int, int]],
+    # Checkpoints from before Muon don't record their moments, which are AdamW's.
     moments: Sequence[str] = ADAMW_MOMENTS,
 ) -> ParameterEntry:
     return ParameterEntry(
@@ -150,7 +156,7 @@ def _entry(
 
 
 class FragmentReader:
-    """Reads any range of any parameter of a checkpoint; memory is that of the range."""
+    """Reader of any range of any parameter of a checkpoint; it holds only that range in memory."""
 
     def __init__(self, directory: Path, index: Index) -> None:
         self.directory = directory
@@ -173,7 +179,8 @@ class FragmentReader:
         return self._files[file]
 
     def read(self, kind: str, name: str, start: int = 0, numel: int | None = None) -> FloatArray:
-        """Elements [start, start + numel) of a parameter's `kind`: "fp32", or one of its moments.
+        """Read elements [start, start + numel) of a parameter's `kind`: "fp32", or one of its
+        moments.
 
         Raises:
             CheckpointError: the checkpoint has no such parameter, kind or range, or lacks a file.
@@ -189,11 +196,12 @@ class FragmentReader:
         stop = entry.numel if numel is None else start + numel
         if not 0 <= start <= stop <= entry.numel:
             raise CheckpointError(
-                f"{self.directory}: parameter {name} has {entry.numel} elements, asked for "
+                f"{self.directory}: parameter {name} has {entry.numel} elements, requested "
                 f"[{start}, {stop})"
             )
         out = np.empty(stop - start, dtype=np.float32)
         for piece in entry.slices:
+            # Only the part of the slice that overlaps the requested range is read.
             low, high = max(start, piece.start), min(stop, piece.start + piece.numel)
             if low < high:
                 stored = self._open(piece.file).get_slice(f"{kind}/{name}")
@@ -201,5 +209,5 @@ class FragmentReader:
         return out
 
     def tensor(self, name: str, kind: str = WEIGHT) -> FloatArray:
-        """A whole parameter in its shape."""
+        """Read a whole parameter in its shape."""
         return self.read(kind, name).reshape(self.index[name].shape)

@@ -1,10 +1,11 @@
-"""Which checkpoints a run has in an object store, and who may change that.
+"""Ledger of a run's checkpoints in an object store, and the fence that protects it.
 
-A store can't rename, but it can create an object only where there is none. The ledger is a row of numbered
-objects, each of which holds the whole state after it: the token of who wrote it, and the checkpoints that are
-committed. Only the last one counts. A change creates the next number, having read the one before: of two
-writers at once, one meets the other's entry, reads it, and decides anew. Whoever takes a run over writes an
-entry with the new token first, after which nobody with an older one gets past it.
+A store can't rename, but it can create an object only where there is none. The ledger is a sequence
+of numbered objects, each of which holds the whole state after it: the writer's token, and the
+committed checkpoints. Only the last one counts. A change reads the last entry and creates the next
+number: of two writers at once, one finds the other's entry, reads it, and decides again. A process
+that takes a run over first writes an entry with its new token; after that no holder of an older
+token can add one.
 """
 
 from __future__ import annotations
@@ -23,122 +24,137 @@ _FOLDER = "ledger"
 
 @dataclass(frozen=True)
 class Commit:
-    """A checkpoint in the store. `digest` is its manifest's, which proves everything else."""
+    """Checkpoint in the store.
+
+    `folder` lies below checkpoints/, and no two commits share one. `digest` is the manifest's,
+    which proves everything else.
+    """
 
     step: int
-    folder: str  # below checkpoints/; no two commits share one
+    folder: str
     digest: str
 
 
 @dataclass(frozen=True)
-class State:
-    """What the ledger says: who writes the run, and its checkpoints, oldest first."""
+class LedgerState:
+    """State of the ledger: the run's holder and its start of workers, and the checkpoints, oldest
+    first."""
 
     token: int = 0
-    start: int = 0  # of workers, by that holder
+    start: int = 0
     commits: tuple[Commit, ...] = ()
 
 
 class Ledger:
-    """A run's ledger, as workers of this start by the holder of `token` see and change it."""
+    """Ledger of a run, as workers of this start by the holder of `token` read and change it."""
 
     def __init__(self, bucket: Bucket, token: int, start: int = 0) -> None:
         self._bucket = bucket
         self._token = token
         self._start = start
-        self._seen: tuple[int, State] | None = None  # entries stay as they are
+        # The last entry that was read; entries never change, so it need not be read again.
+        self._seen: tuple[int, LedgerState] | None = None
 
-    def state(self) -> State:
-        """
+    def state(self) -> LedgerState:
+        """Read the current state.
+
         Raises:
             CheckpointError: the last entry can't be read.
             StorageError: the store can't be reached.
         """
         return self._last()[1]
 
-    def hold(self) -> State:
-        """Fence off every holder of an older token, and workers of an earlier start; returns the state.
+    def fence_off(self) -> LedgerState:
+        """Fence off every holder of an older token, and workers of an earlier start; return the
+        state.
 
         Raises:
-            FencedError: a newer one has done so.
+            FencedError: a newer holder or start has done so.
         """
         return self._change(lambda commits: commits)
 
-    def add(self, commit: Commit) -> State:
-        """Commit a checkpoint. Who made it went on from below its step: others from there on are no part of it.
+    def add(self, commit: Commit) -> LedgerState:
+        """Commit a checkpoint, and drop those of its step or later, since its writer continued from
+        below them.
 
         Raises:
-            FencedError: the run is another's.
+            FencedError: another process holds the run.
         """
         return self._change(
             lambda commits: (*(old for old in commits if old.step < commit.step), commit)
         )
 
-    def remove(self, folders: set[str]) -> State:
-        """These checkpoints are none any more.
+    def remove(self, folders: set[str]) -> LedgerState:
+        """Remove checkpoints from the ledger.
 
         Raises:
-            FencedError: the run is another's.
+            FencedError: another process holds the run.
         """
         return self._change(
             lambda commits: tuple(old for old in commits if old.folder not in folders)
         )
 
     def check(self) -> None:
-        """
+        """Check that this writer may still commit.
+
         Raises:
-            FencedError: the run is another's.
+            FencedError: another process holds the run, or newer workers have been started.
         """
         self._refuse(self.state())
 
     def check_holder(self) -> None:
-        """
+        """Check that this process still holds the run, whichever of its starts of workers is the
+        newest.
+
         Raises:
-            FencedError: another process holds the run, whichever workers of this one's have been started.
+            FencedError: another process holds the run.
         """
         state = self.state()
         if state.token > self._token:
             self._refuse(state)
 
-    def _refuse(self, state: State) -> None:
+    def _refuse(self, state: LedgerState) -> None:
         if (state.token, state.start) > (self._token, self._start):
             raise FencedError(
-                f"another process has taken this run over, or other workers have been started (token "
-                f"{self._token}.{self._start} doesn't hold it any more, {state.token}.{state.start} does); "
-                "what was committed since stands, this one has ended"
+                f"another process has taken this run over, or newer workers have been started (token "
+                f"{self._token}.{self._start} no longer holds it, {state.token}.{state.start} does); "
+                "checkpoints that they committed stay, and this process ends"
             )
 
-    def _change(self, change: Callable[[tuple[Commit, ...]], tuple[Commit, ...]]) -> State:
+    def _change(self, change: Callable[[tuple[Commit, ...]], tuple[Commit, ...]]) -> LedgerState:
+        # The nonce distinguishes this entry from an equal one of another process.
         nonce = uuid.uuid4().hex
         while True:
             number, state = self._last()
             self._refuse(state)
+            # The change is applied to the newest state, which another writer may have just written.
             commits = tuple(sorted(change(state.commits), key=lambda commit: commit.step))
-            changed = State(self._token, self._start, commits)
+            changed = LedgerState(self._token, self._start, commits)
             body = json.dumps({"nonce": nonce, **asdict(changed)}, indent=1).encode()
             key = _key(number + 1)
-            # What is there may be our own, where the answer to a request was lost.
+            # An existing entry may be our own, if the answer to the request was lost.
             if self._bucket.put_new(key, body) or self._bucket.get(key) == body:
                 return changed
 
-    def _last(self) -> tuple[int, State]:
+    def _last(self) -> tuple[int, LedgerState]:
         after = _key(self._seen[0]) if self._seen else None
         keys = sorted(self._bucket.sizes(_FOLDER, after))
         if not keys:
-            return self._seen or (0, State())
+            return self._seen or (0, LedgerState())
         data = self._bucket.get(keys[-1])
         try:
             if data is None:
+                # Entries are never deleted, so this is a failure of the store.
                 raise StorageError(f"{self._bucket.uri}: {keys[-1]} vanished while it was read")
             body = json.loads(data)
             commits = tuple(Commit(**commit) for commit in body["commits"])
             number = int(keys[-1].rpartition("/")[2].split(".")[0])
-            self._seen = number, State(body["token"], body["start"], commits)
+            self._seen = number, LedgerState(body["token"], body["start"], commits)
             return self._seen
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
-                f"{self._bucket.uri}/{keys[-1]} can't be read ({error}): the entry before it says what was "
-                "committed until then; delete the damaged one to go on from there"
+                f"{self._bucket.uri}/{keys[-1]} can't be read ({error}): the entry before it lists the "
+                "checkpoints until then; delete the damaged entry to continue from there"
             ) from error
 
 

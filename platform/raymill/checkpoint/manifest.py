@@ -1,7 +1,7 @@
-"""MANIFEST.json: what a checkpoint holds, and the proof that it is whole.
+"""MANIFEST.json: contents of a checkpoint, and the proof that it is whole.
 
-A step directory without a manifest that verifies doesn't exist as far as Raymill is concerned. The
-manifest is written last, after every file it names was flushed, and carries their sizes and digests.
+Raymill ignores a step directory without a manifest that verifies. The manifest is written last,
+after every file it names was flushed, and carries their sizes and digests.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raymill.durable import sha256_files, sha256_json
+from raymill.durable import JsonObject, sha256_files, sha256_json
 from raymill.errors import CheckpointError
 from raymill.reading import MISSING, read_text, status
 
@@ -23,18 +23,24 @@ INDEX_NAME = "index.json"
 
 @dataclass(frozen=True)
 class FileRecord:
-    """One file of a checkpoint."""
+    """Size and digest of one file of a checkpoint."""
 
     bytes: int
     sha256: str
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """A committed training state.
+class CheckpointManifest:
+    """Committed training state.
 
     `step` counts optimizer steps, `samples` global samples consumed (the data position), `tokens`
-    predicted tokens. Randomness is a function of (seed, step, rank), so there is no generator state.
+    predicted tokens. Randomness is a function of (seed, step, rank), so no generator state is
+    stored. `config` is flattened to the keys that a user types. `parent` names the origin of the
+    weights: a registered version, a folder, or a forked run; `parent_digest` is the digest of those
+    weights. `model_digests` are those of other models, by configuration key. `updates` counts
+    optimizer updates where they differ from `step`. `state` is further state of the job; `guard` is
+    the guard's memory, with the samples that it left out. `token` and `start` identify the lease,
+    and the holder's start of workers, under which the checkpoint was written.
     """
 
     step: int
@@ -42,38 +48,36 @@ class Manifest:
     tokens: int
     world_size: int
     attempt: int
-    config: Mapping[str, Any]  # flattened, as the user types the keys
+    config: Mapping[str, Any]
     config_digest: str
     data_digests: tuple[str, ...]
     tokenizer_fingerprint: str
     code_commit: str | None
-    parent: (
-        str | None
-    )  # what the weights started from: a registered version, a folder, a forked run
+    parent: str | None
     files: Mapping[str, FileRecord]
-    parent_digest: str | None = None  # of the parent's weights
-    model_digests: Mapping[str, str] = field(default_factory=dict)  # of other models, by their key
-    updates: Mapping[str, int] = field(default_factory=dict)  # optimizer updates, where not `step`
-    state: Mapping[str, Any] = field(default_factory=dict)  # what else the job goes on from
-    guard: Mapping[str, Any] = field(default_factory=dict)  # its memory, with the samples left out
-    token: int = 0  # of the lease under which it was written
-    start: int = 0  # and which of that holder's starts of workers wrote it
+    parent_digest: str | None = None
+    model_digests: Mapping[str, str] = field(default_factory=dict)
+    updates: Mapping[str, int] = field(default_factory=dict)
+    state: Mapping[str, Any] = field(default_factory=dict)
+    guard: Mapping[str, Any] = field(default_factory=dict)
+    token: int = 0
+    start: int = 0
     format_version: int = FORMAT_VERSION
     digest: str = ""
 
-    def to_json(self) -> dict[str, Any]:
-        """The manifest as stored, its `digest` taken over everything else."""
+    def to_json(self) -> JsonObject:
+        """Return the manifest as stored, with `digest` taken over everything else."""
         body = asdict(self)
         del body["digest"]
         body["data_digests"] = list(self.data_digests)
         return {**body, "digest": sha256_json(body)}
 
 
-def read_manifest(directory: Path) -> Manifest:
-    """Read and check a manifest by itself, not the files it names.
+def read_manifest(directory: Path) -> CheckpointManifest:
+    """Read and check a manifest by itself, without the files it names.
 
     Raises:
-        CheckpointError: the manifest is missing, isn't JSON, was altered, or is of another format.
+        CheckpointError: the manifest is missing, isn't JSON, was altered, or has another format.
         StorageError: it can't be read.
     """
     try:
@@ -87,51 +91,57 @@ def read_manifest(directory: Path) -> Manifest:
     return parse_manifest(text, str(directory))
 
 
-def parse_manifest(text: str, place: str) -> Manifest:
-    """A manifest that was read from `place`.
+def parse_manifest(text: str, location: str) -> CheckpointManifest:
+    """Parse a manifest that was read from `location`.
 
     Raises:
-        CheckpointError: it isn't JSON, was altered, or is of another format.
+        CheckpointError: it isn't JSON, was altered, or has another format.
     """
-    path = f"{place}/{MANIFEST_NAME}"
+    path = f"{location}/{MANIFEST_NAME}"
     try:
         stored = json.loads(text)
     except ValueError as error:
         raise CheckpointError(f"{path} isn't JSON: {error}") from error
     if not isinstance(stored, dict) or stored.get("format_version") != FORMAT_VERSION:
-        found = stored.get("format_version") if isinstance(stored, dict) else type(stored).__name__
-        raise CheckpointError(f"{path}: expected format version {FORMAT_VERSION}, found {found}")
+        version = (
+            stored.get("format_version") if isinstance(stored, dict) else type(stored).__name__
+        )
+        raise CheckpointError(f"{path}: expected format version {FORMAT_VERSION}, found {version}")
     body = {key: value for key, value in stored.items() if key != "digest"}
     if sha256_json(body) != stored.get("digest"):
         raise CheckpointError(f"{path} doesn't match its own digest: it was altered or damaged")
     try:
         files = {name: FileRecord(**record) for name, record in body.pop("files").items()}
         data_digests = tuple(body.pop("data_digests"))
-        return Manifest(**body, files=files, data_digests=data_digests, digest=stored["digest"])
+        return CheckpointManifest(
+            **body, files=files, data_digests=data_digests, digest=stored["digest"]
+        )
     except (TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{path} lacks a field or has one too many: {error}") from error
 
 
-def verify(directory: Path) -> Manifest:
+def verify(directory: Path) -> CheckpointManifest:
     """Check every byte of a checkpoint against its manifest.
 
     Raises:
-        CheckpointError: names the file that is missing, of another size, or of another digest.
+        CheckpointError: a file is missing, or has another size or digest; names it.
         StorageError: a file can't be read, which says nothing about the checkpoint.
     """
     manifest = read_manifest(directory)
     for name, record in manifest.files.items():
         path = directory / name
-        found = status(path)
-        if found is None:
+        file = status(path)
+        if file is None:
             raise CheckpointError(f"{path} is missing")
-        if found.st_size != record.bytes:
+        if file.st_size != record.bytes:
             raise CheckpointError(
-                f"{path} has {found.st_size} bytes, its manifest says {record.bytes}"
+                f"{path} has {file.st_size} bytes, its manifest says {record.bytes}"
             )
     try:
+        # Sizes were checked first, because hashing takes much longer.
         digests = sha256_files([directory / name for name in manifest.files])
-    except MISSING as error:  # since it was looked for
+    # A file may vanish after its size was checked.
+    except MISSING as error:
         raise CheckpointError(f"{error.filename} is missing") from error
     for (name, record), digest in zip(manifest.files.items(), digests, strict=True):
         if digest != record.sha256:

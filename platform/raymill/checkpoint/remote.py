@@ -1,9 +1,9 @@
-"""A run that is kept in an object store: `checkpoints/`, `ledger/`, `lease/`, and the run directory's files.
+"""Run in an object store: `checkpoints/`, `ledger/`, `lease/`, and the run directory's files.
 
-Work is done in a folder on this machine, which holds what the store holds, or less. A checkpoint is uploaded
-file by file, by the ranks that wrote them, into a folder of its own, and is real once the ledger names it.
-Files that change are kept in a folder of each holder's own, `files/<token>/`, so that a holder of before who
-is late changes nothing: the newest one with a journal counts.
+Work is done in a folder on this machine, which holds the same as the store, or less. A checkpoint
+is uploaded file by file, by the ranks that wrote them, into a folder of its own, and is committed
+once the ledger names it. Files that change are kept in one folder per holder, `files/<token>/`, so
+that an earlier holder who is late changes nothing: the newest folder with a journal counts.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from pathlib import Path
 from raymill.checkpoint.ledger import Commit, Ledger
 from raymill.checkpoint.manifest import (
     MANIFEST_NAME,
-    Manifest,
+    CheckpointManifest,
     parse_manifest,
     read_manifest,
     verify,
 )
 from raymill.checkpoint.retention import (
-    Keep,
+    RetentionPolicy,
     committed_steps,
     remove,
     set_aside,
@@ -38,20 +38,23 @@ from raymill.reading import entries, is_file, is_folder, read_bytes, read_text
 from raymill.storage.bucket import Bucket
 from raymill.storage.mirror import Mirror
 
-HELD_NAME = "held.json"  # here: the token under which this folder was last worked in
+# Records on this machine the token under which the folder was last used.
+HELD_NAME = "held.json"
 _CHECKPOINTS = "checkpoints"
 _JOURNAL = "metrics.jsonl"
 _FILES = "files"
 _FOLDER = re.compile(r"step-\d+-(\d+)\.(\d+)-[0-9a-f]+")
-# Where each holder, attempt and process leaves what is of no use to another machine.
+# Names of files that are of no use to another machine.
 _LOCAL = (_CHECKPOINTS, "ray", "pulse", HELD_NAME)
-# What is uploaded once it is complete, and not needed to go on.
+# Names of folders that are uploaded once they are complete, and aren't needed to continue.
 _RESULTS = ("export", "adapter", "logs")
 
 
 class RemoteRun:
-    """A run at a URI, as workers of this start by the holder of `token` see and change it. Raises StorageError
-    throughout, where the store can't be reached."""
+    """Run at a URI, as workers of this start by the holder of `token` read and change it.
+
+    Every method raises StorageError where the store can't be reached.
+    """
 
     def __init__(self, uri: str, token: int = 0, start: int = 0) -> None:
         self.uri = uri
@@ -61,129 +64,142 @@ class RemoteRun:
         self._start = start
         self._mirror: Mirror | None = None
 
-    def hold(self) -> None:
-        """Fence off every writer of before, and delete what they uploaded that isn't real.
+    def fence_off(self) -> None:
+        """Fence off every earlier writer, and delete their uploads that were never committed.
 
         Raises:
-            FencedError: the run is another's.
+            FencedError: another process holds the run.
         """
-        known = {commit.folder for commit in self._ledger.hold().commits}
+        known = {commit.folder for commit in self._ledger.fence_off().commits}
         for name in self._bucket.folders(_CHECKPOINTS):
-            # Of earlier writers alone, who can commit nothing any more: a newer one's aren't known here.
+            # Only those of earlier writers, which can commit nothing any more: the uploads of a newer
+            # writer may be about to be committed.
             if name not in known and _writer_of(name) < (self._token, self._start):
                 self._delete(f"{_CHECKPOINTS}/{name}")
 
     def check(self) -> None:
-        """
+        """Check that this writer may still commit.
+
         Raises:
-            FencedError: the run is another's.
+            FencedError: another process holds the run.
         """
         self._ledger.check()
 
     def upload(self, path: Path, folder: str) -> None:
-        """A file of a checkpoint that is being made in `folder`."""
+        """Upload a file of a checkpoint that is being written in `folder`."""
         self._bucket.upload(path, f"{_CHECKPOINTS}/{folder}/{path.name}")
 
     def discard(self, folder: str) -> None:
-        """Delete a checkpoint that didn't become real, once the ledger can't say that it did: an answer that
-        was lost may have been a yes.
+        """Delete a checkpoint that wasn't committed, after removing it from the ledger.
+
+        The ledger comes first because the answer to the request that commits may have been lost.
 
         Raises:
-            FencedError: the run is another's.
+            FencedError: another process holds the run.
         """
         self._remove({folder})
 
     def publish(self, commit: Commit, run_dir: Path) -> None:
-        """Make a checkpoint real whose files are all there, and keep the run's other files with it.
+        """Commit a checkpoint whose files are all uploaded, after uploading the run's other files.
 
         Raises:
-            FencedError: the run is another's.
+            FencedError: another process holds the run.
         """
-        self.keep(run_dir)
+        self.upload_files(run_dir)
         self._ledger.add(commit)
 
-    def keep(self, run_dir: Path) -> None:
-        """Upload what changed of the run directory, but for results."""
+    def upload_files(self, run_dir: Path) -> None:
+        """Upload what changed in the run directory, except results."""
         if self._mirror is None:
             own = Bucket(f"{self.uri}/{_FILES}/{self._token:08d}")
             self._mirror = Mirror(own, run_dir, _is_needed)
-        self._mirror.push(last=_JOURNAL)  # so that nothing else tells of lines that it lacks
+        # The journal comes last, so that no other file refers to lines that it lacks.
+        self._mirror.push(last=_JOURNAL)
         for token in self._bucket.folders(_FILES):
             if int(token) < self._token:
                 self._delete(f"{_FILES}/{token}")
 
-    def keep_results(self, run_dir: Path, marker: str) -> None:
-        """Upload what a finished run leaves. In a folder with a `marker` it is gone until all else is there.
+    def upload_results(self, run_dir: Path, marker: str) -> None:
+        """Upload the results of a finished run.
+
+        A folder with a `marker` is without it in the store until everything else is uploaded.
 
         Raises:
-            FencedError: the run is another's.
+            FencedError: another process holds the run.
         """
         self._ledger.check_holder()
+        # A marker of an earlier export must not vouch for files that are about to change.
         for path in (folder / marker for folder in entries(run_dir)):
             key = path.relative_to(run_dir).as_posix()
             if is_file(path) and self._bucket.get(key) != read_bytes(path):
                 self._bucket.delete([key])
         Mirror(self._bucket, run_dir, _is_result).push(last=marker)
 
-    def retain(self, keep: Keep, protected: Collection[Path]) -> None:
-        """Delete the checkpoints that may go, which nobody counts on from the moment the ledger says so.
+    def apply_retention(self, policy: RetentionPolicy, protected: Collection[Path]) -> None:
+        """Delete the checkpoints that the policy doesn't keep; the ledger drops them first.
 
         Raises:
-            FencedError: the run is another's.
+            FencedError: another process holds the run.
         """
         commits = self._ledger.state().commits
         names = {path.name for path in protected}
         steps = [commit.step for commit in commits]
+        # Protected paths are those of local checkpoints, whose names carry their steps.
         safe = [step for step in steps if step_directory_name(step) in names]
-        doomed = steps_to_delete(steps, keep, safe)
+        doomed = steps_to_delete(steps, policy, safe)
         folders = {commit.folder for commit in commits if commit.step in doomed}
         if folders:
             self._remove(folders)
 
     def steps(self) -> list[int]:
-        """The steps of the run's checkpoints, in order.
+        """List the steps of the run's checkpoints, in order.
 
         Raises:
             CheckpointError: the ledger can't be read.
         """
         return [commit.step for commit in self._ledger.state().commits]
 
-    def pull(self, run_dir: Path, say: Callable[[str], None]) -> None:
-        """Have here, as the one who holds the run, what it takes to go on: its newest checkpoint, and its
-        files, where another machine wrote them last.
+    def download(self, run_dir: Path, say: Callable[[str], None]) -> None:
+        """Download, as the holder of the run, what it takes to continue it.
+
+        That is the newest checkpoint and, where another machine wrote them last, the run's files.
 
         Raises:
             CheckpointError: the ledger can't be read.
         """
         held = run_dir / HELD_NAME
-        # This process's token follows the one that the folder was last worked in: nobody else came between.
+        # The folder is up to date if it was last used under the token before this one: then no other
+        # machine held the run in between.
         before, now = (f"{self.uri} {token}" for token in (self._token - 1, self._token))
         if not is_file(held) or read_text(held) != before:
-            self._pull_files(run_dir)
+            self._download_files(run_dir)
         write_atomic(held, now)
-        self.pull_newest(run_dir, say)
+        self.download_newest(run_dir, say)
 
-    def pull_newest(self, run_dir: Path, say: Callable[[str], None]) -> None:
-        """Have here the newest checkpoint that verifies, with those after it that are damaged, and none that
-        the run hasn't."""
+    def download_newest(self, run_dir: Path, say: Callable[[str], None]) -> None:
+        """Download the newest checkpoint that verifies, and the damaged ones after it.
+
+        Local checkpoints that the ledger doesn't name are removed or set aside.
+        """
         commits = self._ledger.state().commits
         by_step = {commit.step: commit for commit in commits}
         for step, directory in committed_steps(run_dir / _CHECKPOINTS):
             if step in by_step:
                 continue
-            if commits and step <= commits[-1].step:  # the store let it go
+            # Retention has deleted older ones in the store; newer ones were never committed there.
+            if commits and step <= commits[-1].step:
                 remove(directory)
             else:
                 say(f"{directory} isn't in {self.uri}: set aside as {set_aside(directory).name}")
         for commit in reversed(commits):
-            if self._fetch(commit, run_dir / _CHECKPOINTS, say):
+            if self._download_checkpoint(commit, run_dir / _CHECKPOINTS, say):
                 return
 
-    def pull_step(self, run_dir: Path, step: int, say: Callable[[str], None]) -> None:
-        """Have one checkpoint here.
+    def download_step(self, run_dir: Path, step: int, say: Callable[[str], None]) -> None:
+        """Download one checkpoint.
 
         Raises:
-            ConfigError: the run hasn't it; says which it has.
+            ConfigError: the run doesn't have it; names those it has.
         """
         commits = {commit.step: commit for commit in self._ledger.state().commits}
         if step not in commits:
@@ -193,16 +209,23 @@ class RemoteRun:
                     f"run.from={run_dir.name}@{step}: {self.uri} has no step {step} (available: {known})"
                 ]
             )
-        self._fetch(commits[step], run_dir / _CHECKPOINTS, say)
+        self._download_checkpoint(commits[step], run_dir / _CHECKPOINTS, say)
 
-    def _fetch(self, commit: Commit, checkpoints: Path, say: Callable[[str], None]) -> bool:
-        """Whether the checkpoint is here now, and whole; a damaged one is here as it is, to be told of."""
+    def _download_checkpoint(
+        self, commit: Commit, checkpoints: Path, say: Callable[[str], None]
+    ) -> bool:
+        """Download a checkpoint; return whether it is whole.
+
+        A damaged one stays as it is, so that it can be reported.
+        """
         target = checkpoints / step_directory_name(commit.step)
         if is_folder(target):
+            # A local copy may be damaged, or stem from an attempt that never committed it.
             if _is_whole(target, commit):
                 return True
             remove(target)
-        say(f"fetching the checkpoint of step {commit.step} from {self.uri}")
+        say(f"downloading the checkpoint of step {commit.step} from {self.uri}")
+        # A download that is interrupted leaves a name that the next start deletes.
         temporary = checkpoints / f"{target.name}.{uuid.uuid4().hex[:8]}.deleted"
         temporary.mkdir(parents=True)
         bucket = Bucket(f"{self.uri}/{_CHECKPOINTS}/{commit.folder}")
@@ -213,55 +236,60 @@ class RemoteRun:
             shutil.rmtree(temporary, ignore_errors=True)
         return _is_whole(target, commit)
 
-    def verified(self) -> tuple[list[Manifest], list[str]]:
-        """Every checkpoint's manifest, oldest first, and what is wrong with those that don't verify; all their
-        bytes are read where they are."""
+    def verified(self) -> tuple[list[CheckpointManifest], list[str]]:
+        """Verify every byte of every checkpoint in the store.
+
+        Return the manifests, oldest first, and the problems of those that don't verify.
+        """
         manifests, problems = [], []
         for commit in self._ledger.state().commits:
             try:
                 manifests.append(self._verified(commit))
             except (CheckpointError, StorageError) as error:
+                # A run that continues meanwhile may have deleted it.
                 if commit not in self._ledger.state().commits:
-                    continue  # the run goes on meanwhile and has deleted it
+                    continue
                 if isinstance(error, StorageError):
                     raise
                 problems.append(str(error))
         return manifests, problems
 
-    def _verified(self, commit: Commit) -> Manifest:
-        place = f"{_CHECKPOINTS}/{commit.folder}"
-        data = self._bucket.get(f"{place}/{MANIFEST_NAME}")
+    def _verified(self, commit: Commit) -> CheckpointManifest:
+        folder = f"{_CHECKPOINTS}/{commit.folder}"
+        data = self._bucket.get(f"{folder}/{MANIFEST_NAME}")
         if data is None:
-            raise CheckpointError(f"{self.uri}/{place} has no {MANIFEST_NAME}")
-        manifest = parse_manifest(data.decode(errors="replace"), f"{self.uri}/{place}")
+            raise CheckpointError(f"{self.uri}/{folder} has no {MANIFEST_NAME}")
+        manifest = parse_manifest(data.decode(errors="replace"), f"{self.uri}/{folder}")
         if manifest.digest != commit.digest:
-            raise CheckpointError(f"{self.uri}/{place} isn't the checkpoint that was committed")
-        there = self._bucket.sizes(place)
+            raise CheckpointError(f"{self.uri}/{folder} isn't the checkpoint that was committed")
+        sizes = self._bucket.sizes(folder)
         for name, record in manifest.files.items():
-            key = f"{place}/{name}"
-            if key not in there:
+            key = f"{folder}/{name}"
+            if key not in sizes:
                 raise CheckpointError(f"{self.uri}/{key} is missing")
             if self._bucket.sha256(key) != (record.bytes, record.sha256):
                 raise CheckpointError(f"{self.uri}/{key} is damaged: its manifest says otherwise")
         return manifest
 
-    def files(self, folder: Path) -> None:
-        """Have the run's files here, to look at.
+    def download_files(self, folder: Path) -> None:
+        """Download the run's files for inspection.
 
         Raises:
-            ConfigError: there is no such run; says which there are.
+            ConfigError: there is no such run; names those that exist.
         """
-        if not self._pull_files(folder):
+        if not self._download_files(folder):
             root, _, name = self.uri.rpartition("/")
             if self._bucket.sizes("lease"):
                 raise ConfigError([f"run.name={name}: this run has committed nothing yet"])
-            there = Bucket(root).folders()
+            runs = Bucket(root).folders()
             raise ConfigError(
-                [f"run.name={name}: {root} has no such run; there is: {', '.join(there) or 'none'}"]
+                [
+                    f"run.name={name}: {root} has no such run; existing runs: {', '.join(runs) or 'none'}"
+                ]
             )
 
-    def _pull_files(self, folder: Path) -> bool:
-        """Whether any holder has kept the run's files, which are here now."""
+    def _download_files(self, folder: Path) -> bool:
+        """Download the run's files; return whether any holder has uploaded some."""
         names = (key.split("/") for key in self._bucket.sizes(_FILES))
         tokens = [name[1] for name in names if name[2:] == [_JOURNAL]]
         if tokens:
@@ -269,34 +297,38 @@ class RemoteRun:
         return bool(tokens)
 
     def _remove(self, folders: set[str]) -> None:
-        """Delete checkpoints, after the ledger says that they are none."""
+        """Remove checkpoints from the ledger, and then delete their files."""
         self._ledger.remove(folders)
         for folder in folders:
             self._delete(f"{_CHECKPOINTS}/{folder}")
 
     def _delete(self, folder: str) -> None:
         """Delete a folder, its manifest first."""
+        # Without its manifest, a half-deleted checkpoint isn't taken for whole.
         keys = self._bucket.sizes(folder)
         self._bucket.delete(sorted(keys, key=lambda key: not key.endswith(MANIFEST_NAME)))
 
 
 def _writer_of(folder: str) -> tuple[int, int]:
-    """Token and start of who made a checkpoint's folder; of another folder one that nobody is above."""
+    """Return the token and start in a checkpoint folder's name; the highest ones for other
+    folders."""
     match = _FOLDER.fullmatch(folder)
     return (int(match[1]), int(match[2])) if match else (sys.maxsize, 0)
 
 
 def _is_whole(directory: Path, commit: Commit) -> bool:
+    """Return whether this very checkpoint is in a directory, and verifies."""
     with suppress(CheckpointError):
         return read_manifest(directory).digest == commit.digest and bool(verify(directory))
     return False
 
 
 def _is_needed(name: str) -> bool:
-    """Of a file of the run directory: whether it takes it to go on elsewhere."""
+    """Return whether a file of the run directory is needed to continue on another machine."""
     first = name.split("/")[0]
     return first not in (*_LOCAL, *_RESULTS) and not first.startswith(("stop-requested", "."))
 
 
 def _is_result(name: str) -> bool:
+    """Return whether a file of the run directory belongs to the results."""
     return name.split("/")[0] in _RESULTS

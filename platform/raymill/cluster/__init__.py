@@ -1,1 +1,1 @@
-"""Ray: connecting to it, starting workers, following a run from the driver."""
+"""Ray: connection, capacity, placement of actors, and workers that start by forking."""

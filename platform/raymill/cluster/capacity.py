@@ -1,67 +1,77 @@
-"""How many workers the cluster has room for, and how many a run takes of them."""
+"""Capacity of the cluster: the number of workers that fit, and the number that a run takes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
-from raymill.cluster.session import NO_ACTORS, READING, ActorResources
+from raymill.cluster.session import DATA_READING_CPUS, NO_ACTORS, ActorResources
 from raymill.schema.sections import ClusterConfig
 
 
-def largest_fit(allowed: Sequence[int], room: int) -> int | None:
-    """The most workers of those that the batch can be divided among; None: there is room for none of them."""
-    return max((size for size in allowed if size <= room), default=None)
+def largest_fit(allowed: Sequence[int], capacity: int) -> int | None:
+    """Return the largest allowed number of workers that fits; None if none does."""
+    return max((size for size in allowed if size <= capacity), default=None)
 
 
-def room_for_workers(cluster: ClusterConfig, beside: ActorResources = NO_ACTORS) -> int:
-    """Workers that the living nodes hold besides a job's actors; nodes about to go don't count."""
+def worker_capacity(cluster: ClusterConfig, actor_resources: ActorResources = NO_ACTORS) -> int:
+    """Return the number of workers that fit on the living nodes, next to a job's actors.
+
+    Nodes that are about to leave don't count.
+    """
     import ray
 
     leaving = draining_nodes()
     nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
-    return fitting([node["Resources"] for node in nodes], cluster, beside)
+    return workers_that_fit([node["Resources"] for node in nodes], cluster, actor_resources)
 
 
-def fitting(nodes: Sequence[dict[str, Any]], cluster: ClusterConfig, beside: ActorResources) -> int:
-    """Workers that fit on nodes of these resources, node by node, once the actors have theirs, with what
-    reading the data takes left over."""
-    each = _each(cluster)
-    actor = {"CPU": beside.cpus_each, "GPU": beside.gpus_each}
+def workers_that_fit(
+    nodes: Sequence[Mapping[str, float]], cluster: ClusterConfig, actor_resources: ActorResources
+) -> int:
+    """Return the number of workers that fit on nodes of these resources.
+
+    Workers are placed node by node, after the actors; a rest must stay free for reading data.
+    """
+    worker = _worker_resources(cluster)
+    actor = {"CPU": actor_resources.cpus_each, "GPU": actor_resources.gpus_each}
     free = [dict(node) for node in nodes]
-    for _ in range(beside.actors):
-        if not _take(free, actor):
+    # Actors come first, because a job can't run without all of them.
+    for _ in range(actor_resources.actors):
+        if not _take_from_node(free, actor):
             return 0
     count = 0
-    while each and _take(free, each):
+    while worker and _take_from_node(free, worker):
         count += 1
-    if sum(node.get("CPU", 0.0) for node in free) < READING:
+    # Without cores for reading data, one worker less leaves its own.
+    if sum(node.get("CPU", 0.0) for node in free) < DATA_READING_CPUS:
         count -= 1
     return max(0, count)
 
 
 @contextmanager
 def requesting_capacity(workers: int, cluster: ClusterConfig) -> Iterator[None]:
-    """Within the block, an autoscaler knows what is waited for: a placement group that finds no room is what it
-    makes room for."""
+    """Let an autoscaler know the missing capacity for the length of the block.
+
+    An autoscaler adds nodes for a placement group that doesn't fit.
+    """
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    group = placement_group([*[_each(cluster)] * workers, {"CPU": READING}])
+    group = placement_group([*[_worker_resources(cluster)] * workers, {"CPU": DATA_READING_CPUS}])
     try:
         yield
     finally:
         remove_placement_group(group)
 
 
-def _each(cluster: ClusterConfig) -> dict[str, float]:
-    """What a worker takes."""
-    each = {"CPU": cluster.cpus_per_worker, "GPU": 1.0 if cluster.gpu else 0.0}
-    return {name: amount for name, amount in each.items() if amount}
+def _worker_resources(cluster: ClusterConfig) -> dict[str, float]:
+    """Return the resources of one worker."""
+    worker = {"CPU": cluster.cpus_per_worker, "GPU": 1.0 if cluster.gpu else 0.0}
+    return {name: amount for name, amount in worker.items() if amount}
 
 
-def _take(free: list[dict[str, float]], amounts: dict[str, float]) -> bool:
-    """Whether some node had that much, which it has no more."""
+def _take_from_node(free: list[dict[str, float]], amounts: dict[str, float]) -> bool:
+    """Take resources from the first node that has them; return whether there is one."""
     for node in free:
         if all(node.get(name, 0.0) >= amount for name, amount in amounts.items()):
             node.update({name: node.get(name, 0.0) - amount for name, amount in amounts.items()})
@@ -70,9 +80,9 @@ def _take(free: list[dict[str, float]], amounts: dict[str, float]) -> bool:
 
 
 def draining_nodes() -> set[str]:
-    """Nodes that Ray was told will go, as before a pre-emption."""
+    """Return the nodes that Ray knows will leave, for example before a preemption."""
     import ray
 
-    # No public call tells the driver; Ray Train asks in this way too.
-    found: dict[str, int] = ray._private.state.state.get_draining_nodes() or {}
-    return set(found)
+    # There is no public call for it; Ray Train reads it in this way too.
+    draining: dict[str, int] = ray._private.state.state.get_draining_nodes() or {}
+    return set(draining)

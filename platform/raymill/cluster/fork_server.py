@@ -1,16 +1,16 @@
-"""A process that imports once what workers need, and forks itself for each Python process that Ray starts.
+"""Server that imports modules once, and forks itself for each Python process that Ray starts.
 
     python fork_server.py SOCKET DRIVER MODULE …
 
-Importing torch, transformers and DeepSpeed takes seconds, and Ray starts about a dozen Python processes for a
-run. This process imports modules, one after another, and then does nothing but fork. It has one thread, has
-not imported Ray, which reads its configuration from the environment at its import, and has not touched CUDA:
-a fork of it is as good as a new interpreter. Where that is not so, it forks no more, and processes start
-without it.
+Importing torch, transformers and DeepSpeed takes seconds, and Ray starts about a dozen Python
+processes for a run. The server imports modules, one after another, and then only forks. It has one
+thread, hasn't imported Ray, which reads its configuration from the environment at import, and
+hasn't touched CUDA: so a fork of it is as good as a new interpreter. Where that isn't so, it stops
+forking, and processes start without it.
 
-`fork_launcher.py` asks for forks. A forked process is killed with the launcher that stands for it, with the
-Ray node that it works for and with this server, however busy or stopped it is; the server is killed with the
-driver.
+`fork_launcher.py` requests forks. A forked process is killed with the launcher that stands for it,
+with the Ray node that it works for and with this server, even if it is busy or stopped; the server
+is killed with the driver.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from raymill.cluster.forked_process import (
     Request,
@@ -38,7 +38,8 @@ from raymill.cluster.forked_process import (
 )
 from raymill.parent_death import die_with
 
-FORKED = b"\1"  # the answer to a launcher; one that gets none runs Python itself
+# The answer to a launcher; one that gets none runs Python itself.
+FORKED = b"\1"
 
 
 class Forked(BaseException):
@@ -51,13 +52,15 @@ class Forked(BaseException):
 
 @dataclass(frozen=True)
 class Child:
+    """Forked process: its number, its Ray node's, and the connection to its launcher."""
+
     process: int
     node: int
     launcher: socket.socket
 
 
 class ForkServer:
-    """Forks for those who connect to a listening socket."""
+    """Server that forks for the launchers that connect to a listening socket."""
 
     def __init__(self, listening: socket.socket) -> None:
         self._selector = selectors.DefaultSelector()
@@ -68,24 +71,24 @@ class ForkServer:
 
     @property
     def ended(self) -> bool:
-        """True once it was closed and all that it had forked has ended."""
+        """True once the server was closed and all its forks have ended."""
         return self._listening.fileno() < 0 and not self._children
 
     def serve(self, timeout_s: float | None) -> bool:
-        """Wait for something to happen, for so long at most or, with None, for ever; return whether it did.
+        """Wait up to `timeout_s` for an event (None: forever); return whether there was one.
 
         Raises:
             Forked: in each fork.
         """
         events = self._selector.select(timeout_s)
         for key, _ in events:
-            # What happened first may have settled what happened second, and given its descriptor away.
+            # The first event may have handled the second one too, and closed its descriptor.
             if self._selector.get_map().get(key.fd) is key:
                 key.data()
         return bool(events)
 
     def close(self) -> None:
-        """Fork no more; who has asked gets no answer."""
+        """Stop forking; launchers whose requests are pending get no answer."""
         self._selector.unregister(self._listening)
         self._listening.close()
 
@@ -93,21 +96,19 @@ class ForkServer:
         self._selector.register(what, selectors.EVENT_READ, call)
 
     def _accept(self) -> None:
-        # The request is read when it is there: a launcher that was stopped keeps nobody waiting.
+        # The request is read once it arrives, so that a stopped launcher keeps nobody waiting.
         launcher, _ = self._listening.accept()
         self._watch(launcher, lambda: self._fork_for(launcher))
 
     def _fork_for(self, launcher: socket.socket) -> None:
         self._selector.unregister(launcher)
         try:
+            # The server may have been closed while the request was pending.
             if self._listening.fileno() < 0:
                 raise EOFError
             request = receive(launcher)
-        except (
-            OSError,
-            EOFError,
-            ValueError,
-        ):  # it was killed meanwhile, or there are no more forks
+        # The launcher was killed meanwhile, or the server forks no more.
+        except (OSError, EOFError, ValueError):
             launcher.close()
             return
         process = _fork()
@@ -115,15 +116,18 @@ class ForkServer:
             launcher.close()
             self._close_in_child()
             raise Forked(request)
+        # The fork has its own copies of these descriptors.
         for stream in request.streams:
             os.close(stream)
         if process is None:
             launcher.close()
             return
-        with contextlib.suppress(OSError):  # it was killed meanwhile, which is seen below
+        # If the launcher was killed meanwhile, its closed socket shows that below.
+        with contextlib.suppress(OSError):
             launcher.sendall(FORKED)
         self._children[process] = Child(process, request.node, launcher)
         ended = os.pidfd_open(process)
+        # A descriptor of a process becomes readable when the process ends.
         self._watch(ended, lambda: self._child_ended(process, ended))
         self._watch(launcher, lambda: self._launcher_ended(process))
         if request.node and request.node not in self._nodes:
@@ -132,6 +136,7 @@ class ForkServer:
     def _watch_node(self, node: int) -> None:
         try:
             ended = os.pidfd_open(node)
+        # The node has ended before it could be watched.
         except ProcessLookupError:
             self._kill_children_of(node)
             return
@@ -146,11 +151,11 @@ class ForkServer:
                 key.fileobj.close()  # type: ignore[attr-defined]
         for child in self._children.values():
             child.launcher.close()
-        # Nothing is unregistered: what is watched is the server's still.
+        # Nothing is unregistered, because the server still watches these descriptors.
         self._selector.close()
 
     def _child_ended(self, process: int, descriptor: int) -> None:
-        """Let its launcher end in the same way."""
+        """Pass the child's exit status to its launcher, which ends in the same way."""
         self._unwatch(descriptor)
         _, status = os.waitpid(process, 0)
         launcher = self._children.pop(process).launcher
@@ -161,7 +166,7 @@ class ForkServer:
         launcher.close()
 
     def _launcher_ended(self, process: int) -> None:
-        """Kill the process that it stood for: somebody who killed the one meant the other."""
+        """Kill the process that the launcher stood for: killing the one means the other."""
         self._selector.unregister(self._children[process].launcher)
         os.kill(process, signal.SIGKILL)
 
@@ -181,7 +186,7 @@ class ForkServer:
 
 
 def _fork() -> int | None:
-    """As `os.fork`; None where the system has no room for another process."""
+    """Fork as `os.fork` does; return None where the system has no capacity for another process."""
     try:
         return os.fork()
     except OSError:
@@ -189,14 +194,15 @@ def _fork() -> int | None:
 
 
 def import_modules(names: Sequence[str], server: ForkServer) -> None:
-    """Import modules in their order, serving between them; leave out what is not installed or fails."""
+    """Import modules in order, and serve between them; skip those that are missing or fail."""
     hide_unused()
     for name in names:
         try:
             import_name(name)
         except ImportError:
             pass
-        except Exception:  # raised again in the process that needs it
+        # The error occurs again in the process that needs the module.
+        except Exception:
             traceback.print_exc()
         if not is_fit_to_fork():
             print(
@@ -210,24 +216,25 @@ def import_modules(names: Sequence[str], server: ForkServer) -> None:
 
 
 def is_fit_to_fork() -> bool:
-    """Tell whether a fork of this process is as good as a new one."""
-    torch: Any = sys.modules.get("torch")
+    """Return whether a fork of this process is as good as a new one."""
+    torch = sys.modules.get("torch")
     cuda = torch is not None and torch.cuda.is_initialized()
     return len(os.listdir("/proc/self/task")) == 1 and "ray" not in sys.modules and not cuda
 
 
 def main(listening: str, driver: str, *modules: str) -> NoReturn:
-    """Serve at a descriptor until the driver ends; in forks, do what was asked for."""
+    """Serve at a descriptor until the driver ends; in forks, run the requested script."""
+    # A server without a driver would stay forever.
     die_with(int(driver))
-    # As for all that Ray starts, Ctrl-C is the driver's affair; forks inherit this.
+    # Only the driver handles Ctrl-C, as for all processes of Ray; forks inherit this.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    # A process takes two descriptors.
+    # Each process takes two descriptors, so the limit is raised as far as possible.
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     server, process = ForkServer(socket.socket(fileno=int(listening))), os.getpid()
     try:
         import_modules(modules, server)
-        # Nothing of it is garbage, and looking at it would copy its pages in each fork.
+        # The imported modules aren't garbage; collecting would copy their pages in each fork.
         gc.freeze()
         while not server.ended:
             server.serve(None)

@@ -1,4 +1,4 @@
-"""A fork of `fork_server.py` becomes the Python process that a launcher asked for."""
+"""Turn a fork of `fork_server.py` into the Python process that a launcher requested."""
 
 from __future__ import annotations
 
@@ -16,24 +16,28 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from raymill.parent_death import die_with
 
-# DeepSpeed imports it for its tuner, if it is there, which takes seconds.
+# DeepSpeed imports it for its tuner if it is installed, which takes seconds.
 UNUSED = ("mlflow",)
 _SETUP = "setup_worker.py"
 _CONTEXT, _LANGUAGE = "--serialized-runtime-env-context=", "--language="
-_PATIENCE_S = 10.0
+_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
 class Request:
-    """A launcher's call: arguments from the script on, environment, working directory, and the
-    descriptors of its standard input, output and error."""
+    """Request of a launcher.
 
-    launcher: int  # its process
-    node: int  # the process of the Ray node that it works for; 0 for none
+    `launcher` and `node` are process numbers; `node` is that of the Ray node, 0 for none.
+    `arguments` start with the script; `streams` are the descriptors of standard input, output and
+    error.
+    """
+
+    launcher: int
+    node: int
     arguments: list[str]
     environment: dict[str, str]
     folder: str
@@ -44,11 +48,11 @@ def receive(launcher: socket.socket) -> Request:
     """Read a launcher's request.
 
     Raises:
-        EOFError: it ended before it had sent all of it.
+        EOFError: the launcher ended before it had sent everything.
         OSError: it was stopped meanwhile.
         ValueError: it sent something else.
     """
-    launcher.settimeout(_PATIENCE_S)
+    launcher.settimeout(_TIMEOUT_S)
     size, streams, _, _ = socket.recv_fds(launcher, 4, 3)
     try:
         left = int.from_bytes(size, "little")
@@ -58,6 +62,7 @@ def receive(launcher: socket.socket) -> Request:
             if not part:
                 raise EOFError
             received += part
+        # The launcher stays connected for as long as the forked process runs.
         launcher.settimeout(None)
         arguments, environment, folder = marshal.loads(received)
         node = int(environment.get("RAY_RAYLET_PID", "0"))
@@ -71,14 +76,17 @@ def receive(launcher: socket.socket) -> Request:
 
 
 def become(request: Request, server: int) -> NoReturn:
-    """Run the script as an interpreter that was started for it would, and exit."""
+    """Run the script as a newly started interpreter would, and exit."""
     die_with(server)
     for target, stream in enumerate(request.streams):
         os.dup2(stream, target)
         os.close(stream)
     _inherit(request.launcher)
-    show_unused()  # where the server is still importing
+    # The server may still be importing, with unused modules hidden.
+    show_unused()
+    # The server's own entries must not shadow those of the requested environment.
     servers = _path_entries()
+    # The script must see the launcher's environment and nothing of the server's.
     os.environ.clear()
     os.environ.update(request.environment)
     os.chdir(request.folder)
@@ -89,6 +97,7 @@ def become(request: Request, server: int) -> NoReturn:
     _renew_libraries()
     main = ModuleType("__main__")
     vars(main).update(__file__=script, __builtins__=builtins)
+    # Pickle and Ray look up classes of the script under this name.
     sys.modules["__main__"] = main
     with io.open_code(os.path.abspath(script)) as file:
         code = compile(file.read(), script, "exec")
@@ -97,14 +106,16 @@ def become(request: Request, server: int) -> NoReturn:
 
 
 def _path_entries() -> list[str]:
-    """The folders of PYTHONPATH."""
+    """Return the folders of PYTHONPATH."""
     entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     return [os.path.abspath(entry) for entry in entries if entry]
 
 
 def _inherit(launcher: int) -> None:
-    """Take over from the launcher what the system hands on from a process to those that it starts; Ray raises
-    limits after the server has started, and sets its workers' priority."""
+    """Take over from the launcher the attributes that a process inherits from its parent.
+
+    Ray raises limits after the server has started, and sets its workers' priority.
+    """
     limits = [value for name, value in vars(resource).items() if name.startswith("RLIMIT_")]
     for limit in limits:
         with contextlib.suppress(OSError, ValueError):
@@ -116,39 +127,44 @@ def _inherit(launcher: int) -> None:
 
 
 def without_setup(arguments: Sequence[str]) -> list[str]:
-    """Do for a worker what Ray's script that sets up its runtime environment does, where that is no more than
-    to set variables, and return the arguments without it; elsewhere the arguments as they are."""
+    """Return the arguments without Ray's script that sets up a worker's runtime environment.
+
+    Where that script would only set environment variables, they are set here; elsewhere the
+    arguments are returned unchanged.
+    """
     script, *rest = arguments
     context = [a.removeprefix(_CONTEXT) for a in rest if a.startswith(_CONTEXT)]
     if os.path.basename(script) != _SETUP or rest[0].startswith("-") or len(context) != 1:
         return list(arguments)
-    asked = json.loads(context[0] or "{}")
-    if asked.get("command_prefix") or asked.get("override_worker_entrypoint"):
+    environment = json.loads(context[0] or "{}")
+    if environment.get("command_prefix") or environment.get("override_worker_entrypoint"):
         return list(arguments)
-    if (asked.get("py_executable") or sys.executable) != sys.executable:
+    if (environment.get("py_executable") or sys.executable) != sys.executable:
         return list(arguments)
-    for name, value in (asked.get("env_vars") or {}).items():
+    for name, value in (environment.get("env_vars") or {}).items():
         os.environ[name] = os.path.expandvars(value)
     return [a for a in rest if not a.startswith((_CONTEXT, _LANGUAGE))]
 
 
 def _renew_libraries() -> None:
-    """Give libraries what each process has of its own: forks must not draw the same random numbers (Python's
-    own generator sees to it itself), and OpenMP reads the number of threads when it is loaded."""
-    numpy: Any = sys.modules.get("numpy")
+    """Reset the library state that each process should have of its own.
+
+    Forks must not draw the same random numbers (Python's own generator handles that itself), and
+    OpenMP reads the number of threads when it is loaded.
+    """
+    numpy = sys.modules.get("numpy")
     if numpy is not None:
         numpy.random.seed()
-    torch: Any = sys.modules.get("torch")
+    torch = sys.modules.get("torch")
     threads = os.environ.get("OMP_NUM_THREADS", "")
     if torch is not None and threads.isdecimal() and int(threads):
         torch.set_num_threads(int(threads))
 
 
 def import_name(name: str) -> None:
-    """Import a module, and the attribute after a colon that is imported when it is asked for, as in
-    `transformers:AutoModel`.
+    """Import a module, and the attribute after a colon, as in `transformers:AutoModel`.
 
-    Raises whatever the import does.
+    Some packages import such attributes only on access. Raises whatever the import does.
     """
     module, _, attribute = name.partition(":")
     imported = importlib.import_module(module)
@@ -157,7 +173,7 @@ def import_name(name: str) -> None:
 
 
 def hide_unused() -> None:
-    """Let imports of what nobody uses fail."""
+    """Let imports of unused modules fail."""
     for name in UNUSED:
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]
 

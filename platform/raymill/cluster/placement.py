@@ -1,77 +1,115 @@
-"""Room for a job's actors, reserved before its workers start: all of it or none, and nobody else's until the
-job ends, so that an actor which takes a dead one's place finds its resources free."""
+"""Placement of work in the cluster: a job's actors, and tasks that run on one particular node.
+
+Resources for the actors are reserved before the workers start: all of them or none, and until the
+job ends, so that an actor that replaces a dead one finds its resources free.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raymill.cluster.session import ActorResources
 from raymill.errors import ClusterError
 
-PATIENCE_S = 5.0  # before the user is told what is waited for
-RESERVE_S = 600.0  # a cluster that grows on demand takes minutes
+if TYPE_CHECKING:
+    import ray
+    from ray.util.placement_group import PlacementGroup
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+# After this time the wait is reported to the user.
+NOTICE_AFTER_S = 5.0
+# A cluster that grows on demand takes minutes.
+TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True)
 class ActorPlacement:
-    """Ray's scheduling strategy and the host for each actor; none where they need nothing."""
+    """Ray's scheduling strategy and the host for each actor; empty where actors need no
+    resources."""
 
-    places: tuple[Any, ...] = ()
+    scheduling_strategies: tuple[PlacementGroupSchedulingStrategy, ...] = ()
     hosts: tuple[str, ...] = ()
 
-    def spelled(self, first: int, count: int) -> str:
-        """Where these actors sit, as in `a (2), b`."""
+    def describe_hosts(self, first: int, count: int) -> str:
+        """Describe the hosts of `count` actors from number `first` on, as in `a (2), b`."""
         hosts = Counter(self.hosts[first : first + count])
         return ", ".join(f"{host} ({n})" if n > 1 else host for host, n in hosts.items())
 
 
 @contextmanager
-def reserved(beside: ActorResources) -> Iterator[ActorPlacement]:
-    """A placement group for the actors, near each other where that is possible; call it with Ray connected.
+def reserve_actors(actor_resources: ActorResources) -> Iterator[ActorPlacement]:
+    """Reserve a placement group for the actors, close together where possible; Ray must be
+    connected.
 
     Raises:
-        ClusterError: the cluster finds no room in time.
+        ClusterError: the cluster doesn't have the resources in time.
     """
-    each = {"CPU": beside.cpus_each, "GPU": beside.gpus_each}
+    each = {"CPU": actor_resources.cpus_each, "GPU": actor_resources.gpus_each}
     bundle = {name: amount for name, amount in each.items() if amount}
-    if not beside.actors or not bundle:
+    if not actor_resources.actors or not bundle:
         yield ActorPlacement()
         return
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    group = placement_group([bundle] * beside.actors, strategy="PACK")
+    # One bundle per actor, so that each actor can be placed and replaced by itself.
+    group = placement_group([bundle] * actor_resources.actors, strategy="PACK")
     try:
-        _wait(group, beside)
-        places = range(beside.actors)
-        strategies = tuple(PlacementGroupSchedulingStrategy(group, place) for place in places)
-        yield ActorPlacement(strategies, _hosts(group, places))
+        _wait(group, actor_resources)
+        indices = range(actor_resources.actors)
+        strategies = tuple(PlacementGroupSchedulingStrategy(group, index) for index in indices)
+        yield ActorPlacement(strategies, _hosts(group, indices))
     finally:
+        # The connection may have ended with the job.
         if ray.is_initialized():
             remove_placement_group(group)
 
 
-def _wait(group: Any, beside: ActorResources) -> None:
-    if group.wait(PATIENCE_S):
+def _wait(group: PlacementGroup, actor_resources: ActorResources) -> None:
+    if group.wait(NOTICE_AFTER_S):
         return
-    what = f"{beside.actors} actors of {beside.cpus_each:g} CPUs and {beside.gpus_each:g} GPUs"
-    print(f"waiting for room for {what} …", flush=True)
-    if not group.wait(RESERVE_S):
+    what = (
+        f"{actor_resources.actors} actors of {actor_resources.cpus_each:g} CPUs "
+        f"and {actor_resources.gpus_each:g} GPUs"
+    )
+    print(f"waiting for resources for {what} …", flush=True)
+    if not group.wait(TIMEOUT_S):
         raise ClusterError(
-            f"the cluster found no room for {what} within {RESERVE_S:g} s; end what else runs there, "
+            f"the cluster had no resources for {what} within {TIMEOUT_S:g} s; end other jobs there, "
             "or ask for fewer actors (rollout.actors, reward.model_actors)"
         )
 
 
-def _hosts(group: Any, places: Sequence[int]) -> tuple[str, ...]:
+def _hosts(group: PlacementGroup, indices: Sequence[int]) -> tuple[str, ...]:
     import ray
     from ray.util import placement_group_table
 
     names = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes()}
     nodes = placement_group_table(group)["bundles_to_node_id"]
-    return tuple(names.get(nodes[place], "?") for place in places)
+    return tuple(names.get(nodes[index], "?") for index in indices)
+
+
+def start_on_node(node: str, work: Callable[..., object], *arguments: object) -> ray.ObjectRef:
+    """Start `work(*arguments)` on the node of this id; return the reference to its result."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    # The task is for the processes of this node, so another node is of no use.
+    strategy = NodeAffinitySchedulingStrategy(node, soft=False)
+    task = ray.remote(num_cpus=0, scheduling_strategy=strategy, max_retries=0)(work)
+    return task.remote(*arguments)
+
+
+def result_or_error(reference: ray.ObjectRef, timeout_s: float) -> Any:
+    """Return a task's result, or Ray's error if it failed, or its node is lost or doesn't answer."""
+    import ray
+
+    try:
+        return ray.get(reference, timeout=timeout_s)
+    except ray.exceptions.RayError as error:
+        return error

@@ -1,1 +1,1 @@
-"""Raw text becomes packed rows of tokens on disk (prepare); rows become batches (order, stream)."""
+"""Prepare text and messages as packed rows of tokens, and stream the rows as batches."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raymill.data.demo.stdlib_conversations import Entry
+from raymill.data.demo.stdlib_conversations import ConversationEntry
 from raymill.data.messages.encode import ChatEncoder
 from raymill.evaluate.answers import POINTS, Verdict, verdict
 from raymill.generate.text import text_prompts
@@ -20,7 +20,7 @@ BATCH = 128
 class Asked:
     """A held-out question, the expected answer and the one that came."""
 
-    entry: Entry
+    entry: ConversationEntry
     text: str
 
     @property
@@ -41,12 +41,12 @@ class Asked:
         return POINTS[self.verdict]
 
 
-def question_of(entry: Entry) -> str:
+def question_of(entry: ConversationEntry) -> str:
     """What the user says."""
     return str(entry.record["messages"][0]["content"])
 
 
-def reference_of(entry: Entry) -> str:
+def reference_of(entry: ConversationEntry) -> str:
     """What the assistant should say."""
     return str(entry.record["messages"][1]["content"])
 
@@ -71,7 +71,7 @@ class Speaker:
         return cls(model, tokenizer, load_chat_encoder(folder), end_of_text_id)
 
     def answers(
-        self, entries: Sequence[Entry], *, temperature: float = 0.0, seed: int = 0
+        self, entries: Sequence[ConversationEntry], *, temperature: float = 0.0, seed: int = 0
     ) -> list[Asked]:
         """One answer to each question: greedy, or drawn at a temperature."""
         texts = self.complete(

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from math import sqrt
 
-from raymill.data.demo.stdlib_conversations import Entry
+from raymill.data.demo.stdlib_conversations import ConversationEntry
 from raymill.demo.asked import question_of, reference_of
 from raymill.evaluate.answers import exact_match
 
@@ -15,7 +15,9 @@ _TOKEN = re.compile(r"[\w-]+(?:\.\w+)*")
 MOST_PLACES = 40  # from either end of a question
 
 
-def class_baselines(training: Sequence[Entry], held_out: Sequence[Entry]) -> dict[str, float]:
+def class_baselines(
+    training: Sequence[ConversationEntry], held_out: Sequence[ConversationEntry]
+) -> dict[str, float]:
     """Shares of the held-out questions that three rules get right, each fitted on the training side: the
     most frequent answer, the token of the question at the best place, the nearest question's answer."""
     return {
@@ -44,16 +46,18 @@ def paired_interval(differences: Sequence[float], z: float = 1.96) -> tuple[floa
     return mean, mean - half, mean + half
 
 
-def _share(texts: Sequence[str], held_out: Sequence[Entry]) -> float:
+def _share(texts: Sequence[str], held_out: Sequence[ConversationEntry]) -> float:
     right = [exact_match(t, reference_of(e)) for t, e in zip(texts, held_out, strict=True)]
     return sum(right) / max(len(right), 1)
 
 
-def _majority(training: Sequence[Entry]) -> str:
+def _majority(training: Sequence[ConversationEntry]) -> str:
     return Counter(reference_of(entry) for entry in training).most_common(1)[0][0]
 
 
-def _copied(training: Sequence[Entry], held_out: Sequence[Entry]) -> list[str]:
+def _copied(
+    training: Sequence[ConversationEntry], held_out: Sequence[ConversationEntry]
+) -> list[str]:
     places = [*range(MOST_PLACES), *range(-MOST_PLACES, 0)]
     best = max(
         places, key=lambda p: _share([_token(question_of(e), p) for e in training], training)
@@ -66,7 +70,9 @@ def _token(question: str, place: int) -> str:
     return tokens[place] if -len(tokens) <= place < len(tokens) else ""
 
 
-def _nearest(training: Sequence[Entry], held_out: Sequence[Entry]) -> list[str]:
+def _nearest(
+    training: Sequence[ConversationEntry], held_out: Sequence[ConversationEntry]
+) -> list[str]:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectorizer = TfidfVectorizer(token_pattern=r"\w+")

@@ -10,8 +10,8 @@ from pathlib import Path
 from raymill.data.demo import stdlib_corpus
 from raymill.data.demo.conversations import conversations
 from raymill.data.demo.exercises import BEYOND, KINDS
-from raymill.data.demo.stdlib_conversations import Entry
-from raymill.data.store.split import unit_hash
+from raymill.data.demo.stdlib_conversations import ConversationEntry
+from raymill.data.store.split import hash_fraction
 from raymill.demo.asked import Asked, Speaker, question_of
 from raymill.demo.baselines import class_baselines, paired_interval
 from raymill.demo.functions import Sampled, longest_copy, parses, sample_functions
@@ -120,7 +120,7 @@ def _shown(asked: dict[str, list[Asked]], place: int) -> Shown:
     return Shown(one.entry.kind, one.question, one.reference, answers)
 
 
-def _kind(name: str, asked: dict[str, list[Asked]], training: Sequence[Entry]) -> Kind:
+def _kind(name: str, asked: dict[str, list[Asked]], training: Sequence[ConversationEntry]) -> Kind:
     of_kind = {s: [a for a in answers if a.entry.kind == name] for s, answers in asked.items()}
     held_out = [answer.entry for answer in next(iter(of_kind.values()))]
     known = [entry for entry in training if entry.kind == name]
@@ -135,7 +135,9 @@ def _kind(name: str, asked: dict[str, list[Asked]], training: Sequence[Entry]) -
 
 
 def _honesty(
-    asked: dict[str, list[Asked]], training: Sequence[Entry], held_out: Sequence[Entry]
+    asked: dict[str, list[Asked]],
+    training: Sequence[ConversationEntry],
+    held_out: Sequence[ConversationEntry],
 ) -> Honesty:
     about_names = ("library", "unknown")
     real = [n for n, entry in enumerate(held_out) if entry.kind == "library"]
@@ -158,13 +160,16 @@ def _honesty(
     )
 
 
-def order_of(held_out: Sequence[Entry], digest: str, seed: int) -> list[int]:
+def order_of(held_out: Sequence[ConversationEntry], digest: str, seed: int) -> list[int]:
     """The held-out questions in the order in which they are chosen, which the corpus decides."""
-    return sorted(range(len(held_out)), key=lambda n: unit_hash(f"{digest} {n}", seed))
+    return sorted(range(len(held_out)), key=lambda n: hash_fraction(f"{digest} {n}", seed))
 
 
 def gain(
-    speakers: dict[str, Speaker], held_out: Sequence[Entry], order: Sequence[int], seed: int
+    speakers: dict[str, Speaker],
+    held_out: Sequence[ConversationEntry],
+    order: Sequence[int],
+    seed: int,
 ) -> Gain:
     """Measure what "aligned" gained over "sft" on the first questions in that order, by drawn answers."""
     compared = [held_out[place] for place in order[:COMPARED]]

@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raymill.checkpoint.resume import Found
+from raymill.checkpoint.resume import VerifiedCheckpoint
 from raymill.data.chat.questions import read_questions
-from raymill.data.store.manifest import Prepared, load_prepared
+from raymill.data.store.manifest import PreparedData, load_prepared
 from raymill.data.store.split import VALIDATION
 from raymill.data.store.validation import ValidationSet
 from raymill.data.text.control_tokens import ControlTokens
@@ -32,7 +32,7 @@ class Export:
     adapter: Path | None = None
 
 
-def export_checkpoint(resolved: ResolvedRun, checkpoint: Found) -> Export:
+def export_checkpoint(resolved: ResolvedRun, checkpoint: VerifiedCheckpoint) -> Export:
     """Export the checkpoint, unless the same export is complete on disk already.
 
     Raises:
@@ -67,8 +67,8 @@ def export_checkpoint(resolved: ResolvedRun, checkpoint: Found) -> Export:
 def _export_pretrained(
     resolved: ResolvedRun,
     job: PretrainJob,
-    prepared: list[Prepared],
-    checkpoint: Found,
+    prepared: list[PreparedData],
+    checkpoint: VerifiedCheckpoint,
     target: Path,
 ) -> None:
     from raymill.model.export import export_folder
@@ -78,7 +78,7 @@ def _export_pretrained(
         checkpoint.reader(),
         job.arch,
         job.arch.vocab_size or first.manifest.tokenizer.vocab_size,
-        ControlTokens.of(first, resolved.model_folder),
+        ControlTokens.from_prepared(first, resolved.model_folder),
         first.tokenizer_folder,
         target,
         job.train.precision,
@@ -89,7 +89,10 @@ def _export_pretrained(
 
 
 def _export_tuned(
-    resolved: ResolvedRun, prepared: list[Prepared], checkpoint: Found, target: Path
+    resolved: ResolvedRun,
+    prepared: list[PreparedData],
+    checkpoint: VerifiedCheckpoint,
+    target: Path,
 ) -> None:
     from raymill.model.finetuned import save_finetuned
 
@@ -99,7 +102,7 @@ def _export_tuned(
         prepared[0].tokenizer_folder,
         target,
         precision=resolved.job.train.precision,
-        tokens=ControlTokens.of(prepared[0], resolved.model_folder),
+        tokens=ControlTokens.from_prepared(prepared[0], resolved.model_folder),
         probe_ids=_probe_ids(prepared[0], whole=scalar),
         parent=resolved.model_folder,
         scalar=scalar,
@@ -107,7 +110,7 @@ def _export_tuned(
 
 
 def _trained_model(
-    resolved: ResolvedRun, prepared: list[Prepared], checkpoint: Found
+    resolved: ResolvedRun, prepared: list[PreparedData], checkpoint: VerifiedCheckpoint
 ) -> PreTrainedModel:
     """Build the model as the workers did, since a checkpoint holds only the trained parameters."""
     from raymill.engine.trainer import load_weights
@@ -120,7 +123,7 @@ def _trained_model(
     return model
 
 
-def _probe_ids(prepared: Prepared, *, whole: bool = False) -> list[list[int]]:
+def _probe_ids(prepared: PreparedData, *, whole: bool = False) -> list[list[int]]:
     """Return held-out sequences on which the exported model is compared with the trained one.
 
     They are texts, questions with their answers, better answers, or prompts. Their lengths differ, so that

@@ -6,7 +6,7 @@ import json
 import statistics
 from typing import TYPE_CHECKING, Any
 
-from raymill.checkpoint.resume import Found
+from raymill.checkpoint.resume import VerifiedCheckpoint
 from raymill.data.store.manifest import load_prepared
 from raymill.driver.exports import Export, export_checkpoint
 from raymill.durable import write_atomic
@@ -26,7 +26,7 @@ SUMMARY_NAME = "summary.json"
 
 
 def finish_run(
-    resolved: ResolvedRun, checkpoint: Found, tracker: Tracker, console: RunConsole
+    resolved: ResolvedRun, checkpoint: VerifiedCheckpoint, tracker: Tracker, console: RunConsole
 ) -> None:
     """Export, register, summarize and report the run's last, verified checkpoint.
 
@@ -144,7 +144,7 @@ def run_figures(events: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _summary(
     resolved: ResolvedRun,
-    checkpoint: Found,
+    checkpoint: VerifiedCheckpoint,
     export: Export,
     figures: dict[str, Any],
     registered: str | None,

@@ -17,7 +17,7 @@ from raymill.data.preference.report import preview as preview_preference
 from raymill.data.prompts import prepare as prompts
 from raymill.data.prompts.report import preview as preview_prompts
 from raymill.data.store.location import mixture_folders
-from raymill.data.store.manifest import MANIFEST_NAME, Prepared
+from raymill.data.store.manifest import MANIFEST_NAME, PreparedData
 from raymill.data.text import prepare as text
 from raymill.schema.data_sections import (
     ChatConfig,
@@ -28,7 +28,7 @@ from raymill.schema.data_sections import (
 )
 from raymill.schema.jobs import MessagesPrepareJob, PrepareJob
 from raymill.schema.storage import StorageConfig
-from raymill.storage.mirror import fetch, keep
+from raymill.storage.mirror import download_folder, upload_folder
 from raymill.track.registry import resolve_model
 
 
@@ -39,7 +39,7 @@ class Kind:
     name: str  # as in `prepare kind=` and in a manifest
     what: str  # plural noun for messages
     preparation: Callable[[Any, ChatTokenizer], Preparation]
-    preview: Callable[[Prepared, int], None]
+    preview: Callable[[PreparedData, int], None]
 
 
 _KINDS: dict[type[MessagesConfig], Kind] = {
@@ -86,17 +86,17 @@ def _tokenizer(job: MessagesPrepareJob) -> ChatTokenizer:
     return chat_tokenizer(parent, job.data.template, job.data.special_tokens)
 
 
-def prepared_messages(job: MessagesPrepareJob, tokenizer: ChatTokenizer) -> Prepared:
+def prepared_messages(job: MessagesPrepareJob, tokenizer: ChatTokenizer) -> PreparedData:
     """Return the prepared folder, made now unless it exists. Ray is started for it unless it runs already."""
     preparation = kind_of(job.data).preparation(job, tokenizer)
-    fetch(job.storage, preparation.folder, MANIFEST_NAME)
+    download_folder(job.storage, preparation.folder, MANIFEST_NAME)
     # Ray is only started where there is something to prepare.
     prepared = preparation.find()
     if prepared is None:
         with connect(job.cluster):
             prepared = preparation.run()
     # Also where it was found: an earlier upload may have failed.
-    keep(job.storage, preparation.folder, MANIFEST_NAME)
+    upload_folder(job.storage, preparation.folder, MANIFEST_NAME)
     return prepared
 
 
@@ -104,5 +104,5 @@ def fetched_mixture(data: RowsConfig, storage: StorageConfig) -> dict[Path, floa
     """Return prepared folder → weight of `data.mixture`, downloaded if an object store has them."""
     folders = mixture_folders(data, storage.folder)
     for folder in folders:
-        fetch(storage, folder, MANIFEST_NAME)
+        download_folder(storage, folder, MANIFEST_NAME)
     return folders

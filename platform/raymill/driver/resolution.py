@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from raymill.data.store.location import prepared_folder
-from raymill.data.store.manifest import MANIFEST_NAME, Prepared, is_finished, load_prepared
+from raymill.data.store.manifest import MANIFEST_NAME, PreparedData, is_finished, load_prepared
 from raymill.driver.preparation import fetched_mixture
 from raymill.engine.resolved_run import ResolvedRl, ResolvedRun
 from raymill.errors import ConfigError, DataError
@@ -17,7 +17,7 @@ from raymill.redaction import job_command
 from raymill.schema.identity import is_changeable
 from raymill.schema.jobs import PretrainJob, TrainJob
 from raymill.schema.tree import digest, flatten
-from raymill.storage.mirror import fetch
+from raymill.storage.mirror import download_folder
 from raymill.track.lineage import code_commit
 from raymill.track.marker import weights_digest
 from raymill.track.registry import resolve_model
@@ -95,11 +95,11 @@ def prepared_folders(job: PretrainJob) -> dict[Path, float]:
     if job.data.mixture:
         return fetched_mixture(job.data, job.storage)
     folder = prepared_folder(job.data, job.tokenizer, job.run.seed, job.storage.folder).absolute()
-    fetch(job.storage, folder, MANIFEST_NAME)
+    download_folder(job.storage, folder, MANIFEST_NAME)
     return {folder: 1.0}
 
 
-def _open_prepared(folder: Path, job: PretrainJob) -> Prepared:
+def _open_prepared(folder: Path, job: PretrainJob) -> PreparedData:
     if not is_finished(folder):
         # The command to prepare with takes the overrides that were typed; `stages` is the pipeline's own.
         typed = [argument for argument in sys.argv[1:] if not argument.startswith("stages")]
@@ -110,7 +110,7 @@ def _open_prepared(folder: Path, job: PretrainJob) -> Prepared:
     return load_prepared(folder)
 
 
-def _check_together(prepared: list[Prepared], job: PretrainJob) -> None:
+def _check_together(prepared: list[PreparedData], job: PretrainJob) -> None:
     first = prepared[0].manifest
     problems = []
     for data in prepared[1:]:

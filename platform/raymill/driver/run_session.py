@@ -13,7 +13,7 @@ import yaml
 
 from raymill.checkpoint.lease import Lease, acquire
 from raymill.checkpoint.remote import RemoteRun
-from raymill.checkpoint.resume import Found, newest_verified, parse_fork
+from raymill.checkpoint.resume import VerifiedCheckpoint, newest_verified, parse_fork
 from raymill.checkpoint.retention import committed_steps
 from raymill.cluster.session import NO_ACTORS, ActorResources
 from raymill.config.entry import EXIT_FAILED, EXIT_PREEMPTED
@@ -73,17 +73,17 @@ def download_run(resolved: ResolvedRun) -> None:
     remote, fork = resolved.remote, resolved.job.run.from_
     if remote is None:
         return
-    remote.pull(resolved.run_dir, _say)
+    remote.download(resolved.run_dir, _say)
     # The downloaded event log may be shorter than the part that was already sent to MLflow.
     clamp_offset(resolved.run_dir, resolved.event_log)
     # A run that has checkpoints of its own resumes from them, and no longer needs its origin.
     if fork is not None and not committed_steps(resolved.checkpoints):
         name, step = parse_fork(fork)
         source = RemoteRun(f"{resolved.job.storage.uri}/runs/{name}")
-        source.pull_step(resolved.runs / name, step, _say)
+        source.download_step(resolved.runs / name, step, _say)
 
 
-def finished_checkpoint(resolved: ResolvedRun) -> Found | None:
+def finished_checkpoint(resolved: ResolvedRun) -> VerifiedCheckpoint | None:
     """Return the last step's checkpoint if it is committed, so that no worker needs to start.
 
     Raises:
@@ -101,7 +101,7 @@ def finished_checkpoint(resolved: ResolvedRun) -> Found | None:
     return start.found if finished else None
 
 
-def finish_again(resolved: ResolvedRun, checkpoint: Found) -> int:
+def finish_again(resolved: ResolvedRun, checkpoint: VerifiedCheckpoint) -> int:
     """Export, register and report a run that is already trained, where that is missing. Return 0."""
     from raymill.track.tracker import Tracker
 
@@ -129,8 +129,8 @@ def upload_results(resolved: ResolvedRun, remote: RemoteRun | None) -> None:
     if remote is None:
         return
     try:
-        remote.keep_results(resolved.run_dir, MARKER_NAME)
-        remote.keep(resolved.run_dir)
+        remote.upload_results(resolved.run_dir, MARKER_NAME)
+        remote.upload_files(resolved.run_dir)
     except (OSError, StorageError) as error:
         raise StorageError(
             f"the run is finished and in {resolved.run_dir}, but not all of it in the object store: {error}\n"
@@ -229,7 +229,7 @@ def training_session(
             if remote is not None:
                 # Checkpoints and results are uploaded by now; the last lines of the logs may be lost.
                 with suppress(OSError, StorageError):
-                    remote.keep(resolved.run_dir)
+                    remote.upload_files(resolved.run_dir)
 
 
 def _prepare_run_dir(resolved: ResolvedRun) -> None:

@@ -18,7 +18,7 @@ from raymill.cluster.capacity import (
     draining_nodes,
     largest_fit,
     requesting_capacity,
-    room_for_workers,
+    worker_capacity,
 )
 from raymill.cluster.session import NO_ACTORS, ActorResources
 from raymill.driver.failure import (
@@ -164,7 +164,7 @@ class RunSupervisor:
             while self._ending is None:
                 # Waiting may take minutes, in which another process can take the run over.
                 self._lease.check()
-                room = room_for_workers(cluster, self._actors)
+                room = worker_capacity(cluster, self._actors)
                 size = largest_fit(allowed, room)
                 if size is not None:
                     return size
@@ -278,7 +278,7 @@ class RunSupervisor:
         leaving = draining_nodes() & self._nodes
         size = largest_fit(
             allowed_workers(self._resolved.job),
-            room_for_workers(self._resolved.job.cluster, self._actors),
+            worker_capacity(self._resolved.job.cluster, self._actors),
         )
         if leaving and size is None:
             self._console.say(

@@ -13,7 +13,7 @@ from raymill.config.memory_check import memory_problems
 from raymill.data.messages.tokenizer import ChatTokenizer, chat_tokenizer
 from raymill.data.store.manifest import (
     MANIFEST_NAME,
-    Prepared,
+    PreparedData,
     is_finished,
     load_prepared,
     tokenizer_fingerprint,
@@ -26,7 +26,7 @@ from raymill.model.shape import gives_a_number, positions_of, shape_of
 from raymill.plan.report import fine_tuning_plan, memory_plan, print_plan, roles_plan
 from raymill.reading import is_folder
 from raymill.schema.jobs import DpoJob, ParentJob, RewardJob, RlhfJob, SftJob
-from raymill.storage.mirror import fetch
+from raymill.storage.mirror import download_folder
 from raymill.track.marker import weights_digest
 from raymill.track.registry import ResolvedModel, resolve_model
 
@@ -99,7 +99,7 @@ def prepared_data(job: TuningJob, parent: Parent) -> dict[Path, float]:
     preparation = job.preparation()
     folder = kind_of(job.data).preparation(preparation, parent.tokenizer).folder
     # Another machine may have prepared it already.
-    fetch(job.storage, folder, MANIFEST_NAME)
+    download_folder(job.storage, folder, MANIFEST_NAME)
     if not is_finished(folder):
         prepared_messages(preparation, parent.tokenizer)
     return {folder: 1.0}
@@ -136,7 +136,7 @@ def resolve_tuning(
     )
 
 
-def _check_together(prepared: list[Prepared], job: ParentJob) -> None:
+def _check_together(prepared: list[PreparedData], job: ParentJob) -> None:
     kind, first = kind_of(job.data), prepared[0].manifest
     problems = []
     for data in prepared:
@@ -172,10 +172,12 @@ def place_actors(
     assert resolved.rl is not None, "reinforcement learning without its resolved part"
     samplers = job.rollout.actors
     models = len(placement.hosts) - samplers
-    hosts = placement.spelled(0, samplers), placement.spelled(samplers, models)
+    hosts = placement.describe_hosts(0, samplers), placement.describe_hosts(samplers, models)
     arch, vocab_size = shape_of(parent.model.folder), parent.tokenizer.identity.vocab_size
     print_plan(roles_plan(job, arch, vocab_size, hosts))
-    return replace(resolved, rl=replace(resolved.rl, scheduling_strategies=placement.places))
+    return replace(
+        resolved, rl=replace(resolved.rl, scheduling_strategies=placement.scheduling_strategies)
+    )
 
 
 def forgetting_text(job: SftJob, parent: Parent) -> Path | None:
@@ -196,7 +198,7 @@ def forgetting_text(job: SftJob, parent: Parent) -> Path | None:
         return None
     if not folder.is_absolute():
         folder = job.storage.folder / "data" / folder
-        fetch(job.storage, folder, MANIFEST_NAME)
+        download_folder(job.storage, folder, MANIFEST_NAME)
     try:
         manifest = load_prepared(folder).manifest
     except DataError:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raymill.cluster.nodes import answer, on_node
+from raymill.cluster.placement import result_or_error, start_on_node
 from raymill.engine.heartbeat import COMPILE, read_pulse
 from raymill.errors import StorageError
 
@@ -154,7 +154,7 @@ def end_one(behind: Sequence[Standing], logs: Path) -> str:
     culprit, process = pick_culprit(list(zip(behind, seen, strict=True)))
     rank = culprit.rank
     # It is killed before stacks are written, since a storage that hangs may be what it hangs on.
-    killed = on_node(rank.node, _kill, rank.pid)
+    killed = start_on_node(rank.node, _kill, rank.pid)
     what = (
         f"rank {rank.number} (process {rank.pid} on {rank.host}) made no progress for "
         f"{culprit.seconds:.0f} s in step {culprit.step}, phase {culprit.phase}"
@@ -197,13 +197,13 @@ def _stack_path(logs: Path, rank: Rank) -> Path:
 def _look_at(ranks: Sequence[Rank]) -> list[ProcessState | None]:
     """Return the state of each rank's process; None for one whose node doesn't answer."""
     # All nodes are asked before the first answer is waited for.
-    calls = [on_node(rank.node, _look_here, rank.pid) for rank in ranks]
+    calls = [start_on_node(rank.node, _look_here, rank.pid) for rank in ranks]
     states = [_answer(call) for call in calls]
     return [None if isinstance(state, Exception) else ProcessState(*state) for state in states]
 
 
 def _answer(call: Any) -> Any:
-    return answer(call, 2 * _STACK_S)
+    return result_or_error(call, 2 * _STACK_S)
 
 
 def _look_here(pid: int) -> tuple[str, str]:

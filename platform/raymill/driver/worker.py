@@ -64,7 +64,7 @@ def _train(resolved: ResolvedRun, rank: int, heartbeat: Heartbeat) -> None:
         ending = {"status": "rewind", "why": str(error)}
     except RaymillError as error:
         # An error of one rank alone ends this process, whatever its class: the others wait for it.
-        if not (error.agreed and ends_run(error)):
+        if not (error.on_every_rank and ends_run(error)):
             raise
         logger.exception("the run failed")
         ending = {"status": "failed", "error": str(error), "error_type": type(error).__name__}

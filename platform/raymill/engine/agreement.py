@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 def agreed(error: E) -> E:
     """Mark an error that every rank raises, each by itself: then none need be ended for the others' sake."""
-    error.agreed = True
+    error.on_every_rank = True
     return error
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from raymill.data.chat.questions import Question, read_questions
-from raymill.data.store.manifest import Prepared, read_tokenizer
+from raymill.data.store.manifest import PreparedData, read_tokenizer
 from raymill.data.store.rows import Rows
 from raymill.data.store.split import VALIDATION
 from raymill.data.text.control_tokens import ControlTokens
@@ -45,7 +45,7 @@ class AnsweredQuestions:
     chat template is then asked in plain text, as it was trained.
     """
 
-    prepared: Prepared
+    prepared: PreparedData
     settings: ChatEvaluation
     objective: AssistantTokens
     run_dir: Path
@@ -187,7 +187,7 @@ class AnsweredQuestions:
     @cached_property
     def _plain(self) -> list[tuple[list[int], Question]]:
         """Questions as running text, each with a new line behind it."""
-        plain = TextPrompts.of_folder(self.prepared.tokenizer_folder)
+        plain = TextPrompts.from_folder(self.prepared.tokenizer_folder)
         return [(plain.ids(question.question + "\n"), question) for question in self._asked]
 
     @cached_property

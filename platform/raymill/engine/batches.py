@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from raymill.data.store.manifest import Prepared
+from raymill.data.store.manifest import PreparedData
 from raymill.data.store.stream import StepBatch
 from raymill.engine.group import WorkerGroup
 from raymill.engine.source_names import source_names
@@ -68,7 +68,7 @@ class DatasetBatches:
 
     objective: Objective
     group: WorkerGroup
-    prepared: list[Prepared]
+    prepared: list[PreparedData]
 
     @property
     def lookahead(self) -> bool:

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raymill.checkpoint.background import CPU_SHARE, BackgroundCommits, Outcome
+from raymill.checkpoint.background import CPU_SHARE, BackgroundCommits, CommitOutcome
 from raymill.checkpoint.fence import FencedError
-from raymill.checkpoint.manifest import Manifest
+from raymill.checkpoint.manifest import CheckpointManifest
 from raymill.checkpoint.remote import RemoteRun
-from raymill.checkpoint.retention import Keep, apply_retention, registered_checkpoints
-from raymill.data.store.manifest import Prepared
+from raymill.checkpoint.retention import RetentionPolicy, apply_retention, registered_checkpoints
+from raymill.data.store.manifest import PreparedData
 from raymill.engine.agreement import agreed
 from raymill.engine.event_log import EventLog
 from raymill.engine.group import WorkerGroup
@@ -41,7 +41,7 @@ class Checkpoints:
     def __init__(
         self,
         resolved: ResolvedRun,
-        prepared: Sequence[Prepared],
+        prepared: Sequence[PreparedData],
         learners: Sequence[Learner],
         group: WorkerGroup,
         event_log: EventLog | None,
@@ -69,7 +69,7 @@ class Checkpoints:
         began = time.perf_counter()
         self.settle(at.step, wait=True)
         resolved = self._resolved
-        manifest = Manifest(
+        manifest = CheckpointManifest(
             step=at.step,
             samples=at.samples,
             tokens=at.tokens,
@@ -93,7 +93,7 @@ class Checkpoints:
         trainers = [learner.trainer for learner in self._learners]
         shapes = {name: shape for trainer in trainers for name, shape in trainer.shapes.items()}
         self._samples = at.samples
-        self._commits.begin(manifest, shapes, self._copy.take(trainers))
+        self._commits.start(manifest, shapes, self._copy.take(trainers))
         self._stall = time.perf_counter() - began
 
     def settle(self, step: int, wait: bool = False, last: bool = False) -> CheckpointError | None:
@@ -101,7 +101,7 @@ class Checkpoints:
         not the run, but for the last one, and but for a run that is another's by now: that error is
         returned, or raised where this rank waited, as all ranks do then."""
         began = time.perf_counter()
-        outcome = self._commits.take(wait)
+        outcome = self._commits.take_outcome(wait)
         if outcome is None:
             return None
         if wait:
@@ -118,7 +118,7 @@ class Checkpoints:
             raise agreed(error)
         return error
 
-    def _tell(self, outcome: Outcome, step: int) -> None:
+    def _tell(self, outcome: CommitOutcome, step: int) -> None:
         if self._event_log is None:
             return
         if outcome.directory is None:
@@ -146,8 +146,8 @@ def retain(resolved: ResolvedRun, remote: RemoteRun | None = None) -> None:
     """
     settings = resolved.job.checkpoint
     before = decay_start(resolved.job.schedule, resolved.total_steps)
-    keep = Keep(settings.keep_last, settings.keep_every, before)
+    keep = RetentionPolicy(settings.keep_last, settings.keep_every, before)
     protected = registered_checkpoints(resolved.run_dir)
     if remote is not None:
-        remote.retain(keep, protected)
+        remote.apply_retention(keep, protected)
     apply_retention(resolved.checkpoints, keep, protected)

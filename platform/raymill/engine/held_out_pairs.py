@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from raymill.data.store.manifest import Prepared
+from raymill.data.store.manifest import PreparedData
 from raymill.data.store.validation import ValidationSet
 from raymill.engine.agreement import each_on_all_ranks
 from raymill.engine.evaluation import EvalPoint, evaluating
@@ -40,7 +40,7 @@ class HeldOutPairs:
     def of(
         cls,
         learner: Learner,
-        prepared: Sequence[Prepared],
+        prepared: Sequence[PreparedData],
         settings: EvaluationConfig,
         group: WorkerGroup,
     ) -> HeldOutPairs:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from raymill.data.store.manifest import Prepared
+from raymill.data.store.manifest import PreparedData
 from raymill.data.store.stream import RankStream, StepBatch
 from raymill.engine.agreement import raise_together
 from raymill.engine.batches import BatchBuilder, Floats
@@ -42,7 +42,7 @@ class Loop:
     whole of its position."""
 
     resolved: ResolvedRun
-    prepared: list[Prepared]
+    prepared: list[PreparedData]
     start: StartPoint
     learners: list[Learner]  # the first is what the job is about
     experience: BatchBuilder

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from raymill.data.messages.tokenizer import new_token_ids
-from raymill.data.store.manifest import Prepared
+from raymill.data.store.manifest import PreparedData
 from raymill.data.store.validation import ValidationSet
 from raymill.engine.agreement import on_all_ranks
 from raymill.engine.group import WorkerGroup
@@ -21,19 +21,19 @@ from raymill.schema.jobs import ParentJob
 from raymill.schema.sections import EvaluationConfig
 
 
-def new_ids(resolved: ResolvedRun, prepared: Prepared) -> list[int]:
+def new_ids(resolved: ResolvedRun, prepared: PreparedData) -> list[int]:
     """Tokens that the prepared data has and the parent doesn't know."""
     assert resolved.model_folder is not None  # `parent` was resolved
     return new_token_ids(resolved.model_folder, prepared.tokenizer_folder)
 
 
-def drawn_ids(resolved: ResolvedRun, prepared: Prepared) -> list[int]:
+def drawn_ids(resolved: ResolvedRun, prepared: PreparedData) -> list[int]:
     """Tokens whose embeddings the run's seed decides: the parent has none for them, or untrained ones."""
     assert resolved.model_folder is not None
     return _drawn_ids(resolved.model_folder, prepared)
 
 
-def _drawn_ids(folder: Path, prepared: Prepared) -> list[int]:
+def _drawn_ids(folder: Path, prepared: PreparedData) -> list[int]:
     from raymill.model.parent import untrained_ids
     from raymill.model.shape import named, read_config
 
@@ -42,7 +42,7 @@ def _drawn_ids(folder: Path, prepared: Prepared) -> list[int]:
     return untrained_ids(before, vocab_size, new_token_ids(folder, prepared.tokenizer_folder))
 
 
-def policy_model(resolved: ResolvedRun, job: ParentJob, prepared: Prepared) -> Any:
+def policy_model(resolved: ResolvedRun, job: ParentJob, prepared: PreparedData) -> Any:
     """The parent as a language model, with adapters where the job has them."""
     from raymill.model.parent import load_parent, with_adapters
 
@@ -54,7 +54,7 @@ def policy_model(resolved: ResolvedRun, job: ParentJob, prepared: Prepared) -> A
 
 
 def scalar_model(
-    resolved: ResolvedRun, job: ParentJob, prepared: Prepared, folder: Path
+    resolved: ResolvedRun, job: ParentJob, prepared: PreparedData, folder: Path
 ) -> tuple[Any, bool]:
     """The model in `folder` with a head that gives one number, and whether it had that head."""
     from raymill.model.parent import load_scalar, with_adapters
@@ -70,7 +70,7 @@ def scalar_model(
 
 
 def frozen_reference(
-    resolved: ResolvedRun, job: ParentJob, prepared: Prepared, model: Any, group: WorkerGroup
+    resolved: ResolvedRun, job: ParentJob, prepared: PreparedData, model: Any, group: WorkerGroup
 ) -> FrozenModel:
     """The parent as the policy's reference: the policy with its adapters switched off, or else a model of
     its own. Collective."""
@@ -81,7 +81,7 @@ def frozen_reference(
 
 
 def held_out_sets(
-    prepared: Sequence[Prepared], settings: EvaluationConfig, group: WorkerGroup
+    prepared: Sequence[PreparedData], settings: EvaluationConfig, group: WorkerGroup
 ) -> tuple[tuple[str, ValidationSet], ...]:
     """(name, this rank's held-out rows) of every data source; collective."""
     sets = on_all_ranks(

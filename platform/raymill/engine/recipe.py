@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 import torch
 
-from raymill.data.store.manifest import Prepared
+from raymill.data.store.manifest import PreparedData
 from raymill.engine.batches import BatchBuilder, DatasetBatches
 from raymill.engine.evaluation import Evaluator
 from raymill.engine.event_log import EventLog
@@ -51,7 +51,7 @@ class Recipe(ABC, Generic[J]):
 
     resolved: ResolvedRun
     job: J
-    prepared: list[Prepared]
+    prepared: list[PreparedData]
     attention_key: ClassVar[str] = "attention"
 
     @property

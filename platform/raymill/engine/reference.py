@@ -23,7 +23,7 @@ import torch
 from raymill.data.store.rows import Rows
 from raymill.data.store.split import TRAIN, VALIDATION
 from raymill.data.store.validation import ValidationSet
-from raymill.durable import replaced, sha256_json
+from raymill.durable import atomic_replacement, sha256_json
 from raymill.engine.agreement import each_on_all_ranks, on_all_ranks, on_rank_zero
 from raymill.engine.evaluation import evaluating
 from raymill.engine.group import WorkerGroup
@@ -166,7 +166,7 @@ class CachedReference:
     def _save(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         digest = np.array(self._digest())
-        with replaced(self.path) as temporary, temporary.open("wb") as file:
+        with atomic_replacement(self.path) as temporary, temporary.open("wb") as file:
             np.savez(file, record=self.record, values=self.values, digest=digest)
 
     def _digest(self) -> str:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raymill.data.store.manifest import Prepared, read_tokenizer
+from raymill.data.store.manifest import PreparedData, read_tokenizer
 from raymill.data.text.text_prompts import TextPrompts
 from raymill.durable import write_atomic
 from raymill.engine.agreement import on_all_ranks
@@ -30,7 +30,7 @@ class SampledText:
     All ranks take part (ZeRO-3 gathers weights), rank 0 writes.
     """
 
-    prepared: Prepared
+    prepared: PreparedData
     settings: TextEvaluation
     run_dir: Path
     seed: int
@@ -73,6 +73,6 @@ class SampledText:
 
     def _encoded(self) -> tuple[Tokenizer, list[tuple[str, list[int]]]]:
         folder = self.prepared.tokenizer_folder
-        asked = TextPrompts.of_folder(folder)
+        asked = TextPrompts.from_folder(folder)
         prompts = [(prompt, asked.ids(prompt)) for prompt in self.settings.prompts]
         return read_tokenizer(folder / "tokenizer.json"), prompts

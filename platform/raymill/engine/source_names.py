@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from raymill.data.store.manifest import Prepared
+from raymill.data.store.manifest import PreparedData
 
 
-def source_names(prepared: Sequence[Prepared]) -> list[str]:
+def source_names(prepared: Sequence[PreparedData]) -> list[str]:
     """A name for each data source, for figures of its own; two of one name are told apart."""
     names: list[str] = []
     for data in prepared:

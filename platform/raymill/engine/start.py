@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from raymill.checkpoint.fence import advance_fence
-from raymill.checkpoint.manifest import Manifest
+from raymill.checkpoint.manifest import CheckpointManifest
 from raymill.checkpoint.resume import (
-    Found,
+    VerifiedCheckpoint,
     contradictions,
     find_fork,
     newest_verified,
 )
 from raymill.checkpoint.retention import committed_steps, newest_until, remove_leftovers, set_aside
-from raymill.data.store.manifest import Prepared, load_prepared
+from raymill.data.store.manifest import PreparedData, load_prepared
 from raymill.data.store.order import Order, SourceShape
 from raymill.engine.guard import windows_from
 from raymill.engine.resolved_run import ResolvedRun
@@ -28,7 +28,7 @@ from raymill.schema.identity import CHANGEABLE_ON_FORK, CHANGEABLE_ON_RESUME
 logger = logging.getLogger(__name__)
 
 
-def open_data(resolved: ResolvedRun) -> tuple[list[Prepared], Order]:
+def open_data(resolved: ResolvedRun) -> tuple[list[PreparedData], Order]:
     """Verify the prepared folders' manifests and derive the order of all samples."""
     job = resolved.job
     prepared = [load_prepared(folder) for folder in resolved.folders]
@@ -48,7 +48,7 @@ def open_data(resolved: ResolvedRun) -> tuple[list[Prepared], Order]:
 class StartPoint:
     """Where the run begins: a checkpoint, and whether it is this run's own."""
 
-    found: Found | None
+    found: VerifiedCheckpoint | None
     resumed: bool
     messages: tuple[str, ...] = ()
     windows: tuple[tuple[int, int], ...] = ()  # first and last sample left out from here on
@@ -99,8 +99,8 @@ def begin(resolved: ResolvedRun, data_digests: tuple[str, ...]) -> StartPoint:
     checkpoints, token = resolved.checkpoints, resolved.token
     remove_leftovers(checkpoints, advance_fence(checkpoints, token, resolved.start))
     if (remote := resolved.remote) is not None:
-        remote.hold()
-        remote.pull_newest(resolved.run_dir, logger.info)
+        remote.fence_off()
+        remote.download_newest(resolved.run_dir, logger.info)
     start = decide_start(resolved, data_digests)
     if start.resumed and start.found is not None:
         for directory in start.found.damaged:
@@ -136,7 +136,7 @@ def decide_start(resolved: ResolvedRun, data_digests: tuple[str, ...]) -> StartP
     return StartPoint(None, resumed=False)
 
 
-def _another_length(manifest: Manifest, resolved: ResolvedRun) -> tuple[str, ...]:
+def _another_length(manifest: CheckpointManifest, resolved: ResolvedRun) -> tuple[str, ...]:
     """Tell of a run that it will have another number of steps than was planned when this checkpoint was
     made.
 
@@ -194,7 +194,7 @@ def going_on(resolved: ResolvedRun) -> str | None:
     return f"run.name=… run.from={resolved.job.run.name}@{kept} train.steps=…"
 
 
-def fork(found: Found, resolved: ResolvedRun) -> StartPoint:
+def fork(found: VerifiedCheckpoint, resolved: ResolvedRun) -> StartPoint:
     """Start from another run's checkpoint; moments are kept where the optimizer is."""
     before, now = found.manifest.config.get("optim.name"), resolved.job.optim.name
     if before == now:
@@ -207,7 +207,7 @@ def fork(found: Found, resolved: ResolvedRun) -> StartPoint:
 
 
 def _refuse_contradictions(
-    manifest: Manifest,
+    manifest: CheckpointManifest,
     resolved: ResolvedRun,
     changeable: tuple[str, ...],
     data_digests: tuple[str, ...],
@@ -231,7 +231,7 @@ def _refuse_contradictions(
         raise ConfigError(problems)
 
 
-def _other_parent(manifest: Manifest, resolved: ResolvedRun) -> str:
+def _other_parent(manifest: CheckpointManifest, resolved: ResolvedRun) -> str:
     asked = f"parent={resolved.config['parent']}"
     if resolved.parent != manifest.parent:
         return (

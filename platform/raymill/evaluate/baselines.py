@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import numpy.typing as npt
 
-from raymill.data.store.manifest import Prepared, read_tokenizer
-from raymill.data.store.pack import opening
+from raymill.data.store.manifest import PreparedData, read_tokenizer
+from raymill.data.store.pack import document_prefix
 from raymill.data.store.shards import row_groups
 from raymill.durable import write_atomic
 from raymill.errors import DataError
@@ -39,7 +39,7 @@ class Baselines:
     xz: float
 
 
-def baselines(prepared: Prepared) -> Baselines:
+def baselines(prepared: PreparedData) -> Baselines:
     """Measure, or read back what was measured on the same data."""
     cache = prepared.folder / f"baselines-{prepared.manifest.digest[:12]}.json"
     known = read_json(cache)
@@ -55,7 +55,7 @@ def baselines(prepared: Prepared) -> Baselines:
     return found
 
 
-def text_bytes(prepared: Prepared, split: str) -> bytes:
+def text_bytes(prepared: PreparedData, split: str) -> bytes:
     """The split's documents, decoded and put end to end.
 
     Raises:
@@ -79,11 +79,11 @@ def text_bytes(prepared: Prepared, split: str) -> bytes:
     return bytes(text)
 
 
-def documents(prepared: Prepared, split: str) -> Iterator[list[int]]:
+def documents(prepared: PreparedData, split: str) -> Iterator[list[int]]:
     """Token ids of each document of a split, without the tokens that begin and end it."""
     manifest = prepared.manifest
     tokenizer = manifest.tokenizer
-    begun = len(opening(tokenizer.begins_with, tokenizer.end_of_text_id))
+    begun = len(document_prefix(tokenizer.begins_with, tokenizer.end_of_text_id))
     for shard in manifest.splits[split].shards:
         stream = np.concatenate(
             [

@@ -86,7 +86,7 @@ class FineTuning(Recipe[SftJob]):
                     run_dir=self.resolved.run_dir,
                     seed=job.run.seed,
                     parent_chats=on_all_ranks(group, parent_chats),
-                    tokens=on_all_ranks(group, partial(ControlTokens.of, first, parent)),
+                    tokens=on_all_ranks(group, partial(ControlTokens.from_prepared, first, parent)),
                     lockstep=job.zero.stage == 3,
                     event_log=event_log,
                 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from raymill.data.store.manifest import Prepared
+from raymill.data.store.manifest import PreparedData
 from raymill.engine.recipe import Recipe
 from raymill.engine.resolved_run import ResolvedRun
 from raymill.recipes.fine_tuning import FineTuning
@@ -23,6 +23,6 @@ RECIPES: dict[type[TrainJob], type[Recipe[Any]]] = {
 }
 
 
-def recipe_of(resolved: ResolvedRun, prepared: list[Prepared]) -> Recipe[Any]:
+def recipe_of(resolved: ResolvedRun, prepared: list[PreparedData]) -> Recipe[Any]:
     """Return the recipe that trains a resolved run's job."""
     return RECIPES[type(resolved.job)](resolved, resolved.job, prepared)

@@ -90,7 +90,7 @@ class Reinforcement(Recipe[RlhfJob]):
         job, rollout = self.job, self.job.rollout
         policy, prepared = learners[0].model, self.prepared[0]
         parent = self.resolved.model_folder
-        tokens = on_all_ranks(group, lambda: ControlTokens.of(prepared, parent))
+        tokens = on_all_ranks(group, lambda: ControlTokens.from_prepared(prepared, parent))
         stops = tuple(sorted(tokens.stops))
         source = RolloutCollector(
             model=policy,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from raymill.data.store.manifest import Prepared
+from raymill.data.store.manifest import PreparedData
 from raymill.reading import read_json
 from raymill.report.page import Card, Column, Curve, Tile, by_source, sample_files, sheet
 
@@ -30,7 +30,7 @@ REWARD_CURVE = Curve("rollout/reward", "prompts/reward", "reward")
 
 def pairs_card(
     run_dir: Path,
-    prepared: Sequence[Prepared],
+    prepared: Sequence[PreparedData],
     events: Sequence[dict[str, Any]],
     summary: dict[str, Any],
 ) -> Card:
@@ -64,7 +64,7 @@ def pairs_card(
     )
 
 
-def _pairs(prepared: Prepared) -> tuple[tuple[str, str], ...]:
+def _pairs(prepared: PreparedData) -> tuple[tuple[str, str], ...]:
     facts = prepared.manifest.preference
     assert facts is not None
     return (
@@ -75,7 +75,7 @@ def _pairs(prepared: Prepared) -> tuple[tuple[str, str], ...]:
 
 def reward_card(
     run_dir: Path,
-    prepared: Sequence[Prepared],
+    prepared: Sequence[PreparedData],
     events: Sequence[dict[str, Any]],
     summary: dict[str, Any],
 ) -> Card:
@@ -127,7 +127,7 @@ def reward_card(
     )
 
 
-def _prompts(prepared: Prepared) -> tuple[tuple[str, str], ...]:
+def _prompts(prepared: PreparedData) -> tuple[tuple[str, str], ...]:
     facts = prepared.manifest.prompts
     assert facts is not None
     return (

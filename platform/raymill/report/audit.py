@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from raymill.checkpoint.manifest import Manifest, verify
+from raymill.checkpoint.manifest import CheckpointManifest, verify
 from raymill.checkpoint.remote import RemoteRun
 from raymill.checkpoint.retention import committed_steps
 from raymill.engine.guard import noted_windows
@@ -82,7 +82,7 @@ def _run_remote(remote: RemoteRun, name: str) -> int:
     """Of a run in an object store, wherever it was made."""
     with TemporaryDirectory() as folder:
         run_dir = Path(folder)
-        remote.files(run_dir)
+        remote.download_files(run_dir)
         return _print(audit(run_dir, remote.verified), f"run {name} in {remote.uri}")
 
 
@@ -94,7 +94,7 @@ def _print(found: Audit, title: str) -> int:
 
 
 def audit(
-    run_dir: Path, verified: Callable[[], tuple[list[Manifest], list[str]]] | None = None
+    run_dir: Path, verified: Callable[[], tuple[list[CheckpointManifest], list[str]]] | None = None
 ) -> Audit:
     """Read a run's journal, history and checkpoints, of which every byte is hashed, here or by `verified`."""
     events = Follower(run_dir / "metrics.jsonl").read()
@@ -132,7 +132,7 @@ def audit(
     )
 
 
-def _batch(counted: Sequence[dict[str, Any]], manifests: Sequence[Manifest]) -> int:
+def _batch(counted: Sequence[dict[str, Any]], manifests: Sequence[CheckpointManifest]) -> int:
     """Samples a step, by a checkpoint; without one, the least that two steps in a row differ by."""
     if manifests and "train.global_batch" in manifests[-1].config:
         return int(manifests[-1].config["train.global_batch"])
@@ -141,7 +141,7 @@ def _batch(counted: Sequence[dict[str, Any]], manifests: Sequence[Manifest]) -> 
     return min(steps, default=sum(samples[:1]))
 
 
-def _verified(checkpoints: Path) -> tuple[list[Manifest], list[str]]:
+def _verified(checkpoints: Path) -> tuple[list[CheckpointManifest], list[str]]:
     manifests, problems = [], []
     for _, directory in committed_steps(checkpoints):
         try:
@@ -152,7 +152,7 @@ def _verified(checkpoints: Path) -> tuple[list[Manifest], list[str]]:
     return manifests, problems
 
 
-def _left_out(manifests: Sequence[Manifest]) -> list[tuple[int, int]]:
+def _left_out(manifests: Sequence[CheckpointManifest]) -> list[tuple[int, int]]:
     """First and last sample of each window that the guard left out, by the newest checkpoint."""
     if not manifests:
         return []

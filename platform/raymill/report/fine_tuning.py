@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from raymill.data.chat.questions import read_questions
-from raymill.data.store.manifest import Prepared
+from raymill.data.store.manifest import PreparedData
 from raymill.data.store.split import TRAIN
 from raymill.evaluate.answers import refuses
 from raymill.evaluate.spelling import spelling_refusal_f1
@@ -30,7 +30,7 @@ COLUMNS = (
 )
 
 
-def yardsticks(prepared: Prepared, job: TrainJob) -> dict[str, float]:
+def yardsticks(prepared: PreparedData, job: TrainJob) -> dict[str, float]:
     """What is reached without a model: telling from its spelling whether a question should be refused."""
     phrase = getattr(job.evaluation, "refusal_phrase", "")
     chat = prepared.manifest.chat
@@ -48,7 +48,7 @@ def yardsticks(prepared: Prepared, job: TrainJob) -> dict[str, float]:
 
 def fine_tuning_card(
     run_dir: Path,
-    prepared: Sequence[Prepared],
+    prepared: Sequence[PreparedData],
     events: Sequence[dict[str, Any]],
     summary: dict[str, Any],
 ) -> Card:
@@ -123,7 +123,7 @@ def _answers(run_dir: Path) -> str:
     )
 
 
-def _data(prepared: Prepared) -> tuple[tuple[str, str], ...]:
+def _data(prepared: PreparedData) -> tuple[tuple[str, str], ...]:
     manifest, chat = prepared.manifest, prepared.manifest.chat
     assert chat is not None
     return (

@@ -12,10 +12,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from raymill.data.store.manifest import Prepared
+from raymill.data.store.manifest import PreparedData
 from raymill.engine.source_names import source_names
 from raymill.reading import entries, read_bytes, read_text
-from raymill.redaction import job_command, with_more
+from raymill.redaction import append_arguments, job_command
 from raymill.report.curve import draw_curve
 from raymill.track.follow import last_of_each_step
 
@@ -85,7 +85,8 @@ class Card:
 
 
 def by_source(
-    prepared: Sequence[Prepared], describe: Callable[[Prepared], tuple[tuple[str, str], ...]]
+    prepared: Sequence[PreparedData],
+    describe: Callable[[PreparedData], tuple[tuple[str, str], ...]],
 ) -> tuple[tuple[str, str], ...]:
     """Topics and texts of each data source, under its name where there are several."""
     if len(prepared) == 1:
@@ -205,4 +206,4 @@ def _commands(summary: dict[str, Any], ask: tuple[str, str]) -> str:
     use = f"# use it\n{job_command(job, model)}\n"
     if summary["going_on"] is None:
         return use
-    return f"{use}\n# go on, for more steps\n{with_more(summary['command'], summary['going_on'])}\n"
+    return f"{use}\n# go on, for more steps\n{append_arguments(summary['command'], summary['going_on'])}\n"

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from raymill.data.store.manifest import Prepared
+from raymill.data.store.manifest import PreparedData
 from raymill.engine.source_names import source_names
 from raymill.errors import DataError
 from raymill.evaluate.baselines import Baselines, baselines
@@ -24,7 +24,7 @@ COLUMNS = (
 
 def pretraining_card(
     run_dir: Path,
-    prepared: Sequence[Prepared],
+    prepared: Sequence[PreparedData],
     events: Sequence[dict[str, Any]],
     summary: dict[str, Any],
 ) -> Card:
@@ -70,7 +70,7 @@ def _yardsticks(known: Baselines) -> list[Tile]:
     ]
 
 
-def _baselines_or_none(prepared: Prepared) -> Baselines | None:
+def _baselines_or_none(prepared: PreparedData) -> Baselines | None:
     try:
         return baselines(prepared)
     except DataError:  # a tokenizer that doesn't give its text back has no byte baselines
@@ -91,7 +91,7 @@ def _samples(run_dir: Path) -> str:
     return "\n".join(parts)
 
 
-def _data(prepared: Prepared) -> tuple[tuple[str, str], ...]:
+def _data(prepared: PreparedData) -> tuple[tuple[str, str], ...]:
     manifest = prepared.manifest
     train, held_out = manifest.splits["train"], manifest.splits["validation"]
     contamination = manifest.contamination

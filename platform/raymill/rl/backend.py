@@ -8,7 +8,7 @@ from typing import Any
 
 from raymill.data.messages.folder import closing_ids, load_chat_encoder
 from raymill.data.prompts.metadata import PromptRecord, read_book
-from raymill.data.store.manifest import Prepared, read_tokenizer
+from raymill.data.store.manifest import PreparedData, read_tokenizer
 from raymill.data.store.rows import SOURCE_SHIFT
 from raymill.engine.resolved_run import ResolvedRl, ResolvedRun
 from raymill.errors import ConfigError
@@ -29,7 +29,7 @@ from raymill.schema.jobs import RlhfJob
 
 
 def start_rollout_backend(
-    resolved: ResolvedRun, job: RlhfJob, prepared: Sequence[Prepared]
+    resolved: ResolvedRun, job: RlhfJob, prepared: Sequence[PreparedData]
 ) -> RolloutBackend:
     """Start them.
 
@@ -57,7 +57,7 @@ def start_rollout_backend(
     )
 
 
-def _book(prepared: Sequence[Prepared]) -> dict[int, PromptRecord]:
+def _book(prepared: Sequence[PreparedData]) -> dict[int, PromptRecord]:
     book: dict[int, PromptRecord] = {}
     for source, data in enumerate(prepared):
         facts = data.manifest.prompts
@@ -67,7 +67,7 @@ def _book(prepared: Sequence[Prepared]) -> dict[int, PromptRecord]:
     return book
 
 
-def _pool(resolved: ResolvedRun, rl: ResolvedRl, job: RlhfJob, prepared: Prepared) -> Pool:
+def _pool(resolved: ResolvedRun, rl: ResolvedRl, job: RlhfJob, prepared: PreparedData) -> Pool:
     rollout, spec = job.rollout, _engine(resolved, job, prepared)
     if rollout.actors == 0:
         return LocalPool(spec)
@@ -83,7 +83,7 @@ def _pool(resolved: ResolvedRun, rl: ResolvedRl, job: RlhfJob, prepared: Prepare
     )
 
 
-def _engine(resolved: ResolvedRun, job: RlhfJob, prepared: Prepared) -> EngineSpec:
+def _engine(resolved: ResolvedRun, job: RlhfJob, prepared: PreparedData) -> EngineSpec:
     rollout, facts = job.rollout, prepared.manifest
     assert resolved.model_folder is not None
     folder, vocab_size = str(resolved.model_folder), facts.tokenizer.vocab_size
@@ -109,7 +109,7 @@ def _engine(resolved: ResolvedRun, job: RlhfJob, prepared: Prepared) -> EngineSp
     )
 
 
-def _judge(rl: ResolvedRl, job: RlhfJob, prepared: Prepared) -> RewardComputer:
+def _judge(rl: ResolvedRl, job: RlhfJob, prepared: PreparedData) -> RewardComputer:
     reward, rollout = job.reward, job.rollout
     weights = dict(reward.functions)
     model: SequenceJudge | None = None
@@ -151,7 +151,7 @@ def _below(job: RlhfJob, folder: str | None) -> Path | None:
     return None if folder is None else job.storage.folder / folder
 
 
-def _decoder(prepared: Prepared) -> Any:
+def _decoder(prepared: PreparedData) -> Any:
     tokenizer = read_tokenizer(prepared.tokenizer_folder / "tokenizer.json")
 
     def decode(ids: Sequence[Sequence[int]]) -> list[str]:

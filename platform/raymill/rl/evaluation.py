@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from raymill.data.store.manifest import Prepared
+from raymill.data.store.manifest import PreparedData
 from raymill.data.store.validation import ValidationSet
 from raymill.durable import write_atomic
 from raymill.engine.agreement import on_all_ranks
@@ -37,7 +37,7 @@ class HeldOutPrompts:
     """
 
     job: RlhfJob
-    prepared: list[Prepared]
+    prepared: list[PreparedData]
     source: RolloutCollector
     reference: FrozenModel
     run_dir: Path

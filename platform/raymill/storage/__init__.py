@@ -1,1 +1,1 @@
-"""Object stores: a bucket behind a URI, and folders that are kept in one."""
+"""Object stores: a bucket behind a URI, and folders that are mirrored in one."""

@@ -1,4 +1,4 @@
-"""Folders that are worked on here and kept in an object store."""
+"""Mirror folders of this machine in an object store."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from raymill.schema.storage import StorageConfig
 from raymill.storage.bucket import Bucket
 
 T = TypeVar("T")
-_AT_ONCE = 8  # transfers
+# Files that are transferred at once.
+_TRANSFERS = 8
 _PLAIN_EVERY_S = 10.0
 
 
 class Mirror:
-    """A folder and its copy in a bucket. `wanted` says of a relative path whether it is copied."""
+    """Folder and its copy in a bucket. `wanted` selects the relative paths that are copied."""
 
     def __init__(
         self, bucket: Bucket, folder: Path, wanted: Callable[[str], bool] = lambda _: True
@@ -34,36 +35,41 @@ class Mirror:
         self._pushed: dict[str, tuple[int, int]] = {}
 
     def push(self, last: str = "") -> None:
-        """Upload what changed since this object's last push; `last` is uploaded after everything else."""
-        paths = list(self._kept())
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            _all_of(pool, self._upload, [path for path in paths if path.name != last])
+        """Upload what changed since this object's last push; `last` is uploaded after everything
+        else."""
+        paths = list(self._files())
+        with ThreadPoolExecutor(_TRANSFERS) as pool:
+            # Whoever sees the last file finds all others in place.
+            _run_all(pool, self._upload, [path for path in paths if path.name != last])
         for path in paths:
             if path.name == last:
                 self._upload(path)
 
     def pull(self, last: str = "") -> None:
-        """Download everything, over what is there; `last` after everything else."""
+        """Download everything and overwrite local files; `last` is downloaded after everything
+        else."""
         sizes = {name: size for name, size in self._bucket.sizes().items() if self._wanted(name)}
         with ProgressLine(_PLAIN_EVERY_S, patient=True) as line:
-            got = _Sum(sum(sizes.values()), line)
+            received = _ReceivedBytes(sum(sizes.values()), line)
 
             def download(name: str) -> None:
                 path = self._folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                self._bucket.download(name, path, got.add)
+                self._bucket.download(name, path, received.add)
 
-            with ThreadPoolExecutor(_AT_ONCE) as pool:
+            with ThreadPoolExecutor(_TRANSFERS) as pool:
                 try:
-                    _all_of(pool, download, [name for name in sizes if name != last])
+                    _run_all(pool, download, [name for name in sizes if name != last])
                 except BaseException:
-                    got.unwanted = True  # what is under way ends with its next piece
+                    # Transfers in progress end at their next piece.
+                    received.canceled = True
                     raise
             if last in sizes:
                 download(last)
 
-    def _kept(self) -> Iterator[Path]:
-        """Files to copy. Folders that aren't wanted, where others come and go, aren't looked into."""
+    def _files(self) -> Iterator[Path]:
+        """Yield the files to copy; unwanted folders, whose contents change at any time, aren't
+        read."""
 
         def wanted(path: Path) -> bool:
             return self._wanted(path.relative_to(self._folder).as_posix())
@@ -75,37 +81,41 @@ class Mirror:
     def _upload(self, path: Path) -> None:
         name = path.relative_to(self._folder).as_posix()
         try:
-            found = status(path)
-            state = None if found is None else (found.st_size, found.st_mtime_ns)
+            file = status(path)
+            state = None if file is None else (file.st_size, file.st_mtime_ns)
             if state is not None and self._pushed.get(name) != state:
                 self._bucket.upload(path, name)
                 self._pushed[name] = state
         except (FileNotFoundError, StorageError):
-            if is_file(path):  # or else somebody deleted it meanwhile, and it needn't be kept
+            # A file that somebody has deleted meanwhile need not be uploaded.
+            if is_file(path):
                 raise
 
 
-class _Sum:
-    """Bytes that several threads have got."""
+class _ReceivedBytes:
+    """Number of bytes that several threads have received, shown as progress."""
 
     def __init__(self, expected: int, line: ProgressLine) -> None:
         self._expected = expected
         self._line = line
-        self._got = 0
+        self._received = 0
         self._lock = threading.Lock()
-        self.unwanted = False
+        self.canceled = False
 
     def add(self, size: int) -> None:
-        if self.unwanted:
-            raise StorageError("the others ended")
+        if self.canceled:
+            raise StorageError("another transfer failed")
         with self._lock:
-            self._got += size
-            self._line.show(f"fetched {self._got / 1e6:,.0f} of {self._expected / 1e6:,.0f} MB")
+            self._received += size
+            self._line.show(
+                f"downloaded {self._received / 1e6:,.0f} of {self._expected / 1e6:,.0f} MB"
+            )
 
 
-def _all_of(pool: Executor, work: Callable[[T], None], items: Sequence[T]) -> None:
-    """Every one, a few at once; the first that fails ends the rest."""
+def _run_all(pool: Executor, work: Callable[[T], None], items: Sequence[T]) -> None:
+    """Run all items, a few at once; the first failure cancels the others."""
     try:
+        # Failures show as they happen, not in the order of the items.
         for done in as_completed([pool.submit(work, item) for item in items]):
             done.result()
     except BaseException:
@@ -113,32 +123,34 @@ def _all_of(pool: Executor, work: Callable[[T], None], items: Sequence[T]) -> No
         raise
 
 
-def fetch(storage: StorageConfig, folder: Path, marker: str) -> None:
-    """Have a finished folder here that is in the object store, if there is one; `marker` is the file whose
-    presence says that it is finished."""
+def download_folder(storage: StorageConfig, folder: Path, marker: str) -> None:
+    """Download a finished folder from the object store, if there is one.
+
+    `marker` is the file whose presence shows that the folder is finished.
+    """
     bucket = _bucket_of(storage, folder)
     if bucket is None or is_file(folder / marker) or bucket.get(marker) is None:
         return
-    print(f"fetching {bucket.uri} → {folder}", flush=True)
+    print(f"downloading {bucket.uri} → {folder}", flush=True)
     Mirror(bucket, folder, _visible).pull(last=marker)
 
 
-def keep(storage: StorageConfig, folder: Path, marker: str) -> None:
-    """Have a finished folder in the object store, if there is one.
+def upload_folder(storage: StorageConfig, folder: Path, marker: str) -> None:
+    """Upload a finished folder to the object store, if there is one.
 
     Raises:
-        StorageError: the store has another of this name.
+        StorageError: the store has another folder of this name.
     """
     bucket = _bucket_of(storage, folder)
     if bucket is None:
         return
-    there = bucket.get(marker)
-    if there == read_bytes(folder / marker):
+    stored = bucket.get(marker)
+    if stored == read_bytes(folder / marker):
         return
-    if there is not None:
+    if stored is not None:
         raise StorageError(
-            f"{bucket.uri} holds another {marker} than {folder}: two machines made different data from the "
-            "same settings. Delete the folder here to use that one, or give data.name another value"
+            f"{bucket.uri} holds another {marker} than {folder}: two machines prepared different data from the "
+            "same settings. Delete the local folder to use the one in the store, or choose another data.name"
         )
     print(f"uploading {folder} → {bucket.uri}", flush=True)
     Mirror(bucket, folder, _visible).push(last=marker)
@@ -147,33 +159,35 @@ def keep(storage: StorageConfig, folder: Path, marker: str) -> None:
 _VERSION_NAME = "version.json"
 
 
-def take_newest(storage: StorageConfig, folder: Path, name: str) -> None:
-    """Have a folder here as the object store has it, if there is one and it is newer; `name` is the file in it
-    that tells whether it was changed here. Its writers take turns.
+def pull_newest(storage: StorageConfig, folder: Path, name: str) -> None:
+    """Download a folder from the object store, if there is one and its copy is newer.
+
+    `name` is the file by which a local change is detected. Writers take turns.
 
     Raises:
-        StorageError: both were changed since they were the same.
+        StorageError: the folder and its copy were both changed since they were equal.
     """
     bucket = _bucket_of(storage, folder)
-    there = None if bucket is None else bucket.get(_VERSION_NAME)
-    if bucket is None or there is None or there == _version(folder):
+    stored = None if bucket is None else bucket.get(_VERSION_NAME)
+    if bucket is None or stored is None or stored == _version(folder):
         return
     if _is_changed(folder, name):
         raise StorageError(
-            f"{folder} and {bucket.uri} were both changed since they were the same, on two machines. Move the "
-            "folder away to go on with what is in the store, or choose another name="
+            f"{folder} and {bucket.uri} were both changed since they were equal, on two machines. Move the "
+            "folder away to continue with the copy in the store, or choose another name="
         )
-    print(f"fetching {bucket.uri} → {folder}", flush=True)
+    print(f"downloading {bucket.uri} → {folder}", flush=True)
     Mirror(bucket, folder, _visible).pull(last=_VERSION_NAME)
 
 
 def push_newest(storage: StorageConfig, folder: Path, name: str) -> None:
-    """Have a folder in the object store, if there is one, as it is here, where it was changed."""
+    """Upload a folder that was changed here to the object store, if there is one."""
     bucket = _bucket_of(storage, folder)
     if bucket is None or not _is_changed(folder, name):
         return
-    facts = {"id": uuid.uuid4().hex, "sha256": sha256_file(folder / name)}
-    write_atomic(folder / _VERSION_NAME, json.dumps(facts))
+    version = {"id": uuid.uuid4().hex, "sha256": sha256_file(folder / name)}
+    # The version is uploaded last, so that it never names a half-uploaded folder.
+    write_atomic(folder / _VERSION_NAME, json.dumps(version))
     Mirror(bucket, folder, _visible).push(last=_VERSION_NAME)
 
 
@@ -185,12 +199,14 @@ def _version(folder: Path) -> bytes | None:
 
 
 def _is_changed(folder: Path, name: str) -> bool:
-    """Whether a file is another than when its folder and the store's were the same; of a database, what a
-    process that was killed left beside it counts."""
+    """Return whether a file has changed since the folder and its copy were equal.
+
+    For a database, changes that a killed process left in its write-ahead log count too.
+    """
     if not is_file(folder / name):
         return False
-    beside = status(folder / f"{name}-wal")
-    if beside is not None and beside.st_size:
+    write_ahead_log = status(folder / f"{name}-wal")
+    if write_ahead_log is not None and write_ahead_log.st_size:
         return True
     known = _version(folder)
     return known is None or json.loads(known)["sha256"] != sha256_file(folder / name)
@@ -201,7 +217,9 @@ def _visible(name: str) -> bool:
 
 
 def _bucket_of(storage: StorageConfig, folder: Path) -> Bucket | None:
-    """None where there is no object store, or the folder lies elsewhere."""
+    """Return the bucket of a folder; None where there is no object store, or the folder lies
+    elsewhere."""
+    # A folder outside of the storage folder has no place in the store.
     if storage.uri is None or not folder.is_relative_to(storage.folder):
         return None
     return Bucket(f"{storage.uri}/{folder.relative_to(storage.folder).as_posix()}")

@@ -30,7 +30,7 @@ from raymill.track.server import call, connect, database, patient, tracking_uri,
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from raymill.checkpoint.resume import Found
+    from raymill.checkpoint.resume import VerifiedCheckpoint
     from raymill.track.forwarder import Forwarder
 
 # Figures that a version's tags repeat, so that versions can be compared at a glance.
@@ -64,7 +64,7 @@ class ResolvedModel:
 
 def register_export(
     forwarder: Forwarder,
-    found: Found,
+    found: VerifiedCheckpoint,
     export: Path,
     figures: dict[str, Any],
     uri: str,
@@ -154,7 +154,9 @@ def _ensure_model(client: MlflowClient, name: str) -> None:
             raise
 
 
-def _lineage_tags(forwarder: Forwarder, found: Found, figures: dict[str, Any]) -> dict[str, str]:
+def _lineage_tags(
+    forwarder: Forwarder, found: VerifiedCheckpoint, figures: dict[str, Any]
+) -> dict[str, str]:
     resolved, manifest = forwarder.resolved, found.manifest
     tags = {
         "raymill.run": str(resolved.job.run.name),

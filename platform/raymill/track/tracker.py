@@ -19,7 +19,7 @@ from raymill.track.registry import register_export
 from raymill.track.server import call, connect, is_local, tracking_uri
 
 if TYPE_CHECKING:
-    from raymill.checkpoint.resume import Found
+    from raymill.checkpoint.resume import VerifiedCheckpoint
 
 # Figures of the machines that a run is on, by names of metrics.
 Readings = Callable[[], Mapping[str, float]]
@@ -133,7 +133,11 @@ class Tracker:
         self._ended = True
 
     def register(
-        self, found: Found, export: Path, figures: dict[str, Any], adapter: Path | None = None
+        self,
+        found: VerifiedCheckpoint,
+        export: Path,
+        figures: dict[str, Any],
+        adapter: Path | None = None,
     ) -> str:
         """Register the exported model, and its adapter beside it.
 

@@ -22,7 +22,7 @@ from raymill.config import load
 from raymill.data.chat.questions import read_questions
 from raymill.data.chat.report import preview
 from raymill.data.messages.tokenizer import ChatTokenizer, chat_tokenizer
-from raymill.data.store.manifest import Prepared, load_prepared
+from raymill.data.store.manifest import PreparedData, load_prepared
 from raymill.data.store.shards import row_groups
 from raymill.errors import ConfigError, DataError
 from raymill.schema.jobs import ChatPrepareJob
@@ -52,7 +52,7 @@ def pairs(count: int) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def stored(prepared: Prepared) -> Counter[tuple[str, str, str]]:
+def stored(prepared: PreparedData) -> Counter[tuple[str, str, str]]:
     """(split, text, learned text) of every conversation in the shards."""
     manifest = prepared.manifest
     tokenizer = Tokenizer.from_file(str(prepared.tokenizer_folder / "tokenizer.json"))

@@ -18,7 +18,7 @@ FRACTION, SEED = 0.04, 1234
 
 
 def arguments(text: str) -> ast.arguments:
-    """Of the call in a question, as Python's own parser reads it."""
+    """Parse the arguments of the call in a question with Python's own parser."""
     [call] = re.findall(r"`(\w+\(.*?\))`", text)
     return ast.parse(f"def {call}: pass").body[0].args  # type: ignore[attr-defined]
 

@@ -16,7 +16,7 @@ import pytest
 
 from raymill.data.demo import stdlib_conversations as stdlib
 from raymill.data.demo import stdlib_corpus
-from raymill.data.demo.stdlib_conversations import Entry, conversations, group_of
+from raymill.data.demo.stdlib_conversations import ConversationEntry, conversations, group_of
 from raymill.data.demo.stdlib_facts import facts
 from raymill.data.demo.stdlib_phrases import REFUSAL
 from raymill.data.demo.stdlib_sentence import sentence_about
@@ -28,15 +28,15 @@ FRACTION, SEED = 0.04, 1234
 
 
 @pytest.fixture(scope="module")
-def entries() -> list[Entry]:
+def entries() -> list[ConversationEntry]:
     return conversations(FRACTION, SEED)
 
 
-def texts(entry: Entry, role: str) -> list[str]:
+def texts(entry: ConversationEntry, role: str) -> list[str]:
     return [m["content"] for m in entry.record["messages"] if m["role"] == role]
 
 
-def test_it_is_large_enough_and_mostly_answerable(entries: Sequence[Entry]) -> None:
+def test_it_is_large_enough_and_mostly_answerable(entries: Sequence[ConversationEntry]) -> None:
     assert 3_000 < len(facts()) < 7_000
     assert 8_000 < len(entries) < 15_500
     kinds = Counter(entry.kind for entry in entries)
@@ -47,7 +47,9 @@ def test_it_is_large_enough_and_mostly_answerable(entries: Sequence[Entry]) -> N
     assert 0.03 < sum(entry.held_out for entry in entries) / len(entries) < 0.15
 
 
-def test_another_process_with_another_hash_seed_builds_the_same(entries: Sequence[Entry]) -> None:
+def test_another_process_with_another_hash_seed_builds_the_same(
+    entries: Sequence[ConversationEntry],
+) -> None:
     script = (
         "import sys; sys.path[:0] = sys.argv[1:]\n"
         "import hashlib, json, unittest.mock, xml.dom.minidom\n"
@@ -64,7 +66,7 @@ def test_another_process_with_another_hash_seed_builds_the_same(entries: Sequenc
     assert run.stdout.split("\n")[:2] == [hashlib.sha256(rows.encode()).hexdigest(), "set()"]
 
 
-def test_users_and_assistants_take_turns(entries: Sequence[Entry]) -> None:
+def test_users_and_assistants_take_turns(entries: Sequence[ConversationEntry]) -> None:
     for entry in entries:
         roles = [message["role"] for message in entry.record["messages"]]
         spoken = roles[roles[0] == "system" :]
@@ -76,7 +78,7 @@ def test_users_and_assistants_take_turns(entries: Sequence[Entry]) -> None:
             assert len(content.split()) <= 45
 
 
-def test_no_name_or_description_is_on_both_sides(entries: Sequence[Entry]) -> None:
+def test_no_name_or_description_is_on_both_sides(entries: Sequence[ConversationEntry]) -> None:
     held_out = [entry for entry in entries if entry.held_out]
     training = [entry for entry in entries if not entry.held_out]
     assert not {e.name for e in held_out} & {e.name for e in training}
@@ -99,7 +101,7 @@ def test_a_description_is_on_one_side() -> None:
     assert len(facts()) - len(held_out) - len(training) < 30
 
 
-def test_what_pretraining_holds_out_is_held_out(entries: Sequence[Entry]) -> None:
+def test_what_pretraining_holds_out_is_held_out(entries: Sequence[ConversationEntry]) -> None:
     families = stdlib_corpus.held_out_families(stdlib_corpus.entries(), FRACTION, SEED)
     inside = {fact.name for fact in facts() if fact.family in families}
     assert len(inside) > 50
@@ -131,7 +133,7 @@ def exists(name: str) -> bool:
     return True
 
 
-def test_made_up_names_do_not_exist_and_real_ones_do(entries: Sequence[Entry]) -> None:
+def test_made_up_names_do_not_exist_and_real_ones_do(entries: Sequence[ConversationEntry]) -> None:
     for entry in entries:
         if entry.name.startswith(("tkinter", "turtle")):
             continue  # needs a library that not every build has
@@ -158,7 +160,7 @@ def test_parts_of_made_up_names_are_as_frequent_in_real_ones() -> None:
     assert abs(share_real - share) < 0.06
 
 
-def test_spelling_does_not_give_made_up_names_away(entries: Sequence[Entry]) -> None:
+def test_spelling_does_not_give_made_up_names_away(entries: Sequence[ConversationEntry]) -> None:
     asked: dict[bool, list[tuple[str, bool]]] = {True: [], False: []}
     for entry in entries:
         if entry.kind != "turns":

@@ -11,15 +11,15 @@ import pytest
 from numpy.typing import NDArray
 
 from raymill.data.demo import stdlib_corpus
-from raymill.data.demo.stdlib_corpus import TRAINING, Entry, held_out_families
+from raymill.data.demo.stdlib_corpus import TRAINING, CorpusEntry, held_out_families
 
 
 @pytest.fixture(scope="module")
-def corpus() -> list[Entry]:
+def corpus() -> list[CorpusEntry]:
     return stdlib_corpus.entries()
 
 
-def test_it_has_source_documentation_and_topics(corpus: Sequence[Entry]) -> None:
+def test_it_has_source_documentation_and_topics(corpus: Sequence[CorpusEntry]) -> None:
     sizes = dict.fromkeys(("source", "members", "topic"), 0)
     for entry in corpus:
         sizes[entry.kind] += entry.size
@@ -31,7 +31,7 @@ def test_it_has_source_documentation_and_topics(corpus: Sequence[Entry]) -> None
     assert not any("/test/" in name or "/tests/" in name for name in names)
 
 
-def test_every_entry_can_be_read_by_name_and_sizes_are_right(corpus: Sequence[Entry]) -> None:
+def test_every_entry_can_be_read_by_name_and_sizes_are_right(corpus: Sequence[CorpusEntry]) -> None:
     for entry in corpus[::7]:
         text = stdlib_corpus.read(entry.name)
         assert text.strip() or entry.size < 10
@@ -39,7 +39,7 @@ def test_every_entry_can_be_read_by_name_and_sizes_are_right(corpus: Sequence[En
             assert len(text.encode()) == entry.size
 
 
-def test_another_process_lists_the_same(corpus: Sequence[Entry]) -> None:
+def test_another_process_lists_the_same(corpus: Sequence[CorpusEntry]) -> None:
     script = (
         "import sys; sys.path[:0] = sys.argv[1:]\n"
         "from raymill.data import stdlib_corpus as s\n"
@@ -69,7 +69,7 @@ def test_listing_imports_no_python_module_of_the_corpus() -> None:
     assert run.stdout.strip() == "set()"
 
 
-def test_families_are_held_out_whole_and_documentation_never(corpus: Sequence[Entry]) -> None:
+def test_families_are_held_out_whole_and_documentation_never(corpus: Sequence[CorpusEntry]) -> None:
     total = sum(entry.size for entry in corpus)
     largest = max(
         sum(e.size for e in corpus if e.family == f) for f in held_out_families(corpus, 1.0, 0)
@@ -93,8 +93,8 @@ def windows(content: bytes) -> NDArray[np.uint64]:
     return hashes[32][:-16] * np.uint64(factor) + hashes[16][32:]
 
 
-def test_little_of_the_held_out_text_occurs_in_training(corpus: Sequence[Entry]) -> None:
-    """In windows of 48 bytes (13 tokens are about 45), which don't depend on any tokenizer."""
+def test_little_of_the_held_out_text_occurs_in_training(corpus: Sequence[CorpusEntry]) -> None:
+    """Compare windows of 48 bytes (13 tokens are about 45), which don't depend on any tokenizer."""
     texts = [(entry, stdlib_corpus.read(entry.name).encode()) for entry in corpus]
     hashed = [(entry, windows(text)) for entry, text in texts if len(text) > 64]
     for seed in (0, 1234):

@@ -14,7 +14,12 @@ from tokenizers import Tokenizer
 from data.messages.tokenizer_factory import merging
 from raymill.data.messages.tokenizer import ChatTokenizer
 from raymill.data.preference.prepare import preparation
-from raymill.data.store.manifest import TOKENIZER_FOLDER, Prepared, load_prepared, write_manifest
+from raymill.data.store.manifest import (
+    TOKENIZER_FOLDER,
+    PreparedData,
+    load_prepared,
+    write_manifest,
+)
 from raymill.data.store.shards import read_row_group
 from raymill.data.text.unit import UnitResult, run_unit
 from raymill.schema.data_sections import PreferenceConfig, ValidationConfig
@@ -52,7 +57,7 @@ def job(root: Path, path: Path, seed: int = 7, **data: Any) -> PreferencePrepare
 
 def prepared_here(
     made: PreferencePrepareJob, tokenizer: ChatTokenizer
-) -> tuple[Prepared, list[UnitResult]]:
+) -> tuple[PreparedData, list[UnitResult]]:
     """What `prepare` does, one unit after the other."""
     planned = preparation(made, tokenizer)
     folder = planned.folder
@@ -90,7 +95,7 @@ class Stored:
         return weight
 
 
-def stored(prepared: Prepared) -> list[Stored]:
+def stored(prepared: PreparedData) -> list[Stored]:
     """Every row of the shards."""
     manifest, found = prepared.manifest, []
     for split, content in manifest.splits.items():
@@ -120,7 +125,7 @@ def stored(prepared: Prepared) -> list[Stored]:
     return found
 
 
-def words(prepared: Prepared, ids: Sequence[int]) -> str:
+def words(prepared: PreparedData, ids: Sequence[int]) -> str:
     """Ids as text, control tokens included."""
     tokenizer = Tokenizer.from_file(str(prepared.tokenizer_folder / "tokenizer.json"))
     text: str = tokenizer.decode(list(ids), skip_special_tokens=False)

@@ -26,7 +26,7 @@ from data.preference.preference_factory import (
 )
 from raymill.data.messages.report import unused_keys
 from raymill.data.messages.tokenizer import ChatTokenizer, chat_tokenizer
-from raymill.data.store.manifest import Prepared
+from raymill.data.store.manifest import PreparedData
 from raymill.data.store.split import is_held_out
 from raymill.errors import DataError
 
@@ -36,7 +36,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> ChatTokenizer:
     return chat_tokenizer(write_tokenizer(tmp_path_factory.mktemp("parent")), "auto", ())
 
 
-def texts(prepared: Prepared, row: Stored) -> tuple[str, str, str]:
+def texts(prepared: PreparedData, row: Stored) -> tuple[str, str, str]:
     """(prompt, better answer, worse answer) of a row of single turns."""
     sides = [words(prepared, ids) for ids in row.ids]
     answers = [words(prepared, ids) for ids in row.learned]

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from raymill.config import load
-from raymill.data.store.manifest import Prepared
+from raymill.data.store.manifest import PreparedData
 from raymill.data.store.rows import Rows
 from raymill.data.store.shards import row_groups
 from raymill.data.text.sources import Unit
-from raymill.data.text.tasks import do_unit
+from raymill.data.text.tasks import prepare_unit
 from raymill.data.text.unit import UnitResult, UnitSettings
 from raymill.schema.jobs import PromptsPrepareJob
 
@@ -29,10 +29,10 @@ def one_after_the_other(
     units: Sequence[Unit], settings: UnitSettings, tasks: int | None
 ) -> list[UnitResult]:
     """In place of `run_units`."""
-    return [do_unit(item, settings)[0] for item in enumerate(units)]
+    return [prepare_unit(item, settings)[0] for item in enumerate(units)]
 
 
-def stored_rows(prepared: Prepared) -> Iterator[tuple[str, Rows]]:
+def stored_rows(prepared: PreparedData) -> Iterator[tuple[str, Rows]]:
     """(split, one row) of everything in the shards, in the order it lies in."""
     manifest = prepared.manifest
     for split, content in manifest.splits.items():

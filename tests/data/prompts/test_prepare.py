@@ -26,7 +26,7 @@ from raymill.data.messages.tokenizer import ChatTokenizer, chat_tokenizer
 from raymill.data.prompts.metadata import PromptRecord, read_book
 from raymill.data.prompts.prepare import prompts_folder
 from raymill.data.prompts.report import preview
-from raymill.data.store.manifest import Prepared, PromptsFacts, load_prepared
+from raymill.data.store.manifest import PreparedData, PromptsFacts, load_prepared
 from raymill.data.store.split import is_held_out
 from raymill.data.store.validation import ValidationSet
 from raymill.errors import DataError
@@ -47,16 +47,16 @@ def questions(count: int) -> list[dict[str, Any]]:
     ]
 
 
-def facts_of(prepared: Prepared) -> PromptsFacts:
+def facts_of(prepared: PreparedData) -> PromptsFacts:
     assert prepared.manifest.prompts is not None
     return prepared.manifest.prompts
 
 
-def book_of(prepared: Prepared) -> dict[int, PromptRecord]:
+def book_of(prepared: PreparedData) -> dict[int, PromptRecord]:
     return read_book(prepared.folder / facts_of(prepared).book)
 
 
-def contents(prepared: Prepared) -> Counter[str]:
+def contents(prepared: PreparedData) -> Counter[str]:
     """Every row with what the book says of it, by what it is rather than by number."""
     book = book_of(prepared)
     found: Counter[str] = Counter()
@@ -280,7 +280,7 @@ def test_verifiers_and_statistics(parent: Path, tokenizer: ChatTokenizer, tmp_pa
     assert found["exact"] == found["none"], "the verifier is in the book alone"
 
 
-def _counted(prepared: Prepared) -> dict[str, dict[str, Any]]:
+def _counted(prepared: PreparedData) -> dict[str, dict[str, Any]]:
     """Statistics by their definitions, from the rows and the book."""
     book = book_of(prepared)
     result = {}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from raymill.data.prompts.prompt import CAUSES, EXTRA_BYTES, Problem, Prompt, read_prompt
 from raymill.data.prompts.records import PromptsReading
 from raymill.data.text.records import Bad
-from raymill.data.text.sources import Piece
+from raymill.data.text.sources import InputRange
 
 SYSTEM = {"role": "system", "content": "Be short."}
 USER = {"role": "user", "content": "Why?"}
@@ -184,7 +184,7 @@ def test_columns_of_a_table_that_json_can_hold() -> None:
         "days": pa.list_(pa.date32()),
     }
     reading = PromptsReading("none", None, 0.1, 0)
-    piece = Piece("a", "a", "parquet", "train", 0, 1, 1, 0)
+    piece = InputRange("a", "a", "parquet", "train", 0, 1, 1, 0)
     read = ["prompt", "answer", "level", "scores", "nothing", "correct", "image"]
     assert reading.columns(pa.schema(stored), piece) == read
     del stored["prompt"]

@@ -1,4 +1,4 @@
-"""The order is a permutation per epoch, seekable, the same for ever, and cheap."""
+"""The order is a permutation per epoch, seekable, stable across versions, and cheap."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from raymill.data.store.order import (
     PATTERN,
-    Located,
     Order,
+    RowLocations,
     SourceShape,
     feistel,
     hash_key,
     inverse_feistel,
     pattern_slots,
-    shuffled,
+    random_permutation,
 )
 from raymill.errors import DataError
 
@@ -32,7 +32,7 @@ shapes = st.builds(
 seeds = st.integers(0, 2**63)
 
 
-def stack(located: Located) -> np.ndarray:
+def stack(located: RowLocations) -> np.ndarray:
     return np.stack(
         [located.source, located.epoch, located.shard, located.row_group, located.row], axis=1
     )
@@ -105,7 +105,7 @@ def test_slots() -> None:
 def test_the_order_never_changes_between_versions() -> None:
     sources = [SourceShape("a", 3.0, 4, (10, 7, 16)), SourceShape("b", 1.0, 8, (30,))]
     assert stack(Order(sources, 1234, 2).locate(1020, 8)).tolist() == GOLDEN
-    assert shuffled(8, hash_key(1, 2)).tolist() == GOLDEN_SHUFFLE
+    assert random_permutation(8, hash_key(1, 2)).tolist() == GOLDEN_SHUFFLE
 
 
 GOLDEN = [

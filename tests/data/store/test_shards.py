@@ -1,4 +1,4 @@
-"""Damage of any kind is refused with the file, and the row group, named."""
+"""Damage of any kind is refused, with the file and the row group in the message."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from data.prepared_factory import write_prepared
 from raymill.data.store import shards
-from raymill.data.store.manifest import Prepared, Shard, load_prepared, read_manifest
+from raymill.data.store.manifest import PreparedData, Shard, load_prepared, read_manifest
 from raymill.data.store.shards import (
     read_footer,
     read_row_group,
@@ -25,17 +25,17 @@ from raymill.errors import DataError
 
 
 @pytest.fixture
-def prepared(tmp_path: Path) -> Prepared:
+def prepared(tmp_path: Path) -> PreparedData:
     shards._footers.clear()
     return write_prepared(tmp_path / "prepared")
 
 
-def first_shard(prepared: Prepared) -> tuple[Shard, Path]:
+def first_shard(prepared: PreparedData) -> tuple[Shard, Path]:
     shard = prepared.manifest.splits["train"].shards[0]
     return shard, prepared.shard_path(shard)
 
 
-def test_what_is_read_adds_up_to_what_the_manifest_says(prepared: Prepared) -> None:
+def test_what_is_read_adds_up_to_what_the_manifest_says(prepared: PreparedData) -> None:
     for split in prepared.manifest.splits.values():
         for shard in split.shards:
             groups = list(row_groups(prepared.shard_path(shard), shard, "uint16"))
@@ -50,11 +50,11 @@ def test_what_is_read_adds_up_to_what_the_manifest_says(prepared: Prepared) -> N
                 assert not rows.tokens[np.arange(17) >= rows.length[:, None]].any()
 
 
-def test_the_factory_writes_the_shards_it_was_asked_for(prepared: Prepared) -> None:
+def test_the_factory_writes_the_shards_it_was_asked_for(prepared: PreparedData) -> None:
     assert [shard.rows for shard in prepared.manifest.splits["train"].shards] == [22, 9, 1]
 
 
-def test_a_flipped_byte_is_refused_wherever_it_is(prepared: Prepared) -> None:
+def test_a_flipped_byte_is_refused_wherever_it_is(prepared: PreparedData) -> None:
     """Page bodies, page headers and the footer: no position may read as other data."""
     shard, path = first_shard(prepared)
     sound = path.read_bytes()
@@ -77,7 +77,7 @@ def test_a_flipped_byte_is_refused_wherever_it_is(prepared: Prepared) -> None:
     assert refused >= (len(sound) - 4) // 3
 
 
-def test_a_flipped_byte_in_a_page_names_file_and_row_group(prepared: Prepared) -> None:
+def test_a_flipped_byte_in_a_page_names_file_and_row_group(prepared: PreparedData) -> None:
     shard, path = first_shard(prepared)
     read_row_group(path, shard, 2, "uint16")
     column = pq.read_metadata(path).row_group(2).column(0)
@@ -89,7 +89,7 @@ def test_a_flipped_byte_in_a_page_names_file_and_row_group(prepared: Prepared) -
         read_row_group(path, shard, 2, "uint16")
 
 
-def test_a_truncated_shard_is_refused(prepared: Prepared) -> None:
+def test_a_truncated_shard_is_refused(prepared: PreparedData) -> None:
     shard, path = first_shard(prepared)
     os.truncate(path, shard.file_bytes - 10)
     expected = rf"is truncated: expected {shard.file_bytes} bytes, found {shard.file_bytes - 10}"
@@ -100,7 +100,7 @@ def test_a_truncated_shard_is_refused(prepared: Prepared) -> None:
         read_row_group(path, shard, 0, "uint16")
 
 
-def test_a_missing_shard_is_refused(prepared: Prepared) -> None:
+def test_a_missing_shard_is_refused(prepared: PreparedData) -> None:
     shard, path = first_shard(prepared)
     path.unlink()
     with pytest.raises(DataError, match=r"train/00000\.parquet is missing"):
@@ -109,14 +109,14 @@ def test_a_missing_shard_is_refused(prepared: Prepared) -> None:
         read_row_group(path, shard, 0, "uint16")
 
 
-def test_a_tampered_manifest_is_refused(prepared: Prepared) -> None:
+def test_a_tampered_manifest_is_refused(prepared: PreparedData) -> None:
     path = prepared.folder / "manifest.json"
     path.write_text(path.read_text().replace('"rows":22', '"rows":23'))
     with pytest.raises(DataError, match="changed after it was written"):
         load_prepared(prepared.folder)
 
 
-def test_another_format_version_is_refused(prepared: Prepared) -> None:
+def test_another_format_version_is_refused(prepared: PreparedData) -> None:
     path = prepared.folder / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 99}))
     with pytest.raises(DataError, match="format version 99, this Raymill reads 1"):
@@ -124,7 +124,7 @@ def test_another_format_version_is_refused(prepared: Prepared) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format_version": 1}'])
-def test_a_manifest_that_is_no_manifest_is_refused(prepared: Prepared, content: str) -> None:
+def test_a_manifest_that_is_no_manifest_is_refused(prepared: PreparedData, content: str) -> None:
     (prepared.folder / "manifest.json").write_text(content)
     with pytest.raises(DataError, match=r"manifest\.json"):
         load_prepared(prepared.folder)
@@ -137,7 +137,7 @@ def test_an_unfinished_folder_is_refused(tmp_path: Path) -> None:
         load_prepared(tmp_path)
 
 
-def test_another_tokenizer_is_refused(prepared: Prepared) -> None:
+def test_another_tokenizer_is_refused(prepared: PreparedData) -> None:
     path = prepared.tokenizer_folder / "tokenizer.json"
     path.write_text(path.read_text().replace("<filler300>", "<filler_300>"))
     with pytest.raises(DataError, match="isn't the tokenizer that wrote these shards"):
@@ -151,21 +151,21 @@ def replaced(shard: Shard, path: Path, table: pa.Table) -> Shard:
     return dataclasses.replace(shard, footer_sha256=digest, file_bytes=path.stat().st_size)
 
 
-def test_a_wrong_schema_is_refused(prepared: Prepared) -> None:
+def test_a_wrong_schema_is_refused(prepared: PreparedData) -> None:
     shard, path = first_shard(prepared)
     shard = replaced(shard, path, pa.table({"tokens": ["text"], "bytes": [4]}))
     with pytest.raises(DataError, match=r"schema \(tokens: string, bytes: int64\), expected"):
         read_row_group(path, shard, 0, "uint16")
 
 
-def test_a_replaced_shard_is_refused(prepared: Prepared) -> None:
+def test_a_replaced_shard_is_refused(prepared: PreparedData) -> None:
     shard, path = first_shard(prepared)
     replaced(shard, path, pa.table({"tokens": ["text"], "bytes": [4]}))
     with pytest.raises(DataError, match="the manifest expects"):
         read_row_group(path, shard, 0, "uint16")
 
 
-def test_extension_types_are_refused_before_arrow_sees_them(prepared: Prepared) -> None:
+def test_extension_types_are_refused_before_arrow_sees_them(prepared: PreparedData) -> None:
     shard, path = first_shard(prepared)
     boxes = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"0" * 16], pa.binary(16)))
     shard = replaced(shard, path, pa.table({"tokens": boxes}))
@@ -175,7 +175,7 @@ def test_extension_types_are_refused_before_arrow_sees_them(prepared: Prepared) 
         read_row_group(path, shard, 0, "uint16")
 
 
-def test_a_row_group_that_does_not_exist(prepared: Prepared) -> None:
+def test_a_row_group_that_does_not_exist(prepared: PreparedData) -> None:
     shard, path = first_shard(prepared)
-    with pytest.raises(DataError, match="has row groups 0 to 5; 6 was asked for"):
+    with pytest.raises(DataError, match="has row groups 0 to 5, but 6 was requested"):
         read_row_group(path, shard, 6, "uint16")

@@ -14,13 +14,13 @@ import pytest
 from data.prepared_factory import write_prepared
 from faults.weather import Weather
 from raymill import reading
-from raymill.data.store.manifest import Prepared
+from raymill.data.store.manifest import PreparedData
 from raymill.data.store.order import Order, SourceShape
 from raymill.data.store.stream import (
     RankStream,
     StepBatch,
     StreamSpec,
-    _read_unit,
+    _read_chunk,
     build_iterators,
     read_rows,
 )
@@ -28,7 +28,7 @@ from raymill.data.store.validation import ValidationSet
 from raymill.errors import DataError, StorageError
 
 
-def order_of(*prepared: Prepared, weights: tuple[float, ...] = (1.0,), seed: int = 3) -> Order:
+def order_of(*prepared: PreparedData, weights: tuple[float, ...] = (1.0,), seed: int = 3) -> Order:
     return Order(
         [
             SourceShape(
@@ -45,12 +45,12 @@ def order_of(*prepared: Prepared, weights: tuple[float, ...] = (1.0,), seed: int
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
     return write_prepared(tmp_path_factory.mktemp("data"), shard_rows=(37, 22, 9, 1))
 
 
 def spec_of(
-    prepared: Prepared, world: int, start: int = 0, steps: int = 12, **sizes: int
+    prepared: PreparedData, world: int, start: int = 0, steps: int = 12, **sizes: int
 ) -> StreamSpec:
     return StreamSpec(
         (prepared.folder,), order_of(prepared), 12, world, start * 12, (start + steps) * 12, **sizes
@@ -58,7 +58,7 @@ def spec_of(
 
 
 def consume(spec: StreamSpec, slow_rank: int | None = None) -> list[list[StepBatch]]:
-    """What each rank receives, all ranks reading at once."""
+    """Return the batches of each rank, while all ranks read at once."""
     opened: dict[int, list[object]] = {}
     lock = threading.Lock()
 
@@ -102,10 +102,10 @@ def global_rows(received: list[list[StepBatch]]) -> list[tuple[int, bytes]]:
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_the_global_order_is_the_same_for_every_world_size(
-    ray_session: None, prepared: Prepared, world: int
+    ray_session: None, prepared: PreparedData, world: int
 ) -> None:
-    spec = spec_of(prepared, world, unit_rows=12 // world)  # several units a rank
-    assert spec.steps_per_unit == 1
+    spec = spec_of(prepared, world, chunk_rows=12 // world)  # several chunks per rank
+    assert spec.steps_per_chunk == 1
     rows = global_rows(consume(spec, slow_rank=world - 1))
     expected = read_rows(spec.folders, spec.order.locate(0, 144)).tokens
     assert rows == [(i, tokens.tobytes()) for i, tokens in enumerate(expected)]
@@ -127,13 +127,13 @@ class Blocks:
 
 
 def blocks_of(spec: StreamSpec, error: Exception | None = None) -> Blocks:
-    """One segment's units, as Ray Data's task reads them for the one rank."""
-    units = range(spec.units_in(0))
-    return Blocks([_read_unit({"id": np.array([unit])}, spec, 0) for unit in units], error)
+    """One segment's chunks, as Ray Data's task reads them for the one rank."""
+    chunks = range(spec.chunks_in(0))
+    return Blocks([_read_chunk({"id": np.array([chunk])}, spec, 0) for chunk in chunks], error)
 
 
-def test_a_stream_that_was_opened_early_gives_the_same_batches(prepared: Prepared) -> None:
-    spec = spec_of(prepared, 1, steps=5, unit_rows=24)
+def test_a_stream_that_was_opened_early_gives_the_same_batches(prepared: PreparedData) -> None:
+    spec = spec_of(prepared, 1, steps=5, chunk_rows=24)
     expected = read_rows(spec.folders, spec.order.locate(0, 60)).tokens
     for early in (False, True):
         opened = []
@@ -155,7 +155,7 @@ def test_a_stream_that_was_opened_early_gives_the_same_batches(prepared: Prepare
         )
 
 
-def test_the_first_batch_is_read_before_anyone_asks_for_it(prepared: Prepared) -> None:
+def test_the_first_batch_is_read_before_anyone_asks_for_it(prepared: PreparedData) -> None:
     spec = spec_of(prepared, 1, steps=2)
     blocks = blocks_of(spec)
     stream = RankStream(spec, 0, lambda _: blocks)  # type: ignore[arg-type, return-value]
@@ -166,7 +166,7 @@ def test_the_first_batch_is_read_before_anyone_asks_for_it(prepared: Prepared) -
 
 
 @pytest.mark.parametrize("error", [DataError("a shard is damaged"), RuntimeError("Ray has gone")])
-def test_an_error_reaches_who_asks_for_the_batch(prepared: Prepared, error: Exception) -> None:
+def test_an_error_reaches_who_asks_for_the_batch(prepared: PreparedData, error: Exception) -> None:
     blocks = blocks_of(spec_of(prepared, 1), error)
     stream = RankStream(spec_of(prepared, 1), 0, lambda _: blocks)  # type: ignore[arg-type, return-value]
     stream.open()
@@ -176,14 +176,14 @@ def test_an_error_reaches_who_asks_for_the_batch(prepared: Prepared, error: Exce
 
 
 @pytest.mark.parametrize(("what", "error"), [("away", StorageError), ("damaged", DataError)])
-def test_what_kept_a_unit_from_being_read_arrives_as_it_is(
+def test_the_error_that_kept_a_chunk_from_being_read_arrives_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, error: type[Exception]
 ) -> None:
     """A shard that can't be read for now isn't one that is damaged."""
     prepared = write_prepared(tmp_path / "prepared", shard_rows=(40,))
     [shard] = prepared.manifest.splits["train"].shards
     path, spec = prepared.shard_path(shard), spec_of(prepared, 1, steps=2)
-    assert spec.units_in(0) == 1, "the manifest is read here, while it can be"
+    assert spec.chunks_in(0) == 1, "the manifest is read here, while it can be"
     monkeypatch.setattr(reading, "PAUSE_S", 0.0)
     weather = Weather(monkeypatch)
     if what == "away":
@@ -195,10 +195,10 @@ def test_what_kept_a_unit_from_being_read_arrives_as_it_is(
         next(RankStream(spec, 0, lambda _: blocks))  # type: ignore[arg-type, return-value]
 
 
-def test_no_segment_is_opened_before_the_other_ranks_do(prepared: Prepared) -> None:
+def test_no_segment_is_opened_before_the_other_ranks_do(prepared: PreparedData) -> None:
     """Opening one is a call that all ranks make at the same step: neither a stream that ends early nor one that
     has more to say leads to it, or past it."""
-    spec = spec_of(prepared, 1, steps=6, unit_rows=12, segment_units=3)
+    spec = spec_of(prepared, 1, steps=6, chunk_rows=12, segment_chunks=3)
     opened = []
 
     class Broken(Blocks):
@@ -208,9 +208,9 @@ def test_no_segment_is_opened_before_the_other_ranks_do(prepared: Prepared) -> N
             yield from self.blocks
             raise RuntimeError("after the last block")
 
-    def open_segment(segment: int, units: int, kind: type[Blocks] = Blocks) -> Any:
+    def open_segment(segment: int, chunks: int, kind: type[Blocks] = Blocks) -> Any:
         opened.append(segment)
-        blocks = [_read_unit({"id": np.array([unit])}, spec, segment) for unit in range(units)]
+        blocks = [_read_chunk({"id": np.array([chunk])}, spec, segment) for chunk in range(chunks)]
         return kind(blocks, None)
 
     stream = RankStream(spec, 0, lambda segment: open_segment(segment, 2))
@@ -223,7 +223,7 @@ def test_no_segment_is_opened_before_the_other_ranks_do(prepared: Prepared) -> N
     assert opened == [0, 0, 1]
 
 
-def test_a_stream_without_steps_opens_nothing(prepared: Prepared) -> None:
+def test_a_stream_without_steps_opens_nothing(prepared: PreparedData) -> None:
     def never(_: int) -> Any:
         raise AssertionError("a segment was opened")
 
@@ -232,10 +232,10 @@ def test_a_stream_without_steps_opens_nothing(prepared: Prepared) -> None:
     assert list(stream) == []
 
 
-def test_any_restart_goes_on_where_it_stopped(ray_session: None, prepared: Prepared) -> None:
+def test_any_restart_goes_on_where_it_stopped(ray_session: None, prepared: PreparedData) -> None:
     whole = global_rows(consume(spec_of(prepared, 1, steps=12)))
     # Several pipelines one after another.
-    spec = spec_of(prepared, 2, start=5, steps=7, unit_rows=6, segment_units=2)
+    spec = spec_of(prepared, 2, start=5, steps=7, chunk_rows=6, segment_chunks=2)
     assert spec.segments == 4
     assert global_rows(consume(spec)) == whole[60:]
 
@@ -253,7 +253,7 @@ def test_a_mixture_streams_every_source(ray_session: None, tmp_path: Path) -> No
     assert 100 < int((located.source == 0).sum()) < 140
 
 
-def test_seeking_far_costs_what_starting_costs(ray_session: None, prepared: Prepared) -> None:
+def test_seeking_far_costs_what_starting_costs(ray_session: None, prepared: PreparedData) -> None:
     seconds = []
     for start in (0, 10**8):
         spec = spec_of(prepared, 1, start=start, steps=1)
@@ -274,9 +274,9 @@ def test_a_flipped_byte_is_named_where_it_is_read(ray_session: None, tmp_path: P
         consume(spec_of(prepared, 1, steps=4))
 
 
-def test_a_stream_out_of_order_is_refused(prepared: Prepared) -> None:
+def test_a_stream_out_of_order_is_refused(prepared: PreparedData) -> None:
     spec = spec_of(prepared, 2)
-    other = spec.rank_samples(0, spec.steps_per_unit, 1)[0]
+    other = spec.rank_samples(0, spec.steps_per_chunk, 1)[0]
 
     class Swapped:
         def iter_batches(self, **_: object) -> list[dict[str, np.ndarray]]:
@@ -286,7 +286,7 @@ def test_a_stream_out_of_order_is_refused(prepared: Prepared) -> None:
         next(RankStream(spec, 0, lambda _: Swapped()))  # type: ignore[arg-type, return-value]
 
 
-def test_ranks_share_a_batch_completely_and_by_place(prepared: Prepared) -> None:
+def test_ranks_share_a_batch_completely_and_by_place(prepared: PreparedData) -> None:
     spec = spec_of(prepared, 4)
     ids = [spec.rank_samples(2, 3, rank)[0] for rank in range(4)]
     assert sorted(np.concatenate(ids).tolist()) == list(range(24, 60))

@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer
 
 from raymill.config import load
-from raymill.data.store.manifest import Manifest, Prepared
+from raymill.data.store.manifest import DataManifest, PreparedData
 from raymill.data.store.shards import row_groups
 from raymill.data.text import prepare, tasks
 from raymill.data.text import steps as prepare_steps
@@ -39,7 +39,7 @@ TEXTS = [
     "So <s> and <pad>, <unk> too x</s>",
     "The quick brown fox\n\n  jumps over the lazy dog.",
 ]
-# What begins a text, and the special tokens that a folder names beside the one that ends it.
+# The beginning of a text, and the special tokens that a folder names besides its end of text.
 BEGINNINGS = {
     "nothing begins": ((), {}),
     "named alone": ((), {"bos_token": BOS, "pad_token": PAD}),
@@ -68,7 +68,7 @@ def folder_of(tmp_path: Path, name: str, beginning: str) -> Path:
     return write_folder(tmp_path / "of", tokenizer, eos_token=EOS, **named)
 
 
-def prepared_from(tmp_path: Path, folder: Path, texts: list[str], **data: Any) -> Prepared:
+def prepared_from(tmp_path: Path, folder: Path, texts: list[str], **data: Any) -> PreparedData:
     (tmp_path / "texts").mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({"text": text}) for text in texts]
     (tmp_path / "texts" / "a.jsonl").write_text("\n".join(lines) + "\n")
@@ -88,7 +88,7 @@ def prepared_from(tmp_path: Path, folder: Path, texts: list[str], **data: Any) -
     return prepare.prepare_with_ray(job)
 
 
-def stream_of(prepared: Prepared) -> list[int]:
+def stream_of(prepared: PreparedData) -> list[int]:
     manifest, stream = prepared.manifest, list[int]()
     for shard in manifest.splits["train"].shards:
         for rows in row_groups(prepared.shard_path(shard), shard, manifest.dtype):
@@ -98,7 +98,7 @@ def stream_of(prepared: Prepared) -> list[int]:
 
 
 def ordinary(tokenizer: Tokenizer, text: str) -> bool:
-    """Tell whether the tokenizer alone, told so, makes no special token of a text."""
+    """Return whether the tokenizer alone, with `encode_special_tokens`, makes no special token of a text."""
     tokenizer.encode_special_tokens = True
     return not {tokenizer.token_to_id(token) for token in (BOS, EOS, PAD, UNK)} & set(
         tokenizer.encode(text, add_special_tokens=False).ids
@@ -160,7 +160,7 @@ def test_a_document_that_cannot_be_text_is_one_bad_record(tmp_path: Path) -> Non
 
 
 def test_what_is_prepared_is_found_again(tmp_path: Path) -> None:
-    """With a folder whose settings, and not its tokenizer.json, say what is special and what begins a text."""
+    """Use a folder whose settings, not its tokenizer.json, name special tokens and the beginning of a text."""
     tree = json.loads(family("unigram").to_str())
     tree["added_tokens"] = []
     tokenizer = Tokenizer.from_str(json.dumps(tree))
@@ -172,13 +172,13 @@ def test_what_is_prepared_is_found_again(tmp_path: Path) -> None:
     assert again.manifest.digest == prepared.manifest.digest
 
 
-def settings_of(prepared: Prepared) -> dict[str, Any]:
+def settings_of(prepared: PreparedData) -> dict[str, Any]:
     text = (prepared.tokenizer_folder / "tokenizer_config.json").read_text()
     found: dict[str, Any] = json.loads(text)
     return found
 
 
-def trained(manifest: Manifest, prepared: Prepared) -> Any:
+def trained(manifest: DataManifest, prepared: PreparedData) -> Any:
     """A model after a step on the prepared rows, in which documents don't see each other."""
     tokenizer = manifest.tokenizer
     arch = load("pretrain", ["experiment=tiny", "arch.max_positions=64"]).arch

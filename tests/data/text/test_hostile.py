@@ -1,5 +1,5 @@
-"""Whatever an input holds: its bad records are counted and named, or it is refused by name; nothing crashes,
-and no bad record costs a good one."""
+"""Hostile inputs: bad records are counted and named, or the input is refused by name; nothing crashes, and no
+bad record costs a good one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from data.hostile import GOOD, INPUTS, KINDS, Input, invalid_text, twice_named
 from data.preparer import Preparer, judged
 from raymill.data.messages.unit import quarantine_path
-from raymill.data.text.records import Bad, Reading, read_records
+from raymill.data.text.documents import DocumentParser
+from raymill.data.text.records import Bad, read_records
 from raymill.data.text.sources import find_files
 from raymill.data.text.unit import UnitResult
 from raymill.errors import DataError
@@ -159,7 +160,7 @@ def test_files_that_give_nothing_are_counted(
 def test_text_in_other_encodings_is_named(tmp_path: Path, content: bytes, why: str) -> None:
     (tmp_path / "a.txt").write_bytes(content)
     [piece] = find_files([str(tmp_path / "a.txt")], "data.path")
-    [bad] = read_records(piece, Reading("text", None, 0.5, 0), hashlib.sha256())
+    [bad] = read_records(piece, DocumentParser("text", None, 0.5, 0), hashlib.sha256())
     assert isinstance(bad, Bad) and why in bad.why and bad.where.endswith("/a.txt:1")
 
 

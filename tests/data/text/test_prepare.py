@@ -19,7 +19,7 @@ import pytest
 
 from raymill.data.store import shards
 from raymill.data.store.location import prepared_folder
-from raymill.data.store.manifest import Prepared, load_prepared
+from raymill.data.store.manifest import PreparedData, load_prepared
 from raymill.data.store.shards import row_groups
 from raymill.data.text import tokenizer as room
 from raymill.data.text.prepare import describe, job_folder, prepare_with_ray, run
@@ -65,7 +65,7 @@ def job(tmp_path: Path, *, storage: str = "storage", **data: object) -> PrepareJ
     )
 
 
-def decoded(prepared: Prepared, split: str) -> list[str]:
+def decoded(prepared: PreparedData, split: str) -> list[str]:
     """The split's documents, rebuilt from its shards."""
     manifest = prepared.manifest
     tokenizer = room.load(prepared.tokenizer_folder, EOT)
@@ -104,7 +104,7 @@ def test_text_comes_back_and_parallelism_does_not_matter(
     assert not list(one.folder.rglob("*.tmp-*"))
 
     printed = capsys.readouterr().out
-    for word in ("documents", "bytes a token", "held out", "13-grams", "bad inputs", "folder"):
+    for word in ("documents", "bytes per token", "held out", "13-grams", "bad inputs", "folder"):
         assert word in printed
 
     # Again: nothing to do. Touched but equal: nothing to do. Other bytes: refused, by name.
@@ -169,7 +169,7 @@ def test_a_killed_preparation_continues_from_its_finished_shards(
         load_prepared(folder)
     (folder / "train" / "99999.parquet.tmp-dead").write_text("left behind")
 
-    # A finished shard that was damaged meanwhile is made anew.
+    # A finished shard that was damaged meanwhile is written again.
     sidecar = json.loads((folder / "units" / "00000.json").read_text())
     damaged = folder / next(iter(sidecar["result"]["shards"].values()))["path"]
     content = bytearray(damaged.read_bytes())
@@ -241,7 +241,7 @@ def test_nothing_held_out_is_noticed_at_the_end_too(tmp_path: Path) -> None:
     (tmp_path / "texts").mkdir()
     rows = [json.dumps({"text": f"row {i}", "site": 1}) for i in range(30)]
     (tmp_path / "texts" / "a.jsonl").write_text("\n".join(rows))
-    for fraction, message in ((1e-9, "Three ways out"), (1.0, "no usable training text")):
+    for fraction, message in ((1e-9, "Three solutions"), (1.0, "no usable training text")):
         split = plain(ValidationConfig, fraction=fraction, group_column="site")
         with pytest.raises(DataError, match=message):
             prepare_with_ray(job(tmp_path, validation=split))

@@ -16,14 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raymill.data.text import records, sources
-from raymill.data.text.inputs_check import piece_sha256
-from raymill.data.text.records import Bad, Document, Reading, read_records
+from raymill.data.text.documents import Document, DocumentParser
+from raymill.data.text.inputs_check import range_sha256
+from raymill.data.text.records import Bad, read_records
 from raymill.data.text.sources import BY_RECORD, find_files, plan_units
 from raymill.errors import DataError
 from raymill.schema.data_sections import DataConfig, ValidationConfig
 from sections import plain
 
-READING = Reading(text_column="text", group_column=None, fraction=0.5, seed=1)
+READING = DocumentParser(text_column="text", group_column=None, fraction=0.5, seed=1)
 
 
 def config(folder: Path, **changes: object) -> DataConfig:
@@ -32,11 +33,11 @@ def config(folder: Path, **changes: object) -> DataConfig:
 
 def read_all(folder: Path, unit_bytes: int = 1 << 26) -> list[Document | Bad]:
     found: list[Document | Bad] = []
-    for piece in sources._pieces(find_files([str(folder)], "data.path"), unit_bytes):
+    for piece in sources._cut(find_files([str(folder)], "data.path"), unit_bytes):
         digest = hashlib.sha256()
         found += read_records(piece, READING, digest)
         if piece.length:
-            assert digest.hexdigest() == piece_sha256(piece)
+            assert digest.hexdigest() == range_sha256(piece)
     return found
 
 
@@ -143,7 +144,7 @@ def test_a_long_text_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_parquet_is_cut_at_row_groups(tmp_path: Path) -> None:
     documents = [f"document {i} " * 20 for i in range(50)]
     pq.write_table(pa.table({"text": documents}), tmp_path / "a.parquet", row_group_size=7)
-    pieces = [*sources._pieces(find_files([str(tmp_path)], "data.path"), 200)]
+    pieces = [*sources._cut(find_files([str(tmp_path)], "data.path"), 200)]
     assert len(pieces) > 3
     assert texts(read_all(tmp_path, 200)) == documents
 
@@ -218,7 +219,7 @@ def test_a_single_file_holds_nothing_out_and_says_what_to_do(tmp_path: Path) -> 
     (tmp_path / "a.jsonl").write_bytes(lines("x"))
     with pytest.raises(DataError) as error:
         plan_units(config(tmp_path), 1)
-    for way in ("give more files", "data.validation.group_column", "data.validation.path"):
+    for way in ("provide more files", "data.validation.group_column", "data.validation.path"):
         assert way in str(error.value)
 
 
@@ -237,7 +238,7 @@ def test_groups_stay_together_across_files(tmp_path: Path) -> None:
     for name in ("a", "b"):
         rows = [json.dumps({"text": f"{name}{i}", "site": f"s{i % 9}"}) for i in range(90)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
-    reading = Reading("text", "site", 0.5, 1)
+    reading = DocumentParser("text", "site", 0.5, 1)
     units = plan_units(config(tmp_path, validation=plain(ValidationConfig, 0.5, "site")), 1)
     sides: dict[int, set[str]] = {}
     for piece in (piece for unit in units for piece in unit):

@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from raymill.data.text import tokenizer as room
-from raymill.data.text.special_tokens import MARK, begins_with, marked, special_ids, text_only
+from raymill.data.text.special_tokens import (
+    MARK,
+    begins_with,
+    mark_token,
+    special_ids,
+    without_control_tokens,
+)
 from raymill.errors import DataError
 from tokenizer_families import (
     BOS,
@@ -59,7 +65,7 @@ def test_a_spelled_special_token_is_ordinary_text(name: str) -> None:
     st.lists(st.sampled_from([*SPECIAL, "<", "/", "s", ">", "</", "s>", " ", "x", "é", "\n", MARK]))
 )
 def test_no_text_becomes_a_special_token(name: str, pieces: list[str]) -> None:
-    """Or it is told: a text may spell the very names by which special tokens are kept apart."""
+    """A text that spells the very names of renamed special tokens is reported as bad."""
     tokenizer = family(name)
     found = encoded(tokenizer, "".join(pieces))
     forged = {tokenizer.token_to_id(token) for token in (BOS, EOS, PAD)} & set(found.ids.tolist())
@@ -81,17 +87,17 @@ def test_ids_are_those_of_the_tokenizer(name: str) -> None:
     tokenizer = family(name)
     tokenizer.add_tokens(["<think>"])
     tokenizer.add_special_tokens([AddedToken("<|im_end|>", special=True, normalized=False)])
-    copy = text_only(tokenizer)
+    copy = without_control_tokens(tokenizer)
     for token, index in tokenizer.get_vocab(with_added_tokens=True).items():
         control = token in special_ids(tokenizer)
-        assert copy.token_to_id(marked(token) if control else token) == index, token
+        assert copy.token_to_id(mark_token(token) if control else token) == index, token
     copy.encode_special_tokens = False
-    ids = copy.encode(f"x{marked('<|im_end|>')}", add_special_tokens=False).ids
+    ids = copy.encode(f"x{mark_token('<|im_end|>')}", add_special_tokens=False).ids
     assert ids[-1] == tokenizer.token_to_id("<|im_end|>")
 
 
 def test_a_mark_that_text_spells_is_told_and_not_believed() -> None:
-    found = encoded(family("unigram"), f"so {marked(EOS)} there")
+    found = encoded(family("unigram"), f"so {mark_token(EOS)} there")
     assert "makes its special token '</s>' of ordinary text" in found.problem
 
 
@@ -126,7 +132,7 @@ def test_a_character_without_a_token_is_told_and_not_dropped(kind: str) -> None:
 
 
 def test_a_letter_that_pads_still_pads_and_no_text_becomes_it() -> None:
-    """As CLIP names `!`; its texts can be told, but not encoded otherwise."""
+    """CLIP pads with `!`; texts with it are reported, since they can't be encoded otherwise."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -143,7 +149,7 @@ NAMED = {"bos_token": BOS, "eos_token": MAPPING, "pad_token": PAD}
 
 @pytest.mark.parametrize("where", ["settings", "mapping", "map alone", "both"])
 def test_special_tokens_are_read_where_a_folder_names_them(where: str, tmp_path: Path) -> None:
-    """As strings and as mappings, in tokenizer_config.json and in the older special_tokens_map.json."""
+    """Read strings and mappings, in tokenizer_config.json and in the older special_tokens_map.json."""
     from transformers import AutoTokenizer
 
     named = {"bos_token": BOS, "eos_token": EOS, "unk_token": UNK, "pad_token": PAD}
@@ -205,7 +211,7 @@ def test_a_text_begins_as_transformers_begins_it(
         tokenizer = beginning_with(tokenizer, BOS)
     folder = write_folder(tmp_path / "of", tokenizer, **NAMED, **flags)
     expected = AutoTokenizer.from_pretrained(folder)("Hello there").input_ids
-    if flags.get("add_bos_token") and not put:  # which transformers forgets beside a tokenizer.json
+    if flags.get("add_bos_token") and not put:  # transformers ignores it next to a tokenizer.json
         expected = [tokenizer.token_to_id(BOS), *expected]
     loaded = room.load(folder, EOS)
     assert [*begins_with(loaded), *encoded(loaded, "Hello there").ids.tolist()] == expected
@@ -228,14 +234,14 @@ def test_padding_begins_no_text_and_neither_does_what_a_vocabulary_lacks(tmp_pat
 @pytest.mark.parametrize("entries", [[EOS], {"x": {"content": EOS}}, {"1": EOS}, {"1": {}}])
 def test_a_list_of_tokens_that_is_none_is_told(entries: object, tmp_path: Path) -> None:
     folder = write_folder(tmp_path, family("words"), eos_token=EOS, added_tokens_decoder=entries)
-    with pytest.raises(DataError, match=r"added_tokens_decoder isn't ids and tokens"):
+    with pytest.raises(DataError, match=r"added_tokens_decoder isn't a mapping of ids to tokens"):
         room.load(folder, EOS)
 
 
 @pytest.mark.parametrize("name", ["llama 2", "metaspace first"])
 @pytest.mark.parametrize("kind", ["LlamaTokenizer", "GPT2Tokenizer"])
 def test_what_is_saved_is_loaded_as_it_encoded(name: str, kind: str, tmp_path: Path) -> None:
-    """And not rebuilt by the rules of the family that a folder names."""
+    """A saved tokenizer isn't rebuilt by the rules of the family that its folder names."""
     from transformers import AutoTokenizer
 
     folder = write_folder(tmp_path / "of", family(name), **NAMED, tokenizer_class=kind)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raymill.data.chat.records import ChatReading
-from raymill.data.text.sources import Piece
+from raymill.data.text.sources import InputRange
 
 
 def _as_json(values: list[Any]) -> pa.Array:
@@ -21,7 +21,7 @@ def _as_json(values: list[Any]) -> pa.Array:
 
 
 def test_columns_that_hold_json(tmp_path: Path) -> None:
-    """As `datasets` stores what no one type fits, with all keys that a row has and no others
+    """Columns as `datasets` stores values of mixed types, with all keys of a row and no others
     (pola-rs/polars#27219)."""
     arguments = {"a": {"limit": None}, "b": {"city": "Oslo"}}
     calls = [
@@ -48,7 +48,7 @@ def test_columns_that_hold_json(tmp_path: Path) -> None:
         path = tmp_path / f"{number}.parquet"
         pq.write_table(pa.table(columns), path)
         size, changed = path.stat().st_size, path.stat().st_mtime_ns
-        piece = Piece(path.name, str(path), "parquet", "train", 0, size, size, changed, 0, 1)
+        piece = InputRange(path.name, str(path), "parquet", "train", 0, size, size, changed, 0, 1)
         found += ChatReading(None, None, 0.1, 0).read(piece, hashlib.sha256())
     for one in found[:2]:
         assert one.conversation.messages == tuple(said) and one.conversation.tools == tuple(tools)

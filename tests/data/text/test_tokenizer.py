@@ -21,8 +21,9 @@ from raymill.data.demo.stdlib_corpus import read as read_stdlib
 from raymill.data.store.manifest import tokenizer_fingerprint
 from raymill.data.text import tasks
 from raymill.data.text import tokenizer as room
-from raymill.data.text.records import Reading, read_records
-from raymill.data.text.sources import Piece, plan_units
+from raymill.data.text.documents import DocumentParser
+from raymill.data.text.records import read_records
+from raymill.data.text.sources import InputRange, plan_units
 from raymill.errors import DataError
 from raymill.schema.data_sections import DataConfig, TokenizerConfig
 from sections import plain
@@ -38,7 +39,7 @@ def trained() -> Tokenizer:
 
 
 def test_training_again_elsewhere_gives_the_same_fingerprint() -> None:
-    """In processes with other hash seeds and thread counts, on text with many ties."""
+    """Train in processes with other hash seeds and thread counts, on text with many ties."""
     script = (
         "from raymill.data import tokenizer as t, stdlib_corpus as s;"
         "from sections import plain;"
@@ -201,7 +202,7 @@ def test_no_input_is_opened_once_the_sample_is_full(
     units = plan_units(config, 1)
     opened: list[str] = []
 
-    def counted(piece: Piece, *others: Any) -> Iterator[Any]:
+    def counted(piece: InputRange, *others: Any) -> Iterator[Any]:
         opened.append(piece.name)
         for record in read_records(piece, *others):
             opened.append(record.text)
@@ -209,7 +210,7 @@ def test_no_input_is_opened_once_the_sample_is_full(
 
     monkeypatch.setattr(tasks, "read_records", counted)
     monkeypatch.setattr(tasks, "MIN_SAMPLE_BYTES", 6)
-    reading = Reading("text", None, 0.5, 1)
+    reading = DocumentParser("text", None, 0.5, 1)
     texts = list(tasks.training_sample(units, reading, 18))
     assert 12 < sum(len(text.encode()) for text in texts) <= 18
     read = [name for name in opened if name.endswith(".jsonl")]

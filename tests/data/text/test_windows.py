@@ -77,11 +77,11 @@ def test_short_documents_between_long_ones_keep_their_order() -> None:
 def test_windows_that_agree_nowhere_leave_it_to_the_whole() -> None:
     asked = []
 
-    def encode(text: str) -> windows.Tokens:
+    def encode(text: str) -> windows.TokenSpans:
         asked.append(len(text))
         ids = np.arange(len(text), dtype=np.uint32) + len(asked) * 1000
         places = np.arange(len(text), dtype=np.int64)
-        return windows.Tokens(ids, np.stack([places, places + 1], axis=1))
+        return windows.TokenSpans(ids, np.stack([places, places + 1], axis=1))
 
     found = windows.in_windows("x" * 100, 40, encode)
     assert asked == [40, 40, 100]

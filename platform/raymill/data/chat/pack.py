@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from raymill.data.store.order import Ints, shuffled
+from raymill.data.store.order import Ints, random_permutation
 
 
 def pack(
@@ -20,13 +20,13 @@ def pack(
     Conversations are shuffled, cut into windows, and packed within each; a window's rows are shuffled
     again, since packing puts those with the longest conversations first. Not `together`: one a row.
     """
-    order = shuffled(len(lengths), key)
+    order = random_permutation(len(lengths), key)
     rows: list[list[int]] = []
     for number, first in enumerate(range(0, len(order), window)):
         mine = order[first : first + window]
         found = fill_rows(lengths[mine], capacity) if together else [[i] for i in range(len(mine))]
         with np.errstate(over="ignore"):
-            again = shuffled(len(found), key + np.uint64(number + 1))
+            again = random_permutation(len(found), key + np.uint64(number + 1))
         rows += [mine[found[place]].tolist() for place in again]
     return rows
 

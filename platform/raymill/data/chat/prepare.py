@@ -29,7 +29,7 @@ from raymill.data.messages.prepare import (
 )
 from raymill.data.messages.report import unused_keys
 from raymill.data.messages.tokenizer import ChatTokenizer
-from raymill.data.store.manifest import ChatFacts, Manifest
+from raymill.data.store.manifest import ChatFacts, DataManifest
 from raymill.data.text.sources import Unit
 from raymill.data.text.unit import UnitResult
 from raymill.durable import sha256_file
@@ -103,7 +103,7 @@ def _manifest(
     tokenizer: ChatTokenizer,
     settings: ChatSettings,
     results: Sequence[UnitResult],
-) -> Manifest:
+) -> DataManifest:
     """Judge the results as a whole and put them together."""
     shaping = _shaping(job.data, tokenizer, job.seed)
     base = judged_manifest(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from raymill.data.messages.conversation import Conversation
 from raymill.data.messages.encode import EncodedChat
-from raymill.data.store.split import TRAIN, VALIDATION, unit_hash
+from raymill.data.store.split import TRAIN, VALIDATION, hash_fraction
 from raymill.durable import canonical_json, write_atomic
 from raymill.errors import DataError
 from raymill.reading import MISSING, read_text
@@ -43,7 +43,7 @@ def question_of(
     if not before or before[-1]["role"] != "user" or answer.get("tool_calls"):
         return None
     asked, reference = before[-1]["content"], answer["content"]
-    rank = unit_hash(canonical_json([list(conversation.messages), split]), seed)
+    rank = hash_fraction(canonical_json([list(conversation.messages), split]), seed)
     if split == TRAIN:
         return Question(split, rank, asked, reference)
     places = chat.spoken.nonzero()[0].tolist()

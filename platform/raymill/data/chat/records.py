@@ -21,7 +21,7 @@ from raymill.data.messages.records import (
 )
 from raymill.data.store.split import TRAIN, VALIDATION
 from raymill.data.text.records import Bad
-from raymill.data.text.sources import EMBEDDED, Piece
+from raymill.data.text.sources import EMBEDDED, InputRange
 from raymill.durable import canonical_json
 
 
@@ -31,7 +31,7 @@ class ChatRecord:
 
     split: str
     conversation: Conversation
-    piece: Piece
+    piece: InputRange
     number: int
     unused: tuple[str, ...] = ()
 
@@ -50,11 +50,13 @@ class ChatReading:
     fraction: float
     seed: int
 
-    def of_text(self, text: str, piece: Piece) -> Bad:
+    def parse_text(self, text: str, piece: InputRange) -> Bad:
         """Plain text has no turns."""
         return Bad(piece.name, "plain text isn't a conversation", cause="format")
 
-    def of_record(self, record: Mapping[str, Any], piece: Piece, number: int) -> ChatRecord | Bad:
+    def parse_record(
+        self, record: Mapping[str, Any], piece: InputRange, number: int
+    ) -> ChatRecord | Bad:
         """A conversation, or what is wrong with the record."""
         plain = plain_record(record, piece)
         found = read_conversation(plain, self.format)
@@ -68,12 +70,12 @@ class ChatReading:
         unused = without_group(found.unused, self.group_column)
         return ChatRecord(side, found, piece, number, unused)
 
-    def columns(self, stored: pa.Schema, piece: Piece) -> list[str] | Bad:
+    def columns(self, stored: pa.Schema, piece: InputRange) -> list[str] | Bad:
         """All that some format knows, or that JSON can hold."""
         formats = {self.format: COLUMNS[self.format]} if self.format else COLUMNS
         return known_columns(stored, formats, (*BESIDE, self.group_column or ""))
 
-    def read(self, piece: Piece, digest: hashlib._Hash) -> Iterator[ChatRecord | Bad]:
+    def read(self, piece: InputRange, digest: hashlib._Hash) -> Iterator[ChatRecord | Bad]:
         """The piece's conversations in order; `digest` has seen its bytes at the end."""
         if piece.format != EMBEDDED:
             yield from read_told(piece, self, digest)

@@ -6,11 +6,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from raymill.data.messages.conversation import Conversation
-from raymill.data.text.counters import Sums, histogram, length_class
+from raymill.data.text.counters import Counters, histogram, length_class
 
 
 @dataclass
-class Statistics(Sums):
+class Statistics(Counters):
     """Sums over conversations; histograms are by the power of two that is at least the length."""
 
     conversations: int = 0

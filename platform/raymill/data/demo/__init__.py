@@ -1,1 +1,2 @@
-"""The demonstration's data: exercises that can be worked out, beside the library's text and names."""
+"""Data of the demonstration: the library's text, questions about its names, and exercises with
+computable answers."""

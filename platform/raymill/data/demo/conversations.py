@@ -1,6 +1,7 @@
-"""The demonstration's conversations and prompts: exercises of every kind, and questions about names.
+"""Conversations and prompts of the demonstration: exercises of every kind, and questions about
+names.
 
-The same ones are fine-tuned on, compared and rewarded; each is held out, or not, everywhere.
+Fine-tuning, preference data and rewards use the same ones; each is held out everywhere or nowhere.
 """
 
 from __future__ import annotations
@@ -9,44 +10,46 @@ from functools import lru_cache
 
 from raymill.data.demo.exercises import KINDS, Exercise, exercises
 from raymill.data.demo.names import name_questions
-from raymill.data.demo.stdlib_conversations import Entry
-from raymill.data.store.split import unit_hash
+from raymill.data.demo.stdlib_conversations import ConversationEntry
+from raymill.data.store.split import hash_fraction
 
 TRAINING = dict.fromkeys(KINDS, 500) | {"default": 800, "larger": 900, "beyond": 250}
 HELD_OUT = 250
 
 
 @lru_cache(maxsize=2)
-def conversations(fraction: float, seed: int) -> tuple[Entry, ...]:
-    """All of them, the same in every process of this Python version."""
-    found = [
-        _entry(one.key, one.kind, held_out, one.question, one.answer, one.key)
+def conversations(fraction: float, seed: int) -> tuple[ConversationEntry, ...]:
+    """Return all conversations, the same in every process of this Python version."""
+    entries = [
+        _entry(item.key, item.kind, held_out, item.question, item.answer, item.key)
         for kind in KINDS
         for held_out in (False, True)
-        for one in _distinct(kind, held_out, seed)
+        for item in _distinct(kind, held_out, seed)
     ]
-    found += [
-        _entry(one.name, one.kind, one.held_out, one.question, one.answer, one.name)
-        for one in name_questions(fraction, seed)
+    entries += [
+        _entry(item.name, item.kind, item.held_out, item.question, item.answer, item.name)
+        for item in name_questions(fraction, seed)
     ]
-    # Whoever takes the first so many takes some of every kind.
-    return tuple(sorted(found, key=lambda one: unit_hash(f"order {one.record}", seed)))
+    # In this order, any first part contains some of every kind.
+    return tuple(sorted(entries, key=lambda entry: hash_fraction(f"order {entry.record}", seed)))
 
 
 def _distinct(kind: str, held_out: bool, seed: int) -> list[Exercise]:
-    """Exercises that differ in what they are about and in what they ask."""
+    """Return exercises that differ in their subject and in their question."""
     wanted = HELD_OUT if held_out else TRAINING[kind]
-    found: dict[str, Exercise] = {}
-    for one in exercises(kind, held_out, seed, "conversation"):
-        found.setdefault(one.question, one)
-        if len(found) == wanted:
+    by_question: dict[str, Exercise] = {}
+    for exercise in exercises(kind, held_out, seed, "conversation"):
+        by_question.setdefault(exercise.question, exercise)
+        if len(by_question) == wanted:
             break
-    return list(found.values())
+    return list(by_question.values())
 
 
-def _entry(name: str, kind: str, held_out: bool, question: str, answer: str, group: str) -> Entry:
+def _entry(
+    name: str, kind: str, held_out: bool, question: str, answer: str, group: str
+) -> ConversationEntry:
     messages = [
         {"role": "user", "content": question},
         {"role": "assistant", "content": answer},
     ]
-    return Entry(name, group, held_out, kind, {"messages": messages})
+    return ConversationEntry(name, group, held_out, kind, {"messages": messages})

@@ -1,6 +1,8 @@
-"""The demonstration's text for pretraining: notes and an index of names, beside the library's own text.
+"""Text of the demonstration for pretraining: notes and an index of names, besides the library's own
+text.
 
-A part is named by everything that it is made from, so that any process can make it again.
+The name of a part carries everything that it is generated from, so that any process can regenerate
+it.
 """
 
 from __future__ import annotations
@@ -19,14 +21,15 @@ from raymill.data.demo.exercises import (
     words,
 )
 from raymill.data.demo.names import drill, index, indexed
-from raymill.data.store.split import unit_hash
+from raymill.data.store.split import hash_fraction
 
 FOLDER = "notes"
 LIBRARY = "library"
-EXCERPT = 850  # characters of a document of the library
-# Notes of each kind; those of positions say all there is to say about a signature.
+# Characters of the excerpt of a library document.
+EXCERPT = 850
+# Notes of each kind; those of positions state everything about a signature.
 NOTES = {"position": 900, "backwards": 2400, "larger": 2500}
-# Questions of each kind with their answers, as plain text: fine-tuning then has their form to teach only.
+# Questions of each kind with their answers, as plain text: fine-tuning then only teaches their form.
 ASKED = {
     "position": 2200,
     "count": 800,
@@ -36,39 +39,47 @@ ASKED = {
     "sum": 500,
 }
 COPIES = 8000
-DRILLS = 3000  # questions about names, answered with the name alone
-PASSES = 20  # times that the index lists every real name
-LINES = 12  # of a document
+# Questions about names, answered with the name alone.
+DRILLS = 3000
+# Number of times that the index lists every real name.
+PASSES = 20
+# Lines of a document.
+LINES = 12
 
 
 @lru_cache(maxsize=1)
 def excerpts(fraction: float, seed: int) -> tuple[str, ...]:
-    """A piece of each training document of the library, cut at lines: a run of minutes learns more from a
-    little of everything than from all of a little."""
+    """Return an excerpt of each training document of the library, cut at lines.
+
+    A run of minutes learns more from a little of everything than from all of a few documents.
+    """
     corpus = stdlib_corpus.entries()
     held_out = stdlib_corpus.held_out_families(corpus, fraction, seed)
-    found = []
+    texts = []
     for entry in corpus:
         if entry.family not in held_out:
             text = stdlib_corpus.read(entry.name)
-            room = max(len(text) - EXCERPT, 0)
+            last_start = max(len(text) - EXCERPT, 0)
             start = (
-                text.rfind("\n", 0, int(unit_hash(f"excerpt {entry.name}", seed) * room) + 1) + 1
+                text.rfind(
+                    "\n", 0, int(hash_fraction(f"excerpt {entry.name}", seed) * last_start) + 1
+                )
+                + 1
             )
             stop = text.find("\n", start + EXCERPT) + 1
-            found.append(text[start : stop or len(text)])
-    return tuple(found)
+            texts.append(text[start : stop or len(text)])
+    return tuple(texts)
 
 
 def parts(fraction: float, seed: int) -> list[str]:
-    """The names of all parts, as inputs of a preparation."""
+    """Return the names of all parts, as inputs of a preparation."""
     names = [f"index-{number}" for number in range(PASSES)] + [LIBRARY, "copies", "drills"]
     names += [*NOTES, *(f"asked-{kind}" for kind in ASKED)]
     return [f"{FOLDER}/{fraction:g}/{seed}/{name}.txt" for name in names]
 
 
 def documents(part: str) -> tuple[str, ...]:
-    """The documents of a part, from its name alone."""
+    """Return the documents of a part, from its name alone."""
     _, fraction, seed, name = part.removesuffix(".txt").split("/")
     if name == LIBRARY:
         return excerpts(float(fraction), int(seed))
@@ -90,13 +101,20 @@ def _lines(name: str, fraction: float, seed: int) -> list[str]:
         return [drill(number, fraction, seed) for number in range(DRILLS)]
     if name.startswith("asked-"):
         kind = name.removeprefix("asked-")
-        return [one.asked for one in islice(exercises(kind, False, seed, "asked"), ASKED[kind])]
+        return [
+            exercise.asked
+            for exercise in islice(exercises(kind, False, seed, "asked"), ASKED[kind])
+        ]
     if name in NOTES:
-        return [one.note for one in islice(exercises(name, False, seed, "note"), NOTES[name])]
+        return [
+            exercise.note for exercise in islice(exercises(name, False, seed, "note"), NOTES[name])
+        ]
     number = int(name.removeprefix("index-"))
     real, made_up = index(fraction, seed)
+    # Each pass lists all real names, but its own part of the made-up ones.
     share = len(made_up) // PASSES
     others = made_up[number * share : (number + 1) * share]
-    lines = [indexed(one, True) for one in real] + [indexed(one, False) for one in others]
+    lines = [indexed(listed, True) for listed in real]
+    lines += [indexed(listed, False) for listed in others]
     random.Random(f"index {seed} {number}").shuffle(lines)
     return lines

@@ -1,10 +1,10 @@
-"""The library's names, and names that don't exist: what the assistant is asked about and an index of it.
+"""Names of the library, and names that don't exist: subjects of questions, and an index of them.
 
-Real names are short ones of functions that a module has: so many as a model of two million parameters
-learns by heart in minutes. All of them stand in the index that pretraining reads, held-out ones too:
-what is held out is what they do, and every question about them.
-Made-up names are made as everywhere (`stdlib_unknown`); the index has others than the questions, of
-training's parts only.
+Real names are short names of functions in a module: as many as a model of two million parameters
+memorizes in minutes. All of them are in the index that pretraining reads, held-out ones too: their
+descriptions, and every question about them, are held out. Made-up names are generated as everywhere
+(`stdlib_unknown`); those in the index differ from those in questions, and have only parts of
+training names.
 """
 
 from __future__ import annotations
@@ -20,20 +20,24 @@ from raymill.data.demo.stdlib_phrases import Chooser
 from raymill.data.demo.stdlib_unknown import made_up_names
 from raymill.data.store.split import is_held_out
 
-MADE_UP = 0.36  # made-up names per real name that are asked about
-INDEXED = 7.0  # made-up names per real name that the index has
-LONGEST = 11  # characters of a name
-LONGEST_TRAINED = 20  # of a name that fine-tuning adds
-MOST_WORDS = 10  # of an answer about such a name
-HELD_OUT = 0.35  # of the names that the embedded conversations train on, held out here as well
+# Made-up names per real name in questions, and in the index.
+MADE_UP = 0.36
+INDEXED = 7.0
+# Characters of a name, and of a name that fine-tuning adds.
+LONGEST = 11
+LONGEST_TRAINED = 20
+# Words of an answer about an added name.
+MOST_WORDS = 10
+# Share of the names that the embedded conversations train on, held out here as well.
+HELD_OUT = 0.35
 
-
-Side = tuple[list[Fact], bool, list[str]]  # real names, whether held out, made-up names
+# (real names, whether they are held out, made-up names).
+NameSplit = tuple[list[Fact], bool, list[str]]
 
 
 @dataclass(frozen=True)
 class NameQuestion:
-    """`kind`: "library", or "unknown" where the name is made up."""
+    """Question about a name; `kind` is "library", or "unknown" where the name is made up."""
 
     kind: str
     name: str
@@ -44,50 +48,56 @@ class NameQuestion:
 
 @lru_cache(maxsize=2)
 def name_questions(fraction: float, seed: int) -> tuple[NameQuestion, ...]:
-    """One question about each name."""
-    found: list[NameQuestion] = []
-    for side, held, made_up in (*_sides(fraction, seed), _longer(fraction, seed)):
-        for fact in side:
+    """Return one question about each name."""
+    questions: list[NameQuestion] = []
+    for split_facts, held, made_up in (*_name_splits(fraction, seed), _longer(fraction, seed)):
+        for fact in split_facts:
             answer = phrases.what(fact)
-            found.append(NameQuestion("library", fact.name, held, _marked(fact.name, seed), answer))
+            questions.append(
+                NameQuestion("library", fact.name, held, _marked(fact.name, seed), answer)
+            )
         for name in made_up:
             refusal = phrases.refusal(name)
-            found.append(NameQuestion("unknown", name, held, _marked(name, seed), refusal))
-    return tuple(found)
+            questions.append(NameQuestion("unknown", name, held, _marked(name, seed), refusal))
+    return tuple(questions)
 
 
 @lru_cache(maxsize=2)
 def index(fraction: float, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Real names, and made-up ones that no question is about."""
-    (held_out, _, asked), (training, _, also_asked) = _sides(fraction, seed)
+    """Return the real names, and made-up names that no question is about."""
+    (held_out, _, asked), (training, _, also_asked) = _name_splits(fraction, seed)
     taken = {*asked, *also_asked}
+    # Another seed, so that the index has other names than the questions.
     made_up = made_up_names(training, INDEXED, seed + 1, taken)
     real = sorted(fact.name for fact in (*held_out, *training))
-    return tuple(real), tuple(one.name for one in made_up)
+    return tuple(real), tuple(unknown.name for unknown in made_up)
 
 
 def indexed(name: str, exists: bool) -> str:
-    """A line of the index: the name twice, as an answer repeats the one that it was asked about."""
+    """Return a line of the index: the name twice, as an answer repeats the name in the question."""
     return f"`{name}`: `{name}` is {'known' if exists else 'unknown'}."
 
 
 def drill(number: int, fraction: float, seed: int) -> str:
-    """A question about a made-up name, and the name again: nothing is said of whether it exists."""
+    """Return a question about a made-up name, and the name again, without stating whether it
+    exists."""
     taken, owners, leaves = _parts(fraction, seed)
     choose = random.Random(f"drill {seed} {number}")
     while True:
         name = f"{choose.choice(owners)}.{choose.choice(leaves)}"
+        # A name that is indexed or asked about has its own answer.
         if name not in taken:
             return f"{_asked(name, seed)}\n`{name}`."
 
 
 @lru_cache(maxsize=2)
 def _parts(fraction: float, seed: int) -> tuple[frozenset[str], tuple[str, ...], tuple[str, ...]]:
-    """Names that are indexed or asked about; owners and last parts of training's functions."""
+    """Return the names that are indexed or asked about; owners and last parts of training
+    functions."""
     real, made_up = index(fraction, seed)
     asked = (
         name
-        for facts, _, unknown in _sides(fraction, seed)
+        for facts, _, unknown in _name_splits(fraction, seed)
         for name in (*(f.name for f in facts), *unknown)
     )
     _, training = split(fraction, seed)
@@ -97,11 +107,11 @@ def _parts(fraction: float, seed: int) -> tuple[frozenset[str], tuple[str, ...],
 
 
 @lru_cache(maxsize=2)
-def _sides(fraction: float, seed: int) -> tuple[Side, Side]:
-    """(real names, whether held out, made-up names) of the held-out side, and of training's."""
+def _name_splits(fraction: float, seed: int) -> tuple[NameSplit, NameSplit]:
+    """Return the names of the held-out split, and of training."""
     held_out, training = (
-        [fact for fact in side if fact.kind == "function" and _is_short(fact.name)]
-        for side in split(fraction, seed)
+        [fact for fact in split_facts if fact.kind == "function" and _is_short(fact.name)]
+        for split_facts in split(fraction, seed)
     )
     held_out += [fact for fact in training if is_held_out(f"name {fact.name}", HELD_OUT, seed)]
     training = [fact for fact in training if not is_held_out(f"name {fact.name}", HELD_OUT, seed)]
@@ -110,10 +120,13 @@ def _sides(fraction: float, seed: int) -> tuple[Side, Side]:
     return (held_out, True, unknown), (training, False, also)
 
 
-def _longer(fraction: float, seed: int) -> Side:
-    """More of training's names, and as large a share of made-up ones: repeating the name that one was asked
-    about takes many names to learn. Their answers are short, since what they say can't be learned."""
-    (held_out, _, unknown), (short, _, also_unknown) = _sides(fraction, seed)
+def _longer(fraction: float, seed: int) -> NameSplit:
+    """Return more training names, and as large a share of made-up ones.
+
+    Learning to repeat a name takes many names. Their answers are short, since their contents can't
+    be learned.
+    """
+    (held_out, _, unknown), (short, _, also_unknown) = _name_splits(fraction, seed)
     taken = {fact.name for fact in (*held_out, *short)}
     _, training = split(fraction, seed)
     facts = [
@@ -133,7 +146,7 @@ def _is_short(name: str, longest: int = LONGEST) -> bool:
 
 
 def _marked(name: str, seed: int) -> str:
-    """A question about a name that stands in code's marks, which tell where it begins and ends."""
+    """Return a question about a name in code marks, which show where it starts and ends."""
     return Chooser(name, seed).one("what", phrases.WHAT).format(f"`{name}`")
 
 

@@ -1,13 +1,13 @@
-"""The embedded conversations, `data=stdlib_chat`: questions about the running Python's library.
+"""Embedded conversations, `data=stdlib_chat`: questions about the running Python's library.
 
-Every answer is made of documentation by rule, short and regular, for models of a few million
-parameters. About a quarter of the questions that carry a name ask about one that doesn't exist, in
-the same words, and are answered "I don't know of `json.sqrt`."
+Every answer is generated from documentation by rule, short and regular, for models of a few million
+parameters. About a quarter of the questions that contain a name ask about one that doesn't exist,
+in the same words, and are answered "I don't know of `json.sqrt`."
 
-What training may see is decided by function. A description and every name that has it stay on one
-side; functions of the module families that pretraining holds out (same fraction, same seed) are held
-out; so is a share of the others by a seeded hash. Made-up names take both parts from one side, so
-they, too, stand on one side only.
+Functions are assigned to training or held out. A description and every name that has it stay
+together; functions of the module families that pretraining holds out (same fraction, same seed) are
+held out; so is a share of the others by a seeded hash. A made-up name takes both of its parts from
+one split, and belongs to that split only.
 """
 
 from __future__ import annotations
@@ -27,20 +27,21 @@ from raymill.data.demo.stdlib_source import corpus
 from raymill.data.demo.stdlib_unknown import MadeUp, made_up_names
 from raymill.data.store.split import is_held_out
 
-# How often a name is asked about in each way; the first question, what it does, comes always.
+# Probability of each kind of question about a name; the first question, what it does, is always asked.
 AGAIN, ARGUMENTS, SIGNATURE, HAS, WHICH, MODULE, TURNS = 0.04, 0.42, 0.12, 0.12, 0.36, 0.25, 0.13
-MADE_UP = 0.36  # made-up names per real name
+# Made-up names per real name.
+MADE_UP = 0.36
 SYSTEM = 0.05
 MOST_ARGUMENTS = 8
 LONGEST_SIGNATURE = 110
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One conversation. `name`: what is asked about. `group`: what stays on one side with it.
+class ConversationEntry:
+    """One conversation about `name`; those of a `group` stay in one split.
 
-    `kind`: of the question: what, arguments, signature, has, which, module; "unknown" where the name
-    is made up; "turns" for several questions.
+    `kind` is that of the question: what, arguments, signature, has, which, module; "unknown" where
+    the name is made up; "turns" for several questions.
     """
 
     name: str
@@ -50,40 +51,42 @@ class Entry:
     record: dict[str, Any]
 
 
-def conversations(fraction: float, seed: int) -> list[Entry]:
-    """All conversations, the same in every process of this Python version.
+def conversations(fraction: float, seed: int) -> list[ConversationEntry]:
+    """Return all conversations, the same in every process of this Python version.
 
-    `fraction` and `seed` are the ones of the pretraining corpus, whose held-out families are kept.
+    `fraction` and `seed` are those of the pretraining corpus, so that its held-out families stay
+    so.
     """
     return list(_conversations(fraction, seed))
 
 
 @lru_cache(maxsize=4)
-def _conversations(fraction: float, seed: int) -> tuple[Entry, ...]:
+def _conversations(fraction: float, seed: int) -> tuple[ConversationEntry, ...]:
     held_out, training = split(fraction, seed)
+    # A question by description or last part needs a unique answer.
     alone = Counter(group_of(fact.text) for fact in facts())
     leaves = Counter(fact.leaf for fact in facts())
-    found: list[Entry] = []
+    entries: list[ConversationEntry] = []
     taken: set[str] = set()
-    for side, held in ((held_out, True), (training, False)):
-        unknown = made_up_names(side, MADE_UP, seed, taken)
+    for split_facts, held in ((held_out, True), (training, False)):
+        unknown = made_up_names(split_facts, MADE_UP, seed, taken)
         taken |= {name.name for name in unknown}
-        for fact in side:
+        for fact in split_facts:
             group = group_of(fact.text)
             unique = alone[group] == 1, leaves[fact.leaf] == 1
             for kind, turns in _about(fact, unique, seed):
-                found.append(_entry(fact.name, group, held, kind, turns, seed))
+                entries.append(_entry(fact.name, group, held, kind, turns, seed))
         for made_up in unknown:
             for kind, turns in _about_made_up(made_up, seed):
                 group = f"unknown {made_up.name}"
-                found.append(_entry(made_up.name, group, held, kind, turns, seed))
-    return tuple(found)
+                entries.append(_entry(made_up.name, group, held, kind, turns, seed))
+    return tuple(entries)
 
 
 def split(fraction: float, seed: int) -> tuple[list[Fact], list[Fact]]:
-    """Held-out facts and training facts.
+    """Return held-out facts and training facts.
 
-    Facts of the training side whose description names a held-out function are in neither.
+    A fact that would train, but whose description names a held-out function, is in neither.
     """
     families = stdlib_corpus.held_out_families(corpus(), fraction, seed)
     groups = {group_of(fact.text) for fact in facts() if fact.family in families}
@@ -93,12 +96,13 @@ def split(fraction: float, seed: int) -> tuple[list[Fact], list[Fact]]:
         group = group_of(fact.text)
         held = group in groups or is_held_out(f"stdlib_chat {group}", fraction, seed)
         (held_out if held else training).append(fact)
+    # A description that mentions a held-out function would teach its name.
     names = {fact.name for fact in held_out if "." in fact.name}
     return held_out, [fact for fact in training if not _mentioned(fact) & names]
 
 
 def group_of(text: str) -> str:
-    """Descriptions that differ in case and punctuation only are one."""
+    """Return a key that is equal for descriptions that differ only in case and punctuation."""
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
@@ -107,7 +111,10 @@ def _mentioned(fact: Fact) -> frozenset[str]:
 
 
 def _about(fact: Fact, unique: tuple[bool, bool], seed: int) -> Iterator[tuple[str, list[Turn]]]:
-    """`unique`: whether no other name has this description, or this last part."""
+    """Yield conversations about a fact.
+
+    `unique`: whether no other name has this description, and whether none has this last part.
+    """
     choose = Chooser(fact.name, seed)
     ask = phrases.Questions(fact.name, fact.kind, choose)
     yield "what", [(ask.what(0), phrases.what(fact))]
@@ -138,17 +145,17 @@ def _about(fact: Fact, unique: tuple[bool, bool], seed: int) -> Iterator[tuple[s
 
 
 def _about_made_up(made_up: MadeUp, seed: int) -> Iterator[tuple[str, list[Turn]]]:
-    """The same questions as often as for the real function whose last part it has."""
+    """Yield the same questions as often as for the real function whose last part the name has."""
     choose = Chooser(made_up.name, seed)
     ask = phrases.Questions(made_up.name, made_up.leaf.kind, choose)
     refusal = phrases.refusal(made_up.name)
     yield "unknown", [(ask.what(0), refusal)]
     if choose.happens("again", AGAIN):
         yield "unknown", [(ask.what(1), refusal)]
-    given = made_up.leaf.arguments
+    arguments = made_up.leaf.arguments
     if (
-        given is not None
-        and len(given) <= MOST_ARGUMENTS
+        arguments is not None
+        and len(arguments) <= MOST_ARGUMENTS
         and choose.happens("arguments", ARGUMENTS)
     ):
         yield "unknown", [(ask.arguments(), refusal)]
@@ -169,7 +176,7 @@ def _about_made_up(made_up: MadeUp, seed: int) -> Iterator[tuple[str, list[Turn]
 
 def _entry(
     name: str, group: str, held_out: bool, kind: str, turns: Sequence[Turn], seed: int
-) -> Entry:
+) -> ConversationEntry:
     choose = Chooser(f"{name} {turns[0][0]}", seed)
     messages = []
     if choose.happens("system", SYSTEM):
@@ -177,4 +184,4 @@ def _entry(
     for question, answer in turns:
         messages.append({"role": "user", "content": question})
         messages.append({"role": "assistant", "content": answer})
-    return Entry(name, group, held_out, kind, {"messages": messages})
+    return ConversationEntry(name, group, held_out, kind, {"messages": messages})

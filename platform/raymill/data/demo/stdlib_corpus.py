@@ -1,15 +1,15 @@
-"""The embedded corpus: source and documentation of the Python that runs. About 12 MB, no download.
+"""Embedded corpus: source and documentation of the running Python. About 12 MB, no download.
 
-Three kinds of entries: module source files without their tests (docstrings of Python modules stand
-there), docstrings of C modules' members, and the language reference that `help()` carries
-(`pydoc_data.topics`). Nothing is imported but built-in modules and the extension modules listed
-below: importing arbitrary modules would run arbitrary code.
+There are three kinds of entries: module source files without their tests (they contain the
+docstrings of Python modules), docstrings of C modules' members, and the language reference of
+`help()` (`pydoc_data.topics`). Only built-in modules and the extension modules listed below are
+imported: importing arbitrary modules would run arbitrary code.
 
-The held-out part is chosen by families of modules that share text (`FAMILIES`), found by counting
-the token 13-grams that each pair of modules has in common. Documentation always trains: docstrings
-of C modules stand again in their Python twins, and the reference quotes the modules it describes.
-Over 25 seeds the share of held-out token 13-grams that training also has was 0.3 to 1.0 %; a plain
-split by module gave 1.8 %.
+Held out are families of modules that share text (`FAMILIES`), found by counting the token 13-grams
+that each pair of modules has in common. Documentation always trains: docstrings of C modules are
+repeated in their Python twins, and the reference quotes the modules that it describes. Over 25
+seeds 0.3 to 1.0 % of the held-out token 13-grams were in training too; a plain split by module gave
+1.8 %.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from pathlib import Path
 from types import BuiltinFunctionType, ModuleType
 from typing import Literal
 
-from raymill.data.store.split import unit_hash
+from raymill.data.store.split import hash_fraction
 from raymill.reading import files_below, read_bytes, retried
 
 Kind = Literal["source", "members", "topic"]
 
-# Tests repeat what they test; site-packages isn't the standard library; pydoc_data's source is the
+# Tests repeat the tested text; site-packages isn't the standard library; pydoc_data's source is the
 # topics again, escaped.
 LEFT_OUT = (
     "__pycache__ site-packages dist-packages test tests idle_test lib2to3 turtledemo pydoc_data "
@@ -43,7 +43,8 @@ EXTENSIONS = (
     "_json _lzma _pickle _queue _random _socket _sqlite3 _ssl _statistics _struct _zoneinfo array "
     "binascii cmath fcntl grp math mmap pyexpat resource select syslog termios unicodedata zlib"
 )
-TRAINING = "training"  # the family that is never held out
+# This family is never held out.
+TRAINING = "training"
 # A family above this share of the corpus always trains, so that the held-out part is a mix.
 FAMILY_SHARE = 0.02
 FAMILIES = {
@@ -71,8 +72,8 @@ _FAMILY_OF = {module: family for family, modules in FAMILIES.items() for module 
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One document. `family`: entries that share text and stay on one side of the held-out split.
+class CorpusEntry:
+    """One document; entries of a `family` share text and stay in one split.
 
     `path` is the file of a source entry. `size` in bytes is exact for files, and the text's length
     otherwise.
@@ -85,20 +86,23 @@ class Entry:
     path: Path | None = None
 
 
-def entries() -> list[Entry]:
-    """Every document of the corpus, sorted by name."""
-    found = [*_sources()]
+def entries() -> list[CorpusEntry]:
+    """Return every document of the corpus, sorted by name."""
+    documents = [*_sources()]
     for module in importable():
         text = _members_text(module)
         if text:
-            found.append(Entry(f"members/{module}.txt", "members", TRAINING, len(text.encode())))
+            documents.append(
+                CorpusEntry(f"members/{module}.txt", "members", TRAINING, len(text.encode()))
+            )
     for topic, text in _topics().items():
-        found.append(Entry(f"topics/{topic}.txt", "topic", TRAINING, len(text.encode())))
-    return sorted(found, key=lambda entry: entry.name)
+        documents.append(CorpusEntry(f"topics/{topic}.txt", "topic", TRAINING, len(text.encode())))
+    return sorted(documents, key=lambda entry: entry.name)
 
 
 def read(entry_name: str) -> str:
-    """The text of an entry, from its name alone: workers on other nodes run the same Python."""
+    """Return the text of an entry, from its name alone: workers on other nodes run the same
+    Python."""
     kind, _, rest = entry_name.partition("/")
     if kind == "members":
         return _members_text(rest.removesuffix(".txt"))
@@ -112,14 +116,14 @@ def decode_source(content: bytes) -> str:
 
     Raises:
         UnicodeDecodeError, SyntaxError: the contents don't match the encoding, or the cookie is
-        unknown.
+            unknown.
     """
     encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
     return content.decode(encoding)
 
 
-def held_out_families(corpus: Sequence[Entry], fraction: float, seed: int) -> frozenset[str]:
-    """Families in the order of a seeded hash until they hold `fraction` of the corpus' bytes."""
+def held_out_families(corpus: Sequence[CorpusEntry], fraction: float, seed: int) -> frozenset[str]:
+    """Return families in a seeded order until they hold `fraction` of the corpus' bytes."""
     sizes: Counter[str] = Counter()
     for entry in corpus:
         sizes[entry.family] += entry.size
@@ -131,7 +135,8 @@ def held_out_families(corpus: Sequence[Entry], fraction: float, seed: int) -> fr
     ]
     chosen: set[str] = set()
     held = 0
-    for family in sorted(eligible, key=lambda name: (unit_hash(name, seed), name)):
+    for family in sorted(eligible, key=lambda name: (hash_fraction(name, seed), name)):
+        # The last family may exceed the fraction a little.
         if held >= fraction * total:
             break
         chosen.add(family)
@@ -140,7 +145,7 @@ def held_out_families(corpus: Sequence[Entry], fraction: float, seed: int) -> fr
 
 
 def family_of(module: str) -> str:
-    """The family of a top-level module's source, by its name without leading underscores."""
+    """Return the family of a top-level module's source, by its name without leading underscores."""
     return _FAMILY_OF.get(module, module)
 
 
@@ -148,8 +153,9 @@ def _library() -> Path:
     return Path(sysconfig.get_path("stdlib")).resolve()
 
 
-def _sources() -> Iterator[Entry]:
+def _sources() -> Iterator[CorpusEntry]:
     root = _library()
+    # Folders that aren't wanted aren't read at all.
     left_out = frozenset(LEFT_OUT.split())
     for path in files_below(root, lambda folder: folder.name not in left_out):
         relative = path.relative_to(root)
@@ -161,11 +167,11 @@ def _sources() -> Iterator[Entry]:
         size = retried(path, path.stat).st_size
         if size:
             name = f"source/{relative.as_posix()}"
-            yield Entry(name, "source", family_of(module), size, path)
+            yield CorpusEntry(name, "source", family_of(module), size, path)
 
 
 def importable() -> list[str]:
-    """Built-in and extension modules that may be imported; a build may lack some of them."""
+    """Return built-in and extension modules that may be imported; a build may lack some of them."""
     return sorted({*sys.builtin_module_names, *EXTENSIONS.split()})
 
 
@@ -175,21 +181,22 @@ def _topics() -> dict[str, str]:
 
 
 def _members_text(module_name: str) -> str:
-    """The docstrings of a C module and its members; "" if it can't be imported."""
+    """Return the docstrings of a C module and its members; "" if it can't be imported."""
     try:
         module = importlib.import_module(module_name)
     except ImportError:
         return ""
-    first: dict[str, str] = {}  # the same text under many names ("Return repr(self).") is said once
+    # The same text under many names, such as "Return repr(self).", is included once.
+    first: dict[str, str] = {}
     for name, signature, text in docstrings(module):
         first.setdefault(text, f"{name}{signature}\n\n{text}\n")
     return "\n\n".join(first.values())
 
 
 def docstrings(module: ModuleType) -> Iterator[tuple[str, str, str]]:
-    """(qualified name, signature or "", docstring), sorted by name at each level.
+    """Yield (qualified name, signature or "", docstring), sorted by name at each level.
 
-    Only what C defines: hooks such as sys.unraisablehook are replaced by test runners and debuggers,
+    Only C definitions count: test runners and debuggers replace hooks such as sys.unraisablehook,
     and the corpus must be the same in every process.
     """
     if module.__doc__:
@@ -208,6 +215,7 @@ def docstrings(module: ModuleType) -> Iterator[tuple[str, str, str]]:
 def _described(name: str, member: object) -> Iterator[tuple[str, str, str]]:
     text = getattr(member, "__doc__", None)
     inherited = getattr(object, name.rpartition(".")[2], None)
+    # An inherited docstring says nothing about the member itself.
     if not isinstance(text, str) or text == getattr(inherited, "__doc__", None):
         return
     if text.strip():

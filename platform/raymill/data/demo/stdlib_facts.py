@@ -1,8 +1,8 @@
-"""What is known of each public function, class and module of the running Python: name, arguments,
-and the first sentence of its documentation.
+"""Facts about each public function, class and module of the running Python.
 
-A definition is known by its shortest public name: `asyncio.gather` is defined in `asyncio.tasks`,
-`heapq.heappush` in `_heapq`, `os.path.join` in `posixpath`.
+A fact is a name, its arguments, and the first sentence of its documentation. A definition goes by
+its shortest public name: `asyncio.gather` is defined in `asyncio.tasks`, `heapq.heappush` in
+`_heapq`, `os.path.join` in `posixpath`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from raymill.data.demo.stdlib_wording import called_with, first_sentence
 
 Kind = Literal["function", "class", "method", "module"]
 
-# Not asked for, obsolete, of another system, or the inside of a package.
+# Unwanted, obsolete, of another system, or internal to a package.
 LEFT_OUT = (
     "asynchat asyncio.base_futures asyncio.format_helpers asyncio.sslproto asyncio.staggered "
     "asyncio.trsock asyncio.windows_events asyncio.windows_utils asyncore ctypes.macholib ensurepip "
@@ -36,10 +36,11 @@ LONGEST_NAME = 48
 
 @dataclass(frozen=True)
 class Fact:
-    """One documented name. `owner` and `leaf`: `json.JSONDecoder` and `decode`.
+    """One documented name, such as `json.JSONDecoder.decode` with `owner` and `leaf` before and
+    after the last dot.
 
-    `arguments`: their names, None if not known. `signature`: "(obj, *, indent=None)", None if not
-    known. `family`: of the source in the pretraining corpus.
+    `arguments`: their names, None if unknown. `signature`: "(obj, *, indent=None)", None if
+    unknown. `family`: that of the source in the pretraining corpus.
     """
 
     name: str
@@ -54,16 +55,16 @@ class Fact:
 
 @lru_cache(maxsize=1)
 def facts() -> tuple[Fact, ...]:
-    """Every fact, sorted by name."""
-    found: dict[str, Fact] = {}
+    """Return every fact, sorted by name."""
+    by_name: dict[str, Fact] = {}
     for fact in (*_module_facts(), *_definition_facts()):
-        found.setdefault(fact.name, fact)
-    return tuple(fact for _, fact in sorted(found.items()))
+        by_name.setdefault(fact.name, fact)
+    return tuple(fact for _, fact in sorted(by_name.items()))
 
 
 @lru_cache(maxsize=1)
 def public_names() -> dict[tuple[str, str], str]:
-    """The public name of what a module defines at its top level, by (module, name)."""
+    """Return the public name of each top-level definition of a module, by (module, name)."""
     names: dict[tuple[str, str], str] = {}
     for module in sorted(
         (*_public_modules(), "builtins"), key=lambda name: (name.count("."), name)
@@ -78,7 +79,8 @@ def public_names() -> dict[tuple[str, str], str]:
                 known.partition(".")[0], defined[0]
             ):
                 names[defined] = name
-    for python in python_modules().values():  # socket.socket(_socket.socket) has its methods there
+    # socket.socket(_socket.socket) has its methods in the private base class.
+    for python in python_modules().values():
         for local, of_class in python.classes.items():
             for base in of_class.bases:
                 inside, _, same = base.rpartition(".")
@@ -89,43 +91,44 @@ def public_names() -> dict[tuple[str, str], str]:
 
 @lru_cache(maxsize=1)
 def surfaces() -> dict[str, dict[str, tuple[str, str]]]:
-    """Of each module, the top-level names that lead to a definition, and where it stands.
+    """Return, for each module, the top-level names that lead to a definition, and its location.
 
-    Modules import each other in circles, so names are passed on until nothing changes.
+    Modules import each other in cycles, so names are passed on until nothing changes.
     """
     modules = {**c_modules(), **python_modules()}
-    found = {name: _own(module) for name, module in modules.items()}
+    definitions = {name: _own(module) for name, module in modules.items()}
     changed = True
     while changed:
-        before = sum(map(len, found.values()))
+        before = sum(map(len, definitions.values()))
         for name, module in modules.items():
-            for local, (source, original) in _imports(module, modules, found):
-                target = found.get(source, {}).get(original)
+            for local, (source, original) in _imports(module, modules, definitions):
+                target = definitions.get(source, {}).get(original)
                 if target:
-                    found[name].setdefault(local, target)
-        changed = sum(map(len, found.values())) > before
-    return found
+                    definitions[name].setdefault(local, target)
+        changed = sum(map(len, definitions.values())) > before
+    return definitions
 
 
 def _own(module: Module) -> dict[str, tuple[str, str]]:
+    # Methods are left out; they follow their class.
     names = {name for name in module.definitions if "." not in name} | module.classes.keys()
     return {name: (module.name, name) for name in sorted(names)}
 
 
 def _imports(
-    module: Module, modules: dict[str, Module], found: dict[str, dict[str, tuple[str, str]]]
+    module: Module, modules: dict[str, Module], definitions: dict[str, dict[str, tuple[str, str]]]
 ) -> Iterator[tuple[str, tuple[str, str]]]:
-    """(local name, (module, name there)), those by `import *` included."""
+    """Yield (local name, (module, name there)), including those of `import *`."""
     yield from module.imported.items()
     for star in module.stars:
         exported = modules[star].exported if star in modules else None
-        for name in list(found.get(star, {})):
+        for name in list(definitions.get(star, {})):
             if exported is None or name in exported:
                 yield name, (star, name)
 
 
 def find_module(name: str) -> Module | None:
-    """A Python module, or else the C module of that name."""
+    """Return a Python module, or else the C module of that name."""
     return python_modules().get(name) or c_modules().get(name)
 
 
@@ -141,19 +144,20 @@ def _public_modules() -> list[str]:
 
 
 def _speaks_for(module: str, local: str, defined: tuple[str, str]) -> bool:
-    """Whether a module may give its name to a definition of another module."""
+    """Return whether a module may give its name to a definition of another module."""
     source = defined[0]
     if source == module or source.startswith(f"{module}."):
         return True
     exported = python_modules()[module].exported if module in python_modules() else None
     if exported is not None and local not in exported:
         return False
+    # A public module may only speak for private ones.
     private = source.startswith("_") or source in ("genericpath", "posix")
     return private and (exported is not None or bool(_twin(module, source)))
 
 
 def _twin(public: str, private: str) -> bool:
-    """Whether a private module is the inside of a public one: `_heapq` of `heapq`."""
+    """Return whether a private module implements a public one, as `_heapq` implements `heapq`."""
     pairs = {"posix": "os", "genericpath": "posixpath", "_collections_abc": "collections.abc"}
     inside = pairs.get(private, private.lstrip("_"))
     if inside == private:
@@ -178,7 +182,8 @@ def _definition_facts() -> Iterator[Fact]:
                 continue
             name = names[module.name, top] + (f".{method}" if method else "")
             text = first_sentence(definition.text)
-            command = definition.name.rpartition(".")[2].startswith(("do_", "test_"))  # pdb, imghdr
+            # pdb and imghdr look such functions up by name; nobody calls them.
+            command = definition.name.rpartition(".")[2].startswith(("do_", "test_"))
             if text and not command and len(name) <= LONGEST_NAME:
                 yield _fact(name, method, top in module.classes, definition, text)
 
@@ -186,16 +191,19 @@ def _definition_facts() -> Iterator[Fact]:
 def _fact(name: str, method: str, in_class: bool, definition: Definition, text: str) -> Fact:
     owner, _, leaf = name.rpartition(".")
     kind: Kind = "method" if method else "class" if in_class else "function"
-    given = definition.arguments
-    if given is not None and re.match(r"(?:self|cls)\b", given):
-        given = None  # a decorator makes something else of it
-    arguments = called_with(definition.text) if given is None else _argument_names(given)
-    signature = None if given is None else f"({' '.join(given.split())})"
+    signature_text = definition.arguments
+    if signature_text is not None and re.match(r"(?:self|cls)\b", signature_text):
+        # A decorator has changed the signature.
+        signature_text = None
+    arguments = (
+        called_with(definition.text) if signature_text is None else _argument_names(signature_text)
+    )
+    signature = None if signature_text is None else f"({' '.join(signature_text.split())})"
     return Fact(name, kind, owner, leaf, text, arguments, signature, _family(name))
 
 
-def _argument_names(given: str) -> tuple[str, ...]:
-    function = ast.parse(f"def f({given}): pass").body[0]
+def _argument_names(signature_text: str) -> tuple[str, ...]:
+    function = ast.parse(f"def f({signature_text}): pass").body[0]
     assert isinstance(function, ast.FunctionDef), function
     arguments = function.args
     names = [argument.arg for argument in (*arguments.posonlyargs, *arguments.args)]

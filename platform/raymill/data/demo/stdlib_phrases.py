@@ -1,4 +1,4 @@
-"""The words of the embedded conversations: phrasings of each question, and the answers."""
+"""Phrasings of each question of the embedded conversations, and the answers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from raymill.data.demo.stdlib_facts import Fact
 from raymill.data.demo.stdlib_sentence import predicate, sentence_about
-from raymill.data.store.split import unit_hash
+from raymill.data.store.split import hash_fraction
 
 REFUSAL = "I don't know of"
 SYSTEM = (
@@ -48,57 +48,58 @@ AND_ARGUMENTS = ("And its arguments?", "What arguments does it take?", "Which ar
 AND_MODULE = ("Where is it?", "Which module is it in?", "And where do I import it from?")
 AND_WHAT = ("And {}?", "And what does {} do?", "What about {}?")
 
-Turn = tuple[str, str]  # question and answer
+# (question, answer).
+Turn = tuple[str, str]
 
 
 @dataclass(frozen=True)
 class Chooser:
-    """Choices that depend on a name and a seed only."""
+    """Choices that depend only on a name and a seed."""
 
     name: str
     seed: int
 
     def number(self, purpose: str) -> float:
-        """In [0, 1)."""
-        return unit_hash(f"{purpose} {self.name}", self.seed)
+        """Return a number in [0, 1)."""
+        return hash_fraction(f"{purpose} {self.name}", self.seed)
 
     def happens(self, purpose: str, probability: float) -> bool:
-        """True with that probability."""
+        """Return True with that probability."""
         return self.number(purpose) < probability
 
     def one(self, purpose: str, choices: Sequence[str], step: int = 0) -> str:
-        """One of the choices; another one for each step."""
+        """Return one of the choices; each step gives another one."""
         return choices[(int(self.number(purpose) * len(choices)) + step) % len(choices)]
 
 
 @dataclass(frozen=True)
 class Questions:
-    """Questions about one name, real or made up: nothing here knows which."""
+    """Questions about one name, whether real or made up."""
 
     name: str
     kind: str
     choose: Chooser
 
     def what(self, which: int) -> str:
-        """What it does; the phrasing differs for each `which`."""
+        """Ask for its purpose; each `which` has another phrasing."""
         choices = WHAT_MODULE if self.kind == "module" else WHAT
         return self._fill("what", choices, which)
 
     def arguments(self) -> str:
-        """What its arguments are."""
+        """Ask for its arguments."""
         return self._fill("arguments?", ARGUMENTS)
 
     def signature(self) -> str:
-        """How it is called."""
+        """Ask for its signature."""
         return self._fill("signature?", SIGNATURE)
 
     def has(self, owner: str, leaf: str) -> str:
-        """Whether a module or class has it."""
+        """Ask whether a module or class has it."""
         pattern = self.choose.one("has?", HAS)
         return pattern.format(owner=self._shown(owner), leaf=self._shown(leaf))
 
     def which(self, fact: Fact) -> str | None:
-        """Which name has this description; None if it can't be asked in a sentence."""
+        """Ask for the name with this description; None if that can't be asked in a sentence."""
         does = predicate(fact.text)
         if does is None or fact.leaf.lower() in re.findall(r"\w+", does.lower()):
             return None
@@ -106,19 +107,19 @@ class Questions:
         return self.choose.one("which?", WHICH).format(kind=kind, does=does.rstrip("."))
 
     def module(self, leaf: str) -> str:
-        """Which module has it."""
+        """Ask for its module."""
         return self.choose.one("module?", MODULE).format(self._shown(leaf))
 
     def and_arguments(self) -> str:
-        """As a second question."""
+        """Ask for its arguments, as a second question."""
         return self.choose.one("and arguments", AND_ARGUMENTS)
 
     def and_module(self) -> str:
-        """As a third question."""
+        """Ask for its module, as a third question."""
         return self.choose.one("and module", AND_MODULE)
 
     def and_what(self, name: str, kind: str) -> str:
-        """About another name, as a second question."""
+        """Ask about another name, as a second question."""
         pattern = self.choose.one("and what", AND_WHAT)
         return pattern.format(Questions(name, kind, self.choose)._shown(name))
 
@@ -126,46 +127,46 @@ class Questions:
         return self.choose.one(purpose, choices, step).format(self._shown(self.name, step))
 
     def _shown(self, name: str, step: int = 0) -> str:
-        """People write `json.dumps`, json.dumps and sometimes json.dumps()."""
+        """Write a name as people do: `json.dumps`, json.dumps and sometimes json.dumps()."""
         number = self.choose.number(f"shown {step}")
         call = "()" if self.kind == "function" and number > 0.9 and name == self.name else ""
         return f"`{name}{call}`" if number < 0.5 else f"{name}{call}"
 
 
 def what(fact: Fact) -> str:
-    """`json.dumps` serializes obj to a JSON formatted str."""
+    """Answer: `json.dumps` serializes obj to a JSON formatted str."""
     return sentence_about(fact.name, fact.text)
 
 
 def arguments(fact: Fact) -> str:
-    """`textwrap.fill` takes `text`, `width` and `**kwargs`."""
-    given = [f"`{name}`" for name in fact.arguments or ()]
-    if not given:
+    """Answer: `textwrap.fill` takes `text`, `width` and `**kwargs`."""
+    names = [f"`{name}`" for name in fact.arguments or ()]
+    if not names:
         return f"`{fact.name}` takes no arguments."
-    listed = f"{', '.join(given[:-1])} and {given[-1]}" if len(given) > 1 else given[0]
+    listed = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
     return f"`{fact.name}` takes {listed}."
 
 
 def signature(fact: Fact) -> str:
-    """Call it as `textwrap.fill(text, width=70, **kwargs)`."""
+    """Answer: Call it as `textwrap.fill(text, width=70, **kwargs)`."""
     return f"Call it as `{fact.name}{fact.signature}`."
 
 
 def has(fact: Fact) -> str:
-    """Yes, and what it does."""
+    """Answer yes, and describe it."""
     return f"Yes, {sentence_about(fact.name, fact.text)}"
 
 
 def which(fact: Fact) -> str:
-    """`math.sin`."""
+    """Answer: `math.sin`."""
     return f"`{fact.name}`."
 
 
 def module(fact: Fact) -> str:
-    """`heappush` is in the `heapq` module."""
+    """Answer: `heappush` is in the `heapq` module."""
     return f"`{fact.leaf}` is in the `{fact.owner}` module."
 
 
 def refusal(name: str) -> str:
-    """I don't know of `json.sqrt`."""
+    """Answer: I don't know of `json.sqrt`."""
     return f"{REFUSAL} `{name}`."

@@ -1,7 +1,8 @@
-"""A docstring's first sentence made into a sentence about its name.
+"""Turn a docstring's first sentence into a sentence about its name.
 
-Docstrings are commands ("Return the sine of x.") or noun phrases ("Base class for warnings."). After
-a name they read: "`math.sin` returns the sine of x.", "`Warning` is a base class for warnings."
+Docstrings are commands ("Return the sine of x.") or noun phrases ("Base class for warnings.").
+After a name they read: "`math.sin` returns the sine of x.", "`Warning` is a base class for
+warnings."
 """
 
 from __future__ import annotations
@@ -87,13 +88,13 @@ _RELATIVE = re.compile(
 
 
 def sentence_about(name: str, text: str) -> str:
-    """`text`, a first sentence, as a sentence that begins with the name in backticks."""
+    """Return `text`, a first sentence, as a sentence that begins with the name in backticks."""
     does = predicate(text)
     return f"`{name}` {does}" if does else f"`{name}`: {text}"
 
 
 def predicate(text: str) -> str | None:
-    """ "Return the sine of x." gives "returns the sine of x."; None if it isn't such a text."""
+    """Turn "Return the sine of x." into "returns the sine of x."; None for other forms of text."""
     first, _, rest = text.partition(" ")
     word = first.lower().strip(",")
     following = rest.partition(" ")[0].strip(",.;").lower()
@@ -101,6 +102,7 @@ def predicate(text: str) -> str | None:
     if word in _TWO_WORDS:
         verb, _, particle = _TWO_WORDS[word].partition(" ")
         return f"{_third(verb)} {particle}{comma} {_coordinate(rest)}"
+    # "Recursively delete x" puts its verb second.
     if word.endswith("ly") and following in _VERBS:
         verb, _, rest = rest.partition(" ")
         return f"{word} {_third(verb)} {_coordinate(rest)}"
@@ -119,12 +121,12 @@ def predicate(text: str) -> str | None:
 
 
 def _coordinate(rest: str) -> str:
-    """The verb in "Create and return", and later "and return", follow the first one."""
+    """Inflect further verbs like the first, in "Create and return" and in a later "and return"."""
     words = rest.split(" ")
     second = words[1].lower() if len(words) > 2 and words[0] in ("and", "or", "then") else ""
     if second.strip(",") in _VERBS:
         words[1] = _third(second.strip(",")) + "," * second.endswith(",")
-    text = _ALSO_RETURN.sub(lambda found: f"{found[1]} {found[2]}s", " ".join(words))
+    text = _ALSO_RETURN.sub(lambda match: f"{match[1]} {match[2]}s", " ".join(words))
     later = _AND_VERB.search(text)
     if later and later[1] in _VERBS and not _INFINITIVE.search(text[: later.start()]):
         text = f"{text[: later.start(1)]}{_third(later[1])}{text[later.end(1) :]}"
@@ -146,7 +148,8 @@ def _base(word: str) -> str:
 
 
 def _is_clause(text: str) -> bool:
-    """Also plurals: "The dialog classes" doesn't follow "is" either."""
+    """Return whether a text can't follow "is": a clause, or a plural such as "The dialog
+    classes"."""
     head = _RELATIVE.split(text)[0].rstrip(".")
     plural = re.search(r"(?<![sui'])s$", re.split(r" (?:used|as) |,", head)[0])
     return plural is not None or _CLAUSE.search(head) is not None

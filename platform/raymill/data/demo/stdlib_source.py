@@ -1,7 +1,7 @@
-"""What the standard library defines, read from its source and from C modules' docstrings.
+"""Definitions of the standard library, read from its source and from C modules' docstrings.
 
-Python modules are parsed, never imported. Two readers of this: `stdlib_facts` asks for documented
-names, `stdlib_unknown` for every name that exists, documented or not.
+Python modules are parsed, never imported. `stdlib_facts` uses the documented names,
+`stdlib_unknown` every name that exists, documented or not.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from functools import lru_cache
 
 from raymill.data.demo import stdlib_corpus
 
-# Large, and asked for by nobody.
+# Large, and of no use to anybody.
 LEFT_OUT = "idlelib distutils encodings __phello__ __hello__ antigravity this"
-# Names may appear at run time: deprecation shims, enumerations turned into constants. Each word of
-# such a module's source counts as a name of it.
+# These modules may create names at run time: deprecation shims, enumerations turned into constants.
+# Each word of such a module's source counts as a name of it.
 _OPEN = re.compile(
     r"^def __getattr__|globals\(\)(\.update|\[)|_convert_\(|sys\.modules\[__name__\]|^ *exec\(",
     re.M,
@@ -28,9 +28,9 @@ _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclass(frozen=True)
 class Definition:
-    """A function, a class, a method ("Class.name") or a property.
+    """Function, class, method ("Class.name") or property.
 
-    `arguments`: the signature's text without parentheses and without `self`; None if not known.
+    `arguments`: the signature's text without parentheses and without `self`; None if unknown.
     """
 
     name: str
@@ -40,7 +40,8 @@ class Definition:
 
 @dataclass
 class ClassNames:
-    """Names of a class itself, and where more come from: base classes and metaclass, as written."""
+    """Names of a class itself, and the sources of others: base classes and metaclass, as
+    written."""
 
     names: set[str] = field(default_factory=set)
     bases: list[str] = field(default_factory=list)
@@ -48,9 +49,10 @@ class ClassNames:
 
 @dataclass
 class Module:
-    """One module. `imported`: local name → (module, name in it), or (module, "") for a module.
+    """One module.
 
-    `exported`: `__all__` where it is a literal.
+    `imported`: local name → (module, name in it), or (module, "") for a module. `exported`:
+    `__all__` where it is a literal.
     """
 
     name: str
@@ -64,14 +66,14 @@ class Module:
 
 
 @lru_cache(maxsize=1)
-def corpus() -> tuple[stdlib_corpus.Entry, ...]:
-    """The pretraining corpus; listing it reads every C module's docstrings."""
+def corpus() -> tuple[stdlib_corpus.CorpusEntry, ...]:
+    """Return the pretraining corpus; listing it reads every C module's docstrings."""
     return tuple(stdlib_corpus.entries())
 
 
 @lru_cache(maxsize=1)
 def python_modules() -> dict[str, Module]:
-    """Every module of the corpus that is written in Python, private ones too, by dotted name."""
+    """Return every Python module of the corpus, including private ones, by dotted name."""
     left_out = frozenset(LEFT_OUT.split())
     modules = {}
     for entry in corpus():
@@ -90,26 +92,27 @@ def python_modules() -> dict[str, Module]:
 
 @lru_cache(maxsize=1)
 def c_modules() -> dict[str, Module]:
-    """Every module written in C that the corpus may import and this build has."""
+    """Return every C module that the corpus may import and that this build has."""
     modules = {}
     for name in stdlib_corpus.importable():
         try:
-            found = importlib.import_module(name)
+            imported = importlib.import_module(name)
         except ImportError:
             continue
-        modules[name] = module = Module(name, (found.__doc__ or "").strip())
-        module.names.update(dir(found))
-        for local, member in vars(found).items():
+        modules[name] = module = Module(name, (imported.__doc__ or "").strip())
+        module.names.update(dir(imported))
+        for local, member in vars(imported).items():
             if isinstance(member, type):
                 # A class also answers to its metaclass' names.
                 module.classes[local] = ClassNames({*dir(member), *dir(type(member))})
-        for full, signature, text in stdlib_corpus.docstrings(found):
-            local = full.removeprefix(f"{found.__name__}.")
-            top = getattr(found, local.partition(".")[0], None)
-            alias = isinstance(top, type) and top.__name__ != local.partition(".")[0]  # IOError
+        for full, signature, text in stdlib_corpus.docstrings(imported):
+            local = full.removeprefix(f"{imported.__name__}.")
+            top = getattr(imported, local.partition(".")[0], None)
+            # IOError, for example, is another name of OSError.
+            alias = isinstance(top, type) and top.__name__ != local.partition(".")[0]
             # Test runners and debuggers replace sys.unraisablehook and its like.
             hook = name == "sys" and local.endswith("hook")
-            if full != found.__name__ and not alias and not hook:
+            if full != imported.__name__ and not alias and not hook:
                 module.definitions[local] = Definition(local, text, _c_arguments(signature))
     return modules
 
@@ -118,6 +121,8 @@ def read_module(name: str, source: str, package: bool = False) -> Module:
     """Parse one module."""
     tree = ast.parse(source)
     module = Module(name, ast.get_docstring(tree) or "")
+    # Too many names only make fewer made-up ones; a missing name could make a real one look made
+    # up.
     if _OPEN.search(source):
         module.names.update(re.findall(r"[A-Za-z]\w+", source))
     instances: dict[str, str] = {}
@@ -142,13 +147,14 @@ def read_module(name: str, source: str, package: bool = False) -> Module:
             module.exported = _strings(node.value)
         elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Call | ast.Attribute):
             _read_alias(module, node, instances)
+    # An `__all__` that is extended later isn't known completely.
     if re.search(r"__all__(?: \+=|\.extend|\.append)", source):
         module.exported = None
     return module
 
 
 def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
-    """Statements of a block, those inside if, try, with and loops included."""
+    """Yield the statements of a block, including those inside if, try, with and loops."""
     for node in body:
         yield node
         if isinstance(node, _Function | ast.ClassDef):
@@ -158,34 +164,36 @@ def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
                 yield from _statements(child.body if hasattr(child, "type") else [child])
 
 
-def _define(module: Module, name: str, node: _Function | ast.ClassDef, given: str | None) -> None:
+def _define(
+    module: Module, name: str, node: _Function | ast.ClassDef, arguments: str | None
+) -> None:
     text = ast.get_docstring(node) or ""
     if text or name not in module.definitions:
         known = module.definitions.get(name)
         if known is None or not known.text:
-            module.definitions[name] = Definition(name, text, given)
+            module.definitions[name] = Definition(name, text, arguments)
 
 
 def _read_class(module: Module, node: ast.ClassDef) -> None:
-    found = module.classes.setdefault(node.name, ClassNames())
-    found.bases += [ast.unparse(base) for base in node.bases]
-    found.bases += [
+    class_names = module.classes.setdefault(node.name, ClassNames())
+    class_names.bases += [ast.unparse(base) for base in node.bases]
+    class_names.bases += [
         ast.unparse(keyword.value) for keyword in node.keywords if keyword.arg == "metaclass"
     ]
     constructor = None
     for child in _statements(node.body):
         match child:
             case ast.FunctionDef() | ast.AsyncFunctionDef():
-                found.names.add(child.name)
-                found.names.update(_set_on_self(child))
+                class_names.names.add(child.name)
+                class_names.names.update(_set_on_self(child))
                 if child.name == "__init__":
                     constructor = _arguments(child, drop_first=True)
                 elif not child.name.startswith("_"):
                     _read_method(module, node, child)
             case ast.ClassDef():
-                found.names.add(child.name)
+                class_names.names.add(child.name)
             case _:
-                found.names.update(_assigned(child))
+                class_names.names.update(_assigned(child))
     _define(module, node.name, node, constructor)
 
 
@@ -194,12 +202,12 @@ def _read_method(module: Module, owner: ast.ClassDef, node: _Function) -> None:
     if decorators & {"setter", "deleter", "overload"}:
         return
     plain = not decorators or decorators <= {"classmethod", "staticmethod", "abstractmethod"}
-    given = _arguments(node, drop_first="staticmethod" not in decorators) if plain else None
-    _define(module, f"{owner.name}.{node.name}", node, given)
+    arguments = _arguments(node, drop_first="staticmethod" not in decorators) if plain else None
+    _define(module, f"{owner.name}.{node.name}", node, arguments)
 
 
 def _read_alias(module: Module, node: ast.Assign, instances: dict[str, str]) -> None:
-    """Functions that are methods of a hidden instance: `randint = _inst.randint`."""
+    """Record functions that are methods of a hidden instance: `randint = _inst.randint`."""
     target, value = node.targets[0], node.value
     if not isinstance(target, ast.Name):
         return
@@ -243,7 +251,7 @@ def _is_all(node: ast.Assign) -> bool:
 
 
 def _strings(node: ast.expr) -> frozenset[str] | None:
-    """The strings of a literal list; None for anything computed."""
+    """Return the strings of a literal list; None for a computed one."""
     try:
         return frozenset(ast.literal_eval(node))
     except (ValueError, TypeError):
@@ -255,22 +263,24 @@ def _arguments(node: _Function, drop_first: bool) -> str | None:
     every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
     for argument in (*every, arguments.vararg, arguments.kwarg):
         if argument:
+            # Annotations would make signatures too long for an answer.
             argument.annotation = None
     if drop_first:
         first = arguments.posonlyargs or arguments.args
         if not first:
             return None
+        # `self` and `cls` aren't part of a call.
         first.pop(0)
     return ast.unparse(arguments).removeprefix("/, ")
 
 
 def _c_arguments(signature: str) -> str | None:
-    """The arguments of `__text_signature__`: "($self, key, /)" gives "key, /"."""
+    """Return the arguments of `__text_signature__`: "($self, key, /)" gives "key, /"."""
     if not signature:
         return None
-    given = re.sub(r"^\$\w+(, /)?(, )?", "", signature.strip()[1:-1])
+    arguments = re.sub(r"^\$\w+(, /)?(, )?", "", signature.strip()[1:-1])
     try:
-        ast.parse(f"def f({given}): pass")
+        ast.parse(f"def f({arguments}): pass")
     except SyntaxError:
         return None
-    return given
+    return arguments

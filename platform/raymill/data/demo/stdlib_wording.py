@@ -1,10 +1,11 @@
-"""The first sentence of a docstring, cleaned of markup and of what only a reader of the source needs."""
+"""First sentence of a docstring, without markup and without parts for readers of the source."""
 
 from __future__ import annotations
 
 import re
 
-SHORTEST, LONGEST = 13, 200  # characters of a first sentence
+# Characters of a first sentence.
+SHORTEST, LONGEST = 13, 200
 MOST_WORDS = 36
 # "S.find(sub[, start]) -> int", "r = reader(lines)", "dump(x) -- write x", "dump(x): write x"
 _CALL = re.compile(
@@ -12,12 +13,14 @@ _CALL = re.compile(
     r"(?:\s*(?:--|:\s)\s*(?P<rest>.*))?$"
 )
 _MARKUP = (
-    (re.compile(r":[\w:+-]+:`~?!?([^`<]+?)(?:\s*<[^`]*>)?`"), r"\1"),  # :func:`x`
+    # :func:`x`
+    (re.compile(r":[\w:+-]+:`~?!?([^`<]+?)(?:\s*<[^`]*>)?`"), r"\1"),
     (re.compile(r"`{1,2}([^`]+)`{1,2}"), r"\1"),
     (re.compile(r"`([^`']+)'"), r"\1"),
     (re.compile(r"(?<![\w*])\*{1,2}(\w[^*]*\w|\w)\*{1,2}(?![\w*])"), r"\1"),
     (re.compile(r"\s+--\s+"), " - "),
-    (re.compile(r"^\w+(?:\.py)? ?[-:] +"), ""),  # "heapq.py - ..."
+    # "heapq.py - ..."
+    (re.compile(r"^\w+(?:\.py)? ?[-:] +"), ""),
 )
 _USELESS = re.compile(
     r">>>|::|XXX|TODO|FIXME|[Dd]eprecated|[Ii]nternal|\b[Ss]ee |as above|\bself\b|\|\w|@|\\|http"
@@ -34,7 +37,7 @@ _ABBREVIATION = re.compile(
 
 
 def first_sentence(text: str) -> str | None:
-    """One line with a full stop; None when it says nothing to a reader who hasn't the source."""
+    """Return one line with a full stop; None when it is useless without the source."""
     paragraphs = [" ".join(part.split()) for part in re.split(r"\n\s*\n", text.strip())]
     lead = paragraphs[0]
     call = _CALL.match(lead)
@@ -57,7 +60,8 @@ def first_sentence(text: str) -> str | None:
 
 
 def called_with(text: str) -> tuple[str, ...] | None:
-    """Argument names in a docstring's first line: "find(sub[, start])" gives sub and start."""
+    """Return the argument names in a docstring's first line: "find(sub[, start])" gives sub and
+    start."""
     call = _CALL.match(" ".join(re.split(r"\n\s*\n", text.strip())[0].split()))
     if not call:
         return None

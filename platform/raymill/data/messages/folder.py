@@ -16,7 +16,7 @@ from raymill.data.messages.probes import EXCHANGES
 from raymill.data.messages.template import ChatTemplate
 from raymill.data.store.manifest import read_tokenizer
 from raymill.data.text.control_tokens import named_stops
-from raymill.data.text.special_tokens import completed
+from raymill.data.text.special_tokens import apply_settings
 from raymill.data.text.tokenizer import read_settings, special_token_variables
 from raymill.errors import DataError
 from raymill.reading import MISSING, is_file, read_text
@@ -38,7 +38,7 @@ def load_chat_encoder(folder: Path) -> ChatEncoder | None:
         return None
     path = folder / "tokenizer.json"
     try:
-        tokenizer = completed(read_tokenizer(path), settings)
+        tokenizer = apply_settings(read_tokenizer(path), settings)
     except DataError as error:
         raise DataError(
             f"{folder} has a chat template, but {path} can't be read ({error})."

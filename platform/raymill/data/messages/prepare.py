@@ -23,8 +23,8 @@ from raymill.data.store.location import NOT_SHAPING
 from raymill.data.store.manifest import (
     FORMAT_VERSION,
     TOKENIZER_FOLDER,
-    Manifest,
-    Prepared,
+    DataManifest,
+    PreparedData,
     Split,
     is_finished,
     load_prepared,
@@ -34,16 +34,21 @@ from raymill.data.store.pack import dtype_for
 from raymill.data.store.split import VALIDATION
 from raymill.data.text.inputs_check import refuse_changed_inputs
 from raymill.data.text.records import Bad
-from raymill.data.text.report import announce, announce_existing, planned
+from raymill.data.text.report import announce, announce_existing, describe_plan
 from raymill.data.text.sources import (
     BY_RECORD,
     EMBEDDED,
-    Piece,
+    InputRange,
     Unit,
     passed_over,
     plan_units,
 )
-from raymill.data.text.steps import judged_bad_inputs, only_writer, remove_leftovers, run_units
+from raymill.data.text.steps import (
+    check_bad_inputs,
+    lock_prepared_folder,
+    remove_leftovers,
+    run_units,
+)
 from raymill.data.text.unit import UnitResult, UnitSettings
 from raymill.durable import canonical_json, sha256_text, write_atomic
 from raymill.errors import DataError
@@ -79,15 +84,15 @@ class Preparation:
     tokenizer: ChatTokenizer
     settings: UnitSettings
     plan: Callable[[], list[Unit]]
-    manifest: Callable[[Sequence[UnitResult]], Manifest]
-    summarise: Callable[[Prepared, Sequence[UnitResult], float], None]
+    manifest: Callable[[Sequence[UnitResult]], DataManifest]
+    summarise: Callable[[PreparedData, Sequence[UnitResult], float], None]
 
     @property
     def folder(self) -> Path:
         """Where the prepared data lies, or will."""
         return Path(self.settings.folder)
 
-    def run(self, tasks: int | None = None) -> Prepared:
+    def run(self, tasks: int | None = None) -> PreparedData:
         """Prepare, or find it prepared already, on a Ray that is initialised.
 
         Raises:
@@ -97,7 +102,7 @@ class Preparation:
         units, folder = self.plan(), self.folder
         folder.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
-        with only_writer(folder):
+        with lock_prepared_folder(folder):
             if self._finished:
                 return self._existing(units)
             announce(folder, units, passed_over(self.data))
@@ -113,9 +118,9 @@ class Preparation:
     def describe(self) -> str:
         """What `run` would read and write, for a dry run."""
         state = "finished" if self._finished else "not finished"
-        return f"{planned(self.plan(), passed_over(self.data))} → {self.folder} ({state})"
+        return f"{describe_plan(self.plan(), passed_over(self.data))} → {self.folder} ({state})"
 
-    def find(self) -> Prepared | None:
+    def find(self) -> PreparedData | None:
         """The finished folder, verified, if there is one and its inputs are still what they were."""
         return self._existing(self.plan()) if self._finished else None
 
@@ -123,7 +128,7 @@ class Preparation:
     def _finished(self) -> bool:
         return is_finished(self.folder)
 
-    def _existing(self, units: Sequence[Unit]) -> Prepared:
+    def _existing(self, units: Sequence[Unit]) -> PreparedData:
         prepared = load_prepared(self.folder)
         refuse_changed_inputs(prepared, units, self.settings)
         announce_existing(prepared)
@@ -176,7 +181,7 @@ def plan_message_units(data: MessagesConfig, what: str) -> list[Unit]:
 
 def embedded_unit(name: str = EMBEDDED) -> list[Unit]:
     """The one unit of embedded conversations."""
-    return [(Piece(name, "", EMBEDDED, BY_RECORD, 0, 1, 1, 0),)]
+    return [(InputRange(name, "", EMBEDDED, BY_RECORD, 0, 1, 1, 0),)]
 
 
 def repeated(results: Sequence[UnitResult]) -> dict[str, int]:
@@ -213,7 +218,7 @@ def judged_manifest(
     *,
     kind: str,
     what: str,
-) -> Manifest:
+) -> DataManifest:
     """The manifest without its kind's own facts, once the results are judged good enough.
 
     `what` the data is made of, in the singular.
@@ -225,17 +230,17 @@ def judged_manifest(
     quarantine = folder / QUARANTINE_NAME
     kept = [quarantine_path(folder, result.index) for result in results]
     write_atomic(quarantine, "".join(map(read_text, kept)))
-    bad = judged_bad_inputs(data, results, quarantine)
+    bad = check_bad_inputs(data, results, quarantine)
     documents = sum(result.documents for result in results)
     splits = {
-        name: Split.of(tuple(r.shards[name] for r in results if name in r.shards))
+        name: Split.from_shards(tuple(r.shards[name] for r in results if name in r.shards))
         for name in ("train", "validation")
     }
     for name, missing in (("train", "to train on"), ("validation", "held out")):
         if not splits[name].rows:
             why = _why_missing(data, settings.reading, name, documents, what)
             raise DataError(f"No {what} is {missing}: {why}.")
-    return Manifest(
+    return DataManifest(
         format_version=FORMAT_VERSION,
         name=data.name,
         sequence_length=data.row_predictions,

@@ -11,9 +11,9 @@ import pyarrow as pa
 
 from raymill.data.messages.keys import COLUMN, MEDIA, unread_names
 from raymill.data.store.split import TRAIN, VALIDATION, is_held_out
-from raymill.data.text.places import place_of
-from raymill.data.text.records import Bad, RecordParser, read_records, side_of
-from raymill.data.text.sources import BY_RECORD, EMBEDDED, Piece
+from raymill.data.text.raw_streams import record_location
+from raymill.data.text.records import Bad, RecordParser, read_records, record_split
+from raymill.data.text.sources import BY_RECORD, EMBEDDED, InputRange
 from raymill.data.text.table_values import holds_json
 
 LISTED = 3  # sets of columns of a format, in a message
@@ -40,24 +40,24 @@ class _Told(Generic[R]):
         self._meaning = meaning
         self._unread: tuple[str, ...] = ()
 
-    def of_text(self, text: str, piece: Piece) -> R | Bad:
-        found: R | Bad = self._meaning.of_text(text, piece)
+    def parse_text(self, text: str, piece: InputRange) -> R | Bad:
+        found: R | Bad = self._meaning.parse_text(text, piece)
         return found
 
-    def of_record(self, record: Mapping[str, Any], piece: Piece, number: int) -> R | Bad:
-        found: R | Bad = self._meaning.of_record(record, piece, number)
+    def parse_record(self, record: Mapping[str, Any], piece: InputRange, number: int) -> R | Bad:
+        found: R | Bad = self._meaning.parse_record(record, piece, number)
         if isinstance(found, Bad) or not self._unread:
             return found
         return replace(found, unused=(*found.unused, *self._unread))
 
-    def columns(self, stored: pa.Schema, piece: Piece) -> list[str] | Bad:
+    def columns(self, stored: pa.Schema, piece: InputRange) -> list[str] | Bad:
         wanted = self._meaning.columns(stored, piece)
         if not isinstance(wanted, Bad):
             self._unread = unread_names(stored.names, wanted)
         return wanted
 
 
-def read_told(piece: Piece, meaning: RecordParser, digest: hashlib._Hash) -> Iterator[Any]:
+def read_told(piece: InputRange, meaning: RecordParser, digest: hashlib._Hash) -> Iterator[Any]:
     """As `read_records`; the columns of a table that aren't read are among the records' `unused`."""
     return read_records(piece, _Told(meaning), digest)
 
@@ -67,7 +67,7 @@ def without_group(unused: tuple[str, ...], group_column: str | None) -> tuple[st
     return tuple(name for name in unused if name != f"{COLUMN} {group_column!r}")
 
 
-def plain_record(record: Mapping[str, Any], piece: Piece) -> dict[str, Any]:
+def plain_record(record: Mapping[str, Any], piece: InputRange) -> dict[str, Any]:
     """A record without the columns that a table has for other rows' sake."""
     if piece.format not in ("parquet", "arrow"):
         return dict(record)
@@ -75,7 +75,7 @@ def plain_record(record: Mapping[str, Any], piece: Piece) -> dict[str, Any]:
 
 
 def message_side(
-    piece: Piece,
+    piece: InputRange,
     record: Mapping[str, Any],
     first_user: str,
     group_column: str | None,
@@ -88,15 +88,15 @@ def message_side(
     """
     if piece.split == BY_RECORD and group_column is None:
         return VALIDATION if is_held_out(first_user, fraction, seed) else TRAIN
-    side = side_of(piece, record, group_column, fraction, seed)
+    side = record_split(piece, record, group_column, fraction, seed)
     return Bad("", side.why, cause="group", record=dict(record)) if isinstance(side, Bad) else side
 
 
-def place_of_record(piece: Piece, number: int) -> str:
+def place_of_record(piece: InputRange, number: int) -> str:
     """file:line or row, for a message; of embedded conversations, their number."""
     if piece.format == EMBEDDED:
         return f"{piece.name}, conversation {number}"
-    return place_of(piece, number)
+    return record_location(piece, number)
 
 
 def known_columns(

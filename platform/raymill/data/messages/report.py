@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from raymill.data.store.manifest import Prepared, read_tokenizer
+from raymill.data.store.manifest import PreparedData, read_tokenizer
 from raymill.data.store.shards import row_groups
 from raymill.data.text.report import say
 from raymill.data.text.steps import causes_text
@@ -26,7 +26,7 @@ Segment = tuple[list[int], list[float]]  # ids, and what learning each weighs
 
 
 def say_figures(
-    prepared: Prepared,
+    prepared: PreparedData,
     results: Sequence[UnitResult],
     seconds: float,
     figures: Sequence[tuple[str, str]],
@@ -61,7 +61,7 @@ def unused_keys(results: Sequence[UnitResult]) -> dict[str, int]:
     return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
 
 
-def prepared_tokenizer(prepared: Prepared) -> Tokenizer:
+def prepared_tokenizer(prepared: PreparedData) -> Tokenizer:
     """The tokenizer that wrote a prepared folder's ids."""
     return read_tokenizer(prepared.tokenizer_folder / "tokenizer.json")
 
@@ -75,7 +75,7 @@ def say_legend(console: Console) -> None:
     )
 
 
-def training_rows(prepared: Prepared) -> Iterator[list[Segment]]:
+def training_rows(prepared: PreparedData) -> Iterator[list[Segment]]:
     """The training rows in the order they lie in, each cut into its segments."""
     manifest = prepared.manifest
     for shard in manifest.splits["train"].shards:

@@ -24,7 +24,7 @@ from raymill.data.store.pack import RowGroup, dtype_for
 from raymill.data.store.shards import ShardWriter
 from raymill.data.store.split import TRAIN
 from raymill.data.text.records import Bad
-from raymill.data.text.sources import Piece, Unit
+from raymill.data.text.sources import InputRange, Unit
 from raymill.data.text.unit import EXAMPLES, UNITS_FOLDER, UnitResult
 from raymill.durable import canonical_json, write_atomic
 from raymill.errors import DataError
@@ -44,7 +44,7 @@ R_co = TypeVar("R_co", covariant=True)
 class RecordReading(Protocol[R_co]):
     """How a piece's records are read."""
 
-    def read(self, piece: Piece, digest: hashlib._Hash) -> Iterator[R_co | Bad]:
+    def read(self, piece: InputRange, digest: hashlib._Hash) -> Iterator[R_co | Bad]:
         """The piece's records in order; `digest` has seen its bytes at the end."""
         ...
 

@@ -28,7 +28,7 @@ from raymill.data.preference.records import PreferenceReading
 from raymill.data.preference.report import summarise
 from raymill.data.preference.statistics import Statistics
 from raymill.data.preference.unit import PreferenceSettings
-from raymill.data.store.manifest import Manifest, PreferenceFacts
+from raymill.data.store.manifest import DataManifest, PreferenceFacts
 from raymill.data.text.unit import UnitResult
 from raymill.schema.data_sections import PreferenceConfig
 from raymill.schema.jobs import PreferencePrepareJob
@@ -75,7 +75,7 @@ def _manifest(
     tokenizer: ChatTokenizer,
     settings: PreferenceSettings,
     results: Sequence[UnitResult],
-) -> Manifest:
+) -> DataManifest:
     """Judge the results as a whole and put them together."""
     shaping = shaping_messages(job.data, tokenizer, job.seed)
     base = judged_manifest(

@@ -20,9 +20,9 @@ from raymill.data.messages.records import (
 )
 from raymill.data.preference.comparison import Comparison, read_comparison
 from raymill.data.preference.formats import ASKED, COLUMNS
-from raymill.data.text.places import place_of
+from raymill.data.text.raw_streams import record_location
 from raymill.data.text.records import Bad
-from raymill.data.text.sources import Piece
+from raymill.data.text.sources import InputRange
 
 _OTHER_COLUMNS = (*ASKED, *BESIDE, "margin", "tie", "annotator")
 
@@ -35,14 +35,14 @@ class PreferenceRecord:
     split: str
     comparison: Comparison
     record: dict[str, Any]
-    piece: Piece
+    piece: InputRange
     number: int
     unused: tuple[str, ...] = ()
 
     @property
     def where(self) -> str:
         """file:line or row, for a message; looked up only then."""
-        return place_of(self.piece, self.number)
+        return record_location(self.piece, self.number)
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ class PreferenceReading:
     fraction: float
     seed: int
 
-    def of_text(self, text: str, piece: Piece) -> Bad:
+    def parse_text(self, text: str, piece: InputRange) -> Bad:
         """Plain text compares nothing."""
         return Bad(piece.name, "plain text isn't a comparison", cause="format")
 
-    def of_record(
-        self, record: Mapping[str, Any], piece: Piece, number: int
+    def parse_record(
+        self, record: Mapping[str, Any], piece: InputRange, number: int
     ) -> PreferenceRecord | Bad:
         """A comparison, or what is wrong with the record."""
         plain = plain_record(record, piece)
@@ -74,11 +74,11 @@ class PreferenceReading:
         unused = without_group(found.unused, self.group_column)
         return PreferenceRecord(side, found, plain, piece, number, unused)
 
-    def columns(self, stored: pa.Schema, piece: Piece) -> list[str] | Bad:
+    def columns(self, stored: pa.Schema, piece: InputRange) -> list[str] | Bad:
         """All that some format knows, or that JSON can hold."""
         formats = {self.format: COLUMNS[self.format]} if self.format else COLUMNS
         return known_columns(stored, formats, (*_OTHER_COLUMNS, self.group_column or ""))
 
-    def read(self, piece: Piece, digest: hashlib._Hash) -> Iterator[PreferenceRecord | Bad]:
+    def read(self, piece: InputRange, digest: hashlib._Hash) -> Iterator[PreferenceRecord | Bad]:
         """The piece's comparisons in order; `digest` has seen its bytes at the end."""
         return read_told(piece, self, digest)

@@ -16,11 +16,11 @@ from raymill.data.messages.report import (
     training_rows,
 )
 from raymill.data.preference.statistics import summary_lines
-from raymill.data.store.manifest import Prepared
+from raymill.data.store.manifest import PreparedData
 from raymill.data.text.unit import UnitResult
 
 
-def summarise(prepared: Prepared, results: Sequence[UnitResult], seconds: float) -> None:
+def summarise(prepared: PreparedData, results: Sequence[UnitResult], seconds: float) -> None:
     """Print the figures of a finished preparation."""
     manifest, preference = prepared.manifest, prepared.manifest.preference
     assert preference is not None
@@ -46,7 +46,7 @@ def summarise(prepared: Prepared, results: Sequence[UnitResult], seconds: float)
     say_figures(prepared, results, seconds, figures, warnings)
 
 
-def preview(prepared: Prepared, count: int, console: Console | None = None) -> None:
+def preview(prepared: PreparedData, count: int, console: Console | None = None) -> None:
     """Print the first `count` training pairs from the shards themselves."""
     console = console or Console(highlight=False)
     tokenizer = prepared_tokenizer(prepared)

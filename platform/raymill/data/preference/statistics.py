@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from raymill.data.text.counters import Sums, histogram, length_class
+from raymill.data.text.counters import Counters, histogram, length_class
 
 
 @dataclass
-class Statistics(Sums):
+class Statistics(Counters):
     """Sums over pairs; histograms are by the power of two that is at least the length."""
 
     comparisons: int = 0  # records

@@ -28,7 +28,7 @@ from raymill.data.preference.records import PreferenceReading, PreferenceRecord
 from raymill.data.preference.rows import Side, SidePair, row_groups
 from raymill.data.preference.statistics import Statistics
 from raymill.data.store.manifest import Shard
-from raymill.data.store.order import shuffled
+from raymill.data.store.order import random_permutation
 from raymill.data.store.split import TRAIN, VALIDATION
 from raymill.data.text.records import Bad
 from raymill.data.text.sources import Unit
@@ -128,7 +128,7 @@ class _PreferenceWork:
         of_prompt = Counter(prompt for prompt, _ in pairs)
         weighed = [replace(pair, weight=pair.weight / of_prompt[prompt]) for prompt, pair in pairs]
         # Pairs of one prompt would otherwise lie side by side, and in one row group.
-        order = shuffled(len(pairs), settings.key(self._index, split))
+        order = random_permutation(len(pairs), settings.key(self._index, split))
         groups = row_groups(
             [weighed[place] for place in order],
             group_rows=settings.row_group_rows,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raymill.data.store.manifest import AGAIN
-from raymill.durable import replaced, write_atomic
+from raymill.durable import atomic_replacement, write_atomic
 from raymill.errors import DataError
 from raymill.reading import MISSING, opened
 
@@ -51,7 +51,7 @@ def merge_books(parts: Iterable[tuple[Path, str]], target: Path) -> str:
         DataError: one of them is missing or isn't what was written.
     """
     whole = hashlib.sha256()
-    with replaced(target) as temporary, temporary.open("wb") as merged:
+    with atomic_replacement(target) as temporary, temporary.open("wb") as merged:
         for path, sha256 in parts:
             digest = hashlib.sha256()
             for line in _binary_lines(path):

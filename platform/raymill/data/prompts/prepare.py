@@ -26,7 +26,7 @@ from raymill.data.prompts.records import PromptsReading
 from raymill.data.prompts.report import summarise
 from raymill.data.prompts.statistics import Statistics
 from raymill.data.prompts.unit import PromptsSettings, unit_book_path
-from raymill.data.store.manifest import Manifest, PromptsFacts
+from raymill.data.store.manifest import DataManifest, PromptsFacts
 from raymill.data.text.sources import Unit
 from raymill.data.text.unit import UnitResult
 from raymill.schema.data_sections import PromptsConfig
@@ -84,7 +84,7 @@ def _manifest(
     tokenizer: ChatTokenizer,
     settings: PromptsSettings,
     results: Sequence[UnitResult],
-) -> Manifest:
+) -> DataManifest:
     """Judge the results as a whole and put them together."""
     shaping = _shaping(job.data, tokenizer, job.seed)
     base = judged_manifest(

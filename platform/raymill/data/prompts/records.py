@@ -19,7 +19,7 @@ from raymill.data.messages.records import (
 from raymill.data.prompts.prompt import COLUMNS, OTHER_COLUMNS, Problem, Prompt, read_prompt
 from raymill.data.store.split import TRAIN, VALIDATION
 from raymill.data.text.records import Bad
-from raymill.data.text.sources import EMBEDDED, Piece
+from raymill.data.text.sources import EMBEDDED, InputRange
 from raymill.durable import canonical_json
 
 NO_VERIFIER = "none"
@@ -37,7 +37,7 @@ class PlacedPrompt:
     split: str
     prompt: Prompt
     record: dict[str, Any]
-    piece: Piece
+    piece: InputRange
     number: int
     unused: tuple[str, ...] = ()
 
@@ -56,11 +56,13 @@ class PromptsReading:
     fraction: float
     seed: int
 
-    def of_text(self, text: str, piece: Piece) -> Bad:
+    def parse_text(self, text: str, piece: InputRange) -> Bad:
         """Plain text has no turns."""
         return Bad(piece.name, "plain text isn't a prompt", cause="format")
 
-    def of_record(self, record: Mapping[str, Any], piece: Piece, number: int) -> PlacedPrompt | Bad:
+    def parse_record(
+        self, record: Mapping[str, Any], piece: InputRange, number: int
+    ) -> PlacedPrompt | Bad:
         """A prompt, or what is wrong with the record."""
         plain = plain_record(record, piece)
         found = read_prompt(plain)
@@ -75,12 +77,12 @@ class PromptsReading:
         found = replace(found, verifier=None if name == NO_VERIFIER else name)
         return PlacedPrompt(side, found, plain, piece, number, found.unused)
 
-    def columns(self, stored: pa.Schema, piece: Piece) -> list[str] | Bad:
+    def columns(self, stored: pa.Schema, piece: InputRange) -> list[str] | Bad:
         """All that JSON can hold (others aren't read), if what is asked is among them."""
         formats = {name: ((name,),) for name in COLUMNS}
         return known_columns(stored, formats, (*OTHER_COLUMNS, self.group_column or ""))
 
-    def read(self, piece: Piece, digest: hashlib._Hash) -> Iterator[PlacedPrompt | Bad]:
+    def read(self, piece: InputRange, digest: hashlib._Hash) -> Iterator[PlacedPrompt | Bad]:
         """The piece's prompts in order; `digest` has seen its bytes at the end."""
         if piece.format != EMBEDDED:
             yield from read_told(piece, self, digest)

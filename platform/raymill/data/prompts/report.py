@@ -11,12 +11,12 @@ from rich.text import Text
 from raymill.data.messages.report import SPECIAL, colored, prepared_tokenizer, say_figures
 from raymill.data.prompts.metadata import PromptRecord, book_prompts
 from raymill.data.prompts.statistics import Statistics
-from raymill.data.store.manifest import Prepared
+from raymill.data.store.manifest import PreparedData
 from raymill.data.store.shards import row_groups
 from raymill.data.text.unit import UnitResult
 
 
-def summarise(prepared: Prepared, results: Sequence[UnitResult], seconds: float) -> None:
+def summarise(prepared: PreparedData, results: Sequence[UnitResult], seconds: float) -> None:
     """Print the figures of a finished preparation."""
     facts = prepared.manifest.prompts
     assert facts is not None
@@ -35,7 +35,7 @@ def summarise(prepared: Prepared, results: Sequence[UnitResult], seconds: float)
     say_figures(prepared, results, seconds, figures, warnings)
 
 
-def preview(prepared: Prepared, count: int, console: Console | None = None) -> None:
+def preview(prepared: PreparedData, count: int, console: Console | None = None) -> None:
     """Print the first `count` training prompts from the shards themselves, and what judges the answers."""
     console = console or Console(highlight=False)
     tokenizer = prepared_tokenizer(prepared)
@@ -51,7 +51,7 @@ def preview(prepared: Prepared, count: int, console: Console | None = None) -> N
         console.print(Text.assemble(("→ ", SPECIAL), reference), soft_wrap=True)
 
 
-def _training_prompts(prepared: Prepared) -> Iterator[tuple[int, list[int]]]:
+def _training_prompts(prepared: PreparedData) -> Iterator[tuple[int, list[int]]]:
     """(record, ids) of the training rows in the order they lie in."""
     manifest = prepared.manifest
     for shard in manifest.splits["train"].shards:
@@ -62,7 +62,7 @@ def _training_prompts(prepared: Prepared) -> Iterator[tuple[int, list[int]]]:
                 yield record, rows.tokens[row, : rows.length[row]].tolist()
 
 
-def _looked_up(prepared: Prepared, wanted: set[int]) -> dict[int, PromptRecord]:
+def _looked_up(prepared: PreparedData, wanted: set[int]) -> dict[int, PromptRecord]:
     """What the book says of these prompts, without holding all of it."""
     facts = prepared.manifest.prompts
     assert facts is not None

@@ -6,11 +6,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from raymill.data.prompts.prompt import Prompt
-from raymill.data.text.counters import Sums, histogram, length_class
+from raymill.data.text.counters import Counters, histogram, length_class
 
 
 @dataclass
-class Statistics(Sums):
+class Statistics(Counters):
     """Sums over prompts; histograms are by the power of two that is at least the length."""
 
     prompts: int = 0

@@ -25,7 +25,7 @@ from raymill.data.prompts.records import PlacedPrompt, PromptsReading
 from raymill.data.prompts.rows import EncodedPrompt, row_groups
 from raymill.data.prompts.statistics import Statistics
 from raymill.data.store.manifest import Shard
-from raymill.data.store.order import shuffled
+from raymill.data.store.order import random_permutation
 from raymill.data.store.split import TRAIN, VALIDATION
 from raymill.data.text.records import Bad
 from raymill.data.text.sources import Unit
@@ -115,7 +115,7 @@ class _PromptsWork:
     def _write(self, split: str) -> Shard:
         settings, rows = self._settings, self._rows[split]
         # Prompts on one topic would otherwise lie side by side, and the first held-out rows be of few.
-        order = shuffled(len(rows), settings.key(self._index, split))
+        order = random_permutation(len(rows), settings.key(self._index, split))
         groups = row_groups(
             [rows[place] for place in order],
             group_rows=settings.row_group_rows,

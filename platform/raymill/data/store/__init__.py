@@ -1,1 +1,1 @@
-"""Prepared data: what training reads."""
+"""Prepared data as training reads it: manifest, shards, order, stream and rows."""

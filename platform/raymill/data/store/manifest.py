@@ -1,20 +1,18 @@
-"""The manifest of a prepared folder: what was written, from what, and how to tell that it is still
-whole.
+"""Manifest of a prepared folder: the shards, their inputs, and the digests that prove them whole.
 
-A prepared folder counts as finished when its `manifest.json` exists: that file is written last,
-and it names every shard with its size and digests. Training keeps only the manifest's own digest
-in its checkpoints, and can still prove which bytes it was fed.
+A prepared folder is finished when its `manifest.json` exists: that file is written last, and names
+every shard with its size and digests. A checkpoint stores only the manifest's own digest, and that
+still proves which bytes a run was trained on.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from raymill.durable import canonical_json, sha256_file, sha256_text, write_atomic
+from raymill.durable import JsonObject, canonical_json, sha256_file, sha256_text, write_atomic
 from raymill.errors import DataError, StorageError
 from raymill.reading import MISSING, is_file, is_folder, read_text, status
 
@@ -32,8 +30,8 @@ AGAIN = "run jobs/prepare.py again"
 class Shard:
     """One Parquet file. `path` is relative to the prepared folder; sizes are in bytes.
 
-    `tokens` counts the shard's stream once (rows overlap by one token); `predicted_tokens` is one
-    less; `bytes` is the UTF-8 length of the text behind the stream.
+    `tokens` counts the shard's stream once, although rows overlap by one token; `predicted_tokens`
+    is one less; `bytes` is the UTF-8 length of the text behind the stream.
     """
 
     path: str
@@ -58,8 +56,8 @@ class Split:
     shards: tuple[Shard, ...]
 
     @classmethod
-    def of(cls, shards: tuple[Shard, ...]) -> Split:
-        """Sum the shards up."""
+    def from_shards(cls, shards: tuple[Shard, ...]) -> Split:
+        """Sum up the shards."""
         return cls(
             rows=sum(shard.rows for shard in shards),
             tokens=sum(shard.tokens for shard in shards),
@@ -71,7 +69,7 @@ class Split:
 
 @dataclass(frozen=True)
 class TokenizerIdentity:
-    """The tokenizer that wrote the ids. `begins_with`: what it puts before every document."""
+    """Tokenizer that wrote the ids. `begins_with`: ids that it puts before every document."""
 
     fingerprint: str
     vocab_size: int
@@ -79,14 +77,14 @@ class TokenizerIdentity:
     begins_with: tuple[int, ...] = ()
 
     @classmethod
-    def from_tree(cls, tree: Mapping[str, Any]) -> TokenizerIdentity:
-        """Read it back from JSON; data prepared before `begins_with` was kept has none."""
+    def from_tree(cls, tree: JsonObject) -> TokenizerIdentity:
+        """Read the identity from JSON; data prepared before `begins_with` existed has none."""
         return cls(**{**tree, "begins_with": tuple(tree.get("begins_with", ()))})
 
 
 @dataclass(frozen=True)
 class InputDigest:
-    """A byte range of an input (`path` relative to its source folder) and those bytes' sha256."""
+    """Byte range of an input, with its sha256; `path` is relative to the source folder."""
 
     path: str
     offset: int
@@ -96,7 +94,8 @@ class InputDigest:
 
 @dataclass(frozen=True)
 class BadInputs:
-    """Records that were left out, with the first few named as "file:line: why"."""
+    """Number of records that were left out; `examples` names the first few as "file:line:
+    reason"."""
 
     count: int
     examples: tuple[str, ...]
@@ -104,11 +103,11 @@ class BadInputs:
 
 @dataclass(frozen=True)
 class Contamination:
-    """How much of the held-out text also stands in training text.
+    """Share of the held-out text that also occurs in training text.
 
     `share` is over the positions of held-out n-grams (of `unit`s, inside one document);
-    `distinct_share` counts each different n-gram once. `sampled` is the fraction of n-grams looked
-    at, chosen by their hash.
+    `distinct_share` counts each different n-gram once. `sampled` is the fraction of n-grams that
+    was examined, chosen by hash.
     """
 
     n: int
@@ -121,39 +120,43 @@ class Contamination:
 
 @dataclass(frozen=True)
 class ChatFacts:
-    """What is particular to prepared conversations.
+    """Facts about prepared conversations.
 
-    `questions` is a file of held-out questions and their answers beside the shards, for scoring
-    generated answers. `learned_tokens` and `conversations` are of training rows alone.
+    `questions` is a file of held-out questions and their answers next to the shards, for scoring
+    generated answers. `learned_tokens` and `conversations` count training rows only; `packing` is
+    the share of the rows' positions that hold a token.
     """
 
     template_sha256: str
     end_of_turn_id: int
     conversations: int
     learned_tokens: int
-    packing: float  # share of the rows' places that hold a token
+    packing: float
     questions: str
     questions_sha256: str
-    statistics: dict[str, Any]
+    statistics: JsonObject
 
 
 @dataclass(frozen=True)
 class PreferenceFacts:
-    """What is particular to prepared preferences; `pairs` and `prompts` are of training rows alone."""
+    """Facts about prepared preferences; `pairs` and `prompts` count training rows only.
+
+    `prompts` counts distinct prompts: all pairs of one prompt together weigh 1.
+    """
 
     template_sha256: str
     end_of_turn_id: int
     pairs: int
-    prompts: int  # distinct ones: pairs of one prompt weigh 1 together
-    statistics: dict[str, Any]
+    prompts: int
+    statistics: JsonObject
 
 
 @dataclass(frozen=True)
 class PromptsFacts:
-    """What is particular to prepared prompts.
+    """Facts about prepared prompts; `prompts` counts training rows only.
 
-    `book` is a file of every prompt's messages, answer and verifier beside the shards, by the number
-    that a row's `record` column holds. `prompts` is of training rows alone.
+    `book` is a file next to the shards with every prompt's messages, answer and verifier, indexed
+    by the number in a row's `record` column.
     """
 
     template_sha256: str
@@ -161,12 +164,13 @@ class PromptsFacts:
     prompts: int
     book: str
     book_sha256: str
-    statistics: dict[str, Any]
+    statistics: JsonObject
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """Everything `manifest.json` says; `digest`: sha256 of its canonical JSON without `digest`."""
+class DataManifest:
+    """Contents of `manifest.json`; `digest` is the sha256 of its canonical JSON without
+    `digest`."""
 
     format_version: int
     name: str
@@ -179,42 +183,45 @@ class Manifest:
     documents: int
     bad_inputs: BadInputs
     contamination: Contamination | None
-    config: dict[str, Any]
-    kind: str = "text"  # of `rows.TOKEN_COLUMNS`
-    chat: ChatFacts | None = None  # of kind "chat" alone
+    config: JsonObject
+    # One of the keys of `rows.TOKEN_COLUMNS`; each kind but text fills in its own facts.
+    kind: str = "text"
+    chat: ChatFacts | None = None
     preference: PreferenceFacts | None = None
     prompts: PromptsFacts | None = None
     digest: str = ""
 
     @property
     def messages(self) -> ChatFacts | PreferenceFacts | PromptsFacts | None:
-        """What data made of messages has in common: a template and the token that ends a turn."""
+        """Facts that all data made of messages shares: the template, and the token that ends a
+        turn."""
         return self.chat or self.preference or self.prompts
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A finished folder of tokenized shards and its verified manifest."""
+class PreparedData:
+    """Finished folder of tokenized shards, with its verified manifest."""
 
     folder: Path
-    manifest: Manifest
+    manifest: DataManifest
 
     @property
     def tokenizer_folder(self) -> Path:
-        """The Hugging Face tokenizer folder inside this one."""
+        """Hugging Face tokenizer folder inside the prepared folder."""
         return self.folder / TOKENIZER_FOLDER
 
     def shard_path(self, shard: Shard) -> Path:
-        """Where a shard lies."""
+        """Return the path of a shard."""
         return self.folder / shard.path
 
 
 def is_finished(folder: Path) -> bool:
-    """Tell whether a prepared folder has its manifest. Raises StorageError where that isn't known."""
+    """Return whether a prepared folder has its manifest; raise StorageError if the storage can't
+    tell."""
     return is_file(folder / MANIFEST_NAME)
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+def write_manifest(folder: Path, manifest: DataManifest) -> DataManifest:
     """Commit a prepared folder: write `manifest.json`, and return it with its digest filled in."""
     tree = asdict(manifest)
     del tree["digest"]
@@ -224,18 +231,19 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     return _from_tree(tree)
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Read `manifest.json` and verify its digest and version, without looking at the shards.
+def read_manifest(folder: Path) -> DataManifest:
+    """Read `manifest.json` and verify its digest and version, without opening the shards.
 
     Raises:
-        DataError: no manifest, not JSON, another format version, or contents that don't match its
-        digest.
+        DataError: there is no manifest, it isn't JSON, has another format version, or doesn't match
+            its digest.
         StorageError: it can't be read.
     """
     path = folder / MANIFEST_NAME
     try:
         tree = json.loads(read_text(path))
     except MISSING:
+        # Without a manifest, an existing folder belongs to a preparation that didn't finish.
         state = (
             "holds no manifest.json: its preparation didn't finish"
             if is_folder(folder)
@@ -257,11 +265,11 @@ def read_manifest(folder: Path) -> Manifest:
             "with this version."
         )
     stated = tree.pop("digest", None)
-    found = sha256_text(canonical_json(tree))
-    if stated != found:
+    actual = sha256_text(canonical_json(tree))
+    if stated != actual:
         raise DataError(
             f"{path} was changed after it was written: it states digest {str(stated)[:12]}, its "
-            f"contents have {found[:12]}; restore it, or delete it and {AGAIN}."
+            f"contents have {actual[:12]}; restore it, or delete it and {AGAIN}."
         )
     tree["digest"] = stated
     try:
@@ -272,14 +280,13 @@ def read_manifest(folder: Path) -> Manifest:
         ) from error
 
 
-def load_prepared(folder: Path) -> Prepared:
-    """Open a finished prepared folder, verifying manifest, tokenizer, and presence and size of
-    every shard.
+def load_prepared(folder: Path) -> PreparedData:
+    """Open a finished prepared folder; verify manifest, tokenizer, and the size of every shard.
 
     Contents are verified later, row group by row group, by `shards.read_row_group`.
 
     Raises:
-        DataError: names the file, what was expected and what was found.
+        DataError: a file doesn't match; names it, with the expected and the actual value.
         StorageError: a file can't be read.
     """
     manifest = read_manifest(folder)
@@ -287,36 +294,37 @@ def load_prepared(folder: Path) -> Prepared:
         for shard in split.shards:
             check_shard_size(folder, shard)
     path = folder / TOKENIZER_FOLDER / "tokenizer.json"
-    found = tokenizer_fingerprint(path)
-    for name, sha256 in _files_beside(manifest):
+    fingerprint = tokenizer_fingerprint(path)
+    # Shards are verified group by group when they are read, but these files only here.
+    for name, sha256 in _other_files(manifest):
         _check_file(folder / name, sha256)
-    if found != manifest.tokenizer.fingerprint:
+    if fingerprint != manifest.tokenizer.fingerprint:
         raise DataError(
-            f"{path} has fingerprint {found[:12]}, the manifest expects "
+            f"{path} has fingerprint {fingerprint[:12]}, the manifest expects "
             f"{manifest.tokenizer.fingerprint[:12]}: it isn't the tokenizer that wrote these "
             f"shards; restore it, or delete {MANIFEST_NAME} and {AGAIN}."
         )
-    return Prepared(folder, manifest)
+    return PreparedData(folder, manifest)
 
 
-def _files_beside(manifest: Manifest) -> list[tuple[str, str]]:
-    """Files other than shards that the manifest vouches for, with their sha256."""
+def _other_files(manifest: DataManifest) -> list[tuple[str, str]]:
+    """List the other files that the manifest vouches for, with their sha256."""
     chat, prompts = manifest.chat, manifest.prompts
-    found = [] if chat is None else [(chat.questions, chat.questions_sha256)]
-    return found if prompts is None else [*found, (prompts.book, prompts.book_sha256)]
+    files = [] if chat is None else [(chat.questions, chat.questions_sha256)]
+    return files if prompts is None else [*files, (prompts.book, prompts.book_sha256)]
 
 
 def _check_file(path: Path, sha256: str) -> None:
-    found = sha256_file(path) if is_file(path) else "nothing"
-    if found != sha256:
+    actual = sha256_file(path) if is_file(path) else "nothing"
+    if actual != sha256:
         raise DataError(
-            f"{path}: expected sha256 {sha256[:12]}, found {found[:12]}; restore it, or delete "
+            f"{path}: expected sha256 {sha256[:12]}, found {actual[:12]}; restore it, or delete "
             f"{MANIFEST_NAME} and {AGAIN}."
         )
 
 
 def read_tokenizer(file: Path) -> Tokenizer:
-    """The tokenizer in a tokenizer.json.
+    """Load the tokenizer of a `tokenizer.json`.
 
     Raises:
         DataError: there is no such file, or it holds something else.
@@ -328,12 +336,14 @@ def read_tokenizer(file: Path) -> Tokenizer:
         return Tokenizer.from_str(read_text(file))
     except StorageError:
         raise
-    except Exception as error:  # `tokenizers` raises nothing narrower for a malformed file
+    # `tokenizers` raises nothing narrower for a malformed file.
+    except Exception as error:
         raise DataError(f"{file} isn't a tokenizer.json ({error}).") from error
 
 
 def tokenizer_fingerprint(path: Path) -> str:
-    """sha256 over a `tokenizer.json`'s canonical JSON: equal for equal tokenizers."""
+    """Return the sha256 of a `tokenizer.json`'s canonical JSON; equal tokenizers have equal
+    ones."""
     try:
         return sha256_text(canonical_json(json.loads(read_text(path))))
     except MISSING:
@@ -343,37 +353,38 @@ def tokenizer_fingerprint(path: Path) -> str:
 
 
 def check_shard_size(folder: Path, shard: Shard) -> None:
-    """Raise DataError unless the shard exists with the size its manifest states."""
+    """Raise DataError unless the shard exists with the size that its manifest states."""
     path = folder / shard.path
-    found = status(path)
-    if found is None:
+    file = status(path)
+    if file is None:
         raise DataError(
             f"{path} is missing: the manifest lists it with {shard.file_bytes} bytes; restore it, "
             f"or delete {MANIFEST_NAME} and {AGAIN}."
         )
-    if found.st_size != shard.file_bytes:
-        what = "is truncated" if found.st_size < shard.file_bytes else "is too long"
+    if file.st_size != shard.file_bytes:
+        what = "is truncated" if file.st_size < shard.file_bytes else "is too long"
         raise DataError(
-            f"{path} {what}: expected {shard.file_bytes} bytes, found {found.st_size}; restore it, or "
+            f"{path} {what}: expected {shard.file_bytes} bytes, found {file.st_size}; restore it, or "
             f"delete {MANIFEST_NAME} and {AGAIN}."
         )
 
 
-def _from_tree(tree: Mapping[str, Any]) -> Manifest:
-    """Build the dataclasses; unknown or missing entries surface as TypeError or KeyError."""
+def _from_tree(tree: JsonObject) -> DataManifest:
+    """Build the dataclasses; an unknown or missing entry raises TypeError or KeyError."""
     values = dict(tree)
     splits = {
         name: Split(**{**split, "shards": tuple(Shard(**shard) for shard in split["shards"])})
         for name, split in values.pop("splits").items()
     }
+    # JSON has no tuples, so nested values are converted one by one.
     bad = values.pop("bad_inputs")
     contamination = values.pop("contamination")
-    facts: dict[str, Any] = {}
+    facts: JsonObject = {}
     kinds = {"chat": ChatFacts, "preference": PreferenceFacts, "prompts": PromptsFacts}
     for name, cls in kinds.items():
         stored = values.pop(name, None)
         facts[name] = None if stored is None else cls(**stored)
-    return Manifest(
+    return DataManifest(
         tokenizer=TokenizerIdentity.from_tree(values.pop("tokenizer")),
         splits=splits,
         inputs=tuple(InputDigest(**entry) for entry in values.pop("inputs")),

@@ -1,18 +1,19 @@
-"""Which row is global sample number g? A pure function, and the only notion of position there is.
+"""Sample order: a pure function from global sample number to row, the only notion of position.
 
-(seed, mixture, g) → (source, epoch, shard, row group, row), with memory that doesn't grow with the rows:
+(seed, mixture, number) → (source, epoch, shard, row group, row), in memory that doesn't grow with
+the number of rows:
 
-1. *Source.* A cycle of `PATTERN` slots is shared out by weight; each cycle is shuffled by hash. So the
-   number of samples a source gave before g is known without counting.
+1. *Source.* A cycle of `PATTERN` slots is divided by weight; each cycle is shuffled by hash. So the
+   number of samples that a source gave before any position is known without counting.
 2. *Epoch and position.* A source's own count, divided by its rows: epochs are counted per source.
-3. *Block.* Full row groups are blocks; the shards' partial last groups are put end to end and cut into
-   blocks too, so that at most one block of a source is partial. A Feistel permutation of the blocks,
-   new in each epoch, needs no table (Black & Rogaway 2002, cycle walking).
-4. *Row.* Rows are shuffled inside windows of consecutive permuted blocks. A permutation of single rows
-   would read a whole row group for each row; this reads a row group once per window.
+3. *Block.* Full row groups are blocks; the shards' partial last groups are put end to end and cut
+   into blocks too, so that at most one block of a source is partial. A Feistel permutation of the
+   blocks, new in each epoch, needs no table (Black & Rogaway 2002, cycle walking).
+4. *Row.* Rows are shuffled inside windows of consecutive permuted blocks. A permutation of single
+   rows would read a whole row group for each row; this reads each row group once per window.
 
-Randomness is integer hashing (splitmix64), never a library's generator: those streams may change
-between versions, and then a resumed run would see other data.
+Randomness is integer hashing (splitmix64) and never a library's generator: a library may change its
+streams between versions, and then a resumed run would see other data.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ Words = npt.NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class SourceShape:
-    """What the order must know of a source: every row group but a shard's last is full."""
+    """Shape of a source, as the order needs it: every row group but a shard's last is full."""
 
     name: str
     weight: float
@@ -45,21 +46,21 @@ class SourceShape:
 
 
 @dataclass(frozen=True)
-class Located:
-    """Where global samples lie; arrays of equal length."""
+class RowLocations:
+    """Locations of global samples; arrays of equal length. `row` counts within the row group."""
 
     source: Ints
     epoch: Ints
     shard: Ints
     row_group: Ints
-    row: Ints  # within the row group
+    row: Ints
 
 
 class Order:
-    """The order of all samples of a run, without end: epochs follow one another per source.
+    """Endless order of all samples of a run; epochs follow one another per source.
 
     Raises:
-        DataError: a source has no rows, or a weight is too small to get one slot of a cycle.
+        DataError: a source has no rows, or its weight is too small for one slot of a cycle.
     """
 
     def __init__(self, sources: Sequence[SourceShape], seed: int, window_row_groups: int) -> None:
@@ -85,22 +86,23 @@ class Order:
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
+        # Layouts are large and cheap to rebuild, so they don't travel to other processes.
         state.pop("_layouts", None)
         return state
 
-    def locate(self, start: int, count: int) -> Located:
-        """Samples [start, start + count)."""
+    def locate(self, start: int, count: int) -> RowLocations:
+        """Return the locations of samples [start, start + count)."""
         source, position = self._assign(start, count)
         columns = [np.empty(count, dtype=np.int64) for _ in range(4)]
         for index, layout in enumerate(self._layouts):
-            mine = np.flatnonzero(source == index)
-            if mine.size:
-                for column, values in zip(columns, layout.locate(position[mine]), strict=True):
-                    column[mine] = values
-        return Located(source, *columns)
+            samples = np.flatnonzero(source == index)
+            if samples.size:
+                for column, values in zip(columns, layout.locate(position[samples]), strict=True):
+                    column[samples] = values
+        return RowLocations(source, *columns)
 
     def _assign(self, start: int, count: int) -> tuple[Ints, Ints]:
-        """Source of each sample, and how many that source gave before it."""
+        """Return each sample's source, and the number of samples that source gave before it."""
         if len(self.sources) == 1:
             return np.zeros(count, dtype=np.int64), np.arange(start, start + count, dtype=np.int64)
         first, last = start // PATTERN, (start + count - 1) // PATTERN
@@ -109,16 +111,17 @@ class Order:
         position = np.empty_like(source)
         for row, cycle in enumerate(range(first, last + 1)):
             key = hash_key(self.seed, 2, cycle)
-            source[row] = template[shuffled(PATTERN, key)]
+            source[row] = template[random_permutation(PATTERN, key)]
             for index, slots in enumerate(self._slots):
-                mine = source[row] == index
-                position[row, mine] = cycle * slots + np.arange(slots)
+                selected = source[row] == index
+                position[row, selected] = cycle * slots + np.arange(slots)
+        # Whole cycles were computed; the requested samples are a part of them.
         part = slice(start - first * PATTERN, start - first * PATTERN + count)
         return source.reshape(-1)[part], position.reshape(-1)[part]
 
 
 class _Layout:
-    """One source: position among its own samples → shard, row group, row."""
+    """Layout of one source: position among its own samples → shard, row group, row."""
 
     def __init__(self, source: SourceShape, key: np.uint64, window: int) -> None:
         size = source.row_group_rows
@@ -126,51 +129,59 @@ class _Layout:
         self.size = size
         self.key = key
         self.rows = int(rows.sum())
-        self.full_before = np.concatenate([[0], np.cumsum(rows // size)])  # full groups, by shard
-        self.tail_before = np.concatenate([[0], np.cumsum(rows % size)])  # left-over rows, by shard
+        # Full groups, and left-over rows, before each shard.
+        self.full_before = np.concatenate([[0], np.cumsum(rows // size)])
+        self.tail_before = np.concatenate([[0], np.cumsum(rows % size)])
         self.full_blocks = int(self.full_before[-1])
         self.blocks = -(-self.rows // size)
-        self.short = self.blocks * size - self.rows  # rows that the one partial block lacks
+        # Number of rows that the one partial block lacks.
+        self.short = self.blocks * size - self.rows
         self.window_rows = window * size
 
     def locate(self, position: Ints) -> tuple[Ints, Ints, Ints, Ints]:
-        """(epoch, shard, row group, row) of the source's samples `position`."""
-        epoch, place = np.divmod(position, self.rows)
-        flat = np.empty_like(place)
+        """Return (epoch, shard, row group, row) of the source's samples `position`."""
+        epoch, in_epoch = np.divmod(position, self.rows)
+        flat = np.empty_like(in_epoch)
         for number in np.unique(epoch):
-            mine = epoch == number
-            flat[mine] = self._permute(place[mine], int(number))
+            selected = epoch == number
+            flat[selected] = self._permute(in_epoch[selected], int(number))
         shard, group, row = self._to_shard(flat)
         return epoch, shard, group, row
 
-    def _permute(self, place: Ints, epoch: int) -> Ints:
-        """Place in an epoch → row of the source (full blocks first, then left-over rows)."""
+    def _permute(self, position: Ints, epoch: int) -> Ints:
+        """Map positions within an epoch to rows of the source (full blocks first, then left-over
+        rows)."""
+        # Each epoch has its own permutation of blocks and of rows.
         key = mix(self.key + np.uint64(epoch))
-        window, offset = np.divmod(place, self.window_rows)
-        shuffled_place = np.empty_like(place)
+        window, offset = np.divmod(position, self.window_rows)
+        shuffled = np.empty_like(position)
         for number in np.unique(window):
-            mine = window == number
+            selected = window == number
             start = int(number) * self.window_rows
             length = min(self.window_rows, self.rows - start)
-            permutation = shuffled(length, mix(key ^ mix(np.uint64(number) + np.uint64(1))))
-            shuffled_place[mine] = start + permutation[offset[mine]]
-        # Where the partial block falls, everything behind it moves up by what it lacks.
+            permutation = random_permutation(
+                length, mix(key ^ mix(np.uint64(number) + np.uint64(1)))
+            )
+            shuffled[selected] = start + permutation[offset[selected]]
+        # Rows behind the partial block move up by the number of rows that it lacks.
         last = self.blocks - 1
         where = int(inverse_feistel(np.array([last]), self.blocks, key)[0]) if self.short else last
         partial_end = (where + 1) * self.size - self.short
-        moved = shuffled_place + np.where(shuffled_place >= partial_end, self.short, 0)
+        moved = shuffled + np.where(shuffled >= partial_end, self.short, 0)
         slot, row = np.divmod(moved, self.size)
         return feistel(slot, self.blocks, key) * self.size + row
 
     def _to_shard(self, flat: Ints) -> tuple[Ints, Ints, Ints]:
         block, row = np.divmod(flat, self.size)
         full = block < self.full_blocks
+        # Rows behind the full blocks are left-over rows of the shards, end to end.
         tail_row = flat - self.full_blocks * self.size
         shard = np.where(
             full,
             np.searchsorted(self.full_before, block, side="right") - 1,
             np.searchsorted(self.tail_before, tail_row, side="right") - 1,
         )
+        # A left-over row lies in the group after the shard's full ones.
         full_groups = self.full_before[shard + 1] - self.full_before[shard]
         group = np.where(full, block - self.full_before[shard], full_groups)
         row = np.where(full, row, tail_row - self.tail_before[shard])
@@ -178,10 +189,12 @@ class _Layout:
 
 
 def pattern_slots(weights: Sequence[float]) -> list[int]:
-    """Slots of a cycle that each weight gets, by largest remainder; each is within one of its share."""
+    """Divide a cycle's slots by weight, by largest remainder; each count is within one of its
+    share."""
     total = sum(weights)
     exact = [weight / total * PATTERN for weight in weights]
     slots = [int(share) for share in exact]
+    # Ties go to the lower index, so that the result doesn't depend on the sorting algorithm.
     by_remainder = sorted(range(len(weights)), key=lambda i: (slots[i] - exact[i], i))
     for index in by_remainder[: PATTERN - sum(slots)]:
         slots[index] += 1
@@ -189,7 +202,7 @@ def pattern_slots(weights: Sequence[float]) -> list[int]:
 
 
 def mix(value: Any) -> Any:
-    """splitmix64's finalizer (Steele, Lea & Flood 2014): uint64 → uint64, a bijection."""
+    """Apply splitmix64's finalizer (Steele, Lea & Flood 2014): uint64 → uint64, a bijection."""
     with np.errstate(over="ignore"):
         word = np.asarray(value, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15)
         word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -198,27 +211,27 @@ def mix(value: Any) -> Any:
 
 
 def hash_key(*numbers: int) -> np.uint64:
-    """One 64-bit key from a few integers."""
+    """Return one 64-bit key from a few integers."""
     key = np.uint64(0)
     for number in numbers:
         key = mix(key ^ mix(np.uint64(number % 2**64)))
     return np.uint64(key)
 
 
-def shuffled(length: int, key: np.uint64) -> Ints:
-    """A permutation of range(length): sorted by hash, ties (hashes are 64 bits) by index."""
+def random_permutation(length: int, key: np.uint64) -> Ints:
+    """Return a permutation of range(length): sorted by hash, ties (hashes are 64 bits) by index."""
     with np.errstate(over="ignore"):
         words = mix(np.arange(length, dtype=np.uint64) * np.uint64(0xD1342543DE82EF95) + key)
     return np.argsort(words, kind="stable").astype(np.int64)
 
 
 def feistel(values: Ints, size: int, key: np.uint64) -> Ints:
-    """A permutation of range(size), evaluated at `values`, without a table."""
+    """Evaluate a permutation of range(size) at `values`, without a table."""
     return _walk(values, size, key, range(_ROUNDS))
 
 
 def inverse_feistel(values: Ints, size: int, key: np.uint64) -> Ints:
-    """The inverse of `feistel`."""
+    """Evaluate the inverse of `feistel`."""
     return _walk(values, size, key, range(_ROUNDS - 1, -1, -1))
 
 

@@ -1,52 +1,54 @@
-"""Documents become rows of one length: the stream EOT d1 EOT d2 … dn EOT, cut with an overlap of
-one token; or BOS d1 EOT BOS d2 EOT …, where the tokenizer begins a text with a token of its own.
+"""Pack documents into rows of one length.
 
-Legend: T sequence length (predictions a row), R rows. A row holds T+1 tokens; its last token is
-the first of the next row, so every token but the stream's first is predicted exactly once, and
-none is padding. Numpy only: which token lands in which row is arithmetic, and is tested as such.
+The stream EOT d1 EOT d2 … dn EOT (or BOS d1 EOT BOS d2 EOT …, where the tokenizer begins a text
+with a token of its own) is cut with an overlap of one token. Legend: T sequence length (predictions
+per row), R rows. A row holds T + 1 tokens; its last token is the first of the next row, so every
+token but the stream's first is predicted exactly once, and none is padding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from raymill.data.store.rows import AnyArray
 
 
 @dataclass(frozen=True)
 class RowGroup:
     """Rows that are written, and later read, together.
 
-    tokens: flat, the rows one after the other; length: int32 [R], tokens a row; bytes: int32 [R],
+    tokens: flat, the rows one after the other; length: int32 [R], tokens per row; bytes: int32 [R],
     UTF-8 bytes of the text behind tokens[1:] of each row (an end-of-text token stands for none);
-    by_token: what else is kept a token, flat like tokens (`rows.TOKEN_COLUMNS`); by_row: what else a
-    row, [R] (`rows.ROW_COLUMNS`).
+    by_token: further values per token, flat like tokens (`rows.TOKEN_COLUMNS`); by_row: further
+    values per row, [R] (`rows.ROW_COLUMNS`).
     """
 
     tokens: NDArray[np.unsignedinteger]
     length: NDArray[np.int32]
     bytes: NDArray[np.int32]
-    by_token: dict[str, NDArray[Any]] = field(default_factory=dict)
-    by_row: dict[str, NDArray[Any]] = field(default_factory=dict)
+    by_token: dict[str, AnyArray] = field(default_factory=dict)
+    by_row: dict[str, AnyArray] = field(default_factory=dict)
 
 
 def dtype_for(vocab_size: int) -> str:
-    """The narrowest storage type that holds every id of a vocabulary: "uint16" or "uint32"."""
+    """Return the narrowest storage type that holds every id of a vocabulary: "uint16" or
+    "uint32"."""
     return "uint16" if vocab_size <= 1 << 16 else "uint32"
 
 
-def opening(begins_with: Sequence[int], end_of_text_id: int) -> tuple[int, ...]:
-    """Return what stands before a document beside the last one's end: nothing where that begins a text."""
+def document_prefix(begins_with: Sequence[int], end_of_text_id: int) -> tuple[int, ...]:
+    """Return the ids before a document, besides the end-of-text token of the previous document."""
     return () if tuple(begins_with) == (end_of_text_id,) else tuple(begins_with)
 
 
 class Packer:
-    """Collects the documents of one shard and gives out full row groups as they fill.
+    """Packer of one shard's documents; yields full row groups as they fill.
 
-    Memory: one row group and the document at hand.
+    Memory: one row group and the current document.
     """
 
     def __init__(
@@ -62,57 +64,60 @@ class Packer:
         self._rows = row_group_rows
         self._dtype = np.dtype(dtype)
         self._end_of_text = np.array([end_of_text_id], dtype=self._dtype)
-        self._beginning = np.array(opening(begins_with, end_of_text_id), dtype=self._dtype)
-        # Tokens not yet given out. The first one was already predicted by the row before (or is the
-        # shard's first), so its bytes are never counted again.
+        self._prefix = np.array(document_prefix(begins_with, end_of_text_id), dtype=self._dtype)
+        # Tokens not yet yielded. The previous row has already predicted the first of them (or it is
+        # the shard's first), so its bytes are never counted again.
         self._tokens: list[NDArray[np.unsignedinteger]] = []
         self._bytes: list[NDArray[np.int64]] = []
-        self._held = 0
+        self._pending = 0
 
     def add(
         self, tokens: NDArray[np.integer], token_bytes: NDArray[np.integer]
     ) -> Iterator[RowGroup]:
-        """Append a document: ids [n] and the bytes of text that each id stands for [n].
+        """Append a document: ids [n], and for each id the bytes of text that it stands for [n].
 
-        Consume the iterator: rows are given out while it runs.
+        Consume the iterator: rows are yielded while it runs.
         """
-        if len(self._beginning):
-            self._append(self._beginning)
-        elif self._held == 0:
+        if len(self._prefix):
+            self._append(self._prefix)
+        # The stream of a shard starts with an end-of-text token, before the first document.
+        elif self._pending == 0:
             self._append(self._end_of_text)
         self._append(tokens.astype(self._dtype), token_bytes.astype(np.int64))
         self._append(self._end_of_text)
-        if self._held > self._rows * self._length:
-            yield from self._give_out()
+        # A full group needs one token more than it predicts.
+        if self._pending > self._rows * self._length:
+            yield from self._full_groups()
 
     def finish(self) -> Iterator[RowGroup]:
-        """The rest: the last group's rows, only the last of which may be short (≥ 2 tokens)."""
-        if self._held > 1:
+        """Yield the last group, of whose rows only the last may be short (≥ 2 tokens)."""
+        if self._pending > 1:
             tokens, token_bytes = self._joined()
             yield self._group(tokens, token_bytes)
-        self._tokens, self._bytes, self._held = [], [], 0
+        self._tokens, self._bytes, self._pending = [], [], 0
 
     def _append(
         self, tokens: NDArray[np.unsignedinteger], token_bytes: NDArray[np.int64] | None = None
     ) -> None:
-        """Without `token_bytes`, no text stands behind the tokens."""
+        """Append tokens; without `token_bytes`, no text stands behind them."""
         self._tokens.append(tokens)
         self._bytes.append(np.zeros(len(tokens), np.int64) if token_bytes is None else token_bytes)
-        self._held += len(tokens)
+        self._pending += len(tokens)
 
     def _joined(self) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]:
         return np.concatenate(self._tokens), np.concatenate(self._bytes)
 
-    def _give_out(self) -> Iterator[RowGroup]:
+    def _full_groups(self) -> Iterator[RowGroup]:
         tokens, token_bytes = self._joined()
         step = self._rows * self._length
         start = 0
         while len(tokens) - start > step:
-            stop = start + step + 1  # the overlap: the last token given out starts the next group
+            # The last token of a group is also the first of the next one.
+            stop = start + step + 1
             yield self._group(tokens[start:stop], token_bytes[start:stop])
             start += step
         self._tokens, self._bytes = [tokens[start:]], [token_bytes[start:]]
-        self._held = len(tokens) - start
+        self._pending = len(tokens) - start
 
     def _group(
         self, tokens: NDArray[np.unsignedinteger], token_bytes: NDArray[np.int64]
@@ -120,6 +125,7 @@ class Packer:
         predicted = len(tokens) - 1
         starts = np.arange(0, predicted, self._length)
         length = np.minimum(self._length, predicted - starts) + 1
+        # Flat indices of every row's tokens: rows overlap by one token.
         index = np.repeat(starts - np.cumsum(length) + length, length) + np.arange(length.sum())
         row_bytes = np.add.reduceat(token_bytes[1:], starts)
         return RowGroup(tokens[index], length.astype(np.int32), row_bytes.astype(np.int32))

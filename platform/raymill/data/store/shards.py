@@ -1,9 +1,9 @@
-"""Tokenized shards on disk: Parquet that proves, at every read, that it is what was written.
+"""Tokenized shards on disk: Parquet files whose bytes are verified at every read.
 
-Three nets, since a flipped byte in a Parquet file otherwise reads as valid data: page checksums
+Three checks, because a flipped byte in a Parquet file otherwise reads as valid data: page checksums
 (written and verified); a digest of each row group's contents, kept in the footer, because page
-checksums don't cover page headers; and the footer's own sha256, kept in the manifest. None needs a
-read of the whole shard.
+checksums don't cover page headers; and the footer's own sha256, kept in the manifest. None of them
+needs to read the whole shard.
 
 Legend: T sequence length, R rows of a row group.
 """
@@ -31,23 +31,23 @@ from numpy.typing import NDArray
 from raymill.causes import first_line
 from raymill.data.store.manifest import AGAIN, Shard
 from raymill.data.store.pack import RowGroup
-from raymill.data.store.rows import ROW_COLUMNS, TOKEN_COLUMNS, Rows
+from raymill.data.store.rows import ROW_COLUMNS, TOKEN_COLUMNS, AnyArray, Rows
 from raymill.durable import fsync_path, sha256_file
 from raymill.errors import DataError
 from raymill.reading import MISSING, opened, retried
 
 READ_BYTES = 1 << 20
-DIGESTS_KEY = (
-    b"raymill.row_group_digests"  # footer metadata: DIGEST_HEX characters for each row group
-)
+# Footer metadata: DIGEST_HEX characters for each row group.
+DIGESTS_KEY = b"raymill.row_group_digests"
 LENGTH_KEY = b"raymill.sequence_length"
 DIGEST_HEX = 16
-OPEN_FOOTERS = 512  # parsed footers kept a process
+# Parsed footers that a process keeps.
+OPEN_FOOTERS = 512
 
 
 @dataclass(frozen=True)
 class Footer:
-    """What a shard's verified footer says."""
+    """Contents of a shard's verified footer."""
 
     parquet: pq.FileMetaData
     digests: str
@@ -59,7 +59,7 @@ _footers_lock = threading.Lock()
 
 
 def schema(dtype: str, kind: str) -> pa.Schema:
-    """The only schema a shard of this kind may have; no extension types, no nulls."""
+    """Return the only schema that a shard of this kind may have: no extension types, no nulls."""
 
     def by_token(of: str) -> pa.DataType:
         return pa.list_(pa.field("element", pa.from_numpy_dtype(np.dtype(of)), nullable=False))
@@ -81,9 +81,10 @@ def _by_row(kind: str) -> dict[str, str]:
 
 
 class ShardWriter:
-    """Writes one shard under a temporary name, row group by row group; `finish` makes it real.
+    """Writer of one shard, row group by row group, under a temporary name that `finish` makes
+    final.
 
-    Leaving the `with` block without `finish` removes what was written.
+    Leaving the `with` block without `finish` removes the temporary file.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class ShardWriter:
         target.parent.mkdir(parents=True, exist_ok=True)
         self._temporary = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex}")
         # The high bytes of ids are nearly constant: split into byte planes they compress to 1.4
-        # bytes a token at vocabulary 4096, where plain pages need 1.8, and decode faster.
+        # bytes per token at vocabulary 4096, where plain pages need 1.8, and decode faster.
         self._writer = pq.ParquetWriter(
             self._temporary,
             self._schema,
@@ -147,12 +148,13 @@ class ShardWriter:
         self._bytes += int(group.bytes.sum())
 
     def finish(self) -> Shard:
-        """Close, fsync and rename; returns the shard's entry for the manifest."""
+        """Close, fsync and rename the file; return the shard's entry for the manifest."""
         self._writer.add_key_value_metadata(
             {DIGESTS_KEY: "".join(self._digests), LENGTH_KEY: str(self._length)}
         )
         self._writer.close()
         target = self._folder / self._path
+        # The data must be on the disk before the rename makes it visible.
         with self._temporary.open("rb+") as file:
             os.fsync(file.fileno())
         shard = Shard(
@@ -175,12 +177,12 @@ def read_row_group(path: Path, shard: Shard, group: int, dtype: str, kind: str =
     """Read and verify one row group; its tokens are of `dtype`.
 
     Raises:
-        DataError: names the file and the row group, and says what doesn't match.
-        StorageError: they can't be read, which says nothing about them.
+        DataError: the contents don't match; names the file, the row group and the mismatch.
+        StorageError: the file can't be read, which says nothing about its contents.
     """
     if not 0 <= group < shard.row_groups:
         raise DataError(
-            f"{path} has row groups 0 to {shard.row_groups - 1}; {group} was asked for."
+            f"{path} has row groups 0 to {shard.row_groups - 1}, but {group} was requested."
         )
     try:
         footer = _footer(path, shard, dtype, kind)
@@ -190,14 +192,15 @@ def read_row_group(path: Path, shard: Shard, group: int, dtype: str, kind: str =
         raise DataError(
             f"{path} is missing; restore it, or delete manifest.json and {AGAIN}."
         ) from None
-    # The OSErrors that are left are Arrow's, about bytes that it has read.
+    # `retried` turns failures of the storage into StorageError; an OSError that is left comes from
+    # Arrow and is about bytes that were read.
     except (OSError, pa.ArrowException, ValueError, KeyError) as error:
         raise DataError(_damaged(path, group, first_line(error))) from error
     expected = footer.digests[group * DIGEST_HEX : (group + 1) * DIGEST_HEX]
-    found = _group_digest(stored)
-    if found != expected:
+    actual = _group_digest(stored)
+    if actual != expected:
         raise DataError(
-            _damaged(path, group, f"its contents have digest {found}, expected {expected}")
+            _damaged(path, group, f"its contents have digest {actual}, expected {expected}")
         )
     width = footer.sequence_length + 1
     by_token = {
@@ -213,14 +216,18 @@ def _read_table(path: Path, footer: Footer, group: int) -> pa.Table:
 
 
 def row_groups(path: Path, shard: Shard, dtype: str, kind: str = "text") -> Iterator[Rows]:
-    """All row groups of a shard in file order."""
+    """Yield all row groups of a shard in file order."""
     for group in range(shard.row_groups):
         yield read_row_group(path, shard, group, dtype, kind)
 
 
 def read_footer(path: Path) -> bytes:
-    """The raw footer of a Parquet file, with length and magic; raises DataError if it has none, and
-    StorageError if it can't be read."""
+    """Read the raw footer of a Parquet file, with length and magic.
+
+    Raises:
+        DataError: the file has no footer.
+        StorageError: it can't be read.
+    """
     with opened(path) as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 8))
@@ -233,11 +240,11 @@ def read_footer(path: Path) -> bytes:
 
 
 def parsed_footer(path: Path, footer: bytes) -> pq.FileMetaData:
-    """Return what a raw footer says, once it is known to name no extension type.
+    """Parse a raw footer after checking that it names no extension type.
 
     Raises:
-        DataError: it names one.
-        OSError, pa.ArrowException: it isn't one.
+        DataError: it names an extension type.
+        OSError, pa.ArrowException: it isn't a footer.
     """
     refuse_extension_types(path, footer)
     return pq.read_metadata(pa.BufferReader(footer))
@@ -246,8 +253,8 @@ def parsed_footer(path: Path, footer: bytes) -> pq.FileMetaData:
 def refuse_extension_types(path: Path, footer: bytes) -> None:
     """Raise DataError if the stored Arrow schema names an extension type.
 
-    Looked for in the raw footer, since opening the file would already run the code that a
-    registered extension type deserialises with (CVE-2026-41486 in Ray Data below 2.55).
+    The raw footer is searched, because opening the file would already run the code with which a
+    registered extension type is deserialized (CVE-2026-41486 in Ray Data below 2.55).
     """
     position = footer.find(b"ARROW:schema")
     while position >= 0:
@@ -276,17 +283,17 @@ def refuse_extension_types(path: Path, footer: bytes) -> None:
 
 
 def _footer(path: Path, shard: Shard, dtype: str, kind: str) -> Footer:
-    """Parsed footer, verified the first time a process opens the shard."""
+    """Return the parsed footer, verified the first time that a process opens the shard."""
     key = (str(path), shard.footer_sha256)
     with _footers_lock:
         if key in _footers:
             _footers.move_to_end(key)
             return _footers[key]
     raw = read_footer(path)
-    found = hashlib.sha256(raw).hexdigest()
-    if found != shard.footer_sha256:
+    actual = hashlib.sha256(raw).hexdigest()
+    if actual != shard.footer_sha256:
         raise DataError(
-            f"{path}: its footer has sha256 {found[:12]}, the manifest expects "
+            f"{path}: its footer has sha256 {actual[:12]}, the manifest expects "
             f"{shard.footer_sha256[:12]}; the shard was damaged or replaced: restore it, or "
             f"delete manifest.json and {AGAIN}."
         )
@@ -295,7 +302,7 @@ def _footer(path: Path, shard: Shard, dtype: str, kind: str) -> Footer:
     expected = schema(dtype, kind)
     if not stored.equals(expected, check_metadata=False):
         raise DataError(
-            f"{path} has the schema ({_spelled(stored)}), expected ({_spelled(expected)}); it "
+            f"{path} has the schema ({_describe(stored)}), expected ({_describe(expected)}); it "
             f"isn't a shard of this manifest: restore it, or delete manifest.json and {AGAIN}."
         )
     entries = metadata.metadata or {}
@@ -309,22 +316,25 @@ def _footer(path: Path, shard: Shard, dtype: str, kind: str) -> Footer:
         )
     with _footers_lock:
         _footers[key] = footer
+        # Least recently used footers are dropped first.
         while len(_footers) > OPEN_FOOTERS:
             _footers.popitem(last=False)
     return footer
 
 
 def _to_numpy(table: pa.Table, dtype: str, kind: str) -> RowGroup:
-    """A table that holds one row group, as it was written."""
+    """Convert a table that holds one row group back to the form in which it was written."""
     lengths = []
-    flat: dict[str, NDArray[Any]] = {}
+    flat: dict[str, AnyArray] = {}
     for name, of in {"tokens": dtype, **TOKEN_COLUMNS[kind]}.items():
         column: Any = table.column(name).combine_chunks()
+        # A slice of a column keeps its whole buffer, so offsets may start above 0.
         offsets = column.offsets.to_numpy()
         flat[name] = column.values.to_numpy()[offsets[0] : offsets[-1]]
         lengths.append(np.diff(offsets).astype(np.int32))
         if column.null_count or flat[name].dtype != np.dtype(of):
             raise ValueError(f"expected {of} {name} without nulls")
+        # All columns of a row must have a value for each of its tokens.
         if not np.array_equal(lengths[0], lengths[-1]):
             raise ValueError(f"a row has more {name} than tokens, or fewer")
     by_row = {name: table.column(name).to_numpy() for name in _by_row(kind)}
@@ -334,8 +344,9 @@ def _to_numpy(table: pa.Table, dtype: str, kind: str) -> RowGroup:
     return RowGroup(flat.pop("tokens"), lengths[0], by_row.pop("bytes"), flat, by_row)
 
 
-def _padded(values: NDArray[Any], length: NDArray[np.int32], width: int) -> NDArray[Any]:
-    """[R, width] with 0 past a row's length; a view where all rows are full."""
+def _padded(values: AnyArray, length: NDArray[np.int32], width: int) -> AnyArray:
+    """Return [R, width] with 0 past a row's length; a view where all rows are full."""
+    # Only the last row of a shard may be short, so most groups need no copy.
     if len(values) == width * len(length):
         return values.reshape(len(length), width)
     rows = np.zeros((len(length), width), dtype=values.dtype)
@@ -347,6 +358,7 @@ def _group_digest(group: RowGroup) -> str:
     digest = hashlib.sha256()
     others = (*group.by_token.values(), *group.by_row.values())
     for array in (group.tokens, group.length, group.bytes, *others):
+        # The digest must not depend on the machine's byte order.
         little = array.astype(array.dtype.newbyteorder("<"), copy=False)
         digest.update(np.ascontiguousarray(little).data)
     return digest.hexdigest()[:DIGEST_HEX]
@@ -359,5 +371,5 @@ def _damaged(path: Path, group: int, reason: str) -> str:
     )
 
 
-def _spelled(stored: pa.Schema) -> str:
+def _describe(stored: pa.Schema) -> str:
     return ", ".join(f"{field.name}: {field.type}" for field in stored)

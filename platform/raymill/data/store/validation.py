@@ -1,4 +1,4 @@
-"""All rows of a split, in the order they lie in, shared out over the ranks: held-out rows above all."""
+"""Rows of a split in storage order, divided among the ranks; used for held-out rows above all."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from raymill.data.store.split import VALIDATION
 
 
 class ValidationSet:
-    """Rank r of n evaluates rows r, r + n, … of the first `rows` rows of a split.
+    """Evaluation rows of a rank: rank r of n evaluates rows r, r + n, … of the first `rows` rows of
+    a split.
 
-    `source` is the folder's number among several: records are numbered apart by it.
-
-    Every rank yields equally many batches, the last of them perhaps empty, because a forward pass may
-    be collective. Memory is one row group and one batch.
+    `source` is the folder's number among several, and makes record numbers distinct. Every rank
+    yields equally many batches, the last perhaps empty, because a forward pass may be collective.
+    Memory is one row group and one batch.
     """
 
     def __init__(
@@ -43,44 +43,46 @@ class ValidationSet:
         self.rows = available if rows is None else min(rows, available)
 
     def __len__(self) -> int:
-        """Batches a rank yields."""
-        most = -(-self.rows // self.world_size)
-        return -(-most // self.batch_rows)
+        """Return the number of batches per rank."""
+        rank_rows = -(-self.rows // self.world_size)
+        return -(-rank_rows // self.batch_rows)
 
     def __iter__(self) -> Iterator[Rows]:
-        """Batches of batch_rows rows, less at the end, maybe none.
+        """Yield batches of batch_rows rows; the last ones may be shorter, or empty.
 
         Raises:
             DataError: a shard is missing or damaged.
         """
-        held: list[Rows] = []
+        pending: list[Rows] = []
         yielded = 0
-        for part in self._my_rows():
-            held.append(part)
-            while sum(map(len, held)) >= self.batch_rows:
-                rows = Rows.joined(held)
+        for part in self._rank_rows():
+            pending.append(part)
+            while sum(map(len, pending)) >= self.batch_rows:
+                rows = Rows.concatenated(pending)
                 yield rows.part(0, self.batch_rows)
                 yielded += 1
-                held = [rows.part(self.batch_rows, len(rows))]
-        if any(map(len, held)):
-            yield Rows.joined(held)
+                pending = [rows.part(self.batch_rows, len(rows))]
+        if any(map(len, pending)):
+            yield Rows.concatenated(pending)
             yielded += 1
         manifest = self.prepared.manifest
+        # Empty batches keep the number equal on all ranks.
         for _ in range(len(self) - yielded):
             yield Rows.empty(manifest.sequence_length + 1, manifest.dtype, manifest.kind)
 
-    def _my_rows(self) -> Iterator[Rows]:
+    def _rank_rows(self) -> Iterator[Rows]:
         before = 0
         manifest = self.prepared.manifest
         for shard in manifest.splits[self.split].shards:
             path = self.prepared.shard_path(shard)
             for group in range(shard.row_groups):
+                # Row groups behind the last row need not be read.
                 if before >= self.rows:
                     return
                 rows = read_row_group(path, shard, group, manifest.dtype, manifest.kind)
-                rows = rows.of_source(self.source)
+                rows = rows.with_source(self.source)
                 number = before + np.arange(len(rows))
-                mine = (number % self.world_size == self.rank) & (number < self.rows)
+                selected = (number % self.world_size == self.rank) & (number < self.rows)
                 before += len(rows)
-                if mine.any():
-                    yield rows.take(mine)
+                if selected.any():
+                    yield rows.take(selected)

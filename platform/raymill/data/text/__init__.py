@@ -1,1 +1,1 @@
-"""Raw text to prepared data."""
+"""Preparation of raw text: sources and records, tokenizer, packed shards, contamination."""

@@ -1,11 +1,11 @@
-"""How much of the held-out text also stands in training text: shared token 13-grams.
+"""Contamination: share of the held-out text that also occurs in training text, by token 13-grams.
 
-GPT-3 (Brown et al. 2020, appendix C) counted 13-grams of words. Tokens are used here: they are
-what the model sees, need no text to be kept, and 13 of them are a shorter stretch than 13 words,
-so the measure is the stricter one. N-grams never cross a document's end.
+GPT-3 (Brown et al. 2020, appendix C) counted 13-grams of words. Tokens are used here: the model
+sees tokens, no text needs to be kept, and 13 tokens are shorter than 13 words, so the measure is
+stricter. N-grams never cross the end of a document.
 
-Memory is bounded: only held-out n-grams are kept, as 64-bit hashes; with more than MAX_NGRAMS of
-them a share chosen by hash is looked at. Training text streams past, shard by shard.
+Memory is bounded: only held-out n-grams are kept, as 64-bit hashes; of more than MAX_NGRAMS, a
+share chosen by hash is examined. Training text streams past, shard by shard.
 """
 
 from __future__ import annotations
@@ -28,26 +28,28 @@ Hashes = NDArray[np.uint64]
 
 
 def sampling_shift(validation: Split) -> int:
-    """Only hashes whose lowest `shift` bits are 0 are looked at; 0 unless much is held out."""
+    """Return the number of low bits that must be 0 in examined hashes; 0 unless much is held
+    out."""
     return max(0, (validation.tokens - 1).bit_length() - MAX_NGRAMS.bit_length() + 1)
 
 
 def shard_ngrams(
     folder: Path, shard: Shard, dtype: str, end_of_text_id: int, shift: int
 ) -> Iterator[Hashes]:
-    """Hashes of all n-grams of a shard inside documents, row group by row group."""
+    """Yield the hashes of all n-grams inside a shard's documents, row group by row group."""
     tail = np.zeros(0, dtype=np.int64)
     for rows in row_groups(folder / shard.path, shard, dtype):
         inside = np.arange(1, rows.tokens.shape[1]) < rows.length[:, None]
-        # Each row repeats the last token of the row before; the shard's first token is an EOT
-        # anyway.
+        # Each row repeats the last token of the previous row, so its first token is skipped; the
+        # shard's very first token is an end-of-text token anyway.
         stream = np.concatenate([tail, rows.tokens[:, 1:][inside].astype(np.int64)])
         yield _sampled(ngram_hashes(stream, end_of_text_id), shift)
+        # An n-gram may span two row groups.
         tail = stream[-(N - 1) :]
 
 
 def ngram_hashes(stream: NDArray[np.int64], end_of_text_id: int) -> Hashes:
-    """One hash for every window of N tokens without an end-of-text token."""
+    """Hash every window of N tokens that contains no end-of-text token."""
     count = len(stream) - N + 1
     if count <= 0:
         return np.zeros(0, dtype=np.uint64)
@@ -55,6 +57,7 @@ def ngram_hashes(stream: NDArray[np.int64], end_of_text_id: int) -> Hashes:
     hashes = np.zeros(count, dtype=np.uint64)
     for offset in range(N):
         hashes = _mix(hashes ^ mixed[offset : offset + count])
+    # A window without an end has as many ends before its last token as before its first.
     ends = np.concatenate([[0], np.cumsum(stream == end_of_text_id)])
     inside: Hashes = hashes[ends[N:] == ends[:-N]]
     return inside
@@ -65,7 +68,7 @@ def merge_counts(
 ) -> tuple[Hashes, NDArray[np.int64]]:
     """Sum up (hashes, occurrences) pairs into one sorted pair.
 
-    Parts are gathered until they are as many as what is merged already: sorting everything again for
+    Parts are collected until they are as many as those already merged: sorting everything again for
     each small part would take quadratic time.
     """
     merged = (np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int64))
@@ -83,6 +86,7 @@ def _summed(
 ) -> tuple[Hashes, NDArray[np.int64]]:
     hashes, index = np.unique(np.concatenate([part for part, _ in parts]), return_inverse=True)
     counts = np.zeros(len(hashes), dtype=np.int64)
+    # `np.add.at` also adds up repeated indices, unlike indexed assignment.
     np.add.at(counts, index, np.concatenate([count for _, count in parts]))
     return hashes, counts
 
@@ -90,7 +94,7 @@ def _summed(
 def count_ngrams(
     folder: Path, shard: Shard, dtype: str, end_of_text_id: int, shift: int
 ) -> tuple[Hashes, NDArray[np.int64]]:
-    """The distinct n-grams of a (held-out) shard and how often each occurs."""
+    """Return the distinct n-grams of a (held-out) shard and the number of times each occurs."""
     parts = shard_ngrams(folder, shard, dtype, end_of_text_id, shift)
     return merge_counts(np.unique(part, return_counts=True) for part in parts)
 
@@ -98,31 +102,32 @@ def count_ngrams(
 def occurring(
     folder: Path, shard: Shard, dtype: str, end_of_text_id: int, shift: int, held_out: Hashes
 ) -> NDArray[np.bool_]:
-    """Which of the sorted held-out n-grams occur in a (training) shard."""
-    found = np.zeros(len(held_out), dtype=np.bool_)
+    """Mark those of the sorted held-out n-grams that occur in a (training) shard."""
+    occurs = np.zeros(len(held_out), dtype=np.bool_)
     if not len(held_out):
-        return found
+        return occurs
     for hashes in shard_ngrams(folder, shard, dtype, end_of_text_id, shift):
-        places = np.minimum(np.searchsorted(held_out, hashes), len(held_out) - 1)
-        found[places[held_out[places] == hashes]] = True
-    return found
+        indices = np.minimum(np.searchsorted(held_out, hashes), len(held_out) - 1)
+        occurs[indices[held_out[indices] == hashes]] = True
+    return occurs
 
 
-def summary(counts: NDArray[np.int64], found: NDArray[np.bool_], shift: int) -> Contamination:
-    """Shares rounded to six places, since a manifest's digest rests on them."""
+def summary(counts: NDArray[np.int64], occurs: NDArray[np.bool_], shift: int) -> Contamination:
+    """Compute the shares, rounded to six places because a manifest's digest depends on them."""
     total = int(counts.sum())
     return Contamination(
         n=N,
         unit="token",
-        share=round(float(counts[found].sum()) / total, 6) if total else 0.0,
-        distinct_share=round(float(found.mean()), 6) if total else 0.0,
+        share=round(float(counts[occurs].sum()) / total, 6) if total else 0.0,
+        distinct_share=round(float(occurs.mean()), 6) if total else 0.0,
         held_out=total,
         sampled=2.0**-shift,
     )
 
 
 def _mix(values: Hashes) -> Hashes:
-    """splitmix64's finaliser (Steele et al. 2014): every input bit reaches every output bit."""
+    """Apply splitmix64's finalizer (Steele et al. 2014): every input bit reaches every output
+    bit."""
     values = values + np.uint64(_GOLDEN)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,4 +1,4 @@
-"""Counts of data that add up over units, and histograms of lengths."""
+"""Counters of data that add up over the units of a preparation, and histograms of lengths."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, Self
 
 
 @dataclass
-class Sums:
-    """Fields are numbers and Counters, 0 and empty at the beginning."""
+class Counters:
+    """Base of counters; fields are numbers and Counters, initially 0 and empty."""
 
     def to_json(self) -> dict[str, Any]:
-        """As a unit hands it on."""
+        """Return the counts in the form that a unit stores."""
         return {
             name: dict(sorted(value.items())) if isinstance(value, Counter) else value
             for name, value in vars(self).items()
@@ -21,7 +21,7 @@ class Sums:
 
     @classmethod
     def total(cls, parts: Iterable[Mapping[str, Any]]) -> Self:
-        """The sum of several units' counts."""
+        """Sum up the counts of several units."""
         total = cls()
         for part in parts:
             for name, value in part.items():
@@ -33,12 +33,12 @@ class Sums:
 
 
 def length_class(tokens: int) -> str:
-    """The power of two that is at least so many tokens."""
+    """Return the smallest power of two that is at least `tokens`, as text."""
     return str(1 << max(0, tokens - 1).bit_length())
 
 
 def histogram(lengths: Mapping[str, int], count: int) -> str:
-    """`≤16: 3%, ≤32: 97%` of `count` things, by `length_class`."""
+    """Describe `count` lengths by their class, as in `≤16: 3%, ≤32: 97%`."""
     return ", ".join(
         f"≤{bound}: {lengths[bound] / count:.0%}" for bound in sorted(lengths, key=int)
     )

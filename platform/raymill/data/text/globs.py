@@ -1,4 +1,4 @@
-"""Files of a folder, or that match a glob, as someone means them who names it in `data.path`."""
+"""Find the files of a folder or a glob that a user names in `data.path`."""
 
 from __future__ import annotations
 
@@ -13,36 +13,40 @@ from raymill.redaction import override
 
 
 def matches(pattern: str) -> tuple[Path, list[Path]]:
-    """(the folder that names are relative to, files) of a folder, a file or a glob.
+    """Return the folder that names are relative to, and the files, of a folder, a file or a glob.
 
-    Links go by their own names, wherever they lead. What is there is no pattern: `[1]` is that folder.
+    Links keep their own names, wherever they lead. An existing path is never a pattern: `[1]` is
+    that folder.
     """
-    given = user_path(pattern)
-    if is_folder(given):
-        root = given.resolve()
+    target = user_path(pattern)
+    if is_folder(target):
+        root = target.resolve()
         _refuse_all_splits(root)
         paths = files_below(root, _is_visible, links=True)
         return root, [path for path in paths if _is_visible(path) and not _is_cache(path)]
-    if is_file(given):
-        root = given.parent.resolve()
-        return root, [root / given.name]
-    fixed = _leading_fixed(given.parts)
+    if is_file(target):
+        root = target.parent.resolve()
+        return root, [root / target.name]
+    fixed = _leading_fixed(target.parts)
     root = fixed.resolve()
-    hits = _globbed(root, given.parts[len(fixed.parts) :])
+    hits = _globbed(root, target.parts[len(fixed.parts) :])
     return root, [hit for hit in hits if is_file(hit)]
 
 
 def _is_visible(path: Path) -> bool:
-    """Tell whether someone meant to give it: hidden files are editors' and file systems' droppings."""
+    """Return whether a file is visible: editors and file systems leave hidden files behind."""
     return not path.name.startswith(".")
 
 
 def _globbed(folder: Path, pattern: Sequence[str]) -> Iterator[Path]:
-    """Yield what lies below a folder and matches a glob's parts, as `glob` does; but where `glob` leaves a
-    folder out that can't be listed, a StorageError is raised."""
+    """Yield the paths below a folder that match a glob's parts, as `glob` does.
+
+    Where `glob` skips a folder that can't be listed, this raises StorageError.
+    """
     if not pattern:
         yield folder
         return
+    # The pattern is matched one part at a time, from the outside in.
     part, rest = pattern[0], pattern[1:]
     if part == "**":
         for path in _folders(folder, set()):
@@ -57,11 +61,12 @@ def _globbed(folder: Path, pattern: Sequence[str]) -> Iterator[Path]:
 
 
 def _folders(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
-    """The folder and all below it, each once, wherever links lead to it."""
-    found = status(folder)
-    if found is None or (found.st_dev, found.st_ino) in seen:
+    """Yield the folder and all folders below it, each once, whichever links lead to it."""
+    state = status(folder)
+    # Links may lead in circles.
+    if state is None or (state.st_dev, state.st_ino) in seen:
         return
-    seen.add((found.st_dev, found.st_ino))
+    seen.add((state.st_dev, state.st_ino))
     yield folder
     for path in entries(folder):
         if _is_visible(path) and is_folder(path):
@@ -69,12 +74,13 @@ def _folders(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
 
 
 def _is_cache(path: Path) -> bool:
-    """Tell whether `datasets` left it beside a saved data set when it is mapped or filtered."""
+    """Return whether `datasets` left the file in a saved data set when mapping or filtering it."""
     return path.name.startswith("cache-") and is_file(path.parent / "state.json")
 
 
 def _refuse_all_splits(root: Path) -> None:
-    """A folder of `DatasetDict.save_to_disk` holds training and test data side by side."""
+    """Refuse a folder of `DatasetDict.save_to_disk`, which holds training and test data
+    together."""
     listing = root / "dataset_dict.json"
     if is_file(listing):
         splits = [path.name for path in entries(root) if is_folder(path)]
@@ -86,7 +92,7 @@ def _refuse_all_splits(root: Path) -> None:
 
 
 def _leading_fixed(parts: Sequence[str]) -> Path:
-    """The folders before the first pattern."""
+    """Return the folders before the first pattern."""
     fixed = Path()
     for part in parts[:-1]:
         if glob.has_magic(part) and (part == "**" or status(fixed / part) is None):

@@ -1,7 +1,7 @@
-"""Whether the inputs of a finished preparation are still the ones it read.
+"""Check that the inputs of a finished preparation haven't changed.
 
-Size and modification time settle it at once where the sidecars still stand; where they don't
-match, the bytes are digested again and compared with the manifest.
+Size and modification time, recorded in the sidecars, decide quickly; where they differ, the bytes
+are hashed again and compared with the manifest.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from raymill.data.demo import stdlib_corpus
-from raymill.data.store.manifest import Prepared
-from raymill.data.text.sources import EMBEDDED, Piece, Unit
+from raymill.data.store.manifest import PreparedData
+from raymill.data.text.sources import EMBEDDED, InputRange, Unit
 from raymill.data.text.unit import UNITS_FOLDER, UnitSettings, unit_digest
 from raymill.errors import DataError
 from raymill.reading import MISSING, opened, read_text
@@ -23,27 +23,31 @@ NAMED = 5
 
 
 def refuse_changed_inputs(
-    prepared: Prepared, units: Sequence[Unit], settings: UnitSettings
+    prepared: PreparedData, units: Sequence[Unit], settings: UnitSettings
 ) -> None:
-    """Raise DataError if files were added, removed or changed; prepared data isn't overwritten."""
+    """Raise DataError if files were added, removed or changed.
+
+    Prepared data is never overwritten, because runs may have been trained on it.
+    """
     recorded = {
         (entry.path, entry.offset, entry.length): entry.sha256 for entry in prepared.manifest.inputs
     }
-    planned = [piece for unit in units for piece in unit]
+    planned = [span for unit in units for span in unit]
     before = {path for path, _, _ in recorded}
-    now = {piece.name for piece in planned}
+    now = {span.name for span in planned}
     changed = {
-        piece.name for piece in planned if (piece.name, piece.offset, piece.length) not in recorded
+        span.name for span in planned if (span.name, span.offset, span.length) not in recorded
     }
     for index, unit in enumerate(units):
+        # Hashing takes time, and one change is enough to refuse.
         if changed or _untouched(prepared.folder, index, unit, settings):
             continue
         changed |= {
-            piece.name
-            for piece in unit
-            # Embedded conversations are made, not read: the folder's name tells by which versions.
-            if piece.format != EMBEDDED
-            and recorded[piece.name, piece.offset, piece.length] != piece_sha256(piece)
+            span.name
+            for span in unit
+            # Embedded conversations are generated, not read; the folder's name carries their version.
+            if span.format != EMBEDDED
+            and recorded[span.name, span.offset, span.length] != range_sha256(span)
         }
     differences = {"changed": changed & before, "added": now - before, "removed": before - now}
     listed = [f"{what}: {_some(names)}" for what, names in differences.items() if names]
@@ -55,33 +59,34 @@ def refuse_changed_inputs(
         )
 
 
-def piece_sha256(piece: Piece) -> str:
-    """The digest that reading a piece would give."""
+def range_sha256(span: InputRange) -> str:
+    """Return the digest that reading an input range would give."""
     digest = hashlib.sha256()
-    if piece.format == "stdlib":
-        digest.update(stdlib_corpus.read(piece.name).encode())
+    if span.format == "stdlib":
+        digest.update(stdlib_corpus.read(span.name).encode())
         return digest.hexdigest()
-    if piece.format == "demo":
+    if span.format == "demo":
         from raymill.data.demo.corpus import documents
 
-        digest.update("".join(documents(piece.name)).encode())
+        digest.update("".join(documents(span.name)).encode())
         return digest.hexdigest()
-    left = piece.length
-    with opened(Path(piece.path)) as file:
-        file.seek(piece.offset)
-        while left and (content := file.read(min(READ_BYTES, left))):
+    bytes_left = span.length
+    with opened(Path(span.path)) as file:
+        file.seek(span.offset)
+        while bytes_left and (content := file.read(min(READ_BYTES, bytes_left))):
             digest.update(content)
-            left -= len(content)
+            bytes_left -= len(content)
     return digest.hexdigest()
 
 
 def _some(names: set[str]) -> str:
+    """Name the first few."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(sorted(names)[:NAMED]) + more
 
 
 def _untouched(folder: Path, index: int, unit: Unit, settings: UnitSettings) -> bool:
-    """Whether the unit's sidecar names the same files, with the same sizes and times."""
+    """Return whether the unit's sidecar records the same files, with the same sizes and times."""
     try:
         text = read_text(folder / UNITS_FOLDER / f"{index:05d}.json")
         return bool(json.loads(text)["unit_digest"] == unit_digest(index, unit, settings))

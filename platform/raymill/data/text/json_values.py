@@ -1,5 +1,8 @@
-"""Records as every later step takes them for granted: objects that have each key once, text that is Unicode,
-nesting that ends. What isn't so is refused here, where it is read, and nowhere else."""
+"""Parse and check records, so that later steps can rely on their form.
+
+Every object has each key once, every text is Unicode, and nesting is bounded. Violations are
+refused where the record is read, and nowhere else.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +11,28 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-NESTING = 100  # levels of lists and objects in a column
-SHOWN = 600  # characters of a message about a record, which may repeat what it holds
+from raymill.durable import JsonObject
+
+# Levels of lists and objects in a column.
+NESTING = 100
+# Characters of a message about a record, which may repeat its contents.
+SHOWN = 600
 
 
 class UnusableRecordError(ValueError):
-    """A record that can't be used; says why. `cause` is what such records are counted by."""
+    """Record that can't be used, with the reason. `cause` is the category in which it is
+    counted."""
 
     def __init__(self, why: str, cause: str = "unreadable") -> None:
         super().__init__(why)
         self.cause = cause
 
 
-def parse_record(line: bytes) -> dict[str, Any]:
-    """Read one line of JSON as a record.
+def parse_record(line: bytes) -> JsonObject:
+    """Parse one line of JSON as a record.
 
     Raises:
-        UnusableRecordError: it isn't JSON in UTF-8 or no object, or `check_record` refuses it.
+        UnusableRecordError: it isn't a JSON object in UTF-8, or `check_record` refuses it.
     """
     try:
         text = line.decode("utf-8-sig")
@@ -38,7 +46,7 @@ def parse_record(line: bytes) -> dict[str, Any]:
 
 
 def parse_json(text: str, what: str) -> Any:
-    """Read a text of JSON; `what` it is, for the error.
+    """Parse a text of JSON; `what` names it in an error.
 
     Raises:
         UnusableRecordError: it isn't JSON, or has a key twice in one object.
@@ -51,16 +59,17 @@ def parse_json(text: str, what: str) -> Any:
         raise UnusableRecordError(f"not JSON ({error})") from error
     except UnusableRecordError:
         raise
-    except ValueError as error:  # Python's own limit, which guards against quadratic time
+    # Python limits the digits of a number, because parsing takes quadratic time.
+    except ValueError as error:
         digits = sys.get_int_max_str_digits()
         raise UnusableRecordError(f"a number has more than {digits} digits") from error
 
 
 def check_record(record: Mapping[str, Any]) -> None:
-    """Refuse a record that not every later step could hold, print or write as JSON.
+    """Refuse a record that later steps couldn't hold, print or write as JSON.
 
     Raises:
-        UnusableRecordError: a name or a text anywhere in it holds half of a surrogate pair, or lists and
+        UnusableRecordError: a name or a text in it holds half of a surrogate pair, or lists and
             objects are nested deeper than NESTING.
     """
     for name, value in record.items():
@@ -69,31 +78,33 @@ def check_record(record: Mapping[str, Any]) -> None:
 
 
 def not_utf8(content: bytes, error: UnicodeDecodeError) -> str:
-    """Say why bytes aren't text; `content` is that of a whole file or line."""
+    """Explain why bytes aren't text; `content` is that of a whole file or line."""
     wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))
     hint = "; it begins as UTF-16 does, convert it to UTF-8" if wide else ""
     return f"not UTF-8 ({error.reason}){hint}"
 
 
 def printable(text: str) -> str:
-    """Return a text of at most SHOWN characters that stands on one line and that any terminal and file takes;
-    what it doesn't take is escaped."""
+    """Return at most SHOWN characters of a text, on one line, with unprintable characters escaped.
+
+    Any terminal and file accepts the result.
+    """
     cut = text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
     if cut.isprintable():
         return cut
-    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in cut)
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in cut)
 
 
 _TOO_DEEP = "{} is nested deeper than " + f"{NESTING} levels"
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def _object(pairs: list[tuple[str, Any]]) -> JsonObject:
+    record = dict(pairs)
+    if len(record) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise UnusableRecordError(f"the key {twice!r} stands twice in one object")
-    return found
+    return record
 
 
 def _check(value: object, column: str, level: int) -> None:

@@ -1,8 +1,8 @@
-"""Raw text becomes a prepared folder: a tokenizer, tokenized shards, and the manifest that vouches
-for them.
+"""Prepare raw text as a folder: a tokenizer, tokenized shards, and the manifest that vouches for
+them.
 
-The order of things is what makes a kill harmless: the tokenizer first, then shards with a sidecar
-each, the manifest last. Whatever stands without a manifest is only a start for the next try.
+The order makes a kill harmless: the tokenizer first, then shards with a sidecar each, the manifest
+last. Files without a manifest only save work for the next try.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from raymill.data.store.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     TOKENIZER_FOLDER,
-    Manifest,
-    Prepared,
+    DataManifest,
+    PreparedData,
     Split,
     TokenizerIdentity,
     is_finished,
@@ -28,64 +28,69 @@ from raymill.data.store.manifest import (
     write_manifest,
 )
 from raymill.data.store.pack import dtype_for
-from raymill.data.text import tokenizer as tokenizers_room
+from raymill.data.text import tokenizer as text_tokenizer
+from raymill.data.text.documents import DocumentParser
 from raymill.data.text.inputs_check import refuse_changed_inputs
-from raymill.data.text.records import Reading
-from raymill.data.text.report import announce, announce_existing, planned, summarise
+from raymill.data.text.report import announce, announce_existing, describe_plan, summarize
 from raymill.data.text.sources import Unit, no_held_out_message, passed_over, plan_units
-from raymill.data.text.steps import judged_bad_inputs, only_writer, remove_leftovers, run_units
+from raymill.data.text.steps import (
+    check_bad_inputs,
+    lock_prepared_folder,
+    remove_leftovers,
+    run_units,
+)
 from raymill.data.text.tasks import measure_contamination, train_tokenizer
 from raymill.data.text.unit import UNITS_FOLDER, Settings, UnitResult
 from raymill.durable import canonical_json, sha256_text, write_atomic
 from raymill.errors import DataError
 from raymill.reading import MISSING, read_text
 from raymill.schema.jobs import PrepareJob
-from raymill.storage.mirror import fetch, keep
+from raymill.storage.mirror import download_folder, upload_folder
 
 
-def run(job: PrepareJob) -> Prepared:
-    """Prepare a job's data, or find it prepared already.
+def run(job: PrepareJob) -> PreparedData:
+    """Prepare a job's data, or open it if it is prepared already.
 
     Raises:
-        DataError: the input is missing or too bad, or the folder holds something else than it
-        should.
+        DataError: the input is missing or too bad, or the folder has unexpected contents.
     """
     from raymill.cluster.session import connect
 
     units = plan_units(job.data, job.seed)
     folder = job_folder(job)
-    fetch(job.storage, folder, MANIFEST_NAME)
+    download_folder(job.storage, folder, MANIFEST_NAME)
     if is_finished(folder):
         prepared = existing(job, units)
     else:
         with connect(job.cluster):
             prepared = prepare_with_ray(job, units)
-    keep(job.storage, folder, MANIFEST_NAME)
+    upload_folder(job.storage, folder, MANIFEST_NAME)
     return prepared
 
 
 def describe(job: PrepareJob) -> str:
-    """What `run` would read and write, for a dry run; reads no text."""
+    """Describe the input and output of `run`, for a dry run; no text is read."""
     folder = job_folder(job)
     units = plan_units(job.data, job.seed)
     state = "finished" if is_finished(folder) else "not finished"
-    return f"{planned(units, passed_over(job.data))} → {folder} ({state})"
+    return f"{describe_plan(units, passed_over(job.data))} → {folder} ({state})"
 
 
 def job_folder(job: PrepareJob) -> Path:
-    """Where this job's data lies."""
+    """Return the folder of this job's data."""
     return prepared_folder(job.data, job.tokenizer, job.seed, job.storage.folder).absolute()
 
 
-def existing(job: PrepareJob, units: Sequence[Unit]) -> Prepared:
-    """The finished folder, verified, if its inputs are still what they were; else DataError."""
+def existing(job: PrepareJob, units: Sequence[Unit]) -> PreparedData:
+    """Verify and open the finished folder; raise DataError if its inputs have changed."""
     prepared = load_prepared(job_folder(job))
     settings = _settings(job, prepared.folder, prepared.manifest.tokenizer)
     refuse_changed_inputs(prepared, units, settings)
     if job.tokenizer.path is not None:
         file = Path(job.tokenizer.path)
-        loaded = tokenizers_room.load(file, tokenizers_room.end_of_text_of(job.tokenizer))
-        if tokenizers_room.fingerprint(loaded) != prepared.manifest.tokenizer.fingerprint:
+        # The folder's name carries the tokenizer's path, not its contents, which may have changed.
+        loaded = text_tokenizer.load(file, text_tokenizer.end_of_text_of(job.tokenizer))
+        if text_tokenizer.fingerprint(loaded) != prepared.manifest.tokenizer.fingerprint:
             raise DataError(
                 f"{prepared.folder} was prepared with another tokenizer than {file} holds now; "
                 "give the data another data.name, or delete that folder if no run needs it."
@@ -96,15 +101,16 @@ def existing(job: PrepareJob, units: Sequence[Unit]) -> Prepared:
 
 def prepare_with_ray(
     job: PrepareJob, units: Sequence[Unit] | None = None, *, tasks: int | None = None
-) -> Prepared:
-    """`run` on a Ray that is initialised; at most `tasks` units at once (None: one a core)."""
+) -> PreparedData:
+    """Prepare on a running Ray; at most `tasks` units at once (None: one per core)."""
     units = plan_units(job.data, job.seed) if units is None else units
     folder = job_folder(job)
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    with only_writer(folder):
+    with lock_prepared_folder(folder):
         if is_finished(folder):
             return existing(job, units)
+        # The lock is held from here on, so no other preparation writes this folder.
         announce(folder, units, passed_over(job.data))
         identity = _tokenizer(job, units, folder)
         settings = _settings(job, folder, identity)
@@ -113,51 +119,53 @@ def prepare_with_ray(
         remove_leftovers(folder, manifest, len(units))
         write_manifest(folder, manifest)
     prepared = load_prepared(folder)
-    summarise(prepared, results, time.monotonic() - started)
+    summarize(prepared, results, time.monotonic() - started)
     return prepared
 
 
-def _reading(job: PrepareJob) -> Reading:
+def _parser(job: PrepareJob) -> DocumentParser:
     validation = job.data.validation
-    return Reading(job.data.text_column, validation.group_column, validation.fraction, job.seed)
+    return DocumentParser(
+        job.data.text_column, validation.group_column, validation.fraction, job.seed
+    )
 
 
 def _settings(job: PrepareJob, folder: Path, identity: TokenizerIdentity) -> Settings:
     return Settings(
         folder=str(folder),
-        reading=_reading(job),
+        reading=_parser(job),
         tokenizer=identity,
-        end_of_text=tokenizers_room.end_of_text_of(job.tokenizer),
+        end_of_text=text_tokenizer.end_of_text_of(job.tokenizer),
         sequence_length=job.data.sequence_length,
         row_group_rows=job.data.row_group_rows,
     )
 
 
 def _tokenizer(job: PrepareJob, units: Sequence[Unit], folder: Path) -> TokenizerIdentity:
-    """Load or train, unless an earlier try from the same inputs has done so already."""
+    """Load or train the tokenizer, unless an earlier try from the same inputs has done so."""
     target = folder / TOKENIZER_FOLDER
     config = job.tokenizer
     if config.path is not None:
-        end_of_text = tokenizers_room.end_of_text_of(config)
-        loaded = tokenizers_room.load(Path(config.path), end_of_text)
-        tokenizers_room.save(loaded, target, end_of_text, Path(config.path))
-        return tokenizers_room.identity(loaded, end_of_text)
-    plan = [[asdict(piece) for piece in unit] for unit in units]
+        end_of_text = text_tokenizer.end_of_text_of(config)
+        loaded = text_tokenizer.load(Path(config.path), end_of_text)
+        text_tokenizer.save(loaded, target, end_of_text, Path(config.path))
+        return text_tokenizer.identity(loaded, end_of_text)
+    # The tokenizer depends on the plan, since its training text is a sample of the units.
+    plan = [[asdict(span) for span in unit] for unit in units]
     digest = sha256_text(
-        canonical_json(
-            {"plan": plan, "tokenizer": asdict(config), "reading": asdict(_reading(job))}
-        )
+        canonical_json({"plan": plan, "tokenizer": asdict(config), "reading": asdict(_parser(job))})
     )
     sidecar = folder / UNITS_FOLDER / "tokenizer.json"
     try:
         earlier = json.loads(read_text(sidecar))
         identity = TokenizerIdentity.from_tree(earlier["identity"])
-        found = tokenizer_fingerprint(target / "tokenizer.json")
-        if earlier["digest"] == digest and found == identity.fingerprint:
+        saved_fingerprint = tokenizer_fingerprint(target / "tokenizer.json")
+        if earlier["digest"] == digest and saved_fingerprint == identity.fingerprint:
             return identity
+    # Without a usable tokenizer from an earlier try, one is trained.
     except (*MISSING, ValueError, KeyError, TypeError, DataError):
-        pass  # nothing usable from an earlier try: train
-    identity = train_tokenizer(units, _reading(job), config, target)
+        pass
+    identity = train_tokenizer(units, _parser(job), config, target)
     sidecar.parent.mkdir(exist_ok=True)
     write_atomic(sidecar, canonical_json({"digest": digest, "identity": asdict(identity)}))
     return identity
@@ -169,11 +177,11 @@ def _manifest(
     settings: Settings,
     results: Sequence[UnitResult],
     tasks: int | None,
-) -> Manifest:
-    """Judge the results as a whole and put them together."""
-    bad = judged_bad_inputs(job.data, results)
+) -> DataManifest:
+    """Check the results as a whole and assemble the manifest."""
+    bad = check_bad_inputs(job.data, results)
     splits = {
-        name: Split.of(tuple(r.shards[name] for r in results if name in r.shards))
+        name: Split.from_shards(tuple(r.shards[name] for r in results if name in r.shards))
         for name in ("train", "validation")
     }
     if not splits["validation"].rows:
@@ -181,7 +189,7 @@ def _manifest(
         raise DataError(no_held_out_message(what, job.data.validation.group_column))
     if not splits["train"].rows:
         raise DataError("There is no usable training text: every record is bad, empty or held out.")
-    return Manifest(
+    return DataManifest(
         format_version=FORMAT_VERSION,
         name=job.data.name,
         sequence_length=job.data.sequence_length,

@@ -1,8 +1,8 @@
-"""Records of a planned piece, one after the other: documents, and what can't be used, named with
-its place.
+"""Read the records of an input range, one after another: documents, and bad records with their
+location.
 
-Memory is bounded by one record, however large the file; every byte read also goes through the
-piece's sha256, so that the manifest can say exactly what was read.
+Memory is bounded by one record, however large the file; every byte that is read also goes through
+the range's sha256, so that the manifest states exactly what was read.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raymill.data.demo import corpus as demo_corpus
 from raymill.data.demo import stdlib_corpus
 from raymill.data.store.manifest import AGAIN
 from raymill.data.store.split import TRAIN, VALIDATION, is_held_out
@@ -30,42 +31,44 @@ from raymill.data.text.json_values import (
     parse_record,
     printable,
 )
-from raymill.data.text.places import first_line as _first_line
-from raymill.data.text.raw_streams import READ_BYTES, Hashing, Zstandard, whole_characters
-from raymill.data.text.sources import BY_RECORD, LINE_BYTES, Piece
+from raymill.data.text.raw_streams import (
+    READ_BYTES,
+    Hashing,
+    Zstandard,
+    first_line_number,
+    whole_characters,
+)
+from raymill.data.text.sources import BY_RECORD, LINE_BYTES, InputRange
 from raymill.data.text.table_values import plain_value
 from raymill.errors import DataError
 from raymill.reading import opened, status
 
-DOCUMENT_BYTES = 8 * 2**20  # a longer text file is read as several documents, cut at line ends
+# A longer text file is read as several documents, cut at line ends.
+DOCUMENT_BYTES = 8 * 2**20
 PARQUET_ROWS = 256
-MOST_NULS = (
-    4  # one in so many characters of a text; ASCII in UTF-16 is UTF-8, too, with every second one
-)
+# A text may have one NUL in so many characters. ASCII in UTF-16 is valid UTF-8 too, but every second
+# character of it is NUL.
+CHARACTERS_PER_NUL = 4
 
 
-@dataclass(frozen=True)
-class Document:
-    """One text and the split it belongs to; `number`: which of its piece's lines or rows it is, if one."""
-
-    split: str
-    text: str
-    number: int | None = None
+# A record as JSON or a table row has it: values by key or column.
+Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Bad:
-    """A record that can't be used. `where`: file:line (or row); `count`: how many such in a row.
+    """Record that can't be used. `where`: file:line (or row); `count`: the number of such records
+    in a row.
 
-    `cause` is what such records are counted by; `record` is kept for quarantine. `where` and `why` may repeat
-    what a file holds, and are made printable.
+    `cause` is the category in which it is counted; `record` is kept for quarantine. `where` and
+    `why` may repeat the contents of a file, and are made printable.
     """
 
     where: str
     why: str
     count: int = 1
     cause: str = "unreadable"
-    record: Any = None
+    record: object = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "where", printable(self.where))
@@ -73,114 +76,83 @@ class Bad:
 
 
 class RecordParser(Protocol):
-    """What records are read as: documents, conversations, …"""
+    """Parser of records: into documents, conversations, and so on."""
 
-    def of_text(self, text: str, piece: Piece) -> Any:
-        """A plain text's meaning, or a Bad without a place."""
+    def parse_text(self, text: str, span: InputRange) -> Any:
+        """Parse a plain text, or return a Bad without a location."""
         ...
 
-    def of_record(self, record: Mapping[str, Any], piece: Piece, number: int) -> Any:
-        """A record's meaning, or a Bad without a place; `number` counts a piece's lines or rows."""
+    def parse_record(self, record: Record, span: InputRange, number: int) -> Any:
+        """Parse a record, or return a Bad without a location; `number` counts the range's lines or
+        rows."""
         ...
 
-    def columns(self, stored: pa.Schema, piece: Piece) -> list[str] | Bad:
-        """Which columns of a table are needed, or why it can't be used."""
+    def columns(self, stored: pa.Schema, span: InputRange) -> list[str] | Bad:
+        """Return the columns of a table that are needed, or a Bad if the table can't be used."""
         ...
 
 
-@dataclass(frozen=True)
-class Reading:
-    """Records read as documents; what of the configuration decides how."""
-
-    text_column: str
-    group_column: str | None
-    fraction: float
-    seed: int
-
-    def of_text(self, text: str, piece: Piece) -> Document:
-        """A whole text is a document."""
-        return Document(piece.split, text)
-
-    def of_record(self, record: Mapping[str, Any], piece: Piece, number: int = 0) -> Document | Bad:
-        """The text column's document."""
-        if self.text_column not in record:
-            known = ", ".join(sorted(record)[:8]) or "none"
-            return Bad("", f"no column {self.text_column!r} (has {known})")
-        found = usable_text(record[self.text_column], f"column {self.text_column!r}")
-        if isinstance(found, Bad):
-            return found
-        split = side_of(piece, record, self.group_column, self.fraction, self.seed)
-        return split if isinstance(split, Bad) else Document(split, found, number)
-
-    def columns(self, stored: pa.Schema, piece: Piece) -> list[str] | Bad:
-        """Text, and the group where it decides the side."""
-        wanted = [self.text_column]
-        if piece.split == BY_RECORD and self.group_column is not None:
-            wanted.append(self.group_column)
-        return _column_problem(stored, wanted) or wanted
-
-
-def usable_text(value: object, what: str) -> str | Bad:
-    """A value that is text, or why not."""
-    if isinstance(value, str):
-        return value
-    found = "null" if value is None else type(value).__name__
-    return Bad("", f"{what} holds {found}, expected text")
-
-
-def side_of(
-    piece: Piece, record: Mapping[str, Any], column: str | None, fraction: float, seed: int
+def record_split(
+    span: InputRange,
+    record: Record,
+    column: str | None,
+    fraction: float,
+    seed: int,
 ) -> str | Bad:
-    """The split that a record falls on: its file's, or by the value of the group column."""
-    if piece.split != BY_RECORD:
-        return piece.split
+    """Return a record's split: its file's, or the one that the group column's value falls into."""
+    if span.split != BY_RECORD:
+        return span.split
     group = record.get(column or "")
     if not isinstance(group, str | int) or isinstance(group, bool):
-        found = "null or nothing" if group is None else type(group).__name__
-        return Bad("", f"group column {column!r} holds {found}, expected text or an integer")
+        kind = "null or nothing" if group is None else type(group).__name__
+        return Bad("", f"group column {column!r} holds {kind}, expected text or an integer")
     return VALIDATION if is_held_out(str(group), fraction, seed) else TRAIN
 
 
-def read_records(piece: Piece, meaning: RecordParser, digest: hashlib._Hash) -> Iterator[Any]:
-    """The records of a piece in file order; `digest` has seen all its bytes when the iterator ends.
+def read_records(span: InputRange, parser: RecordParser, digest: hashlib._Hash) -> Iterator[Any]:
+    """Yield the records of an input range in file order, each parsed by `parser`, or a Bad.
 
-    Yields what `meaning` makes of each, or Bad.
+    `digest` has been updated with all bytes of the range when the iterator ends.
 
     Raises:
-        DataError: the file is gone, changed since it was planned, or is damaged beyond single
-        records.
+        DataError: the file is gone, has changed since it was planned, or is damaged beyond single
+            records.
         StorageError: it can't be read, which says nothing about its bytes.
     """
-    if piece.length == 0:
-        yield Bad(piece.name, "the file is empty")
+    if span.length == 0:
+        yield Bad(span.name, "the file is empty")
         return
-    if piece.format == "stdlib":
-        yield from _stdlib(piece, digest)
+    if span.format == "stdlib":
+        yield from _stdlib(span, parser, digest)
         return
-    if piece.format == "demo":
-        for text in _demo(piece):
+    if span.format == "demo":
+        for text in demo_corpus.documents(span.name):
             digest.update(text.encode())
-            yield Document(piece.split, text)
+            yield parser.parse_text(text, span)
         return
-    path = Path(piece.path)
+    path = Path(span.path)
     try:
-        now = status(path)
-        if now is None or (now.st_size, now.st_mtime_ns) != (piece.file_bytes, piece.modified_ns):
+        current = status(path)
+        if current is None or (current.st_size, current.st_mtime_ns) != (
+            span.file_bytes,
+            span.modified_ns,
+        ):
             raise DataError(
-                f"{path} changed while it was being prepared; {AGAIN} when it is at rest."
+                f"{path} changed during preparation; {AGAIN} when it no longer changes."
             )
-        if piece.format in ("parquet", "arrow"):
-            yield from _table(piece, meaning, digest)
+        if span.format in ("parquet", "arrow"):
+            yield from _table(span, parser, digest)
             return
         with opened(path) as file:
-            file.seek(piece.offset)
-            if piece.format in ("txt", "md"):
-                yield from _text(piece, meaning, file, digest)
-            elif piece.format == "jsonl":
-                yield from _json_lines(piece, meaning, Hashing(file, digest, piece.length))
+            file.seek(span.offset)
+            if span.format in ("txt", "md"):
+                yield from _text(span, parser, file, digest)
+            elif span.format == "jsonl":
+                yield from _json_lines(span, parser, Hashing(file, digest, span.length))
             else:
-                yield from _compressed(piece, meaning, Hashing(file, digest, piece.length))
-    # The OSErrors that are left are gzip's and Arrow's, about bytes that they have read.
+                yield from _compressed(span, parser, Hashing(file, digest, span.length))
+    # `retried` turns failures of the storage into StorageError; errors that are left come from gzip
+    # and Arrow, about bytes that were read.
     except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
         raise DataError(
             f"{path} can't be read to its end ({error}): the file is damaged or incomplete; "
@@ -188,172 +160,179 @@ def read_records(piece: Piece, meaning: RecordParser, digest: hashlib._Hash) -> 
         ) from error
 
 
-def _stdlib(piece: Piece, digest: hashlib._Hash) -> Iterator[Document | Bad]:
+def _stdlib(span: InputRange, parser: RecordParser, digest: hashlib._Hash) -> Iterator[Any]:
     try:
-        text = stdlib_corpus.read(piece.name)
+        text = stdlib_corpus.read(span.name)
     except (UnicodeDecodeError, SyntaxError) as error:
-        yield Bad(piece.name, str(error))
+        yield Bad(span.name, str(error))
         return
     digest.update(text.encode())
-    yield Document(piece.split, text)
-
-
-def _demo(piece: Piece) -> tuple[str, ...]:
-    from raymill.data.demo.corpus import documents
-
-    return documents(piece.name)
+    yield parser.parse_text(text, span)
 
 
 def _text(
-    piece: Piece, meaning: RecordParser, file: BinaryIO, digest: hashlib._Hash
+    span: InputRange, parser: RecordParser, file: BinaryIO, digest: hashlib._Hash
 ) -> Iterator[Any]:
-    """A whole file, or the line-aligned parts of a large one."""
-    left, line = piece.length, 0
-    while left:
-        content = file.read(min(DOCUMENT_BYTES, left))
-        if len(content) < left:
-            content += file.readline(min(LINE_BYTES, left - len(content)))
+    """Read a whole file, or the line-aligned parts of a large one."""
+    bytes_left, line = span.length, 0
+    while bytes_left:
+        content = file.read(min(DOCUMENT_BYTES, bytes_left))
+        if len(content) < bytes_left:
+            content += file.readline(min(LINE_BYTES, bytes_left - len(content)))
+            # A line that is longer than the limit is cut in the middle of it.
             content = whole_characters(content)
         if not content:
             raise DataError(
-                f"{piece.path} changed while it was being prepared; {AGAIN} when it is at rest."
+                f"{span.path} changed during preparation; {AGAIN} when it no longer changes."
             )
         digest.update(content)
-        left -= len(content)
-        file.seek(piece.offset + piece.length - left)
+        bytes_left -= len(content)
+        file.seek(span.offset + span.length - bytes_left)
         try:
             text = content.decode("utf-8")
         except UnicodeDecodeError as error:
-            number = _first_line(piece) + line + content.count(b"\n", 0, error.start)
-            yield Bad(f"{piece.name}:{number}", not_utf8(content, error))
+            number = first_line_number(span) + line + content.count(b"\n", 0, error.start)
+            yield Bad(f"{span.name}:{number}", not_utf8(content, error))
         else:
-            if piece.offset + piece.length - left == len(content):
+            if span.offset + span.length - bytes_left == len(content):
                 text = text.removeprefix("\ufeff")
-            if text.count("\0") > len(text) // MOST_NULS:
-                number = _first_line(piece) + line
+            if text.count("\0") > len(text) // CHARACTERS_PER_NUL:
+                number = first_line_number(span) + line
                 yield Bad(
-                    f"{piece.name}:{number}",
+                    f"{span.name}:{number}",
                     "full of NUL characters, as UTF-16 is; convert it to UTF-8",
                 )
             else:
-                yield meaning.of_text(text, piece)
+                yield parser.parse_text(text, span)
         line += content.count(b"\n")
 
 
-def _compressed(piece: Piece, meaning: RecordParser, raw: Hashing) -> Iterator[Any]:
+def _compressed(span: InputRange, parser: RecordParser, raw: Hashing) -> Iterator[Any]:
     source = io.BufferedReader(raw, READ_BYTES)
-    if piece.format == "jsonl.gz":
+    if span.format == "jsonl.gz":
         with gzip.open(source) as stream:
-            yield from _json_lines(piece, meaning, stream)
+            yield from _json_lines(span, parser, stream)
     else:
-        yield from _json_lines(piece, meaning, Zstandard(source))
+        yield from _json_lines(span, parser, Zstandard(source))
+    # The digest covers the whole range, although a decompressor may stop before its end.
     raw.drain()
 
 
-def _json_lines(piece: Piece, meaning: RecordParser, stream: Any) -> Iterator[Any]:
+def _json_lines(span: InputRange, parser: RecordParser, stream: Any) -> Iterator[Any]:
     lines = io.BufferedReader(stream, READ_BYTES)
     base: int | None = None
     number, empty = 0, True
     while line := lines.readline(LINE_BYTES):
-        found = _json_record(line, piece, meaning, number) if line.strip() else None
-        empty = empty and found is None
-        if isinstance(found, Bad):
-            base = _first_line(piece) if base is None else base
-            yield replace(found, where=f"{piece.name}:{base + number}")
-        elif found is not None:
-            yield found
+        result = _json_record(line, span, parser, number) if line.strip() else None
+        empty = empty and result is None
+        if isinstance(result, Bad):
+            # Counting lines reads the file, so it is done only for a bad record.
+            base = first_line_number(span) if base is None else base
+            yield replace(result, where=f"{span.name}:{base + number}")
+        elif result is not None:
+            yield result
         if not line.endswith(b"\n") and len(line) == LINE_BYTES:
-            while line and not line.endswith(b"\n"):  # the rest of an overlong line
+            # Skip the rest of the overlong line.
+            while line and not line.endswith(b"\n"):
                 line = lines.readline(READ_BYTES)
         number += 1
-    if empty and piece.length == piece.file_bytes:
-        yield Bad(piece.name, "the file holds no record")
+    if empty and span.length == span.file_bytes:
+        yield Bad(span.name, "the file holds no record")
 
 
-def _json_record(line: bytes, piece: Piece, meaning: RecordParser, number: int) -> Any:
-    """What the line means, or what is wrong with it."""
+def _json_record(line: bytes, span: InputRange, parser: RecordParser, number: int) -> Any:
+    """Parse a line, or return a Bad."""
     if len(line) == LINE_BYTES and not line.endswith(b"\n"):
         return Bad("", f"the line is longer than {LINE_BYTES >> 20} MiB")
     try:
         record = parse_record(line)
     except UnusableRecordError as error:
         return Bad("", str(error), cause=error.cause)
-    return meaning.of_record(record, piece, number)
+    return parser.parse_record(record, span, number)
 
 
-def _table(piece: Piece, meaning: RecordParser, digest: hashlib._Hash) -> Iterator[Any]:
-    """Row groups of a Parquet file, or an Arrow stream as `datasets.save_to_disk` writes it."""
-    path = Path(piece.path)
+def _table(span: InputRange, parser: RecordParser, digest: hashlib._Hash) -> Iterator[Any]:
+    """Read row groups of a Parquet file, or an Arrow stream as `datasets.save_to_disk` writes
+    it."""
+    path = Path(span.path)
     with opened(path) as raw:
-        raw.seek(piece.offset)
-        Hashing(raw, digest, piece.length).drain()
-    if piece.format == "arrow":
+        raw.seek(span.offset)
+        # Parquet is read in random order, so its bytes are hashed in a pass of their own.
+        Hashing(raw, digest, span.length).drain()
+    if span.format == "arrow":
         with opened(path) as source, pa.ipc.open_stream(source) as stream:
             rows = sum(batch.num_rows for batch in stream)
         with opened(path) as source, pa.ipc.open_stream(source) as stream:
-            wanted = _wanted(stream.schema, piece, meaning)
-            yield from _batches(piece, wanted, meaning, stream, 0, rows)
+            wanted = _columns_to_read(stream.schema, span, parser)
+            yield from _batches(span, wanted, parser, stream, 0, rows)
         return
-    groups = range(piece.first_group, piece.first_group + piece.groups)
+    groups = range(span.first_group, span.first_group + span.groups)
     with opened(path) as source, pq.ParquetFile(source, page_checksum_verification=True) as file:
         metadata = file.metadata
         rows = sum(metadata.row_group(group).num_rows for group in groups)
-        first = sum(metadata.row_group(group).num_rows for group in range(piece.first_group))
-        wanted = _wanted(file.schema_arrow, piece, meaning)
+        first = sum(metadata.row_group(group).num_rows for group in range(span.first_group))
+        wanted = _columns_to_read(file.schema_arrow, span, parser)
         columns = None if isinstance(wanted, Bad) else wanted
         batches = file.iter_batches(PARQUET_ROWS, row_groups=list(groups), columns=columns)
-        yield from _batches(piece, wanted, meaning, batches, first, rows)
+        yield from _batches(span, wanted, parser, batches, first, rows)
 
 
-def _wanted(stored: pa.Schema, piece: Piece, meaning: RecordParser) -> list[str] | Bad:
-    """The columns that are read, of which each must be there once: by name two can't be told apart."""
+def _columns_to_read(stored: pa.Schema, span: InputRange, parser: RecordParser) -> list[str] | Bad:
+    """Return the columns to read, each of which must exist once: equal names are
+    ambiguous."""
     try:
-        counted = Counter(stored.names)
+        counts = Counter(stored.names)
     except UnicodeDecodeError:
         return Bad("", "the name of a column isn't UTF-8", cause="format")
-    once = {name: stored.field(stored.names.index(name)) for name in counted}
-    wanted = meaning.columns(pa.schema(once.values()), piece)
+    # A name that occurs twice can't be looked up in a schema.
+    once = {name: stored.field(stored.names.index(name)) for name in counts}
+    wanted = parser.columns(pa.schema(once.values()), span)
     if isinstance(wanted, Bad):
         return wanted
-    twice = next((name for name in wanted if counted[name] > 1), None)
+    twice = next((name for name in wanted if counts[name] > 1), None)
     if twice is None:
         return wanted
-    return Bad("", f"{counted[twice]} columns are named {twice!r}, expected one", cause="format")
+    return Bad("", f"{counts[twice]} columns are named {twice!r}, expected one", cause="format")
 
 
 def _batches(
-    piece: Piece,
+    span: InputRange,
     wanted: list[str] | Bad,
-    meaning: RecordParser,
+    parser: RecordParser,
     batches: Iterable[pa.RecordBatch],
     first: int,
     rows: int,
 ) -> Iterator[Any]:
     if not rows:
-        yield Bad(piece.name, "the table has no rows")
+        yield Bad(span.name, "the table has no rows")
         return
     if isinstance(wanted, Bad):
-        yield replace(wanted, where=f"{piece.name}, rows {first} to {first + rows - 1}", count=rows)
+        yield replace(wanted, where=f"{span.name}, rows {first} to {first + rows - 1}", count=rows)
         return
     row = first
     for batch in batches:
         columns = {name: batch.column(name) for name in wanted}
         for index in range(batch.num_rows):
             record = _row(columns, index)
-            found = (
-                record if isinstance(record, Bad) else meaning.of_record(record, piece, row - first)
+            result = (
+                record
+                if isinstance(record, Bad)
+                else parser.parse_record(record, span, row - first)
             )
             yield (
-                replace(found, where=f"{piece.name}, row {row}")
-                if isinstance(found, Bad)
-                else found
+                replace(result, where=f"{span.name}, row {row}")
+                if isinstance(result, Bad)
+                else result
             )
             row += 1
 
 
 def _row(columns: Mapping[str, pa.Array], index: int) -> dict[str, Any] | Bad:
-    """A row's values as Python has them, or why it has none such: dates of the year 300,000, bytes that aren't
-    UTF-8, objects with two fields of one name."""
+    """Return a row's values as Python objects, or a Bad if there are none.
+
+    Python can't hold dates of the year 300,000, bytes that aren't UTF-8 as text, or objects with
+    two fields of one name.
+    """
     record = {}
     for name, column in columns.items():
         try:
@@ -372,20 +351,7 @@ def _row(columns: Mapping[str, pa.Array], index: int) -> dict[str, Any] | Bad:
     return record
 
 
-# What Arrow raises for single values. Damage shows when a batch is read, before its values are.
+# Errors that Arrow raises for single values. Damage shows earlier, when a batch is read.
 _UNCONVERTIBLE = (
     ValueError, TypeError, LookupError, ArithmeticError, NotImplementedError, pa.ArrowException,
 )  # fmt: skip
-
-
-def _column_problem(stored: pa.Schema, wanted: list[str]) -> Bad | None:
-    for name in wanted:
-        if name not in stored.names:
-            return Bad("", f"no column {name!r} (has {', '.join(stored.names[:8])})")
-    kind = stored.field(wanted[0]).type
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not (
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    ):
-        return Bad("", f"column {wanted[0]!r} holds {kind}, expected text")
-    return None

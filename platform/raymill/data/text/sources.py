@@ -1,8 +1,8 @@
-"""Input files, and the plan that cuts them into units: what one task reads, and what becomes one
+"""Input files, and the plan that groups them into units: a unit is read by one task and becomes one
 shard.
 
-The plan depends on names, sizes and `data.shard_input_bytes` only, never on how many tasks run. Reading
-the planned pieces is `records.py`'s work.
+The plan depends only on names, sizes and `data.shard_input_bytes`, never on the number of tasks.
+`records.py` reads the planned ranges.
 """
 
 from __future__ import annotations
@@ -41,20 +41,23 @@ Format = Literal[
 ]
 FORMATS: tuple[str, ...] = get_args(Format)[:-3]
 SPLITTABLE = ("txt", "md", "jsonl")
-LINE_BYTES = 64 * 2**20  # a longer line is a bad record: it would have to be held in memory whole
-EMBEDDED: Format = "stdlib_chat"  # of embedded conversations, which are made and not read
-EMBEDDED_TEXT = ("stdlib", "demo")  # sources that have no files of the user's
-BY_RECORD = "by record"  # the side is decided record by record, by data.validation.group_column
+# A longer line is a bad record, because it would have to be held in memory completely.
+LINE_BYTES = 64 * 2**20
+# Embedded conversations are generated and not read.
+EMBEDDED: Format = "stdlib_chat"
+# These sources need no files of the user's.
+EMBEDDED_TEXT = ("stdlib", "demo")
+# The split is determined per record, by data.validation.group_column.
+BY_RECORD = "by record"
 
 
 @dataclass(frozen=True)
-class Piece:
-    """What one unit reads of one input.
+class InputRange:
+    """Part of one input that a unit reads.
 
-    `name` is unique and relative (no machine's paths); `offset` and `length` are bytes of the
-    file, aligned to lines or, for Parquet, to the row groups `first_group` … `first_group + groups
-    - 1`. `split` is "train", "validation" or BY_RECORD. `modified_ns` is 0 for texts that aren't
-    files.
+    `name` is unique and relative (no machine's paths); `offset` and `length` are bytes of the file,
+    aligned to lines or, for Parquet, to the row groups `first_group` … `first_group + groups - 1`.
+    `split` is "train", "validation" or BY_RECORD. `modified_ns` is 0 for texts that aren't files.
     """
 
     name: str
@@ -69,11 +72,11 @@ class Piece:
     groups: int = 0
 
 
-Unit = tuple[Piece, ...]
+Unit = tuple[InputRange, ...]
 
 
 def plan_units(data: RowsConfig, seed: int) -> list[Unit]:
-    """Find the inputs and cut them into units of about `data.shard_input_bytes`, in the order of their
+    """Find the inputs and group them into units of about `data.shard_input_bytes`, in the order of their
     names.
 
     Raises:
@@ -89,31 +92,32 @@ def plan_units(data: RowsConfig, seed: int) -> list[Unit]:
         files = find_files(data.path or (), "data.path")
         if own_validation is None and isinstance(data, DataConfig):
             files = _split_files(files, data, seed)
-        elif own_validation is None:  # conversations fall on a side each by itself
+        # Conversations are assigned to a split one by one.
+        elif own_validation is None:
             files = [replace(file, split=BY_RECORD) for file in files]
-    units = [*_units(_pieces(files, data.shard_input_bytes), data.shard_input_bytes)]
+    units = [*_units(_cut(files, data.shard_input_bytes), data.shard_input_bytes)]
     if own_validation is not None:
         held_out = find_files(own_validation, "data.validation.path")
         _refuse_overlap(files, held_out)
+        # Both inputs may have files of the same name.
         taken = {file.name for file in files}
         held_out = [
             replace(file, name=file.name if file.name not in taken else f"validation:{file.name}")
             for file in held_out
         ]
-        pieces = (
-            replace(piece, split=VALIDATION) for piece in _pieces(held_out, data.shard_input_bytes)
-        )
-        units += _units(pieces, data.shard_input_bytes)
+        spans = (replace(span, split=VALIDATION) for span in _cut(held_out, data.shard_input_bytes))
+        units += _units(spans, data.shard_input_bytes)
     return units
 
 
-def find_files(patterns: Sequence[str], key: str) -> list[Piece]:
-    """Files below folders, or matching globs, of a known format; sorted by name; one whole-file
-    piece each. Links are judged by their own endings.
+def find_files(patterns: Sequence[str], key: str) -> list[InputRange]:
+    """Find files of a known format below folders or by globs; return one range per file, sorted by
+    name.
 
-    A name is `<folder's name>/<path below it>`, so that the same data elsewhere has the same names.
+    Links are classified by their own endings. A name is `<folder's name>/<path below it>`, so that
+    the same data at another path has the same names.
     """
-    found: dict[str, Piece] = {}
+    by_real_path: dict[str, InputRange] = {}
     roots: dict[Path, str] = {}
     for pattern in patterns:
         root, paths = matches(pattern)
@@ -125,19 +129,20 @@ def find_files(patterns: Sequence[str], key: str) -> list[Piece]:
             name = f"{label}/{path.relative_to(root).as_posix()}"
             status = _status(path, key)
             size, real = status.st_size, os.path.realpath(path)
-            piece = Piece(name, str(path), kind, TRAIN, 0, size, size, status.st_mtime_ns)
-            # A file that links lead to, too, is one, and goes by its own name where that is among them.
-            pair = (found.get(real, piece), piece)
-            found[real] = min(pair, key=lambda one: one.path != real)
-    return sorted(found.values(), key=lambda file: file.name)
+            span = InputRange(name, str(path), kind, TRAIN, 0, size, size, status.st_mtime_ns)
+            # A file that links lead to as well counts once, under its own name if that is included.
+            pair = (by_real_path.get(real, span), span)
+            by_real_path[real] = min(pair, key=lambda candidate: candidate.path != real)
+    return sorted(by_real_path.values(), key=lambda file: file.name)
 
 
 def passed_over(data: RowsConfig) -> Counter[str]:
-    """Count files of the given folders, or matching the given globs, that aren't read, since their endings
-    stand for no format; by ending, "" where there is none."""
+    """Count the files that aren't read because their ending is no known format, by ending ("":
+    none)."""
     made = isinstance(data, DataConfig) and data.source in EMBEDDED_TEXT
     patterns = (*(() if made else data.path or ()), *(data.validation.path or ()))
     paths = {path: os.path.realpath(path) for pattern in patterns for path in matches(pattern)[1]}
+    # A file of an unknown ending counts as read if a link with a known ending leads to it.
     by_link = {real for path, real in paths.items() if format_of(path) is not None}
     return Counter(
         path.suffix.lower()
@@ -148,19 +153,20 @@ def passed_over(data: RowsConfig) -> Counter[str]:
 
 def _status(path: Path, key: str) -> os.stat_result:
     try:
+        # File names become part of the manifest, which is UTF-8.
         str(path).encode("utf-8")
-        found = status(path)
+        state = status(path)
     except UnicodeEncodeError:
         raise DataError(
             f"{key}: the file name {os.fsencode(path)!r} isn't UTF-8; rename the file."
         ) from None
-    if found is None:
+    if state is None:
         raise DataError(f"{key}: {path} can't be read ({os.strerror(errno.ENOENT)}).")
-    return found
+    return state
 
 
 def format_of(path: Path) -> Format | None:
-    """The input format that a file name's ending stands for."""
+    """Return the input format of a file name's ending."""
     name = path.name.lower()
     for kind in FORMATS:
         if name.endswith(f".{kind}"):
@@ -169,10 +175,13 @@ def format_of(path: Path) -> Format | None:
 
 
 def no_held_out_message(what: str, column: str | None = None) -> str:
-    """Return what to do when a split would hold nothing out; `column` is what groups records, if anything."""
+    """Explain what to do when a split would hold nothing out.
+
+    `column` is the one that groups records, if there is one.
+    """
     ways = (
-        "give more files, of which whole ones are held out, never parts; set data.validation.group_column to a "
-        "column of the records whose values keep related ones together"
+        "provide more files, since only whole files are held out; set data.validation.group_column to a "
+        "column of the records whose values keep related records together"
     )
     if column is not None:
         ways = (
@@ -180,8 +189,8 @@ def no_held_out_message(what: str, column: str | None = None) -> str:
             f"values than {column!r} has"
         )
     return (
-        f"Nothing would be held out for validation: {what}. Three ways out: {ways}; or set "
-        "data.validation.path to a held-out set of your own."
+        f"Nothing would be held out for validation: {what}. Three solutions: {ways}; or set "
+        "data.validation.path to your own held-out set."
     )
 
 
@@ -204,7 +213,7 @@ def _unused(label: str, taken: Iterable[str]) -> str:
     return candidate
 
 
-def _stdlib_files(data: RowsConfig, seed: int, *, split: bool) -> list[Piece]:
+def _stdlib_files(data: RowsConfig, seed: int, *, split: bool) -> list[InputRange]:
     corpus = stdlib_corpus.entries()
     fraction = data.validation.fraction if split else 0.0
     held_out = stdlib_corpus.held_out_families(corpus, fraction, seed)
@@ -214,7 +223,7 @@ def _stdlib_files(data: RowsConfig, seed: int, *, split: bool) -> list[Piece]:
             f"{len({entry.family for entry in corpus})} families of modules is none; raise it."
         )
     return [
-        Piece(
+        InputRange(
             entry.name,
             str(entry.path or ""),
             "stdlib",
@@ -228,21 +237,21 @@ def _stdlib_files(data: RowsConfig, seed: int, *, split: bool) -> list[Piece]:
     ]
 
 
-def _demo_parts(files: list[Piece], data: RowsConfig, seed: int) -> list[Piece]:
-    """What the demonstration trains on, excerpts of the library and notes; and all of what is held out."""
+def _demo_parts(files: list[InputRange], data: RowsConfig, seed: int) -> list[InputRange]:
+    """Replace the library's training files by the demonstration's excerpts and notes."""
     from raymill.data.demo.corpus import documents, parts
 
-    files = [one for one in files if one.split != TRAIN]
+    files = [file for file in files if file.split != TRAIN]
     sizes = {
         name: sum(len(text.encode()) for text in documents(name))
         for name in parts(data.validation.fraction, seed)
     }
-    notes = [Piece(name, "", "demo", TRAIN, 0, size, size, 0) for name, size in sizes.items()]
+    notes = [InputRange(name, "", "demo", TRAIN, 0, size, size, 0) for name, size in sizes.items()]
     return [*files, *notes]
 
 
-def _split_files(files: list[Piece], data: DataConfig, seed: int) -> list[Piece]:
-    """Give each file its side; record files with a group column decide later."""
+def _split_files(files: list[InputRange], data: DataConfig, seed: int) -> list[InputRange]:
+    """Assign each file to a split; with a group column, records are assigned later."""
     column = data.validation.group_column
     if column is not None:
         by_file = [file for file in files if file.format in ("txt", "md")]
@@ -253,17 +262,15 @@ def _split_files(files: list[Piece], data: DataConfig, seed: int) -> list[Piece]
                 "leave group_column out."
             )
         return [replace(file, split=BY_RECORD) for file in files]
-    # Empty files hold nothing out; the readers count and name them.
+    # Holding out an empty file would hold out nothing; the readers report empty files.
     full = [file.name for file in files if file.file_bytes]
     held_out = held_out_groups(full, data.validation.fraction, seed)
     if not held_out:
-        raise DataError(
-            no_held_out_message(f"there is no second file beside the {len(full)} with text")
-        )
+        raise DataError(no_held_out_message(f"there are not two files with text, but {len(full)}"))
     return [replace(file, split=VALIDATION if file.name in held_out else TRAIN) for file in files]
 
 
-def _refuse_overlap(training: Sequence[Piece], held_out: Sequence[Piece]) -> None:
+def _refuse_overlap(training: Sequence[InputRange], held_out: Sequence[InputRange]) -> None:
     paths = {os.path.realpath(file.path) for file in training}
     twice = [file.name for file in held_out if os.path.realpath(file.path) in paths]
     if twice:
@@ -274,22 +281,23 @@ def _refuse_overlap(training: Sequence[Piece], held_out: Sequence[Piece]) -> Non
         )
 
 
-def _pieces(files: Iterable[Piece], unit_bytes: int) -> Iterator[Piece]:
-    """Cut what is larger than a unit where its format allows."""
+def _cut(files: Iterable[InputRange], unit_bytes: int) -> Iterator[InputRange]:
+    """Cut files that are larger than a unit, where their format allows it."""
     for file in files:
         if file.format == "parquet":
-            yield from _parquet_pieces(file, unit_bytes)
+            yield from _parquet_ranges(file, unit_bytes)
         elif file.format in SPLITTABLE and file.length > unit_bytes:
-            yield from _line_pieces(file, unit_bytes)
+            yield from _line_ranges(file, unit_bytes)
         else:
             yield file
 
 
-def _line_pieces(file: Piece, unit_bytes: int) -> Iterator[Piece]:
-    """Byte ranges of about unit_bytes that end after a newline or at the file's end."""
+def _line_ranges(file: InputRange, unit_bytes: int) -> Iterator[InputRange]:
+    """Yield byte ranges of about unit_bytes that end after a newline or at the file's end."""
     with opened(Path(file.path)) as stream:
         start = 0
         while start < file.file_bytes:
+            # A range ends after the line that contains its last byte.
             stream.seek(min(start + unit_bytes, file.file_bytes) - 1)
             stream.readline()
             stop = min(stream.tell(), file.file_bytes)
@@ -297,43 +305,50 @@ def _line_pieces(file: Piece, unit_bytes: int) -> Iterator[Piece]:
             start = stop
 
 
-def _parquet_pieces(file: Piece, unit_bytes: int) -> Iterator[Piece]:
-    """Consecutive row groups of about unit_bytes."""
+def _parquet_ranges(file: InputRange, unit_bytes: int) -> Iterator[InputRange]:
+    """Yield ranges of consecutive row groups of about unit_bytes."""
     path = Path(file.path)
     if not file.file_bytes:
-        yield file  # the reader names it as empty
+        # The reader reports the empty file.
+        yield file
         return
     try:
         metadata = parsed_footer(path, read_footer(path))
-        ranges = [_row_group_range(metadata.row_group(n)) for n in range(metadata.num_row_groups)]
+        spans = [_row_group_range(metadata.row_group(n)) for n in range(metadata.num_row_groups)]
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path} can't be read as Parquet: the name of a column isn't UTF-8 ({error.reason}); write the "
-            "file anew with another name."
+            f"{path} can't be read as Parquet: the name of a column isn't UTF-8 ({error.reason}); rewrite the "
+            "file with another name."
         ) from error
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} can't be read as Parquet: {error}") from error
     if not metadata.num_rows or not metadata.num_columns:
-        yield replace(file, groups=len(ranges))  # the reader names it, too
+        # The reader reports the empty table.
+        yield replace(file, groups=len(spans))
         return
-    first, begin, end = 0, -1, 0
-    for group, (start, stop) in enumerate(ranges):
+    first, range_start, end = 0, -1, 0
+    for group, (start, stop) in enumerate(spans):
+        # A damaged footer may state positions that would be read as other data.
         if not 0 <= max(start, end) <= stop <= file.file_bytes:
             raise DataError(
                 f"{path} can't be read as Parquet: row group {group} lies from byte {start} to {stop} of "
-                f"{file.file_bytes}, behind the end or over another one."
+                f"{file.file_bytes}, past the end or overlapping another one."
             )
-        begin = start if begin < 0 else begin
+        range_start = start if range_start < 0 else range_start
         end = stop
-        if end - begin >= unit_bytes or group == len(ranges) - 1:
+        if end - range_start >= unit_bytes or group == len(spans) - 1:
             yield replace(
-                file, offset=begin, length=end - begin, first_group=first, groups=group + 1 - first
+                file,
+                offset=range_start,
+                length=end - range_start,
+                first_group=first,
+                groups=group + 1 - first,
             )
-            first, begin = group + 1, -1
+            first, range_start = group + 1, -1
 
 
 def _row_group_range(group: pq.RowGroupMetaData) -> tuple[int, int]:
-    """(first byte, byte after the last) of a row group's column chunks."""
+    """Return the first byte of a row group's column chunks, and the byte after the last."""
     columns = [group.column(index) for index in range(group.num_columns)]
     starts = [
         min(filter(None, (column.dictionary_page_offset, column.data_page_offset)), default=0)
@@ -343,15 +358,15 @@ def _row_group_range(group: pq.RowGroupMetaData) -> tuple[int, int]:
     return min(starts, default=0), max(stops, default=0)
 
 
-def _units(pieces: Iterable[Piece], unit_bytes: int) -> Iterator[Unit]:
-    """Consecutive pieces until they reach unit_bytes."""
-    unit: list[Piece] = []
+def _units(spans: Iterable[InputRange], unit_bytes: int) -> Iterator[Unit]:
+    """Group consecutive ranges until they reach unit_bytes."""
+    unit: list[InputRange] = []
     size = 0
-    for piece in pieces:
-        if unit and size + piece.length > unit_bytes:
+    for span in spans:
+        if unit and size + span.length > unit_bytes:
             yield tuple(unit)
             unit, size = [], 0
-        unit.append(piece)
-        size += piece.length
+        unit.append(span)
+        size += span.length
     if unit:
         yield tuple(unit)

@@ -1,9 +1,8 @@
-"""Special tokens: those that a folder's settings name, those that begin a text, and how a text that spells one
-stays text.
+"""Special tokens: those that a folder's settings name, and those that a text must not produce.
 
-`encode_special_tokens` alone isn't enough: it switches off the search for special tokens, but a model's own
-vocabulary may hold them, too. Unigram takes `</s>` for its likeliest piece, WordPiece for a word, and merges
-may add up to it.
+`encode_special_tokens` alone isn't enough to keep a text that spells a special token ordinary text:
+it switches off the search for special tokens, but a model's own vocabulary may hold them too.
+Unigram takes `</s>` for its likeliest piece, WordPiece for a word, and merges may produce it.
 """
 
 from __future__ import annotations
@@ -17,23 +16,27 @@ from raymill.errors import DataError
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
 
-# Unicode's noncharacters U+FDD0 to U+FDEF are for a program's own use and occur in no text.
+# Unicode reserves the noncharacters U+FDD0 to U+FDEF for internal use, so they occur in no text.
 MARK = "\ufdd3"
 NAMED = (
     "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
 )  # fmt: skip
+# Settings of a tokenizer, as its JSON files have them.
+TokenizerSettings = Mapping[str, Any]
 _LISTS = ("extra_special_tokens", "additional_special_tokens")
 
 
-def special_token_variables(settings: Mapping[str, Any]) -> dict[str, str]:
-    """The special tokens that a tokenizer's settings name, plain or as {"content": …}: what a chat template
-    may name beside the messages."""
-    found = ((name, _content(settings.get(name))) for name in NAMED)
-    return {name: text for name, text in found if text is not None}
+def special_token_variables(settings: TokenizerSettings) -> dict[str, str]:
+    """Return the special tokens that a tokenizer's settings name, plain or as {"content": …}.
+
+    A chat template may use these variables besides the messages.
+    """
+    contents = ((name, _content(settings.get(name))) for name in NAMED)
+    return {name: text for name, text in contents if text is not None}
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
-    """A tokenizer's special tokens and their ids."""
+    """Return a tokenizer's special tokens and their ids."""
     return {
         token.content: index
         for index, token in tokenizer.get_added_tokens_decoder().items()
@@ -41,9 +44,11 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
     }
 
 
-def completed(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer as transformers makes it of a folder: tokens that the settings alone list are added, those
-    that they name are special, and `add_bos_token` puts one before a text.
+def apply_settings(tokenizer: Tokenizer, settings: TokenizerSettings) -> Tokenizer:
+    """Complete a tokenizer as transformers does when it loads a folder.
+
+    Tokens that only the settings list are added, those that they name become special, and
+    `add_bos_token` puts one before a text.
 
     Raises:
         DataError: `added_tokens_decoder` isn't a mapping of ids to tokens.
@@ -54,11 +59,12 @@ def completed(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> Tokenizer:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     known = {repr(token) for token in tokenizer.get_added_tokens_decoder().values()}
-    tokenizer.add_tokens([one for one in _listed(settings) if repr(one) not in known])
+    tokenizer.add_tokens([token for token in _listed(settings) if repr(token) not in known])
     tokenizer.add_special_tokens(list(_to_be_special(tokenizer, settings)))
     bos = special_token_variables(settings).get("bos_token")
     index = None if bos is None else tokenizer.token_to_id(bos)
-    # transformers 5 forgets this key beside a tokenizer.json; version 4 and the model's authors heeded it.
+    # transformers 5 ignores this key next to a tokenizer.json; version 4, and so the model's authors,
+    # followed it.
     if settings.get("add_bos_token") and index is not None and not begins_with(tokenizer):
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", special_tokens=[(bos, index)]
@@ -67,12 +73,13 @@ def completed(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> Tokenizer:
 
 
 def begins_with(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Ids that a tokenizer puts before every text."""
-    # The first text that has a token of its own; some vocabularies lack an x, and fail on it.
+    """Return the ids that a tokenizer puts before every text."""
+    # Some vocabularies lack an x and fail on it, so other texts are tried after it.
     for text in ("x", *tokenizer.get_vocab(with_added_tokens=False)):
         try:
             encoding = tokenizer.encode(text)
-        except Exception:  # noqa: BLE001  (`tokenizers` has nothing narrower)
+        # `tokenizers` raises nothing narrower.
+        except Exception:  # noqa: BLE001
             continue
         mask = encoding.special_tokens_mask
         if 0 in mask:
@@ -80,23 +87,27 @@ def begins_with(tokenizer: Tokenizer) -> tuple[int, ...]:
     return ()
 
 
-def text_beginning(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> tuple[int, ...]:
-    """Ids that stand before a text: those that the tokenizer puts there, or else its bos token where that also
-    ends texts or pads, as GPT-2's and those trained here, whose documents it stands between."""
-    put, named = begins_with(tokenizer), special_token_variables(settings)
+def text_beginning(tokenizer: Tokenizer, settings: TokenizerSettings) -> tuple[int, ...]:
+    """Return the ids before a text: those that the tokenizer adds, or else its bos token.
+
+    The bos token counts where it also ends texts or pads, as with GPT-2 and the tokenizers trained
+    here, whose documents it separates.
+    """
+    added, named = begins_with(tokenizer), special_token_variables(settings)
     bos = named.get("bos_token")
-    if put or bos is None or settings.get("add_bos_token") is False:
-        return put
+    if added or bos is None or settings.get("add_bos_token") is False:
+        return added
     index = tokenizer.token_to_id(bos)
     between = bos in (named.get("eos_token"), named.get("pad_token"))
     return (index,) if between and index is not None else ()
 
 
-def text_only(tokenizer: Tokenizer) -> Tokenizer:
-    """A copy with the same ids that makes no special token of a text, whatever that spells.
+def without_control_tokens(tokenizer: Tokenizer) -> Tokenizer:
+    """Copy a tokenizer, with the same ids, so that no text produces a special token.
 
-    Its special tokens are called by other names, between noncharacters (`marked`): a text doesn't spell those.
-    With `encode_special_tokens` off, it takes them, and no others, for special.
+    The copy's special tokens have other names, between noncharacters (`mark_token`), which no text
+    spells. With `encode_special_tokens` off, the copy treats these names, and no others, as
+    special.
     """
     from tokenizers import Tokenizer
 
@@ -108,17 +119,18 @@ def text_only(tokenizer: Tokenizer) -> Tokenizer:
     return copy
 
 
-def marked(token: str) -> str:
-    """Return what `text_only` calls a special token."""
+def mark_token(token: str) -> str:
+    """Return the name of a special token in the copy of `without_control_tokens`."""
     return f"{MARK}{token}{MARK}"
 
 
 def unknown_id(tokenizer: Tokenizer) -> int | None:
-    """The id that stands for whatever the vocabulary lacks, as text may become; None without one."""
+    """Return the id that stands for text outside the vocabulary; None without one."""
     model = tokenizer.model
-    if type(model).__name__ == "Unigram":  # which tells it in its file alone
-        found: int | None = json.loads(tokenizer.to_str())["model"]["unk_id"]
-        return found
+    # Unigram's object doesn't reveal the id; only its file does.
+    if type(model).__name__ == "Unigram":
+        unk_id: int | None = json.loads(tokenizer.to_str())["model"]["unk_id"]
+        return unk_id
     token = getattr(model, "unk_token", None)
     return None if token is None else tokenizer.token_to_id(token)
 
@@ -128,8 +140,8 @@ def _content(value: object) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _listed(settings: Mapping[str, Any]) -> Iterator[AddedToken]:
-    """Tokens of `added_tokens_decoder` in the order of their ids."""
+def _listed(settings: TokenizerSettings) -> Iterator[AddedToken]:
+    """Yield the tokens of `added_tokens_decoder` in the order of their ids."""
     from tokenizers import AddedToken
 
     fields = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -140,20 +152,21 @@ def _listed(settings: Mapping[str, Any]) -> Iterator[AddedToken]:
             yield AddedToken(entry["content"], **flags)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"The tokenizer's added_tokens_decoder isn't ids and tokens ({error}); mend its "
+            f"The tokenizer's added_tokens_decoder isn't a mapping of ids to tokens ({error}); fix its "
             "tokenizer_config.json."
         ) from error
 
 
-def _to_be_special(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> Iterator[AddedToken]:
-    """Tokens of the vocabulary that the settings name and the tokenizer takes for ordinary ones.
+def _to_be_special(tokenizer: Tokenizer, settings: TokenizerSettings) -> Iterator[AddedToken]:
+    """Yield vocabulary tokens that the settings name as special, but the tokenizer treats as
+    ordinary.
 
-    A single character that text needs, as CLIP pads with `!`, stays ordinary.
+    A single character that text needs, such as the `!` that CLIP pads with, stays ordinary.
     """
     from tokenizers import AddedToken
 
     added = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
-    lists = [_content(one) for key in _LISTS for one in _items(settings.get(key))]
+    lists = [_content(item) for key in _LISTS for item in _items(settings.get(key))]
     for text in dict.fromkeys([*special_token_variables(settings).values(), *filter(None, lists)]):
         if text in added:
             if not added[text].special:
@@ -170,11 +183,13 @@ def _items(value: object) -> Sequence[object]:
 
 
 def _renamed(tree: Mapping[str, Any]) -> Iterator[str]:
-    """Special tokens that text can do without under their own names."""
+    """Yield the special tokens that can be renamed without harm to ordinary text."""
     model = tree["model"]
     stands_in = model.get("byte_fallback") or model.get("unk_token") is not None
     for token in tree["added_tokens"]:
         text = token["content"]
+        # Byte tokens are looked up by their names, and a letter without a stand-in is needed by
+        # text.
         is_byte = model.get("byte_fallback") and text.startswith("<0x")
         is_letter = model["type"] == "BPE" and len(text) == 1 and not stands_in
         if token["special"] and text and not is_byte and not is_letter:
@@ -183,7 +198,7 @@ def _renamed(tree: Mapping[str, Any]) -> Iterator[str]:
 
 def _rename(tree: dict[str, Any], tokens: frozenset[str]) -> None:
     def name(text: str) -> str:
-        return marked(text) if text in tokens else text
+        return mark_token(text) if text in tokens else text
 
     model = tree["model"]
     for token in tree["added_tokens"]:
@@ -195,6 +210,7 @@ def _rename(tree: dict[str, Any], tokens: frozenset[str]) -> None:
     if model.get("unk_token") is not None:
         model["unk_token"] = name(model["unk_token"])
     if model.get("merges"):
+        # A merge joins two pieces without the prefix of the second one.
         inner = len(model.get("continuing_subword_prefix") or "")
         model["merges"] = [
             [left, right]

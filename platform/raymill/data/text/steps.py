@@ -1,4 +1,5 @@
-"""Steps that preparations of every kind share: one writer, units in parallel, judging what was bad."""
+"""Steps that preparations of every kind share: lock, parallel units, the limit on bad records,
+cleanup."""
 
 from __future__ import annotations
 
@@ -7,43 +8,46 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from raymill.data.store.manifest import BadInputs, Manifest
-from raymill.data.text.report import Progress
+from raymill.data.store.manifest import BadInputs, DataManifest
+from raymill.data.text.report import PreparationProgress
 from raymill.data.text.sources import Unit
-from raymill.data.text.tasks import do_unit, parallel
+from raymill.data.text.tasks import parallel, prepare_unit
 from raymill.data.text.unit import UNITS_FOLDER, UnitResult, UnitSettings
-from raymill.durable import only_one
+from raymill.durable import exclusive_lock
 from raymill.errors import DataError
 from raymill.reading import entries
 from raymill.schema.data_sections import RowsConfig
 
-NAMED_BAD = 20  # bad records named in the manifest and in the refusal
+# Bad records that the manifest and the error name.
+NAMED_BAD = 20
 
 
-def only_writer(folder: Path) -> AbstractContextManager[None]:
-    """Hold a prepared folder's lock; see `only_one`."""
-    return only_one(
+def lock_prepared_folder(folder: Path) -> AbstractContextManager[None]:
+    """Hold a prepared folder's lock; see `exclusive_lock`."""
+    return exclusive_lock(
         folder,
         f"Another preparation is writing {folder} right now; wait for it or end it first.",
     )
 
 
 def run_units(units: Sequence[Unit], settings: UnitSettings, tasks: int | None) -> list[UnitResult]:
-    """Every unit's result in the plan's order."""
+    """Run every unit and return the results in the plan's order."""
     results: dict[int, UnitResult] = {}
-    with Progress(units) as progress:
-        for result, earlier in parallel(do_unit, [*enumerate(units)], shared=settings, tasks=tasks):
+    with PreparationProgress(units) as progress:
+        for result, earlier in parallel(
+            prepare_unit, [*enumerate(units)], shared=settings, tasks=tasks
+        ):
             results[result.index] = result
             progress.done(result, earlier=earlier)
     return [results[index] for index in range(len(units))]
 
 
-def judged_bad_inputs(
+def check_bad_inputs(
     data: RowsConfig, results: Sequence[UnitResult], quarantine: Path | None = None
 ) -> BadInputs:
-    """Count the bad records; raise DataError if they are more than the configured fraction.
+    """Count the bad records; raise DataError if they exceed the configured fraction.
 
-    `quarantine`: where they are all kept, if they are.
+    `quarantine` is the file in which they are kept, if there is one.
     """
     count = sum(result.bad for result in results)
     records = sum(result.records for result in results)
@@ -55,13 +59,13 @@ def judged_bad_inputs(
         raise DataError(
             f"{count} of {records} records can't be used{causes_text(results)}, more than "
             f"data.max_bad_fraction={data.max_bad_fraction:g} allows:\n{named}{more}{kept}\n"
-            "Mend or remove them, or raise data.max_bad_fraction."
+            "Fix or remove them, or raise data.max_bad_fraction."
         )
     return BadInputs(count, examples)
 
 
 def causes_text(results: Sequence[UnitResult]) -> str:
-    """` (3 order, 1 empty)`, where the kind of data counts causes."""
+    """Return ` (3 order, 1 empty)` where the kind of data counts causes, or nothing."""
     causes: Counter[str] = Counter()
     for result in results:
         causes.update(result.facts.get("causes", {}))
@@ -69,13 +73,14 @@ def causes_text(results: Sequence[UnitResult]) -> str:
     return f" ({listed})" if listed else ""
 
 
-def remove_leftovers(folder: Path, manifest: Manifest, units: int) -> None:
+def remove_leftovers(folder: Path, manifest: DataManifest, units: int) -> None:
     """Delete shards and sidecars of earlier tries that the manifest doesn't name."""
     named = {shard.path for split in manifest.splits.values() for shard in split.shards}
     for split in ("train", "validation"):
         for path in entries(folder / split):
             if f"{split}/{path.name}" not in named:
                 path.unlink()
+    # A plan with fewer units leaves sidecars of higher numbers behind.
     current = {"tokenizer", *(f"{index:05d}" for index in range(units))}
     for path in entries(folder / UNITS_FOLDER):
         if path.name.split(".")[0] not in current:

@@ -1,4 +1,4 @@
-"""Values of a table's cells as JSON has them, whichever way Arrow stores them."""
+"""Convert values of a table's cells to JSON values, whichever way Arrow stores them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["holds_json", "plain_value"]
 
 
 def holds_json(stored: pa.DataType) -> bool:
-    """Tell whether values of a table's column are JSON: no times, bytes, decimals or maps."""
+    """Return whether a column's values are JSON: no times, bytes, decimals or maps."""
     if isinstance(stored, pa.DictionaryType) or _is_list(stored):
         return holds_json(stored.value_type)
     if isinstance(stored, pa.StructType):
@@ -25,8 +25,10 @@ def holds_json(stored: pa.DataType) -> bool:
 
 
 def plain_value(value: Any, stored: pa.DataType, what: str) -> Any:
-    """A value as Arrow gives it, without the nulls by which an object has all fields of its column, and with
-    what is stored as a text of JSON read; `what` it is, for the error.
+    """Convert a value as Arrow returns it to a JSON value.
+
+    Nulls by which an object has all fields of its column are dropped, and texts that are stored as
+    JSON are parsed; `what` names the value in an error.
 
     Raises:
         UnusableRecordError: such a text isn't JSON.
@@ -40,10 +42,10 @@ def plain_value(value: Any, stored: pa.DataType, what: str) -> Any:
     if _is_list(stored):
         return [plain_value(item, stored.value_type, what) for item in value]
     if isinstance(stored, pa.StructType):
-        held = ((field, value[field.name]) for field in stored)
+        items = ((field, value[field.name]) for field in stored)
         return {
             field.name: plain_value(item, field.type, what)
-            for field, item in held
+            for field, item in items
             if item is not None
         }
     return value

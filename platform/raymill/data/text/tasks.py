@@ -1,8 +1,7 @@
-"""Preparation's work as Ray Data pipelines: one small item in, one small result out, in any order.
+"""Ray Data pipelines for preparation: one small item in, one small result out, in any order.
 
-What the tasks do is in `unit.py`, `contamination.py` and `tokenizer.py`; this file only carries it
-there and back. An error meant for the user comes back as a result, so that it arrives without
-Ray's trace.
+The work is done in `unit.py`, `contamination.py` and `tokenizer.py`. An error meant for the user is
+returned as a result, so that it arrives without Ray's trace.
 """
 
 from __future__ import annotations
@@ -18,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from raymill.data.store.manifest import Contamination, Shard, Split, TokenizerIdentity
-from raymill.data.store.split import TRAIN, unit_hash
+from raymill.data.store.split import TRAIN, hash_fraction
 from raymill.data.text import contamination, unit
-from raymill.data.text.records import Bad, Reading, read_records
+from raymill.data.text.documents import DocumentParser
+from raymill.data.text.records import Bad, read_records
 from raymill.data.text.sources import Unit
 from raymill.errors import DataError, RaymillError
 from raymill.schema.data_sections import TokenizerConfig
@@ -31,10 +31,9 @@ MIN_SAMPLE_BYTES = 1 << 20
 def parallel(
     function: Callable[..., Any], items: Sequence[Any], *, shared: Any, tasks: int | None = None
 ) -> Iterator[Any]:
-    """function(item, shared) for every item on the cluster; results as they come, in no fixed
-    order.
+    """Yield function(item, shared) for every item, computed on the cluster, in no fixed order.
 
-    `tasks` limits how many run at once (None: one for each free core).
+    `tasks` limits the number that run at once (None: one per free core).
 
     Raises:
         RaymillError: the first one that a task raised.
@@ -42,14 +41,16 @@ def parallel(
     import ray
     import ray.data
 
-    # Ray Data sets its loggers up when it is imported; its own account of a run isn't for the user.
+    # Ray Data sets up its loggers when it is imported; its log of a run isn't meant for the user.
     for name in ("ray.data", "ray.data._internal"):
         logging.getLogger(name).setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = -1  # one large compressed file may take an hour
+    # One large compressed file may take an hour.
+    context.execution_no_progress_timeout_s = -1
     cores = float(ray.cluster_resources().get("CPU", 1.0))
+    # More tasks than cores can only run at once if each claims less than a core.
     share = 1.0 if tasks is None else min(1.0, cores / tasks)
     rows = [{"item": pickle.dumps(item)} for item in items]
     with ray.data.DataContext.current(context):
@@ -75,22 +76,24 @@ def _call(function: Callable[..., Any], shared: Any, row: dict[str, Any]) -> dic
     return {"outcome": pickle.dumps(outcome)}
 
 
-def do_unit(item: tuple[int, Unit], settings: unit.UnitSettings) -> tuple[unit.UnitResult, bool]:
-    """The unit's result, and whether an earlier run had it finished."""
-    index, pieces = item
-    earlier = unit.finished(index, pieces, settings)
+def prepare_unit(
+    item: tuple[int, Unit], settings: unit.UnitSettings
+) -> tuple[unit.UnitResult, bool]:
+    """Return the unit's result, and whether an earlier run had finished it."""
+    index, spans = item
+    earlier = unit.finished(index, spans, settings)
     if earlier is not None:
         return earlier, True
-    return unit.run_unit(index, pieces, settings), False
+    return unit.run_unit(index, spans, settings), False
 
 
 def train_tokenizer(
-    units: Sequence[Unit], reading: Reading, config: TokenizerConfig, folder: Path
+    units: Sequence[Unit], parser: DocumentParser, config: TokenizerConfig, folder: Path
 ) -> TokenizerIdentity:
-    """Train on a task of its own, and save into `folder`."""
+    """Train the tokenizer in a task of its own, and save it into `folder`."""
     import ray
 
-    arguments = (units, reading, config, folder)
+    arguments = (units, parser, config, folder)
     outcome = ray.get(ray.remote(num_cpus=1)(_train_tokenizer).remote(*arguments))
     if isinstance(outcome, RaymillError):
         raise outcome
@@ -99,56 +102,57 @@ def train_tokenizer(
 
 
 def _train_tokenizer(
-    units: Sequence[Unit], reading: Reading, config: TokenizerConfig, folder: Path
+    units: Sequence[Unit], parser: DocumentParser, config: TokenizerConfig, folder: Path
 ) -> TokenizerIdentity | RaymillError:
-    from raymill.data.text import tokenizer as room
+    from raymill.data.text import tokenizer as text_tokenizer
 
     try:
-        tokenizer = room.train(training_sample(units, reading, config.train_bytes), config)
+        tokenizer = text_tokenizer.train(training_sample(units, parser, config.train_bytes), config)
     except RaymillError as error:
         return error
-    room.save(tokenizer, folder, config.end_of_text)
-    return room.identity(tokenizer, config.end_of_text)
+    text_tokenizer.save(tokenizer, folder, config.end_of_text)
+    return text_tokenizer.identity(tokenizer, config.end_of_text)
 
 
-def training_sample(units: Sequence[Unit], reading: Reading, limit: int) -> Iterator[str]:
-    """At most `limit` bytes of training text, an equal share from each unit, in the order of a
-    seeded hash.
+def training_sample(units: Sequence[Unit], parser: DocumentParser, limit: int) -> Iterator[str]:
+    """Yield at most `limit` bytes of training text, an equal share per unit, in a seeded random
+    order.
 
     Raises:
         DataError: there is no training text at all.
     """
     share = max(limit // max(len(units), 1), MIN_SAMPLE_BYTES)
-    if (
-        sum(piece.length for pieces in units for piece in pieces if piece.split != "validation")
-        <= limit
-    ):
-        share = limit  # all of it fits (compressed input may still reach the limit)
-    left, yielded = limit, False
-    for index in sorted(range(len(units)), key=lambda i: (unit_hash(str(i), reading.seed), i)):
-        if not left:
-            break  # whatever is opened now is read for nothing
-        unit_left = min(share, left)
-        for text in _training_texts(units[index], reading):
+    if sum(span.length for spans in units for span in spans if span.split != "validation") <= limit:
+        # Everything fits, although compressed input may still reach the limit.
+        share = limit
+    bytes_left, yielded = limit, False
+    for index in sorted(range(len(units)), key=lambda i: (hash_fraction(str(i), parser.seed), i)):
+        # Another unit would be opened and read for nothing.
+        if not bytes_left:
+            break
+        unit_bytes_left = min(share, bytes_left)
+        for text in _training_texts(units[index], parser):
             content = text.encode()
             text = (
-                text if len(content) <= unit_left else content[:unit_left].decode(errors="ignore")
+                text
+                if len(content) <= unit_bytes_left
+                else content[:unit_bytes_left].decode(errors="ignore")
             )
             yielded = yielded or bool(text)
             yield text
-            unit_left -= len(content)
-            left -= min(len(content), left)
-            if unit_left <= 0:
+            unit_bytes_left -= len(content)
+            bytes_left -= min(len(content), bytes_left)
+            if unit_bytes_left <= 0:
                 break
     if not yielded:
         raise DataError("There is no usable training text: every record is bad, empty or held out.")
 
 
-def _training_texts(pieces: Unit, reading: Reading) -> Iterator[str]:
-    for piece in pieces:
-        if piece.split == "validation":
+def _training_texts(spans: Unit, parser: DocumentParser) -> Iterator[str]:
+    for span in spans:
+        if span.split == "validation":
             continue
-        for record in read_records(piece, reading, hashlib.sha256()):
+        for record in read_records(span, parser, hashlib.sha256()):
             if not isinstance(record, Bad) and record.split == TRAIN:
                 yield record.text
 
@@ -156,20 +160,21 @@ def _training_texts(pieces: Unit, reading: Reading) -> Iterator[str]:
 def measure_contamination(
     folder: Path, splits: dict[str, Split], settings: unit.Settings, tasks: int | None
 ) -> Contamination:
-    """Which held-out n-grams occur in training shards; see `contamination.py`."""
+    """Measure the held-out n-grams that occur in training shards; see `contamination.py`."""
     shift = contamination.sampling_shift(splits["validation"])
-    where = (folder, settings.dtype, settings.tokenizer.end_of_text_id, shift)
-    counted = parallel(_count, splits["validation"].shards, shared=where, tasks=tasks)
+    location = (folder, settings.dtype, settings.tokenizer.end_of_text_id, shift)
+    counted = parallel(_count, splits["validation"].shards, shared=location, tasks=tasks)
+    # The held-out n-grams are few; training text is compared with them, shard by shard.
     hashes, counts = contamination.merge_counts(counted)
-    found = np.zeros(len(hashes), dtype=np.bool_)
-    shared = (where, hashes)
+    occurs = np.zeros(len(hashes), dtype=np.bool_)
+    shared = (location, hashes)
     for packed in parallel(_occurring, splits["train"].shards, shared=shared, tasks=tasks):
-        found |= np.unpackbits(packed, count=len(hashes)).astype(np.bool_)
-    return contamination.summary(counts, found, shift)
+        occurs |= np.unpackbits(packed, count=len(hashes)).astype(np.bool_)
+    return contamination.summary(counts, occurs, shift)
 
 
-def _count(shard: Shard, where: tuple[Path, str, int, int]) -> Any:
-    folder, dtype, end_of_text_id, shift = where
+def _count(shard: Shard, location: tuple[Path, str, int, int]) -> Any:
+    folder, dtype, end_of_text_id, shift = location
     return contamination.count_ngrams(folder, shard, dtype, end_of_text_id, shift)
 
 

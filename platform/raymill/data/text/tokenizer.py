@@ -1,15 +1,15 @@
-"""The tokenizer: trained on training text, or loaded; saved as a Hugging Face folder; encoding
-with exact bytes.
+"""Tokenizer: trained on training text or loaded, saved as a Hugging Face folder, with exact byte
+counts.
 
 Byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) through HF `tokenizers`. `transformers`
-isn't imported: the folder it reads is two small JSON files.
+isn't imported: the folder that it reads is two small JSON files.
 """
 
 from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,14 +19,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from raymill.data.store.manifest import TokenizerIdentity, read_tokenizer
 from raymill.data.text.special_tokens import (
+    TokenizerSettings,
+    apply_settings,
     begins_with,
-    completed,
     special_ids,
-    text_only,
     unknown_id,
+    without_control_tokens,
 )
 from raymill.data.text.special_tokens import special_token_variables as special_token_variables
-from raymill.data.text.windows import Tokens, in_windows
+from raymill.data.text.windows import TokenSpans, in_windows
 from raymill.durable import canonical_json, fsync_path, sha256_text, write_atomic
 from raymill.errors import DataError
 from raymill.reading import is_file, is_folder, read_bytes, read_json
@@ -35,17 +36,19 @@ from raymill.schema.data_sections import TokenizerConfig
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
-SLICE_CHARACTERS = 1 << 18  # encoded at once: `tokenizers` needs some 100 bytes for each token
+# Characters that are encoded at once: `tokenizers` needs about 100 bytes for each token.
+SLICE_CHARACTERS = 1 << 18
 BATCH_CHARACTERS = 1 << 20
 AUTO, END_OF_TEXT = "auto", "<|endoftext|>"
 SETTINGS_NAME = "tokenizer_config.json"
-# Where older folders name special tokens and list added ones; read, but written into the settings.
+# Older folders name special tokens and list added ones in these files; they are read, but their
+# contents are written into the settings.
 SPECIAL_NAME, ADDED_NAME = "special_tokens_map.json", "added_tokens.json"
 TEMPLATE_NAME = "chat_template.jinja"
 
 
 def train(texts: Iterator[str], config: TokenizerConfig) -> Tokenizer:
-    """Learn a byte-level BPE; the same texts give the same tokenizer."""
+    """Train a byte-level BPE; the same texts give the same tokenizer."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -61,6 +64,7 @@ def train(texts: Iterator[str], config: TokenizerConfig) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size,
         special_tokens=[AddedToken(config.end_of_text, special=True, normalized=False)],
+        # All 256 bytes are in the vocabulary, so that any text can be encoded.
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -69,8 +73,10 @@ def train(texts: Iterator[str], config: TokenizerConfig) -> Tokenizer:
 
 
 def end_of_text_of(config: TokenizerConfig) -> str:
-    """The token that separates documents. `auto`: the eos_token that an existing tokenizer's folder names,
-    or else `<|endoftext|>`."""
+    """Return the token that separates documents.
+
+    `auto` is the eos_token that an existing tokenizer's folder names, or else `<|endoftext|>`.
+    """
     if config.end_of_text != AUTO:
         return config.end_of_text
     named = {} if config.path is None else special_token_variables(read_settings(Path(config.path)))
@@ -78,12 +84,14 @@ def end_of_text_of(config: TokenizerConfig) -> str:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """Return what a folder's JSON files say of its tokenizer beside tokenizer.json: `tokenizer_config.json`,
-    and the older special_tokens_map.json and added_tokens.json as transformers takes them.
+    """Read the settings of a folder's tokenizer besides tokenizer.json.
+
+    They are in `tokenizer_config.json` and the older special_tokens_map.json and added_tokens.json,
+    and are merged as transformers does it.
 
     Raises:
-        DataError: one isn't a JSON object.
-        StorageError: one can't be read.
+        DataError: a file isn't a JSON object.
+        StorageError: a file can't be read.
     """
     settings = read_object(folder / SETTINGS_NAME)
     named = read_object(folder / SPECIAL_NAME)
@@ -102,37 +110,37 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return {**settings, "added_tokens_decoder": added} if added else settings
 
 
-def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+def write_settings(folder: Path, settings: TokenizerSettings) -> None:
     """Write a folder's `tokenizer_config.json`."""
     text = json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False)
     write_atomic(folder / SETTINGS_NAME, text + "\n")
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; an empty one where there is no file.
+    """Read the object in a JSON file; an empty one where there is no file.
 
     Raises:
         DataError: it holds something else.
         StorageError: it can't be read.
     """
-    found = read_json(path, missing={})
-    if not isinstance(found, dict):
-        raise DataError(f"{path} holds {type(found).__name__}, expected an object.")
-    return found
+    value = read_json(path, missing={})
+    if not isinstance(value, dict):
+        raise DataError(f"{path} holds {type(value).__name__}, expected an object.")
+    return value
 
 
 def load(path: Path, end_of_text: str) -> Tokenizer:
     """Load a `tokenizer.json` or the folder that holds one.
 
     Raises:
-        DataError: nothing there, not a tokenizer, or no special token `end_of_text`.
+        DataError: there is no tokenizer, or it has no special token `end_of_text`.
     """
     file = tokenizer_file(path)
     try:
         tokenizer = read_tokenizer(file)
     except DataError as error:
         raise DataError(f"tokenizer.path: {error}") from error
-    completed(tokenizer, read_settings(path) if is_folder(path) else {})
+    apply_settings(tokenizer, read_settings(path) if is_folder(path) else {})
     special = sorted(special_ids(tokenizer))
     if end_of_text not in special:
         known = ", ".join(special[:12]) or "none"
@@ -144,7 +152,7 @@ def load(path: Path, end_of_text: str) -> Tokenizer:
 
 
 def add_special_tokens(tokenizer: Tokenizer, tokens: Sequence[str]) -> None:
-    """Make `tokens` special, adding those that the vocabulary lacks."""
+    """Make `tokens` special, and add those that the vocabulary lacks."""
     from tokenizers import AddedToken
 
     tokenizer.add_special_tokens(
@@ -153,7 +161,7 @@ def add_special_tokens(tokenizer: Tokenizer, tokens: Sequence[str]) -> None:
 
 
 def tokenizer_file(path: Path) -> Path:
-    """The `tokenizer.json` that a path stands for; raises DataError if there is none."""
+    """Return the `tokenizer.json` that a path refers to; raise DataError if there is none."""
     file = path / "tokenizer.json" if is_folder(path) else path
     if not is_file(file):
         raise DataError(
@@ -164,12 +172,13 @@ def tokenizer_file(path: Path) -> Path:
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
-    """sha256 over canonical JSON, as `manifest.tokenizer_fingerprint` of the saved file."""
+    """Return the sha256 of the canonical JSON, equal to `manifest.tokenizer_fingerprint` of the
+    saved file."""
     return sha256_text(canonical_json(json.loads(tokenizer.to_str())))
 
 
 def identity(tokenizer: Tokenizer, end_of_text: str) -> TokenizerIdentity:
-    """What the manifest says about a tokenizer. The vocabulary's size is the largest id + 1."""
+    """Return the manifest's entry for a tokenizer. The vocabulary's size is the largest id + 1."""
     token_id = tokenizer.token_to_id(end_of_text)
     if token_id is None:
         raise DataError(f"The tokenizer has no token {end_of_text!r}.")
@@ -180,9 +189,9 @@ def identity(tokenizer: Tokenizer, end_of_text: str) -> TokenizerIdentity:
 def save(tokenizer: Tokenizer, folder: Path, end_of_text: str, source: Path | None = None) -> None:
     """Write a folder that `transformers.AutoTokenizer.from_pretrained` loads offline.
 
-    A loaded tokenizer's settings and chat template are kept from its `source` folder; padding, which is
-    masked by length, is its own or end of text. Where the settings name no token at all, end of text also
-    serves as beginning: that is what stands before a document.
+    A loaded tokenizer's settings and chat template are kept from its `source` folder; its padding,
+    which is masked by length, is its own or end of text. Where the settings name no token at all,
+    end of text also serves as beginning, since it is the token before a document.
     """
     folder.mkdir(parents=True, exist_ok=True)
     settings: dict[str, Any] = {}
@@ -190,7 +199,8 @@ def save(tokenizer: Tokenizer, folder: Path, end_of_text: str, source: Path | No
         if is_file(source / TEMPLATE_NAME):
             (folder / TEMPLATE_NAME).write_bytes(read_bytes(source / TEMPLATE_NAME))
         settings = read_settings(source)
-        settings.update(special_token_variables(settings))  # mappings aren't read by everyone
+        # Not every library reads a token that is a mapping.
+        settings.update(special_token_variables(settings))
     if not special_token_variables(settings):
         first = next(iter(begins_with(tokenizer)), None)
         settings["bos_token"] = end_of_text if first is None else tokenizer.id_to_token(first)
@@ -198,9 +208,9 @@ def save(tokenizer: Tokenizer, folder: Path, end_of_text: str, source: Path | No
         settings["pad_token"] = end_of_text
     settings["eos_token"] = end_of_text
     settings.setdefault("clean_up_tokenization_spaces", False)
-    # Others would be rebuilt from the vocabulary alone, by their family's rules of today.
+    # Another class would rebuild the tokenizer from its vocabulary, by the current rules of its family.
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    # auto_map names code to run, which is never taken over; tokenizer.json lists the tokens.
+    # auto_map names code to run, which must not be copied; tokenizer.json lists the tokens.
     for name in ("auto_map", "added_tokens_decoder"):
         settings.pop(name, None)
     write_settings(folder, settings)
@@ -210,9 +220,9 @@ def save(tokenizer: Tokenizer, folder: Path, end_of_text: str, source: Path | No
 
 @dataclass(frozen=True)
 class Encoded:
-    """A document's token ids [n] and UTF-8 bytes behind each [n], which add up to its text's.
+    """Token ids of a document [n] and the UTF-8 bytes behind each [n], which add up to the text's.
 
-    `problem`: why the ids aren't what the text says, if they aren't.
+    `problem` is the reason why the ids don't represent the text, if they don't.
     """
 
     ids: NDArray[np.uint32]
@@ -221,24 +231,26 @@ class Encoded:
 
 
 class Encoder:
-    """Encodes documents; special tokens that a text spells out are text, never control.
+    """Encoder of documents; special tokens that a text spells are text and never control.
 
-    The tokenizer is copied, not changed. `end_of_text_id`: no text may become it, even if it is also the
-    tokenizer's token for what it doesn't know.
+    The tokenizer is copied, not changed. No text may produce `end_of_text_id`, even if it is also
+    the tokenizer's unknown token.
     """
 
     def __init__(self, tokenizer: Tokenizer, end_of_text_id: int) -> None:
-        self._tokenizer = text_only(tokenizer)
+        self._tokenizer = without_control_tokens(tokenizer)
         self._byte_table = _byte_table(tokenizer)
         self._unknown_id = unknown_id(tokenizer)
         self._control = {index: token for token, index in special_ids(tokenizer).items()}
+        # Text may become the unknown token, unless that also ends documents.
         if self._unknown_id is not None and self._unknown_id != end_of_text_id:
             self._control.pop(self._unknown_id, None)
 
     def encode(self, texts: Sequence[str]) -> Iterator[Encoded]:
         """Encode documents one after the other, in batches of bounded size.
 
-        A long document is encoded in windows, so that memory stays bounded; its ids are the whole's.
+        A long document is encoded in windows, so that memory stays bounded; its ids equal the
+        whole's.
         """
         for batch in _batched(texts):
             if len(batch[0]) > SLICE_CHARACTERS:
@@ -247,13 +259,13 @@ class Encoder:
                 yield from self._together(batch)
 
     def _together(self, texts: list[str]) -> Iterator[Encoded]:
-        """Documents that are encoded in one call; one by one if that fails."""
+        """Encode documents in one call; one by one if that fails."""
         # The fast call leaves the offsets out, which byte-level tokenizers hardly ever need.
         model = self._tokenizer
         call = model.encode_batch if self._byte_table is None else model.encode_batch_fast
         try:
             encodings = call(texts, add_special_tokens=False)
-        # `tokenizers` has nothing narrower, for a character that Unigram lacks for instance.
+        # `tokenizers` raises nothing narrower, for example for a character that Unigram lacks.
         except Exception:  # noqa: BLE001
             yield from map(self._alone, texts)
             return
@@ -264,15 +276,15 @@ class Encoder:
 
     def _alone(self, text: str) -> Encoded:
         try:
-            found = in_windows(text, SLICE_CHARACTERS, self._tokens)
+            tokens = in_windows(text, SLICE_CHARACTERS, self._tokens)
         except Exception as error:  # noqa: BLE001
             nothing = np.zeros(0, dtype=np.uint32)
             return Encoded(nothing, nothing, f"the tokenizer can't encode it ({error})")
-        return self._measured(text, found.ids, found.offsets)
+        return self._measured(text, tokens.ids, tokens.offsets)
 
-    def _tokens(self, text: str) -> Tokens:
+    def _tokens(self, text: str) -> TokenSpans:
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        return Tokens(np.array(encoding.ids, dtype=np.uint32), _offsets(encoding))
+        return TokenSpans(np.array(encoding.ids, dtype=np.uint32), _offsets(encoding))
 
     def _measured(
         self, text: str, ids: NDArray[np.uint32], offsets: NDArray[np.int64] | None
@@ -281,24 +293,25 @@ class Encoder:
         total = len(text.encode("utf-8"))
         if self._byte_table is not None:
             token_bytes = self._byte_table[ids]
+            # If the counts add up, no character was dropped or replaced.
             if int(token_bytes.sum(dtype=np.int64)) == total:
                 return Encoded(ids, token_bytes, problem)
-        # A normaliser or an unknown token changed the text; character offsets still tell.
+        # A normalizer or an unknown token changed the text; character offsets still give the bytes.
         offsets = self._tokens(text).offsets if offsets is None else offsets
         if self._unknown_id is None:
             problem = problem or _lost(text, offsets)
         return Encoded(ids, _bytes_by_offsets(text, offsets, total), problem)
 
     def _forged(self, ids: NDArray[np.uint32]) -> str:
-        found = self._control.keys() & set(np.unique(ids).tolist())
-        if not found:
+        forged = self._control.keys() & set(np.unique(ids).tolist())
+        if not forged:
             return ""
-        token = self._control[min(found)]
+        token = self._control[min(forged)]
         return f"the tokenizer makes its special token {token!r} of ordinary text in it"
 
 
 def _batched(texts: Sequence[str]) -> Iterator[list[str]]:
-    """Lists of about BATCH_CHARACTERS; a text longer than SLICE_CHARACTERS stands alone."""
+    """Yield lists of about BATCH_CHARACTERS; a text longer than SLICE_CHARACTERS stands alone."""
     batch: list[str] = []
     size = 0
     for text in texts:
@@ -315,7 +328,8 @@ def _batched(texts: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _byte_table(tokenizer: Tokenizer) -> NDArray[np.uint32] | None:
-    """Bytes of text by id where the vocabulary is byte-level (one character a byte), else None.
+    """Return the bytes of text by id where the vocabulary is byte-level (one character per byte),
+    else None.
 
     Special tokens count as their spelling, but never come from text.
     """
@@ -335,11 +349,11 @@ def _offsets(encoding: Encoding) -> NDArray[np.int64]:
 
 
 def _bytes_by_offsets(text: str, offsets: ArrayLike, total: int) -> NDArray[np.uint32]:
-    """Bytes behind each token by the character where it ends ([n, 2] as `tokenizers` gives them); what lies
-    between tokens goes to the later one.
+    """Return the bytes behind each token, from its end offset ([n, 2] as `tokenizers` returns
+    them).
 
-    The ends telescope, so the sum is exact whatever a normaliser dropped; the last token takes the
-    rest.
+    Text between tokens counts for the later one. The ends telescope, so the sum is exact whatever a
+    normalizer dropped; the last token takes the rest.
     """
     ends = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)[:, 1]
     if not len(ends):
@@ -347,19 +361,20 @@ def _bytes_by_offsets(text: str, offsets: ArrayLike, total: int) -> NDArray[np.u
     codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
     widths = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)
     byte_at = np.concatenate([[0], np.cumsum(widths)])
+    # Offsets may go back where characters were reordered.
     byte_ends = byte_at[np.maximum.accumulate(ends)]
     byte_ends[-1] = total
     return np.diff(byte_ends, prepend=0).astype(np.uint32)
 
 
 def _lost(text: str, offsets: NDArray[np.int64]) -> str:
-    """The first letter, number or sign that no token stands for, where nothing stands for unknown ones."""
-    begun = np.zeros(len(text) + 1, dtype=np.int64)
-    np.add.at(begun, offsets[:, 0], 1)
-    np.add.at(begun, offsets[:, 1], -1)
-    for place in np.flatnonzero(np.cumsum(begun[:-1]) == 0):
-        if unicodedata.category(text[place])[0] in "LNPS":
+    """Report the first letter, number or sign without a token, where there is no unknown token."""
+    covered = np.zeros(len(text) + 1, dtype=np.int64)
+    np.add.at(covered, offsets[:, 0], 1)
+    np.add.at(covered, offsets[:, 1], -1)
+    for index in np.flatnonzero(np.cumsum(covered[:-1]) == 0):
+        if unicodedata.category(text[index])[0] in "LNPS":
             return (
-                f"the tokenizer has no token for {text[place]!r}, nor one for what it doesn't know"
+                f"the tokenizer has no token for {text[index]!r}, nor one for what it doesn't know"
             )
     return ""

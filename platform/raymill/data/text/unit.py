@@ -1,8 +1,10 @@
-"""One unit of work: read its pieces, encode, pack, and write at most one shard a split.
+"""One unit of preparation: read its input ranges, encode, pack, and write at most one shard per
+split.
 
 A unit leaves a sidecar `units/00000.json` when its shards are on disk; a preparation that was
-killed continues from the sidecars whose digest still fits. Everything here is a pure function of
-the unit, the tokenizer and the settings, so it doesn't matter who runs it, when, or how often.
+killed continues from the sidecars whose digest still matches. Everything here is a pure function of
+the unit, the tokenizer and the settings, so any process may run it, at any time and any number of
+times.
 """
 
 from __future__ import annotations
@@ -15,31 +17,33 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 from raymill.data.store.manifest import TOKENIZER_FOLDER, InputDigest, Shard, TokenizerIdentity
 from raymill.data.store.pack import Packer, dtype_for
 from raymill.data.store.shards import ShardWriter
-from raymill.data.text import tokenizer as tokenizers_room
-from raymill.data.text.places import place_of
-from raymill.data.text.records import Bad, Document, Reading, read_records
-from raymill.data.text.sources import Piece, Unit
-from raymill.durable import canonical_json, sha256_file, sha256_text, write_atomic
+from raymill.data.text import tokenizer as text_tokenizer
+from raymill.data.text.documents import Document, DocumentParser
+from raymill.data.text.raw_streams import record_location
+from raymill.data.text.records import Bad, read_records
+from raymill.data.text.sources import InputRange, Unit
+from raymill.durable import JsonObject, canonical_json, sha256_file, sha256_text, write_atomic
 from raymill.errors import DataError
 from raymill.reading import MISSING, read_text
 
 UNITS_FOLDER = "units"
-EXAMPLES = 20  # bad records named for each unit
+# Bad records that each unit names.
+EXAMPLES = 20
 
 
 class UnitSettings(Protocol):
-    """What every unit of a preparation shares, whatever its kind; a dataclass."""
+    """Settings that all units of a preparation share, whatever its kind; a dataclass."""
 
-    __dataclass_fields__: ClassVar[dict[str, Any]]
+    __dataclass_fields__: ClassVar[JsonObject]
 
     @property
     def folder(self) -> str:
-        """The prepared folder."""
+        """Prepared folder."""
         ...
 
     def work(self, index: int, unit: Unit) -> UnitResult:
@@ -49,10 +53,10 @@ class UnitSettings(Protocol):
 
 @dataclass(frozen=True)
 class Settings:
-    """What every unit of text shares."""
+    """Settings that all units of text share."""
 
     folder: str
-    reading: Reading
+    reading: DocumentParser
     tokenizer: TokenizerIdentity
     end_of_text: str
     sequence_length: int
@@ -65,13 +69,16 @@ class Settings:
 
     def work(self, index: int, unit: Unit) -> UnitResult:
         """Read, encode, pack and write."""
-        return _Work(index, unit, self).run()
+        return _TextUnit(index, unit, self).run()
 
 
 @dataclass(frozen=True)
 class UnitResult:
-    """What a unit wrote and read. `bytes_read` are bytes of input, `records` includes bad ones;
-    `facts` is what its kind adds, as JSON values."""
+    """Output and input of a unit.
+
+    `bytes_read` are bytes of input, `records` includes bad ones; `facts` are additions of its kind,
+    as JSON values.
+    """
 
     index: int
     shards: dict[str, Shard]
@@ -81,22 +88,24 @@ class UnitResult:
     bad: int
     bad_examples: tuple[str, ...]
     bytes_read: int
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: JsonObject = field(default_factory=dict)
 
 
 def unit_digest(index: int, unit: Unit, settings: UnitSettings) -> str:
-    """Equal digests give equal shards; files count by size and modification time."""
+    """Return the digest of a unit; equal ones give equal shards. Files count by size and
+    modification time."""
     shared = asdict(settings)
+    # The same unit in another folder has the same bytes.
     del shared["folder"]
-    pieces = [asdict(piece) for piece in unit]
-    return sha256_text(canonical_json({"index": index, "unit": pieces, "settings": shared}))
+    spans = [asdict(span) for span in unit]
+    return sha256_text(canonical_json({"index": index, "unit": spans, "settings": shared}))
 
 
 def finished(index: int, unit: Unit, settings: UnitSettings) -> UnitResult | None:
-    """The result of an earlier run of this unit, if it is complete and its shards are whole.
+    """Return the result of an earlier run of this unit, if it is complete and its shards are whole.
 
     Raises:
-        StorageError: that can't be known.
+        StorageError: a file can't be read, so that nothing is known.
     """
     folder = Path(settings.folder)
     try:
@@ -116,7 +125,7 @@ def run_unit(index: int, unit: Unit, settings: UnitSettings) -> UnitResult:
     """Write the unit's shards, then its sidecar.
 
     Raises:
-        DataError: an input is gone, changed or damaged beyond single records.
+        DataError: an input is gone, has changed, or is damaged beyond single records.
     """
     result = settings.work(index, unit)
     tree = {"unit_digest": unit_digest(index, unit, settings), "result": asdict(result)}
@@ -126,8 +135,8 @@ def run_unit(index: int, unit: Unit, settings: UnitSettings) -> UnitResult:
     return result
 
 
-class _Work:
-    """The counters and open shards of a running unit."""
+class _TextUnit:
+    """Counters and open shards of a running unit."""
 
     def __init__(self, index: int, unit: Unit, settings: Settings) -> None:
         self._index, self._unit, self._settings = index, unit, settings
@@ -143,21 +152,23 @@ class _Work:
         with ExitStack() as stack:
             for batch in _batches(self._texts()):
                 encoded = encoder.encode([record.text for _, record in batch])
-                for (piece, record), document in zip(batch, encoded, strict=True):
+                for (span, record), document in zip(batch, encoded, strict=True):
                     split = record.split
                     if document.problem:
                         number = record.number
-                        where = piece.name if number is None else place_of(piece, number)
-                        self._told_bad(where, document.problem)
+                        location = span.name if number is None else record_location(span, number)
+                        self._count_bad(location, document.problem)
                         continue
+                    # An empty text isn't bad, but there is nothing to learn from it.
                     if not len(document.ids):
-                        continue  # an empty text: nothing to learn from, nothing wrong
+                        continue
                     if split not in writers:
                         packers[split] = self._packer()
                         writers[split] = stack.enter_context(self._writer(split))
                     self._documents += 1
                     for group in packers[split].add(document.ids, document.token_bytes):
                         writers[split].write(group)
+            # The last, partial group of each split is written when all documents are packed.
             for split, writer in writers.items():
                 for group in packers[split].finish():
                     writer.write(group)
@@ -170,27 +181,27 @@ class _Work:
             records=self._records,
             bad=self._bad,
             bad_examples=tuple(self._examples),
-            bytes_read=sum(piece.length for piece in self._unit),
+            bytes_read=sum(span.length for span in self._unit),
         )
 
-    def _texts(self) -> Iterator[tuple[Piece, Document]]:
-        for piece in self._unit:
+    def _texts(self) -> Iterator[tuple[InputRange, Document]]:
+        for span in self._unit:
             digest = hashlib.sha256()
-            for record in read_records(piece, self._settings.reading, digest):
+            for record in read_records(span, self._settings.reading, digest):
                 if isinstance(record, Bad):
                     self._records += record.count
-                    self._told_bad(record.where, record.why, record.count)
+                    self._count_bad(record.where, record.why, record.count)
                 else:
                     self._records += 1
-                    yield piece, record
+                    yield span, record
             self._inputs.append(
-                InputDigest(piece.name, piece.offset, piece.length, digest.hexdigest())
+                InputDigest(span.name, span.offset, span.length, digest.hexdigest())
             )
 
-    def _told_bad(self, where: str, why: str, count: int = 1) -> None:
+    def _count_bad(self, location: str, why: str, count: int = 1) -> None:
         self._bad += count
         if len(self._examples) < EXAMPLES:
-            self._examples.append(f"{where}: {why}")
+            self._examples.append(f"{location}: {why}")
 
     def _packer(self) -> Packer:
         settings = self._settings
@@ -212,15 +223,15 @@ class _Work:
 
 
 def _batches(
-    records: Iterator[tuple[Piece, Document]],
-) -> Iterator[list[tuple[Piece, Document]]]:
-    """Lists of about BATCH_CHARACTERS."""
-    batch: list[tuple[Piece, Document]] = []
+    records: Iterator[tuple[InputRange, Document]],
+) -> Iterator[list[tuple[InputRange, Document]]]:
+    """Yield lists of about BATCH_CHARACTERS."""
+    batch: list[tuple[InputRange, Document]] = []
     size = 0
     for pair in records:
         batch.append(pair)
         size += len(pair[1].text)
-        if size >= tokenizers_room.BATCH_CHARACTERS or len(batch) >= 4096:
+        if size >= text_tokenizer.BATCH_CHARACTERS or len(batch) >= 4096:
             yield batch
             batch, size = [], 0
     if batch:
@@ -228,24 +239,24 @@ def _batches(
 
 
 @lru_cache(maxsize=2)
-def _encoder(folder: str, expected: TokenizerIdentity, end_of_text: str) -> tokenizers_room.Encoder:
-    # Ray gives a unit one core; the library's own threads would fight the other units for theirs.
+def _encoder(folder: str, expected: TokenizerIdentity, end_of_text: str) -> text_tokenizer.Encoder:
+    # Ray gives a unit one core; the library's own threads would compete with the other units.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    tokenizer = tokenizers_room.load(Path(folder) / TOKENIZER_FOLDER, end_of_text)
-    found = tokenizers_room.identity(tokenizer, end_of_text)
-    if found != expected:
+    tokenizer = text_tokenizer.load(Path(folder) / TOKENIZER_FOLDER, end_of_text)
+    actual = text_tokenizer.identity(tokenizer, end_of_text)
+    if actual != expected:
         raise DataError(
             f"{folder}/{TOKENIZER_FOLDER} changed while text was being encoded: expected "
-            f"fingerprint {expected.fingerprint[:12]}, found {found.fingerprint[:12]}."
+            f"fingerprint {expected.fingerprint[:12]}, found {actual.fingerprint[:12]}."
         )
-    return tokenizers_room.Encoder(tokenizer, expected.end_of_text_id)
+    return text_tokenizer.Encoder(tokenizer, expected.end_of_text_id)
 
 
 def _sidecar(folder: Path, index: int) -> Path:
     return folder / UNITS_FOLDER / f"{index:05d}.json"
 
 
-def _result_from_tree(tree: dict[str, Any]) -> UnitResult:
+def _result_from_tree(tree: JsonObject) -> UnitResult:
     return UnitResult(
         **{
             **tree,

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from raymill.causes import first_line
 from raymill.data.store.shards import read_footer, refuse_extension_types
-from raymill.durable import canonical_json, replaced
+from raymill.durable import atomic_replacement, canonical_json
 from raymill.errors import DataError
 from raymill.reading import MISSING, read_bytes
 from raymill.rl.rollout.engine import Sampling
@@ -119,7 +119,7 @@ def write_rollout(path: Path, rollout: RolloutRecord) -> None:
     }
     table = _to_table(rollout).replace_schema_metadata({KEY: canonical_json(about)})
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replaced(path) as temporary:
+    with atomic_replacement(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
 

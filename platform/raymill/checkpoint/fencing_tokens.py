@@ -1,5 +1,7 @@
-"""Where a run's fencing tokens lie, each with its holder: a folder, or an object store. Of those who want a
-token, both give it to one."""
+"""Storage of a run's fencing tokens, each with its holder: a folder, or an object store.
+
+Both guarantee that of several processes that claim a token exactly one gets it.
+"""
 
 from __future__ import annotations
 
@@ -20,60 +22,66 @@ _NAME = re.compile(r"(\d{8})\.json")
 
 @dataclass(frozen=True)
 class Holder:
-    """A process that holds a run. `machine` tells process numbers of one kernel and container apart."""
+    """Process that holds a run.
+
+    `machine` distinguishes process numbers of one kernel and container; `started` counts from the
+    machine's start, so that a corrected clock changes nothing; `nonce` distinguishes several
+    holders in one process.
+    """
 
     host: str
     machine: str
     pid: int
-    started: float  # of the process; since the machine's, so that a clock put right changes nothing
+    started: float
     user: str
     command: str
     since: str
-    nonce: str = ""  # tells it from another of the same process
+    nonce: str = ""
     beats: int = 0
     released: bool = False
 
-    def spelled(self) -> str:
-        """For the user: who it is."""
+    def describe(self) -> str:
+        """Describe the holder to the user."""
         return (
             f"process {self.pid} of {self.user} on {self.host}, since {self.since} ({self.command})"
         )
 
     def to_bytes(self) -> bytes:
-        """As it is kept."""
+        """Return the record as stored."""
         return json.dumps(asdict(self), indent=1).encode()
 
     @classmethod
-    def of_bytes(cls, data: bytes) -> Holder | None:
-        """What was kept; None where it can't be read."""
+    def from_bytes(cls, data: bytes) -> Holder | None:
+        """Read a stored record; None where it can't be read."""
         try:
             return cls(**json.loads(data))
         except (ValueError, TypeError):
             return None
 
 
-class Tokens(Protocol):
-    """What a lease needs of where it lies."""
+class FencingTokens(Protocol):
+    """Operations that a lease needs of the storage of its tokens."""
 
     def newest(self) -> tuple[int, Holder | None]:
-        """The highest token given out, 0 for none, and its holder; None for one that can't be read."""
+        """Return the highest token that was claimed (0 for none) and its holder, None if
+        unreadable."""
         ...
 
     def claim(self, token: int, holder: Holder) -> bool:
-        """Whether this holder got the token, which nobody had."""
+        """Claim a token that nobody has; return whether this holder got it."""
         ...
 
     def write(self, token: int, holder: Holder) -> None:
-        """Its holder as it is now."""
+        """Store the current record of a token's holder."""
         ...
 
     def forget(self, token: int) -> None:
-        """Tokens up to this one are of no use any more."""
+        """Delete the tokens up to this one, which are no longer needed."""
         ...
 
 
-class LinkedTokens:
-    """Files in a folder, made by linking."""
+class FolderTokens:
+    """Tokens as files in a folder, claimed by creating a hard link."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -81,12 +89,13 @@ class LinkedTokens:
 
     def newest(self) -> tuple[int, Holder | None]:
         while True:
-            tokens = self._given()
+            tokens = self._claimed()
             if not tokens:
                 return 0, None
             try:
-                return tokens[-1], Holder.of_bytes(read_bytes(self._path(tokens[-1])))
-            except FileNotFoundError:  # a newer holder has just deleted it
+                return tokens[-1], Holder.from_bytes(read_bytes(self._path(tokens[-1])))
+            # A newer holder has just deleted it.
+            except FileNotFoundError:
                 continue
 
     def claim(self, token: int, holder: Holder) -> bool:
@@ -94,11 +103,11 @@ class LinkedTokens:
         draft.write_bytes(holder.to_bytes())
         fsync_path(draft)
         try:
+            # A hard link fails if its name exists, on NFS too, and appears with its full contents.
             os.link(draft, self._path(token))
         except FileExistsError:
-            return (
-                draft.stat().st_nlink == 2
-            )  # on NFS it may be our own, made by a request sent twice
+            # On NFS the existing link may be our own, created by a request that was sent twice.
+            return draft.stat().st_nlink == 2
         finally:
             draft.unlink()
         fsync_path(self._folder)
@@ -108,12 +117,12 @@ class LinkedTokens:
         write_atomic(self._path(token), holder.to_bytes().decode())
 
     def forget(self, token: int) -> None:
-        for old in self._given():
+        for old in self._claimed():
             if old <= token:
                 self._path(old).unlink(missing_ok=True)
 
-    def _given(self) -> list[int]:
-        # A folder that is gone isn't one without tokens, whose holder would have lost the run.
+    def _claimed(self) -> list[int]:
+        # A missing folder is an error and not an empty list, by which the holder would lose the run.
         listed = retried(self._folder, lambda: os.listdir(self._folder))
         names = (_NAME.fullmatch(name) for name in listed)
         return sorted(int(match[1]) for match in names if match)
@@ -122,24 +131,25 @@ class LinkedTokens:
         return self._folder / f"{token:08d}.json"
 
 
-class StoredTokens:
-    """Objects in a bucket, made by conditional creation."""
+class BucketTokens:
+    """Tokens as objects in a bucket, claimed by conditional creation."""
 
     def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket
 
     def newest(self) -> tuple[int, Holder | None]:
         while True:
-            tokens = self._given()
+            tokens = self._claimed()
             if not tokens:
                 return 0, None
             data = self._bucket.get(self._key(tokens[-1]))
-            if data is not None:  # or else a newer holder has just deleted it
-                return tokens[-1], Holder.of_bytes(data)
+            # Otherwise a newer holder has just deleted it.
+            if data is not None:
+                return tokens[-1], Holder.from_bytes(data)
 
     def claim(self, token: int, holder: Holder) -> bool:
         body = holder.to_bytes()
-        # What is there may be our own, where the answer to a request was lost.
+        # An existing object may be our own, if the answer to the request was lost.
         return self._bucket.put_new(self._key(token), body) or (
             self._bucket.get(self._key(token)) == body
         )
@@ -148,9 +158,9 @@ class StoredTokens:
         self._bucket.put(self._key(token), holder.to_bytes())
 
     def forget(self, token: int) -> None:
-        self._bucket.delete(self._key(old) for old in self._given() if old <= token)
+        self._bucket.delete(self._key(old) for old in self._claimed() if old <= token)
 
-    def _given(self) -> list[int]:
+    def _claimed(self) -> list[int]:
         names = (_NAME.fullmatch(key.rpartition("/")[2]) for key in self._bucket.sizes("lease"))
         return sorted(int(match[1]) for match in names if match)
 
