@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NAVIGATION = ROOT / "tools" / "mkdocs.yml"
 LINK = re.compile(r"\[(?:[^\]\[]|\[[^\]]*\])*\]\((?P<target>[^)\s]+)\)")
 FOLDERS = ("platform", "jobs", "conf", "tests", "k8s", "docs", "bench", "tools")
-PATH = re.compile(rf"(?<![\w/.-])(?P<path>(?:{'|'.join(FOLDERS)})/[\w./-]*\w)(?![\w*<{{/])")
+PATH = re.compile(rf"(?<![\w/.-])(?P<path>(?:{'|'.join(FOLDERS)})/[\w./-]*+)(?![*<{{])")
 FENCE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"``.+?``|`[^`\n]+`")
 
@@ -81,9 +81,12 @@ def bad_paths(page: Path) -> Iterator[str]:
     # A link's address is the other check's.
     text = LINK.sub(lambda m: " " * len(m[0]), text_of(page))
     for match in PATH.finditer(text):
-        # The one file that pages name because it must not exist.
-        if match["path"] != "platform/__init__.py" and not (ROOT / match["path"]).exists():
-            yield f"{line_of(page, match.start())}: {match['path']} does not exist"
+        path = match["path"].rstrip(".-/")
+        # NAME is a placeholder, and one file is named because it must not exist.
+        if "NAME" in path or path == "platform/__init__.py":
+            continue
+        if not (ROOT / path).exists():
+            yield f"{line_of(page, match.start())}: {path} does not exist"
 
 
 def bad_navigation() -> Iterator[str]:
