@@ -2,10 +2,10 @@
 
     python tools/check_links.py
 
-Every relative link leads to a file of the tree, every `#anchor` to a heading of its page, and every path in
-backticks that begins with a folder of the tree to something that exists. Every page of docs/ stands in the
-navigation of tools/mkdocs.yml. Addresses of other sites are not tried, so that the check is fast and needs no
-network. `make docs` builds the pages.
+Every relative link leads to a file of the tree, and every `#anchor` to a heading of its page. Every path that
+begins with a folder of the tree, or names a module of the package as `room/module.py`, exists. Every page of
+docs/ is in the navigation of tools/mkdocs.yml. Addresses of other sites are not tried, so that the check is
+fast and needs no network. `make docs` builds the pages.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "platform" / "raymill"
 NAVIGATION = ROOT / "tools" / "mkdocs.yml"
 LINK = re.compile(r"\[(?:[^\]\[]|\[[^\]]*\])*\]\((?P<target>[^)\s]+)\)")
 FOLDERS = ("platform", "jobs", "conf", "tests", "k8s", "docs", "bench", "tools")
 PATH = re.compile(rf"(?<![\w/.-])(?P<path>(?:{'|'.join(FOLDERS)})/[\w./-]*+)(?![*<{{])")
+MODULE = re.compile(r"`(?P<path>[a-z_]+/[a-z_/]+\.py)[:`]")
 FENCE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"``.+?``|`[^`\n]+`")
 
@@ -87,6 +89,12 @@ def bad_paths(page: Path) -> Iterator[str]:
             continue
         if not (ROOT / path).exists():
             yield f"{line_of(page, match.start())}: {path} does not exist"
+    for match in MODULE.finditer(text):
+        path = match["path"]
+        if path.startswith("platform/") or (ROOT / path).exists():
+            continue
+        if not (PACKAGE / path).exists():
+            yield f"{line_of(page, match.start())}: {path} is not a module"
 
 
 def bad_navigation() -> Iterator[str]:
