@@ -1,4 +1,4 @@
-"""What became of a run: `python jobs/audit.py --help`."""
+"""A run's history and its samples, checked for gaps: `python jobs/audit.py --help`."""
 
 import sys
 from pathlib import Path

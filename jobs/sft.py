@@ -28,7 +28,7 @@ def run(job):
     )
 
     if not job.dry_run:
-        # Workers' imports take seconds: they begin beside what follows.
+        # The workers' imports take seconds, so they start while the inputs are resolved.
         warm_up(job.cluster)
     parent = resolve_parent(job)
     if job.dry_run:

@@ -24,7 +24,7 @@ class Workshop:
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_left() -> Iterator[None]:
-    """What killed drivers have started ends in the end, to the last process."""
+    """Check at the end that all processes which killed drivers had started have ended."""
     yield
     job.wait_for_agents()
 

@@ -1,5 +1,7 @@
-"""A worker's work with a fault in it, for jobs that run on the session's Ray: Ray Train sends this module's
-function in place of `launch._work`."""
+"""Worker functions with an injected fault, for jobs that run on the session's Ray.
+
+Ray Train runs this module's function in place of `launch._work`.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ def with_fault(fault: Callable[[int, int], None]) -> Callable[[dict[str, Any]], 
 
 
 def raise_in(phase: str, step: int, error: Exception) -> None:
-    """This rank raises it as it enters a phase of a step."""
+    """Raise an error in this rank when it enters a phase of a step."""
     from raymill.engine.heartbeat import Heartbeat
 
     beat = Heartbeat.beat

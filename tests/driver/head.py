@@ -135,7 +135,7 @@ def status_of(address: str, token: str | None) -> int:
 
 
 def wait_until_up(address: str, token: str) -> None:
-    """Until the dashboard answers."""
+    """Wait until the dashboard answers."""
     deadline = time.monotonic() + 120
     while status_of(address, token) != 200:
         assert time.monotonic() < deadline, "Ray's dashboard didn't come up"

@@ -75,7 +75,7 @@ def run_alone(
 
 
 def events(run_dir: Path, kind: str | None = None) -> list[dict[str, Any]]:
-    """What a run's journal holds; a line being written is left out."""
+    """Return a run's events; a line being written is left out."""
     path = run_dir / "metrics.jsonl"
     if not path.exists():
         return []
@@ -85,15 +85,17 @@ def events(run_dir: Path, kind: str | None = None) -> list[dict[str, Any]]:
 
 
 def interrupt_after(process: Any, run_dir: Path, step: int, number: signal.Signals) -> None:
-    """Send a signal as soon as a step is in the journal."""
+    """Send a signal as soon as a step is in the event log."""
     wait_for_step(process, run_dir, step)
     process.send_signal(number)
 
 
 def kill_after(process: Any, run_dir: Path, step: int) -> str:
-    """SIGKILL a driver as soon as a step is in the journal; all that it has started ends by itself: two idle
-    agents of Ray's node only after a minute (`wait_for_agents`), in which they look for its control store.
-    Returns what it printed."""
+    """Kill a driver as soon as a step is in the event log, and return its output.
+
+    All processes that it has started end by themselves. Two idle agents of Ray's node take a minute, in which
+    they look for its control store (`wait_for_agents`).
+    """
     wait_for_step(process, run_dir, step)
     children = psutil.Process(process.pid).children(recursive=True)
     agents = [child for child in children if child.name() in _AGENTS]
@@ -107,23 +109,23 @@ def kill_after(process: Any, run_dir: Path, step: int) -> str:
 
 
 def wait_for_agents() -> None:
-    """Until what killed drivers left has ended too."""
+    """Wait until the agents that killed drivers left have ended too."""
     _, left = psutil.wait_procs(_agents_left, timeout=90)
     assert not left, f"still running: {left}"
 
 
 def wait_for_hold(process: Any, run_dir: Path) -> None:
-    """Until the job holds its run: its workers are yet to start, so that it will for a while."""
+    """Wait until the job holds its run. Its workers are yet to start, so it will hold it for a while."""
     wait_for(process, (run_dir / "history.jsonl").exists)
 
 
 def wait_for_step(process: Any, run_dir: Path, step: int) -> None:
-    """Until a step is in the journal."""
+    """Wait until a step is in the event log."""
     wait_for(process, lambda: any(event["step"] >= step for event in events(run_dir, "step")))
 
 
 def wait_for_attempt(process: Any, run_dir: Path, attempt: int, steps: int) -> None:
-    """Until an attempt has so many steps in the journal."""
+    """Wait until an attempt has so many steps in the event log."""
     wait_for(
         process,
         lambda: sum(event["attempt"] == attempt for event in events(run_dir, "step")) >= steps,
@@ -131,7 +133,7 @@ def wait_for_attempt(process: Any, run_dir: Path, attempt: int, steps: int) -> N
 
 
 def wait_for(process: Any, condition: Callable[[], bool]) -> None:
-    """Until something is so; the job must be running till then."""
+    """Wait until a condition holds; the job must be running till then."""
     deadline = time.monotonic() + TIMEOUT_S
     while not condition():
         assert process.poll() is None, process.stdout.read()

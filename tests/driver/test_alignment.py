@@ -93,7 +93,7 @@ def assert_equal_steps(run_dir: Path, other: Path) -> None:
 
 
 def kill(driver: subprocess.Popen[str], name: str) -> None:
-    """One of a job's processes that Ray calls so; other jobs may run beside it."""
+    """One of a job's processes that Ray calls so; other jobs may run at the same time."""
     for process in psutil.Process(driver.pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):
             if "".join(process.cmdline()[:1]).startswith(f"ray::{name}"):
@@ -106,7 +106,7 @@ def test_whatever_is_killed_the_run_is_the_one_that_never_was(
     place: Path, undisturbed: tuple[Path, str], tmp_path: Path
 ) -> None:
     """A sampler and a judge are replaced, a train worker is started again, and after the driver's end the
-    same command goes on. Two samplers instead of one besides: the number of them decides nothing."""
+    same command continues. It has two samplers instead of one, since their number changes no result."""
     run_dir = place / "storage" / "runs" / "killed"
     settings = overrides(place, "killed", "rollout.actors=2")
     standing = with_faults(tmp_path, {"what": "sleep", "rank": 0, "step": 11, "phase": "forward"})

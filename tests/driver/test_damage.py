@@ -1,4 +1,4 @@
-"""What storage does to a run: full disks, torn and flipped files. Each is named, and costs an interval."""
+"""Damage by storage: full disks, torn and flipped files. Each is named, and costs one interval of steps."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def run(workshop: Workshop, name: str, env: dict[str, str] | None = None) -> tup
 def test_a_disk_that_takes_nothing_for_a_while(
     workshop: Workshop, tmp_path: Path, what: str
 ) -> None:
-    """The checkpoint of step 20 fails three times, and the run goes on without it; then the newest is damaged
-    and Ray's own record of the run is torn, and it goes on from the one before."""
+    """The checkpoint of step 20 fails three times, and the run continues without it; then the newest is damaged
+    and Ray's own record of the run is torn, and it continues from the one before."""
     run_dir = workshop.run_dir(what)
     # The first call that makes a file durable fails, in each of the three tries.
     faults = [{"what": what, "rank": 0, "write": number} for number in (1, 2, 3)]
@@ -83,7 +83,7 @@ def replaced(path: Path, data: bytes | None) -> Iterator[None]:
 
 
 def test_shards(workshop: Workshop) -> None:
-    """Where it can be known before the first step, it is refused before Ray starts; else where it is read."""
+    """Damage that can be seen early is refused before Ray starts; other damage when it is read."""
     [folder] = (workshop.root / "storage" / "data").glob("*/")
     shard = next(path for path in sorted(folder.rglob("*.parquet")) if "train" in str(path))
     whole = shard.read_bytes()

@@ -23,7 +23,7 @@ END = "<|fin|>"
 
 
 def overrides(*variables: str) -> list[str]:
-    """What the Makefile gives to the pipeline."""
+    """Return the arguments that the Makefile passes to the pipeline."""
     printed = subprocess.run(
         ["make", "-n", "demo-large", *variables],
         cwd=ROOT,
@@ -139,7 +139,7 @@ def test_a_folder_goes_through_to_an_assistant(
 @pytest.mark.slow
 @pytest.mark.integration
 def test_the_first_steps_and_a_resume_at_full_size(ray_session: None, tmp_path: Path) -> None:
-    # Pretraining as demo-large does it, but for a row of 32 tokens a step. The rate is constant, so that a
+    # Pretraining as demo-large does it, but with a row of 32 tokens per step. The rate is constant, so that a
     # run of fewer steps is the beginning of a longer one.
     others = ("sft.", "rank.", "reward.", "rlhf.")
     given = [

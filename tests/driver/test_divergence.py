@@ -42,7 +42,7 @@ def refused(run_dir: Path) -> tuple[int, str, list[int]]:
 
 
 def test_stop(workshop: Workshop, calm: Path, tmp_path: Path) -> None:
-    """It ends before the update, naming the samples; the same command goes on as if it had never been."""
+    """The run ends before the update and names the samples; the same command continues exactly."""
     code, output = run(workshop, "stop", tmp_path, "stop")
     assert code == 1
     assert happened(tmp_path) == 1
@@ -61,7 +61,7 @@ def test_stop(workshop: Workshop, calm: Path, tmp_path: Path) -> None:
 
 
 def test_skip(workshop: Workshop, calm: Path, tmp_path: Path) -> None:
-    """That update isn't made, and all else is: samples stay where they were, and the audit knows."""
+    """Only that update isn't made: samples stay where they were, and the audit reports it."""
     code, output = run(workshop, "skip", tmp_path, "skip")
     assert code == 0, output
     run_dir = workshop.run_dir("skip")

@@ -29,7 +29,7 @@ def worlds(run_dir: Path) -> list[int]:
 
 
 def wait_for_world(process: Any, run_dir: Path, workers: int) -> None:
-    """Until so many workers have made some steps since they started."""
+    """Wait until so many workers have made some steps since they started."""
     while worlds(run_dir)[-1] != workers:
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.1)
@@ -44,8 +44,8 @@ def kill(raylet: psutil.Process) -> None:
 
 
 def test_a_node_that_comes_is_used_and_one_that_goes_is_done_without(workshop: Workshop) -> None:
-    """One worker, two when a node has joined, one after it was killed, two with another, one when Ray is told
-    that this one will be taken away; then it is stopped."""
+    """One worker, two when a node has joined, one after it was killed, two with another, one when that
+    node is drained; then the run is stopped."""
     run_dir = workshop.run_dir("elastic")
     common = (*workshop.overrides, *SETTINGS)
     with ray_head(cpus=3) as head:
@@ -69,9 +69,11 @@ def test_a_node_that_comes_is_used_and_one_that_goes_is_done_without(workshop: W
         process.send_signal(signal.SIGTERM)
         output, _ = process.communicate(timeout=job.TIMEOUT_S)
     assert process.returncode == 85, output
-    assert "there is room for 2 workers: after a checkpoint the run goes on with 2" in output
+    assert "there is room for 2 workers: after a checkpoint the run continues with 2" in output
     assert "Traceback" not in output
-    assert "nodes it runs on are being drained: after a checkpoint the run goes on with 1" in output
+    assert (
+        "nodes it runs on are being drained: after a checkpoint the run continues with 1" in output
+    )
     assert worlds(run_dir) == [1, 2, 1, 2, 1]
     check_attempts(run_dir, 20)
     moved = found(run_dir)
@@ -95,8 +97,10 @@ def test_a_node_that_comes_is_used_and_one_that_goes_is_done_without(workshop: W
 
 
 def check_resize(workshop: Workshop, moved: dict[int, Any], begin: int, workers: int) -> None:
-    """For 20 steps the run goes on as from the same state with as many workers as before. (Two runs that differ
-    in the last bits drift apart from there on, so that it isn't compared with the one that stayed.)"""
+    """The run continues for 20 steps as from the same state with as many workers as before.
+
+    Two runs that differ in the last bits drift apart later, so it isn't compared with the one that stayed.
+    """
     code, output = job.run_alone(
         "pretrain", *workshop.overrides, *SETTINGS, f"train.steps={begin + 20}", "train.threads=1",
         f"run.name=from-{begin}", f"run.from=elastic@{begin}", f"run.workers={workers}",

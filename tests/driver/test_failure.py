@@ -1,4 +1,4 @@
-"""What follows a failure, case by case; and what Ray's errors are taken for."""
+"""Decisions after failures, case by case, and the causes that are read from Ray's errors."""
 
 from __future__ import annotations
 

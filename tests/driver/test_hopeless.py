@@ -1,4 +1,4 @@
-"""Ends without a last checkpoint, through the command line: errors that another start wouldn't mend, a stop
+"""Ends without a last checkpoint, through the command line: errors that another start would meet again, a stop
 whose workers fail, one before the first step. The run says why, and what would help."""
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def run(workshop: Workshop, name: str, folder: Path, *faults: str) -> tuple[int,
 
 
 def test_out_of_memory(workshop: Workshop, tmp_path: Path) -> None:
-    """It isn't tried again as it is: the planned memory and what lowers it are said instead."""
+    """The run isn't tried again unchanged: the planned memory and the settings that lower it are shown."""
     code, output = run(workshop, "memory", tmp_path, "memory")
     assert code == 1
     assert happened(tmp_path) == 1
@@ -49,7 +49,7 @@ def test_out_of_memory(workshop: Workshop, tmp_path: Path) -> None:
 
 
 def test_the_same_exception_at_the_same_step_twice(workshop: Workshop, tmp_path: Path) -> None:
-    """One more start, in which it comes again, and no third; the same command goes on once it is mended."""
+    """One more start meets the error again, there is no third; once it is fixed, the same command continues."""
     code, output = run(workshop, "twice", tmp_path, "raise", "raise", "raise")
     assert code == 1
     assert happened(tmp_path) == 2
@@ -66,7 +66,7 @@ def test_the_same_exception_at_the_same_step_twice(workshop: Workshop, tmp_path:
 
 
 def test_a_stop_whose_workers_are_lost(workshop: Workshop, tmp_path: Path) -> None:
-    """Ctrl-C, and a rank that is killed while it writes the checkpoint: no success is told."""
+    """Ctrl-C, and a rank that is killed while it writes the checkpoint: no success is reported."""
     env = with_faults(tmp_path, {"what": "kill", "rank": 1, "write": 1})
     process = job.start(
         "pretrain", *workshop.overrides, *COMMON, "checkpoint.every=1000", "run.name=broken",

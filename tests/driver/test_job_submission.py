@@ -50,7 +50,7 @@ def test_without_the_token_nothing_gets_in(head: Head) -> None:
 def test_the_submitted_tree_wins_and_platform_is_the_standard_librarys(
     head: Head, tmp_path: Path
 ) -> None:
-    """And a relative storage root is refused, which would vanish with the job's folder."""
+    """A relative storage root is refused, since it would vanish with the job's folder."""
     shutil.copytree(ROOT / "platform", tmp_path / "platform")
     shutil.copytree(ROOT / "conf", tmp_path / "conf")
     shutil.copytree(ROOT / "jobs", tmp_path / "jobs")
@@ -70,7 +70,7 @@ def test_the_submitted_tree_wins_and_platform_is_the_standard_librarys(
 
 @pytest.fixture(scope="module")
 def overrides(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """Of jobs that find prepared data."""
+    """Overrides of jobs whose data is prepared."""
     root = tmp_path_factory.mktemp("submitted")
     job.write_corpus(root / "texts")
     found = (

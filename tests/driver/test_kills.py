@@ -54,8 +54,8 @@ def run(workshop: Workshop, name: str, *more: str) -> tuple[int, str]:
 def test_killed_stopped_and_taken_over(
     workshop: Workshop, through: dict[int, tuple[float, float, str]], tmp_path: Path
 ) -> None:
-    """In one run: a second run of the same name is refused, a worker is killed, another stands still, and
-    SIGTERM ends it with a checkpoint; the same command ends what is left."""
+    """A second run of the same name is refused, a worker is killed, another hangs, and SIGTERM ends the run
+    with a checkpoint; the same command completes it."""
     settings = ("run.workers=2", "watchdog.timeout_s=12")
     run_dir = workshop.run_dir("storm")
     faults = with_faults(
@@ -116,7 +116,7 @@ def check_attempts(run_dir: Path, every: int, lost: int = 0) -> None:
     for event in job.events(run_dir, "step"):
         first.setdefault(event["attempt"], event["step"])
     assert {number: step + 1 for number, step in attempts.items() if number in first} == first
-    # Not by the journal: who is killed after a commit can't tell of it. Damaged ones lie beside, renamed.
+    # Not by the event log: a driver killed after a commit can't report it. Damaged checkpoints are renamed.
     committed = {int(path.name[5:13]) for path in (run_dir / "checkpoints").glob("step-*")}
     assert set(attempts.values()) <= {0} | committed
     reached = {

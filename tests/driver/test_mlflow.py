@@ -1,4 +1,4 @@
-"""A tracking server that dies, refuses and hangs while a run goes on has everything once, when it is back."""
+"""A tracking server that dies, refuses and hangs during a run has every metric once, when it is back."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_server_that_comes_and_goes(workshop: Workshop, tmp_path: Path) -> Non
 
 
 def wait_for_tracking(run_dir: Path) -> None:
-    """Until something was sent."""
+    """Wait until something was sent."""
     deadline = time.monotonic() + 120
     while not (run_dir / "tracking.json").exists():
         assert time.monotonic() < deadline

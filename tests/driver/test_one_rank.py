@@ -1,4 +1,4 @@
-"""Errors of one rank alone, through a whole run: it ends or goes on within seconds, and who failed is named."""
+"""Errors of one rank alone, in a whole run: it ends or restarts within seconds, and names the failed rank."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def failures(run_dir: Path) -> list[tuple[str, str]]:
 
 
 def test_one_after_the_other(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A failure that another start may mend gets one; held-out rows that are damaged don't, and end the run on
-    both ranks, which the journal tells."""
+    """A failure that another start may not meet gets one. Damaged held-out rows don't: they end the run on both
+    ranks, as the event log says."""
     monkeypatch.setattr(launch, "_work", faulty.with_fault(faulty.one_after_the_other))
     code, output = run(workshop, "one", "evaluation.every=4", "evaluation.batch=2")
     assert code == 1, output
@@ -69,7 +69,7 @@ def test_one_after_the_other(workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 def test_what_another_start_would_meet_again(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch, fault: Any, expected: int, told: str
 ) -> None:
-    """It ends the run with its own exit code, also where the other rank is in the middle of a step with it."""
+    """The error ends the run with its own exit code, also if the other rank is in the middle of a step."""
     monkeypatch.setattr(launch, "_work", faulty.with_fault(fault))
     name = fault.__name__
     code, output = run(workshop, name, "evaluation.every=0")
@@ -109,7 +109,7 @@ class ApartConfig(TorchConfig):
 def test_a_process_group_that_cannot_form(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """It says why, and the next attempt finds the room of the one before."""
+    """The run says why, and the next attempt gets the resources of the one before."""
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     monkeypatch.setattr("ray.train.torch.TorchConfig", partial(ApartConfig, folder=tmp_path))
     # Of the session's eight slots, so that there is room for one attempt at a time.

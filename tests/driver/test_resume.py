@@ -1,5 +1,5 @@
-"""Exact resume, through the command line: stopped cleanly, by Ctrl-C, or killed, a run goes on as the
-run that was never stopped."""
+"""Exact resume, through the command line: stopped cleanly, by Ctrl-C, or killed, a run continues as
+the run that was never stopped."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Fine-tuning as a user runs it: from a registered base model and a file of conversations to a registered
-assistant that converses; stopped or killed, it goes on exactly."""
+assistant that converses; stopped or killed, it resumes exactly."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ QUIET = ("tracking=none", "evaluation.questions=0", "evaluation.every=0", "evalu
 
 @pytest.fixture(scope="module")
 def shop(workshop: Workshop) -> Workshop:
-    """With a registered base model, and conversations in a file."""
+    """Prepare a workshop with a registered base model, and conversations in a file."""
     code, output = job.run(
         "pretrain", *workshop.overrides, "run.name=base", "train.steps=40", cwd=workshop.root
     )
@@ -190,7 +190,7 @@ def through_of(
 
 
 def check_adapter(run_dir: Path) -> None:
-    """Beside the merged model lies the adapter; the checkpoint holds nothing else."""
+    """The adapter is exported next to the merged model; the checkpoint holds nothing else."""
     assert (run_dir / "adapter" / "adapter_model.safetensors").exists()
     saved = json.loads((run_dir / "export" / "saved.json").read_text())
     assert saved["logit_difference"] < 1e-4

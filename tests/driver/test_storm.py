@@ -56,8 +56,8 @@ class Storm:
 
 
 def faults_of(storm: Storm, seed: int, count: int) -> tuple[list[dict[str, Any]], list[Any]]:
-    """What happens inside of the workers, and (step, signal, whether the newest checkpoint is damaged then) of
-    what happens to the driver."""
+    """Draw the faults inside the workers, and the (step, signal, whether the newest checkpoint is damaged then)
+    at which the driver is ended."""
     draw = random.Random(seed)
     ranks = 2 if len(storm.worlds) == 1 else 1  # those that are always there
     inside, outside = [], []
@@ -75,7 +75,7 @@ def faults_of(storm: Storm, seed: int, count: int) -> tuple[list[dict[str, Any]]
 
 
 def damage_newest(run_dir: Path) -> bool:
-    """Flip a bit of the newest checkpoint, where there is one before it to go on from."""
+    """Flip a bit of the newest checkpoint, where there is one before it to resume from."""
     steps = committed_steps(run_dir / "checkpoints")
     if len(steps) < 2:
         return False
@@ -87,7 +87,7 @@ def damage_newest(run_dir: Path) -> bool:
 
 
 def wait_for_new_step(process: subprocess.Popen[str], run_dir: Path, step: int) -> None:
-    """Until this driver's workers have made a step from this one on."""
+    """Wait until this driver's workers have made a step from now on."""
     attempts = len(job.events(run_dir, "attempt"))
     job.wait_for_attempt(process, run_dir, attempts + 1, steps=1)
     while job.events(run_dir, "step")[-1]["step"] < step:
@@ -149,7 +149,7 @@ STAGES = (
 def test_fine_tuning(
     shop: Workshop, tmp_path: Path, settings: tuple[str, ...], worlds: Sequence[tuple[str, ...]]
 ) -> None:
-    """Each time its driver ends it goes on with another number of workers, or under another stage."""
+    """Each time its driver ends, the run continues with another number of workers, or under another stage."""
     quiet = [
         text
         for text in test_sft.QUIET

@@ -1,4 +1,4 @@
-"""How busy a run's machines are: GPUs that are simulated, and nodes that are simulated too."""
+"""Metrics of a run's machines, with simulated GPUs and simulated nodes."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_of_many_nodes_the_spread_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_p
 @pytest.mark.slow
 @pytest.mark.integration
 def test_nodes_of_the_run_are_read_and_no_others(tmp_path: Path) -> None:
-    """In a process of its own, since a process is in one cluster at a time."""
+    """Run in a process of its own, since a process is connected to one cluster at a time."""
     done = subprocess.run(
         [sys.executable, __file__, str(tmp_path)],
         env=job.environment() | {"PYTHONPATH": f"{job.ROOT / 'platform'}:{job.ROOT / 'tests'}"},

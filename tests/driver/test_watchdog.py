@@ -1,4 +1,4 @@
-"""Who is named when a run stands still, and who isn't; by the watcher's own clock."""
+"""The rank that the watchdog names when a run hangs, by the watchdog's own clock."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RANKS = [Rank(number, **place()) for number in range(3)]
 
 
 class Clock:
-    """Goes on when it is told to."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = 1e6
@@ -192,7 +192,7 @@ def test_limits(
 def test_who_compiles_alone_is_waited_for(
     tmp_path: Path, pulses: list[Heartbeat], clock: Clock
 ) -> None:
-    """In whatever phase: it isn't behind for that, and those that are through wait longer than their limit."""
+    """The rank isn't behind for that, in any phase; the ranks that are through wait longer than their limit."""
     watchdog = Watchdog(tmp_path, len(RANKS), 10.0, clock)
     beat(pulses, 7, "forward")
     assert watchdog.look(1.0) == []

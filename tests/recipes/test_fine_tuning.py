@@ -1,4 +1,4 @@
-"""What a fine-tuning run makes sure of before its first step, and how it scores answers."""
+"""Checks of a fine-tuning run before its first step, and its scores of answers."""
 
 from __future__ import annotations
 

@@ -185,7 +185,7 @@ def comparable(event: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_resume_is_bit_exact(place: Path) -> None:
-    """PPO with an adaptive coefficient: policy, critic, moments, β and samplers go on as they were."""
+    """PPO with an adaptive coefficient: policy, critic, moments, β and samplers continue as they were."""
     settings = (
         "algorithm=ppo", "algorithm.kl_target=0.01", "algorithm.kl_horizon=50",
         "algorithm.minibatches=2", "critic.learning_rate=1e-3", "checkpoint.every=2",
@@ -210,8 +210,8 @@ def test_dumped_rollouts_are_replayed(place: Path) -> None:
 
 
 def lagging(resolved: ResolvedRun) -> ResolvedRun:
-    """With staleness 1; on one process the next answers are sampled before, not while, these are learned
-    from, so that nothing depends on chance."""
+    """Return the run with staleness 1. In one process the next answers are sampled before these are learned
+    from, not meanwhile, so that nothing depends on chance."""
     job = resolved.job
     assert isinstance(job, RlhfJob)
     return replace(resolved, job=replace(job, rollout=replace(job.rollout, staleness=1)))
@@ -280,7 +280,7 @@ def test_answers_without_a_reward_are_dropped_and_their_cause_is_told_once(place
 
 
 def test_steps_without_any_reward_change_nothing_and_go_on(place: Path) -> None:
-    """Also with a critic, whose figures have nothing to be of."""
+    """The same holds with a critic, whose metrics then have no values to average."""
     function = "reward.functions={engine.even_judge\\:refuse: 1.0}"
     refused = grpo(place, "refused", function, "algorithm=ppo", "algorithm.minibatches=2")
     found, alike = run([refused, grpo(place, "alike", "reward.functions={ended: 0.0}")])
@@ -365,7 +365,7 @@ def test_other_rollouts_than_the_step_asks_for_are_not_replayed(
 
 
 def test_another_reward_model_under_the_same_name_is_refused_at_resume(place: Path) -> None:
-    """As a registry's alias that has moved since would be."""
+    """A registry's alias that has moved since is refused in the same way."""
     judge = write_judge(place / "parent", place / "judge")
     settings = (f"reward.model={judge}", "reward.model_actors=0", "train.steps=1")
     first = grpo(place, "judged", *settings)

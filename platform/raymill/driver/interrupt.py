@@ -17,7 +17,7 @@ from raymill.redaction import typed_command
 
 @contextmanager
 def on_interrupt(call: Callable[[], None]) -> Iterator[None]:
-    """Within the block, the first SIGINT calls `call` and the second raises KeyboardInterrupt."""
+    """Context in which the first SIGINT calls `call` and the second raises KeyboardInterrupt."""
 
     def handle(_signal: int, _frame: FrameType | None) -> None:
         # A second Ctrl-C interrupts at once.
@@ -33,7 +33,7 @@ def on_interrupt(call: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def on_termination(call: Callable[[], None]) -> Iterator[None]:
-    """Within the block, the first SIGTERM calls `call`; later ones are ignored.
+    """Context in which the first SIGTERM calls `call`; later ones are ignored.
 
     A machine's owner who isn't satisfied with that sends SIGKILL next.
     """

@@ -80,7 +80,7 @@ def _own_model(job: PipelineJob, reference: str) -> str:
 
 
 def was_stopped(stage: StageJob) -> bool:
-    """Tell whether a stage was stopped by the user, so that the following ones mustn't start."""
+    """Tell whether a stage was stopped by the user, so that the following ones must not start."""
     if not isinstance(stage, TrainJob):
         return False
     history = read_history(_run_dir(stage))

@@ -107,7 +107,7 @@ def finish_again(resolved: ResolvedRun, checkpoint: VerifiedCheckpoint) -> int:
 
     console = RunConsole(peak_is_measured=False)
     more = going_on(resolved)
-    advice = "" if more is None else f"; to go on, add to its command: {more}"
+    advice = "" if more is None else f"; to continue it, add to its command: {more}"
     console.say(f"run {resolved.job.run.name} is finished at step {resolved.total_steps}{advice}")
     tracker = Tracker(resolved)
     tracker.start()
@@ -156,7 +156,7 @@ class TrainingSession:
             return self.supervisor.run()
 
     def finish(self, status: RunStatus) -> int:
-        """Export, register and report a finished run; say how another one goes on. Return the exit code.
+        """Export, register and report a finished run; say how to continue any other. Return the exit code.
 
         Raises:
             CheckpointError: the last step's checkpoint is damaged.
@@ -188,7 +188,7 @@ class TrainingSession:
         if preempted:
             console.say(preemption_message())
             return EXIT_PREEMPTED
-        console.say(f"to go on, run:\n  {typed_command()}")
+        console.say(f"to continue, run:\n  {typed_command()}")
         return EXIT_FAILED if status == "failed" else 0
 
 

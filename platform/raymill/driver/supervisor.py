@@ -129,7 +129,7 @@ class RunSupervisor:
         was "waiting" for free resources, or its last attempt "failed".
 
         Raises:
-            RaymillError: it can't go on; the committed checkpoints stay.
+            RaymillError: it can't continue; the committed checkpoints stay.
         """
         before_start: RunStatus = "waiting"
         while True:
@@ -226,7 +226,7 @@ class RunSupervisor:
             if not self._moving or last["error_type"] != CheckpointError.__name__:
                 raise error
             # The checkpoint before a change of size couldn't be committed, but nobody asked the run to end:
-            # it goes on from the checkpoint before.
+            # it continues from the checkpoint before.
             return AttemptEnd("failed", error, step)
         if last.get("status") == "rewind":
             self._console.say(f"warning: {last['why']}")
@@ -242,7 +242,7 @@ class RunSupervisor:
         )
         if not behind:
             return
-        # A new watchdog times the rank anew, should the signal not end it.
+        # A new watchdog starts its timers again, should the signal not end the rank.
         self._watch_from_now(pulses)
         what = end_one(behind, self._resolved.run_dir / "logs")
         self._console.say(f"warning: {what}")
@@ -291,7 +291,7 @@ class RunSupervisor:
                 if leaving
                 else f"there is room for {size} workers"
             )
-            self._console.say(f"{why}: after a checkpoint the run goes on with {size}")
+            self._console.say(f"{why}: after a checkpoint the run continues with {size}")
             self._resizing = True
             self._resolved.stop_request.touch()
 
@@ -331,7 +331,7 @@ class RunSupervisor:
 
 
 def _new_events(follower: Follower) -> list[dict[str, Any]]:
-    """Return the event log's new events; none while it can't be read, since the workers go on meanwhile."""
+    """Return the event log's new events; none while it can't be read, since the workers continue meanwhile."""
     try:
         return follower.read()
     except StorageError:

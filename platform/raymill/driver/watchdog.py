@@ -124,7 +124,7 @@ class Watchdog:
         ]
         behind.sort(key=lambda standing: standing.seconds, reverse=True)
         # Any of them may be the one that the others wait for, so each has its own limit: a rank that compiles
-        # has more time, and a rank that has just finished compiling starts anew.
+        # has more time, and a rank that has just finished compiling starts again.
         if any(rank.seconds < self._limit(rank.phase, median_step_s) for rank in behind):
             return []
         return behind

@@ -56,7 +56,7 @@ class Recipe(ABC, Generic[J]):
 
     @property
     def packing_key(self) -> str | None:
-        """Key by which sequences that mustn't see each other share a row; None where none do."""
+        """Key by which sequences that must not see each other share a row; None where none do."""
         return None
 
     @property

@@ -11,13 +11,13 @@ from raymill.recipes.fine_tuning import FineTuning
 from raymill.recipes.preference_tuning import PreferenceTuning
 from raymill.recipes.pretraining import Pretraining
 from raymill.recipes.reinforcement_learning import Reinforcement
-from raymill.recipes.reward_modelling import RewardModelling
+from raymill.recipes.reward_modeling import RewardModeling
 from raymill.schema.jobs import DpoJob, PretrainJob, RewardJob, RlhfJob, SftJob, TrainJob
 
 RECIPES: dict[type[TrainJob], type[Recipe[Any]]] = {
     PretrainJob: Pretraining,
     SftJob: FineTuning,
-    RewardJob: RewardModelling,
+    RewardJob: RewardModeling,
     DpoJob: PreferenceTuning,
     RlhfJob: Reinforcement,
 }

@@ -1,4 +1,4 @@
-"""Reward modelling: a parent model with a scalar head learns to score preferred answers higher."""
+"""Reward modeling: a parent model with a scalar head learns to score preferred answers higher."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class RewardModelling(Recipe[RewardJob]):
+class RewardModeling(Recipe[RewardJob]):
     """See `Recipe`."""
 
     def build_model(self, fresh: bool) -> PreTrainedModel:
