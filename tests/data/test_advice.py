@@ -12,9 +12,7 @@ import pytest
 
 from data.chat_factory import write_jsonl
 from data.preparing import prepare
-from data.prompts.prompts_factory import one_after_the_other
 from raymill.config import load
-from raymill.data.messages import prepare as messages_preparation
 from raymill.data.messages.conversation import Conversation, read_conversation
 from raymill.data.messages.encode import ChatEncoder
 from raymill.data.messages.problems import Problem
@@ -25,15 +23,11 @@ from raymill.data.text.sources import plan_units
 from raymill.errors import DataError
 from raymill.schema.jobs import MessagesPrepareJob
 
+pytestmark = pytest.mark.usefixtures("no_ray")
 NOTHING_LEARNED = (
     "all of the assistant's turns have weight 0, or a train, loss or mask that says so; "
     "give one another"
 )
-
-
-@pytest.fixture(autouse=True)
-def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(messages_preparation, "run_units", one_after_the_other)
 
 
 def record(kind: str, question: str, answer: str) -> dict[str, Any]:

@@ -11,16 +11,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
+from data.in_process import without_ray
 from data.prepared_factory import _write_tokenizer
 from data.preparing import prepare
-from data.prompts.prompts_factory import one_after_the_other
 from engine.probe import join
 from engine.ranks import run_ranks
 from raymill.checkpoint.fence import raise_fence
 from raymill.config import load
-from raymill.data.messages import prepare as messages_preparation
 from raymill.data.messages.tokenizer import chat_tokenizer
 from raymill.engine.resolved_run import ResolvedRun
 from servers import free_port
@@ -71,7 +69,7 @@ def assigned(kind: str, parent: Path, root: Path, *overrides: str) -> ResolvedRu
          "schedule.warmup_steps=0", *overrides],
     )  # fmt: skip
     tokenizer = chat_tokenizer(parent, job.data.template, job.data.special_tokens)
-    with patch.object(messages_preparation, "run_units", one_after_the_other):
+    with without_ray():
         prepared = prepare(job.preparation(), tokenizer)
     start = Parent(ResolvedModel(parent, str(parent)), tokenizer)
     rl = resolve_rewards(job, start) if kind == "rlhf" else None

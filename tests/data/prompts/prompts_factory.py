@@ -1,17 +1,14 @@
-"""Jobs that prepare prompts, and how their units are worked off without Ray."""
+"""Jobs that prepare prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from raymill.config import load
 from raymill.data.store.manifest import PreparedData
 from raymill.data.store.rows import Rows
 from raymill.data.store.shards import row_groups
-from raymill.data.text.sources import Unit
-from raymill.data.text.tasks import prepare_unit
-from raymill.data.text.unit import UnitResult, UnitSettings
 from raymill.schema.jobs import PromptsPrepareJob
 
 
@@ -23,13 +20,6 @@ def job(root: Path, parent: Path, *overrides: str) -> PromptsPrepareJob:
          "data.row_group_rows=4", "data.validation.fraction=0.2", *overrides],
     )  # fmt: skip
     return made
-
-
-def one_after_the_other(
-    units: Sequence[Unit], settings: UnitSettings, tasks: int | None
-) -> list[UnitResult]:
-    """In place of `run_units`."""
-    return [prepare_unit(item, settings)[0] for item in enumerate(units)]
 
 
 def stored_rows(prepared: PreparedData) -> Iterator[tuple[str, Rows]]:

@@ -19,8 +19,7 @@ from rich.console import Console
 
 from data.chat_factory import write_jsonl
 from data.preparing import describe, find_prepared, prepare
-from data.prompts.prompts_factory import job, one_after_the_other, stored_rows
-from raymill.data.messages import prepare as messages_preparation
+from data.prompts.prompts_factory import job, stored_rows
 from raymill.data.messages.folder import load_chat_encoder
 from raymill.data.messages.tokenizer import ChatTokenizer, chat_tokenizer
 from raymill.data.prompts.metadata import PromptRecord, read_book
@@ -36,9 +35,9 @@ TOOLS = [{"type": "function", "function": {"name": "add", "description": "Sum."}
 
 
 @pytest.fixture(autouse=True)
-def without_ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def no_ray_unless_asked_for(request: pytest.FixtureRequest) -> None:
     if "ray_session" not in request.fixturenames:
-        monkeypatch.setattr(messages_preparation, "run_units", one_after_the_other)
+        request.getfixturevalue("no_ray")
 
 
 def questions(count: int) -> list[dict[str, Any]]:

@@ -10,10 +10,9 @@ import pytest
 
 from data.prepared_factory import _write_tokenizer
 from data.preparing import describe, find_prepared, prepare
-from data.prompts.prompts_factory import job, one_after_the_other, stored_rows
+from data.prompts.prompts_factory import job, stored_rows
 from raymill.data.chat.records import ChatReading
 from raymill.data.demo import stdlib_conversations as stdlib
-from raymill.data.messages import prepare as messages_preparation
 from raymill.data.messages.conversation import Conversation
 from raymill.data.messages.prepare import embedded_unit
 from raymill.data.messages.tokenizer import chat_tokenizer
@@ -49,10 +48,10 @@ def test_every_conversation_asks_its_last_question() -> None:
     assert all(len(side) == 1 for side in sides.values()), "one function, one side"
 
 
+@pytest.mark.usefixtures("no_ray")
 def test_they_are_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     some = stdlib.conversations(FRACTION, SEED)[::40]
     monkeypatch.setattr(stdlib, "conversations", lambda fraction, seed: list(some))
-    monkeypatch.setattr(messages_preparation, "run_units", one_after_the_other)
     _write_tokenizer(tmp_path / "parent", 257)
     tokenizer = chat_tokenizer(tmp_path / "parent", "auto", ())
     made = job(

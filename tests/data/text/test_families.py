@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,7 @@ from tokenizers import Tokenizer
 from raymill.config import load
 from raymill.data.store.manifest import DataManifest, PreparedData
 from raymill.data.store.shards import row_groups
-from raymill.data.text import prepare, tasks
-from raymill.data.text import steps as prepare_steps
+from raymill.data.text import prepare
 from raymill.driver import generation
 from raymill.errors import DataError
 from raymill.evaluate.baselines import documents
@@ -39,6 +38,7 @@ TEXTS = [
     "So <s> and <pad>, <unk> too x</s>",
     "The quick brown fox\n\n  jumps over the lazy dog.",
 ]
+pytestmark = pytest.mark.usefixtures("no_ray")
 # The beginning of a text, and the special tokens that a folder names besides its end of text.
 BEGINNINGS = {
     "nothing begins": ((), {}),
@@ -47,17 +47,6 @@ BEGINNINGS = {
     "one for all": ((), {"bos_token": EOS, "pad_token": EOS}),
     "two begin": ((PAD, BOS), {}),
 }
-
-
-@pytest.fixture(autouse=True)
-def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    def one_by_one(
-        function: Callable[..., Any], items: list[Any], *, shared: Any, tasks: int | None = None
-    ) -> Iterator[Any]:
-        return (function(item, shared) for item in items)
-
-    for module in (prepare_steps, tasks):
-        monkeypatch.setattr(module, "parallel", one_by_one)
 
 
 def folder_of(tmp_path: Path, name: str, beginning: str) -> Path:

@@ -1,0 +1,24 @@
+"""Preparation in the process of the test, without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+from raymill.data.text import steps, tasks
+
+
+def one_by_one(
+    function: Callable[..., Any], items: Sequence[Any], *, shared: Any, tasks: int | None = None
+) -> Iterator[Any]:
+    """Call the function for each item in order, as `parallel` does on the cluster in any order."""
+    return (function(item, shared) for item in items)
+
+
+@contextmanager
+def without_ray() -> Iterator[None]:
+    """Replace `parallel` in every module that calls it."""
+    with patch.object(steps, "parallel", one_by_one), patch.object(tasks, "parallel", one_by_one):
+        yield
