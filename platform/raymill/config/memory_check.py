@@ -38,24 +38,10 @@ def _memory_problems(job: TrainJob, arch: ArchConfig, vocab_size: int) -> Iterat
 
 
 def _planned(job: TrainJob, arch: ArchConfig, vocab_size: int) -> Memory:
-    from raymill.plan.memory import worker_memory
+    from raymill.plan.memory import job_memory
 
-    return worker_memory(
-        arch,
-        vocab_size,
-        stage=job.zero.stage,
-        # The fewer workers there are, the more each of them holds.
-        workers=job.run.least,
-        precision=job.train.precision,
-        micro_batch=job.train.micro_batch * job.sequences_per_row,
-        sequence_length=job.forward_length,
-        recompute=job.train.activation_checkpointing,
-        offload_optimizer=job.zero.offload_optimizer,
-        offload_params=job.zero.offload_params,
-        optimizer_name=job.optim.name,
-        bucket_elements=job.zero.bucket_elements,
-        fp32_head=job.fp32_head,
-    )
+    # The fewer workers there are, the more each of them holds.
+    return job_memory(job, arch, vocab_size, job.run.least)
 
 
 def _advice(job: TrainJob, arch: ArchConfig, vocab_size: int, limit: float) -> str:

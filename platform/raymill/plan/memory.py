@@ -20,6 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from raymill.plan.parameters import ParameterCount, count_parameters, head_dim
+from raymill.schema.jobs import TrainJob
 from raymill.schema.sections import ArchConfig, Offload
 
 
@@ -116,6 +117,25 @@ def logits_bytes(vocab_size: int, micro_batch: int, sequence_length: int, precis
 def head_bytes(arch: ArchConfig, vocab_size: int, precision: str) -> float:
     """fp32 copies of the output matrix and its gradient, where it computes in fp32 (DPO, RL)."""
     return 8.0 * vocab_size * arch.hidden_size if precision == "bf16" else 0.0
+
+
+def job_memory(job: TrainJob, arch: ArchConfig, vocab_size: int, workers: int) -> Memory:
+    """Plan one worker of a job that runs on this many."""
+    return worker_memory(
+        arch,
+        vocab_size,
+        stage=job.zero.stage,
+        workers=workers,
+        precision=job.train.precision,
+        micro_batch=job.train.micro_batch * job.sequences_per_row,
+        sequence_length=job.forward_length,
+        recompute=job.train.activation_checkpointing,
+        offload_optimizer=job.zero.offload_optimizer,
+        offload_params=job.zero.offload_params,
+        optimizer_name=job.optim.name,
+        bucket_elements=job.zero.bucket_elements,
+        fp32_head=job.fp32_head,
+    )
 
 
 def worker_memory(

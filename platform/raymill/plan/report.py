@@ -15,7 +15,7 @@ from raymill.plan.batch import (
     total_steps,
 )
 from raymill.plan.flops import flops_per_token
-from raymill.plan.memory import moment_bytes, worker_memory
+from raymill.plan.memory import job_memory, moment_bytes
 from raymill.plan.mixture import drawn_shares, rounding_warnings
 from raymill.plan.parameters import ParameterCount, count_parameters
 from raymill.reading import is_folder
@@ -164,21 +164,7 @@ def _duration(job: TrainJob, flops: float) -> str:
 
 def memory_plan(job: TrainJob, arch: ArchConfig, vocabulary: int) -> str:
     """What a worker needs, by what it is for."""
-    memory = worker_memory(
-        arch,
-        vocabulary,
-        stage=job.zero.stage,
-        workers=allowed_workers(job)[0],
-        precision=job.train.precision,
-        micro_batch=job.train.micro_batch * job.sequences_per_row,
-        sequence_length=job.forward_length,
-        recompute=job.train.activation_checkpointing,
-        offload_optimizer=job.zero.offload_optimizer,
-        offload_params=job.zero.offload_params,
-        optimizer_name=job.optim.name,
-        bucket_elements=job.zero.bucket_elements,
-        fp32_head=job.fp32_head,
-    )
+    memory = job_memory(job, arch, vocabulary, allowed_workers(job)[0])
     parts = (
         f"{memory.device / GIB:.2f} GiB a worker: weights {memory.weights / GIB:.2f}, gradients "
         f"{memory.gradients / GIB:.2f}, optimizer {memory.optimizer / GIB:.2f}, activations "
