@@ -1,4 +1,4 @@
-"""A page on which people compare answers, or write them: `python jobs/rank.py --help`."""
+"""People rank answers on a page, or write them: `python jobs/rank.py --help`."""
 
 import sys
 from pathlib import Path

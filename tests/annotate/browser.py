@@ -1,4 +1,4 @@
-"""A headless Chromium that is driven as a person drives it: keys, clicks, fingers. By its DevTools protocol."""
+"""Headless Chromium, driven through its DevTools protocol by keys, clicks and touches."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ CONTROL, SHIFT = 2, 8
 
 
 class PageError(Exception):
-    """A script failed, or its page went away meanwhile."""
+    """A script failed, or its page was closed."""
 
 
 class Tab:
-    """One page; `console` collects what went wrong in it."""
+    """One browser tab; `console` collects its errors."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, socket: Any) -> None:
         self._loop, self._socket, self._number = loop, socket, 0
@@ -49,7 +49,7 @@ class Tab:
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """A command of the protocol, and its result."""
+        """Send a command of the protocol and return its result."""
         return self._loop.run_until_complete(self._call(method, parameters))
 
     async def _call(self, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class Tab:
         return result["result"].get("value")
 
     def wait(self, expression: str, seconds: float = 10.0) -> None:
-        """Until an expression holds."""
+        """Wait until an expression holds."""
         until = time.monotonic() + seconds
         while True:
             with suppress(PageError):  # while a page loads, there is little to ask
@@ -91,7 +91,7 @@ class Tab:
             time.sleep(0.03)
 
     def press(self, name: str, modifiers: int = 0) -> None:
-        """A key by its name, or a character."""
+        """Press a key, given by its name or character."""
         code, number, text = _CODES.get(name, ("", ord(name[0].upper()), name))
         event = {
             "key": name,
@@ -125,7 +125,7 @@ class Tab:
         self.mouse("mouseReleased", x, y)
 
     def drag(self, selector: str, to: str, by: float = 0) -> None:
-        """From the middle of one element to that of another, in small steps."""
+        """Drag from the middle of one element to that of another, in small steps."""
         x, y = self.middle(selector)
         _, goal = self.middle(to)
         self.mouse("mousePressed", x, y)
@@ -153,7 +153,7 @@ class Tab:
 
 @contextmanager
 def browser(folder: Path) -> Iterator[Tab]:
-    """A fresh browser with one page."""
+    """Start a fresh browser with one tab."""
     assert CHROMIUM is not None
     process = subprocess.Popen(
         [CHROMIUM, *_FLAGS, f"--user-data-dir={folder}", "about:blank"],

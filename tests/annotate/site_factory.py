@@ -1,4 +1,4 @@
-"""A page with scripted models: what is asked, who answers, and a server in a thread."""
+"""Databases, scripted samplers and a server in a thread, for tests of the page."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 import uvicorn
 
 from raymill.annotate.app import Site, create_app
-from raymill.annotate.candidates import Drawing, prepare
+from raymill.annotate.candidates import SamplingPlan, sample_answers
 from raymill.annotate.database import DATABASE_NAME, Database
-from raymill.annotate.items import Answer, Item, Messages, item_of, set_items
+from raymill.annotate.items import Item, Messages, SampledAnswer, make_item, set_items
 from raymill.data.messages.problems import Problem
 
 TOKEN = "a-token-for-tests"
@@ -25,7 +25,7 @@ Write = Callable[[str, int, int], str | Problem]
 
 
 class ScriptedSampler:
-    """Answers by a function of the question, the seed and how often it was asked so far."""
+    """Sampler whose answers are a function of the question, the seed and the number of calls so far."""
 
     def __init__(self, write: Write, model: str = SECRET_MODEL) -> None:
         self._write, self._model = write, model
@@ -35,8 +35,10 @@ class ScriptedSampler:
     def identity(self) -> dict[str, Any]:
         return {"model": self._model}
 
-    def answers(self, prompts: Sequence[Messages], seeds: Sequence[int]) -> list[Answer | Problem]:
-        found: list[Answer | Problem] = []
+    def answers(
+        self, prompts: Sequence[Messages], seeds: Sequence[int]
+    ) -> list[SampledAnswer | Problem]:
+        found: list[SampledAnswer | Problem] = []
         for messages, seed in zip(prompts, seeds, strict=True):
             question = messages[-1]["content"]
             text = self._write(question, seed, len(self.asked))
@@ -46,24 +48,24 @@ class ScriptedSampler:
                 continue
             digest = f"digest of {self._model}"
             found.append(
-                Answer(text, (1, 2), "stop", self._model, digest, seed, {"temperature": 0.7})
+                SampledAnswer(text, (1, 2), "stop", self._model, digest, seed, {"temperature": 0.7})
             )
         return found
 
 
 def numbered(question: str, seed: int, number: int) -> str:
-    """Every answer differs from every other."""
+    """Return an answer that differs from every other."""
     return f"{question} Answer {number}, drawn with {seed}."
 
 
 def ask(
     folder: Path, questions: Sequence[str], mode: Any = "rank", references: Sequence[str] = ()
 ) -> tuple[Database, list[Item]]:
-    """A database in which these questions are asked; answers aren't made yet."""
+    """Return a database with these questions as items, without answers."""
     database = Database(folder / DATABASE_NAME)
     given = [*references, *[None] * len(questions)]
     items = [
-        item_of(mode, f"prompt {place}", [{"role": "user", "content": question}], answer, {})
+        make_item(mode, f"prompt {place}", [{"role": "user", "content": question}], answer, {})
         for place, (question, answer) in enumerate(zip(questions, given, strict=False))
     ]
     set_items(database, mode, items)
@@ -78,18 +80,18 @@ def asked(
     models: Sequence[str] = (SECRET_MODEL,),
     references: Sequence[str] = (),
 ) -> tuple[Database, list[Item]]:
-    """With all answers made."""
+    """Return a database with these questions and their sampled answers."""
     if isinstance(questions, int):
         questions = [f"Question {number}?" for number in range(questions)]
     database, items = ask(folder, questions, references=references)
     samplers = [ScriptedSampler(write, model) for model in models]
-    prepare(database, Drawing(samplers, answers, seed=1), group=16)
+    sample_answers(database, SamplingPlan(samplers, answers, seed=1), group=16)
     return database, items
 
 
 @contextmanager
 def served(site: Site, token: str = TOKEN) -> Iterator[str]:
-    """The address of a real server."""
+    """Serve the site in a thread; give its address."""
     bound = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(create_app(site, token), log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})

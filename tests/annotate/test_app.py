@@ -1,4 +1,4 @@
-"""The page's server: who gets in, what is told, and what is never told."""
+"""HTTP API of the page: access control, validation, and responses that name no model or annotator."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from annotate.site_factory import SECRET_MODEL, TOKEN, ask, asked
 from raymill.annotate.access import BODY_BYTES
 from raymill.annotate.app import PAGE, Site, create_app
 from raymill.annotate.database import Database
-from raymill.annotate.items import answers_of, shown_order
+from raymill.annotate.items import answers_to, shown_order
 
 AUTHORIZED = {"authorization": f"Bearer {TOKEN}"}
 _ids = itertools.count()
@@ -26,7 +26,7 @@ def fresh() -> str:
 
 
 class Person:
-    """Someone at the page."""
+    """Client that acts as one annotator."""
 
     def __init__(self, client: TestClient, name: str) -> None:
         self._client, self._name = client, name
@@ -195,7 +195,7 @@ def test_answers_come_shuffled_and_the_order_is_kept(
     for person in people:
         task = person.next()["task"]
         item, texts = task["item"], [answer["text"] for answer in task["answers"]]
-        made = [answer.text for answer in answers_of(database, item)]
+        made = [answer.text for answer in answers_to(database, item)]
         order = tuple(made.index(text) for text in texts)
         name = "Ada" if person is people[0] else "Bob"
         assert order == shown_order(name, item, 3)
@@ -280,7 +280,7 @@ def test_written_answers_are_reviewed_by_a_different_person(tmp_path: Path) -> N
     assert "Ada" not in json.dumps(bob.situation)
     given = {"id": fresh(), "item": task["item"], "seconds": 1, "about": task["about"]}
     own = ada.post("review", **given, decision="accept")
-    assert own.status_code == 409 and "somebody else" in own.json()["error"]
+    assert own.status_code == 409 and "their own" in own.json()["error"]
     # What is rejected goes back to its author; its reviewer is asked something else.
     bob.decide("review", "reject", about=task["about"], reason="Says nothing.")
     assert bob.situation["task"]["messages"][0]["content"] == "Who?"

@@ -1,4 +1,4 @@
-"""Answers made ahead: kept once made, different from each other, shared out among models."""
+"""Sampling ahead: answers are kept, differ from each other, and are spread over the models."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ import torch
 
 from annotate.site_factory import ScriptedSampler, ask, numbered
 from generate.chat_factory import write_chat_folder
-from raymill.annotate.candidates import SAME, TRIES, Drawing, Preparation, prepare
+from raymill.annotate.candidates import SAME, TRIES, BackgroundSampler, SamplingPlan, sample_answers
 from raymill.annotate.database import Database
 from raymill.annotate.items import (
-    answers_of,
+    answers_to,
     count_items,
-    item_of,
+    make_item,
     ready_items,
     set_items,
     unusable_reasons,
 )
-from raymill.annotate.judges import judge_named
 from raymill.annotate.prompts import choose_prompts, prompt_name
+from raymill.annotate.ranking_rules import resolve_rule
 from raymill.annotate.sampler import ModelSampler
 from raymill.config import load
 from raymill.data.messages.problems import Problem
@@ -49,18 +49,18 @@ def model_sampler(folder: Path, **changes: Any) -> ModelSampler:
 def test_answers_are_made_once(tmp_path: Path) -> None:
     database, items = ask(tmp_path, ["One?", "Two?", "Three?"])
     sampler = ScriptedSampler(numbered)
-    prepare(database, Drawing([sampler], 2, seed=1), group=2)
+    sample_answers(database, SamplingPlan([sampler], 2, seed=1), group=2)
     assert Counter(question for question, _ in sampler.asked) == {
         "One?": 2, "Two?": 2, "Three?": 2,
     }  # fmt: skip
     assert len({seed for _, seed in sampler.asked}) == 6
-    made = [answers_of(database, item.item_id) for item in items]
+    made = [answers_to(database, item.item_id) for item in items]
     database.close()
     database, _ = ask(tmp_path, ["One?", "Two?", "Three?"])  # a restart
     again = ScriptedSampler(numbered)
-    prepare(database, Drawing([again], 2, seed=1), group=2)
+    sample_answers(database, SamplingPlan([again], 2, seed=1), group=2)
     assert not again.asked
-    assert [answers_of(database, item.item_id) for item in items] == made
+    assert [answers_to(database, item.item_id) for item in items] == made
 
 
 def test_the_same_answers_are_drawn_again_and_then_left_out(tmp_path: Path) -> None:
@@ -76,9 +76,9 @@ def test_the_same_answers_are_drawn_again_and_then_left_out(tmp_path: Path) -> N
     questions = ["Stubborn?", "Empty?", "Hopeless?", "Mendable?"]
     database, items = ask(tmp_path, questions)
     sampler = ScriptedSampler(write)
-    prepare(database, Drawing([sampler], 2, seed=1), group=8)
+    sample_answers(database, SamplingPlan([sampler], 2, seed=1), group=8)
     assert [item.messages[0]["content"] for item in ready_items(database)] == ["Mendable?"]
-    assert len({answer.text for answer in answers_of(database, items[3].item_id)}) == 2
+    assert len({answer.text for answer in answers_to(database, items[3].item_id)}) == 2
     reasons = dict(unusable_reasons(database))
     assert reasons[SAME] == 1 and reasons["the prompt is too long"] == 1
     assert any("empty" in why for why in reasons)
@@ -91,8 +91,8 @@ def test_the_same_answers_are_drawn_again_and_then_left_out(tmp_path: Path) -> N
 def test_models_answer_equally_often_and_never_themselves_alone(tmp_path: Path) -> None:
     database, items = ask(tmp_path, [f"{number}?" for number in range(12)])
     samplers = [ScriptedSampler(numbered, f"model {name}") for name in "abc"]
-    prepare(database, Drawing(samplers, 2, seed=1), group=5)
-    used = [[one.model for one in answers_of(database, item.item_id)] for item in items]
+    sample_answers(database, SamplingPlan(samplers, 2, seed=1), group=5)
+    used = [[one.model for one in answers_to(database, item.item_id)] for item in items]
     assert all(len(set(models)) == 2 for models in used)
     assert Counter(model for models in used for model in models) == {
         "model a": 8,
@@ -113,13 +113,13 @@ def test_preparation_beside_a_page_says_how_it_ended(tmp_path: Path) -> None:
     def fail(question: str, seed: int, number: int) -> str:
         raise MemoryError("no room")
 
-    failing = Preparation(database, Drawing([ScriptedSampler(fail)], 2, 1), 4, end)
+    failing = BackgroundSampler(database, SamplingPlan([ScriptedSampler(fail)], 2, 1), 4, end)
     assert over.wait(5)
     failing.stop()
     assert isinstance(ended[0], MemoryError) and failing.failure is ended[0]
     assert count_items(database).waiting == 2  # nothing is lost: a restart tries again
     over.clear()
-    working = Preparation(database, Drawing([ScriptedSampler(numbered)], 2, 1), 1, end)
+    working = BackgroundSampler(database, SamplingPlan([ScriptedSampler(numbered)], 2, 1), 1, end)
     assert over.wait(5)
     working.stop()
     assert working.failure is None and count_items(database).ready == 2
@@ -127,12 +127,12 @@ def test_preparation_beside_a_page_says_how_it_ended(tmp_path: Path) -> None:
 
 def test_an_item_is_named_by_what_its_answers_depend_on() -> None:
     def name(**changes: Any) -> str:
-        given = {"mode": "rank", "prompt_id": "1", "reference": None, "drawn": {"seed": 1}}
+        given = {"mode": "rank", "prompt_id": "1", "reference": None, "sampling": {"seed": 1}}
         messages = [{"role": "user", "content": "?"}]
-        return item_of(messages=messages, **{**given, **changes}).item_id
+        return make_item(messages=messages, **{**given, **changes}).item_id
 
     assert name() == name(prompt_id="2") == name(reference="!")
-    assert len({name(), name(mode="write"), name(drawn={"seed": 2})}) == 3
+    assert len({name(), name(mode="write"), name(sampling={"seed": 2})}) == 3
 
 
 def test_equal_weights_are_asked_alike_whatever_their_history(tmp_path: Path) -> None:
@@ -141,15 +141,15 @@ def test_equal_weights_are_asked_alike_whatever_their_history(tmp_path: Path) ->
         database = Database(tmp_path / f"{len(drawn)}.sqlite")
         questions = [[{"role": "user", "content": f"What is {number}?"}] for number in range(20)]
         items = [
-            item_of("rank", f"prompt {number}", question, None, {"models": [model]})
+            make_item("rank", f"prompt {number}", question, None, {"models": [model]})
             for number, question in enumerate(questions)
         ]
         set_items(database, "rank", items)
         sampler = ScriptedSampler(numbered, model)
-        prepare(database, Drawing([sampler], 2, 1), 4)
+        sample_answers(database, SamplingPlan([sampler], 2, 1), 4)
         drawn.append(sampler.asked)
-        judge = judge_named("length", 0.5, 1)
-        judged.append([judge.judge(one, answers_of(database, one.item_id)) for one in items])
+        rule = resolve_rule("length", 0.5, 1)
+        judged.append([rule.rank(item, answers_to(database, item.item_id)) for item in items])
     assert drawn[0] == drawn[1] and judged[0] == judged[1]
     assert len({seed for _, seed in drawn[0]}) == 40
 
@@ -159,7 +159,7 @@ def test_a_model_is_asked_through_its_template(folder: Path) -> None:
     prompts = [({"role": "user", "content": text},) for text in ("Hello", "Who are you?", "Hello")]
     answers = sampler.answers(prompts, [1, 2, 3])
     again = sampler.answers(prompts[1:2], [2])
-    assert answers[1] == again[0]  # its neighbours make no difference
+    assert answers[1] == again[0]  # other prompts of the batch make no difference
     assert answers[0] != answers[2]
     for answer in answers:
         assert not isinstance(answer, Problem)

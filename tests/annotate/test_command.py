@@ -1,4 +1,4 @@
-"""The job as a user starts it: a page until Ctrl-C, or a rule in people's place; then files for the next."""
+"""`jobs/rank.py` end to end: a page until Ctrl-C, or a ranking rule; then exported datasets."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_rule_judges_without_a_page(
     job = load("rank", [*given, "judge=length", "answers=3", "prompts=5"])
     assert run(job) == 0
     said = capsys.readouterr().out
-    assert "not by people" in said and "preferences.parquet" in said
+    assert "standing in for human annotators" in said and "preferences.parquet" in said
     rows = exported(tmp_path)
     assert len(rows) == 5
     for row in rows:
@@ -67,7 +67,7 @@ def test_a_rule_judges_without_a_page(
         assert [*map(len, by_rank)] == sorted(map(len, row["answers"]))
         assert set(row["models"]) == {str(job.model[0])}
     assert run(job) == 0 and exported(tmp_path) == rows  # nothing is made or judged again
-    # Another judge's judgements come beside them.
+    # The judgments of another rule are added to them.
     assert run(load("rank", [*given, "judge=answer_f1", "answers=3", "prompts=5"])) == 0
     assert {row["judge"] for row in exported(tmp_path)} >= {"synthetic:length"}
     lineage = json.loads((tmp_path / "rankings/mine/preferences.json").read_text())
@@ -82,9 +82,9 @@ def test_what_cant_be_done_is_said_at_once(tmp_path: Path, given: list[str]) -> 
         run(load("rank", [*given, f"instructions={tmp_path}/none.md"]))
     with pytest.raises(ConfigError, match="no Hugging Face folder"):
         run(load("rank", [*given, f"model={tmp_path}"]))
-    with pytest.raises(DataError, match="no judgements in"):
+    with pytest.raises(DataError, match="no judgments in"):
         run(load("rank", [*given, "name=other", "export_only=true"]))
-    with pytest.raises(ConfigError, match="can't be listened at"):
+    with pytest.raises(ConfigError, match="can't listen there"):
         run(load("rank", [*given, "host=203.0.113.1", "mode=write"]))
     with pytest.raises(DataError, match="holds nothing to export yet"):
         run(load("rank", [*given, "export_only=true"]))
@@ -105,10 +105,10 @@ def test_a_page_is_served_until_ctrl_c_and_exports_then(tmp_path: Path, given: l
     assert process.stdout is not None and process.stderr is not None
     try:
         lines = [process.stdout.readline() for _ in range(4)]
-        assert lines[0].startswith("asked      6 prompts"), (lines, process.stderr.read())
+        assert lines[0].startswith("prompts    6 prompts"), (lines, process.stderr.read())
         address = lines[1].split()[1]
         assert address.startswith("http://127.0.0.1:") and "/?token=" in address
-        assert lines[2].split() == ["judgements", f"{tmp_path}/rankings/mine/judgements.sqlite"]
+        assert lines[2].split() == ["judgments", f"{tmp_path}/rankings/mine/judgements.sqlite"]
         assert "export_only=true" in lines[3]
         with pytest.raises(HTTPError, match="401"):
             post(address[:-1], "next")
@@ -133,11 +133,11 @@ def test_a_page_is_served_until_ctrl_c_and_exports_then(tmp_path: Path, given: l
     assert row["annotator"] == "Ada" and row["judge"] == "human" and len(row["answers"]) == 2
 
 
-def test_judgements_are_kept_in_an_object_store(
+def test_judgments_are_kept_in_an_object_store(
     tmp_path: Path, given: list[str], uri: str, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """On another machine they are there, and what is judged then comes beside them."""
+    """Another machine fetches the judgments and adds its own."""
     here, there = (
         [*(text for text in given if not text.startswith("storage.")), f"storage.root={uri}",
          f"storage.scratch={tmp_path / machine}", "answers=3", "prompts=5"]
@@ -154,7 +154,7 @@ def test_judgements_are_kept_in_an_object_store(
     assert run(load("rank", [*here, "export_only=true"])) == 0
     newest = exported(tmp_path / "there")
     assert exported(tmp_path / "here") == newest != rows
-    # Back on the first machine, whose judgements are older, they are fetched, and not put over the newer ones.
+    # Back on the first machine, whose judgments are older, they are fetched, and not put over the newer ones.
     assert run(load("rank", [*there, "judge=answer_f1", "prompts=6"])) == 0
     assert run(load("rank", [*here, "judge=answer_f1", "prompts=6"])) == 0
     assert exported(tmp_path / "here") == exported(tmp_path / "there") != newest

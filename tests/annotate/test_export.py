@@ -1,4 +1,4 @@
-"""Exports: what the next job reads, with ranks as they were meant, and where all of it comes from."""
+"""Exported datasets: ranks in the order of sampling, and a lineage file that names every origin."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from annotate.site_factory import SECRET_MODEL, ask, asked
+from raymill.annotate.decisions import Submission, record, undo
 from raymill.annotate.export import export_conversations, export_preferences
-from raymill.annotate.items import answers_of, shown_order
-from raymill.annotate.judgements import Submission, record, undo
-from raymill.annotate.judges import judge_all, judge_named
+from raymill.annotate.items import answers_to, shown_order
+from raymill.annotate.ranking_rules import rank_with_rule, resolve_rule
 from raymill.data.messages.conversation import Conversation, read_conversation
 from raymill.data.preference.comparison import Comparison, read_comparison
 from raymill.errors import DataError
@@ -23,7 +23,7 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-def judge(
+def ranking(
     item: str, decision: str, ranks: tuple[int, ...] | None, text: str | None = None
 ) -> Submission:
     return Submission(f"judgement-{item}", item, "Ada", "rank", decision, 1.0, ranks, text)
@@ -35,12 +35,12 @@ def test_rankings_are_read_back_as_they_were_meant(tmp_path: Path) -> None:
     for name in names[:2]:  # Ada likes the second that was made, wherever it stands
         order = shown_order("Ada", name, 3)
         ranks = tuple(1 if place == 1 else 2 for place in order)
-        record(database, judge(name, "ranked", ranks))
-    record(database, judge(names[2], "tie", (1, 1, 1)))
-    record(database, judge(names[3], "bad", None))
-    record(database, judge(names[4], "bad", None, "A better one."))
-    record(database, judge(names[5], "skip", None))
-    record(database, judge(names[6], "ranked", (1, 2, 3)))
+        record(database, ranking(name, "ranked", ranks))
+    record(database, ranking(names[2], "tie", (1, 1, 1)))
+    record(database, ranking(names[3], "bad", None))
+    record(database, ranking(names[4], "bad", None, "A better one."))
+    record(database, ranking(names[5], "skip", None))
+    record(database, ranking(names[6], "ranked", (1, 2, 3)))
     undo(database, "Ada", "request-1", 60)
     path = export_preferences(database, tmp_path)
     table = pq.read_table(path)
@@ -48,7 +48,7 @@ def test_rankings_are_read_back_as_they_were_meant(tmp_path: Path) -> None:
     rows = table.to_pylist()
     assert [row["prompt_id"] for row in rows] == ["prompt 0", "prompt 1", "prompt 2", "prompt 4"]
     for row, name in zip(rows, [*names[:3], names[4]], strict=True):
-        texts = [answer.text for answer in answers_of(database, name)]
+        texts = [answer.text for answer in answers_to(database, name)]
         assert row["answers"][:3] == texts
         assert row["models"][:3] == [SECRET_MODEL] * 3
         assert row["annotator"] == "Ada" and row["judge"] == "human"
@@ -67,10 +67,10 @@ def test_rankings_are_read_back_as_they_were_meant(tmp_path: Path) -> None:
 def test_lineage_says_whose_and_how_many(tmp_path: Path) -> None:
     database, items = asked(tmp_path, 4, models=("model a", "model b"))
     names = [item.item_id for item in items]
-    record(database, judge(names[0], "ranked", (1, 2)))
-    record(database, judge(names[1], "ranked", (2, 1)))
-    record(database, judge(names[2], "bad", None))
-    judge_all(database, judge_named("length", 0, 1))
+    record(database, ranking(names[0], "ranked", (1, 2)))
+    record(database, ranking(names[1], "ranked", (2, 1)))
+    record(database, ranking(names[2], "bad", None))
+    rank_with_rule(database, resolve_rule("length", 0, 1))
     path = export_preferences(database, tmp_path)
     lineage = json.loads(path.with_suffix(".json").read_text())
     assert lineage["file"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -93,22 +93,22 @@ def test_lineage_says_whose_and_how_many(tmp_path: Path) -> None:
 def test_a_liking_for_a_position_shows(tmp_path: Path) -> None:
     database, items = asked(tmp_path, 5)
     for item in items[:4]:
-        record(database, judge(item.item_id, "ranked", (1, 2)))
-    record(database, judge(items[4].item_id, "tie", (1, 1)))
+        record(database, ranking(item.item_id, "ranked", (1, 2)))
+    record(database, ranking(items[4].item_id, "tie", (1, 1)))
     path = export_preferences(database, tmp_path)
     lineage = json.loads(path.with_suffix(".json").read_text())
     assert lineage["first_shown_preferred"] == {"preferred": 4, "of": 4}
 
 
-def test_the_same_judgements_give_the_same_bytes(tmp_path: Path) -> None:
+def test_the_same_judgments_give_the_same_bytes(tmp_path: Path) -> None:
     database, items = asked(tmp_path, 3)
-    record(database, judge(items[0].item_id, "ranked", (1, 2)))
+    record(database, ranking(items[0].item_id, "ranked", (1, 2)))
     path = export_preferences(database, tmp_path)
     lineage = path.with_suffix(".json")
     first = path.read_bytes(), lineage.read_bytes()
     export_preferences(database, tmp_path)
     assert (path.read_bytes(), lineage.read_bytes()) == first
-    record(database, judge(items[1].item_id, "ranked", (1, 2)))
+    record(database, ranking(items[1].item_id, "ranked", (1, 2)))
     export_preferences(database, tmp_path)
     assert pq.read_table(path).num_rows == 2 and lineage.read_bytes() != first[1]
     assert not [*tmp_path.glob("*.tmp-*")]
@@ -116,10 +116,10 @@ def test_the_same_judgements_give_the_same_bytes(tmp_path: Path) -> None:
 
 def test_a_damaged_answer_is_not_exported(tmp_path: Path) -> None:
     database, items = asked(tmp_path, 1)
-    record(database, judge(items[0].item_id, "ranked", (1, 2)))
-    with database.act() as connection:
+    record(database, ranking(items[0].item_id, "ranked", (1, 2)))
+    with database.transaction() as connection:
         connection.execute("UPDATE answers SET text = 'something else' WHERE place = 1")
-    with pytest.raises(DataError, match="another text is stored"):
+    with pytest.raises(DataError, match="has another text"):
         export_preferences(database, tmp_path)
 
 

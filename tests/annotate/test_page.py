@@ -14,14 +14,14 @@ from annotate.browser import CHROMIUM, CONTROL, SHIFT, Tab, browser
 from annotate.site_factory import TOKEN, ask, asked, served
 from raymill.annotate.app import Site
 from raymill.annotate.database import Database
-from raymill.annotate.items import answers_of
+from raymill.annotate.items import answers_to
 
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="there is no Chromium (chromium, google-chrome) on the PATH to drive"
 )
 SHOTS = os.environ.get("RAYMILL_SHOTS")  # a folder for pictures of the page
 HOSTILE = "<img src=x onerror=\"document.title='taken over'\"><script>alert(1)</script>\n"
-GUIDE = "# How to judge\n\n- Be **fair**.\n- Use `?` for help.\n\n<b>Not bold.</b>"
+GUIDE = "# How to rank\n\n- Be **fair**.\n- Use `?` for help.\n\n<b>Not bold.</b>"
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
 
 
 def enter(tab: Tab, address: str, name: str | None = "Ada") -> None:
-    """Open the printed address and give a name, where it is asked for."""
+    """Open the printed address and enter a name if the page asks for one."""
     tab.console.clear()
     tab.size(1280, 800)
     tab.dark(False)
@@ -46,7 +46,7 @@ def enter(tab: Tab, address: str, name: str | None = "Ada") -> None:
 
 
 def settle(tab: Tab) -> None:
-    """Longer than a key counts as pressed a second time."""
+    """Wait longer than the page ignores a repeated key."""
     tab.evaluate("new Promise((done) => setTimeout(done, 300))")
 
 
@@ -72,7 +72,7 @@ def decided(database: Database) -> list[dict[str, Any]]:
 
 
 def decide(tab: Tab, database: Database, key: str, modifiers: int = 0) -> dict[str, Any]:
-    """Press a key that decides; what is recorded then."""
+    """Press a key that makes a decision; return the recorded decision."""
     before = len(decided(database))
     tab.press(key, modifiers)
     tab.wait("document.querySelector('#toast:not([hidden])')")
@@ -103,13 +103,13 @@ def test_two_answers_are_compared_with_the_keyboard_alone(tab: Tab, tmp_path: Pa
             == 0
         )
         assert tab.evaluate("document.querySelector('#guide strong').textContent") == "fair"
-        assert tab.evaluate("document.title") == "Compare answers"
+        assert tab.evaluate("document.title") == "Rank answers"
         shoot(tab, "pair")
 
         found = decide(tab, database, "ArrowLeft")
         assert pick(found, "decision", "ranks", "annotator") == ("ranked", [1, 2], "Ada")
         assert 0.2 < found["seconds"] < 60
-        assert "A is better" in tab.evaluate("document.querySelector('#said').textContent")
+        assert "A is better" in tab.evaluate("document.querySelector('#announcement').textContent")
         assert pick(decide(tab, database, "ArrowRight"), "ranks") == ([2, 1],)
         assert pick(decide(tab, database, "t"), "decision") == ("tie",)
         assert pick(decide(tab, database, "x"), "decision") == ("bad",)
@@ -122,7 +122,7 @@ def test_two_answers_are_compared_with_the_keyboard_alone(tab: Tab, tmp_path: Pa
         # Undo shows the same question again.
         tab.press("u")
         tab.wait("document.querySelector('#counts').textContent.startsWith('4')")
-        tab.wait("document.querySelector('#said').textContent === 'Taken back'")
+        tab.wait("document.querySelector('#announcement').textContent === 'Undone'")
         assert decided(database)[-1]["undone"]
         settle(tab)
         found = decide(tab, database, "b")
@@ -200,7 +200,7 @@ def test_four_answers_are_put_in_order(tab: Tab, tmp_path: Path) -> None:
         tab.press("ArrowDown")
         tab.press("=")
         assert (
-            tab.evaluate("document.activeElement.getAttribute('aria-label')") == "Answer D, place 3"
+            tab.evaluate("document.activeElement.getAttribute('aria-label')") == "Answer D, rank 3"
         )
         shoot(tab, "ranking-tied")
         found = decide(tab, database, "Enter")
@@ -218,7 +218,7 @@ def test_four_answers_are_put_in_order(tab: Tab, tmp_path: Path) -> None:
         tab.type(" Better.")
         tab.press("Enter", CONTROL)
         tab.wait("document.querySelector('.yours')")
-        assert tab.evaluate("document.querySelector('.ranking .place').textContent") == "2"
+        assert tab.evaluate("document.querySelector('.ranking .rank-number').textContent") == "2"
         shoot(tab, "ranking-yours")
         order = letters()
         found = decide(tab, database, "Enter")
@@ -260,7 +260,7 @@ def test_it_fits_a_phone_and_a_finger_drags(tab: Tab, tmp_path: Path) -> None:
         tab.evaluate("document.querySelector('#actions button').click()")
         tab.wait("document.querySelector('#counts').textContent.startsWith('1')")
         assert decided(database)[0]["ranks"] == [2, 3, 1]
-        assert len(answers_of(database, items[0].item_id)) == 3
+        assert len(answers_to(database, items[0].item_id)) == 3
 
 
 def test_a_server_that_was_away_loses_nothing(tab: Tab, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_what_it_prints(finished: tuple[Path, str]) -> None:
     for text in ("held-out loss", "bits per byte before training", "byte trigram", "gzip -9",
                  "registered models:/assistant/1 as assistant@pretrained",
                  "registered models:/assistant/2 as assistant@sft",
-                 "judged by the rule length, not by people",
+                 "by the automatic rule length standing in for human annotators",
                  "registered models:/assistant/3 as assistant@reward",
                  "registered models:/assistant/4 as assistant@aligned"):  # fmt: skip
         assert text in output

@@ -1,1 +1,1 @@
-"""Pages that people use: comparing answers and writing them."""
+"""Pages on which people rank a model's answers, or write and review answers of their own."""

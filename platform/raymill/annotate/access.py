@@ -1,7 +1,7 @@
-"""The door of a page: nobody without the token gets in, and what comes in is small and JSON.
+"""Access control of the page: a token for every request, size and type limits on every body.
 
-The printed address carries the token once; a cookie then takes its place, so that it stays neither in
-the address bar nor in a page that links elsewhere.
+The printed address carries the token once. A cookie then takes its place, so that the token stays neither
+in the address bar nor in the `Referer` header of a link.
 """
 
 from __future__ import annotations
@@ -27,73 +27,79 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
 }
-_CLOSED = (
+_UNAUTHORIZED = (
     '<!doctype html><html lang="en"><meta charset="utf-8"><title>Raymill</title>'
-    "<p>This page needs the address that was printed when it was started, with its token. "
-    "After a restart there is a new one.</p></html>"
+    "<p>Open this page by the address that was printed at its start: the address contains an access "
+    "token. Every restart prints a new one.</p></html>"
 )
-_ENTERED = (
+_ENTRANCE = (
     '<!doctype html><html lang="en"><meta charset="utf-8"><title>Raymill</title>'
     '<link rel="icon" href="/icon.svg"></html>'
 )
 
 
 class AuthMiddleware:
-    """Wraps an application: access by token, limits on what is posted, headers on every answer."""
+    """ASGI middleware that checks the token, limits request bodies and sets security headers."""
 
     def __init__(self, app: ASGIApp, token: str) -> None:
         self._app, self._token = app, token
-        # A host's ports share their cookies: each page has a name of its own.
+        # Browsers share cookies among all ports of a host, so each page names its cookie after its token.
         self.cookie = f"raymill-{hashlib.sha256(token.encode()).hexdigest()[:12]}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        if scope["type"] != "http":  # there are no web sockets here
+        # The page opens no WebSocket.
+        if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
         send = _with_headers(send)
         headers = Headers(scope=scope)
-        given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [])
-        if scope["path"] == "/" and self._is_any(given):
-            await self._enter()(scope, receive, send)
-        elif not self._is_any(self._carried(headers)):
-            await _closed(scope["path"])(scope, receive, send)
+        query_tokens = parse_qs(scope["query_string"].decode("latin-1")).get("token", [])
+        if scope["path"] == "/" and self._has_token(query_tokens):
+            await self._set_cookie()(scope, receive, send)
+        elif not self._has_token(self._tokens_in(headers)):
+            await _unauthorized(scope["path"])(scope, receive, send)
         elif scope["method"] not in ("GET", "HEAD"):
-            await self._posted(scope, receive, send, headers)
+            await self._forward_body(scope, receive, send, headers)
         else:
             await self._app(scope, receive, send)
 
-    def _enter(self) -> Response:
-        """Hand out the cookie, and lead on to the page.
+    def _set_cookie(self) -> Response:
+        """Set the cookie and send the browser on to the page.
 
-        By a refresh, not a redirect: a browser that came from another site's link would keep a strict
-        cookie back from where it is redirected to.
+        With a refresh, not a redirect: after a link on another site, a browser withholds a strict cookie
+        from the target of a redirect.
         """
-        entered = HTMLResponse(_ENTERED, headers={"refresh": "0; url=/"})
-        entered.set_cookie(self.cookie, self._token, httponly=True, samesite="strict")
-        return entered
+        response = HTMLResponse(_ENTRANCE, headers={"refresh": "0; url=/"})
+        response.set_cookie(self.cookie, self._token, httponly=True, samesite="strict")
+        return response
 
-    def _carried(self, headers: Headers) -> list[str]:
-        carried = []
-        kind, _, token = headers.get("authorization", "").partition(" ")
-        if kind.lower() == "bearer":
-            carried.append(token.strip())
+    def _tokens_in(self, headers: Headers) -> list[str]:
+        """Return the tokens of a request's `Authorization` header and cookie."""
+        tokens = []
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer":
+            tokens.append(token.strip())
         try:
             cookie = SimpleCookie(headers.get("cookie", "")).get(self.cookie)
         except CookieError:
             cookie = None
-        return carried if cookie is None else [*carried, cookie.value]
+        return tokens if cookie is None else [*tokens, cookie.value]
 
-    def _is_any(self, given: Iterable[str]) -> bool:
-        token = self._token.encode()
-        return any(hmac.compare_digest(one.encode(), token) for one in given)
+    def _has_token(self, tokens: Iterable[str]) -> bool:
+        expected = self._token.encode()
+        return any(hmac.compare_digest(token.encode(), expected) for token in tokens)
 
-    async def _posted(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
-        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":  # what a form on another site can't send unasked
-            await _refusal(415, "expected content-type application/json")(scope, receive, send)
+    async def _forward_body(
+        self, scope: Scope, receive: Receive, send: Send, headers: Headers
+    ) -> None:
+        """Read the body of a request up to the limit, then pass the request on with that body."""
+        content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+        # A form on another site can't send JSON without the browser asking this server first.
+        if content_type != "application/json":
+            await _error(415, "expected content-type application/json")(scope, receive, send)
             return
         body = b""
         while True:
@@ -102,8 +108,8 @@ class AuthMiddleware:
                 return
             body += message.get("body", b"")
             if len(body) > BODY_BYTES:
-                text = f"more than {BODY_BYTES >> 10} KiB were posted"
-                await _refusal(413, text)(scope, receive, send)
+                text = f"the body is larger than {BODY_BYTES >> 10} KiB"
+                await _error(413, text)(scope, receive, send)
                 return
             if not message.get("more_body", False):
                 break
@@ -117,22 +123,24 @@ class AuthMiddleware:
         await self._app(scope, replay, send)
 
 
-def _closed(path: str) -> Response:
+def _unauthorized(path: str) -> Response:
     if path.startswith("/api/"):
-        return _refusal(401, "the token is missing or wrong; open the address that was printed")
-    return HTMLResponse(_CLOSED, 401)
+        return _error(
+            401, "the access token is missing or wrong; open the address that was printed"
+        )
+    return HTMLResponse(_UNAUTHORIZED, 401)
 
 
-def _refusal(status: int, text: str) -> Response:
+def _error(status: int, text: str) -> Response:
     return JSONResponse({"error": text}, status)
 
 
 def _with_headers(send: Send) -> Send:
-    known = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+    security_headers = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
 
-    async def sent(message: Message) -> None:
+    async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message = {**message, "headers": [*message["headers"], *known]}
+            message = {**message, "headers": [*message["headers"], *security_headers]}
         await send(message)
 
-    return sent
+    return send_with_headers

@@ -1,7 +1,7 @@
-"""Answers to compare, made ahead of the people who compare them and kept once they are made.
+"""Sampling the answers to rank, ahead of the people who rank them. Answers are stored and never resampled.
 
-Answers that are the same, or that a conversation can't hold, are drawn again a few times; an item that
-then still has such is left out and counted.
+An answer that equals another one, or that no conversation can hold, is sampled again a few times. An item
+that still lacks answers after that is left out and counted.
 """
 
 from __future__ import annotations
@@ -13,122 +13,136 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from raymill.annotate.database import Database
-from raymill.annotate.items import Answer, Item, keep_answers, set_unusable, waiting_items
+from raymill.annotate.items import (
+    Item,
+    SampledAnswer,
+    keep_answers,
+    set_unusable,
+    waiting_items,
+)
 from raymill.annotate.sampler import Sampler
 from raymill.data.messages.conversation import read_conversation
 from raymill.data.messages.problems import Problem
 from raymill.durable import sha256_json
 
-TRIES = 5  # draws of one answer
-SAME = "the answers were the same again and again"
+# Sampling at a low temperature repeats itself, so the number of attempts is limited.
+TRIES = 5
+SAME = "its answers were the same in every attempt"
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """How answers are made: `answers` an item, by these models in turn; `seed` decides every draw."""
+class SamplingPlan:
+    """Number of answers per item, the samplers that take turns, and the seed of every sample."""
 
     samplers: Sequence[Sampler]
     answers: int
     seed: int
 
-    def who(self, place: int, number: int) -> int:
-        """Which sampler gives answer `number` of the item at `place`: all of them equally often."""
-        return (place * self.answers + number) % len(self.samplers)
+    def sampler_index(self, position: int, number: int) -> int:
+        """Choose the sampler of answer `number` to the item at `position`, each equally often."""
+        return (position * self.answers + number) % len(self.samplers)
 
 
 @dataclass
-class _Wanted:
-    place: int
+class _PendingItem:
+    position: int
     item: Item
-    answers: dict[int, Answer] = field(default_factory=dict)
-    problem: Problem | None = None  # nothing will mend it
-    missing: str = SAME  # why the last draw was no use
+    answers: dict[int, SampledAnswer] = field(default_factory=dict)
+    problem: Problem | None = None  # permanent: another sample would not help
+    rejection: str = SAME  # of the last sample that was rejected
 
-    def take(self, number: int, found: Answer | Problem) -> None:
-        if isinstance(found, Problem):
-            self.problem = found
+    def add(self, number: int, answer: SampledAnswer | Problem) -> None:
+        if isinstance(answer, Problem):
+            self.problem = answer
             return
-        spoken = [*self.item.messages, {"role": "assistant", "content": found.text}]
-        unusable = read_conversation({"messages": spoken}, "messages")
-        if isinstance(unusable, Problem):
-            self.missing = unusable.why
-        elif found.text.strip() in {answer.text.strip() for answer in self.answers.values()}:
-            self.missing = SAME
+        messages = [*self.item.messages, {"role": "assistant", "content": answer.text}]
+        conversation = read_conversation({"messages": messages}, "messages")
+        if isinstance(conversation, Problem):
+            self.rejection = conversation.why
+        elif answer.text.strip() in {known.text.strip() for known in self.answers.values()}:
+            self.rejection = SAME
         else:
-            self.answers[number] = found
+            self.answers[number] = answer
 
 
-def prepare(
+def sample_answers(
     database: Database,
-    drawing: Drawing,
+    plan: SamplingPlan,
     group: int,
     stop: threading.Event | None = None,
-    note: Callable[[], None] = lambda: None,
+    on_group: Callable[[], None] = lambda: None,
 ) -> None:
-    """Make the answers of all items that lack them, `group` items at a time, until `stop` is set.
+    """Sample and store the missing answers, `group` items at a time, until `stop` is set.
 
-    `note` is called after each group.
+    `on_group` is called after each group.
     """
     while not (stop and stop.is_set()) and (waiting := waiting_items(database, group)):
-        wanted = [_Wanted(place, item) for place, item in waiting]
+        # Items stay grouped through all attempts, so that their missing answers are sampled together.
+        pending = [_PendingItem(position, item) for position, item in waiting]
         for attempt in range(TRIES):
-            _draw(drawing, wanted, attempt)
-        for one in wanted:
-            if one.problem is None and len(one.answers) == drawing.answers:
-                ordered = [one.answers[number] for number in range(drawing.answers)]
-                keep_answers(database, one.item, ordered)
+            _sample_missing(plan, pending, attempt)
+        for entry in pending:
+            if entry.problem is None and len(entry.answers) == plan.answers:
+                ordered = [entry.answers[number] for number in range(plan.answers)]
+                keep_answers(database, entry.item, ordered)
             else:
-                set_unusable(
-                    database, one.item, one.problem.why if one.problem is not None else one.missing
-                )
-        note()
+                reason = entry.rejection if entry.problem is None else entry.problem.why
+                set_unusable(database, entry.item, reason)
+        on_group()
 
 
-def _draw(drawing: Drawing, wanted: Sequence[_Wanted], attempt: int) -> None:
-    """One draw of whatever is missing, all that one model gives together."""
-    by_sampler: dict[int, list[tuple[_Wanted, int]]] = defaultdict(list)
-    for one in wanted:
-        for number in range(drawing.answers):
-            if number not in one.answers and one.problem is None:
-                by_sampler[drawing.who(one.place, number)].append((one, number))
-    for index, draws in by_sampler.items():
-        prompts = [one.item.messages for one, _ in draws]
+def _sample_missing(plan: SamplingPlan, pending: Sequence[_PendingItem], attempt: int) -> None:
+    """Sample every missing answer once, with one call per model."""
+    by_sampler: dict[int, list[tuple[_PendingItem, int]]] = defaultdict(list)
+    for entry in pending:
+        for number in range(plan.answers):
+            if number not in entry.answers and entry.problem is None:
+                index = plan.sampler_index(entry.position, number)
+                by_sampler[index].append((entry, number))
+    # One call per model keeps its batches as large as possible.
+    for index, missing in by_sampler.items():
+        prompts = [entry.item.messages for entry, _ in missing]
         seeds = [
-            draw_seed(drawing.seed, one.item.prompt_id, number, attempt) for one, number in draws
+            sample_seed(plan.seed, entry.item.prompt_id, number, attempt)
+            for entry, number in missing
         ]
-        found = drawing.samplers[index].answers(prompts, seeds)
-        for (one, number), answer in zip(draws, found, strict=True):
-            one.take(number, answer)
+        answers = plan.samplers[index].answers(prompts, seeds)
+        for (entry, number), answer in zip(missing, answers, strict=True):
+            entry.add(number, answer)
 
 
-def draw_seed(seed: int, prompt_id: str, number: int, attempt: int) -> int:
-    """The seed of one draw: 63 bits, which SQLite and torch hold. The prompt decides and not the item, whose
-    name tells of the model's history: equal weights give equal answers, wherever they were trained."""
+def sample_seed(seed: int, prompt_id: str, number: int, attempt: int) -> int:
+    """Derive the seed of one sample: 63 bits, so that it fits both SQLite and torch.
+
+    It depends on the prompt and not on the item, because an item's name contains the path of the model:
+    equal weights give equal answers wherever they were trained.
+    """
     return int(sha256_json([seed, prompt_id, number, attempt])[:16], 16) >> 1
 
 
-class Preparation:
-    """`prepare` in a thread of its own, beside a page that people use."""
+class BackgroundSampler:
+    """Thread that runs `sample_answers` while people use the page."""
 
     def __init__(
         self,
         database: Database,
-        drawing: Drawing,
+        plan: SamplingPlan,
         group: int,
-        ended: Callable[[BaseException | None], None],
+        on_end: Callable[[BaseException | None], None],
     ) -> None:
-        """`ended` is called once, with what went wrong, if something did."""
+        """`on_end` is called once, with the error that ended the thread, or None."""
         self._stop = threading.Event()
-        self._pool = ThreadPoolExecutor(1, "preparation")
-        self._done = self._pool.submit(prepare, database, drawing, group, self._stop)
-        self._done.add_done_callback(lambda done: ended(done.exception()))
+        # A single thread: a model samples one batch at a time.
+        self._pool = ThreadPoolExecutor(1, "sample-answers")
+        self._future = self._pool.submit(sample_answers, database, plan, group, self._stop)
+        self._future.add_done_callback(lambda future: on_end(future.exception()))
 
     def stop(self) -> None:
-        """Return when the answers in work are stored."""
+        """Stop after the current group of answers is stored."""
         self._stop.set()
         self._pool.shutdown()
 
     @property
     def failure(self) -> BaseException | None:
-        """What ended it before its time."""
-        return self._done.exception() if self._done.done() else None
+        """The error that ended the thread, if there was one."""
+        return self._future.exception() if self._future.done() else None

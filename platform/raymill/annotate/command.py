@@ -1,6 +1,6 @@
-"""`jobs/rank.py`: people compare a model's answers on a page, or write answers; or a rule stands in for them.
+"""`jobs/rank.py`: people rank a model's answers or write their own on a page, or a ranking rule does it.
 
-What they decide lies in `<storage root>/rankings/<name>/`, as data sets once it is exported.
+Decisions are stored in `<storage root>/rankings/<name>/` and exported from there as datasets.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 
 from raymill.annotate.app import PAGE, Site, create_app
-from raymill.annotate.candidates import Drawing, Preparation, prepare
+from raymill.annotate.candidates import BackgroundSampler, SamplingPlan, sample_answers
 from raymill.annotate.database import DATABASE_NAME, Database
 from raymill.annotate.export import export_conversations, export_preferences
-from raymill.annotate.items import count_items, item_of, set_items, unusable_reasons
-from raymill.annotate.judges import Judge, judge_all, judge_named
+from raymill.annotate.items import count_items, make_item, set_items, unusable_reasons
 from raymill.annotate.prompts import choose_prompts, prompt_name
+from raymill.annotate.ranking_rules import RankingRule, rank_with_rule, resolve_rule
 from raymill.annotate.sampler import ModelSampler
 from raymill.durable import exclusive_lock
 from raymill.errors import ConfigError, DataError
@@ -27,21 +27,22 @@ from raymill.schema.jobs import RankJob
 from raymill.storage.mirror import pull_newest, push_newest
 from raymill.track.registry import resolve_model
 
-FIRST_GROUP = 4  # items prepared at once for people who wait
-JUDGED_GROUP = 64
+# People wait for the first answers, so a page samples few items together; a rule waits for all of them.
+PAGE_GROUP, RULE_GROUP = 4, 64
 PLAIN_EVERY_S = 10.0
-GRACE_S = 5  # for requests under way when the page ends
+# Requests that are still open at shutdown get this time to finish.
+GRACE_S = 5
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 def run(job: RankJob) -> int:
-    """Serve the page until Ctrl-C, or let a synthetic judge decide; then export. Returns the exit code.
+    """Serve the page until Ctrl-C, or rank by a rule; then export. Return the exit code.
 
     Raises:
-        RaymillError: the prompts or a model can't be had, the folder is in use or isn't one of ours.
+        RaymillError: the prompts or a model can't be loaded, or the folder is in use or isn't a ranking's.
     """
     folder = job.storage.folder / "rankings" / job.name
-    judge = None if job.judge is None else judge_named(job.judge, job.judge_noise, job.seed)
+    rule = None if job.judge is None else resolve_rule(job.judge, job.judge_noise, job.seed)
     instructions = _instructions(job)
     if job.export_only:
         if not is_folder(folder):
@@ -49,50 +50,64 @@ def run(job: RankJob) -> int:
         return _export_only(folder)
     folder.mkdir(parents=True, exist_ok=True)
     refusal = (
-        f"Another process asks for judgements in {folder} right now; end it first, or choose another "
-        "name=."
+        f"Another process is using {folder} right now; stop it first, or choose another name=."
     )
     with exclusive_lock(folder, refusal):
         pull_newest(job.storage, folder, DATABASE_NAME)
+        # Decisions are uploaded even if the page ended with an error.
         try:
             with Database(folder / DATABASE_NAME) as database:
-                _judge(job, database, folder, judge, instructions)
+                _annotate(job, database, folder, rule, instructions)
         finally:
             push_newest(job.storage, folder, DATABASE_NAME)
     return 0
 
 
-def _judge(
-    job: RankJob, database: Database, folder: Path, judge: Judge | None, instructions: str
+def _annotate(
+    job: RankJob, database: Database, folder: Path, rule: RankingRule | None, instructions: str
 ) -> None:
-    """Have answers, have them judged, and export what was decided."""
-    drawing = _drawing(job)
-    _ask(job, database, drawing)
-    if judge is None:
-        failure = _serve(job, database, drawing, instructions)
+    """Sample answers, collect decisions from people or from a rule, and export them."""
+    plan = _sampling_plan(job)
+    _set_items(job, database, plan)
+    if rule is None:
+        failure = _serve(job, database, plan, instructions)
+        # A failed model must not cost the decisions that were already made.
         _export(database, folder)
         if failure is not None:
             raise failure
         return
-    _prepare_all(database, drawing)
-    decided = judge_all(database, judge)
-    listed = ", ".join(f"{count:,} {what}" for what, count in sorted(decided.items()))
-    print(f"judged by the rule {judge.name}, not by people: {listed or 'nothing'}")
+    assert plan is not None, (
+        "a ranking rule needs mode=rank, which the configuration's checks require"
+    )
+    with ProgressLine(PLAIN_EVERY_S, patient=True) as line:
+
+        def show_progress() -> None:
+            counts = count_items(database)
+            line.show(f"answers to {counts.ready + counts.unusable:,} of {counts.all:,} prompts")
+
+        sample_answers(database, plan, RULE_GROUP, on_group=show_progress)
+    _print_sampled(database)
+    decisions = rank_with_rule(database, rule)
+    counted = ", ".join(f"{count:,} {decision}" for decision, count in sorted(decisions.items()))
+    print(
+        f"ranked     {counted or 'nothing'}, by the automatic rule {rule.name} standing in for human "
+        "annotators"
+    )
     _export(database, folder)
 
 
 def _export_only(folder: Path) -> int:
     path = folder / DATABASE_NAME
     if not is_file(path):
-        raise DataError(f"There are no judgements in {folder}; name= says which ranking is meant.")
+        raise DataError(f"There are no judgments in {folder}; name= selects the ranking.")
     with Database(path) as database:
         if not _export(database, folder):
-            raise DataError(f"{path} holds nothing to export yet: nobody has decided anything.")
+            raise DataError(f"{path} holds nothing to export yet: no decision has been made.")
     return 0
 
 
 def _export(database: Database, folder: Path) -> bool:
-    """Write what there is, and say where; False if there is nothing."""
+    """Write every dataset that has rows and print its path. Return False if there is none."""
     exports = {
         "preferences": (
             export_preferences,
@@ -104,19 +119,19 @@ def _export(database: Database, folder: Path) -> bool:
         ),
     }
     paths = [
-        (what, export(database, folder))
-        for what, (export, query) in exports.items()
+        (dataset, export(database, folder))
+        for dataset, (export, query) in exports.items()
         if database.rows(query)
     ]
-    for what, path in paths:
-        print(f"{what}  {path}")
+    for dataset, path in paths:
+        print(f"{dataset}  {path}")
     if not paths:
-        print("nothing has been decided yet, so there is nothing to export")
+        print("There is nothing to export yet: no decision has been made.")
     return bool(paths)
 
 
-def _drawing(job: RankJob) -> Drawing | None:
-    """Who answers; None where people do."""
+def _sampling_plan(job: RankJob) -> SamplingPlan | None:
+    """Resolve the models that answer; None in write mode, where people do."""
     if job.mode == "write":
         return None
     root = job.storage.folder
@@ -129,65 +144,57 @@ def _drawing(job: RankJob) -> Drawing | None:
         )
         for reference in job.model
     ]
-    return Drawing(samplers, job.answers, job.seed)
+    return SamplingPlan(samplers, job.answers, job.seed)
 
 
-def _ask(job: RankJob, database: Database, drawing: Drawing | None) -> None:
-    """Set what is asked."""
+def _set_items(job: RankJob, database: Database, plan: SamplingPlan | None) -> None:
+    """Choose the prompts and make them the database's active items."""
     chosen = choose_prompts(job.data, job.prompts, job.seed)
-    drawn = {}
-    if drawing is not None:
-        models = [sampler.identity for sampler in drawing.samplers]
-        drawn = {"models": models, "answers": drawing.answers, "seed": drawing.seed}
+    sampling: dict[str, object] = {}
+    if plan is not None:
+        models = [sampler.identity for sampler in plan.samplers]
+        sampling = {"models": models, "answers": plan.answers, "seed": plan.seed}
     items = [
-        item_of(job.mode, prompt_name(prompt), prompt.messages, prompt.answer, drawn)
+        make_item(job.mode, prompt_name(prompt), prompt.messages, prompt.answer, sampling)
         for prompt in chosen.prompts
     ]
     set_items(database, job.mode, items)
-    print(f"asked      {chosen.describe()}")
+    print(f"prompts    {chosen.describe()}")
 
 
-def _prepare_all(database: Database, drawing: Drawing | None) -> None:
-    assert drawing is not None  # a judge ranks: the configuration's checks see to it
-    with ProgressLine(PLAIN_EVERY_S, patient=True) as line:
-
-        def note() -> None:
-            counts = count_items(database)
-            line.show(f"answers to {counts.ready + counts.unusable:,} of {counts.all:,} prompts")
-
-        prepare(database, drawing, JUDGED_GROUP, note=note)
-    _say_prepared(database)
-
-
-def _say_prepared(database: Database) -> None:
+def _print_sampled(database: Database) -> None:
     counts = count_items(database)
-    print(f"answers    ready to {counts.ready:,} of {counts.all:,} prompts", flush=True)
-    for why, items in unusable_reasons(database):
-        print(f"           {items:,} left out: {why}", flush=True)
+    print(f"answers    ready for {counts.ready:,} of {counts.all:,} prompts", flush=True)
+    for reason, items in unusable_reasons(database):
+        print(f"           {items:,} left out: {reason}", flush=True)
 
 
 def _serve(
-    job: RankJob, database: Database, drawing: Drawing | None, instructions: str
+    job: RankJob, database: Database, plan: SamplingPlan | None, instructions: str
 ) -> BaseException | None:
-    """Serve until Ctrl-C; returns what kept answers from being made, if anything did."""
+    """Serve until Ctrl-C. Return the error that stopped the sampling, if there was one."""
     import uvicorn
 
-    def ended(error: BaseException | None) -> None:
+    def on_end(error: BaseException | None) -> None:
         if error is None:
-            _say_prepared(database)
+            _print_sampled(database)
         else:
-            print(f"error: answers can't be made: {error}", file=sys.stderr, flush=True)
+            print(f"error: sampling answers failed: {error}", file=sys.stderr, flush=True)
 
-    bound = _bound(job.host, job.port)
-    preparation = None
-    if drawing is not None:
-        preparation = Preparation(database, drawing, FIRST_GROUP, ended)
+    # The port is claimed before sampling starts, so that a wrong host= fails at once.
+    listening = _listen(job.host, job.port)
+    sampling = None if plan is None else BackgroundSampler(database, plan, PAGE_GROUP, on_end)
 
     def failure() -> str | None:
-        # Not why: it may name the model.
-        failed = preparation is not None and preparation.failure is not None
-        return "whoever started this page sees why in its terminal" if failed else None
+        # The page doesn't show the error itself, which may name the model.
+        failed = sampling is not None and sampling.failure is not None
+        return (
+            "sampling failed; the terminal that serves this page shows the error"
+            if failed
+            else None
+        )
 
+    # Each start has a new token: an address that was passed on stops working at the next restart.
     token = secrets.token_urlsafe(24)
     site = Site(database, job.mode, instructions, job.annotators_per_item, failure)
     settings = uvicorn.Config(
@@ -197,40 +204,40 @@ def _serve(
         server_header=False,
         timeout_graceful_shutdown=GRACE_S,
     )
-    print(f"page       {_address(bound, job.host)}/?token={token}")
+    print(f"page       {_address(listening, job.host)}/?token={token}")
     if job.host not in LOCAL:
-        print("           anyone on the way can read along: put a TLS proxy in front of it")
-    print(f"judgements {database.path}")
+        print("           the connection is not encrypted: put a TLS proxy in front of it")
+    print(f"judgments  {database.path}")
     scratch = () if job.storage.uri is None else (f"storage.scratch={job.storage.folder}",)
-    again = job_command(
+    export_command = job_command(
         "rank", f"name={job.name}", f"storage.root={job.storage.root}", *scratch, "export_only=true"
     )
-    print(f"stop       Ctrl-C, which exports them (so does {again})", flush=True)
+    print(f"stop       with Ctrl-C, which exports them (as does {export_command})", flush=True)
     try:
-        uvicorn.Server(settings).run(sockets=[bound])
+        uvicorn.Server(settings).run(sockets=[listening])
     except KeyboardInterrupt:
         print()
     finally:
-        bound.close()
-        if preparation is not None:
-            preparation.stop()
-    return None if preparation is None else preparation.failure
+        listening.close()
+        if sampling is not None:
+            sampling.stop()
+    return None if sampling is None else sampling.failure
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
     except OSError as error:
         raise ConfigError(
-            [f"host={host} port={port}: can't be listened at ({error.strerror or error})"]
+            [f"host={host} port={port}: can't listen there ({error.strerror or error})"]
         ) from error
 
 
-def _address(bound: socket.socket, host: str) -> str:
+def _address(listening: socket.socket, host: str) -> str:
     name = socket.gethostname() if host in ("0.0.0.0", "::") else host
     name = f"[{name}]" if ":" in name else name
-    return f"http://{name}:{bound.getsockname()[1]}"
+    return f"http://{name}:{listening.getsockname()[1]}"
 
 
 def _instructions(job: RankJob) -> str:

@@ -1,7 +1,7 @@
-"""The SQLite file of a ranking: whatever a person decided is on the disk before they are told so.
+"""SQLite database of a ranking: every decision is on disk before the page acknowledges it.
 
-WAL with synchronous=FULL: a commit is flushed before it returns, so a killed process or a power cut loses
-nothing that was acknowledged, and exports may read while people judge.
+WAL with synchronous=FULL flushes a commit before it returns: a killed process or a power cut loses no
+acknowledged decision, and an export can read while people are working.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from raymill.errors import DataError
 
@@ -19,10 +19,10 @@ DATABASE_NAME = "judgements.sqlite"
 FORMAT_VERSION = 1
 _BUSY_S = 30.0
 
-# `active`: asked by the configuration of the last start. `unusable`: why there is nothing to compare.
-# A judgement of kind review is about the judgement of kind write with the number `about`.
-# `shown`: the answers' digests, models, seeds and settings in the order in which they were shown; `ranks`
-# and everything else that numbers answers is in that order. Undone ones stay.
+# items.active: part of the configuration of the last start. items.unusable: the reason for leaving it out.
+# judgements.about: for a review, the number of the written answer that it reviews.
+# judgements.shown: digests, models, seeds and settings of the answers in the order in which they were shown;
+# `ranks` follows the same order. A judgment that was taken back stays, with the time in `undone`.
 _SCHEMA = """
 CREATE TABLE items (
     item_id TEXT PRIMARY KEY, place INTEGER NOT NULL, active INTEGER NOT NULL, mode TEXT NOT NULL,
@@ -37,16 +37,20 @@ CREATE TABLE answers (
 ) STRICT;
 CREATE TABLE annotators (key TEXT PRIMARY KEY, name TEXT NOT NULL) STRICT;
 CREATE TABLE leases (annotator TEXT PRIMARY KEY, task TEXT NOT NULL, until REAL NOT NULL) STRICT;
-CREATE TABLE judgements (
+CREATE TABLE judgements ( -- words: keep
     number INTEGER PRIMARY KEY AUTOINCREMENT, judgement_id TEXT NOT NULL UNIQUE,
     item_id TEXT NOT NULL REFERENCES items, kind TEXT NOT NULL,
-    about INTEGER REFERENCES judgements, annotator TEXT NOT NULL, judge TEXT NOT NULL,
+    about INTEGER REFERENCES judgements, -- words: keep
+    annotator TEXT NOT NULL, judge TEXT NOT NULL,
     time TEXT NOT NULL, decision TEXT NOT NULL, shown TEXT NOT NULL, ranks TEXT, text TEXT,
     reason TEXT, seconds REAL NOT NULL, undone TEXT, undone_by TEXT UNIQUE
 ) STRICT;
-CREATE INDEX judgements_of_item ON judgements (item_id, annotator);
-CREATE INDEX judgements_about ON judgements (about);
-CREATE VIEW standing AS SELECT * FROM judgements WHERE undone IS NULL;
+CREATE INDEX judgements_of_item ON judgements -- words: keep
+    (item_id, annotator);
+CREATE INDEX judgements_about ON judgements -- words: keep
+    (about);
+CREATE VIEW standing AS SELECT * FROM judgements -- words: keep
+    WHERE undone IS NULL;
 CREATE VIEW verdicts AS SELECT * FROM standing WHERE kind = 'review' AND decision != 'skip';
 CREATE VIEW ranked AS SELECT * FROM standing WHERE kind = 'rank';
 CREATE VIEW written AS SELECT * FROM standing WHERE kind = 'write'
@@ -55,17 +59,17 @@ CREATE VIEW written AS SELECT * FROM standing WHERE kind = 'write'
 
 
 class Database:
-    """One connection that threads share; other processes may have theirs.
+    """Connection shared by the threads of this process; other processes may open their own.
 
     Raises:
-        DataError: the file isn't a database of this format, or can't be opened.
+        DataError: the file can't be opened, or isn't a database of this format.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.RLock()
         try:
-            # Transactions are begun and ended here, not by the driver.
+            # isolation_level=None leaves transactions to `transaction()` instead of Python's driver.
             self._connection = sqlite3.connect(
                 path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
             )
@@ -76,12 +80,12 @@ class Database:
             self._ensure_schema()
         except sqlite3.Error as error:
             raise DataError(
-                f"{path} can't be opened as a database of judgements ({error}); restore it, or choose "
+                f"{path} can't be opened as a database of judgments ({error}); restore it, or choose "
                 "another name=."
             ) from error
 
     def _ensure_schema(self) -> None:
-        with self.act() as connection:
+        with self.transaction() as connection:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if version == 0:
                 for statement in _SCHEMA.strip().split(";\n"):
@@ -94,8 +98,8 @@ class Database:
                 )
 
     @contextmanager
-    def act(self) -> Iterator[sqlite3.Connection]:
-        """One transaction, alone among all writers; on disk when the block ends, or not at all."""
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Run the block as the only writer; commit it to disk at its end, or roll back on an error."""
         with self._lock:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
@@ -105,8 +109,8 @@ class Database:
                 raise
             self._connection.execute("COMMIT")
 
-    def rows(self, query: str, *parameters: Any) -> list[sqlite3.Row]:
-        """What a query finds."""
+    def rows(self, query: str, *parameters: str | int | None) -> list[sqlite3.Row]:
+        """Return all rows of a query."""
         with self._lock:
             return self._connection.execute(query, parameters).fetchall()
 

@@ -1,23 +1,24 @@
-"""Judgements as data sets: rankings for `kind=preference`, accepted answers for `kind=chat`.
+"""Export of judgments as datasets: rankings for `kind=preference`, accepted answers for `kind=chat`.
 
-A file is written whole or not at all, and the same judgements give the same bytes. Beside it lies its
-lineage: whose answers they were, who judged, and what was left out.
+Files are written atomically, and equal judgments give equal bytes. A lineage file next to each dataset
+names the models, the annotators and the items left out.
 """
 
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raymill import __version__
 from raymill.annotate.database import Database
-from raymill.annotate.judgements import HUMAN
+from raymill.annotate.decisions import HUMAN
 from raymill.config.compose import PREFERENCES
 from raymill.durable import (
     atomic_replacement,
@@ -59,18 +60,30 @@ _CONVERSATIONS = pa.schema(
 )
 
 
-def export_preferences(database: Database, folder: Path) -> Path:
-    """Write `preferences.parquet`, in the format `rankings`, and its lineage; returns its path.
+class _ShownAnswer(TypedDict):
+    """Evidence of one shown answer, as `SampledAnswer.evidence` and its number among the item's answers."""
 
-    Answers stand in the order in which they were made, one that the annotator wrote last. A tie has equal
-    ranks. "Both bad" says nothing of which is better, unless a better one was written; skipped questions
-    say nothing at all. Both are counted in the lineage.
+    place: int
+    sha256: str
+    model: str
+    model_digest: str
+    settings: dict[str, object]
+
+
+def export_preferences(database: Database, folder: Path) -> Path:
+    """Write `preferences.parquet`, in the format `rankings`, and its lineage; return its path.
+
+    Answers are in the order of sampling, with the annotator's own answer last. A tie has equal ranks.
+    "Both bad" gives no preference unless the annotator wrote a better answer, and a skipped question gives
+    none; the lineage counts both.
 
     Raises:
-        DataError: nobody has judged anything.
+        DataError: no judgment gives a preference.
     """
-    with database.act():  # all of one moment
-        judged = database.rows("SELECT * FROM judgements WHERE kind = 'rank' ORDER BY number")
+    # One transaction gives a consistent snapshot while people keep working.
+    with database.transaction():
+        query = "SELECT * FROM judgements WHERE kind = 'rank' ORDER BY number"  # words: keep
+        judged = database.rows(query)
         items = _items(database)
         answers = database.rows("SELECT item_id, place, text FROM answers")
     texts = {(row["item_id"], row["place"]): row["text"] for row in answers}
@@ -80,11 +93,14 @@ def export_preferences(database: Database, folder: Path) -> Path:
         if row["undone"] is None and (row["ranks"] is not None or row["text"] is not None)
     ]
     path = _write(rows, _PREFERENCES, folder / PREFERENCES, database)
+    # The lineage counts every judgment that stands, including those that give no preference.
     standing = [row for row in judged if row["undone"] is None]
-    shown = [answer for row in standing for answer in json.loads(row["shown"])]
+    shown: list[_ShownAnswer] = [answer for row in standing for answer in json.loads(row["shown"])]
     facts = {
         "models": _models(shown),
-        "settings": [json.loads(text) for text in sorted({_settings(one) for one in shown})],
+        "settings": [
+            json.loads(text) for text in sorted({canonical_json(a["settings"]) for a in shown})
+        ],
         "judges": dict(sorted(Counter(row["judge"] for row in standing).items())),
         "annotators": dict(sorted(Counter(row["annotator"] for row in standing).items())),
         "first_shown_preferred": _first_shown(standing),
@@ -95,14 +111,15 @@ def export_preferences(database: Database, folder: Path) -> Path:
 
 
 def export_conversations(database: Database, folder: Path) -> Path:
-    """Write `conversations.parquet`, accepted answers as chats, and its lineage; returns its path.
+    """Write `conversations.parquet`, the accepted answers as chats, and its lineage; return its path.
 
     Raises:
         DataError: no answer has been accepted.
     """
-    with database.act():  # all of one moment
+    # One transaction gives a consistent snapshot while people keep working.
+    with database.transaction():
         written = database.rows(
-            "SELECT * FROM judgements WHERE kind IN ('write', 'review') ORDER BY number"
+            "SELECT * FROM judgements WHERE kind IN ('write', 'review') ORDER BY number"  # words: keep
         )
         accepted = database.rows(
             "SELECT writing.item_id, writing.judgement_id, writing.annotator AS author, "
@@ -133,21 +150,27 @@ def export_conversations(database: Database, folder: Path) -> Path:
 
 
 def _preference(
-    row: Any, prompt_id: str, messages: Sequence[Any], texts: dict[tuple[str, int], str]
-) -> dict[str, Any]:
-    shown = json.loads(row["shown"])
+    row: sqlite3.Row,
+    prompt_id: str,
+    messages: Sequence[Mapping[str, str]],
+    texts: Mapping[tuple[str, int], str],
+) -> dict[str, object]:
+    """Convert a judgment to a row of the dataset, with the answers back in the order of sampling."""
+    shown: list[_ShownAnswer] = json.loads(row["shown"])
     ranks = json.loads(row["ranks"]) if row["ranks"] else [1] * len(shown)
     judged = sorted(zip(shown, ranks, strict=True), key=lambda pair: pair[0]["place"])
     answers = [texts[row["item_id"], answer["place"]] for answer, _ in judged]
     for text, (answer, _) in zip(answers, judged, strict=True):
+        # Training on a text that nobody judged would be silent damage.
         if sha256_text(text) != answer["sha256"]:
             raise DataError(
-                f"Judgement {row['judgement_id']} is about an answer with sha256 {answer['sha256']}, "
-                "but another text is stored; restore the database from a copy."
+                f"Judgment {row['judgement_id']} refers to an answer with sha256 {answer['sha256']}, "
+                "but the database has another text; restore the database from a copy."
             )
     models = [answer["model"] for answer, _ in judged]
     ranks = [rank for _, rank in judged]
     if row["text"] is not None:
+        # The annotator's own answer takes rank 1, and all others move down.
         answers, models = [*answers, row["text"]], [*models, HUMAN]
         ranks = [*(rank + 1 for rank in ranks), 1]
     return {
@@ -164,14 +187,14 @@ def _preference(
 
 
 def _items(database: Database) -> dict[str, tuple[str, list[dict[str, str]]]]:
-    """Item → the prompt's name and its messages, those of earlier configurations too."""
+    """Map item ids to prompt ids and messages, including items of earlier configurations."""
     return {
         row["item_id"]: (row["prompt_id"], json.loads(row["messages"]))
         for row in database.rows("SELECT item_id, prompt_id, messages FROM items")
     }
 
 
-def _models(shown: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _models(shown: Sequence[_ShownAnswer]) -> list[dict[str, object]]:
     counted = Counter((answer["model"], answer["model_digest"]) for answer in shown)
     return [
         {"model": model, "digest": digest, "answers_judged": count}
@@ -179,13 +202,11 @@ def _models(shown: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _settings(answer: dict[str, Any]) -> str:
-    return canonical_json(answer["settings"])
+def _first_shown(standing: Sequence[sqlite3.Row]) -> dict[str, int]:
+    """Count the rankings with one best answer, and those whose best answer was shown first.
 
-
-def _first_shown(standing: Sequence[Any]) -> dict[str, int]:
-    """How often the first answer shown was the best, of the rankings with one best: far from an equal
-    share, people preferred a position."""
+    A share far from 1 / answers reveals a position bias of the annotators.
+    """
     ranked = [json.loads(row["ranks"]) for row in standing if row["ranks"]]
     decided = [ranks for ranks in ranked if ranks.count(1) == 1]
     return {"preferred": sum(ranks[0] == 1 for ranks in decided), "of": len(decided)}
@@ -201,11 +222,11 @@ def _left_out(database: Database) -> dict[str, int]:
     }
 
 
-def _write(rows: list[dict[str, Any]], schema: pa.Schema, path: Path, database: Database) -> Path:
+def _write(
+    rows: list[dict[str, object]], schema: pa.Schema, path: Path, database: Database
+) -> Path:
     if not rows:
-        raise DataError(
-            f"{database.path} holds nothing to export yet: nobody has decided anything."
-        )
+        raise DataError(f"{database.path} holds nothing to export yet: no decision has been made.")
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_replacement(path) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema), temporary, compression="zstd")
@@ -213,18 +234,18 @@ def _write(rows: list[dict[str, Any]], schema: pa.Schema, path: Path, database: 
 
 
 def _write_lineage(
-    path: Path, kind: str, rows: int, judgements: Sequence[Any], facts: dict[str, Any]
+    path: Path, kind: str, rows: int, judgments: Sequence[sqlite3.Row], facts: Mapping[str, object]
 ) -> None:
-    standing = [row for row in judgements if row["undone"] is None]
+    standing = [row for row in judgments if row["undone"] is None]
     lineage = {
         "format_version": FORMAT_VERSION,
         "kind": kind,
         "file": {"name": path.name, "rows": rows, "sha256": sha256_file(path)},
-        # Of what the database holds, not of its file, which differs by how it was written.
-        "database": {"judgements": len(judgements), "sha256": sha256_json([*_plain(judgements)])},
+        # The digest covers the rows and not the file, whose bytes depend on the order of writes.
+        "database": {"judgements": len(judgments), "sha256": sha256_json([*_plain(judgments)])},
         "counts": {
             **dict(sorted(Counter(f"{row['kind']}/{row['decision']}" for row in standing).items())),
-            "undone": len(judgements) - len(standing),
+            "undone": len(judgments) - len(standing),
         },
         **facts,
         "software": {"raymill": __version__, "code": code_commit()},
@@ -233,6 +254,6 @@ def _write_lineage(
     write_atomic(path.with_suffix(".json"), text)
 
 
-def _plain(judgements: Sequence[Any]) -> Iterator[dict[str, Any]]:
-    for row in judgements:
+def _plain(judgments: Sequence[sqlite3.Row]) -> Iterator[dict[str, str | int | float | None]]:
+    for row in judgments:
         yield {name: row[name] for name in row.keys()}  # noqa: SIM118  (a Row iterates over values)

@@ -1,28 +1,29 @@
-"""What is asked: prompts with the answers that are to be compared, or that a person is to answer.
+"""Items of a ranking: prompts with the sampled answers to rank, or prompts for a person to answer.
 
-An item is named by everything that determines its answers, so a restart finds them again, and another
-model, setting or seed makes other items beside which the earlier judgements stay.
+An item is named by everything that determines its answers. A restart therefore finds the same items again,
+and another model, setting or seed makes other items without touching earlier judgments.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import sqlite3
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from raymill.annotate.database import Database
 from raymill.data.store.split import hash_fraction
 from raymill.durable import canonical_json, sha256_json, sha256_text
 
 Mode = Literal["rank", "write"]
-Messages = tuple[dict[str, Any], ...]
+Messages = tuple[Mapping[str, object], ...]
 
 
 @dataclass(frozen=True)
 class Item:
-    """A prompt to be judged or answered. `reference`: the right answer, where the prompt has one; it is
-    for synthetic judges and isn't shown."""
+    """A prompt to rank answers to, or to answer. `reference`: the right answer, where the prompt has one;
+    ranking rules use it, and people never see it."""
 
     item_id: str
     prompt_id: str
@@ -31,8 +32,8 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a model wrote. `text` and `ids` are without the end of turn; `finish` "length": cut off."""
+class SampledAnswer:
+    """A model's answer. `text` and `ids` exclude the end-of-turn token; `finish` "length": cut off."""
 
     text: str
     ids: tuple[int, ...]
@@ -40,20 +41,19 @@ class Answer:
     model: str
     model_digest: str
     seed: int
-    settings: dict[str, Any]
+    settings: Mapping[str, object]
 
     @property
-    def evidence(self) -> dict[str, Any]:
-        """What a judgement remembers of an answer that it was shown."""
-        known = asdict(self)
-        del known["text"], known["ids"]
-        return {"sha256": sha256_text(self.text), **known}
+    def evidence(self) -> dict[str, object]:
+        """Facts about the answer that each judgment stores: a digest of the text and its origin."""
+        facts = asdict(self)
+        del facts["text"], facts["ids"]
+        return {"sha256": sha256_text(self.text), **facts}
 
 
 @dataclass(frozen=True)
-class Counts:
-    """Items of the present configuration: all, those with their answers, those that have none worth
-    comparing."""
+class ItemCounts:
+    """Numbers of active items: all, those with their answers, and those left out as unusable."""
 
     all: int
     ready: int
@@ -64,58 +64,61 @@ class Counts:
         return self.all - self.ready - self.unusable
 
 
-def item_of(
+def make_item(
     mode: Mode,
     prompt_id: str,
-    messages: Sequence[dict[str, Any]],
+    messages: Sequence[Mapping[str, object]],
     reference: str | None,
-    drawn: dict[str, Any],
+    sampling: Mapping[str, object],
 ) -> Item:
-    """An item and its name; `drawn`: how its answers are made, as plain JSON."""
-    identity = {"mode": mode, "messages": list(messages), "drawn": drawn}
+    """Build an item and its name. `sampling`: how its answers are made, as plain JSON."""
+    # The key "drawn" is part of every stored item's name.
+    identity = {"mode": mode, "messages": list(messages), "drawn": sampling}
     return Item(sha256_json(identity)[:32], prompt_id, tuple(messages), reference)
 
 
 def set_items(database: Database, mode: Mode, items: Sequence[Item]) -> None:
-    """Make these the items that are asked, in this order; what is known of them stays known."""
-    with database.act() as connection:
+    """Make these items the active ones, in this order; answers and judgments of known items stay."""
+    with database.transaction() as connection:
         connection.execute("UPDATE items SET active = 0")
+        # A known item keeps its answers and judgments; only its position and reference may change.
         connection.executemany(
             "INSERT INTO items VALUES (?, ?, 1, ?, ?, ?, ?, ?, NULL) ON CONFLICT (item_id) DO UPDATE "
             "SET active = 1, place = excluded.place, reference = excluded.reference",
             [
                 (
                     item.item_id,
-                    place,
+                    position,
                     mode,
                     item.prompt_id,
                     canonical_json(list(item.messages)),
                     item.reference,
-                    int(mode == "write"),  # a person's answer needs no preparation
+                    # In write mode there is nothing to sample, so an item is ready at once.
+                    int(mode == "write"),
                 )
-                for place, item in enumerate(items)
+                for position, item in enumerate(items)
             ],
         )
 
 
-def waiting_items(database: Database, most: int) -> list[tuple[int, Item]]:
-    """The first items that lack answers, each with its place."""
+def waiting_items(database: Database, limit: int) -> list[tuple[int, Item]]:
+    """Return the first `limit` items that lack answers, each with its position."""
     rows = database.rows(
         "SELECT * FROM items WHERE active AND NOT ready AND unusable IS NULL ORDER BY place LIMIT ?",
-        most,
+        limit,
     )
     return [(row["place"], _item(row)) for row in rows]
 
 
-def keep_answers(database: Database, item: Item, answers: Sequence[Answer]) -> None:
-    """Store an item's answers, for good: judgements are about these."""
-    with database.act() as connection:
+def keep_answers(database: Database, item: Item, answers: Sequence[SampledAnswer]) -> None:
+    """Store an item's answers for good: judgments refer to exactly these texts."""
+    with database.transaction() as connection:
         connection.executemany(
             "INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
                 (
                     item.item_id,
-                    place,
+                    number,
                     sha256_text(answer.text),
                     answer.text,
                     json.dumps(answer.ids),
@@ -125,20 +128,22 @@ def keep_answers(database: Database, item: Item, answers: Sequence[Answer]) -> N
                     answer.seed,
                     canonical_json(answer.settings),
                 )
-                for place, answer in enumerate(answers)
+                for number, answer in enumerate(answers)
             ],
         )
         connection.execute("UPDATE items SET ready = 1 WHERE item_id = ?", (item.item_id,))
 
 
-def set_unusable(database: Database, item: Item, why: str) -> None:
-    """Leave an item out, and remember why."""
-    with database.act() as connection:
-        connection.execute("UPDATE items SET unusable = ? WHERE item_id = ?", (why, item.item_id))
+def set_unusable(database: Database, item: Item, reason: str) -> None:
+    """Leave an item out and store the reason."""
+    with database.transaction() as connection:
+        connection.execute(
+            "UPDATE items SET unusable = ? WHERE item_id = ?", (reason, item.item_id)
+        )
 
 
 def ready_items(database: Database) -> list[Item]:
-    """The items that can be judged, in their order."""
+    """Return the items that can be ranked, in order."""
     return [
         _item(row)
         for row in database.rows("SELECT * FROM items WHERE active AND ready ORDER BY place")
@@ -146,15 +151,15 @@ def ready_items(database: Database) -> list[Item]:
 
 
 def find_item(database: Database, item_id: str) -> Item | None:
-    """The item of that name, if it is asked at present and ready."""
+    """Return the item of that name if it is active and ready."""
     rows = database.rows("SELECT * FROM items WHERE item_id = ? AND active AND ready", item_id)
     return _item(rows[0]) if rows else None
 
 
-def answers_of(database: Database, item_id: str) -> list[Answer]:
-    """An item's answers in the order in which they were made."""
+def answers_to(database: Database, item_id: str) -> list[SampledAnswer]:
+    """Return an item's answers in the order in which they were sampled."""
     return [
-        Answer(
+        SampledAnswer(
             row["text"],
             tuple(json.loads(row["ids"])),
             row["finish"],
@@ -167,16 +172,16 @@ def answers_of(database: Database, item_id: str) -> list[Answer]:
     ]
 
 
-def count_items(database: Database) -> Counts:
-    """How far the answers are."""
+def count_items(database: Database) -> ItemCounts:
+    """Count the active items: all, ready, unusable."""
     [row] = database.rows(
         "SELECT count(*), ifnull(sum(ready), 0), count(unusable) FROM items WHERE active"
     )
-    return Counts(*row)
+    return ItemCounts(*row)
 
 
 def unusable_reasons(database: Database) -> list[tuple[str, int]]:
-    """Why items are left out, the most frequent reason first."""
+    """Return the reasons for leaving items out, each with its count, the most frequent first."""
     rows = database.rows(
         "SELECT unusable, count(*) AS items FROM items WHERE active AND unusable IS NOT NULL "
         "GROUP BY unusable ORDER BY items DESC, unusable"
@@ -185,17 +190,18 @@ def unusable_reasons(database: Database) -> list[tuple[str, int]]:
 
 
 def shown_order(annotator: str, item_id: str, answers: int) -> tuple[int, ...]:
-    """The order in which someone sees an item's answers: a shuffle that the pair of them determines.
+    """Return the order in which an annotator sees an item's answers: a shuffle seeded by the two names.
 
-    Over people and items every answer stands everywhere equally often, so a liking for a position
-    averages out.
+    Over many annotators and items each answer appears equally often in each position, so a preference for
+    a position averages out.
     """
-    places = range(answers)
     return tuple(
-        sorted(places, key=lambda place: hash_fraction(f"{annotator}\n{item_id}\n{place}", 0))
+        sorted(
+            range(answers), key=lambda number: hash_fraction(f"{annotator}\n{item_id}\n{number}", 0)
+        )
     )
 
 
-def _item(row: Any) -> Item:
+def _item(row: sqlite3.Row) -> Item:
     messages = tuple(json.loads(row["messages"]))
     return Item(row["item_id"], row["prompt_id"], messages, row["reference"])

@@ -1,4 +1,4 @@
-"""Which prompts people are asked: a seeded choice of the training side's, each once."""
+"""Selection of the prompts to annotate: a seeded sample of the training split, without repetitions."""
 
 from __future__ import annotations
 
@@ -16,51 +16,53 @@ from raymill.durable import canonical_json, sha256_text
 from raymill.errors import DataError
 from raymill.schema.data_sections import PromptsConfig
 
-NAMED_BAD = 5  # bad records named in a refusal
+NAMED_BAD = 5  # records listed in an error message
 
 
 @dataclass
 class ChosenPrompts:
-    """Prompts in a random order that `seed` decides, and what was left out of the choice."""
+    """Prompts in a seeded random order, and counts of those that were left out."""
 
     prompts: list[Prompt] = field(default_factory=list)
     held_out: int = 0
     repeated: int = 0
-    with_tools: int = 0  # what they call isn't text that people compare
+    with_tools: int = 0
     bad: int = 0
 
     def describe(self) -> str:
-        """How many there are, and what isn't among them."""
+        """Return the number of prompts and of those left out, by reason."""
         left_out = {
             "held out": self.held_out,
             "repeated": self.repeated,
             "with tools": self.with_tools,
-            "that can't be used": self.bad,
+            "unusable": self.bad,
         }
-        others = ", ".join(f"{count:,} {what}" for what, count in left_out.items() if count)
+        others = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items() if count)
         return f"{len(self.prompts):,} prompts" + (f" (left out: {others})" if others else "")
 
 
-def choose_prompts(data: PromptsConfig, most: int, seed: int) -> ChosenPrompts:
-    """At most `most` of the training prompts; what models are tested with later isn't among them.
+def choose_prompts(data: PromptsConfig, limit: int, seed: int) -> ChosenPrompts:
+    """Choose at most `limit` training prompts; held-out prompts stay unseen for later evaluation.
 
     Raises:
         DataError: the files can't be read, too many records are bad, or no prompt is left.
     """
     chosen = ChosenPrompts()
-    found = _distinct(data, seed, chosen)
-    chosen.prompts = nsmallest(most, found, key=lambda prompt: hash_fraction(_key(prompt), seed))
+    candidates = _distinct(data, seed, chosen)
+    # With the smallest hashes, a larger limit extends the choice instead of replacing it.
+    chosen.prompts = nsmallest(limit, candidates, key=lambda p: hash_fraction(_content(p), seed))
     if not chosen.prompts:
-        raise DataError(f"There is nobody to ask anything: {chosen.describe()}; give more prompts.")
+        raise DataError(f"There is no prompt to annotate: {chosen.describe()}; give more prompts.")
     return chosen
 
 
 def prompt_name(prompt: Prompt) -> str:
-    """Its own id, or a digest of what it says."""
-    return prompt.id or sha256_text(_key(prompt))[:16]
+    """Return the prompt's own id, or else a digest of its messages."""
+    return prompt.id or sha256_text(_content(prompt))[:16]
 
 
 def _distinct(data: PromptsConfig, seed: int, chosen: ChosenPrompts) -> Iterator[Prompt]:
+    """Yield the usable prompts; count the others in `chosen`."""
     reading = PromptsReading("none", data.validation.group_column, data.validation.fraction, seed)
     seen: set[str] = set()
     records, examples = 0, []
@@ -72,29 +74,31 @@ def _distinct(data: PromptsConfig, seed: int, chosen: ChosenPrompts) -> Iterator
                     examples.append(f"  {placed.where}: {placed.why}")
                     continue
                 records += 1
-                digest = sha256_text(_key(placed.prompt))
+                digest = sha256_text(_content(placed.prompt))
+                # Held-out prompts would leak into the data on which models are trained.
                 if placed.split != TRAIN:
                     chosen.held_out += 1
                 elif digest in seen:
                     chosen.repeated += 1
-                elif not _is_text(placed.prompt):
+                elif not _is_plain_text(placed.prompt):
                     chosen.with_tools += 1
                 else:
                     yield placed.prompt
                 seen.add(digest)
     if chosen.bad > data.max_bad_fraction * records:
-        named = "\n".join(examples[:NAMED_BAD])
+        listed = "\n".join(examples[:NAMED_BAD])
         raise DataError(
             f"{chosen.bad} of {records} records can't be used as prompts, more than "
-            f"data.max_bad_fraction={data.max_bad_fraction:g} allows:\n{named}\n"
-            "Mend or remove them, or raise data.max_bad_fraction."
+            f"data.max_bad_fraction={data.max_bad_fraction:g} allows:\n{listed}\n"
+            "Fix or remove them, or raise data.max_bad_fraction."
         )
 
 
-def _is_text(prompt: Prompt) -> bool:
+def _is_plain_text(prompt: Prompt) -> bool:
+    """Tell whether a prompt is text alone: the page shows no tool calls."""
     plain = all(set(message) == {"role", "content"} for message in prompt.messages)
     return plain and prompt.tools is None
 
 
-def _key(prompt: Prompt) -> str:
+def _content(prompt: Prompt) -> str:
     return canonical_json(list(prompt.messages))

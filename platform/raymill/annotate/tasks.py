@@ -1,7 +1,7 @@
-"""Who does what next: items with the fewest judgements first, each once for everyone, nobody in another's way.
+"""Assignment of tasks: items with the fewest judgments first, each item at most once per annotator.
 
-What someone works at is theirs for a few minutes. A lease only spares needless work: whoever comes too
-late is recorded all the same.
+A task is leased to its annotator for a few minutes. The lease only avoids duplicate work: a decision that
+arrives after its lease expired is recorded all the same.
 """
 
 from __future__ import annotations
@@ -10,23 +10,24 @@ import json
 import sqlite3
 import time
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 from raymill.annotate.database import Database
+from raymill.annotate.decisions import HUMAN, lease, task_name
 from raymill.annotate.items import (
-    Answer,
     Item,
     Mode,
-    answers_of,
+    SampledAnswer,
+    answers_to,
     count_items,
     find_item,
     shown_order,
 )
-from raymill.annotate.judgements import HUMAN, lease, task_name
 
 LEASE_S = 300.0
 
-# `:me` sees nothing twice; `:target` judgements are enough; `held` counts others at work.
+# `:me` is the annotator, `:target` the judgments wanted per item; `held` counts leases of other annotators,
+# `own` those of this one.
 _LEASES = (
     "(SELECT count(*) FROM leases WHERE task = {task} AND annotator {who} :me AND until > :now)"
 )
@@ -35,7 +36,8 @@ _AT_WORK = "{} AS held, {} AS own".format(
 )
 _REJECTED = """(SELECT count(*) FROM standing AS writing JOIN verdicts ON verdicts.about = writing.number
     WHERE writing.item_id = items.item_id AND verdicts.decision = 'reject' AND {whose})"""
-# Of the view `ranked` or `written`. What was rejected goes back to its author, and to others last.
+# `decided` is the view `ranked` or `written`. A rejected answer's item returns to its author first, and to
+# other annotators last.
 _TO_DO = f"""
 SELECT * FROM (
     SELECT item_id, place, {_AT_WORK.format(task="items.item_id")},
@@ -56,25 +58,40 @@ ORDER BY own DESC, number
 """
 
 
+class TakenBack(TypedDict):
+    """A decision that an annotator took back, from which the page starts again."""
+
+    decision: str
+    ranks: list[int] | None
+    text: str | None
+    reason: str | None
+
+
 @dataclass(frozen=True)
 class Task:
-    """What someone is asked. `answers` stand in the order in which they are shown; `text`: the answer to
-    be reviewed, by somebody else than its author; `returned`: an answer to the same question that was
-    rejected, and why; `before`: what this person decided, and took back."""
+    """A task for one annotator.
+
+    `answers` are in the order of the page. `about` and `text`: number and text of the answer to review.
+    `returned`: an answer to the same question that was rejected, with the reason. `before`: the
+    annotator's own decision that was taken back.
+    """
 
     kind: Literal["rank", "write", "review"]
     item: Item
-    answers: tuple[Answer, ...] = ()
+    answers: tuple[SampledAnswer, ...] = ()
     about: int | None = None
     text: str | None = None
     returned: dict[str, str] | None = None
-    before: dict[str, Any] | None = None
+    before: TakenBack | None = None
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Judgements by `mine` and in all, of those that are wanted; in write mode, accepted answers, and
-    `reviews` that are wanted."""
+class AnnotationProgress:
+    """Numbers for the page's progress bar.
+
+    `mine`: judgments of this annotator. `done` of `total`: judgments of everybody, in write mode accepted
+    answers. `ready` of `items`: items with their answers. `reviews`: written answers awaiting a review.
+    """
 
     mine: int
     done: int
@@ -87,25 +104,25 @@ class Progress:
 def next_task(
     database: Database, mode: Mode, annotator: str, target: int, lease_s: float = LEASE_S
 ) -> Task | Literal["preparing", "busy", "done"]:
-    """What someone is to do now, leased to them; the same again until they have decided.
+    """Lease the next task to an annotator; return the same one until they have decided.
 
-    "preparing": answers are still being made; "busy": others are at work at all that is left.
+    Return "preparing" while answers are still being sampled, and "busy" while other annotators hold all
+    remaining tasks.
     """
-    known = {"me": annotator, "now": time.time(), "target": target, "judge": HUMAN}
-    with database.act() as connection:
-        # Reviews first: whoever wrote is waiting for them.
-        found = [] if mode == "rank" else connection.execute(_TO_REVIEW, known).fetchall()
-        free = [row for row in found if row["own"] or not row["held"]]
-        asked = connection.execute(
-            _TO_DO.format(decided="ranked" if mode == "rank" else "written"), known
-        ).fetchall()
-        free_items = [row for row in asked if row["own"] or row["done"] + row["held"] < target]
-        # An item taken back comes before any review but one that is under way.
-        if free and not (free_items and free_items[0]["own"]):
-            task = _review(database, free[0], annotator)
+    parameters = {"me": annotator, "now": time.time(), "target": target, "judge": HUMAN}
+    with database.transaction() as connection:
+        reviews = [] if mode == "rank" else connection.execute(_TO_REVIEW, parameters).fetchall()
+        free_reviews = [row for row in reviews if row["own"] or not row["held"]]
+        query = _TO_DO.format(decided="ranked" if mode == "rank" else "written")
+        items = connection.execute(query, parameters).fetchall()
+        free_items = [row for row in items if row["own"] or row["done"] + row["held"] < target]
+        # Reviews come first, because an author is waiting for them. Only an item that this annotator holds,
+        # as after an undo, comes before a review.
+        if free_reviews and not (free_items and free_items[0]["own"]):
+            task = _review(database, free_reviews[0], annotator)
         elif free_items:
             task = _item_task(database, mode, free_items[0]["item_id"], annotator)
-        elif found or asked:
+        elif reviews or items:
             return "busy"
         else:
             return "preparing" if count_items(database).waiting else "done"
@@ -114,15 +131,15 @@ def next_task(
 
 
 def keep_lease(database: Database, annotator: str, lease_s: float = LEASE_S) -> None:
-    """Someone is still at work at what they were given."""
-    with database.act() as connection:
+    """Extend the lease of an annotator who is still working."""
+    with database.transaction() as connection:
         connection.execute(
             "UPDATE leases SET until = ? WHERE annotator = ?", (time.time() + lease_s, annotator)
         )
 
 
-def progress(database: Database, mode: Mode, annotator: str, target: int) -> Progress:
-    """How far this person, and all of them, are."""
+def progress(database: Database, mode: Mode, annotator: str, target: int) -> AnnotationProgress:
+    """Count the judgments of this annotator and of all."""
     counts = count_items(database)
     standing = "FROM standing JOIN items USING (item_id) WHERE active AND judge = ?"
     [[mine]] = database.rows(
@@ -142,29 +159,29 @@ def progress(database: Database, mode: Mode, annotator: str, target: int) -> Pro
         "AND number NOT IN (SELECT about FROM verdicts)"
     )
     items = counts.all - counts.unusable
-    return Progress(mine, done, items * target, counts.ready, items, reviews)
+    return AnnotationProgress(mine, done, items * target, counts.ready, items, reviews)
 
 
 def _item_task(database: Database, mode: Mode, item_id: str, annotator: str) -> Task:
     item = find_item(database, item_id)
-    assert item is not None  # it was found in this transaction
+    assert item is not None, f"item {item_id} vanished within a transaction"
     before = _before(database, item_id, None, annotator)
     if mode == "write":
         return Task("write", item, returned=_returned(database, item_id), before=before)
-    answers = answers_of(database, item_id)
+    answers = answers_to(database, item_id)
     order = shown_order(annotator, item_id, len(answers))
-    return Task("rank", item, tuple(answers[place] for place in order), before=before)
+    return Task("rank", item, tuple(answers[number] for number in order), before=before)
 
 
 def _review(database: Database, row: sqlite3.Row, annotator: str) -> Task:
     item = find_item(database, row["item_id"])
-    assert item is not None  # it was found in this transaction
+    assert item is not None, f"item {row['item_id']} vanished within a transaction"
     before = _before(database, item.item_id, row["number"], annotator)
     return Task("review", item, about=row["number"], text=row["text"], before=before)
 
 
 def _returned(database: Database, item_id: str) -> dict[str, str] | None:
-    """The last answer to this question that was rejected."""
+    """Return the most recently rejected answer to this question, with the reason."""
     rows = database.rows(
         "SELECT standing.text, verdicts.reason FROM standing JOIN verdicts "
         "ON verdicts.about = standing.number WHERE standing.item_id = ? "
@@ -176,10 +193,10 @@ def _returned(database: Database, item_id: str) -> dict[str, str] | None:
 
 def _before(
     database: Database, item_id: str, about: int | None, annotator: str
-) -> dict[str, Any] | None:
-    """What this person decided on a task when they last did, if they took it back."""
+) -> TakenBack | None:
+    """Return this annotator's last decision on a task if they took it back."""
     rows = database.rows(
-        "SELECT * FROM judgements WHERE item_id = ? AND about IS ? AND annotator = ? "
+        "SELECT * FROM judgements WHERE item_id = ? AND about IS ? AND annotator = ? "  # words: keep
         "ORDER BY number DESC LIMIT 1",
         item_id,
         about,

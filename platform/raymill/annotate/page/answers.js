@@ -1,4 +1,4 @@
-// What the ways of comparing have in common: cards of answers, and the better one that a person writes.
+// Parts shared by both ways of ranking: the cards of the answers, and the annotator's own better answer.
 
 import { button, make } from "/build.js";
 
@@ -15,32 +15,32 @@ export function card(index, answer, tools = []) {
 }
 
 export function cutTag(answer) {
-  return answer.cut ? make("span", { class: "tag", text: "breaks off", title: "It reached the longest that an answer may be" }) : null;
+  return answer.cut ? make("span", { class: "tag", text: "cut off", title: "It reached the maximum length of an answer" }) : null;
 }
 
-// The annotator's own version, ranked above all that were shown; `changed` is called when there is one.
+// The annotator's own version, ranked above all shown answers; `changed` is called after every change.
 export class Better {
-  constructor(task, desk, changed) {
+  constructor(task, ui, changed) {
     this.text = task.before?.text ?? null;
-    this.place = make("div", { class: "yours-place" });
+    this.element = make("div", { class: "yours-slot" });
     this.task = task;
-    this.desk = desk;
+    this.ui = ui;
     this.changed = changed;
     this.render();
   }
 
   async edit(base) {
     const bases = this.task.answers.map((answer, index) => ({ label: letter(index), text: answer.text }));
-    const written = await this.desk.write({
-      title: "Write a better one",
-      hint: "It is ranked above all that were shown. You still compare those.",
+    const written = await this.ui.write({
+      title: "Write a better answer",
+      hint: "It is ranked above all answers shown. You still rank those.",
       save: "Use it",
       bases: [...bases, { label: "Empty", text: "" }],
       text: this.text ?? this.task.answers[base].text,
       chosen: this.text === null ? base : null,
       draft: this.task.item,
       check: (text) =>
-        this.task.answers.some((answer) => answer.text.trim() === text.trim()) ? "This is one of the answers shown: change something." : null,
+        this.task.answers.some((answer) => answer.text.trim() === text.trim()) ? "This equals one of the answers shown: change something." : null,
     });
     if (written !== null) this.set(written);
   }
@@ -49,12 +49,12 @@ export class Better {
     this.text = text;
     this.render();
     this.changed();
-    this.desk.say(text === null ? "Your version is removed." : "Your version is ranked first. Now compare the others.");
+    this.ui.say(text === null ? "Your version was removed." : "Your version is ranked first. Now rank the others.");
   }
 
   render() {
-    if (this.text === null) return this.place.replaceChildren();
-    return this.place.replaceChildren(
+    if (this.text === null) return this.element.replaceChildren();
+    return this.element.replaceChildren(
       make(
         "article",
         { class: "card yours", "aria-label": "Your version" },

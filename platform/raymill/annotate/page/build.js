@@ -1,4 +1,4 @@
-// Elements made by code. Text goes in as text: whatever an answer holds, it is never read as HTML.
+// Functions that build elements. Text is inserted as text nodes, so an answer is never parsed as HTML.
 
 export function make(tag, settings = {}, ...children) {
   const element = document.createElement(tag);
@@ -44,8 +44,8 @@ export function conversation(messages) {
   return section;
 }
 
-// A few signs of Markdown, for the guide: headings, lists, **bold**, `code`.
-export function guideOf(text) {
+// Render the guide's subset of Markdown: headings, lists, **bold**, `code`.
+export function renderGuide(text) {
   const parts = [];
   let list = null;
   for (const block of text.split(/\n(?=#|[-*] |\d+\. )|\n\s*\n/)) {

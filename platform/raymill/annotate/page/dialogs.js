@@ -1,11 +1,11 @@
-// Dialogs: who is judging, which keys there are, and writing.
+// Dialogs: the annotator's name, the keyboard shortcuts, and the text editor.
 
 import { button, key, make } from "/build.js";
 
 const find = (id) => document.getElementById(id);
 const NAME = /^[\p{L}\p{M}\p{N}._\- ]{1,64}$/u;
 
-// Ask for a name; null if there is one already and it is to stay.
+// Ask for a name; resolve to null if the current name stays.
 export function askName(current, problem = "") {
   const dialog = find("name-dialog");
   const field = find("name");
@@ -16,14 +16,14 @@ export function askName(current, problem = "") {
   dialog.querySelector("#name-rule").textContent = problem || "Letters, digits, spaces and . _ -, at most 64.";
   dialog.returnValue = "";
   return new Promise((resolve) => {
-    // Esc closes only where there is a name to fall back on.
+    // Esc closes the dialog only if there already is a name.
     dialog.oncancel = (event) => current || event.preventDefault();
     dialog.onclose = () => {
-      const given = field.value.trim();
-      const changed = dialog.dataset.sent === "yes" && given !== current;
+      const name = field.value.trim();
+      const changed = dialog.dataset.sent === "yes" && name !== current;
       delete dialog.dataset.sent;
       if (!changed && !current) resolve(askName(current, problem));
-      else resolve(changed ? given : null);
+      else resolve(changed ? name : null);
     };
     dialog.querySelector("form").onsubmit = () => (dialog.dataset.sent = "yes");
     dialog.showModal();
@@ -38,7 +38,7 @@ export function showKeys(groups) {
   find("keys-dialog").showModal();
 }
 
-// Write a text; null if that is given up. `bases`: texts to start from; `check`: what is wrong with it.
+// Edit a text; resolve to null if canceled. `bases`: texts to start from; `check`: returns a problem or null.
 export function write({ title, hint, save, text, bases = [], chosen = null, draft = null, check = () => null, short = false }) {
   const dialog = find("editor");
   const field = find("editor-text");
@@ -58,7 +58,7 @@ export function write({ title, hint, save, text, bases = [], chosen = null, draf
   find("editor-bases").replaceChildren(...(choices.length ? [make("span", { class: "hint", text: "Start from" }), ...choices] : []));
   return new Promise((resolve) => {
     const finish = () => {
-      const problem = field.value.trim() ? check(field.value) : "Write something first.";
+      const problem = field.value.trim() ? check(field.value) : "The text is empty.";
       find("editor-hint").textContent = problem ?? hint;
       find("editor-hint").classList.toggle("wrong", problem !== null);
       if (problem !== null) return field.focus();
@@ -75,7 +75,7 @@ export function write({ title, hint, save, text, bases = [], chosen = null, draf
     };
     find("editor-save").onclick = finish;
     find("editor-cancel").onclick = () => close(null);
-    // It comes late: the dialog may be open again, for another text. What Esc leaves stays a draft.
+    // This event arrives late, when the dialog may already be open for another text. After Esc the draft stays.
     dialog.onclose = () => dialog.open || resolve(null);
     dialog.showModal();
     field.focus();

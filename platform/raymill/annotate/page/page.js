@@ -1,6 +1,6 @@
-// The page: what is to be done now, the keys that do it, and what the server says of it.
+// The page: the current task, its keyboard shortcuts, and the server's responses.
 
-import { button, guideOf, make } from "/build.js";
+import { button, renderGuide, make } from "/build.js";
 import { askName, showKeys, write } from "/dialogs.js";
 import { pairView } from "/pair.js";
 import { rankingView } from "/ranking.js";
@@ -8,14 +8,15 @@ import { about, Closed, freshId, post, Refused } from "/server.js";
 import { reviewView, writingView } from "/writing.js";
 
 const find = (id) => document.getElementById(id);
-const TOO_SOON_MS = 250; // a second press of the key that decided the question before
+// A key pressed twice must not decide the next task as well.
+const TOO_SOON_MS = 250;
 const KEEP_MS = 60000;
 const POLL_MS = { preparing: 2000, busy: 5000, done: 15000, failed: 10000 };
 const NOTICES = {
-  preparing: ["The next answers are being written", "This page goes on by itself as soon as they are there."],
-  busy: ["Others are at work on what is left", "If one of them stops, you get it in a few minutes."],
-  done: ["That was all. Thank you!", "Everything you decided is stored. Should there be more to do, it appears here."],
-  failed: ["There is nothing to show", ""],
+  preparing: ["The next answers are being sampled", "This page continues by itself once they are ready."],
+  busy: ["Other annotators are working on the remaining tasks", "If one of them stops, the task becomes yours in a few minutes."],
+  done: ["That was all. Thank you!", "All your decisions are stored. New tasks appear here by themselves."],
+  failed: ["There is nothing to rank", ""],
 };
 
 let me = localStorage.getItem("raymill-name");
@@ -27,27 +28,27 @@ let poll = 0;
 let seen = { since: null, total: 0, shown: 0 };
 let active = false;
 
-const desk = {
+const ui = {
   say,
   draft: (name) => {
-    const place = `raymill-draft ${me} ${name}`;
-    return { read: () => localStorage.getItem(place), write: (text) => localStorage.setItem(place, text), clear: () => localStorage.removeItem(place) };
+    const key = `raymill-draft ${me} ${name}`;
+    return { read: () => localStorage.getItem(key), write: (text) => localStorage.setItem(key, text), clear: () => localStorage.removeItem(key) };
   },
-  write: ({ draft = null, ...options }) => write({ ...options, draft: draft && desk.draft(`edit ${draft}`) }),
-  async decide(path, body, said) {
+  write: ({ draft = null, ...options }) => write({ ...options, draft: draft && ui.draft(`edit ${draft}`) }),
+  async decide(path, body, message) {
     if (performance.now() - seen.shown < TOO_SOON_MS) return false;
-    return send(path, { id: freshId(), item: task.item, seconds: Math.min(86400, seconds()), ...body }, said, true);
+    return send(path, { id: freshId(), item: task.item, seconds: Math.min(86400, seconds()), ...body }, message, true);
   },
 };
 
-async function send(path, body, said = null, undoable = false) {
+async function send(path, body, message = null, undoable = false) {
   if (busy) return false;
   busy = true;
   clearTimeout(poll);
   document.body.classList.add("busy");
   try {
     show(await post(path, { annotator: me, ...body }, trouble));
-    if (said) say(said, false, undoable);
+    if (message) say(message, false, undoable);
     return true;
   } catch (error) {
     if (error instanceof Closed) trouble(error.message);
@@ -67,34 +68,34 @@ async function refused(error) {
     setTimeout(() => send("/api/next", {}));
     return;
   }
-  // Somebody, or another window, was faster: what is to be done now?
-  const now = await post("/api/next", { annotator: me }, trouble);
-  if (JSON.stringify(now.task) !== JSON.stringify(task)) show(now);
-  else document.querySelectorAll(".chosen").forEach((one) => one.classList.remove("chosen"));
+  // Another annotator, or another window, was faster: fetch the current task.
+  const state = await post("/api/next", { annotator: me }, trouble);
+  if (JSON.stringify(state.task) !== JSON.stringify(task)) show(state);
+  else document.querySelectorAll(".chosen").forEach((card) => card.classList.remove("chosen"));
   say(error.message, true);
 }
 
-function show(situation) {
-  task = situation.task;
-  me = situation.annotator;
+function show(state) {
+  task = state.task;
+  me = state.annotator;
   find("me").textContent = me;
-  showProgress(situation.progress);
+  showProgress(state.progress);
   view = task ? viewOf(task) : null;
-  find("work").replaceChildren(view ? view.element : notice(situation));
+  find("work").replaceChildren(view ? view.element : notice(state));
   find("actions").replaceChildren(...(view ? view.actions : []));
   find("actions").hidden = !view;
-  document.body.dataset.state = task?.kind ?? situation.state;
+  document.body.dataset.state = task?.kind ?? state.state;
   seen = { since: document.hidden ? null : performance.now(), total: 0, shown: performance.now() };
-  if (!task) poll = setTimeout(() => send("/api/next", {}), POLL_MS[situation.state]);
+  if (!task) poll = setTimeout(() => send("/api/next", {}), POLL_MS[state.state]);
   if (document.querySelector("dialog[open]")) return;
   scrollTo(0, 0);
   (view?.focus ?? find("work")).focus({ preventScroll: true });
 }
 
 function viewOf({ kind, answers }) {
-  if (kind === "write") return writingView(task, desk);
-  if (kind === "review") return reviewView(task, desk);
-  return answers.length === 2 ? pairView(task, desk) : rankingView(task, desk);
+  if (kind === "write") return writingView(task, ui);
+  if (kind === "review") return reviewView(task, ui);
+  return answers.length === 2 ? pairView(task, ui) : rankingView(task, ui);
 }
 
 function notice({ state, why, progress }) {
@@ -112,7 +113,7 @@ function showProgress({ mine, done, total, reviews }) {
 }
 
 function say(text, wrong = false, undoable = false) {
-  find("said").textContent = text;
+  find("announcement").textContent = text;
   const toast = find("toast");
   toast.className = wrong ? "wrong" : "";
   toast.replaceChildren(make("span", { text }), ...(undoable ? [button("Undo", "U", undo)] : []));
@@ -131,7 +132,7 @@ function seconds() {
   return (seen.total + (seen.since === null ? 0 : performance.now() - seen.since)) / 1000;
 }
 
-const undo = () => send("/api/undo", { id: freshId() }, "Taken back");
+const undo = () => send("/api/undo", { id: freshId() }, "Undone");
 
 function toggleGuide(open = find("guide").hidden) {
   find("guide").hidden = !open;
@@ -139,7 +140,7 @@ function toggleGuide(open = find("guide").hidden) {
   localStorage.setItem("raymill-guide", open ? "open" : "closed");
 }
 
-const help = () => showKeys([...(view?.help ?? []), [["U"], "take back the last decision"], [["I"], "show or hide the guide"], [["?"], "these keys"]]);
+const help = () => showKeys([...(view?.help ?? []), [["U"], "undo the last decision"], [["I"], "show or hide the guide"], [["?"], "show these shortcuts"]]);
 
 function onKey(event) {
   active = true;
@@ -177,12 +178,12 @@ setInterval(() => {
   active = false;
 }, KEEP_MS);
 
-async function begin() {
-  const told = await about();
-  mode = told.mode;
-  find("title").textContent = mode === "rank" ? "Compare answers" : "Write answers";
+async function start() {
+  const info = await about();
+  mode = info.mode;
+  find("title").textContent = mode === "rank" ? "Rank answers" : "Write answers";
   document.title = find("title").textContent;
-  find("guide").replaceChildren(...guideOf(told.instructions), button("Hide", "I", () => toggleGuide(), { class: "quiet" }));
+  find("guide").replaceChildren(...renderGuide(info.instructions), button("Hide", "I", () => toggleGuide(), { class: "quiet" }));
   toggleGuide(localStorage.getItem("raymill-guide") !== "closed");
   if (!me) {
     me = await askName(null);
@@ -191,4 +192,4 @@ async function begin() {
   await send("/api/next", {});
 }
 
-begin().catch((error) => trouble(error.message));
+start().catch((error) => trouble(error.message));

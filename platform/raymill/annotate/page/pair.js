@@ -3,17 +3,17 @@
 import { Better, card } from "/answers.js";
 import { button, conversation, make } from "/build.js";
 
-export function pairView(task, desk) {
-  const better = new Better(task, desk, () => {});
+export function pairView(task, ui) {
+  const better = new Better(task, ui, () => {});
   const cards = task.answers.map((answer, index) =>
-    card(index, answer, [button("Edit", index ? null : "E", () => better.edit(index), { class: "quiet", title: "Write a better one, from this" })]),
+    card(index, answer, [button("Edit", index ? null : "E", () => better.edit(index), { class: "quiet", title: "Write a better answer, from this" })]),
   );
   const before = task.before?.ranks;
   if (before) cards.forEach((element, index) => element.classList.toggle("chosen", before[0] !== before[1] && before[index] === 1));
 
-  function decide(decision, ranks, said, chosen) {
+  function decide(decision, ranks, message, chosen) {
     if (chosen !== undefined) cards[chosen].classList.add("chosen");
-    desk.decide("/api/rank", { decision, ranks, text: decision === "skip" ? null : better.text }, said);
+    ui.decide("/api/rank", { decision, ranks, text: decision === "skip" ? null : better.text }, message);
   }
   const left = () => decide("ranked", [1, 2], "A is better", 0);
   const right = () => decide("ranked", [2, 1], "B is better", 1);
@@ -22,7 +22,7 @@ export function pairView(task, desk) {
   const skip = () => decide("skip", null, "Skipped");
 
   return {
-    element: make("div", { class: "rank" }, conversation(task.messages), better.place, make("div", { class: "pair" }, ...cards)),
+    element: make("div", { class: "rank" }, conversation(task.messages), better.element, make("div", { class: "pair" }, ...cards)),
     actions: [
       button("A is better", "←", left, { class: "strong", "aria-keyshortcuts": "ArrowLeft" }),
       button("Tie", "T", tie, { "aria-keyshortcuts": "t" }),
@@ -37,7 +37,7 @@ export function pairView(task, desk) {
       [["T", "="], "tie"],
       [["X"], "both bad"],
       [["S"], "skip"],
-      [["E"], "write a better one"],
+      [["E"], "write a better answer"],
     ],
   };
 }

@@ -1,40 +1,42 @@
-// More than two answers: a list that is put in order by dragging, or by keys alone. Equals share a place.
+// More than two answers: a list sorted by dragging or by keys. Tied answers share a rank.
 
 import { Better, card, letter } from "/answers.js";
 import { button, conversation, make } from "/build.js";
 
-const LONG_PX = 320; // a taller answer is folded, so that the list can still be put in order
+// A taller answer is folded, so that the whole list stays easy to sort.
+const LONG_PX = 320;
 
-export function rankingView(task, desk) {
+export function rankingView(task, ui) {
   const count = task.answers.length;
   let order = startingOrder(task);
-  const tied = new Set(tiedWithAbove(order, task.before?.ranks)); // answers that equal the one above them
+  const tied = new Set(tiedWithAbove(order, task.before?.ranks)); // answers tied with the one above them
   const list = make("ol", { class: "ranking", "aria-label": "Answers, the best first" });
-  const better = new Better(task, desk, () => render());
+  const better = new Better(task, ui, () => render());
 
   const cards = task.answers.map((answer, index) => {
     const handle = make("button", { type: "button", class: "handle", "aria-label": `Drag answer ${letter(index)}`, text: "⠿", tabindex: "-1", on: { pointerdown: (event) => drag(event, index) } });
-    const tie = button("equals the one above", "=", () => toggleTie(index), { class: "tie" });
+    const tie = button("tied with the one above", "=", () => toggleTie(index), { class: "tie" });
     const unfold = () => element.querySelector(".unfold span").replaceChildren(element.classList.toggle("open") ? "Show less" : "Show all");
-    const tools = [button("Show all", null, unfold, { class: "quiet unfold" }), button("Edit", null, () => better.edit(index), { class: "quiet", title: "Write a better one, from this" })];
+    const tools = [button("Show all", null, unfold, { class: "quiet unfold" }), button("Edit", null, () => better.edit(index), { class: "quiet", title: "Write a better answer, from this" })];
     const element = card(index, answer, tools);
-    const place = make("span", { class: "place" });
-    element.querySelector("header").prepend(handle, place);
+    const number = make("span", { class: "rank-number" });
+    element.querySelector("header").prepend(handle, number);
     const item = make("li", { tabindex: "0", "data-index": index }, tie, element);
-    return { item, place, tie };
+    return { item, number, tie };
   });
 
   function render(anchor = order[0]) {
     const ranks = ranksOf();
     order.forEach((index, position) => {
-      const { item, place, tie } = cards[index];
-      place.textContent = ranks[index] + (better.text === null ? 0 : 1);
+      const { item, number, tie } = cards[index];
+      number.textContent = ranks[index] + (better.text === null ? 0 : 1);
       tie.hidden = position === 0;
       tie.setAttribute("aria-pressed", String(tied.has(index)));
       item.classList.toggle("tied", tied.has(index));
-      item.setAttribute("aria-label", `Answer ${letter(index)}, place ${ranks[index]}`);
+      item.setAttribute("aria-label", `Answer ${letter(index)}, rank ${ranks[index]}`);
     });
-    // The others go around the one that moves: taken out of the page, it would lose focus and pointer.
+    // The moving card stays in the page and the others move around it: removed from the page, it would lose the
+    // focus and the pointer.
     const { item: still } = cards[anchor];
     const at = order.indexOf(anchor);
     if (still.parentNode !== list) list.append(still);
@@ -54,23 +56,23 @@ export function rankingView(task, desk) {
     to = Math.max(0, Math.min(count - 1, to));
     if (to === from) return;
     const next = order[from + 1];
-    if (!tied.has(index) && next !== undefined) tied.delete(next); // it headed its equals: the next one does now
-    order = order.filter((one) => one !== index);
+    if (!tied.has(index) && next !== undefined) tied.delete(next); // the next card now leads its group of ties
+    order = order.filter((other) => other !== index);
     const follower = order[to];
-    // Put between equals, it is their equal.
+    // A card dropped into a group of ties joins it.
     if (to > 0 && follower !== undefined && tied.has(follower)) tied.add(index);
     else tied.delete(index);
     order.splice(to, 0, index);
     tied.delete(order[0]);
     render(index);
-    if (!quietly) desk.say(`Answer ${letter(index)} is number ${to + 1} of ${count}`);
+    if (!quietly) ui.say(`Answer ${letter(index)} is number ${to + 1} of ${count}`);
   }
 
   function toggleTie(index) {
     if (order[0] === index) return;
     if (!tied.delete(index)) tied.add(index);
     render(index);
-    desk.say(tied.has(index) ? `Answer ${letter(index)} equals the one above` : `Answer ${letter(index)} is worse than the one above`);
+    ui.say(tied.has(index) ? `Answer ${letter(index)} is tied with the one above` : `Answer ${letter(index)} is worse than the one above`);
   }
 
   function drag(event, index) {
@@ -83,14 +85,14 @@ export function rankingView(task, desk) {
     const onMove = ({ clientY }) => {
       if (clientY < 90) scrollBy(0, -14);
       if (clientY > innerHeight - 130) scrollBy(0, 14);
-      const others = order.filter((one) => one !== index);
-      const above = others.filter((one) => middle(cards[one].item) < clientY).length;
+      const others = order.filter((other) => other !== index);
+      const above = others.filter((other) => middle(cards[other].item) < clientY).length;
       if (above !== order.indexOf(index)) move(index, above, true);
     };
     const onEnd = () => {
       item.classList.remove("dragged");
       handle.removeEventListener("pointermove", onMove);
-      desk.say(`Answer ${letter(index)} is number ${order.indexOf(index) + 1} of ${count}`);
+      ui.say(`Answer ${letter(index)} is number ${order.indexOf(index) + 1} of ${count}`);
     };
     handle.addEventListener("pointermove", onMove);
     handle.addEventListener("lostpointercapture", onEnd, { once: true });
@@ -107,19 +109,19 @@ export function rankingView(task, desk) {
   }
   const withFocused = (action) => () => Number.isNaN(focused()) || action(focused());
 
-  function decide(decision, ranks, said) {
-    desk.decide("/api/rank", { decision, ranks, text: decision === "skip" ? null : better.text }, said);
+  function decide(decision, ranks, message) {
+    ui.decide("/api/rank", { decision, ranks, text: decision === "skip" ? null : better.text }, message);
   }
   const submit = () => decide("ranked", ranksOf(), "Ranked");
   const tie = () => decide("ranked", order.map(() => 1), "All tied");
   const bad = () => decide("bad", null, "All bad");
   const skip = () => decide("skip", null, "Skipped");
-  const places = Object.fromEntries(task.answers.slice(0, 9).map((_, at) => [at + 1, withFocused((index) => (move(index, at), cards[index].item.focus()))]));
+  const moveKeys = Object.fromEntries(task.answers.slice(0, 9).map((_, at) => [at + 1, withFocused((index) => (move(index, at), cards[index].item.focus()))]));
 
   render();
   requestAnimationFrame(() => cards.forEach(({ item }) => item.querySelector(".card").classList.toggle("long", item.querySelector(".text").offsetHeight > LONG_PX)));
   return {
-    element: make("div", { class: "rank" }, conversation(task.messages), make("p", { class: "hint" }, "Put the best on top: drag by ⠿", make("span", { class: "by-keys", text: ", or ↑ ↓ to choose and Shift ↑ ↓ to move" }), "."), better.place, list),
+    element: make("div", { class: "rank" }, conversation(task.messages), make("p", { class: "hint" }, "Put the best on top: drag it by ⠿", make("span", { class: "by-keys", text: ", or select with ↑ ↓ and move with Shift ↑ ↓" }), "."), better.element, list),
     actions: [
       button("Submit this order", "Enter", submit, { class: "strong", "aria-keyshortcuts": "Enter" }),
       button("All tied", "T", tie, { "aria-keyshortcuts": "t" }),
@@ -128,19 +130,19 @@ export function rankingView(task, desk) {
     ],
     keys: {
       ArrowUp: () => step(-1, false), ArrowDown: () => step(1, false), "Shift+ArrowUp": () => step(-1, true), "Shift+ArrowDown": () => step(1, true),
-      "=": withFocused(toggleTie), ...places, Enter: submit, t: tie, x: bad, s: skip,
+      "=": withFocused(toggleTie), ...moveKeys, Enter: submit, t: tie, x: bad, s: skip,
       e: () => better.edit(Number.isNaN(focused()) ? order[0] : focused()),
     },
     help: [
-      [["↑", "↓"], "choose an answer"],
+      [["↑", "↓"], "select an answer"],
       [["Shift ↑", "Shift ↓"], "move it"],
-      [[`1 … ${Math.min(9, count)}`], "move it to that place"],
-      [["="], "it equals the one above"],
+      [[`1 … ${Math.min(9, count)}`], "move it to that rank"],
+      [["="], "tie it with the one above"],
       [["Enter"], "submit this order"],
       [["T"], "all tied"],
       [["X"], "all bad"],
       [["S"], "skip"],
-      [["E"], "write a better one"],
+      [["E"], "write a better answer"],
     ],
   };
 }
@@ -153,7 +155,7 @@ function middle(element) {
 function startingOrder(task) {
   const indexes = task.answers.map((_, index) => index);
   const ranks = task.before?.ranks;
-  return ranks ? indexes.sort((one, other) => ranks[one] - ranks[other] || one - other) : indexes;
+  return ranks ? indexes.sort((left, right) => ranks[left] - ranks[right] || left - right) : indexes;
 }
 
 function tiedWithAbove(order, ranks) {

@@ -1,4 +1,4 @@
-// Talking to the server. What was decided is sent until it has arrived; its id keeps it from counting twice.
+// Requests to the server. A decision is sent until it arrives; its id keeps a retry from counting twice.
 
 const LONGEST_WAIT_MS = 15000;
 
@@ -7,7 +7,7 @@ export class Refused extends Error {}
 export class Closed extends Error {}
 
 export function freshId() {
-  // randomUUID needs a secure context, which a page on another machine's http address isn't.
+  // randomUUID needs a secure context, and plain http from another machine is none.
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
@@ -24,10 +24,10 @@ export async function post(path, body, onTrouble = () => {}) {
         onTrouble(null);
         return answer(response);
       }
-      onTrouble(`The server has a problem (${response.status}). Trying again …`);
+      onTrouble(`The server has a problem (${response.status}). Retrying …`);
     } catch (error) {
       if (error instanceof Refused || error instanceof Closed) throw error;
-      onTrouble("The server can't be reached. Trying again; nothing of yours is lost …");
+      onTrouble("The server can't be reached. Retrying; your decision is not lost …");
     }
     await pause(wait);
   }
@@ -38,8 +38,8 @@ export function pause(milliseconds) {
 }
 
 async function answer(response) {
-  if (response.status === 401) throw new Closed("This page was started anew: open the address that was printed then.");
-  const found = await response.json();
-  if (!response.ok) throw new Refused(found.error ?? `refused (${response.status})`);
-  return found;
+  if (response.status === 401) throw new Closed("The server was restarted: open the address that it printed.");
+  const result = await response.json();
+  if (!response.ok) throw new Refused(result.error ?? `refused (${response.status})`);
+  return result;
 }

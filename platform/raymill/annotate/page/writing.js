@@ -1,33 +1,33 @@
-// A person writes an answer; another one reviews it.
+// Views in which one person writes an answer and another one reviews it.
 
 import { button, conversation, make } from "/build.js";
 
-export function writingView(task, desk) {
-  const draft = desk.draft(task.item);
+export function writingView(task, ui) {
+  const draft = ui.draft(task.item);
   const text = make("textarea", { id: "writing", rows: 12, dir: "auto", "aria-describedby": "length", spellcheck: "true" });
   const length = make("p", { class: "hint", id: "length" });
   text.value = draft.read() ?? task.before?.text ?? "";
   const count = () => {
     const words = text.value.trim().split(/\s+/).filter(Boolean).length;
-    length.textContent = `${words} ${words === 1 ? "word" : "words"}; kept as a draft on this device until you submit it`;
+    length.textContent = `${words} ${words === 1 ? "word" : "words"}; saved as a draft on this device until you submit it`;
   };
   text.addEventListener("input", () => (draft.write(text.value), count()));
   count();
 
   function submit() {
     if (!text.value.trim()) {
-      desk.say("Write an answer first, or skip the question.", true);
+      ui.say("The answer is empty: write one, or skip the question.", true);
       text.focus();
       return;
     }
-    desk.decide("/api/write", { decision: "write", text: text.value }, "Written").then((sent) => sent && draft.clear());
+    ui.decide("/api/write", { decision: "write", text: text.value }, "Written").then((sent) => sent && draft.clear());
   }
-  const skip = () => desk.decide("/api/write", { decision: "skip" }, "Skipped");
+  const skip = () => ui.decide("/api/write", { decision: "skip" }, "Skipped");
 
   const returned = task.returned && make(
     "section",
     { class: "card returned", "aria-label": "Rejected answer" },
-    make("header", {}, make("h2", { class: "badge", text: "Rejected before" })),
+    make("header", {}, make("h2", { class: "badge", text: "Rejected answer" })),
     make("div", { class: "text", text: task.returned.text, dir: "auto" }),
     make("p", { class: "reason" }, make("strong", { text: "Why: " }), task.returned.reason),
   );
@@ -37,32 +37,32 @@ export function writingView(task, desk) {
     keys: { "Ctrl+Enter": submit, s: skip },
     help: [
       [["Ctrl Enter"], "submit"],
-      [["Esc"], "leave the text, for the keys below"],
+      [["Esc"], "leave the text field, so that the keys below work"],
       [["S"], "skip"],
     ],
     focus: text,
   };
 }
 
-export function reviewView(task, desk) {
-  const send = (body, said) => desk.decide("/api/review", { about: task.about, ...body }, said);
+export function reviewView(task, ui) {
+  const send = (body, message) => ui.decide("/api/review", { about: task.about, ...body }, message);
   const accept = () => send({ decision: "accept" }, "Accepted");
   const skip = () => send({ decision: "skip" }, "Skipped");
 
   async function edit() {
-    const text = await desk.write({
-      title: "Edit, and accept",
-      hint: "What you save here is what is used.",
+    const text = await ui.write({
+      title: "Edit and accept",
+      hint: "The dataset will contain the text that you save here.",
       save: "Accept this",
       text: task.before?.decision === "edit" ? task.before.text : task.text,
       draft: `${task.item}/${task.about}`,
-      check: (written) => (written.trim() === task.text.trim() ? "Nothing is changed: accept it as it is, or change something." : null),
+      check: (written) => (written.trim() === task.text.trim() ? "The text is unchanged: change something, or accept it as it is." : null),
     });
     if (text !== null) send({ decision: "edit", text }, "Edited and accepted");
   }
 
   async function reject() {
-    const reason = await desk.write({ title: "Reject: why?", hint: "Its author reads this, and may write another answer.", save: "Reject", text: task.before?.reason ?? "", short: true });
+    const reason = await ui.write({ title: "Reason for the rejection", hint: "The author reads this and may write another answer.", save: "Reject", text: task.before?.reason ?? "", short: true });
     if (reason !== null) send({ decision: "reject", reason }, "Rejected");
   }
 
@@ -71,7 +71,7 @@ export function reviewView(task, desk) {
       "div",
       { class: "review" },
       conversation(task.messages),
-      make("article", { class: "card", "aria-label": "Answer to review" }, make("header", {}, make("h2", { class: "badge", text: "Written by somebody else" })), make("div", { class: "text", text: task.text, dir: "auto" })),
+      make("article", { class: "card", "aria-label": "Answer to review" }, make("header", {}, make("h2", { class: "badge", text: "Written by another annotator" })), make("div", { class: "text", text: task.text, dir: "auto" })),
     ),
     actions: [
       button("Accept", "A", accept, { class: "strong", "aria-keyshortcuts": "a" }),
@@ -82,7 +82,7 @@ export function reviewView(task, desk) {
     keys: { a: accept, e: edit, r: reject, s: skip },
     help: [
       [["A"], "accept"],
-      [["E"], "edit, and accept"],
+      [["E"], "edit and accept"],
       [["R"], "reject, with a reason"],
       [["S"], "skip"],
     ],

@@ -1,4 +1,4 @@
-"""Judgements: on disk at once, counted once, taken back but kept, and nobody in another's way."""
+"""Decisions: durable at once, counted once, kept after an undo, and assigned without duplicate work."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ import pytest
 
 from annotate.site_factory import SECRET_MODEL, ask, asked
 from raymill.annotate.database import DATABASE_NAME, Database
-from raymill.annotate.items import answers_of, ready_items, shown_order
-from raymill.annotate.judgements import RefusalError, Submission, annotator_name, record, undo
+from raymill.annotate.decisions import RefusalError, Submission, annotator_name, record, undo
+from raymill.annotate.items import answers_to, ready_items, shown_order
 from raymill.annotate.tasks import Task, next_task, progress
 from raymill.errors import DataError
 
-_JUDGES = """
+_RANKING_SCRIPT = """
 import sys
 from pathlib import Path
 from raymill.annotate.database import Database
-from raymill.annotate.judgements import Submission, record
+from raymill.annotate.decisions import Submission, record
 from raymill.annotate.tasks import next_task
 
 database = Database(Path(sys.argv[1]))
@@ -56,14 +56,14 @@ def rows(database: Database) -> list[sqlite3.Row]:
     return database.rows("SELECT * FROM judgements ORDER BY number")
 
 
-def test_a_judgement_keeps_what_it_is_about(tmp_path: Path) -> None:
+def test_a_judgment_keeps_what_it_is_about(tmp_path: Path) -> None:
     database, [item] = asked(tmp_path, 1)
     assert record(database, rank(item.item_id))
     [row] = rows(database)
     assert row["annotator"] == "Ada" and row["judge"] == "human" and row["seconds"] == 2.5
     assert row["decision"] == "ranked" and json.loads(row["ranks"]) == [1, 2]
     assert row["time"].endswith("+00:00")
-    answers = answers_of(database, item.item_id)
+    answers = answers_to(database, item.item_id)
     shown = json.loads(row["shown"])
     order = shown_order("Ada", item.item_id, 2)
     assert [one["place"] for one in shown] == list(order)
@@ -74,10 +74,10 @@ def test_a_judgement_keeps_what_it_is_about(tmp_path: Path) -> None:
         assert len(one["sha256"]) == 64 and one["model_digest"] == f"digest of {SECRET_MODEL}"
 
 
-def test_every_acknowledged_judgement_survives_a_kill(tmp_path: Path) -> None:
+def test_every_acknowledged_judgment_survives_a_kill(tmp_path: Path) -> None:
     database, _ = asked(tmp_path, 400)
     database.close()
-    command = [sys.executable, "-c", _JUDGES, str(tmp_path / DATABASE_NAME)]
+    command = [sys.executable, "-c", _RANKING_SCRIPT, str(tmp_path / DATABASE_NAME)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     acknowledged = [process.stdout.readline().strip() for _ in range(25)]
@@ -103,9 +103,9 @@ def test_the_same_submission_counts_once(tmp_path: Path) -> None:
     assert not record(database, rank(one.item_id))
     assert len(rows(database)) == 1
     stolen = Submission(f"Ada-{one.item_id}-0", other.item_id, "Ada", "rank", "skip", 1.0)
-    with pytest.raises(RefusalError, match="sent already, for something else"):
+    with pytest.raises(RefusalError, match="belongs to another submission"):
         record(database, stolen)
-    with pytest.raises(RefusalError, match="judged this already"):
+    with pytest.raises(RefusalError, match="ranked this already"):
         record(database, rank(one.item_id, number=1))
 
 
@@ -120,7 +120,7 @@ def test_the_same_submission_counts_once(tmp_path: Path) -> None:
         ({"decision": "accept", "ranks": None}, "Expected one of"),
         ({"text": "  "}, "empty"),
         ({"text": "half \ud800 of a pair"}, "surrogate"),
-        ({"decision": "skip", "ranks": None, "text": "better"}, "skips"),
+        ({"decision": "skip", "ranks": None, "text": "better"}, "skipped question"),
     ],
 )
 def test_what_makes_no_sense_is_refused(tmp_path: Path, given: Any, why: str) -> None:
@@ -132,8 +132,8 @@ def test_what_makes_no_sense_is_refused(tmp_path: Path, given: Any, why: str) ->
 
 def test_a_version_that_was_shown_is_no_better_one(tmp_path: Path) -> None:
     database, [item] = asked(tmp_path, 1)
-    shown = answers_of(database, item.item_id)[1].text
-    with pytest.raises(RefusalError, match="one of the answers shown"):
+    shown = answers_to(database, item.item_id)[1].text
+    with pytest.raises(RefusalError, match="equals one of the answers shown"):
         record(database, rank(item.item_id, text=f"{shown}\n"))
 
 
@@ -176,13 +176,13 @@ def test_only_ones_own_is_taken_back(tmp_path: Path) -> None:
 def test_what_someone_works_at_is_kept_from_others_for_a_while(tmp_path: Path) -> None:
     database, [one, other] = asked(tmp_path, 2)
     assert task_of(database, "Ada").item == one
-    assert task_of(database, "Ada").item == one  # a page loaded anew
+    assert task_of(database, "Ada").item == one  # after a reload of the page
     assert task_of(database, "Bob", lease_s=0.05).item == other
     assert next_task(database, "rank", "Cyd", 1) != "done"
     time.sleep(0.06)
     assert task_of(database, "Cyd").item == other
     assert next_task(database, "rank", "Dan", 1) == "busy"
-    # Bob was slow, but what he decided counts.
+    # Bob was slow, but his decision counts.
     assert record(database, rank(other.item_id, "Bob"))
     assert record(database, rank(other.item_id, "Cyd"))
     assert record(database, rank(one.item_id, "Ada"))
@@ -192,7 +192,7 @@ def test_what_someone_works_at_is_kept_from_others_for_a_while(tmp_path: Path) -
     assert (found.mine, found.done, found.total) == (1, 2, 2)
 
 
-def test_items_with_the_fewest_judgements_come_first(tmp_path: Path) -> None:
+def test_items_with_the_fewest_judgments_come_first(tmp_path: Path) -> None:
     database, [one, two, three] = asked(tmp_path, 3)
     record(database, rank(one.item_id, "Ada"))
     record(database, rank(two.item_id, "Ada"))
@@ -200,7 +200,7 @@ def test_items_with_the_fewest_judgements_come_first(tmp_path: Path) -> None:
     assert task_of(database, "Cyd", target=3).item == three
     record(database, rank(three.item_id, "Cyd"))
     assert task_of(database, "Cyd", target=3).item == two
-    # A skipped question still needs its judgement, by somebody else.
+    # A skipped question still needs its judgment, by somebody else.
     record(database, rank(two.item_id, "Cyd", decision="skip", ranks=None))
     assert task_of(database, "Cyd", target=3).item == one
     assert task_of(database, "Dan", target=2).item == two
@@ -211,16 +211,16 @@ def test_annotators_at_once_never_judge_an_item_twice(tmp_path: Path) -> None:
     database, items = asked(tmp_path, 12)
     path = tmp_path / DATABASE_NAME
 
-    def judge(name: str, own: Database) -> None:
+    def rank_all(name: str, own: Database) -> None:
         while isinstance(task := next_task(own, "rank", name, target=2), Task):
             record(own, rank(task.item.item_id, name))
 
     # Two share a connection, as the threads of a server do; two have their own, as processes do.
     connections = [database, database, Database(path), Database(path)]
     with ThreadPoolExecutor(4) as pool:
-        done = [*map(partial(pool.submit, judge), ("Ada", "Bob", "Cyd", "Dan"), connections)]
-    for one in done:
-        one.result()
+        done = [*map(partial(pool.submit, rank_all), ("Ada", "Bob", "Cyd", "Dan"), connections)]
+    for future in done:
+        future.result()
     pairs = Counter((row["item_id"], row["annotator"]) for row in rows(database))
     assert set(pairs.values()) == {1}
     by_item = Counter(item for item, _ in pairs)
@@ -259,14 +259,14 @@ def test_writing_is_reviewed_by_somebody_else(tmp_path: Path) -> None:
     assert isinstance(task, Task) and task.kind == "write" and not task.answers
     record(database, write(name, "Ada", text="Because."))
     [writing] = rows(database)
-    with pytest.raises(RefusalError, match="somebody else"):
+    with pytest.raises(RefusalError, match="their own"):
         record(database, write(name, "Ada", "review", "accept", about=writing["number"]))
     assert next_task(database, "write", "Ada", 1) == "done"
     review = next_task(database, "write", "Bob", 1)
     assert isinstance(review, Task) and review.kind == "review" and review.text == "Because."
     assert next_task(database, "write", "Cyd", 1) == "busy"
     about = review.about
-    with pytest.raises(RefusalError, match="Say why"):
+    with pytest.raises(RefusalError, match="needs a reason"):
         record(database, write(name, "Bob", "review", "reject", about=about))
     record(database, write(name, "Bob", "review", "reject", about=about, reason="Why not?"))
     with pytest.raises(RefusalError, match="reviewed already"):
@@ -282,8 +282,8 @@ def test_writing_is_reviewed_by_somebody_else(tmp_path: Path) -> None:
     review = next_task(database, "write", "Bob", 1)
     assert isinstance(review, Task) and review.text == "It is so."
     edited = {"about": review.about, "text": "It is so, because."}
-    # What Bob has said of the first one has been built on.
-    with pytest.raises(RefusalError, match="written anew since"):
+    # Bob can't undo the review on which the second answer depends.
+    with pytest.raises(RefusalError, match="has written a new answer"):
         undo(database, "Bob", "too late", 60)
     record(database, Submission("Bob-second", name, "Bob", "review", "edit", 9.0, **edited))
     found = progress(database, "write", "Ada", 1)
@@ -300,19 +300,19 @@ def test_a_review_taken_back_comes_again(tmp_path: Path) -> None:
     review = next_task(database, "write", "Bob", 1)
     assert isinstance(review, Task) and review.before is not None
     assert review.before["decision"] == "accept"
-    # Now the author can take theirs back too; who reviews it then is told.
+    # Now the author can take the answer back too, and a reviewer who comes too late is refused.
     undo(database, "Ada", "another request", 60)
     with pytest.raises(RefusalError, match="taken this answer back"):
         record(database, write(item.item_id, "Bob", "review", "skip", about=about))
 
 
-def test_other_questions_leave_earlier_judgements_alone(tmp_path: Path) -> None:
+def test_other_questions_leave_earlier_judgments_alone(tmp_path: Path) -> None:
     database, [item] = asked(tmp_path, 1)
     record(database, rank(item.item_id))
     database.close()
     database, [other] = asked(tmp_path, ["Something else?"])
     assert [one.item_id for one in ready_items(database)] == [other.item_id]
-    with pytest.raises(RefusalError, match="isn't asked any more"):
+    with pytest.raises(RefusalError, match="no longer active"):
         record(database, rank(item.item_id, "Bob"))
     assert len(rows(database)) == 1
 

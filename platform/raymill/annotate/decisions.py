@@ -1,7 +1,6 @@
-"""What people (and synthetic judges) decided: recorded once, on disk at once, taken back but never deleted.
+"""Decisions of people and of ranking rules: stored once, durable at once, revocable but never deleted.
 
-A submission carries a name that its sender made up, so that sending it again, after an answer that got
-lost, changes nothing.
+A submission carries an id made by its sender, so a retry after a lost response changes nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from raymill.annotate.database import Database
-from raymill.annotate.items import Item, answers_of, find_item, shown_order
+from raymill.annotate.items import Item, answers_to, find_item, shown_order
 from raymill.data.messages.conversation import read_conversation
 from raymill.data.messages.problems import Problem
 from raymill.durable import canonical_json
@@ -32,16 +31,16 @@ _NAME_CHARACTERS = 64
 
 
 class RefusalError(RaymillError):
-    """What someone sent can't be recorded; the message is for them."""
+    """A submission can't be recorded; the message is meant for its sender."""
 
 
 @dataclass(frozen=True)
 class Submission:
-    """A decision as it was sent.
+    """A decision as the sender submitted it.
 
-    `ranks[i]`: of the answer shown as number i, 1 is the best, equal is a tie. `text`: an answer that the
-    annotator wrote; in a ranking it is better than all that were shown. `about`: the writing that is
-    reviewed.
+    `ranks[i]`: the rank of the answer shown at index i, 1 for the best, equal for ties. `text`: an answer
+    written by the annotator; in a ranking it counts as better than all shown answers. `about`: the number
+    of the written answer under review.
     """
 
     judgement_id: str
@@ -57,48 +56,50 @@ class Submission:
     judge: str = HUMAN
 
 
-def annotator_name(database: Database, given: str) -> str:
-    """The spelling under which someone is known: the first one they used, whatever the case since.
+def annotator_name(database: Database, name: str) -> str:
+    """Return the first spelling under which this annotator is known, ignoring case.
 
     Raises:
-        RefusalError: it isn't a name.
+        RefusalError: it isn't a valid name.
     """
-    name = " ".join(unicodedata.normalize("NFC", given).split())
-    # Letters with their marks: many scripts can't be written without.
-    usable = all(sign in "._- " or unicodedata.category(sign)[0] in "LMN" for sign in name)
+    name = " ".join(unicodedata.normalize("NFC", name).split())
+    # Combining marks (category M) are allowed because many scripts can't be written without them.
+    usable = all(c in "._- " or unicodedata.category(c)[0] in "LMN" for c in name)
     if not usable or not 1 <= len(name) <= _NAME_CHARACTERS:
         raise RefusalError(f"A name consists of {NAME_RULE}.")
     key = name.casefold()
-    with database.act() as connection:
+    with database.transaction() as connection:
         connection.execute("INSERT OR IGNORE INTO annotators VALUES (?, ?)", (key, name))
         [row] = connection.execute("SELECT name FROM annotators WHERE key = ?", (key,))
     return str(row["name"])
 
 
 def record(database: Database, submission: Submission) -> bool:
-    """Record a decision; False if it is there already.
+    """Record a decision. Return False if the same submission is recorded already.
 
     Raises:
-        RefusalError: the item isn't asked, the annotator has decided on it, or the decision makes no sense.
+        RefusalError: the item isn't active, the annotator has decided on it before, or the decision is
+            invalid.
     """
-    with database.act() as connection:
-        sent = connection.execute(
-            "SELECT item_id, annotator FROM judgements WHERE judgement_id = ?",
+    with database.transaction() as connection:
+        recorded = connection.execute(
+            "SELECT item_id, annotator FROM judgements WHERE judgement_id = ?",  # words: keep
             (submission.judgement_id,),
         ).fetchone()
-        if sent is not None:
-            if tuple(sent) != (submission.item_id, submission.annotator):
-                raise RefusalError("This was sent already, for something else; load the page anew.")
+        # The page repeats a request whose response got lost.
+        if recorded is not None:
+            if tuple(recorded) != (submission.item_id, submission.annotator):
+                raise RefusalError("This id belongs to another submission; reload the page.")
             return False
         item = find_item(database, submission.item_id)
         if item is None:
-            raise RefusalError("This isn't asked any more.")
+            raise RefusalError("This question is no longer active.")
         if submission.decision not in DECISIONS[submission.kind]:
             known = ", ".join(DECISIONS[submission.kind])
             raise RefusalError(f"Expected one of {known}, got {submission.decision!r}.")
         shown, ranks, decision = "[]", None, submission.decision
         if submission.kind == "rank":
-            shown, ranks = _judged_answers(database, submission, item)
+            shown, ranks = _check_ranking(database, submission, item)
             if ranks is not None:
                 decision = "tie" if len(set(ranks)) == 1 else "ranked"
         elif submission.kind == "write":
@@ -106,8 +107,9 @@ def record(database: Database, submission: Submission) -> bool:
         else:
             _check_review(connection, submission, item)
         connection.execute(
-            "INSERT INTO judgements (judgement_id, item_id, kind, about, annotator, judge, time, "
-            "decision, shown, ranks, text, reason, seconds) "
+            "INSERT INTO judgements "  # words: keep
+            "(judgement_id, item_id, kind, about, annotator, judge, time, decision, shown, ranks, text, "
+            "reason, seconds) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 submission.judgement_id,
@@ -129,45 +131,47 @@ def record(database: Database, submission: Submission) -> bool:
     return True
 
 
-def _judged_answers(
+def _check_ranking(
     database: Database, submission: Submission, item: Item
 ) -> tuple[str, list[int] | None]:
-    """What was shown, in that order, and its ranks without gaps."""
-    answers = answers_of(database, item.item_id)
+    """Return the shown answers' evidence as JSON and their ranks without gaps, or refuse the ranking."""
+    answers = answers_to(database, item.item_id)
     order = shown_order(submission.annotator, item.item_id, len(answers))
-    given, judged = submission.ranks, submission.decision in ("ranked", "tie")
-    if judged != (given is not None) or (
-        given is not None
-        and (len(given) != len(order) or not all(1 <= rank <= len(order) for rank in given))
+    ranks, needs_ranks = submission.ranks, submission.decision in ("ranked", "tie")
+    if needs_ranks != (ranks is not None) or (
+        ranks is not None
+        and (len(ranks) != len(order) or not all(1 <= rank <= len(order) for rank in ranks))
     ):
         raise RefusalError(
-            f"Expected {len(order)} ranks from 1 to {len(order)} where answers are ranked, and none "
-            f"elsewhere; got {given} with {submission.decision!r}."
+            f"Expected {len(order)} ranks from 1 to {len(order)} for a ranking, and none for any other "
+            f"decision; got {ranks} with {submission.decision!r}."
         )
     if submission.text is not None:
         if submission.decision == "skip":
-            raise RefusalError("Who skips a question can't write an answer to it.")
+            raise RefusalError("A skipped question can't have a written answer.")
         _check_text(item, submission.text)
+        # The annotator's version ranks above all shown answers, so it must not be one of them.
         if submission.text.strip() in {answer.text.strip() for answer in answers}:
-            raise RefusalError("Your version is one of the answers shown; change it, or remove it.")
+            raise RefusalError("Your version equals one of the answers shown; change or remove it.")
     if database.rows(
         "SELECT 1 FROM ranked WHERE item_id = ? AND annotator = ?",
         item.item_id,
         submission.annotator,
     ):
-        raise RefusalError("You have judged this already.")
-    shown = canonical_json([{"place": place, **answers[place].evidence} for place in order])
-    if given is None:
+        raise RefusalError("You have ranked this already.")
+    shown = canonical_json([{"place": number, **answers[number].evidence} for number in order])
+    if ranks is None:
         return shown, None
-    levels = sorted(set(given))
-    return shown, [levels.index(rank) + 1 for rank in given]
+    # Renumbering makes equal preferences equal rows: (1, 3) and (1, 2) state the same.
+    levels = sorted(set(ranks))
+    return shown, [levels.index(rank) + 1 for rank in ranks]
 
 
 def _check_writing(connection: sqlite3.Connection, submission: Submission, item: Item) -> None:
     if submission.decision == "write":
         _check_text(item, submission.text or "")
     elif submission.text is not None:
-        raise RefusalError("Who skips a question can't write an answer to it.")
+        raise RefusalError("A skipped question can't have a written answer.")
     if connection.execute(
         "SELECT 1 FROM written WHERE item_id = ? AND annotator = ?",
         (item.item_id, submission.annotator),
@@ -181,42 +185,43 @@ def _check_review(connection: sqlite3.Connection, submission: Submission, item: 
         (submission.about, item.item_id),
     ).fetchone()
     if writing is None or writing["decision"] != "write":
-        raise RefusalError("Its author has taken this answer back.")
+        raise RefusalError("The author has taken this answer back.")
     if writing["annotator"] == submission.annotator:
-        raise RefusalError("An answer is reviewed by somebody else than its author.")
+        raise RefusalError("Authors can't review their own answers.")
     if connection.execute(
         "SELECT 1 FROM standing WHERE about = ? AND (decision != 'skip' OR annotator = ?)",
         (submission.about, submission.annotator),
     ).fetchone():
         raise RefusalError("This has been reviewed already.")
     if (submission.decision == "edit") != (submission.text is not None):
-        raise RefusalError("An edited answer, and only that, comes with its text.")
+        raise RefusalError("An edit needs a text, and no other review may have one.")
     if submission.text is not None:
         _check_text(item, submission.text)
     if submission.decision == "reject" and not (submission.reason or "").strip():
-        raise RefusalError("Say why it is rejected: its author will read it.")
+        raise RefusalError("A rejection needs a reason: the author will read it.")
 
 
 def _check_text(item: Item, text: str) -> None:
-    answered = [*item.messages, {"role": "assistant", "content": text}]
-    found = read_conversation({"messages": answered}, "messages")
-    if isinstance(found, Problem):
-        raise RefusalError(f"This can't be used as an answer: {found.why}.")
+    messages = [*item.messages, {"role": "assistant", "content": text}]
+    conversation = read_conversation({"messages": messages}, "messages")
+    if isinstance(conversation, Problem):
+        raise RefusalError(f"This can't be used as an answer: {conversation.why}.")
 
 
 def undo(database: Database, annotator: str, request_id: str, lease_s: float) -> str:
-    """Take back someone's last decision and give them its item again; returns the item's name.
+    """Take back an annotator's last decision and lease its item to them again; return the item's id.
 
-    The same request again changes nothing.
+    A repeated request changes nothing.
 
     Raises:
-        RefusalError: there is nothing to take back, or others have built on it.
+        RefusalError: there is no decision to take back, or another person's work depends on it.
     """
-    with database.act() as connection:
+    with database.transaction() as connection:
         done = connection.execute(
-            "SELECT item_id FROM judgements WHERE undone_by = ? AND annotator = ?",
+            "SELECT item_id FROM judgements WHERE undone_by = ? AND annotator = ?",  # words: keep
             (request_id, annotator),
         ).fetchone()
+        # A repeated request must not take back a second decision.
         if done is not None:
             return str(done["item_id"])
         last = connection.execute(
@@ -226,11 +231,12 @@ def undo(database: Database, annotator: str, request_id: str, lease_s: float) ->
         ).fetchone()
         if last is None:
             raise RefusalError("There is nothing to take back.")
+        # Another person's work depends on a decision that was reviewed, or followed by a new answer.
         if connection.execute(
             "SELECT 1 FROM verdicts WHERE about = ?", (last["number"],)
         ).fetchone():
             raise RefusalError(
-                "Your last answer has been reviewed: it can't be taken back any more."
+                "Your last answer has been reviewed: it can no longer be taken back."
             )
         if connection.execute(
             "SELECT 1 FROM standing AS later JOIN standing AS rejected ON rejected.number = ? "
@@ -239,10 +245,10 @@ def undo(database: Database, annotator: str, request_id: str, lease_s: float) ->
             (last["about"], last["item_id"], last["number"]),
         ).fetchone():
             raise RefusalError(
-                "Its author has written anew since: your review can't be taken back any more."
+                "The author has written a new answer: your review can no longer be taken back."
             )
         connection.execute(
-            "UPDATE judgements SET undone = ?, undone_by = ? WHERE number = ?",
+            "UPDATE judgements SET undone = ?, undone_by = ? WHERE number = ?",  # words: keep
             (_now(), request_id, last["number"]),
         )
         lease(connection, annotator, task_name(last["item_id"], last["about"]), lease_s)
@@ -250,12 +256,12 @@ def undo(database: Database, annotator: str, request_id: str, lease_s: float) ->
 
 
 def task_name(item_id: str, about: int | None = None) -> str:
-    """What is leased: an item, or the review of one writing."""
+    """Return the name under which a task is leased: an item, or the review of one written answer."""
     return item_id if about is None else f"{item_id}/{about}"
 
 
 def lease(connection: sqlite3.Connection, annotator: str, task: str, lease_s: float) -> None:
-    """Keep others from a task for some seconds, and give up any other."""
+    """Reserve a task for an annotator for some seconds; it replaces the annotator's earlier lease."""
     connection.execute(
         "INSERT OR REPLACE INTO leases VALUES (?, ?, ?)",
         (annotator, task, datetime.now(UTC).timestamp() + lease_s),
