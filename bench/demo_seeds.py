@@ -18,8 +18,8 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from raymill.data.demo.conversations import conversations
-from raymill.demo.asked import Speaker
-from raymill.demo.figures import gain, order_of
+from raymill.demo.figures import example_order, gain
+from raymill.demo.stage_model import StageModel
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "storage" / "runs"
@@ -43,11 +43,11 @@ def main() -> int:
     config = yaml.safe_load((RUNS / "demo" / "config.yaml").read_text())
     fraction, seed = config["data"]["validation"]["fraction"], config["run"]["seed"]
     held_out = [entry for entry in conversations(fraction, seed) if entry.held_out]
-    order = order_of(held_out, pretrained["data_digests"][0], seed)
-    before = Speaker.load(RUNS / "demo-sft" / "export")
+    order = example_order(held_out, pretrained["data_digests"][0], seed)
+    before = StageModel.load(RUNS / "demo-sft" / "export")
     for number in map(int, sys.argv[1:] or ["2", "3"]):
         figures = aligned(number)
-        after = Speaker.load(RUNS / f"demo-rlhf-{number}" / "export")
+        after = StageModel.load(RUNS / f"demo-rlhf-{number}" / "export")
         found = gain({"sft": before, "aligned": after}, held_out, order, seed)
         mean, low, high = found.interval
         print(

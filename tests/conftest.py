@@ -1,4 +1,4 @@
-"""Fixtures that rooms share. Ray starts once a session, and only if a test asks for it."""
+"""Shared fixtures. Ray starts at most once per session, and only if a test needs it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import pytest
 from sections import plain
 from servers import s3_server
 
-os.environ["RAY_AUTH_MODE"] = "disabled"  # this Ray listens to this test session alone
+# Only this test session talks to its Ray.
+os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # a test that needs Ray asks for the fixture
-# Ray's workers find the package, and what tests pickle, where this process finds them.
+# A test that needs Ray uses the fixture.
+os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
+# Ray's workers must find the package, and the test modules whose objects are pickled.
 _ROOT = Path(__file__).resolve().parents[1]
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(_ROOT / "platform"), str(_ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
@@ -24,7 +26,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """A local Ray, as jobs start it, with room for any of the tests' jobs."""
+    """Start a local Ray as jobs do, with enough slots for every test."""
     import ray
 
     from raymill.cluster import local_ray
@@ -39,7 +41,7 @@ def ray_session() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[dict[str, str]]:
-    """An S3 server, as this process's environment names it."""
+    """Start an S3 server and point the environment of this process to it."""
     with s3_server() as environment:
         os.environ.update(environment)
         yield environment
@@ -49,7 +51,7 @@ def s3() -> Iterator[dict[str, str]]:
 
 @pytest.fixture
 def uri(request: pytest.FixtureRequest) -> str:
-    """A place of a test's own on it, or in the store that RAYMILL_TEST_STORE names, as in az://container."""
+    """Return a test's own URI in the S3 server, or in the store named by RAYMILL_TEST_STORE (az://container)."""
     store = os.environ.get("RAYMILL_TEST_STORE")
     if store is None:
         request.getfixturevalue("s3")

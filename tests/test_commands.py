@@ -1,4 +1,4 @@
-"""Commands that are suggested can be pasted: the shell and the configuration take from them what was meant."""
+"""Suggested commands can be pasted: the shell and the configuration parse them as intended."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from raymill.report.page import _commands
 
 
 def loaded(command: str) -> Any:
-    """The configuration that a command, as it is pasted, asks for."""
+    """Return the configuration that a pasted command gives."""
     python, script, *arguments = shlex.split(command, comments=True)
     assert python == "python" and script.startswith("jobs/")
     return load(Path(script).stem, arguments)
@@ -51,12 +51,12 @@ def test_suggested_commands_are_understood(
     assert "add them" in typed and "secret" not in typed
 
 
-def test_a_shell_takes_them_as_meant() -> None:
+def test_a_shell_parses_them_as_intended() -> None:
     commands = [job_command("generate", f"model=/m/{name}") for name in HOSTILE]
     script = "\n".join(command.replace("python", r"printf '%s\0'", 1) for command in commands)
-    said = subprocess.run(["sh", "-c", script], capture_output=True, check=True).stdout.decode()
-    taken = [one for one in said.split("\0") if one.startswith("model=")]
-    assert taken == [f"model=/m/{name}" for name in HOSTILE]
+    output = subprocess.run(["sh", "-c", script], capture_output=True, check=True).stdout.decode()
+    parsed = [text for text in output.split("\0") if text.startswith("model=")]
+    assert parsed == [f"model=/m/{name}" for name in HOSTILE]
 
 
 @pytest.mark.parametrize("name", ALL_IN_THREE)

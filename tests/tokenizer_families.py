@@ -1,13 +1,13 @@
-"""Tokenizers of every family, tiny and without a download, and folders that hold them.
+"""Tiny tokenizers of every family, without downloads, and folders that hold them.
 
-Families differ in how they spell a space, in what they do with characters that they don't know, and in whether
-a text that spells a special token could become one.
+Families differ in their spelling of a space, in their treatment of unknown characters, and in whether text
+that spells a special token can become that token.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ def _special(tokens: tuple[str, ...] = SPECIAL) -> list[AddedToken]:
 
 
 def byte_level() -> Tokenizer:
-    """As GPT-2, Llama 3 and Qwen: every byte has a token, and bytes are put together."""
+    """Return a tokenizer like those of GPT-2, Llama 3 and Qwen: byte-level BPE."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -55,7 +55,7 @@ def byte_level() -> Tokenizer:
 
 
 def byte_level_prefixed() -> Tokenizer:
-    """As RoBERTa's and OPT's kin with `add_prefix_space`, words looked up whole (`ignore_merges`)."""
+    """Return byte-level BPE with `add_prefix_space` and `ignore_merges`, as in relatives of RoBERTa and OPT."""
     tokenizer = byte_level()
     tree = json.loads(tokenizer.to_str())
     tree["pre_tokenizer"] = {
@@ -66,7 +66,7 @@ def byte_level_prefixed() -> Tokenizer:
 
 
 def _sentencepiece_bpe() -> dict[str, Any]:
-    """Merges that can spell `</s>`; bytes stand in for unknown characters."""
+    """Return the file of a BPE with byte fallback whose merges can spell `</s>`."""
     tokenizer = Tokenizer(models.BPE(unk_token=UNK, fuse_unk=True, byte_fallback=True))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
@@ -77,7 +77,7 @@ def _sentencepiece_bpe() -> dict[str, Any]:
         ),
     )
     tree: dict[str, Any] = json.loads(tokenizer.to_str())
-    tree["added_tokens"] = [one for one in tree["added_tokens"] if one["content"] in SPECIAL]
+    tree["added_tokens"] = [t for t in tree["added_tokens"] if t["content"] in SPECIAL]
     vocab, merges = tree["model"]["vocab"], tree["model"]["merges"]
     for left, right in (("<", "/"), ("s", ">"), ("</", "s>")):
         vocab.setdefault(left + right, len(vocab))
@@ -97,7 +97,7 @@ def _sentencepiece_bpe() -> dict[str, Any]:
 
 
 def llama2() -> Tokenizer:
-    """As Llama 2's file: a normalizer puts ▁ before every stretch of text, those after special tokens, too."""
+    """Return a tokenizer like Llama 2's: ▁ before every segment of text, also after special tokens."""
     tree = _sentencepiece_bpe()
     tree["normalizer"] = {
         "type": "Sequence",
@@ -110,7 +110,7 @@ def llama2() -> Tokenizer:
 
 
 def metaspace(scheme: str) -> Tokenizer:
-    """As newer files: ▁ is put before the first stretch, before every one, or before none (Gemma)."""
+    """Return a tokenizer like newer ones: ▁ before the first segment, before every one, or none (Gemma)."""
     tree = _sentencepiece_bpe()
     tree["pre_tokenizer"] = {
         "type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": scheme == "always",
@@ -121,7 +121,7 @@ def metaspace(scheme: str) -> Tokenizer:
 
 
 def unigram(byte_fallback: bool = False) -> Tokenizer:
-    """As T5's and llm-jp's: the likeliest pieces, special tokens among them with the best score."""
+    """Return a unigram tokenizer like T5's and llm-jp's, with special tokens as the best-scored pieces."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
@@ -144,7 +144,7 @@ def unigram(byte_fallback: bool = False) -> Tokenizer:
 
 
 def word_piece() -> Tokenizer:
-    """As BERT's, cut at spaces alone, so that a special token is a word like any other."""
+    """Return a tokenizer like BERT's that splits at spaces only, so a special token is an ordinary word."""
     tokenizer = Tokenizer(models.WordPiece(unk_token=UNK))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -157,7 +157,7 @@ def word_piece() -> Tokenizer:
 
 
 def word_level() -> Tokenizer:
-    """Whole words; no decoder: `tokenizers` puts a space between tokens."""
+    """Return a word-level tokenizer without a decoder: `tokenizers` puts a space between tokens."""
     words = dict.fromkeys(word for text in TEXTS for word in text.split())
     vocab = {word: index for index, word in enumerate([*SPECIAL, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token=UNK))
@@ -167,7 +167,7 @@ def word_level() -> Tokenizer:
 
 
 def word_ends() -> Tokenizer:
-    """As CLIP's and the first GPT's: the end of a word is marked, not its beginning."""
+    """Return a tokenizer like CLIP's and GPT-1's, which marks the end of a word instead of its start."""
     tokenizer = Tokenizer(models.BPE(unk_token=UNK, end_of_word_suffix="</w>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+|[^\w\s]+"), "removed", invert=True)
     tokenizer.decoder = decoders.BPEDecoder(suffix="</w>")
@@ -205,12 +205,12 @@ def _file(name: str) -> str:
 
 
 def family(name: str) -> Tokenizer:
-    """A copy of its own for whoever asks."""
+    """Return a new copy of a family's tokenizer."""
     return Tokenizer.from_str(_file(name))
 
 
 def beginning_with(tokenizer: Tokenizer, *tokens: str) -> Tokenizer:
-    """The tokenizer, whose post-processor now puts `tokens` before a text."""
+    """Return the tokenizer with a post-processor that puts `tokens` before a text."""
     tokenizer.post_processor = processors.TemplateProcessing(
         single=" ".join([*tokens, "$A"]),
         special_tokens=[(token, tokenizer.token_to_id(token)) for token in tokens],
@@ -219,13 +219,9 @@ def beginning_with(tokenizer: Tokenizer, *tokens: str) -> Tokenizer:
 
 
 def write_folder(folder: Path, tokenizer: Tokenizer, **settings: Any) -> Path:
-    """A Hugging Face folder: `tokenizer.json`, and `settings` as tokenizer_config.json."""
+    """Write a Hugging Face folder: tokenizer.json, and `settings` as tokenizer_config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", **settings}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
-
-
-def names() -> Iterator[str]:
-    yield from FAMILIES

@@ -1,13 +1,11 @@
-"""The demonstration's own measures, against independent computations."""
+"""Measures of the demonstration, compared with independent computations."""
 
 from __future__ import annotations
 
 import random
 
-import pytest
-
 from raymill.data.demo.stdlib_conversations import ConversationEntry
-from raymill.demo.baselines import class_baselines, paired_interval, wilson
+from raymill.demo.baselines import class_baselines, paired_interval
 from raymill.demo.functions import WINDOW, first_function, longest_copy, parses
 from raymill.evaluate.answers import POINTS, verdict
 
@@ -24,14 +22,6 @@ def test_baselines_find_what_can_be_copied() -> None:
     training = [entry(f"take {n} or {n + 1}", f"{n + 1}.") for n in range(20)]
     held_out = [entry(f"take {n} or {n + 1}", f"{n + 1}.") for n in range(50, 60)]
     assert class_baselines(training, held_out) == {"majority": 0.0, "copy": 1.0, "nearest": 0.0}
-
-
-@pytest.mark.parametrize(("right", "count"), [(0, 10), (7, 10), (200, 250)])
-def test_wilson(right: int, count: int) -> None:
-    from scipy.stats import binomtest
-
-    found = binomtest(right, count).proportion_ci(method="wilson")
-    assert wilson(right, count) == pytest.approx((found.low, found.high), abs=1e-3)
 
 
 def test_paired_interval_covers_the_mean() -> None:
@@ -71,7 +61,7 @@ def test_functions_end_where_the_indentation_does() -> None:
     assert not parses("def f(:\n    pass\n")
 
 
-def test_what_the_rule_pays() -> None:
+def test_the_points_of_the_reward_rule() -> None:
     cases = {
         ("`size`.", "`size`."): "right",
         ("I don't know of `a.b`.", "I don't know of `a.b`."): "right",

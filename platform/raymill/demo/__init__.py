@@ -1,1 +1,1 @@
-"""What `make demo` shows at its end: each stage before and after, questions, and one page."""
+"""The end of `make demo`: figures of every stage before and after, example questions, and one HTML page."""

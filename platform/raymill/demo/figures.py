@@ -1,4 +1,4 @@
-"""Every figure that the demonstration ends with, measured on what nobody was trained on."""
+"""Figures of the demonstration, measured on questions and text that no stage was trained on."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from raymill.data.demo.conversations import conversations
 from raymill.data.demo.exercises import BEYOND, KINDS
 from raymill.data.demo.stdlib_conversations import ConversationEntry
 from raymill.data.store.split import hash_fraction
-from raymill.demo.asked import Asked, Speaker, question_of
 from raymill.demo.baselines import class_baselines, paired_interval
-from raymill.demo.functions import Sampled, longest_copy, parses, sample_functions
+from raymill.demo.functions import SampledFunctions, longest_copy, parses, sample_functions
+from raymill.demo.stage_model import AnsweredQuestion, StageModel, question_of
 from raymill.evaluate.answers import DECLINES, refuses
 from raymill.evaluate.spelling import spelling_refusal_f1
 
 BEST_OF = 8
-COMPARED = 504  # held-out prompts on which stages are compared by the rule
+# Held-out questions on which the reward rule compares the stages.
+COMPARED = 504
 STAGES = ("pretrained", "sft", "aligned")
-SHOWN = ("position", "default", "backwards", "sum", "library", "unknown")  # a question each
+# Each of these question classes is shown with an example.
+SHOWN = ("position", "default", "backwards", "sum", "library", "unknown")
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A class of questions: shares right per stage and baseline, of so many held-out questions."""
+class QuestionClass:
+    """A class of `count` held-out questions, with the shares answered right or declined."""
 
     name: str
     count: int
@@ -37,8 +39,11 @@ class Kind:
 
 @dataclass(frozen=True)
 class Honesty:
-    """Declining names that don't exist, by stage: F1 and share of real names declined; and the F1 of the
-    spelling classifier and of refusing everything. `named`: share of answers that name what was asked about."""
+    """Declining questions about names that don't exist, by stage.
+
+    `false_refusals`: share of real names declined. `named`: share of answers that contain the name in
+    question. `spelling`, `everything`: F1 of a classifier on the name's spelling, and of declining always.
+    """
 
     f1: dict[str, float]
     false_refusals: dict[str, float]
@@ -49,8 +54,11 @@ class Honesty:
 
 @dataclass(frozen=True)
 class Gain:
-    """What alignment gained by the rule, on sampled answers: (mean, low, high) of the paired difference, and
-    the best of eight answers of the fine-tuned model."""
+    """Gain of alignment in the reward rule's points, on sampled answers.
+
+    `interval`: (mean, low, high) of the paired difference. `best`: points of the best of eight answers of
+    the fine-tuned model.
+    """
 
     before: float
     after: float
@@ -60,14 +68,14 @@ class Gain:
 
     @property
     def share(self) -> float:
-        """Of what the best of eight would have gained."""
-        room = self.best - self.before
-        return (self.after - self.before) / room if room > 0 else 0.0
+        """Gain as a share of the gain of best-of-eight sampling."""
+        best_gain = self.best - self.before
+        return (self.after - self.before) / best_gain if best_gain > 0 else 0.0
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A question with the expected answer and every stage's."""
+class Example:
+    """A question with the expected answer and the answers of every stage."""
 
     kind: str
     question: str
@@ -77,55 +85,56 @@ class Shown:
 
 @dataclass(frozen=True)
 class Figures:
-    """All of them."""
+    """All figures of the demonstration; the field names are the keys of demo.json."""
 
-    functions: Sampled | None
-    kinds: tuple[Kind, ...]
+    functions: SampledFunctions | None
+    kinds: tuple[QuestionClass, ...]
     honesty: Honesty | None
     gain: Gain | None
-    questions: tuple[Shown, ...]
-    failures: tuple[Shown, ...]
+    questions: tuple[Example, ...]
+    failures: tuple[Example, ...]
 
 
 def measure(folders: dict[str, Path], fraction: float, seed: int, digest: str) -> Figures:
-    """Ask the models in `folders` (by stage); `digest`, the corpus', chooses what is shown."""
-    everything = conversations(fraction, seed)
-    held_out = [entry for entry in everything if entry.held_out]
-    training = [entry for entry in everything if not entry.held_out]
-    speakers = {stage: Speaker.load(folder) for stage, folder in folders.items()}
-    asked = {}
-    for stage, speaker in speakers.items():
-        asked[stage] = speaker.answers(held_out)
-        right = sum(answer.verdict == "right" for answer in asked[stage])
+    """Evaluate the models in `folders` (by stage); the corpus' `digest` selects the examples."""
+    entries = conversations(fraction, seed)
+    held_out = [entry for entry in entries if entry.held_out]
+    training = [entry for entry in entries if not entry.held_out]
+    models = {stage: StageModel.load(folder) for stage, folder in folders.items()}
+    answered = {}
+    for stage, model in models.items():
+        answered[stage] = model.answers(held_out)
+        right = sum(answer.verdict == "right" for answer in answered[stage])
         print(f"  @{stage}: {right:,} of {len(held_out):,} held-out answers right", flush=True)
-    last = asked[[*asked][-1]]
-    order = order_of(held_out, digest, seed)
-    by_kind = {kind: [n for n in order if held_out[n].kind == kind] for kind in SHOWN}
+    last = answered[[*answered][-1]]
+    # A seeded order selects the examples, so that nobody can pick flattering ones.
+    order = example_order(held_out, digest, seed)
+    by_class = {name: [n for n in order if held_out[n].kind == name] for name in SHOWN}
     wrong = [n for n in order if last[n].verdict == "wrong"]
     return Figures(
-        functions=_functions(speakers, fraction, seed),
-        kinds=tuple(_kind(name, asked, training) for name in KINDS if name != BEYOND),
-        honesty=_honesty(asked, training, held_out),
-        gain=gain(speakers, held_out, order, seed)
-        if {"sft", "aligned"} <= speakers.keys()
-        else None,
-        questions=tuple(_shown(asked, places[0]) for places in by_kind.values() if places),
-        failures=tuple(_shown(asked, place) for place in wrong[:2]),
+        functions=_functions(models, fraction, seed),
+        kinds=tuple(_question_class(name, answered, training) for name in KINDS if name != BEYOND),
+        honesty=_honesty(answered, training, held_out),
+        gain=gain(models, held_out, order, seed) if {"sft", "aligned"} <= models.keys() else None,
+        questions=tuple(_example(answered, ns[0]) for ns in by_class.values() if ns),
+        failures=tuple(_example(answered, n) for n in wrong[:2]),
     )
 
 
-def _shown(asked: dict[str, list[Asked]], place: int) -> Shown:
-    one = next(iter(asked.values()))[place]
-    answers = {stage: answers[place].text for stage, answers in asked.items()}
-    return Shown(one.entry.kind, one.question, one.reference, answers)
+def _example(answered: dict[str, list[AnsweredQuestion]], n: int) -> Example:
+    first = next(iter(answered.values()))[n]
+    answers = {stage: answers[n].text for stage, answers in answered.items()}
+    return Example(first.entry.kind, first.question, first.reference, answers)
 
 
-def _kind(name: str, asked: dict[str, list[Asked]], training: Sequence[ConversationEntry]) -> Kind:
-    of_kind = {s: [a for a in answers if a.entry.kind == name] for s, answers in asked.items()}
-    held_out = [answer.entry for answer in next(iter(of_kind.values()))]
+def _question_class(
+    name: str, answered: dict[str, list[AnsweredQuestion]], training: Sequence[ConversationEntry]
+) -> QuestionClass:
+    in_class = {s: [a for a in answers if a.entry.kind == name] for s, answers in answered.items()}
+    held_out = [answer.entry for answer in next(iter(in_class.values()))]
     known = [entry for entry in training if entry.kind == name]
-    counts = {stage: Counter(a.verdict for a in answers) for stage, answers in of_kind.items()}
-    return Kind(
+    counts = {stage: Counter(a.verdict for a in answers) for stage, answers in in_class.items()}
+    return QuestionClass(
         name,
         len(held_out),
         {stage: count["right"] / len(held_out) for stage, count in counts.items()},
@@ -135,15 +144,16 @@ def _kind(name: str, asked: dict[str, list[Asked]], training: Sequence[Conversat
 
 
 def _honesty(
-    asked: dict[str, list[Asked]],
+    answered: dict[str, list[AnsweredQuestion]],
     training: Sequence[ConversationEntry],
     held_out: Sequence[ConversationEntry],
 ) -> Honesty:
     about_names = ("library", "unknown")
     real = [n for n, entry in enumerate(held_out) if entry.kind == "library"]
+    # Declining is right for made-up names and wrong for real ones, so both are needed for F1.
     made_up = [n for n, entry in enumerate(held_out) if entry.kind == "unknown"]
     f1, false, named = {}, {}, {}
-    for stage, answers in asked.items():
+    for stage, answers in answered.items():
         declined = [refuses(answer.text, DECLINES) for answer in answers]
         hits, wrong = sum(declined[n] for n in made_up), sum(declined[n] for n in real)
         f1[stage] = 2 * hits / max(hits + wrong + len(made_up), 1)
@@ -151,8 +161,8 @@ def _honesty(
         both = [answers[n] for n in (*real, *made_up)]
         named[stage] = sum(f"`{a.entry.name}`" in a.text for a in both) / max(len(both), 1)
     pairs = [
-        [(question_of(e), e.kind == "unknown") for e in side if e.kind in about_names]
-        for side in (training, held_out)
+        [(question_of(e), e.kind == "unknown") for e in split if e.kind in about_names]
+        for split in (training, held_out)
     ]
     share = len(made_up) / max(len(made_up) + len(real), 1)
     return Honesty(
@@ -160,48 +170,51 @@ def _honesty(
     )
 
 
-def order_of(held_out: Sequence[ConversationEntry], digest: str, seed: int) -> list[int]:
-    """The held-out questions in the order in which they are chosen, which the corpus decides."""
+def example_order(held_out: Sequence[ConversationEntry], digest: str, seed: int) -> list[int]:
+    """Return the held-out questions' indices in a random order seeded by the corpus' digest."""
     return sorted(range(len(held_out)), key=lambda n: hash_fraction(f"{digest} {n}", seed))
 
 
 def gain(
-    speakers: dict[str, Speaker],
+    models: dict[str, StageModel],
     held_out: Sequence[ConversationEntry],
     order: Sequence[int],
     seed: int,
 ) -> Gain:
-    """Measure what "aligned" gained over "sft" on the first questions in that order, by drawn answers."""
-    compared = [held_out[place] for place in order[:COMPARED]]
-    print(f"  drawing {BEST_OF} answers to each of {len(compared)} questions …", flush=True)
-    draws = []
+    """Measure the gain of "aligned" over "sft" on the first questions in that order, with sampled answers."""
+    compared = [held_out[n] for n in order[:COMPARED]]
+    print(f"  sampling {BEST_OF} answers to each of {len(compared)} questions …", flush=True)
+    samples = []
     for number in range(BEST_OF):
-        draws.append(speakers["sft"].answers(compared, temperature=1.0, seed=seed + number))
-        print(f"  drawn {number + 1} of {BEST_OF}", flush=True)
-    drawn = {
-        "sft": draws[0],
-        "aligned": speakers["aligned"].answers(compared, temperature=1.0, seed=seed),
+        samples.append(models["sft"].answers(compared, temperature=1.0, seed=seed + number))
+        print(f"  sampled {number + 1} of {BEST_OF}", flush=True)
+    sampled = {
+        "sft": samples[0],
+        "aligned": models["aligned"].answers(compared, temperature=1.0, seed=seed),
     }
-    points = {stage: [answer.points for answer in answers] for stage, answers in drawn.items()}
-    before = [sum(draw[n].points for draw in draws) / BEST_OF for n in range(len(compared))]
-    best = [max(draw[n].points for draw in draws) for n in range(len(compared))]
-    differences = [after - was for after, was in zip(points["aligned"], before, strict=True)]
+    points = {stage: [answer.points for answer in answers] for stage, answers in sampled.items()}
+    # The mean of all samples estimates the fine-tuned model better than a single sample does.
+    before = [sum(sample[n].points for sample in samples) / BEST_OF for n in range(len(compared))]
+    best = [max(sample[n].points for sample in samples) for n in range(len(compared))]
+    differences = [a - b for a, b in zip(points["aligned"], before, strict=True)]
     return Gain(
         before=sum(before) / len(before),
         after=sum(points["aligned"]) / len(compared),
         interval=paired_interval(differences),
         best=sum(best) / len(best),
-        verdicts={s: dict(Counter(a.verdict for a in answers)) for s, answers in drawn.items()},
+        verdicts={s: dict(Counter(a.verdict for a in answers)) for s, answers in sampled.items()},
     )
 
 
-def _functions(speakers: dict[str, Speaker], fraction: float, seed: int) -> Sampled | None:
-    if "pretrained" not in speakers:
+def _functions(
+    models: dict[str, StageModel], fraction: float, seed: int
+) -> SampledFunctions | None:
+    if "pretrained" not in models:
         return None
-    written = sample_functions(speakers["pretrained"], seed)
-    print(f"  looking for copies of training text in {len(written)} functions …", flush=True)
+    written = sample_functions(models["pretrained"], seed)
+    print(f"  searching {len(written)} functions for copies of training text …", flush=True)
     corpus = stdlib_corpus.entries()
     families = stdlib_corpus.held_out_families(corpus, fraction, seed)
     training = (stdlib_corpus.read(e.name) for e in corpus if e.family not in families)
     parsed = sum(map(parses, written)) / len(written)
-    return Sampled(written, parsed, longest_copy(written, training))
+    return SampledFunctions(written, parsed, longest_copy(written, training))

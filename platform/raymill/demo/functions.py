@@ -1,4 +1,4 @@
-"""Functions that a base model writes: whether Python reads them, and how much of them it copied."""
+"""Functions written by a base model: the share that is valid Python, and the longest copy of training text."""
 
 from __future__ import annotations
 
@@ -6,40 +6,43 @@ import ast
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from raymill.demo.asked import Speaker
+from raymill.demo.stage_model import StageModel
 
 COUNT = 100
 NEW_TOKENS = 96
 TEMPERATURE = 0.7
 NAMES = ("read", "write", "parse", "get", "set", "load", "close", "find", "add", "run")
-WINDOW = 24  # characters: shorter copies aren't looked for
+# Characters of the shortest copy that is searched for.
+WINDOW = 24
 
 
 @dataclass(frozen=True)
-class Sampled:
+class SampledFunctions:
     """`parsed`: share of the functions that `ast.parse` accepts; `copied`: the longest run of characters
-    that also stands in training text."""
+    that also occurs in training text."""
 
     functions: tuple[str, ...]
     parsed: float
     copied: str
 
 
-def sample_functions(speaker: Speaker, seed: int) -> tuple[str, ...]:
-    """Functions that begin with one of ten names, drawn at a temperature."""
+def sample_functions(model: StageModel, seed: int) -> tuple[str, ...]:
+    """Sample functions that begin with one of ten names."""
     starts = [f"def {NAMES[number % len(NAMES)]}(" for number in range(COUNT)]
-    written = speaker.complete(
-        [speaker.text_prompt(start) for start in starts],
+    continuations = model.complete(
+        [model.text_prompt(start) for start in starts],
         new_tokens=NEW_TOKENS,
         temperature=TEMPERATURE,
         seed=seed,
     )
-    return tuple(first_function(a + b) for a, b in zip(starts, written, strict=True))
+    return tuple(first_function(a + b) for a, b in zip(starts, continuations, strict=True))
 
 
 def first_function(text: str) -> str:
-    """The text up to where the first function ends: the next line that isn't indented. The last line, which
-    the limit of tokens may have cut, is left off where the function goes on to the end."""
+    """Return the text up to the next line that isn't indented, which is the end of the first function.
+
+    If the function reaches the end of the text, its last line is dropped: the token limit may have cut it.
+    """
     lines = text.split("\n")
     for number, line in enumerate(lines[1:], 1):
         if line and not line[0].isspace() and not line.startswith((")", "]", "}")):
@@ -48,7 +51,7 @@ def first_function(text: str) -> str:
 
 
 def parses(function: str) -> bool:
-    """Whether Python reads it."""
+    """Tell whether a function is valid Python."""
     try:
         ast.parse(function)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -57,25 +60,26 @@ def parses(function: str) -> bool:
 
 
 def longest_copy(written: Sequence[str], training: Iterable[str]) -> str:
-    """The longest run of characters that stands both in something written and in a training document."""
-    places: dict[str, list[tuple[int, int]]] = {}
-    for which, text in enumerate(written):
-        for start in range(len(text) - WINDOW + 1):
-            places.setdefault(text[start : start + WINDOW], []).append((which, start))
+    """Return the longest run of characters that occurs in a written text and in a training document."""
+    # Windows of the written texts are indexed, because the training text is too large to index.
+    windows: dict[str, list[tuple[int, int]]] = {}
+    for index, text in enumerate(written):
+        for offset in range(len(text) - WINDOW + 1):
+            windows.setdefault(text[offset : offset + WINDOW], []).append((index, offset))
     best = ""
     for document in training:
         for start in range(len(document) - WINDOW + 1):
-            for which, place in places.get(document[start : start + WINDOW], ()):
-                text, length = written[which], WINDOW
-                # A run is extended from its beginning only.
-                if start and place and document[start - 1] == text[place - 1]:
+            for index, offset in windows.get(document[start : start + WINDOW], ()):
+                text, length = written[index], WINDOW
+                # A run is extended only from its first window, so that each run is measured once.
+                if start and offset and document[start - 1] == text[offset - 1]:
                     continue
                 while (
                     document[start + length : start + length + 1]
-                    == text[place + length : place + length + 1]
+                    == text[offset + length : offset + length + 1]
                     != ""
                 ):
                     length += 1
                 if length > len(best):
-                    best = text[place : place + length]
+                    best = text[offset : offset + length]
     return best

@@ -1,13 +1,13 @@
-"""The demonstration's end in words: one table, a line a stage; questions; what it can be asked."""
+"""Text of the demonstration's results: a table with the figures of each stage, and example questions."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from raymill.demo.figures import STAGES, Figures, Shown
+from raymill.demo.figures import STAGES, Example, Figures
+from raymill.report.page import RunSummary
 
 WIDTH = 118
 EXAMPLES = (
@@ -21,21 +21,23 @@ EXAMPLES = (
 
 
 @dataclass(frozen=True)
-class Line:
-    """What a stage did: a figure before and after, in plain words."""
+class Row:
+    """Figure of a stage, before and after it, with a value for comparison."""
 
     stage: str
-    what: str
+    figure: str
     before: str
     after: str
-    yardstick: str = ""
+    comparison: str = ""
 
 
-def lines(figures: Figures, summaries: dict[str, Any], gzip: float | None) -> Iterator[Line]:
-    """The table. `summaries`: the runs' own, by stage of the pipeline."""
-    if (found := summaries.get("pretrain")) is not None:
-        value = found["figures"]
-        yield Line(
+def rows(
+    figures: Figures, summaries: Mapping[str, RunSummary], gzip: float | None
+) -> Iterator[Row]:
+    """Yield the rows of the table; `summaries` are keyed by the pipeline's stage."""
+    if (summary := summaries.get("pretrain")) is not None:
+        value = summary["figures"]
+        yield Row(
             "base",
             "bits per byte of held-out library text",
             f"{value['eval/bits_per_byte/before']:.2f}",
@@ -43,17 +45,18 @@ def lines(figures: Figures, summaries: dict[str, Any], gzip: float | None) -> It
             "" if gzip is None else f"gzip -9 {gzip:.3f}",
         )
     if figures.functions is not None:
-        yield Line(
+        yield Row(
             "",
-            f"of {len(figures.functions.functions)} functions it writes, Python reads",
+            f"valid Python, of {len(figures.functions.functions)} functions that it writes",
             "",
             f"{figures.functions.parsed:.0%}",
             f"longest copy of training text {len(figures.functions.copied)} characters",
         )
     for number, kind in enumerate(figures.kinds):
         if "sft" in kind.right:
+            # A model is only as good as its lead over the strongest baseline.
             best = max(kind.baselines, key=lambda name: kind.baselines[name])
-            yield Line(
+            yield Row(
                 "" if number else "fine-tuned",
                 f"right: {kind.name}, {kind.count} held-out questions",
                 f"{kind.right.get('pretrained', 0):.0%}",
@@ -62,72 +65,73 @@ def lines(figures: Figures, summaries: dict[str, Any], gzip: float | None) -> It
             )
     if figures.honesty is not None and "sft" in figures.honesty.f1:
         honesty = figures.honesty
-        yield Line(
+        yield Row(
             "",
-            "names in its answer the very thing it was asked about",
+            "answers that contain the name in question",
             f"{honesty.named.get('pretrained', 0):.0%}",
             f"{honesty.named['sft']:.0%}",
         )
         spelling = f"spelling {honesty.spelling:.2f}, " if honesty.spelling is not None else ""
-        yield Line(
+        yield Row(
             "",
             "declines names that don't exist (F1)",
             f"{honesty.f1.get('pretrained', 0):.2f}",
             f"{honesty.f1['sft']:.2f}",
-            f"{spelling}refusing all {honesty.everything:.2f}; declines {honesty.false_refusals['sft']:.0%} "
-            "of real names",
+            f"{spelling}declining always {honesty.everything:.2f}; declines "
+            f"{honesty.false_refusals['sft']:.0%} of real names",
         )
-    if (found := summaries.get("reward")) is not None:
-        value = found["figures"]
-        yield Line(
+    # A random ranking of pairs is right in half of the cases.
+    if (summary := summaries.get("reward")) is not None:
+        value = summary["figures"]
+        yield Row(
             "reward",
-            "held-out pairs ranked as the rule ranks them",
+            "held-out pairs ranked as by the reward rule",
             f"{value['pairs/reward/accuracy/before']:.0%}",
             f"{value['pairs/reward/accuracy']:.0%}",
-            "a coin 50%",
+            "chance 50%",
         )
     if figures.gain is not None:
         gain = figures.gain
         mean, low, high = gain.interval
         counts = {
             stage: ", ".join(
-                f"{100 * found.get(v, 0) / max(sum(found.values()), 1):.0f}% {v}"
+                f"{100 * verdicts.get(v, 0) / max(sum(verdicts.values()), 1):.0f}% {v}"
                 for v in ("right", "declined", "wrong")
             )
-            for stage, found in gain.verdicts.items()
+            for stage, verdicts in gain.verdicts.items()
         }
-        yield Line(
+        yield Row(
             "aligned",
-            "points by the rule (right 1, declined 0.3, wrong 0)",
+            "points of the reward rule (right 1, declined 0.3, wrong 0)",
             f"{gain.before:.3f}",
             f"{gain.after:.3f}",
-            f"gain {mean:+.3f} ({low:+.3f} to {high:+.3f}), {gain.share:.0%} of what the best of 8 would gain",
+            f"gain {mean:+.3f} ({low:+.3f} to {high:+.3f}), {gain.share:.0%} of the gain of best-of-8",
         )
-        yield Line("", "before: " + counts["sft"], "", "")
-        yield Line("", "after:  " + counts["aligned"], "", "")
+        yield Row("", "before: " + counts["sft"], "", "")
+        yield Row("", "after:  " + counts["aligned"], "", "")
 
 
-def printed(table: list[Line]) -> str:
-    """As text, in columns."""
-    stage = max(len(line.stage) for line in table)
-    what = max(len(line.what) for line in table)
+def table_text(table: list[Row]) -> str:
+    """Format the table as text in aligned columns."""
+    stage = max(len(row.stage) for row in table)
+    figure = max(len(row.figure) for row in table)
     return "\n".join(
-        f"{line.stage:<{stage}}  {line.what:<{what}}  {line.before:>6} {'→' if line.after else ' '} "
-        f"{line.after:<6} {line.yardstick}".rstrip()
-        for line in table
+        f"{row.stage:<{stage}}  {row.figure:<{figure}}  {row.before:>6} {'→' if row.after else ' '} "
+        f"{row.after:<6} {row.comparison}".rstrip()
+        for row in table
     )
 
 
-def conversation(shown: Shown) -> str:
-    """A question with what each stage answers."""
-    rows = [("expected", shown.expected)]
-    rows += [(f"@{stage}", shown.answers[stage]) for stage in STAGES if stage in shown.answers]
+def example_text(example: Example) -> str:
+    """Format a question with the answers of the stages."""
+    named = [("expected", example.expected)]
+    named += [(f"@{stage}", example.answers[stage]) for stage in STAGES if stage in example.answers]
     answers = "\n".join(
-        f"  {name:<12} {textwrap.shorten(text, WIDTH - 15) or '(nothing)'}" for name, text in rows
+        f"  {name:<12} {textwrap.shorten(text, WIDTH - 15) or '(nothing)'}" for name, text in named
     )
-    return f"you> {shown.question}\n{answers}"
+    return f"you> {example.question}\n{answers}"
 
 
 def examples() -> str:
-    """What the assistant can be asked."""
-    return "\n".join(f"  {what:<10} {question}" for what, question in EXAMPLES)
+    """List example questions that the assistant can answer."""
+    return "\n".join(f"  {topic:<10} {question}" for topic, question in EXAMPLES)

@@ -20,6 +20,7 @@ from raymill.track.follow import Follower, last_of_each_step
 from raymill.track.forwarder import metrics_of
 
 if TYPE_CHECKING:
+    from raymill.report.page import RunSummary
     from raymill.track.tracker import Tracker
 
 SUMMARY_NAME = "summary.json"
@@ -38,7 +39,7 @@ def finish_run(
     """
     from raymill.report.alignment import pairs_card, reward_card
     from raymill.report.fine_tuning import fine_tuning_card, yardsticks
-    from raymill.report.page import write_report
+    from raymill.report.page import FinishedRun, write_report
     from raymill.report.pretraining import pretraining_card
 
     cards = {
@@ -71,10 +72,11 @@ def finish_run(
     summary = _summary(resolved, checkpoint, export, figures, registered)
     # The pipeline's next stage reads its parent from this file.
     write_atomic(resolved.run_dir / SUMMARY_NAME, json.dumps(summary, indent=1))
-    card = cards[type(resolved.job)](resolved.run_dir, prepared, events, summary)
+    run = FinishedRun(resolved.run_dir, prepared, events, summary)
+    card = cards[type(resolved.job)](run)
     for text in card.headlines:
         console.say(text)
-    report, curve = write_report(resolved.run_dir, events, summary, card)
+    report, curve = write_report(run, card)
     tracker.attach([report, curve])
     console.say(f"report   {report}")
     console.say(f"summary  {resolved.run_dir / SUMMARY_NAME}")
@@ -148,9 +150,9 @@ def _summary(
     export: Export,
     figures: dict[str, Any],
     registered: str | None,
-) -> dict[str, Any]:
+) -> RunSummary:
     return {
-        "run": resolved.job.run.name,
+        "run": str(resolved.job.run.name),
         "status": "finished",
         "figures": figures,
         "checkpoint": str(checkpoint.directory),

@@ -1,1 +1,1 @@
-"""The report card of a run: one page that can be mailed."""
+"""Reports of runs: one HTML page per finished run, and audits of any run."""

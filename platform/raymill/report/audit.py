@@ -1,5 +1,4 @@
-"""What became of a run, from what it left: attempts and failures, which samples were learned from, what was
-lost, and whether every byte of its checkpoints is still what was committed."""
+"""Audit of a run from its files: attempts and failures, order of the samples, lost work, intact checkpoints."""
 
 from __future__ import annotations
 
@@ -9,7 +8,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 
@@ -20,17 +18,17 @@ from raymill.engine.guard import noted_windows
 from raymill.errors import CheckpointError, ConfigError
 from raymill.reading import entries, is_file, is_folder
 from raymill.schema.jobs import AuditJob
-from raymill.track.follow import Follower, last_of_each_step
-from raymill.track.state_log import HISTORY_NAME, read_history
+from raymill.track.follow import Event, Follower, last_of_each_step
+from raymill.track.state_log import HISTORY_NAME, StateLine, read_history
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """A start of the workers: from which step, to which, and what ended it."""
+    """One attempt at training: a start of the workers, its steps and its end."""
 
     number: int
     workers: int
-    first: int  # the first step it made
+    first: int  # first and last step that it made
     last: int
     seconds: float
     ended: str
@@ -38,28 +36,35 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Audit:
-    """Everything that is told of a run. `problems` is empty where all is as it should be."""
+    """Results of an audit.
+
+    Effective steps are those of the final history: every step once, as last written. `unstarted` describes
+    failed starts before the first attempt. `samples`: drawn by effective steps; `left_out`: excluded by the
+    guard; `replayed`: drawn again after a failure. `lost_steps`: made, but replaced by a later attempt.
+    `useful_s`: seconds of effective steps; `running_s`: seconds of all drivers, from start to end.
+    `verified`: (step, bytes) of every intact checkpoint. `problems` is empty for a healthy run.
+    """
 
     attempts: Sequence[Attempt]
-    unstarted: str  # what became of starts before the first attempt; empty where all is well
+    unstarted: str
     step: int
-    samples: int  # drawn by the steps that count
-    left_out: int  # by the guard: of the steps that count where it skipped, beside them where it went back
-    replayed: int  # drawn again after a failure
-    lost_steps: int  # made, and not among those that count
-    useful_s: float  # of the steps that count
-    running_s: float  # of all drivers, from their start of the workers to their end
-    verified: Sequence[tuple[int, int]]  # (step, bytes)
+    samples: int
+    left_out: int
+    replayed: int
+    lost_steps: int
+    useful_s: float
+    running_s: float
+    verified: Sequence[tuple[int, int]]
     problems: Sequence[str]
 
     @property
     def effective(self) -> float:
-        """Share of the running time that went into steps that count."""
+        """Share of the running time spent in effective steps."""
         return self.useful_s / self.running_s if self.running_s else 0.0
 
 
 def run(job: AuditJob) -> int:
-    """Print a run's audit; returns the exit code, 1 where there is a problem.
+    """Print a run's audit. Return the exit code: 1 if there is a problem.
 
     Raises:
         ConfigError: there is no such run.
@@ -67,48 +72,54 @@ def run(job: AuditJob) -> int:
     if job.storage.uri is not None:
         return _run_remote(RemoteRun(f"{job.storage.uri}/runs/{job.run.name}"), str(job.run.name))
     runs = job.storage.folder / "runs"
+    # A run without a history was never started by a driver.
     run_dir = runs / str(job.run.name)
     if not is_file(run_dir / HISTORY_NAME):
-        there = [folder.name for folder in entries(runs) if is_file(folder / HISTORY_NAME)]
+        known = [folder.name for folder in entries(runs) if is_file(folder / HISTORY_NAME)]
         raise ConfigError(
             [
-                f"run.name={job.run.name}: {runs} has no such run; there is: {', '.join(there) or 'none'}"
+                f"run.name={job.run.name}: {runs} has no such run; there is: {', '.join(known) or 'none'}"
             ]
         )
     return _print(audit(run_dir), f"run {job.run.name} in {run_dir}")
 
 
 def _run_remote(remote: RemoteRun, name: str) -> int:
-    """Of a run in an object store, wherever it was made."""
+    """Audit a run in an object store, whose checkpoints are verified there."""
     with TemporaryDirectory() as folder:
         run_dir = Path(folder)
         remote.download_files(run_dir)
         return _print(audit(run_dir, remote.verified), f"run {name} in {remote.uri}")
 
 
-def _print(found: Audit, title: str) -> int:
+def _print(result: Audit, title: str) -> int:
     print(title)
-    for name, text in audit_lines(found):
-        print(f"{name:<14}{text}")
-    return 1 if found.problems else 0
+    for topic, text in audit_lines(result):
+        print(f"{topic:<14}{text}")
+    return 1 if result.problems else 0
 
 
 def audit(
     run_dir: Path, verified: Callable[[], tuple[list[CheckpointManifest], list[str]]] | None = None
 ) -> Audit:
-    """Read a run's journal, history and checkpoints, of which every byte is hashed, here or by `verified`."""
+    """Audit a run by its journal, its history and its checkpoints.
+
+    `verified` returns the intact checkpoints' manifests and the problems of the others; without it, every
+    byte of the checkpoints is hashed here.
+    """
     events = Follower(run_dir / "metrics.jsonl").read()
     history = read_history(run_dir)
     steps = [event for event in events if event["kind"] == "step"]
-    # Steps that an earlier attempt made beyond where the last one is will be made again.
+    # An earlier attempt may have gone further than the last one; its later steps will be repeated.
     reached = steps[-1]["step"] if steps else 0
-    counted = [event for event in last_of_each_step(events, "step") if event["step"] <= reached]
+    effective = [event for event in last_of_each_step(events, "step") if event["step"] <= reached]
     manifests, damaged = verified() if verified else _verified(run_dir / "checkpoints")
     left_out = sorted({*_left_out(manifests), *noted_windows(run_dir)})
-    batch = _batch(counted, manifests)
-    kept = {id(event) for event in counted}
-    # What lies in a window that the guard went back past is never drawn again.
-    again = [
+    batch = _batch(effective, manifests)
+    # Events are compared by identity, because a replayed step has the same number as the step it replaces.
+    kept = {id(event) for event in effective}
+    # After a rollback by the guard, the samples of its window are skipped, so they are never drawn again.
+    replayed = [
         event
         for event in steps
         if id(event) not in kept
@@ -117,26 +128,26 @@ def audit(
     return Audit(
         attempts=_attempts(events, history),
         unstarted=_failed_starts(_before_the_first(events, history)),
-        step=counted[-1]["step"] if counted else 0,
-        samples=len(counted) * batch,
+        step=effective[-1]["step"] if effective else 0,
+        samples=len(effective) * batch,
         left_out=sum(last - first + 1 for first, last in left_out),
-        replayed=len(again) * batch,
-        lost_steps=len(steps) - len(counted),
-        useful_s=sum(event["perf/step_s"] for event in counted),
+        replayed=len(replayed) * batch,
+        lost_steps=len(steps) - len(effective),
+        useful_s=sum(event["perf/step_s"] for event in effective),
         running_s=sum(_sessions(events, history)),
         verified=[
             (manifest.step, sum(file.bytes for file in manifest.files.values()))
             for manifest in manifests
         ],
-        problems=[*damaged, *_misdrawn(counted, batch, left_out)],
+        problems=[*damaged, *_sample_problems(effective, batch, left_out)],
     )
 
 
-def _batch(counted: Sequence[dict[str, Any]], manifests: Sequence[CheckpointManifest]) -> int:
-    """Samples a step, by a checkpoint; without one, the least that two steps in a row differ by."""
+def _batch(effective: Sequence[Event], manifests: Sequence[CheckpointManifest]) -> int:
+    """Return the samples per step, by a checkpoint or else by the smallest increase between two steps."""
     if manifests and "train.global_batch" in manifests[-1].config:
         return int(manifests[-1].config["train.global_batch"])
-    samples: list[int] = [event["samples"] for event in counted]
+    samples: list[int] = [event["samples"] for event in effective]
     steps: list[int] = [after - before for before, after in pairwise(samples) if after > before]
     return min(steps, default=sum(samples[:1]))
 
@@ -147,116 +158,114 @@ def _verified(checkpoints: Path) -> tuple[list[CheckpointManifest], list[str]]:
         try:
             manifests.append(verify(directory))
         except CheckpointError as error:
-            if is_folder(directory):  # it isn't where the run goes on meanwhile
+            # A run that is still training may have deleted this old checkpoint in the meantime.
+            if is_folder(directory):
                 problems.append(str(error))
     return manifests, problems
 
 
 def _left_out(manifests: Sequence[CheckpointManifest]) -> list[tuple[int, int]]:
-    """First and last sample of each window that the guard left out, by the newest checkpoint."""
+    """Return the (first, last) samples of the windows that the guard excluded, by the newest checkpoint."""
     if not manifests:
         return []
     return [(first, last) for first, last in manifests[-1].guard.get("skipped", [])]
 
 
-def _misdrawn(
-    counted: Sequence[dict[str, Any]], batch: int, left_out: Sequence[tuple[int, int]]
+def _sample_problems(
+    effective: Sequence[Event], batch: int, left_out: Sequence[tuple[int, int]]
 ) -> Iterator[str]:
-    """Steps whose samples aren't the ones that follow those of the step before: each is drawn once and in
-    order, but for windows that were left out as a whole."""
+    """Yield a problem for every step whose samples don't follow those of the step before.
+
+    Samples are drawn once and in order, except for windows that the guard excluded as a whole.
+    """
     windows = {first: last + 1 for first, last in left_out}
     expected: int | None = None
-    for event in counted:
+    for event in effective:
         first = event["samples"] - batch
         while expected is not None and expected < first and expected in windows:
             expected = windows[expected]
         if expected is not None and first != expected:
-            yield f"step {event['step']} drew samples from {first} on, {expected} were next"
+            yield f"step {event['step']} drew samples from {first} on instead of {expected}"
         ids = np.arange(first, first + batch, dtype="<i8")
         if hashlib.sha256(ids.tobytes()).hexdigest() != event["sample_ids_sha256"]:
             yield f"step {event['step']} didn't draw the samples {first}-{first + batch - 1}"
         expected = first + batch
 
 
-def _attempts(events: Sequence[dict[str, Any]], history: Sequence[dict[str, Any]]) -> list[Attempt]:
-    """Attempts in order; what ended each is the first thing told of after its last event."""
-    found = []
+def _attempts(events: Sequence[Event], history: Sequence[StateLine]) -> list[Attempt]:
+    """Return the attempts in order; the first state recorded after an attempt's last event explains its end."""
+    attempts = []
     starts = [event for event in events if event["kind"] == "attempt"]
     for index, start in enumerate(starts):
-        own = [event for event in events if event["attempt"] == start["attempt"]]
+        made = [event for event in events if event["attempt"] == start["attempt"]]
         until = starts[index + 1]["time"] if index + 1 < len(starts) else float("inf")
-        steps = [event["step"] for event in own if event["kind"] == "step"]
-        found.append(
+        steps = [event["step"] for event in made if event["kind"] == "step"]
+        attempts.append(
             Attempt(
                 number=start["attempt"],
                 workers=start["world_size"],
                 first=min(steps, default=start["step"] + 1),
                 last=max(steps, default=start["step"]),
-                seconds=own[-1]["time"] - start["time"],
-                ended=_ended(own, history, start["time"], until),
+                seconds=made[-1]["time"] - start["time"],
+                ended=_ended(made, history, start["time"], until),
             )
         )
-    return found
+    return attempts
 
 
-def _ended(
-    own: Sequence[dict[str, Any]], history: Sequence[dict[str, Any]], since: float, until: float
-) -> str:
-    told = [line for line in history if since <= line["time"] < until and "what" in line]
+def _ended(made: Sequence[Event], history: Sequence[StateLine], since: float, until: float) -> str:
+    """Describe the end of an attempt whose events are `made`, and the failed starts after it."""
+    states = [line for line in history if since <= line["time"] < until and "what" in line]
     driver = max((line["token"] for line in history if line["time"] <= since), default=None)
-    ours = [line for line in told if line["token"] == driver]
-    # A failure's cause follows what the watchdog may have said of it; those after it, and another driver's,
-    # are of starts that didn't come as far as an attempt.
-    mine = next((line for line in ours if "cause" in line), None)
-    starts = _failed_starts([line for line in told if line is not mine])
+    by_driver = [line for line in states if line["token"] == driver]
+    # The first cause belongs to this attempt, possibly after a remark of the watchdog. Later causes, and
+    # those of another driver, belong to starts that failed before they became an attempt.
+    cause = next((line for line in by_driver if "cause" in line), None)
+    starts = _failed_starts([line for line in states if line is not cause])
     then = f"; then {starts}" if starts else ""
-    return _first_word(own, ours, until) + then
+    return _explanation(made, by_driver, until) + then
 
 
-def _first_word(own: Sequence[dict[str, Any]], told: Sequence[dict[str, Any]], until: float) -> str:
-    if told:
-        return str(told[0]["what"])
-    status = next((event for event in reversed(own) if event["kind"] == "status"), None)
+def _explanation(made: Sequence[Event], states: Sequence[StateLine], until: float) -> str:
+    if states:
+        return str(states[0]["what"])
+    status = next((event for event in reversed(made) if event["kind"] == "status"), None)
     if status is None:
         last = until == float("inf")
-        return f"{'under way, or ' if last else ''}its driver ended without a word"
+        return f"{'still running, or ' if last else ''}its driver ended without a record"
     return f"{status['status']}: {status['error']}" if "error" in status else str(status["status"])
 
 
-def _before_the_first(
-    events: Sequence[dict[str, Any]], history: Sequence[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    begin = min((event["time"] for event in events), default=float("inf"))
-    return [line for line in history if line["time"] < begin]
+def _before_the_first(events: Sequence[Event], history: Sequence[StateLine]) -> list[StateLine]:
+    first = min((event["time"] for event in events), default=float("inf"))
+    return [line for line in history if line["time"] < first]
 
 
-def _failed_starts(lines: Sequence[dict[str, Any]]) -> str:
+def _failed_starts(lines: Sequence[StateLine]) -> str:
     failed = [line["what"] for line in lines if "cause" in line]
     return f"{len(failed)} start{'s' if failed[1:] else ''} failed: {failed[-1]}" if failed else ""
 
 
-def _sessions(
-    events: Sequence[dict[str, Any]], history: Sequence[dict[str, Any]]
-) -> Iterator[float]:
-    """Seconds of each driver that held the run: to its last word, or to the last of its workers'."""
+def _sessions(events: Sequence[Event], history: Sequence[StateLine]) -> Iterator[float]:
+    """Yield the seconds of each driver that held the run, up to its last record or its workers' last event."""
     tokens = sorted({line["token"] for line in history})
-    begins = {
+    starts = {
         token: min(line["time"] for line in history if line["token"] == token) for token in tokens
     }
     for index, token in enumerate(tokens):
-        begin = begins[token]
-        end = begins[tokens[index + 1]] if index + 1 < len(tokens) else float("inf")
+        start = starts[token]
+        end = starts[tokens[index + 1]] if index + 1 < len(tokens) else float("inf")
         times = [line["time"] for line in history if line["token"] == token]
-        times += [event["time"] for event in events if begin <= event["time"] < end]
-        yield max(times) - begin
+        times += [event["time"] for event in events if start <= event["time"] < end]
+        yield max(times) - start
 
 
-def audit_lines(found: Audit) -> list[tuple[str, str]]:
-    """An audit in words."""
-    lines = [("step", f"{found.step:,}")]
-    if found.unstarted:
-        lines.append(("before", found.unstarted))
-    for attempt in found.attempts:
+def audit_lines(result: Audit) -> list[tuple[str, str]]:
+    """Describe an audit in lines of (topic, text)."""
+    lines = [("step", f"{result.step:,}")]
+    if result.unstarted:
+        lines.append(("before", result.unstarted))
+    for attempt in result.attempts:
         made = (
             f"steps {attempt.first:,} to {attempt.last:,}"
             if attempt.last >= attempt.first
@@ -269,24 +278,24 @@ def audit_lines(found: Audit) -> list[tuple[str, str]]:
                 f"{made}, {workers}, {attempt.seconds:,.0f} s; {attempt.ended}",
             )
         )
-    total = found.samples + found.replayed
-    again = f"{found.replayed / total:.1%}" if total else "0%"
+    total = result.samples + result.replayed
+    again = f"{result.replayed / total:.1%}" if total else "0%"
     lines += [
         (
             "samples",
-            f"{found.samples:,} drawn by the steps that count; {found.replayed:,} drawn again after failures "
-            f"({again}); {found.left_out:,} left out by the guard",
+            f"{result.samples:,} drawn by effective steps; {result.replayed:,} drawn again after failures "
+            f"({again}); {result.left_out:,} excluded by the guard",
         ),
-        ("steps lost", f"{found.lost_steps:,}"),
+        ("steps lost", f"{result.lost_steps:,}"),
         (
             "time",
-            f"{found.effective:.1%} effective: {found.useful_s:,.0f} s of steps that count in "
-            f"{found.running_s:,.0f} s of running",
+            f"{result.effective:.1%} effective: {result.useful_s:,.0f} s of effective steps in "
+            f"{result.running_s:,.0f} s of running",
         ),
         (
             "checkpoints",
-            ", ".join(f"step {step:,} ({size / 2**20:,.1f} MiB)" for step, size in found.verified)
-            + (": every byte verified" if found.verified else "none"),
+            ", ".join(f"step {step:,} ({size / 2**20:,.1f} MiB)" for step, size in result.verified)
+            + (": every byte verified" if result.verified else "none"),
         ),
     ]
-    return [*lines, *(("PROBLEM", text) for text in found.problems)]
+    return [*lines, *(("PROBLEM", text) for text in result.problems)]

@@ -1,23 +1,22 @@
-"""report.html: what a run reached, how, from what, and what to type next; one file, no network.
+"""report.html of a finished run: results, samples, origin and next commands, in one file without network.
 
-What is shown of a kind of job is its card's business; this is the page around it.
+The sections that depend on the kind of job come from its `Card`.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from raymill.data.store.manifest import PreparedData
 from raymill.engine.source_names import source_names
 from raymill.reading import entries, read_bytes, read_text
 from raymill.redaction import append_arguments, job_command
-from raymill.report.curve import draw_curve
-from raymill.track.follow import last_of_each_step
+from raymill.track.follow import Event, last_of_each_step
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2933; --soft: #616e7c; --line: #e4e7eb;
@@ -44,9 +43,51 @@ pre { background: var(--card); border-radius: .5rem; padding: .8rem 1rem; overfl
 """
 
 
+INK, TRAIN, HELD_OUT, GRID = "#1f2933", "#9fb3c8", "#d64545", "#e4e7eb"
+
+
+class RunSummary(TypedDict):
+    """summary.json of a finished run."""
+
+    run: str
+    status: str
+    figures: dict[str, float]
+    checkpoint: str
+    checkpoint_digest: str
+    export: str
+    adapter: str | None
+    registered: str | None
+    parent: str | None
+    reward: str | None
+    data: list[str]
+    data_digests: list[str]
+    config_digest: str
+    code_commit: str | None
+    metrics: str
+    command: str
+    going_on: str | None
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """Everything that a report is made of."""
+
+    folder: Path
+    prepared: Sequence[PreparedData]
+    events: Sequence[Event]
+    summary: RunSummary
+
+
+class StoredTable(TypedDict):
+    """Table of sampled answers as a run stores it."""
+
+    columns: list[str]
+    data: list[list[object]]
+
+
 @dataclass(frozen=True)
 class Tile:
-    """A figure that stands out."""
+    """Headline figure in large type."""
 
     value: str
     text: str
@@ -55,7 +96,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Column:
-    """A figure of the evaluations' table: its heading, its name in the journal, its format."""
+    """Column of the table of evaluations: heading, metric name and number format."""
 
     title: str
     name: str
@@ -64,23 +105,27 @@ class Column:
 
 @dataclass(frozen=True)
 class Curve:
-    """What is drawn over tokens: a figure of the steps, one of the evaluations, and what both are."""
+    """Plot over tokens: a metric of the steps, one of the evaluations, and the label of their axis."""
 
     train: str = "train/loss"
     held_out: str = "eval/loss"
-    label: str = "loss (nats a token)"
+    label: str = "loss (nats per token)"
 
 
 @dataclass(frozen=True)
 class Card:
-    """What there is to say of one kind of job."""
+    """Parts of a report that depend on the kind of job.
 
-    headlines: tuple[str, ...]  # lines for a terminal
+    `headlines` are printed on the terminal. `sections` are HTML, placed after the evaluations. `next_job`:
+    the job that uses the model, and its configuration key for it.
+    """
+
+    headlines: tuple[str, ...]
     tiles: tuple[Tile, ...]
     columns: tuple[Column, ...]
-    sections: tuple[str, ...]  # HTML, after the evaluations
+    sections: tuple[str, ...]
     lineage: tuple[tuple[str, str], ...]
-    ask: tuple[str, str]  # the job that uses the model, and the key that it is given under
+    next_job: tuple[str, str]
     curve: Curve = Curve()
 
 
@@ -88,7 +133,7 @@ def by_source(
     prepared: Sequence[PreparedData],
     describe: Callable[[PreparedData], tuple[tuple[str, str], ...]],
 ) -> tuple[tuple[str, str], ...]:
-    """Topics and texts of each data source, under its name where there are several."""
+    """Describe each data source in rows of (topic, text), prefixed with its name if there are several."""
     if len(prepared) == 1:
         return describe(prepared[0])
     named = zip(source_names(prepared), prepared, strict=True)
@@ -98,45 +143,87 @@ def by_source(
 
 
 def sample_files(run_dir: Path, kind: str) -> list[Path]:
-    """Files of a run's samples of one kind, in the order of their steps."""
+    """Return the files of a run's samples of one kind, in the order of their steps."""
     return [path for path in entries(run_dir / "samples") if path.name.startswith(f"{kind}-")]
 
 
-def write_report(
-    run_dir: Path, events: Sequence[dict[str, Any]], summary: dict[str, Any], card: Card
-) -> tuple[Path, Path]:
-    """Write report.html and loss.png; returns their paths."""
-    steps = last_of_each_step(events, "step")
-    evaluations = last_of_each_step(events, "evaluation")
-    curve, path = run_dir / "loss.png", run_dir / "report.html"
-    shown = card.curve
-    draw_curve(steps, evaluations, shown.train, shown.held_out, shown.label, curve)
-    figures = summary["figures"]
-    picture = base64.b64encode(read_bytes(curve)).decode("ascii")
+def write_report(run: FinishedRun, card: Card) -> tuple[Path, Path]:
+    """Write report.html and loss.png; return their paths."""
+    summary = run.summary
+    steps = last_of_each_step(run.events, "step")
+    evaluations = last_of_each_step(run.events, "evaluation")
+    plot, path = run.folder / "loss.png", run.folder / "report.html"
+    draw_curve(steps, evaluations, card.curve, plot)
+    figures, label = summary["figures"], card.curve.label
+    # The plot is embedded, so that the report is a single file.
+    picture = base64.b64encode(read_bytes(plot)).decode("ascii")
     sections = [
         f"<h1>{escape(summary['run'])}</h1>",
         f"<p class=sub>{figures['steps']:,} steps, {figures['tokens']:,} tokens, "
         f"{figures['perf/tokens_per_s']:,.0f} tokens/s</p>",
         "<div class=cards>" + "".join(map(_tile, card.tiles)) + "</div>",
-        f"<h2>{escape(shown.label.partition(' (')[0].capitalize())}</h2>",
-        f'<img alt="training and held-out {escape(shown.label)} over tokens" '
+        f"<h2>{escape(label.partition(' (')[0].capitalize())}</h2>",
+        f'<img alt="training and held-out {escape(label)} over tokens" '
         f'src="data:image/png;base64,{picture}">',
         _evaluations(evaluations, card.columns),
         *card.sections,
-        "<h2>Where it comes from</h2>",
+        "<h2>Origin</h2>",
         table([*_origin(summary), *card.lineage]),
-        "<h2>What to type next</h2>",
-        f"<pre>{escape(_commands(summary, card.ask))}</pre>",
+        "<h2>Next commands</h2>",
+        f"<pre>{escape(_commands(summary, card.next_job))}</pre>",
         "<h2>Configuration</h2>",
-        f"<pre>{escape(read_text(run_dir / 'config.yaml'))}</pre>",
+        f"<pre>{escape(read_text(run.folder / 'config.yaml'))}</pre>",
     ]
     page = document(f"{summary['run']} – Raymill", "\n".join(sections))
     path.write_text(page, encoding="utf-8")
-    return path, curve
+    return path, plot
+
+
+def draw_curve(
+    steps: Sequence[Event], evaluations: Sequence[Event], curve: Curve, path: Path
+) -> None:
+    """Plot the training metric and the held-out metric over tokens into an image file."""
+    # The import takes seconds, and only the end of a run needs it.
+    import matplotlib
+
+    # Cluster nodes have no display.
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4), dpi=150)
+    # Steps may lack the metric: a reward is missing where no answer could be scored.
+    trained = [event for event in steps if event.get(curve.train) is not None]
+    evaluated = [event for event in evaluations if event.get(curve.held_out) is not None]
+    axes.plot(
+        [event["tokens"] / 1e6 for event in trained],
+        [event[curve.train] for event in trained],
+        color=TRAIN,
+        linewidth=1.2,
+        label="training",
+    )
+    axes.plot(
+        [event["tokens"] / 1e6 for event in evaluated],
+        [event[curve.held_out] for event in evaluated],
+        color=HELD_OUT,
+        marker="o",
+        markersize=4,
+        linewidth=1.8,
+        label="held out",
+    )
+    axes.set_xlabel("tokens (millions)", color=INK)
+    axes.set_ylabel(curve.label, color=INK)
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path)
+    pyplot.close(figure)
 
 
 def document(title: str, body: str, style: str = "") -> str:
-    """One HTML page in the reports' style, with more of its own."""
+    """Return an HTML page in the style of the reports; `style` is additional CSS."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -146,14 +233,14 @@ def document(title: str, body: str, style: str = "") -> str:
 
 
 def table(rows: Sequence[tuple[str, str]]) -> str:
-    """Topics and texts."""
+    """Return an HTML table of (topic, text) rows."""
     body = "".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in rows)
     return f"<table>{body}</table>"
 
 
-def sheet(stored: Mapping[str, Any], rows: int | None = None) -> str:
-    """A table of questions and answers as a run keeps it, or its first rows."""
-    heads = "".join(f"<th>{escape(str(name))}</th>" for name in stored["columns"])
+def sheet(stored: StoredTable, rows: int | None = None) -> str:
+    """Return a stored table of questions and answers as HTML, or its first `rows` rows."""
+    heads = "".join(f"<th>{escape(name)}</th>" for name in stored["columns"])
     body = "".join(
         "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>"
         for row in stored["data"][:rows]
@@ -162,16 +249,16 @@ def sheet(stored: Mapping[str, Any], rows: int | None = None) -> str:
 
 
 def _tile(tile: Tile) -> str:
-    kind = "card main" if tile.main else "card"
-    return f'<div class="{kind}"><b>{escape(tile.value)}</b><span>{escape(tile.text)}</span></div>'
+    style = "card main" if tile.main else "card"
+    return f'<div class="{style}"><b>{escape(tile.value)}</b><span>{escape(tile.text)}</span></div>'
 
 
-def _evaluations(evaluations: Sequence[dict[str, Any]], columns: Sequence[Column]) -> str:
-    def cells(event: dict[str, Any]) -> str:
-        found = (event.get(column.name) for column in columns)
+def _evaluations(evaluations: Sequence[Event], columns: Sequence[Column]) -> str:
+    def cells(event: Event) -> str:
+        values = (event.get(column.name) for column in columns)
         return "".join(
             f"<td class=n>{'' if value is None else format(value, column.form)}</td>"
-            for value, column in zip(found, columns, strict=True)
+            for value, column in zip(values, columns, strict=True)
         )
 
     rows = "".join(
@@ -184,7 +271,7 @@ def _evaluations(evaluations: Sequence[dict[str, Any]], columns: Sequence[Column
     )
 
 
-def _origin(summary: dict[str, Any]) -> list[tuple[str, str]]:
+def _origin(summary: RunSummary) -> list[tuple[str, str]]:
     rows = [
         ("registered", str(summary["registered"] or "not registered")),
         ("checkpoint", f"{summary['checkpoint']} ({summary['checkpoint_digest'][:16]}…)"),
@@ -200,10 +287,11 @@ def _origin(summary: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _commands(summary: dict[str, Any], ask: tuple[str, str]) -> str:
-    job, key = ask
+def _commands(summary: RunSummary, next_job: tuple[str, str]) -> str:
+    job, key = next_job
     model = f"{key}={summary['export']}"
-    use = f"# use it\n{job_command(job, model)}\n"
+    use = f"# use the model\n{job_command(job, model)}\n"
+    # A run whose schedule has decayed to the end can't be continued.
     if summary["going_on"] is None:
         return use
-    return f"{use}\n# go on, for more steps\n{append_arguments(summary['command'], summary['going_on'])}\n"
+    return f"{use}\n# train for more steps\n{append_arguments(summary['command'], summary['going_on'])}\n"

@@ -13,6 +13,9 @@ from raymill.reading import MISSING, retried, status
 
 _LONGEST_LINE = 2**20  # bytes
 
+# An event of a run's journal: `kind`, `step`, `attempt` and `time`, and the metrics of its kind by name.
+Event = dict[str, Any]
+
 
 class Follower:
     """Gives a journal's new events at each call; a line not yet complete waits for the next.
@@ -39,9 +42,9 @@ class Follower:
         follower._attempt = 1 + attempts_in(path)
         return follower
 
-    def read(self, limit: int | None = None) -> list[dict[str, Any]]:
+    def read(self, limit: int | None = None) -> list[Event]:
         """Events since the last call, of at most `limit` lines; none if the journal doesn't exist yet."""
-        events: list[dict[str, Any]] = []
+        events: list[Event] = []
         for line in _lines(self.path, self.offset, limit):
             if not line.endswith(b"\n"):
                 break
@@ -68,7 +71,7 @@ def _lines(path: Path, offset: int, limit: int | None = None) -> list[bytes]:
         return []
 
 
-def last_of_each_step(events: Iterable[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+def last_of_each_step(events: Iterable[Event], kind: str) -> list[Event]:
     """One event of `kind` a step, in order: a step that was replayed counts as last written."""
     latest = {event["step"]: event for event in events if event["kind"] == kind}
     return [latest[step] for step in sorted(latest)]

@@ -13,6 +13,9 @@ from raymill.reading import MISSING, read_text
 
 HISTORY_NAME = "history.jsonl"
 
+# A line of history.jsonl: `time`, `token` and `state`, and the facts of that state.
+StateLine = dict[str, Any]
+
 
 class StateLog:
     """Appends; a state that lasts is written once. What can't be written, as on a full disk, is left out: the
@@ -35,7 +38,7 @@ class StateLog:
                 stream.write(json.dumps(line) + "\n")
 
 
-def read_history(run_dir: Path) -> list[dict[str, Any]]:
+def read_history(run_dir: Path) -> list[StateLine]:
     """All lines that were written whole, oldest first; none where there is no history."""
     try:
         lines = read_text(run_dir / HISTORY_NAME).splitlines(keepends=True)
