@@ -137,7 +137,7 @@ def problems_of(job: str, overrides: Sequence[str]) -> list[str]:
 
 
 def followed(overrides: Sequence[str], advice: Sequence[str]) -> list[str]:
-    """The command with the advised settings in place of those that it gave the same keys."""
+    """Return the command with the advised settings in place of its own for the same keys."""
     keys = {text.partition("=")[0] for text in advice}
     kept = [text for text in overrides if text.partition("=")[0] not in keys]
     return [*kept, *(text for text in advice if "=" in text)]
@@ -149,8 +149,8 @@ def followed(overrides: Sequence[str], advice: Sequence[str]) -> list[str]:
 def test_every_way_that_an_error_names_leads_out(
     job: str, overrides: list[str], message: str, ways: list[list[str]]
 ) -> None:
-    told = problems_of(job, overrides)
-    assert any(message in text for text in told), told
+    problems = problems_of(job, overrides)
+    assert any(message in text for text in problems), problems
     for way in ways:
         left = problems_of(job, followed(overrides, way))
         assert not left, (way, left)
@@ -186,8 +186,8 @@ def _typed(overrides: Sequence[str]) -> dict[str, str]:
 
 @pytest.mark.parametrize("raw", LISTS)
 def test_a_list_that_cannot_be_read_is_spelled_so_that_it_can(raw: str) -> None:
-    told = problems_of("sft", [f"data.path={raw}"])[0]
-    [override] = shlex.split(told.partition(", as in ")[2])
+    problem = problems_of("sft", [f"data.path={raw}"])[0]
+    [override] = shlex.split(problem.partition(", as in ")[2])
     expected = [item.strip() for item in raw.removeprefix("[").removesuffix("]").split(",")]
     assert list(load("sft", [override]).data.path) == expected
 
@@ -204,14 +204,14 @@ MEMORY = [
 
 @pytest.mark.parametrize("overrides", MEMORY)
 def test_what_is_said_to_fit_into_memory_fits(overrides: list[str]) -> None:
-    [told] = problems_of("pretrain", overrides)
-    assert "it fits with " in told
-    for way in told.partition("it fits with ")[2].split(" or "):
+    [problem] = problems_of("pretrain", overrides)
+    assert "it fits with " in problem
+    for way in problem.partition("it fits with ")[2].split(" or "):
         assert not problems_of("pretrain", followed(overrides, way.split())), way
 
 
 def test_what_fits_into_no_memory_is_said() -> None:
     overrides = ["arch=gpt2_124m", "train.global_batch=8", "cluster.device_memory_gib=0.01"]
-    [told] = problems_of("pretrain", overrides)
-    assert "it doesn't fit with train.micro_batch=1" in told and "on 8 workers" in told
+    [problem] = problems_of("pretrain", overrides)
+    assert "it doesn't fit with train.micro_batch=1" in problem and "on 8 workers" in problem
     assert isinstance(load("pretrain", overrides[:2]), TrainJob)

@@ -64,8 +64,8 @@ def test_one_set_of_functions_replaces_the_other() -> None:
 
 
 def test_an_entrys_name_may_hold_anything() -> None:
-    given = ["my.module:brevity=0.5", "http://host:80/judge=2"]
-    job = load("rlhf", ["reward.functions={}", *(f"reward.functions.{text}" for text in given)])
+    entries = ["my.module:brevity=0.5", "http://host:80/judge=2"]
+    job = load("rlhf", ["reward.functions={}", *(f"reward.functions.{text}" for text in entries)])
     assert job.reward.functions == {"my.module:brevity": 0.5, "http://host:80/judge": 2.0}
 
 

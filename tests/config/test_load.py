@@ -33,9 +33,9 @@ def problems(*overrides: str, job: str = "pretrain") -> str:
 def test_defaults_load_for_every_job() -> None:
     for topic in TOPICS:
         job, _, kind = topic.partition("_")
-        given = ["data.path=pairs/"] if topic in ("prepare_preference", "reward", "dpo") else []
-        given += ["run.name=x"] if topic == "audit" else []
-        assert load(job, [*given, *([f"kind={kind}"] if kind else [])]) is not None
+        overrides = ["data.path=pairs/"] if topic in ("prepare_preference", "reward", "dpo") else []
+        overrides += ["run.name=x"] if topic == "audit" else []
+        assert load(job, [*overrides, *([f"kind={kind}"] if kind else [])]) is not None
 
 
 def test_values_groups_lists_and_numbers() -> None:
@@ -59,7 +59,7 @@ def test_text_is_taken_verbatim() -> None:
 
 
 def test_all_problems_come_together_with_the_nearest_key() -> None:
-    found = problems(
+    message = problems(
         "train.stepz=3", "arch=nanoo", "learning_rate=3", "train.micro_batch=abc",
         "train.global_batch=30", "schedule.decay_fraction=2", "optim.beta1=1",
     )  # fmt: skip
@@ -73,7 +73,7 @@ def test_all_problems_come_together_with_the_nearest_key() -> None:
         "schedule.decay_fraction=2.0: must be from 0 to at most 1",
         "optim.beta1=1.0: must be at least 0 and below 1",
     ):
-        assert text in found, found
+        assert text in message, message
 
 
 @pytest.mark.parametrize(
@@ -90,8 +90,8 @@ def test_all_problems_come_together_with_the_nearest_key() -> None:
     ],
 )
 def test_a_key_that_is_not_there_is_answered_with_one_of_its_group(key: str, nearest: str) -> None:
-    found = problems(f"{key}=1")
-    assert f"{key}: there is no such key; {nearest}" in found
+    message = problems(f"{key}=1")
+    assert f"{key}: there is no such key; {nearest}" in message
     if "did you mean" in nearest:
         assert known_leaf(nearest), "a key, and not its group"
 
@@ -119,9 +119,9 @@ def test_help_names_what_a_batch_counts(job: str, step: str, passed: str) -> Non
 
 
 def test_a_batch_that_cannot_be_divided_is_counted_in_its_own_unit() -> None:
-    given = ("run.workers=3..4", "train.micro_batch=5", "data.path=x")
-    assert "16 pairs per update can't be divided" in problems(*given, job="dpo")
-    assert "answers per update can't be divided" in problems(*given, job="rlhf")
+    overrides = ("run.workers=3..4", "train.micro_batch=5", "data.path=x")
+    assert "16 pairs per update can't be divided" in problems(*overrides, job="dpo")
+    assert "answers per update can't be divided" in problems(*overrides, job="rlhf")
 
 
 @pytest.mark.parametrize(
@@ -177,10 +177,10 @@ def test_muon_takes_adamws_rates_and_no_adapters() -> None:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_optimizer_state_isnt_swapped_to_files(optimizer: str) -> None:
-    asked = ("zero=stage3", "zero.offload_optimizer=nvme", "zero.nvme_path=/nvme", "dry_run=true")
-    found = problems(f"optim={optimizer}", *asked)
-    assert "checkpointed nor resumed; use zero.offload_optimizer=cpu" in found
-    assert "zero.nvme_path" not in found
+    offload = ("zero=stage3", "zero.offload_optimizer=nvme", "zero.nvme_path=/nvme", "dry_run=true")
+    message = problems(f"optim={optimizer}", *offload)
+    assert "checkpointed nor resumed; use zero.offload_optimizer=cpu" in message
+    assert "zero.nvme_path" not in message
     assert "zero.nvme_path" in problems("zero=stage3", "zero.offload_params=nvme")
 
 
@@ -242,10 +242,10 @@ def surface() -> str:
     lines = []
     jobs = ("pretrain", "sft", "reward", "dpo", "rlhf", "rank", "pipeline", "generate", "audit")
     for job in jobs:
-        given = ["storage.root=/storage"]
-        given += ["run.name=x"] if job not in ("generate", "rank") else []
-        given += ["data.path=pairs/"] if job in ("reward", "dpo") else []
-        flat = flatten(load(job, given))
+        overrides = ["storage.root=/storage"]
+        overrides += ["run.name=x"] if job not in ("generate", "rank") else []
+        overrides += ["data.path=pairs/"] if job in ("reward", "dpo") else []
+        flat = flatten(load(job, overrides))
         lines += [f"{job} {key} = {value!r}" for key, value in flat.items()]
     lines += [f"group {name}: {', '.join(choices)}" for name, choices in groups().items()]
     return "\n".join(lines) + "\n"
@@ -271,13 +271,13 @@ def test_a_refusal_takes_less_than_three_seconds_and_touches_nothing_heavy() -> 
         "heavy = {'torch', 'ray', 'mlflow', 'transformers', 'deepspeed'} & set(sys.modules);"
         "print(code, sorted(heavy))"
     )
-    began = time.monotonic()
+    start = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "2 []"
     assert "bad: there is no such key" in done.stderr
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - start < 3
 
 
 def test_what_a_disk_refuses_is_a_sentence_and_a_bug_keeps_its_trace(

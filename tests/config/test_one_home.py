@@ -37,7 +37,7 @@ def chains(job: str) -> Iterator[dict[str, str]]:
 
 
 def test_a_section_has_no_default_of_its_own() -> None:
-    found = {
+    with_default = {
         f"{section.__name__}.{field.name}"
         for job in (*JOBS.values(), PipelineJob)
         for section in sections(job)
@@ -45,7 +45,7 @@ def test_a_section_has_no_default_of_its_own() -> None:
         if field.default is not dataclasses.MISSING
         or field.default_factory is not dataclasses.MISSING
     }
-    assert found == WITH_DEFAULT
+    assert with_default == WITH_DEFAULT
 
 
 @pytest.mark.parametrize("job", JOBS)

@@ -30,17 +30,17 @@ def test_a_root_that_cannot_be_made_is_one_sentence(
     file = tmp_path / "file"
     file.write_text("")
     for root in (file, file / "below" / "it"):
-        said = refused(root, capsys)
-        assert f"1. storage.root={root}: {file} is a file, not a folder; give another" in said
-        assert "Traceback" not in said
-    said = refused(file / "below", capsys, job="pipeline")
-    assert said.count("is a file") == 1
+        message = refused(root, capsys)
+        assert f"1. storage.root={root}: {file} is a file, not a folder; give another" in message
+        assert "Traceback" not in message
+    message = refused(file / "below", capsys, job="pipeline")
+    assert message.count("is a file") == 1
     assert "File name too long" in refused(tmp_path / ("x" * 300), capsys)
     (tmp_path / "loop").symlink_to("loop")
     assert "its links lead nowhere" in refused(tmp_path / "loop" / "x", capsys)
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    said = refused(tmp_path / "a" / "b", capsys)
-    assert f"{tmp_path} can't be written to: you have no permission for it" in said
+    message = refused(tmp_path / "a" / "b", capsys)
+    assert f"{tmp_path} can't be written to: you have no permission for it" in message
     assert not (tmp_path / "a").exists()
 
 
@@ -49,8 +49,8 @@ def test_a_read_only_file_system_is_named(monkeypatch: pytest.MonkeyPatch, tmp_p
     read_only = os.statvfs_result((*flags[:8], flags.f_flag | os.ST_RDONLY, *flags[9:]))
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     monkeypatch.setattr(os, "statvfs", lambda path: read_only)
-    [said] = root_problems(plain(StorageConfig, str(tmp_path / "new")))
-    assert "it is on a read-only file system" in said
+    [message] = root_problems(plain(StorageConfig, str(tmp_path / "new")))
+    assert "it is on a read-only file system" in message
 
 
 def test_who_only_reads_needs_no_root(tmp_path: Path) -> None:
@@ -68,8 +68,8 @@ def test_every_root_has_a_database_of_its_own(tmp_path: Path, name: str) -> None
 
 @pytest.mark.parametrize("name", ALL_IN_THREE)
 def test_a_root_is_the_folder_that_was_named(tmp_path: Path, name: str) -> None:
-    given = [f"storage.root={tmp_path / name}", f"data.path={tmp_path / name}", "data=files"]
-    job = load("prepare", given)
+    overrides = [f"storage.root={tmp_path / name}", f"data.path={tmp_path / name}", "data=files"]
+    job = load("prepare", overrides)
     assert job.storage.folder == tmp_path / name
     assert job.data.path == (str(tmp_path / name),)
 
