@@ -35,9 +35,11 @@ CHAT = (
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
+    # A file that is given by itself is known by its folder's name too, so the folder has the name it had.
+    folder = tmp_path / "stored"
     with zipfile.ZipFile(STORED / "storage.zip") as archive:
-        archive.extractall(tmp_path)
-    return tmp_path
+        archive.extractall(folder)
+    return folder
 
 
 def contents(folder: Path) -> dict[str, bytes]:
