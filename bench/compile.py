@@ -25,8 +25,8 @@ from raymill.config import load
 from raymill.data.store.rows import Rows
 from raymill.engine.compilation import compile_layers, layers_of
 from raymill.model.build import build_model
-from raymill.objective.assistant_tokens import AssistantTokens
-from raymill.objective.language_modelling import LanguageModelling
+from raymill.objective.language_modeling import AssistantTokens
+from raymill.objective.language_modeling import LanguageModeling
 from raymill.objective.objective import Objective
 from raymill.objective.pairs import PreferredAnswers
 
@@ -72,8 +72,8 @@ def pairs(step: int) -> Rows:
 
 
 JOBS: dict[str, tuple[Callable[[Any], Objective], Callable[[int], Rows]]] = {
-    "pretraining": (lambda model: LanguageModelling(0), text),
-    "pretraining, documents kept apart": (lambda model: LanguageModelling(0, True), text),
+    "pretraining": (lambda model: LanguageModeling(0), text),
+    "pretraining, documents kept apart": (lambda model: LanguageModeling(0, True), text),
     "fine-tuning": (lambda model: AssistantTokens(model.get_output_embeddings()), chat),
     "pairs (orpo)": (
         lambda model: PreferredAnswers(model.get_output_embeddings(), "orpo", 0.1, 0.0, 0.0),

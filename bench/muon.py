@@ -31,7 +31,7 @@ from raymill.data.store.validation import ValidationSet
 from raymill.engine.group import WorkerGroup
 from raymill.engine.trainer import Trainer
 from raymill.model.build import build_model
-from raymill.objective.language_modelling import LanguageModelling
+from raymill.objective.language_modeling import LanguageModeling
 from trainer_alone import join_alone
 
 OVERRIDES = (
@@ -87,7 +87,7 @@ def train(optimizer: str, rate: float, seed: int, group: WorkerGroup) -> Run:
     order = np.random.default_rng(seed).permutation(len(rows))
     vocab_size = job.tokenizer.vocab_size
     trainer = Trainer(job, build_model(job.arch, vocab_size, 0, seed), group)
-    objective = LanguageModelling(0)
+    objective = LanguageModeling(0)
     batch, length = job.train.global_batch, job.data.sequence_length
     tokens, losses, seconds, updates = [0], [evaluated(trainer, held_out)], [], []
     for step in range(job.train.steps):
@@ -118,7 +118,7 @@ def rows_of(folder: Path, split: str) -> Rows:
 
 def evaluated(trainer: Trainer, rows: Rows) -> float:
     """Mean loss per token."""
-    objective = LanguageModelling(0)
+    objective = LanguageModeling(0)
     trainer.model.eval()
     with torch.no_grad():
         losses = objective.losses(trainer.model, rows, trainer.group.device)

@@ -32,7 +32,7 @@ from raymill.engine.group import WorkerGroup
 from raymill.engine.trainer import Trainer
 from raymill.model.build import build_model
 from raymill.data.store.rows import Rows
-from raymill.objective.language_modelling import LanguageModelling
+from raymill.objective.language_modeling import LanguageModeling
 
 ROWS, LENGTH, VOCAB, TURNS, WARM_UP = 16, 256, 4096, 16, 4
 TOKENS = np.random.default_rng(0).integers(0, VOCAB, (ROWS, LENGTH + 1)).astype(np.uint16)
@@ -86,7 +86,7 @@ def trainer_step(stage: int) -> Callable[[], None]:
 def step_of(trainer: Trainer, tokens: NDArray[Any]) -> Callable[[], None]:
     """An optimizer step on these rows in one micro-batch."""
     count, length = len(tokens), tokens.shape[1] - 1
-    objective, rows = LanguageModelling(0), Rows(tokens, np.full(count, length + 1, np.int32))
+    objective, rows = LanguageModeling(0), Rows(tokens, np.full(count, length + 1, np.int32))
 
     def step() -> None:
         trainer.begin_micro_batch(last=True)

@@ -14,7 +14,7 @@ PURE = (
     "schema", "config", "plan", "checkpoint", "data/store/order.py", "data/store/pack.py", "data/store/rows.py",
     "data/store/manifest.py", "data/chat/pack.py", "data/messages/template.py", "data/messages/encode.py",
     "objective", "rl/advantages.py", "rl/losses.py", "rl/objective.py", "rl/rollout_batch.py",
-    "rl/token_advantages.py",     "engine/schedule.py", "engine/settings.py", "engine/event_log.py",
+    "engine/schedule.py", "engine/settings.py", "engine/event_log.py",
     "evaluate", "generate/sampling.py", "report", "errors.py", "causes.py", "reading.py", "durable.py",
     "parent_death.py", "timeline.py", "progress_line.py", "redaction.py",
 )  # fmt: skip
@@ -22,7 +22,7 @@ TORCHLESS = ("schema", "config", "storage", "plan", "checkpoint", "data", "clust
 DOORS = {
     "ray": (
         "cluster", "driver", "data/store/stream.py", "data/text/tasks.py",
-        "rl/rollout/actor.py", "rl/rollout/actor_pool.py", "rl/rollout/pool.py",
+        "rl/rollout/actor_pool.py", "rl/rollout/pool.py",
     ),
     "deepspeed": ("engine/device.py", "engine/trainer.py"),
     "mlflow": ("track",),
@@ -40,8 +40,8 @@ ROOMS = (
 INNER_ROOMS = {
     "data": ("__init__", "store", "demo", "text", "messages", "chat", "preference", "prompts"),
     "rl": (
-        "__init__", "rollout", "reward", "advantages", "losses", "rollout_batch", "token_advantages",
-        "objective", "sampling", "backend", "evaluation", "step",
+        "__init__", "rollout", "reward", "losses", "rollout_batch", "advantages", "objective", "collector",
+        "backend", "evaluation", "step",
     ),
 }  # fmt: skip
 

@@ -58,13 +58,13 @@ from raymill.engine.heartbeat import Heartbeat, read_pulse
 from raymill.engine.reference import CachedReference
 from raymill.errors import CheckpointError, ConfigError, DataError, RaymillError, StorageError
 from raymill.evaluate.baselines import baselines
-from raymill.generate.load import load as load_model
+from raymill.generate.load import load_model
 from raymill.model.build import load_pretrained
 from raymill.model.parent import load_parent, load_scalar
 from raymill.model.shape import read_config
 from raymill.report.audit import _verified
 from raymill.rl.reward.model import RewardModelSpec
-from raymill.rl.rollout.local import LocalPool
+from raymill.rl.rollout.pool import LocalPool
 from raymill.rl.rollout.record import RolloutRecord, read_rollout, write_rollout
 from raymill.rl.rollout.transformers_engine import ModelSpec
 from raymill.storage.bucket import Bucket
@@ -548,7 +548,9 @@ def rollouts(place: Path) -> Case:
         import torch
 
         pool.sync([("a", torch.ones(3))], 17)
-        found = RolloutRecord.of(2, SAMPLING, list(pool.generate(units(2), SAMPLING).results))
+        found = RolloutRecord.from_results(
+            2, SAMPLING, list(pool.generate(units(2), SAMPLING).results)
+        )
     write_rollout(path, found)
     return Case(path, lambda: read_rollout(path).sample_id.tolist(), DataError)
 

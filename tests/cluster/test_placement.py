@@ -35,7 +35,7 @@ def test_actors_run_on_the_resources_that_were_reserved_for_them(
             actors=2,
             cpus_per_actor=1,
             timeout_s=30,
-            places=actors.scheduling_strategies,
+            scheduling_strategies=actors.scheduling_strategies,
         ) as pool:
             pool.sync(WEIGHTS.items(), 1)
             assert sampled(pool.generate(units(), SAMPLING)) == answers(tmp_path)

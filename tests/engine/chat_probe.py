@@ -76,7 +76,7 @@ def run_cases(rank: int, world: int, port: int, cases: list[Case], folder: Path)
     from raymill.engine.loop import step_seed
     from raymill.engine.trainer import Trainer, load_weights
     from raymill.model.parent import add_embedding_noise, freeze, load_parent, with_adapters
-    from raymill.objective.assistant_tokens import AssistantTokens
+    from raymill.objective.language_modeling import AssistantTokens
 
     steps: list[Rows] = pickle.loads((folder / "rows.pickle").read_bytes())
     for case in cases:

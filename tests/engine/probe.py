@@ -155,9 +155,9 @@ def run_cases(
     from raymill.engine.schedule import learning_rate_factor
     from raymill.engine.trainer import Trainer, load_weights
     from raymill.model.build import build_model
-    from raymill.objective.language_modelling import LanguageModelling
+    from raymill.objective.language_modeling import LanguageModeling
 
-    objective = LanguageModelling(end_of_text_id=0)
+    objective = LanguageModeling(end_of_text_id=0)
     for case in cases:
         job = job_of(case, gpu)
         checkpoints = folder / "checkpoints" / case.name

@@ -13,23 +13,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from objective.test_sequences import END, conversations, documents
 
 from engine.probe import ARCH, Case, job_of, join
 from engine.ranks import run_ranks
 from objective.test_pairs import classifier, rows_of, some_pairs
-from objective.test_sequences import END, conversations, documents
 from raymill.engine.compilation import Compiles, layers_of, uncompiled
 from raymill.engine.evaluation import evaluating
 from raymill.engine.heartbeat import Heartbeat, read_pulse
 from raymill.errors import ConfigError
 from raymill.model.build import build_model
-from raymill.objective.assistant_tokens import AssistantTokens
-from raymill.objective.language_modelling import LanguageModelling
+from raymill.objective.language_modeling import AssistantTokens, LanguageModeling
 from raymill.objective.pairs import PreferredAnswers, RewardPairs
 from raymill.rl.objective import PolicyGradient
 from raymill.schema.sections import AlgorithmConfig
 from rl.rollout.tiny import VOCAB_SIZE, tiny_model
-from rl.test_policy import sampled, with_columns
+from rl.test_objective import sampled, with_columns
 from sections import plain
 from servers import free_port
 
@@ -57,7 +56,7 @@ def learned(kind: str) -> Learned:
     head = model.get_output_embeddings()
     if kind == "pretrain":
         rows = lambda step: documents(*(texts(4 * step + n, 2) for n in range(4)))  # noqa: E731
-        return model, LanguageModelling(END, document_mask=True), rows
+        return model, LanguageModeling(END, document_mask=True), rows
     if kind in ("sft", "wide"):
         rows = lambda step: conversations(*(texts(4 * step + n, 3) for n in range(4)), width=33)  # noqa: E731
         return model, AssistantTokens(head), rows

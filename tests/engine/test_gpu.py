@@ -9,15 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from objective.test_sequences import END, TEXTS, conversations, documents
 
 from engine.probe import Case, resumed, spawn
 from engine.test_parity import bare_losses
 from engine.test_state import check_every_layout
-from objective.test_sequences import END, TEXTS, conversations, documents
 from raymill.data.store.rows import Rows
 from raymill.engine.leaks import leaks
-from raymill.objective.assistant_tokens import AssistantTokens
-from raymill.objective.language_modelling import LanguageModelling
+from raymill.objective.language_modeling import AssistantTokens, LanguageModeling
 from raymill.objective.objective import Objective
 from rl.rollout.tiny import tiny_model
 
@@ -65,7 +64,7 @@ def test_flash_attention_sees_what_masks_let_it_see(family: str) -> None:
     model = tiny_model(family).to(device, torch.bfloat16)
     chats = conversations([TEXTS[0], TEXTS[1]], [TEXTS[3], TEXTS[1], TEXTS[0]])
     packed: list[tuple[Objective, Rows]] = [
-        (LanguageModelling(END, document_mask=True), documents(TEXTS[:2], TEXTS[1:])),
+        (LanguageModeling(END, document_mask=True), documents(TEXTS[:2], TEXTS[1:])),
         (AssistantTokens(model.get_output_embeddings()), chats),
     ]
 

@@ -206,7 +206,7 @@ def _infinite_gradient(
     from raymill.engine.trainer import Trainer
     from raymill.engine.worker_log import send_output_to
     from raymill.model.build import build_model
-    from raymill.objective.language_modelling import LanguageModelling
+    from raymill.objective.language_modeling import LanguageModeling
 
     send_output_to(folder / "log")
     torch.distributed.init_process_group("gloo")
@@ -217,7 +217,7 @@ def _infinite_gradient(
     def step(trainer: Trainer, poison: float) -> float:
         for first in (0, 4):
             trainer.begin_micro_batch(last=first == 4)
-            losses = LanguageModelling(0).losses(
+            losses = LanguageModeling(0).losses(
                 trainer.engine, rows.part(first, first + 4), group.device
             )
             trainer.backward(losses.sum() * (poison if first == 4 else 1.0), 256.0)

@@ -27,7 +27,7 @@ from raymill.engine.resolved_run import ResolvedRun
 from raymill.engine.start import decide_start
 from raymill.errors import ConfigError
 from raymill.model.parent import load_parent
-from raymill.objective.pairs import Sides
+from raymill.objective.pairs import PairSequences
 from raymill.recipes.preference_tuning import PreferenceTuning
 from raymill.recipes.registry import recipe_of
 from raymill.track.marker import write_marker
@@ -209,7 +209,7 @@ def test_transformers_alone_confirms_the_reward_model(place: Path) -> None:
     right = weight = 0.0
     prepared = load_prepared(resolved.folders[0])
     for rows in ValidationSet(prepared.folder, rank=0, world_size=1, batch_rows=4):
-        sides = Sides.of(rows)
+        sides = PairSequences.from_rows(rows)
         for pair in range(len(rows)):
             scores = []
             for side in (pair, len(rows) + pair):

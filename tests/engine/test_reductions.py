@@ -201,11 +201,11 @@ def _model(job: PretrainJob) -> torch.nn.Module:
 
 def _loss(forward: Any, row: int, device: torch.device) -> torch.Tensor:
     from raymill.data.store.rows import Rows
-    from raymill.objective.language_modelling import LanguageModelling
+    from raymill.objective.language_modeling import LanguageModeling
 
     tokens = batches(1, WORLD * MICRO_BATCHES)[0, row : row + 1]
     rows = Rows(tokens, np.full(1, LENGTH + 1, np.int32))
-    return LanguageModelling(end_of_text_id=0).losses(forward, rows, device).sum()
+    return LanguageModeling(end_of_text_id=0).losses(forward, rows, device).sum()
 
 
 def _updated(one: Reduced, rank: int, group: Any, exact: dict[str, torch.Tensor]) -> dict[str, Any]:

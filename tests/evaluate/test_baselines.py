@@ -1,4 +1,4 @@
-"""Yardsticks against slow, obvious code."""
+"""Baselines against slow, obvious code."""
 
 from __future__ import annotations
 

@@ -45,8 +45,8 @@ def test_of_reasoning_that_does_not_end_nothing_is_said(text: str) -> None:
 
 
 def test_reasoning_that_the_prompt_opened() -> None:
-    assert after_reasoning("41? 42", begun=True) == ""
-    assert after_reasoning("41?</think>42", begun=True) == "42"
+    assert after_reasoning("41? 42", in_reasoning=True) == ""
+    assert after_reasoning("41?</think>42", in_reasoning=True) == "42"
     assert after_reasoning("I think, therefore I am [think](x) <b>42</b>") != ""
 
 

@@ -1,4 +1,4 @@
-"""The yardstick: it finds what spelling shows, and nothing where spelling shows nothing."""
+"""Spelling baseline: finds signal where spelling carries it, and none elsewhere."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_spelling_that_shows_is_found() -> None:
 
 
 def test_spelling_that_shows_nothing_is_refused_throughout() -> None:
-    """Without a sign, the best F1 is to refuse all: 2·p/(1 + p)."""
+    """Refusing everything has the best F1, 2·p/(1 + p), where spelling carries no signal."""
     rng = np.random.default_rng(0)
     labels = rng.random(len(NAMES)) < 0.3
     train = [(f"What is {n}?", bool(label)) for n, label in zip(NAMES, labels, strict=True)]

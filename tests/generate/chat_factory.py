@@ -1,4 +1,4 @@
-"""A tiny model that converses: a folder as SFT exports it, and a model that says what it is told to."""
+"""A tiny chat model: a folder as SFT exports it, and a model with scripted answers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write_chat_folder(folder: Path, *, template: str | None = CHATML, positions:
 
 
 def move_template_into_settings(folder: Path, named: bool) -> None:
-    """As older folders have it: in tokenizer_config.json, alone or among several by name."""
+    """Store the template as older folders do: in tokenizer_config.json, alone or among several by name."""
     path = folder / "chat_template.jinja"
     source = path.read_text()
     path.unlink()

@@ -10,7 +10,7 @@ import torch
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Where the cores are busy, two threads were thirty times slower than one."""
+    """Use one thread: with busy cores, two threads were thirty times slower."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

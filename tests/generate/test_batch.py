@@ -28,7 +28,7 @@ GREEDY = {"temperature": 0.0, "top_p": 1.0, "seeds": range(7)}
 
 def tiny(family: str, attention: str = "sdpa") -> Any:
     arch = load("pretrain", ["experiment=tiny", f"arch.max_positions={POSITIONS}"]).arch
-    # Tied embeddings and small weights would repeat the last token for ever.
+    # Tied embeddings and small weights would repeat the last token forever.
     arch = replace(arch, family=family, attention=attention, tied_embeddings=False)
     model = build_model(arch, VOCAB_SIZE, None, 1).eval()
     with torch.no_grad():
@@ -166,7 +166,7 @@ def test_frequencies_follow_the_model(llama: Any) -> None:
 def test_the_nucleus_of_a_large_vocabulary_is_the_naive_one(
     spread: float, rounded: torch.dtype
 ) -> None:
-    """Logits in bf16 tie often; which of the tied are inside mustn't be an accident."""
+    """Logits in bf16 tie often; which of the tied are inside must be deterministic."""
     logits = torch.randn(5, 5000, generator=torch.Generator().manual_seed(1)) * spread
     logits[0] = 0.0
     probabilities = torch.softmax(logits.to(rounded).float(), dim=-1)
@@ -238,7 +238,7 @@ def test_the_model_and_the_global_state_are_left_as_they_were(llama: Any) -> Non
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seeds": [1]}, "one seed a prompt, got 1 for 7"),
+        ({"seeds": [1]}, "one seed per prompt, got 1 for 7"),
         ({"prompts": [[1], []], "seeds": [1, 2]}, r"prompts \[1\] are empty"),
         ({"max_new_tokens": POSITIONS}, "leaves no position"),
         ({"batch_size": 0}, "batch_size=0"),

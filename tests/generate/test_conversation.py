@@ -29,7 +29,7 @@ from raymill.driver.generation import generate
 from raymill.errors import DataError
 from raymill.generate.batch import complete
 from raymill.generate.conversation import Conversation, converse
-from raymill.generate.load import load as load_model
+from raymill.generate.load import load_model
 
 FILLER = FILLERS[0]  # decodes to text that encodes to other ids
 
@@ -194,7 +194,7 @@ def test_turns_give_back_the_very_tokens(
 def test_an_answer_ends_with_its_turn(
     encoder: ChatEncoder, tokenizer: Tokenizer, said: Any
 ) -> None:
-    """Or with the text, or at `max_new_tokens`; for what follows, the turn has ended in any case."""
+    """An answer that ends with the text or at `max_new_tokens` still ends its turn for the next one."""
     word = said("word")[:-1]
     other = FILLERS[3]
     talk = Talk(

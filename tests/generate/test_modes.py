@@ -17,7 +17,7 @@ from raymill.engine.sampling_check import settle_sampling
 from raymill.errors import ConfigError
 from raymill.generate.batch import Completion, complete
 from raymill.generate.modes import MODES, SamplingMode, mode_of, use_mode
-from raymill.generate.sampling import sample, unseen
+from raymill.generate.sampling import dropped_tokens, sample
 from raymill.model.shape import context_length
 from raymill.rl.reward.model import NO_SAMPLING, RewardModelEngine
 from raymill.rl.rollout_batch import RolloutBatch, token_log_probs
@@ -83,8 +83,8 @@ def answers(
 
 
 def gap(model: Any, found: list[Completion]) -> float:
-    """By how much log-probabilities differ from training's, in nats."""
-    rollouts = RolloutBatch.of(
+    """Return the difference of log-probabilities from training's, in nats."""
+    rollouts = RolloutBatch.from_columns(
         PROMPTS, [one.ids for one in found], [one.log_probs for one in found]
     )
     with torch.no_grad():
@@ -157,7 +157,7 @@ def test_a_model_is_tried_once_and_left_as_it_was() -> None:
 
 @pytest.mark.parametrize("family", ["mamba", "lfm2", "bamba"])
 def test_recurrent_families_answer_as_if_alone(family: str) -> None:
-    """Rows end before others, and are padded: what they read mustn't reach a state."""
+    """Rows end before others, and are padded: padding must not reach a state."""
     model = build(family).eval()
     stops = answers(model, PROMPTS, SEEDS, ())[0].ids[:1]
     drawn = answers(model, PROMPTS, SEEDS, stops)
@@ -209,7 +209,7 @@ def test_a_slow_family_is_told_in_the_journal() -> None:
 
 def test_a_judge_that_sees_padding_scores_one_by_one() -> None:
     class Judge(torch.nn.Module):
-        """Its score of a token is of the row's mean: padding is seen."""
+        """Score a token by the row's mean, which padding changes."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -248,4 +248,4 @@ def test_the_context_length_is_found_by_any_of_its_names(
     assert context_length(config) == expected
     assert context_length(config.to_dict()) == expected
     prompt = [5] * 310
-    assert unseen(SimpleNamespace(config=config), prompt) == (10 if expected else 0)
+    assert dropped_tokens(SimpleNamespace(config=config), prompt) == (10 if expected else 0)

@@ -1,4 +1,4 @@
-"""That alignment learns, from fixed seeds: one seed here, all three by `make learn`.
+"""Alignment learns, from fixed seeds: one seed here, all three by `make learn`.
 
 Bars are far from what the untrained policy reaches; with shuffled rewards nothing may be learned.
 """
@@ -32,7 +32,7 @@ COMMON = (
 
 
 def held_out(found: list[dict[str, Any]], key: str = "prompts/reward") -> tuple[float, float]:
-    """Before training and after it."""
+    """Return the value before training and after it."""
     values = [event[key] for event in found if event["kind"] == "evaluation"]
     return values[0], values[-1]
 
@@ -218,7 +218,7 @@ def test_preferences_are_learned(compared: tuple[Path, int, ResolvedRun, Resolve
 def test_what_a_reward_model_teaches_is_what_people_wanted(
     compared: tuple[Path, int, ResolvedRun, ResolvedRun],
 ) -> None:
-    """Not only the model's own score rises: by the rule itself, which is just reported, answers get better."""
+    """Besides the reward model's score, the rule itself, which is only logged, rates the answers higher."""
     root, seed, _, reward = compared
     tokenizer = Tokenizer.from_file(str(root / "parent" / "tokenizer.json"))
     letters = [tokenizer.token_to_id(letter) for letter in SAID if letter.isalpha()]
@@ -243,7 +243,7 @@ def test_what_a_reward_model_teaches_is_what_people_wanted(
 
 
 def mean_worth(folder: Path) -> float:
-    """Of 64 answers that a model draws."""
+    """Return the rewards of 64 answers that a model draws."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
     encoder = load_chat_encoder(folder)
     assert encoder is not None

@@ -26,7 +26,7 @@ from raymill.generate.modes import mode_of
 from raymill.model.finetuned import save_finetuned
 from raymill.model.parent import load_parent, with_adapters
 from raymill.model.quiet import silence_libraries
-from raymill.objective.sequences import Sequences, passed
+from raymill.objective.forward import Sequences, run_model
 from raymill.schema.sections import LoraConfig
 from sections import plain
 
@@ -218,7 +218,7 @@ def _learns(model: Any) -> str:
     losses = []
     model.train()
     for _ in range(6):
-        logits = passed(model, Sequences.of(tokens_BT[:, :-1]), CPU).logits
+        logits = run_model(model, Sequences.from_tokens(tokens_BT[:, :-1]), CPU).logits
         loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens_BT[:, 1:].flatten())
         optimizer.zero_grad()
         loss.backward()

@@ -13,7 +13,7 @@ from model.families import VOCAB_SIZE, build
 from raymill.errors import ConfigError
 from raymill.model.merged import merged_weights
 from raymill.model.parent import with_adapters
-from raymill.rl.rollout.weights import held_weights
+from raymill.rl.rollout.weights import saved_weights
 from raymill.schema.sections import LoraConfig
 from sections import plain
 
@@ -56,7 +56,7 @@ def test_adapters_of_embeddings_are_merged_too() -> None:
 def _same(model: Any, plain: Any) -> None:
     weights = {name: weight.clone() for name, weight in merged_weights(model, _whole)}
     assert {name: weight.shape for name, weight in weights.items()} == {
-        name: weight.shape for name, weight in held_weights(plain).items()
+        name: weight.shape for name, weight in saved_weights(plain).items()
     }
     plain.load_state_dict(weights, strict=False)
     plain.tie_weights()

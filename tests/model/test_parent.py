@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from engine.alignment_probe import VOCAB, write_parent
 from raymill.errors import DataError
-from raymill.generate.load import load
+from raymill.generate.load import load_model
 from raymill.model.parent import load_parent, load_scalar
 from raymill.rl.reward.model import RewardModelSpec
 
@@ -60,7 +60,7 @@ def _judge(folder: Path) -> None:
     RewardModelSpec(str(folder), "fp32", 1).build()
 
 
-@pytest.mark.parametrize("read", [_load, load, _load_scalar, _judge])
+@pytest.mark.parametrize("read", [_load, load_model, _load_scalar, _judge])
 def test_weights_that_a_folder_lacks_are_not_drawn(
     tmp_path: Path, read: Callable[[Path], object]
 ) -> None:

@@ -68,7 +68,7 @@ def leaking(
     softmax_scale: float,
     causal: bool,
 ) -> torch.Tensor:
-    """What a kernel would do that doesn't look at the bounds."""
+    """Compute as a kernel that ignores the bounds."""
     return attend(q, k, v, softmax_scale)
 
 
@@ -76,7 +76,7 @@ def leaking(
 def flash_attention(
     model: Any, varlen: Callable[..., Any] = flash_attn_varlen_func
 ) -> Iterator[Any]:
-    """Within the block, `model` computes with FlashAttention."""
+    """Context in which `model` computes with FlashAttention."""
     from transformers import modeling_flash_attention_utils as theirs
 
     def functions(*_: Any, **__: Any) -> tuple[Any, ...]:

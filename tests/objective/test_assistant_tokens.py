@@ -18,7 +18,7 @@ from raymill.data.store.order import hash_key
 from raymill.data.store.rows import Rows
 from raymill.model.build import build_model
 from raymill.model.parent import add_embedding_noise, load_parent
-from raymill.objective.assistant_tokens import AssistantTokens
+from raymill.objective.language_modeling import AssistantTokens
 
 CPU = torch.device("cpu")
 NEW_IDS, VOCAB = (257, 258), 259
@@ -49,13 +49,13 @@ def gradient(model: Any, rows: Rows) -> np.ndarray:
     return np.concatenate([p.grad.flatten().numpy() for p in model.parameters()])
 
 
-def one_a_row(chats: list[EncodedChat], count: int) -> Rows:
+def one_per_row(chats: list[EncodedChat], count: int) -> Rows:
     width = max(len(chat.ids) for chat in chats)
     return rows_of(chats, [[index] for index in range(count)], width)
 
 
 def test_the_sum_is_transformers_mean_times_its_count(model: Any, chats: list[EncodedChat]) -> None:
-    rows = one_a_row(chats, 6)
+    rows = one_per_row(chats, 6)
     expected, count = 0.0, 0
     for chat in chats[:6]:
         ids = torch.tensor([chat.ids.astype(np.int64).tolist()])
@@ -77,7 +77,7 @@ def test_packing_changes_no_gradient(family: str, chats: list[EncodedChat]) -> N
     groups = pack(sizes, 800, 4096, hash_key(1))
     assert max(map(len, groups)) > 2, "rows must hold several conversations"
     packed = gradient(model, rows_of(chats, groups, 800))
-    alone = gradient(model, one_a_row(chats, len(chats)))
+    alone = gradient(model, one_per_row(chats, len(chats)))
     assert np.linalg.norm(packed - alone) / np.linalg.norm(alone) < 1e-5
 
 
@@ -103,7 +103,7 @@ def test_weights_scale_their_own_conversation(model: Any, chats: list[EncodedCha
 
 
 def test_splitting_and_order_change_nothing(model: Any, chats: list[EncodedChat]) -> None:
-    rows = one_a_row(chats, 8)
+    rows = one_per_row(chats, 8)
     whole = total(model, rows).item()
     parts = sum(total(model, rows.part(i, i + 2)).item() for i in range(0, 8, 2))
     assert parts == pytest.approx(whole, rel=1e-5)
@@ -121,7 +121,7 @@ def test_no_rows_are_a_forward_pass_with_zero_loss(model: Any) -> None:
 
 
 def test_noise_only_in_training_and_repeatable(model: Any, chats: list[EncodedChat]) -> None:
-    rows = one_a_row(chats, 4)
+    rows = one_per_row(chats, 4)
     quiet = total(model.eval(), rows).item()
     add_embedding_noise(model, 5.0)
     assert total(model.eval(), rows).item() == quiet

@@ -20,15 +20,15 @@ from raymill.generate.batch import complete
 from raymill.generate.modes import mode_of
 from raymill.generate.sampling import sample
 from raymill.model.parent import scalar_head, with_adapters
+from raymill.objective.forward import scores_at
 from raymill.objective.heads import Fp32Head
-from raymill.objective.pairs import PreferredAnswers, RewardPairs, Sides, answer_log_probs
-from raymill.objective.scores import last_scores
+from raymill.objective.pairs import PairSequences, PreferredAnswers, RewardPairs, answer_log_probs
 from raymill.rl.objective import Critic, PolicyGradient
 from raymill.rl.reward.model import NO_SAMPLING, RewardModelEngine
 from raymill.rl.rollout_batch import token_log_probs
 from raymill.schema.sections import LoraConfig
 from rl.rollout import tiny
-from rl.test_policy import PLAIN, sampled
+from rl.test_objective import PLAIN, sampled
 from sections import plain
 
 CPU = torch.device("cpu")
@@ -37,7 +37,7 @@ TOLERANCE = 1e-5  # nats a token
 
 
 def in_bf16(model: Any) -> Any:
-    """As training has it: parameters alone are converted."""
+    """Convert parameters alone, as training does."""
     for parameter in model.parameters():
         parameter.data = parameter.data.bfloat16()
     return model.eval()
@@ -119,33 +119,33 @@ def test_a_policys_log_probs_and_entropies(model: Any) -> None:
 
 @pytest.mark.parametrize("loss", ["dpo", "ipo", "simpo", "orpo"])
 def test_losses_of_pairs(loss: str) -> None:
-    """Of policy and reference, written out from float64 logits by TRL's own formulas' stand-ins: `LOSSES`."""
+    """DPO losses of policy and reference, from float64 logits, by `LOSSES`."""
     from raymill.objective.preferences import LOSSES, PairLogProbs
 
     rows = rows_of(some_pairs())
-    sides = Sides.of(rows)
+    sequences = PairSequences.from_rows(rows)
     models = [copy.deepcopy(built(kind)) for kind in ("llama", "qwen3")]
     exact: list[torch.Tensor] = []
     for one in models:
         head = one.get_output_embeddings()
         with torch.no_grad(), watched(head) as seen:
-            answer_log_probs(one, head, sides, CPU)
-        row_N, column_N = torch.nonzero(sides.answer[:, 1:], as_tuple=True)
-        chosen_N = log_probs(seen[0][0]).gather(1, sides.tokens[row_N, column_N + 1][:, None])
-        zero_S = torch.zeros(len(sides.tokens), dtype=torch.float64)
+            answer_log_probs(one, head, sequences, CPU)
+        row_N, column_N = torch.nonzero(sequences.answer[:, 1:], as_tuple=True)
+        chosen_N = log_probs(seen[0][0]).gather(1, sequences.tokens[row_N, column_N + 1][:, None])
+        zero_S = torch.zeros(len(sequences.tokens), dtype=torch.float64)
         exact.append(zero_S.index_add(0, row_N, chosen_N[:, 0]))
-    length_S = sides.answer[:, 1:].sum(dim=1)
+    length_S = sequences.answer[:, 1:].sum(dim=1)
     pairs = PairLogProbs(*exact[0].chunk(2), *exact[1].chunk(2), *length_S.chunk(2))
     expected_P = LOSSES[loss](pairs, 0.1, 0.0, 0.5)
 
     policy, reference = (one.get_output_embeddings() for one in models)
     objective = PreferredAnswers(
         policy, loss, 0.1, 0.0, 0.5,
-        lambda rows: answer_log_probs(models[1], reference, Sides.of(rows), CPU)
+        lambda rows: answer_log_probs(models[1], reference, PairSequences.from_rows(rows), CPU)
         if loss in ("dpo", "ipo") else (torch.zeros(1), torch.zeros(1)),
     )  # fmt: skip
     with torch.no_grad():
-        found_P = objective.compared(models[0], rows, CPU).loss
+        found_P = objective.compare(models[0], rows, CPU).loss
     torch.testing.assert_close(found_P.double(), expected_P, rtol=1e-4, atol=1e-5)
 
 
@@ -156,7 +156,7 @@ def test_four_thousand_answers_have_as_many_scores(adapters: bool) -> None:
     tokens_SL = torch.cartesian_prod(torch.arange(64), torch.arange(64))
     place_S = torch.ones(len(tokens_SL), dtype=torch.long)
     with torch.no_grad(), watched(head) as seen:
-        score_S = last_scores(model, head, tokens_SL, place_S, CPU)
+        score_S = scores_at(model, head, tokens_SL, place_S, CPU)
     exact_S = seen[0][0][:, 1, 0]
     assert score_S.dtype == torch.float32
     assert (score_S.double() - exact_S).abs().max() < 1e-5 * float(exact_S.abs().max())
@@ -169,11 +169,13 @@ def test_losses_of_reward_models_and_critics() -> None:
     model = scalar_model()
     head = scalar_head(model)
     with torch.no_grad(), watched(head) as seen:
-        found = RewardPairs(head, 1.0, 0.01).compared(model, rows, CPU)
-    sides = Sides.of(rows)
-    exact_S = seen[0][0][torch.arange(len(sides.length)), sides.length - 1, 0]
+        found = RewardPairs(head, 1.0, 0.01).compare(model, rows, CPU)
+    sequences = PairSequences.from_rows(rows)
+    exact_S = seen[0][0][torch.arange(len(sequences.length)), sequences.length - 1, 0]
     better_P, worse_P = exact_S.chunk(2)
-    expected_P = -F.logsigmoid(better_P - worse_P - sides.margin) + 0.01 * (better_P + worse_P) ** 2
+    expected_P = (
+        -F.logsigmoid(better_P - worse_P - sequences.margin) + 0.01 * (better_P + worse_P) ** 2
+    )
     torch.testing.assert_close(found.loss.double(), expected_P, rtol=1e-5, atol=1e-6)
 
     rollouts = sampled()
@@ -216,7 +218,7 @@ def test_the_loss_of_reinforcement_learning(kl: str) -> None:
 
 
 def test_gradients_are_rounded_once() -> None:
-    """That of the head's weights, from the same hidden states in float64."""
+    """Gradient of the head's weights, from the same hidden states in float64."""
     model = copy.deepcopy(built("llama"))
     head = model.get_output_embeddings()
     rollouts = sampled()

@@ -124,7 +124,7 @@ def test_large_logits_and_certainty() -> None:
 
 
 def test_the_gradient_reaches_what_made_the_logits() -> None:
-    """Also where several losses share the logits, and where only one of the outputs is used."""
+    """Gradients hold where several losses share the logits, and where only one of the outputs is used."""
     _, targets_N = some_logits(5, 7, 11)
     head, hidden_NH = torch.nn.Linear(4, 11), torch.randn(7, 4)
     gradients = []

@@ -1,4 +1,4 @@
-"""What objectives make of pairs: against transformers' own forward pass of each conversation alone."""
+"""Objectives on pairs, against transformers' own forward pass of each conversation alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from raymill.data.store.rows import Rows
-from raymill.objective.pairs import PreferredAnswers, RewardPairs, Sides, answer_log_probs
+from raymill.objective.pairs import PairSequences, PreferredAnswers, RewardPairs, answer_log_probs
 from raymill.objective.preferences import LOSSES, NEEDS_REFERENCE
 from rl.rollout import tiny
 from rl.rollout.tiny import VOCAB_SIZE
@@ -48,7 +48,7 @@ class Pair:
 
 
 def some_pairs(count: int = 6, seed: int = 0) -> list[Pair]:
-    """Of different lengths, with weights and margins."""
+    """Return pairs of different lengths, with weights and margins."""
     random = np.random.default_rng(seed)
 
     def ids(low: int, high: int) -> list[int]:
@@ -63,7 +63,7 @@ def some_pairs(count: int = 6, seed: int = 0) -> list[Pair]:
 
 
 def rows_of(pairs: Sequence[Pair], width: int = 40) -> Rows:
-    """As preparation lays them down: the better conversation, then the worse, then nothing."""
+    """Build rows as preparation does: the better conversation, then the worse, then padding."""
     columns = Rows.empty(width, "uint16", "preference").columns()
     columns = {n: np.zeros((len(pairs), *c.shape[1:]), c.dtype) for n, c in columns.items()}
     for row, pair in enumerate(pairs):
@@ -89,7 +89,7 @@ def alone(model: Any, prompt: list[int], answer: list[int]) -> torch.Tensor:
 
 
 def shaken(model: Any, seed: int = 5) -> Any:
-    """Its weights a little changed: a policy that has left its reference."""
+    """Return a copy with slightly different weights: a policy that has moved from its reference."""
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -104,7 +104,7 @@ def gradient(model: torch.nn.Module, loss: torch.Tensor) -> torch.Tensor:
 
 
 def reference_of(pairs: Sequence[Pair], model: Any) -> Callable[[Rows], Any]:
-    """As the cached one, by the number of the record."""
+    """Reference like the cached one, by the number of the record."""
     with torch.no_grad():
         known = [
             [float(alone(model, pair.prompt, answer)) for answer in (pair.better, pair.worse)]
@@ -135,21 +135,21 @@ def classifier(family: str, pad_id: int = PAD) -> Any:
     return shaken(AutoModelForSequenceClassification.from_config(config).eval())
 
 
-# --- Sides -------------------------------------------------------------------------------------------
+# --- PairSequences ---------------------------------------------------------------------------------------
 
 
 def test_a_row_becomes_two_padded_conversations() -> None:
     pairs = [Pair([1, 2], [3], [4, 5, 6], 0.5, 0.7), Pair([7], [8, 9], [0])]
-    sides = Sides.of(rows_of(pairs))
-    assert sides.tokens.tolist() == [
+    sequences = PairSequences.from_rows(rows_of(pairs))
+    assert sequences.tokens.tolist() == [
         [1, 2, 3, 0, 0], [7, 8, 9, 0, 0], [1, 2, 4, 5, 6], [7, 0, 0, 0, 0],
     ]  # fmt: skip
-    assert sides.length.tolist() == [3, 3, 5, 2]
-    assert sides.answer.long().tolist() == [
+    assert sequences.length.tolist() == [3, 3, 5, 2]
+    assert sequences.answer.long().tolist() == [
         [0, 0, 1, 0, 0], [0, 1, 1, 0, 0], [0, 0, 1, 1, 1], [0, 1, 0, 0, 0],
     ]  # fmt: skip
-    assert sides.weight.tolist() == [0.5, 1.0]
-    assert sides.margin.tolist() == pytest.approx([0.7, 0.0])
+    assert sequences.weight.tolist() == [0.5, 1.0]
+    assert sequences.margin.tolist() == pytest.approx([0.7, 0.0])
 
 
 # --- Log-probabilities -------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ def test_log_probabilities_are_those_of_each_conversation_alone(family: str) -> 
     model, pairs = tiny_model(family), some_pairs()
     with torch.no_grad():
         better_P, worse_P = answer_log_probs(
-            model, model.get_output_embeddings(), Sides.of(rows_of(pairs)), CPU
+            model, model.get_output_embeddings(), PairSequences.from_rows(rows_of(pairs)), CPU
         )
         for place, pair in enumerate(pairs):
             for found_P, answer in ((better_P, pair.better), (worse_P, pair.worse)):
@@ -201,7 +201,7 @@ def test_dpo_starts_at_ln_2() -> None:
     model, pairs = tiny_model(), some_pairs()
     objective = preferring(model, "dpo", pairs)
     with torch.no_grad():
-        found = objective.compared(model, rows_of(pairs), CPU)
+        found = objective.compare(model, rows_of(pairs), CPU)
     assert (found.loss - math.log(2)).abs().max() < 1e-4
     assert found.better.abs().max() < 1e-4 and found.worse.abs().max() < 1e-4
 
@@ -236,7 +236,7 @@ def test_weights_scale_pairs() -> None:
     assert objective.weight(rows_of(pairs)) == pytest.approx(float(weight_P.sum()))
 
 
-# --- What is told of them ----------------------------------------------------------------------------
+# --- Metrics of pairs --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("loss", ["dpo", "simpo"])
@@ -247,7 +247,7 @@ def test_figures_are_weighted_means(loss: str) -> None:
     with torch.no_grad():
         for first in range(0, 6, 2):
             objective.losses(model, rows.part(first, first + 2), CPU)
-        sides = [
+        sequences = [
             (float(alone(model, p.prompt, p.better)), float(alone(model, p.prompt, p.worse)))
             for p in pairs
         ]
@@ -257,12 +257,12 @@ def test_figures_are_weighted_means(loss: str) -> None:
     if objective.reference is not None:
         known = torch.stack(objective.reference(rows), dim=1).tolist()
         rewards = [
-            (0.3 * (w - a), 0.3 * (x - b)) for (w, x), (a, b) in zip(sides, known, strict=True)
+            (0.3 * (w - a), 0.3 * (x - b)) for (w, x), (a, b) in zip(sequences, known, strict=True)
         ]
     else:
         rewards = [
             (0.3 * w / len(p.better), 0.3 * x / len(p.worse))
-            for (w, x), p in zip(sides, pairs, strict=True)
+            for (w, x), p in zip(sequences, pairs, strict=True)
         ]
     weights = [pair.weight for pair in pairs]
 
@@ -274,9 +274,9 @@ def test_figures_are_weighted_means(loss: str) -> None:
         "reward/margin": mean([w - x for w, x in rewards]),
         "reward/chosen": mean([w for w, _ in rewards]),
         "reward/rejected": mean([x for _, x in rewards]),
-        "policy/log_prob_accuracy": mean([w > x for w, x in sides]),
-        "policy/log_prob_chosen": mean([w for w, _ in sides]),
-        "policy/log_prob_rejected": mean([x for _, x in sides]),
+        "policy/log_prob_accuracy": mean([w > x for w, x in sequences]),
+        "policy/log_prob_chosen": mean([w for w, _ in sequences]),
+        "policy/log_prob_rejected": mean([x for _, x in sequences]),
     }
 
 
@@ -300,7 +300,7 @@ def test_level_answers_are_half_right() -> None:
     ],
 )
 def test_no_rows_are_a_forward_pass_with_zero_loss(loss: str, family: str) -> None:
-    """Under ZeRO-3 a rank without rows must still gather all weights: the head's, the reference's."""
+    """A rank without rows must still gather all weights under ZeRO-3: the head's, the reference's."""
     none = Rows.empty(40, "uint16", "preference")
     asked: list[int] = []
 
@@ -323,7 +323,9 @@ def test_no_rows_are_a_forward_pass_with_zero_loss(loss: str, family: str) -> No
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
     assert asked == ([0] if loss in NEEDS_REFERENCE else [])
     if loss != "reward":  # as a reference's
-        pair = answer_log_probs(model, model.get_output_embeddings(), Sides.of(none), CPU)
+        pair = answer_log_probs(
+            model, model.get_output_embeddings(), PairSequences.from_rows(none), CPU
+        )
         assert [one.tolist() for one in pair] == [[0.0], [0.0]]
     assert all(sums == [0.0, 0.0] for sums in objective.metric_sums.drain().values())
 
@@ -333,18 +335,18 @@ def test_no_rows_are_a_forward_pass_with_zero_loss(loss: str, family: str) -> No
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scores_are_transformers_own(family: str) -> None:
-    """Of each conversation alone, and of all of them padded with a token that none of them holds."""
+    """Compare with each conversation alone, and with all of them padded with an unused token."""
     spare = VOCAB_SIZE - 1
     model = classifier(family, spare)
     pairs = some_pairs()
     pairs = [
         Pair(*([t % spare for t in part] for part in (p.prompt, p.better, p.worse))) for p in pairs
     ]
-    sides = Sides.of(rows_of(pairs))
+    sequences = PairSequences.from_rows(rows_of(pairs))
     with torch.no_grad():
-        score_S = torch.cat(RewardPairs(model.score).scores(model, sides, CPU))
-        attention_SL = (torch.arange(sides.tokens.shape[1]) < sides.length[:, None]).long()
-        padded_SL = sides.tokens.masked_fill(attention_SL == 0, spare)
+        score_S = torch.cat(RewardPairs(model.score).scores(model, sequences, CPU))
+        attention_SL = (torch.arange(sequences.tokens.shape[1]) < sequences.length[:, None]).long()
+        padded_SL = sequences.tokens.masked_fill(attention_SL == 0, spare)
         together_S = model(input_ids=padded_SL, attention_mask=attention_SL).logits[:, 0]
         order = [p.conversations[side] for side in (0, 1) for p in pairs]
         alone_S = torch.cat([model(input_ids=torch.tensor([ids])).logits[0] for ids in order])
@@ -355,12 +357,12 @@ def test_scores_are_transformers_own(family: str) -> None:
 def test_an_answer_that_ends_in_the_padding_token_is_scored_at_its_end() -> None:
     """transformers looks for the last token that isn't padding, and finds the one before."""
     model = classifier("llama", PAD)
-    sides = Sides.of(rows_of([Pair([1, 2], [3, PAD], [4, 5, 6])]))
+    sequences = PairSequences.from_rows(rows_of([Pair([1, 2], [3, PAD], [4, 5, 6])]))
     with torch.no_grad():
-        found = float(RewardPairs(model.score).scores(model, sides, CPU)[0])
+        found = float(RewardPairs(model.score).scores(model, sequences, CPU)[0])
         hidden_TH = model.model(input_ids=torch.tensor([[1, 2, 3, PAD]])).last_hidden_state[0]
         at_T = model.score(hidden_TH)[:, 0].tolist()
-        theirs = float(model(input_ids=sides.tokens).logits[0])
+        theirs = float(model(input_ids=sequences.tokens).logits[0])
     assert found == pytest.approx(at_T[3], rel=1e-5)
     assert theirs == pytest.approx(at_T[2], rel=1e-5) and abs(theirs - found) > 1e-3
 

@@ -183,7 +183,7 @@ def test_bradley_terry(seed: int, center_rewards: float) -> None:
 
 
 def stand_in(**more: Any) -> SimpleNamespace:
-    """As much of a trainer as TRL's loss methods ask of `self`."""
+    """Return the parts of a trainer that TRL's loss methods use."""
     same = lambda tensor: tensor  # noqa: E731
     accelerator = SimpleNamespace(device="cpu", gather=same, gather_for_metrics=same)
     metrics = {"train": defaultdict(list)}

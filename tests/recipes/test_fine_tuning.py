@@ -19,7 +19,7 @@ from raymill.engine.evaluation import EvalPoint
 from raymill.engine.event_log import EventLog
 from raymill.engine.group import WorkerGroup
 from raymill.model.parent import load_parent
-from raymill.objective.assistant_tokens import AssistantTokens
+from raymill.objective.language_modeling import AssistantTokens
 from raymill.schema.sections import ChatEvaluation
 from sections import plain
 

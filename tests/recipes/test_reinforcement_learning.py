@@ -31,7 +31,7 @@ from raymill.engine.start import decide_start
 from raymill.errors import ConfigError, RaymillError
 from raymill.model.build import build_model
 from raymill.recipes.registry import recipe_of
-from raymill.rl.backend import _engine
+from raymill.rl.backend import _engine_spec
 from raymill.rl.rollout.record import RolloutRecord, read_rollout, rollout_path
 from raymill.rl.rollout.transformers_engine import ModelSpec
 from raymill.schema.jobs import RlhfJob
@@ -265,7 +265,9 @@ def test_actors_on_cpus_sample_for_a_trainer_on_gpus(place: Path) -> None:
     facts = load_prepared(Path(resolved.folders[0]))
     found = {}
     for actors in (0, 1):
-        spec = _engine(resolved, replace(job, rollout=replace(job.rollout, actors=actors)), facts)
+        spec = _engine_spec(
+            resolved, replace(job, rollout=replace(job.rollout, actors=actors)), facts
+        )
         assert isinstance(spec, ModelSpec)
         found[actors] = (spec.gpu, spec.attention)
     assert found == {0: (True, "flash_attention_2"), 1: (False, "sdpa")}
@@ -348,9 +350,9 @@ def test_prompts_without_references_are_found_before_anything_starts(place: Path
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["rollout.group_size=2"], "asks for: 16, to prompts of samples .* not 8"),
-        (["train.global_batch=2", "train.steps=6"], "asks for: 16, .* not 8, to samples"),
-        (["rollout.temperature=0.5"], "was sampled with .* replay with these settings"),
+        (["rollout.group_size=2"], "needs: 16, to prompts of samples .* not 8"),
+        (["train.global_batch=2", "train.steps=6"], "needs: 16, .* not 8, to samples"),
+        (["rollout.temperature=0.5"], "was sampled with .* use its settings"),
     ],
 )
 def test_other_rollouts_than_the_step_asks_for_are_not_replayed(

@@ -13,7 +13,7 @@ from data.chat_factory import chat_encoder, conversations, encoded, rows_of, wri
 from engine.chat_probe import NEW_IDS, VOCAB, Case, spawn
 from raymill.data.messages.tokenizer import chat_tokenizer
 from raymill.model.parent import load_parent
-from raymill.objective.assistant_tokens import AssistantTokens
+from raymill.objective.language_modeling import AssistantTokens
 
 STEPS, BATCH = 30, 8
 trl = pytest.importorskip("trl", reason="TRL is in the dev extra")

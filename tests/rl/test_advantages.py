@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from raymill.rl.advantages import (
     EPSILON,
-    OF_GROUPS,
+    GROUP_ADVANTAGES,
+    compute_advantages,
     discounted,
     dr_grpo,
     gae,
@@ -25,7 +26,6 @@ from raymill.rl.advantages import (
     whitened,
 )
 from raymill.rl.rollout_batch import RolloutBatch
-from raymill.rl.token_advantages import compute_advantages
 from raymill.schema.sections import AlgorithmConfig
 from sections import plain
 
@@ -155,23 +155,25 @@ def by_name(name: str, rewards: list[float]) -> list[float]:
     return [r - mean for r in rewards]
 
 
-@pytest.mark.parametrize("name", sorted(OF_GROUPS))
+@pytest.mark.parametrize("name", sorted(GROUP_ADVANTAGES))
 @UNHURRIED
 @given(rewards=REWARDS, shift=st.floats(-10, 10))
 def test_groups(name: str, rewards: list[float], shift: float) -> None:
     rewards_G = torch.tensor(rewards, dtype=torch.float64)
-    found_G = OF_GROUPS[name](rewards_G)
+    found_G = GROUP_ADVANTAGES[name](rewards_G)
     expected_G = torch.tensor(by_name(name, rewards), dtype=torch.float64)
     # What differs by less than doubles can tell is divided by ε: 1e-14/1e-6.
     torch.testing.assert_close(found_G, expected_G, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(
-        OF_GROUPS[name](rewards_G.flip(0)), found_G.flip(0), atol=1e-6, rtol=0
+        GROUP_ADVANTAGES[name](rewards_G.flip(0)), found_G.flip(0), atol=1e-6, rtol=0
     )
-    torch.testing.assert_close(OF_GROUPS[name](rewards_G + shift), found_G, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        GROUP_ADVANTAGES[name](rewards_G + shift), found_G, atol=1e-6, rtol=1e-6
+    )
     assert abs(found_G.sum().item()) < 1e-6
 
 
-@pytest.mark.parametrize("name", sorted(OF_GROUPS))
+@pytest.mark.parametrize("name", sorted(GROUP_ADVANTAGES))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @given(reward=st.floats(-1e3, 1e3, width=32), count=st.integers(1, 9))
 @UNHURRIED
@@ -180,7 +182,7 @@ def test_equal_rewards_teach_nothing(
 ) -> None:
     """Exactly: 0.1 + 0.1 + 0.1 isn't 0.3, and the rest divided by ε would be an advantage."""
     for value in (reward, 0.1):
-        assert not OF_GROUPS[name](torch.full((count,), value, dtype=dtype)).any()
+        assert not GROUP_ADVANTAGES[name](torch.full((count,), value, dtype=dtype)).any()
 
 
 def test_how_the_estimators_relate() -> None:
@@ -219,7 +221,7 @@ def test_reinforce_plus_plus(name: str, seed: int, gamma: float, beta: float) ->
     sizes = random.integers(1, 7, 6)
     reward = random.normal(0, 1, 6)
     policy, reference = random.uniform(-3, 0, (2, 6, 8)).astype(np.float32)
-    rollouts = RolloutBatch.of(
+    rollouts = RolloutBatch.from_columns(
         [[1, 2]] * 6,
         [[3] * size for size in sizes],
         [policy[row, : sizes[row]].tolist() for row in range(6)],
@@ -292,7 +294,7 @@ def on_ranks(parts: list[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tenso
 @settings(deadline=None, max_examples=10)
 @given(seed=SEEDS)
 def test_ranks_whiten_as_one(seed: int) -> None:
-    """However the answers are shared out; a rank with none that counts takes part."""
+    """Any distribution of the answers over ranks gives the same; a rank with masked answers takes part."""
     generator = torch.Generator().manual_seed(seed)
     values_BT = torch.randn(6, 5, generator=generator) * 3 + 7
     mask_BT = (torch.rand(6, 5, generator=generator) < 0.7).float()

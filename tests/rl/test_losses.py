@@ -106,7 +106,7 @@ def test_which_gradient_each_estimator_has_as_a_loss(seed: int) -> None:
 
 
 def test_k3_is_biased_as_a_loss() -> None:
-    """Not by rounding: the closer to certain a policy is, the more times too hard it pulls."""
+    """k3's gradient is wrong by more than rounding: the more certain a policy is, the larger the factor."""
     logits_V = torch.tensor([6.0, 0.0], dtype=torch.float64, requires_grad=True)
     reference_V = torch.log(torch.tensor([0.5, 0.5], dtype=torch.float64))
     right_V = gradient_as_loss("k2", logits_V, reference_V)
@@ -117,7 +117,7 @@ def test_k3_is_biased_as_a_loss() -> None:
 @UNHURRIED
 @given(seed=SEEDS)
 def test_values_of_estimators(seed: int) -> None:
-    """As values k1 and k3 are unbiased."""
+    """k1 and k3 are unbiased as values."""
     logits_V, reference_V = distributions(seed)
     log_prob_V = torch.log_softmax(logits_V, dim=0).detach()
     exact = (log_prob_V.exp() * (log_prob_V - reference_V)).sum()
@@ -264,7 +264,7 @@ def some_losses(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 def aggregated(
     name: str, parts: list[tuple[torch.Tensor, torch.Tensor]], max_tokens: int = 11
 ) -> torch.Tensor:
-    """As the loop does it: sums and denominators of all parts, then one division."""
+    """Aggregate as the loop does: sums and denominators of all parts, then one division."""
     sums = [(loss * aggregation_weights(name, mask, max_tokens)).sum() for loss, mask in parts]
     denominator = sum(aggregation_denominator(name, mask, max_tokens) for _, mask in parts)
     return torch.stack(sums).sum() / max(denominator, 1.0)
@@ -312,7 +312,7 @@ def test_splitting_order_and_padding_change_neither_loss_nor_gradient(
 
 def test_an_unknown_aggregation() -> None:
     for function in (aggregation_weights, aggregation_denominator):
-        with pytest.raises(ValueError, match="'mean' is no way to aggregate"):
+        with pytest.raises(ValueError, match="'mean' isn't an aggregation"):
             function("mean", torch.ones(1, 1), 1)
 
 

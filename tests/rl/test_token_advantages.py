@@ -1,4 +1,4 @@
-"""From rewards to advantages of tokens: against loops over floats, answer by answer, and against TRL."""
+"""Advantages of tokens, against loops over floats, answer by answer, and against TRL."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raymill.rl.advantages import EPSILON, OF_GROUPS, AllReduce
+from raymill.rl.advantages import EPSILON, GROUP_ADVANTAGES, AllReduce, compute_advantages
 from raymill.rl.rollout_batch import RolloutBatch
-from raymill.rl.token_advantages import compute_advantages
 from raymill.schema.sections import AlgorithmConfig
 from sections import plain
 
@@ -72,7 +71,7 @@ def a_step(seed: int, groups: int = 3, group: int = 4, beta: float = 0.3) -> Ste
     sizes = random.integers(0, 7, count)
     answers = [[2] * int(n) for n in sizes]
     drawn = [(-random.uniform(0, 3, n)).tolist() for n in sizes]
-    rollouts = RolloutBatch.of(prompts, answers, drawn)
+    rollouts = RolloutBatch.from_columns(prompts, answers, drawn)
     reference_BT = rollouts.sampler + torch.from_numpy(random.normal(0, 0.5, rollouts.mask.shape))
     value_BT = torch.from_numpy(random.normal(0, 1, rollouts.mask.shape)).float()
     rewards = random.choice([0.0, 0.1, 1.0, 0.7, NAN], count, p=[0.25, 0.25, 0.25, 0.15, 0.1])
@@ -257,10 +256,10 @@ def test_a_group_of_which_one_or_none_is_known(name: str) -> None:
 # --- Equal rewards -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*sorted(OF_GROUPS)])
+@pytest.mark.parametrize("name", [*sorted(GROUP_ADVANTAGES)])
 @pytest.mark.parametrize("reward", [0.1, 1 / 3, -0.7, 1e-30, 1e30])
 def test_equal_rewards_teach_exactly_nothing(name: str, reward: float) -> None:
-    """Also where their mean isn't their value: (0.1 + 0.1 + 0.1) / 3 isn't 0.1."""
+    """Equal rewards give 0 even where their mean differs from them: (0.1 + 0.1 + 0.1) / 3 isn't 0.1."""
     step = a_step(2, groups=2, group=3)
     rewards = torch.full((6,), reward, dtype=torch.float64)
     rewards[4] = NAN
@@ -277,7 +276,7 @@ def test_equal_rewards_teach_exactly_nothing(name: str, reward: float) -> None:
 
 
 def test_the_reward_of_an_answer_cut_off_is_at_its_last_token_and_compared_with() -> None:
-    rollouts = RolloutBatch.of([[1, 1], [1]], [[2, 2, 2], [2, 0]], [[0.0] * 3, [0.0] * 2])
+    rollouts = RolloutBatch.from_columns([[1, 1], [1]], [[2, 2, 2], [2, 0]], [[0.0] * 3, [0.0] * 2])
     rewards = torch.tensor([1.0, 3.0], dtype=torch.float64)
     step = Step(rollouts, rewards, torch.tensor([False, True]), 2)
     keep = step.compute_advantages(plain(AlgorithmConfig, "ppo", "reinforce_pp", gamma=0.5))
@@ -362,7 +361,7 @@ def test_order_and_padding_change_nothing(seed: int, algorithm: AlgorithmConfig)
 
 
 def trl_advantages(name: str, step: Step, beta: float, **more: Any) -> torch.Tensor:
-    """What TRL's trainer makes of these answers: its own code, with sampling and models stood in for."""
+    """Return the advantages of TRL's trainer: its own code, with stand-ins for sampling and models."""
     module = pytest.importorskip(f"trl.trainer.{name}_trainer", reason="TRL is in the dev extra")
     trainer = {"grpo": "GRPOTrainer", "rloo": "RLOOTrainer"}[name]
     rollouts, count = step.rollouts, len(step.rollouts)
@@ -415,7 +414,7 @@ def a_full_step(seed: int) -> Step:
     """No answer without tokens: TRL has none."""
     random = np.random.default_rng(seed)
     sizes = random.integers(1, 7, 12)
-    rollouts = RolloutBatch.of(
+    rollouts = RolloutBatch.from_columns(
         [[1, 1]] * 12, [[2] * int(n) for n in sizes], [(-random.random(n)).tolist() for n in sizes]
     )
     reference_BT = (rollouts.sampler - torch.from_numpy(random.random(rollouts.mask.shape))).float()
@@ -428,7 +427,7 @@ def a_full_step(seed: int) -> Step:
 
 @pytest.mark.parametrize("seed", range(2))
 def test_trl_rloo(seed: int) -> None:
-    """With the distance to the reference taken off the rewards, and an answer without one."""
+    """Include the KL penalty of the rewards, and an answer without a reward."""
     step = a_full_step(seed)
     theirs_B = trl_advantages("rloo", step, 0.05)
     found = step.compute_advantages(

@@ -110,16 +110,18 @@ class ModelSampler:
     def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         # Write mode and exports never get here, and start without loading torch.
         if self._loaded is None:
-            from raymill.generate.load import load
+            from raymill.generate.load import load_model
 
-            model, tokenizer, _ = load(self._resolved.folder)
+            model, tokenizer, _ = load_model(self._resolved.folder)
             self._loaded = model, tokenizer
         return self._loaded
 
     def _stop_ids(self, model: PreTrainedModel) -> frozenset[int]:
-        from raymill.generate.load import named_ids
+        from raymill.generate.load import token_id_list
 
-        return self._encoder.stop_ids | frozenset(named_ids(model.generation_config.eos_token_id))
+        return self._encoder.stop_ids | frozenset(
+            token_id_list(model.generation_config.eos_token_id)
+        )
 
     def _prompt_ids(self, messages: Messages, model: PreTrainedModel) -> list[int] | Problem:
         try:

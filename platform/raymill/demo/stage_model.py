@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from raymill.data.demo.stdlib_conversations import ConversationEntry
 from raymill.data.messages.encode import ChatEncoder
 from raymill.evaluate.answers import POINTS, Verdict, verdict
-from raymill.generate.text import text_prompts
+from raymill.generate.load import text_prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -67,9 +67,9 @@ class StageModel:
     def load(cls, folder: Path) -> StageModel:
         """Load an exported folder from disk, without network."""
         from raymill.data.messages.folder import load_chat_encoder
-        from raymill.generate.load import load
+        from raymill.generate.load import load_model
 
-        model, tokenizer, end_of_text_id = load(folder)
+        model, tokenizer, end_of_text_id = load_model(folder)
         assert end_of_text_id is not None, f"{folder} names no end-of-text token"
         return cls(model, tokenizer, load_chat_encoder(folder), end_of_text_id)
 

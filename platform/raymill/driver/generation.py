@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raymill.errors import ConfigError, DataError
-from raymill.generate.load import load, named_ids
+from raymill.generate.load import load_model, token_id_list
 from raymill.reading import MISSING, read_text
 from raymill.schema.jobs import GenerateJob
 
@@ -42,7 +42,7 @@ def generate(job: GenerateJob) -> int:
     encoder = _chat_encoder(job, resolved.folder)
     # On stderr, so that stdout holds the generated text alone.
     print(f"{resolved.name}", file=sys.stderr)
-    model, tokenizer, end_of_text_id = load(resolved.folder)
+    model, tokenizer, end_of_text_id = load_model(resolved.folder)
     if encoder is not None:
         _converse(job, model, tokenizer, encoder, prompt)
     elif prompt is not None:
@@ -94,7 +94,7 @@ def _converse(
         max_new_tokens=job.max_new_tokens,
         temperature=job.temperature,
         top_p=job.top_p,
-        stop_ids=named_ids(model.generation_config.eos_token_id),
+        stop_ids=token_id_list(model.generation_config.eos_token_id),
     )
     if prompt is None:
         converse(conversation, job.seed)
@@ -141,12 +141,12 @@ def _answer(
 
     from raymill.generate.conversation import print_note
     from raymill.generate.decoding import decode_stream
-    from raymill.generate.sampling import sample, unseen
-    from raymill.generate.text import text_prompts
+    from raymill.generate.load import text_prompts
+    from raymill.generate.sampling import dropped_tokens, sample
     from raymill.model.shape import context_length
 
     ids = text_prompts(tokenizer).ids(prompt)
-    if left_out := unseen(model, ids):
+    if left_out := dropped_tokens(model, ids):
         print_note(
             f"the model has {context_length(model.config)} positions: it doesn't see the first "
             f"{left_out} of the prompt's {len(ids)} tokens"
@@ -161,7 +161,7 @@ def _answer(
         end_of_text_id=end_of_text_id,
     )
     sys.stdout.write(prompt)
-    stops = frozenset(named_ids(model.generation_config.eos_token_id))
+    stops = frozenset(token_id_list(model.generation_config.eos_token_id))
     drawn = takewhile(lambda token: token not in stops, tokens)
     # Token by token: a character may need several tokens, which the decoder waits for.
     for piece in decode_stream(tokenizer, drawn, after=ids):

@@ -30,7 +30,7 @@ from raymill.engine.group import WorkerGroup
 from raymill.evaluate.answers import Answer, score
 from raymill.evaluate.reasoning import PROMPT_END, opens_reasoning
 from raymill.generate.batch import complete
-from raymill.objective.assistant_tokens import AssistantTokens
+from raymill.objective.language_modeling import AssistantTokens
 from raymill.reading import read_json
 from raymill.schema.sections import ChatEvaluation
 

@@ -38,10 +38,12 @@ class BatchBuilder(Protocol):
 
     @property
     def lookahead(self) -> bool:
-        """Whether `gather` wants to see the next step's batch too."""
+        """Whether `build_step` wants to see the next step's batch too."""
         ...
 
-    def gather(self, batch: StepBatch, step: int, upcoming: StepBatch | None = None) -> Gathered:
+    def build_step(
+        self, batch: StepBatch, step: int, upcoming: StepBatch | None = None
+    ) -> Gathered:
         """Make the material of step number `step`."""
         ...
 
@@ -74,7 +76,9 @@ class DatasetBatches:
     def lookahead(self) -> bool:
         return False
 
-    def gather(self, batch: StepBatch, step: int, upcoming: StepBatch | None = None) -> Gathered:
+    def build_step(
+        self, batch: StepBatch, step: int, upcoming: StepBatch | None = None
+    ) -> Gathered:
         learned, tokens = self.group.sum(
             self.objective.weight(batch.rows.unweighted()), predicted_tokens(batch.rows)
         )

@@ -65,7 +65,7 @@ class HeldOutPairs:
                 named = {f"pairs/{name}/{key}": value for key, value in sums.items()}
                 figures |= means(named, group)
         figures |= means({f"pairs/{key}": value for key, value in together.drain().items()}, group)
-        summed = Bins.of_sums(group.sum(*all_bins.sums()))
+        summed = Bins.from_sums(group.sum(*all_bins.sums()))
         return {**figures, "pairs/calibration_error": summed.error}
 
     def _measured(
@@ -74,13 +74,13 @@ class HeldOutPairs:
         metric_sums, bins = MetricSums(), Bins()
         with evaluating(model):
             for rows in each_on_all_ranks(group, rows_):
-                found = self.objective.compared(model, rows, group.device)
-                found.count(metric_sums)
+                found = self.objective.compare(model, rows, group.device)
+                found.add_to(metric_sums)
                 weight = float(found.weight.sum())
                 metric_sums.add("loss", (found.loss * found.weight).sum(), weight)
                 # What the model says is the probability that the better answer wins (Bradley–Terry).
                 chance_P = torch.sigmoid(found.better - found.worse)
-                bins = bins + Bins.of(_array(chance_P), _array(found.weight))
+                bins = bins + Bins.from_probabilities(_array(chance_P), _array(found.weight))
         return metric_sums, bins
 
 

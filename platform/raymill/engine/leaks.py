@@ -15,7 +15,7 @@ from raymill.engine.compilation import uncompiled
 from raymill.engine.evaluation import evaluating
 from raymill.engine.group import WorkerGroup
 from raymill.errors import ConfigError
-from raymill.objective.sequences import Sequences, passed
+from raymill.objective.forward import Sequences, run_model
 
 HALF = 8  # tokens of each sequence of the rows that are tried
 # Of the hidden states' own size. What doesn't leak gives the same bits, but for a kernel's odd rounding.
@@ -97,7 +97,7 @@ def _changed(
     # Masks and bounds are made outside of what `train.compile` compiles.
     with uncompiled(), evaluating(model):
         one_BTH, other_BTH = (
-            _hidden(model, head, Sequences.of(tokens, opens_BT), device)
+            _hidden(model, head, Sequences.from_tokens(tokens, opens_BT), device)
             for tokens in (tokens_BT, other_BT)
         )
     return one_BTH, other_BTH
@@ -110,7 +110,7 @@ def _hidden(
     seen: list[torch.Tensor] = []
     handle = head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
     try:
-        passed(model, sequences, device)
+        run_model(model, sequences, device)
     finally:
         handle.remove()
     return seen[0].double().view(*sequences.tokens.shape, -1)

@@ -142,7 +142,7 @@ class Loop:
             return False
         assert batch is not None
         phases.enter("gather")
-        gathered = self.experience.gather(batch, self.step + 1, upcoming)
+        gathered = self.experience.build_step(batch, self.step + 1, upcoming)
         phases.enter(None)
         # Dropout's randomness depends on the position alone, so there is no generator to save.
         torch.manual_seed(step_seed(job.run.seed, self.step + 1, self.group.rank))

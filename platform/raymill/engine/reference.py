@@ -29,7 +29,7 @@ from raymill.engine.evaluation import evaluating
 from raymill.engine.group import WorkerGroup
 from raymill.engine.resolved_run import ResolvedRun
 from raymill.errors import DataError
-from raymill.objective.pairs import Sides, answer_log_probs
+from raymill.objective.pairs import PairSequences, answer_log_probs
 from raymill.reading import MISSING, is_file, read_bytes
 
 Ints = npt.NDArray[np.int64]
@@ -65,7 +65,7 @@ class LiveReference:
     def __call__(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
         with self.frozen.active() as model:
             head = model.get_output_embeddings()
-            return answer_log_probs(model, head, Sides.of(rows), self.device)
+            return answer_log_probs(model, head, PairSequences.from_rows(rows), self.device)
 
 
 @dataclass
@@ -134,7 +134,9 @@ class CachedReference:
                         source=source,
                     )
                     for rows in each_on_all_ranks(group, on_all_ranks(group, opened)):
-                        pair = answer_log_probs(model, head, Sides.of(rows), group.device)
+                        pair = answer_log_probs(
+                            model, head, PairSequences.from_rows(rows), group.device
+                        )
                         if len(rows):
                             assert rows.record is not None
                             values = torch.stack(pair, dim=1).cpu().tolist()

@@ -1,1 +1,1 @@
-"""Yardsticks: what a held-out text costs in bits per byte by methods that everybody knows."""
+"""Scores of generated answers, parsing of the answers' numbers and LaTeX, and baselines to compare with."""

@@ -1,4 +1,4 @@
-"""LaTeX's many ways to write one thing, made one: what is only typesetting goes, what says something stays.
+"""Normalization of LaTeX: equivalent spellings become one, and commands that only typeset are removed.
 
 Parentheses lose their sizes and fractions get their braces. Text without LaTeX keeps its words.
 """
@@ -9,8 +9,10 @@ import re
 
 # A comma between digits that may separate thousands, as written without LaTeX.
 THOUSANDS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
-SEPARATOR = "\x1f"  # a comma between digits that can only separate thousands: `1{,}234`
-_CHARACTERS = 4000  # longer texts are left as they are
+# Replaces a comma between digits that can only separate thousands, as in `1{,}234`.
+SEPARATOR = "\x1f"
+# Longer texts aren't normalized.
+_CHARACTERS = 4000
 
 _TRANSLATED = str.maketrans(
     {
@@ -22,7 +24,7 @@ _TRANSLATED = str.maketrans(
 )  # fmt: skip
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
-# What commands say: each is followed by what stands for it.
+# Commands, each followed by its replacement.
 _SIGNS = r"""
 times × cdot · div ÷ pm ± mp ∓ circ ° degree ° textdegree ° infty ∞ pi π le ≤ leq ≤ leqslant ≤ ge ≥ geq ≥
 geqslant ≥ lt < gt > ne ≠ neq ≠ approx ≈ in ∈ cup ∪ cap ∩ emptyset ∅ varnothing ∅ setminus ∖ to →
@@ -46,7 +48,8 @@ _WRAPPED = re.compile(
     r"operatorname\*?|bm|boldsymbol|underline|overbrace|unit)\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}"
 )
 _MATHEMATICS = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$", re.DOTALL)
-_TILDE = re.compile(r"(?<=[0-9{}])~(?=[0-9A-Za-z\\])")  # a space at which no line ends
+# A non-breaking space.
+_TILDE = re.compile(r"(?<=[0-9{}])~(?=[0-9A-Za-z\\])")
 _DOLLAR = "\x1e"
 _BOLD = re.compile(r"(?<![\w*])\*\*(?=[^\s*])(.+?)(?<=[^\s*])\*\*(?![\w*])")
 _BETWEEN = re.compile(r"(\}|\\frac|\\sqrt)\s+\{")
@@ -57,31 +60,26 @@ _LONE_GROUP = re.compile(r"(?<![\^_}\\A-Za-z\]])\{\s*([^{},\\]*)\s*\}(?!\s*\{)")
 
 
 def plain(text: str) -> str:
-    """The text without typesetting."""
+    """Return the text without typesetting."""
     if len(text) > _CHARACTERS:
         return text
     text = _SUPERSCRIPT.sub(
-        lambda found: "^" + found[0].translate(_SUPERSCRIPTS), text.translate(_TRANSLATED)
+        lambda match: "^" + match[0].translate(_SUPERSCRIPTS), text.translate(_TRANSLATED)
     )
     text = _BOLD.sub(r"\1", text)
     text = _MATHEMATICS.sub(
-        lambda found: found[1] or found[2], text.replace(r"\$", _DOLLAR)
+        lambda match: match[1] or match[2], text.replace(r"\$", _DOLLAR)
     ).replace(_DOLLAR, "$")
     text = _TILDE.sub(" ", text)
-    return _unset(text) if "\\" in text or "{" in text or "^" in text else text
-
-
-def _unset(text: str) -> str:
+    if not ("\\" in text or "{" in text or "^" in text):
+        return text
     text = _LATEX_THOUSANDS.sub(SEPARATOR, _ESCAPED_TWICE.sub(r"\\", text))
-    for _ in range(3):  # they stand in each other
+    # Repeated because these commands are nested in each other.
+    for _ in range(3):
         text = _WRAPPED.sub(r" \1 ", _SCRIPT.sub(r"\1\2", text))
-    text = _COMMAND.sub(_said, text)
+    text = _COMMAND.sub(lambda command: _COMMANDS.get(command[1], command[0]), text)
     text = _BETWEEN.sub(r"\1{", text)
     text = _BARE_PART.sub(r"\\\1{\2}", text)
     text = _BARE_BELOW.sub(r"\1{\2}", text)
     text = _LONE_GROUP.sub(r"\1", _SCRIPT.sub(r"\1\2", text))
     return re.sub(r"\s*\^\s*", "^", text).replace("^°", "°")
-
-
-def _said(command: re.Match[str]) -> str:
-    return _COMMANDS.get(command[1], command[0])

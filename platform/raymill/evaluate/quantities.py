@@ -1,7 +1,7 @@
-"""Numbers as people and LaTeX write them, with their units: `1{,}234`, `-3e2`, `28%`, fractions, powers.
+"""Parser of numbers as written by people and in LaTeX, with units: `1{,}234`, `-3e2`, `28%`, fractions, powers.
 
-Values are exact fractions; nothing is rounded and no arithmetic is done but that of one number's own writing,
-such as that of a power of ten behind it. Text is what `plain` of latex.py makes of it.
+Values are exact fractions. Nothing is rounded, and the only arithmetic is the one that a number's notation
+implies, such as multiplying by a power of ten. Text is first normalized by `plain` of latex.py.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from fractions import Fraction
 
 from raymill.evaluate.latex import SEPARATOR, plain
 
-_CHARACTERS = 100  # longer ones aren't read as numbers
-_DIGITS = 1000  # of a power; larger ones aren't computed
+# Longer texts aren't parsed as numbers.
+_CHARACTERS = 100
+# Powers with more digits aren't computed.
+_DIGITS = 1000
 
 _GROUPED = (
     rf"[1-9][0-9]{{0,2}}(?:(?:,[0-9]{{3}})+|(?:{SEPARATOR}[0-9]{{3}})+|(?: [0-9]{{3}})+)"
@@ -34,7 +36,7 @@ _POWER = re.compile(rf"({_NUMBER})\s*{_EXPONENT}")
 _DECIMAL = re.compile(_NUMBER)
 
 _PERCENT = "%"
-# Each line is one unit.
+# Each line lists the spellings of one unit.
 _UNITS = """
 % percent pct percentage
 ° degree degrees deg
@@ -63,7 +65,7 @@ l L liter liters litre litres
 ml mL milliliter milliliters millilitre millilitres
 """
 _ALIASES = {word: line.split()[0] for line in _UNITS.splitlines() for word in line.split()}
-# After a number they make another number of it, or no number at all.
+# Words that aren't units: after a number they change its value, or make the text no number at all.
 _NUMBER_WORDS = """
 hundred hundreds thousand thousands million millions billion billions trillion trillions mil mio mln lakh
 lakhs crore crores dozen dozens score gross half halves third thirds quarter quarters fourth fourths fifth
@@ -85,15 +87,15 @@ _PER = re.compile(r"\s*/\s*|\s+per\s+|\s+an?\s+")
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number and its unit: a word, a sign, words joined by spaces; empty where none is said."""
+    """Number with its unit: a word, a sign, or words joined by spaces; empty where none is written."""
 
     value: Fraction
     unit: str = ""
 
     def same(self, other: Quantity) -> bool:
-        """Tell whether both are one number, of one unit or of one that only one of them says.
+        """Tell whether both are the same number with the same unit, or with a unit that only one of them has.
 
-        A percentage is also the same as the number that it is a hundredth part of: 28% and 0.28.
+        A percentage also equals its value as a fraction: 28% and 0.28.
         """
         if self.unit == other.unit:
             return self.value == other.value
@@ -107,32 +109,32 @@ class Quantity:
 
 
 def as_number(text: str) -> Fraction | None:
-    """The exact value of a number alone, with or without a currency's sign; None of anything else."""
-    found = as_quantity(text)
-    return found.value if found is not None and found.unit in ("", "$", "€", "£", "¥") else None
+    """Return the exact value of a lone number, with or without a currency sign; None for any other text."""
+    parsed = as_quantity(text)
+    return parsed.value if parsed is not None and parsed.unit in ("", "$", "€", "£", "¥") else None
 
 
 def as_quantity(text: str) -> Quantity | None:
-    """A text that is one number and at most a unit; None of anything else."""
+    """Parse a text that is one number with at most one unit; None for any other text."""
     return quantity(plain(text)) if len(text) <= 2 * _CHARACTERS else None
 
 
 def quantity(text: str) -> Quantity | None:
-    """As `as_quantity`, of text that is plain already."""
+    """Parse as `as_quantity` does, for text that is normalized already."""
     text = text.strip().rstrip(".,;:").strip()
     if not text or len(text) > _CHARACTERS:
         return None
-    before = _SIGN.match(text)
-    assert before is not None  # it matches nothing, too
-    first, currency, second = before.groups()
+    sign = _SIGN.match(text)
+    assert sign is not None, "the pattern also matches the empty string"
+    first, currency, second = sign.groups()
     if first and second:
         return None
-    rest = text[before.end() :]
-    for read in (_mixed, _fraction, _scientific, _power, _ratio, _decimal):
-        found = read(rest)
-        if found is None:
+    rest = text[sign.end() :]
+    for parse in (_mixed, _fraction, _scientific, _power, _ratio, _decimal):
+        parsed = parse(rest)
+        if parsed is None:
             continue
-        value, end = found
+        value, end = parsed
         unit = _unit(rest[end:])
         if unit is None or (currency and unit not in ("", currency)):
             continue
@@ -140,59 +142,62 @@ def quantity(text: str) -> Quantity | None:
     return None
 
 
-_Read = tuple[Fraction, int] | None  # a value, and where its writing ends
+# A value, and the end of its text.
+_Parsed = tuple[Fraction, int] | None
 
 
-def _mixed(text: str) -> _Read:
-    found = _MIXED.match(text)
-    if found is None:
+def _mixed(text: str) -> _Parsed:
+    match = _MIXED.match(text)
+    if match is None:
         return None
-    whole, *parts = (int(part) for part in found.groups() if part is not None)
-    above, below = parts
-    return (whole + Fraction(above, below), found.end()) if 0 < above < below else None
-
-
-def _fraction(text: str) -> _Read:
-    found = _FRACTION.match(text)
-    if found is None:
+    whole, *parts = (int(part) for part in match.groups() if part is not None)
+    numerator, denominator = parts
+    if not 0 < numerator < denominator:
         return None
-    above, below = (quantity(part) for part in found.groups())
-    if above is None or below is None or above.unit or below.unit or not below.value:
+    return whole + Fraction(numerator, denominator), match.end()
+
+
+def _fraction(text: str) -> _Parsed:
+    match = _FRACTION.match(text)
+    if match is None:
         return None
-    return above.value / below.value, found.end()
-
-
-def _ratio(text: str) -> _Read:
-    found = _RATIO.match(text)
-    if found is None:
+    numerator, denominator = (quantity(part) for part in match.groups())
+    if numerator is None or denominator is None or numerator.unit or denominator.unit:
         return None
-    above, below = (_exact(part) for part in found.groups())
-    return (above / below, found.end()) if below else None
+    return (numerator.value / denominator.value, match.end()) if denominator.value else None
 
 
-def _scientific(text: str) -> _Read:
-    found = _SCIENTIFIC.match(text)
-    if found is None:
+def _ratio(text: str) -> _Parsed:
+    match = _RATIO.match(text)
+    if match is None:
         return None
-    power = _to_the(Fraction(10), int(found[2] or found[3]))
-    return None if power is None else (_exact(found[1]) * power, found.end())
+    numerator, denominator = (_exact(part) for part in match.groups())
+    return (numerator / denominator, match.end()) if denominator else None
 
 
-def _power(text: str) -> _Read:
-    found = _POWER.match(text)
-    if found is None:
+def _scientific(text: str) -> _Parsed:
+    match = _SCIENTIFIC.match(text)
+    if match is None:
         return None
-    power = _to_the(_exact(found[1]), int(found[2] or found[3]))
-    return None if power is None else (power, found.end())
+    power = _raised(Fraction(10), int(match[2] or match[3]))
+    return None if power is None else (_exact(match[1]) * power, match.end())
 
 
-def _decimal(text: str) -> _Read:
-    found = _DECIMAL.match(text)
-    return None if found is None else (_exact(found[0]), found.end())
+def _power(text: str) -> _Parsed:
+    match = _POWER.match(text)
+    if match is None:
+        return None
+    power = _raised(_exact(match[1]), int(match[2] or match[3]))
+    return None if power is None else (power, match.end())
 
 
-def _to_the(base: Fraction, exponent: int) -> Fraction | None:
-    """base ** exponent, unless it is too large to be worth it, or is no number."""
+def _decimal(text: str) -> _Parsed:
+    match = _DECIMAL.match(text)
+    return None if match is None else (_exact(match[0]), match.end())
+
+
+def _raised(base: Fraction, exponent: int) -> Fraction | None:
+    """Return base ** exponent, or None where it has too many digits or is undefined."""
     digits = len(str(base.numerator)) + len(str(base.denominator))
     if digits * abs(exponent) > _DIGITS or (not base and exponent <= 0):
         return None
@@ -204,7 +209,7 @@ def _exact(text: str) -> Fraction:
 
 
 def _unit(text: str) -> str | None:
-    """The unit after a number, in one spelling: "" where nothing follows, None where something else does."""
+    """Return the unit after a number in its normal spelling, "" if nothing follows, None if it is no unit."""
     text = text.strip()
     if text.startswith("(") and text.endswith(")"):
         text = text[1:-1].strip()
@@ -222,13 +227,15 @@ def _unit(text: str) -> str | None:
 
 
 def _word(word: str) -> str | None:
-    found = _UNIT_WORD.fullmatch(word.rstrip("."))
-    if found is None:
+    """Return a word of a unit in its normal spelling; None for a word that is no unit."""
+    match = _UNIT_WORD.fullmatch(word.rstrip("."))
+    if match is None:
         return None
-    name, power = found[1], f"^{found[2]}" if found[2] else ""
-    known = _ALIASES.get(name) or (_ALIASES.get(name.casefold()) if len(name) > 2 else None)
-    if known is not None:
-        return known + power
+    name, power = match[1], f"^{match[2]}" if match[2] else ""
+    alias = _ALIASES.get(name) or (_ALIASES.get(name.casefold()) if len(name) > 2 else None)
+    if alias is not None:
+        return alias + power
+    # Unknown words count as units if they are long enough and don't change the number.
     name = name.casefold()
     if len(name) < 3 or name in _NO_UNIT:
         return None

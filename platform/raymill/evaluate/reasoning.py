@@ -1,17 +1,17 @@
-"""The end of a model's reasoning, where its answer begins.
+"""Detection of the end of a model's reasoning, where its answer begins.
 
-Templates mark reasoning in many ways: `<think>…</think>` (DeepSeek-R1, Qwen3 and most others), tags of other
-names (`<thought>`, `<seed:think>`, `[THINK]`, `◁think▷`, `<|START_THINKING|>`, `<|begin_of_thought|>`), and
-channels (gpt-oss, Gemma). Some prompts open it, so that an answer has only the mark that closes it.
+Templates mark reasoning in many ways: `<think>…</think>` (DeepSeek-R1, Qwen3 and most others), tags of
+other names (`<thought>`, `<seed:think>`, `[THINK]`, `◁think▷`, `<|START_THINKING|>`,
+`<|begin_of_thought|>`), and channels (gpt-oss, Gemma). Some prompts open the reasoning, so that the answer
+only has its closing mark.
 """
 
 from __future__ import annotations
 
 import re
 
-PROMPT_END = (
-    32  # tokens at the end of a prompt, in which the longest mark that opens reasoning has room
-)
+# Tokens at the end of a prompt that are enough to hold the longest mark that opens reasoning.
+PROMPT_END = 32
 _NAME = r"(?:[a-z]+[:_])?(?:think|thinking|thoughts?|reasoning|scratchpad|reflection)"
 _OPENS = (
     rf"<{_NAME}(?:\s[^<>]*)?>|(?-i:\[THINK\])|◁think▷|<\|begin_of_thought\|>|<\|start_thinking\|>"
@@ -26,22 +26,22 @@ _CHANNEL = re.compile(r"<\|channel\|>\s*(?P<name>\w*)[^<]*(?:<\|constrain\|>[^<]
 _CHANNEL_ENDS = re.compile(r"<\|(?:end|return|call|start|channel)\|>")
 
 
-def after_reasoning(text: str, begun: bool = False) -> str:
-    """Return what follows the last reasoning in a model's text: all of it where there is none.
+def after_reasoning(text: str, in_reasoning: bool = False) -> str:
+    """Return the part of a model's text after its last reasoning; all of it if it has none.
 
-    Reasoning that doesn't end is followed by nothing. `begun`: the prompt had opened it already, as
-    `opens_reasoning` tells.
+    After reasoning that doesn't end, nothing is left. `in_reasoning`: the prompt opened the reasoning; see
+    `opens_reasoning`.
     """
     if "<|channel|>" in text:
         return _final_channel(text)
     marks = [*_MARK.finditer(text)]
     if not marks:
-        return "" if begun else text
+        return "" if in_reasoning else text
     return "" if marks[-1]["opens"] else text[marks[-1].end() :]
 
 
 def opens_reasoning(prompt: str) -> bool:
-    """Tell whether a prompt's text ends with a mark that opens reasoning, so that the answer begins in it."""
+    """Tell whether a prompt ends with a mark that opens reasoning, so that the answer begins inside it."""
     prompt = prompt.rstrip()
     for mark in _CHANNEL.finditer(prompt):
         if mark.end() == len(prompt):
@@ -50,7 +50,7 @@ def opens_reasoning(prompt: str) -> bool:
 
 
 def _final_channel(text: str) -> str:
-    """Return what stands in the last channel if that is the final one, as gpt-oss writes it."""
+    """Return the content of the last channel if that is the "final" one (gpt-oss), else nothing."""
     channels = [*_CHANNEL.finditer(text)]
     last_mark = text.rindex("<|channel|>")
     if not channels or channels[-1].start() != last_mark or channels[-1]["name"] != "final":

@@ -1,1 +1,1 @@
-"""Sampling text from a model, in training and at the command line."""
+"""Sampling text from a model, during training and at the command line."""

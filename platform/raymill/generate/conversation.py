@@ -1,7 +1,7 @@
-"""A conversation with a model: what was said is remembered, and each answer is streamed.
+"""A conversation with a model: earlier turns are remembered, and each answer is streamed.
 
-What the model said is given back to it as the very tokens that it drew: decoding them and encoding the
-text again could give others, which it never wrote.
+The model's earlier turns are fed back as the very tokens that it drew: decoding them and encoding the text
+again could give different tokens, which the model never wrote.
 """
 
 from __future__ import annotations
@@ -10,35 +10,37 @@ import sys
 from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import closing
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from raymill.data.messages.encode import ChatEncoder
 from raymill.errors import DataError, RaymillError
-from raymill.generate.decoding import decode_stream
+from raymill.generate.decoding import StreamTokenizer, decode_stream
 from raymill.generate.sampling import sample
 from raymill.model.shape import NO_LIMIT, context_length
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 HELP = "type a message; /reset starts over; an empty line or Ctrl-D ends; Ctrl-C stops an answer"
 
 
 def print_note(text: str) -> None:
-    """Tell a person something that isn't part of the answer."""
+    """Print a note that isn't part of the answer."""
     print(f"({text})", file=sys.stderr)
 
 
 class Conversation:
     """Turns of a user and a model, which always fit into the model's positions.
 
-    `tokenizer`: has `decode(ids, skip_special_tokens=True)`; `stop_ids`: end an answer beside the
-    encoder's own; `note`: is told when turns are forgotten.
+    `stop_ids`: tokens that end an answer, in addition to the encoder's; `note`: called when turns are dropped.
     """
 
     def __init__(
         self,
-        model: Any,
-        tokenizer: Any,
+        model: PreTrainedModel,
+        tokenizer: StreamTokenizer,
         encoder: ChatEncoder,
         *,
         system: str | None,
@@ -54,12 +56,14 @@ class Conversation:
         self._stop_ids = encoder.stop_ids | frozenset(stop_ids)
         self._note = note
         self._positions = context_length(model.config) or NO_LIMIT
-        self._turns: list[dict[str, str]] = []  # the user's and the model's by turns
-        self.spoken: list[list[int]] = []  # the model's turns as tokens, each with its end
+        # Alternating messages of the user and the model.
+        self._turns: list[dict[str, str]] = []
+        # The model's turns as tokens, each with its end of turn.
+        self.spoken: list[list[int]] = []
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        """What the model is told before the next question."""
+        """Messages that precede the next question."""
         return [*self._system, *self._turns]
 
     def reset(self) -> None:
@@ -67,41 +71,48 @@ class Conversation:
         self._turns, self.spoken = [], []
 
     def ask(self, text: str, seed: int) -> Generator[str]:
-        """The answer as it is drawn, then remembered; closed early, as much of it as there is.
+        """Yield the answer as it is drawn, then remember it; if closed early, remember the part drawn so far.
 
-        The oldest questions and answers are forgotten until `max_new_tokens` (or as many as half of
-        the model's positions) fit behind the rest; a question that leaves less room alone gets a
+        The oldest questions and answers are dropped until `max_new_tokens` (or half of the model's
+        positions, if that is less) fit after the rest. A question that leaves fewer positions gets a
         shorter answer.
 
         Raises:
             DataError: the text can't be encoded, or doesn't fit into the model's positions.
         """
-        question = {"role": "user", "content": _checked(text)}
+        try:
+            # Text from a terminal or a command line may hold bytes that aren't UTF-8.
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(f"The message isn't UTF-8, at character {error.start + 1}.") from error
+        question = {"role": "user", "content": text}
         prompt = self._fitting_prompt(question)
         drawn: list[int] = []
         try:
             yield from decode_stream(self._tokenizer, self._until_stop(prompt, drawn, seed))
-        finally:  # also when interrupted
+        finally:
+            # Also when interrupted: the user has seen the part drawn so far.
             if drawn:
                 self._remember(question, drawn)
 
     def _fitting_prompt(self, question: dict[str, str]) -> list[int]:
-        # An answer may be allowed more than the model has: that mustn't cost it all its memory.
+        """Return the prompt of a question after as many earlier turns as fit, and drop the others."""
+        # Capped, because max_new_tokens may exceed the model's positions, and every turn would be dropped.
         reserved = min(self._max_new_tokens, self._positions // 2)
-        for forgotten in range(len(self.spoken) + 1):
-            turns, spoken = self._turns[2 * forgotten :], self.spoken[forgotten:]
+        for dropped in range(len(self.spoken) + 1):
+            turns, spoken = self._turns[2 * dropped :], self.spoken[dropped:]
             prompt = self._prompt_ids([*self._system, *turns, question], spoken)
             if len(prompt) + reserved <= self._positions:
                 break
         if len(prompt) >= self._positions:
             raise DataError(
-                f"The message is too long: with what surrounds it, it has {len(prompt)} tokens, and "
+                f"The message is too long: with the template's tokens it has {len(prompt)} tokens, and "
                 f"the model has {self._positions} positions for it and the answer."
             )
         self._turns, self.spoken = turns, spoken
-        if forgotten:
+        if dropped:
             what = "the oldest question and its answer"
-            what = what if forgotten == 1 else f"the {forgotten} oldest questions and their answers"
+            what = what if dropped == 1 else f"the {dropped} oldest questions and their answers"
             self._note(f"the model has {self._positions} positions: it no longer sees {what}")
         return prompt
 
@@ -109,12 +120,12 @@ class Conversation:
         try:
             return self._encoder.prompt_ids(messages, spoken=spoken)
         except DataError:
-            # Some templates rewrite earlier turns (they leave out the thinking, say), where no turn
-            # can be put in as it was spoken; then the template has its way.
+            # Some templates rewrite earlier turns (by dropping the thinking, say), so that the drawn tokens
+            # can't be inserted; then the template's own rendering is used.
             return self._encoder.prompt_ids(messages)
 
     def _until_stop(self, prompt: list[int], drawn: list[int], seed: int) -> Iterator[int]:
-        """The answer's tokens without the one that ends it; `drawn` also gets that one."""
+        """Yield the answer's tokens without the stop token; append all of them to `drawn`."""
         tokens = sample(
             self._model,
             prompt,
@@ -131,24 +142,16 @@ class Conversation:
             yield token
 
     def _remember(self, question: dict[str, str], drawn: list[int]) -> None:
-        # An answer that was cut, or ended with the text, still ends its turn for what follows.
+        # An answer that was cut, or ended with the end of text, still needs its end of turn before the next
+        # one.
         end = self._encoder.end_of_turn_id
         body = drawn[:-1] if drawn[-1] in self._stop_ids else drawn
         self._turns += [question, self._encoder.message_of(body)]
         self.spoken.append([*body, end])
 
 
-def _checked(text: str) -> str:
-    """Text from a terminal or a command line may hold bytes that aren't UTF-8."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(f"The message isn't UTF-8, at character {error.start + 1}.") from error
-    return text
-
-
 def print_answer(conversation: Conversation, text: str, seed: int) -> None:
-    """Stream one answer, alone, to standard output."""
+    """Stream an answer, and nothing else, to standard output."""
     with closing(conversation.ask(text, seed)) as pieces:
         for piece in pieces:
             sys.stdout.write(piece)
@@ -157,7 +160,7 @@ def print_answer(conversation: Conversation, text: str, seed: int) -> None:
 
 
 def converse(conversation: Conversation, seed: int) -> None:
-    """Turn after turn with a person at a terminal; turn i draws with `seed` + i."""
+    """Converse with a user at a terminal; turn i draws with `seed` + i."""
     print(HELP, file=sys.stderr)
     for number in count():
         try:

@@ -42,17 +42,16 @@ def trained_outputs(model: Any, probes: Probes, scalar: bool) -> list[Tensor]:
     import torch
 
     from raymill.model.parent import scalar_head
-    from raymill.objective.scores import last_scores
-    from raymill.objective.sequences import Sequences, padded, passed
+    from raymill.objective.forward import Sequences, pad_right, run_model, scores_at
 
     model.eval()
     device = torch.device("cpu")
-    tokens_SL, length_S = padded(probes)
+    tokens_SL, length_S = pad_right(probes)
     with torch.no_grad():
         if scalar:
-            scores_S = last_scores(model, scalar_head(model), tokens_SL, length_S - 1, device)
+            scores_S = scores_at(model, scalar_head(model), tokens_SL, length_S - 1, device)
             return list(scores_S.float().view(-1, 1, 1))
-        logits_SLV = passed(model, Sequences.of(tokens_SL), device).logits
+        logits_SLV = run_model(model, Sequences.from_tokens(tokens_SL), device).logits
     return [row[:length].float() for row, length in zip(logits_SLV, length_S, strict=True)]
 
 

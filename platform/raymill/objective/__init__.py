@@ -1,1 +1,1 @@
-"""What differs between the jobs: an objective turns rows into a loss; the loop does everything else."""
+"""Objectives of the jobs: each turns rows into losses, and the training loop does everything else."""

@@ -1,13 +1,13 @@
 """Output matrices and scalar heads in fp32, whatever the rest of a model computes in.
 
-A bf16 number has 8 bits: a logit of 20 is a multiple of 1/8, and the log-probability that follows from it is
-off by 0.03 nats. A ratio of probabilities, a margin between answers or a score has no other noise to hide that.
+A bf16 number has 8 bits: a logit of 20 is rounded to a multiple of 1/8, and the log-probability computed
+from it is off by 0.03 nats. Ratios of probabilities, margins between answers and scores are too precise for
+that error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,54 +15,60 @@ from torch.overrides import TorchFunctionMode
 
 
 class Fp32Head:
-    """Within its block the head takes what it is given, and its weights, in fp32, and gives fp32.
+    """Context in which a head computes in fp32: its inputs and weights are converted, its output is fp32.
 
-    The block may be entered again and again; without gradients, the weights are taken to stay as they are.
+    The context may be entered repeatedly. Without gradients, converted weights are cached, so weights must not
+    change between entries.
     """
 
     def __init__(self, head: torch.nn.Module) -> None:
         self._head = head
         self._products = _Fp32Products()
-        self._around: Any = None  # the forward of another block, around this one
+        # The patched forward of an enclosing context, to be restored at exit.
+        self._outer: Callable[..., torch.Tensor] | None = None
 
     def __enter__(self) -> None:
-        plain = self._head.forward
-        self._around = vars(self._head).get("forward")
+        original: Callable[..., torch.Tensor] = self._head.forward
+        self._outer = vars(self._head).get("forward")
 
-        def forward(*inputs: Any, **named: Any) -> Any:
+        def forward(*args: object, **kwargs: object) -> torch.Tensor:
             with self._products:
-                return plain(*inputs, **named)
+                return original(*args, **kwargs)
 
-        # The module is still what runs: whoever gathers its weights before it does, as ZeRO-3, sees it run.
+        # Patched rather than replaced by another module: the head's own hooks still run, with which ZeRO-3
+        # gathers its weights.
         self._head.forward = forward
 
     def __exit__(self, *_: object) -> None:
         del self._head.forward
-        if self._around is not None:
-            self._head.forward = self._around
+        if self._outer is not None:
+            self._head.forward = self._outer
 
 
 class _Fp32Products(TorchFunctionMode):
-    """Linear maps of fp32 copies of their operands."""
+    """Mode in which linear maps use fp32 copies of their operands."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._copies: dict[int, torch.Tensor] = {}  # of weights, where no gradient is wanted
+        # Copies of weights by their id, made once where no gradient is needed.
+        self._copies: dict[int, torch.Tensor] = {}
 
     def __torch_function__(
         self,
-        function: Any,
+        function: Callable[..., object],
         types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         if function is F.linear:
-            args = tuple(map(self._widened, args))
-            kwargs = {name: self._widened(value) for name, value in (kwargs or {}).items()}
+            args = tuple(map(self._to_fp32, args))
+            kwargs = {name: self._to_fp32(value) for name, value in (kwargs or {}).items()}
         return function(*args, **(kwargs or {}))
 
-    def _widened(self, operand: torch.Tensor | None) -> torch.Tensor | None:
-        if operand is None or operand.dtype.itemsize >= torch.float32.itemsize:
+    def _to_fp32(self, operand: object) -> object:
+        if not isinstance(operand, torch.Tensor):
+            return operand
+        if operand.dtype.itemsize >= torch.float32.itemsize:
             return operand
         if torch.is_grad_enabled() or not isinstance(operand, torch.nn.Parameter):
             return operand.float()

@@ -1,10 +1,10 @@
-"""Log-probabilities of tokens that were chosen, and the entropy of what they were chosen from.
+"""Log-probabilities of target tokens, and the entropy of the distributions that they are drawn from.
 
-Shapes: N places, V vocabulary, R places of a chunk.
+Shapes: N predictions, V vocabulary, R predictions of a chunk.
 
-Left to itself autograd keeps three fp32 copies of all logits for the backward pass, however small the
-chunks: for a vocabulary of 150,000 more than the model. So the gradient is written out, and a chunk's
-softmax is computed again when it is needed.
+Autograd would keep three fp32 copies of all logits for the backward pass, however small the chunks: with a
+vocabulary of 150,000, more memory than the model. So the gradient is written out by hand, and each chunk's
+softmax is recomputed in the backward pass.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-CHUNK_ELEMENTS = 2**24  # logits whose fp32 copies are alive at once
+# Logits whose fp32 copies are in memory at once.
+CHUNK_ELEMENTS = 2**24
 
 
 def response_log_probs(
@@ -22,19 +23,20 @@ def response_log_probs(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """([N], [N]) log softmax(logits / temperature) of the targets, and the entropies in nats; fp32.
 
-    The first has a gradient, and so has the second. Beside the logits and their gradient, chunks of places
-    bound the memory. A logit of -inf is a token that can't be drawn: it adds nothing to the entropy.
+    Both are differentiable. Apart from the logits and their gradient, memory is bounded by the chunks. A logit
+    of -inf stands for a token that can't be drawn: it adds nothing to the entropy.
     """
-    log_prob_N, entropy_N = _Chosen.apply(logits_NV, targets_N, temperature)  # type: ignore[no-untyped-call]
+    log_prob_N, entropy_N = _ResponseLogProbs.apply(logits_NV, targets_N, temperature)  # type: ignore[no-untyped-call]
     return log_prob_N, entropy_N
 
 
 def entropy(log_probs_NV: torch.Tensor) -> torch.Tensor:
     """[N] −Σ p log p in nats; a token that can't be drawn (log-probability -inf) adds nothing."""
-    return -(log_probs_NV.exp() * log_probs_NV.clamp(min=-1e30)).sum(dim=1)  # 0 · -inf isn't 0
+    # Clamped because 0 · -inf is NaN.
+    return -(log_probs_NV.exp() * log_probs_NV.clamp(min=-1e30)).sum(dim=1)
 
 
-class _Chosen(torch.autograd.Function):
+class _ResponseLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, logits_NV: torch.Tensor, targets_N: torch.Tensor, temperature: float
@@ -52,23 +54,23 @@ class _Chosen(torch.autograd.Function):
 
     @staticmethod
     def backward(
-        ctx: Any, of_log_prob_N: torch.Tensor | None, of_entropy_N: torch.Tensor | None
+        ctx: Any, d_log_prob_N: torch.Tensor | None, d_entropy_N: torch.Tensor | None
     ) -> tuple[torch.Tensor, None, None]:
-        """With p = softmax(z/τ): ∂log p_k/∂z_v = (1[v = k] − p_v)/τ and ∂H/∂z_v = −p_v(log p_v + H)/τ."""
+        """Apply ∂log p_k/∂z_v = (1[v = k] − p_v)/τ and ∂H/∂z_v = −p_v(log p_v + H)/τ, with p = softmax(z/τ)."""
         logits_NV, targets_N, entropy_N = ctx.saved_tensors
         gradient_NV = torch.empty_like(logits_NV)
         for part in _chunks(logits_NV):
             log_probs_RV = torch.log_softmax(logits_NV[part].float() / ctx.temperature, dim=-1)
             probs_RV = log_probs_RV.exp()
-            found_RV = torch.zeros_like(probs_RV)
-            if of_log_prob_N is not None:
-                of_R1 = of_log_prob_N[part, None]
-                found_RV -= of_R1 * probs_RV
-                found_RV.scatter_add_(1, targets_N[part, None], of_R1)
-            if of_entropy_N is not None:
+            chunk_RV = torch.zeros_like(probs_RV)
+            if d_log_prob_N is not None:
+                d_log_prob_R1 = d_log_prob_N[part, None]
+                chunk_RV -= d_log_prob_R1 * probs_RV
+                chunk_RV.scatter_add_(1, targets_N[part, None], d_log_prob_R1)
+            if d_entropy_N is not None:
                 surprise_RV = log_probs_RV.nan_to_num(neginf=0.0) + entropy_N[part, None]
-                found_RV -= of_entropy_N[part, None] * probs_RV * surprise_RV
-            gradient_NV[part] = found_RV / ctx.temperature
+                chunk_RV -= d_entropy_N[part, None] * probs_RV * surprise_RV
+            gradient_NV[part] = chunk_RV / ctx.temperature
         return gradient_NV, None, None
 
 

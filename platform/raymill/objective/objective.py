@@ -1,5 +1,8 @@
-"""What the loop asks of an objective. Losses are sums; the loop divides by the global batch's weight,
-so that no result depends on micro-batch, accumulation or world size."""
+"""Interface between the training loop and its objectives.
+
+Losses are sums, which the loop divides by the global batch's weight; so no result depends on micro-batch,
+accumulation or world size.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,24 @@ import torch
 from raymill.data.store.rows import Rows
 
 IGNORE = -100
-Forward = Callable[..., Any]  # a model, or an engine around one: its result has `.logits`
+
+
+class ModelOutput(Protocol):
+    """Output of a transformers model."""
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """Logits of next tokens, or scores."""
+        ...
+
+
+# A model, or an engine around one.
+Forward = Callable[..., ModelOutput]
 
 
 @dataclass(frozen=True)
 class MetricSums:
-    """Figures that an objective comes by while it computes losses: sums, and what they are divided by.
+    """Numerators and denominators of the means that an objective logs, accumulated while it computes losses.
 
     Every rank and micro-batch adds the same names, so that the sums can be added up over all of them.
     """
@@ -25,39 +40,39 @@ class MetricSums:
     sums: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, name: str, total: torch.Tensor | float, weight: float) -> None:
-        """Count `total` into the numerator of a mean, and `weight` into its denominator."""
-        found = self.sums.setdefault(name, [0.0, 0.0])
-        found[0] += float(total)
-        found[1] += weight
+        """Add `total` to the numerator of a mean, and `weight` to its denominator."""
+        entry = self.sums.setdefault(name, [0.0, 0.0])
+        entry[0] += float(total)
+        entry[1] += weight
 
     def drain(self) -> dict[str, list[float]]:
-        """What was counted since the last time."""
-        found = dict(self.sums)
+        """Return the sums since the last call and start again from zero."""
+        drained = dict(self.sums)
         self.sums.clear()
-        return found
+        return drained
 
 
 class Objective(Protocol):
-    """Rows → losses, for rows of one kind."""
+    """Losses of rows of one kind."""
 
     @property
     def metric_sums(self) -> MetricSums:
-        """Where it counts other figures."""
+        """Sums behind the other metrics that it logs."""
         ...
 
     def weight(self, rows: Any) -> float:
-        """What the summed loss of `rows` is divided by: their predicted tokens, weighted."""
+        """Return the divisor of the rows' summed loss: their predicted tokens, weighted."""
         ...
 
     def losses(self, forward: Forward, rows: Any, device: torch.device) -> torch.Tensor:
         """[B] Summed, weighted negative log-likelihood of each row in nats, fp32.
 
-        No rows make a forward pass all the same, of one row that predicts nothing, and give one loss
+        Without rows, make a forward pass all the same, on one row that predicts nothing, and return one loss
         of 0: under ZeRO-3 every rank must take part.
         """
         ...
 
 
 def predicted_tokens(rows: Rows) -> int:
-    """Tokens that are predicted at all, learned from or not: all but each row's first."""
+    """Return the number of predicted tokens, with a loss or without: all but each row's first."""
     return int(rows.length.sum(dtype="int64")) - len(rows)

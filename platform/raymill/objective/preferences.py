@@ -1,7 +1,7 @@
-"""Losses of pairs of answers, from what models say of them. Nothing is reduced here: a loss a pair.
+"""Losses of pairs of answers, from their scores or log-probabilities, one loss per pair (nothing is reduced).
 
-Shapes: P pairs; `_w` is the better answer's (it won), `_l` the worse's. Log-probabilities are summed over
-the answer's tokens.
+Shapes: P pairs; the suffix `_w` marks the better answer (it won), `_l` the worse. Log-probabilities are summed
+over the answer's tokens.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 @dataclass(frozen=True)
 class PairLogProbs:
-    """Log-probabilities of pairs' answers, [P] each, and how many tokens they have."""
+    """Log-probabilities of pairs' answers, and the answers' lengths in tokens; [P] each."""
 
     policy_w: torch.Tensor
     policy_l: torch.Tensor
@@ -34,7 +34,7 @@ def dpo_loss(
     pairs: PairLogProbs, beta: float, label_smoothing: float, gamma: float
 ) -> torch.Tensor:
     """[P] −(1−ε) log σ(βh) − ε log σ(−βh): DPO (Rafailov et al. 2023, equation 7), with ε > 0 cDPO
-    (Mitchell 2023). Policy and reference being equal, it is ln 2."""
+    (Mitchell 2023). Where policy and reference are equal, it is ln 2."""
     scaled_P = beta * pairs.advantage
     right_P, wrong_P = F.logsigmoid(scaled_P), F.logsigmoid(-scaled_P)
     return -(1 - label_smoothing) * right_P - label_smoothing * wrong_P
@@ -58,7 +58,7 @@ def simpo_loss(
 def orpo_loss(
     pairs: PairLogProbs, beta: float, label_smoothing: float, gamma: float
 ) -> torch.Tensor:
-    """[P] −log π_w/|w| − β log σ(log odds_w − log odds_l), odds of the mean log-probability of a token
+    """[P] −log π_w/|w| − β log σ(log odds_w − log odds_l), odds of the mean log-probability per token
     (Hong et al. 2024, equation 6); no reference."""
     mean_w_P, mean_l_P = pairs.policy_w / pairs.length_w, pairs.policy_l / pairs.length_l
     odds_P = log_odds(mean_w_P) - log_odds(mean_l_P)
@@ -66,16 +66,17 @@ def orpo_loss(
 
 
 def log_odds(log_prob: torch.Tensor) -> torch.Tensor:
-    """log(p / (1 − p)) from log p, exact for p near 0 and near 1 alike."""
-    below = log_prob.clamp(max=-1e-7)  # p = 1 has no odds
-    near_one = below > -0.6931
-    # log(1 − e^x): two forms, each where it doesn't cancel (Mächler 2012).
-    rest = torch.where(
+    """Return log(p / (1 − p)) from log p, accurate for p near 0 and near 1 alike."""
+    # Clamped because the odds of p = 1 are infinite.
+    clamped = log_prob.clamp(max=-1e-7)
+    near_one = clamped > -0.6931
+    # log(1 − e^x) in two forms, each where it doesn't cancel (Mächler 2012).
+    log_complement = torch.where(
         near_one,
-        torch.log(-torch.expm1(torch.where(near_one, below, torch.full_like(below, -0.5)))),
-        torch.log1p(-torch.exp(torch.where(near_one, torch.full_like(below, -1.0), below))),
+        torch.log(-torch.expm1(torch.where(near_one, clamped, torch.full_like(clamped, -0.5)))),
+        torch.log1p(-torch.exp(torch.where(near_one, torch.full_like(clamped, -1.0), clamped))),
     )
-    return below - rest
+    return clamped - log_complement
 
 
 PairLoss = Callable[[PairLogProbs, float, float, float], torch.Tensor]

@@ -20,9 +20,8 @@ from raymill.engine.group import WorkerGroup
 from raymill.engine.learner import Learner
 from raymill.engine.parents import flops_per_token, held_out_sets, policy_model
 from raymill.engine.recipe import Recipe
-from raymill.objective.assistant_tokens import AssistantTokens
-from raymill.objective.language_modelling import LanguageModelling
-from raymill.objective.sequences import FLAT_KERNELS
+from raymill.objective.forward import FLAT_KERNELS
+from raymill.objective.language_modeling import AssistantTokens, LanguageModeling
 from raymill.schema.jobs import SftJob
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ class FineTuning(Recipe[SftJob]):
         if self.resolved.forgetting is not None:
             # With the loss of pretraining, in bits per byte, to compare with the parent's.
             watched = on_all_ranks(group, partial(load_prepared, self.resolved.forgetting))
-            text = LanguageModelling(watched.manifest.tokenizer.end_of_text_id)
+            text = LanguageModeling(watched.manifest.tokenizer.end_of_text_id)
             rows = held_out_sets([watched], settings, group)
             evaluators.append(HeldOutLoss(text, rows, (1.0,), settings.answer_every, "forgetting"))
         return evaluators

@@ -15,7 +15,7 @@ from raymill.engine.learner import Learner
 from raymill.engine.parents import held_out_sets
 from raymill.engine.recipe import Recipe
 from raymill.engine.samples import SampledText
-from raymill.objective.language_modelling import LanguageModelling
+from raymill.objective.language_modeling import LanguageModeling
 from raymill.plan.flops import flops_per_token
 from raymill.schema.jobs import PretrainJob
 
@@ -43,11 +43,11 @@ class Pretraining(Recipe[PretrainJob]):
             return load_pretrained(folder, arch, self._vocab_size, end)
         return build_model(arch, self._vocab_size, end, self.job.run.seed)
 
-    def objective(self, model: PreTrainedModel, group: WorkerGroup) -> LanguageModelling:
+    def objective(self, model: PreTrainedModel, group: WorkerGroup) -> LanguageModeling:
         tokenizer = self.prepared[0].manifest.tokenizer
         # The token that opens a document, by which a row is divided into documents.
         first = next(iter(tokenizer.begins_with), tokenizer.end_of_text_id)
-        return LanguageModelling(first, self.job.data.document_mask)
+        return LanguageModeling(first, self.job.data.document_mask)
 
     def evaluators(
         self,

@@ -18,10 +18,10 @@ from raymill.engine.parents import flops_per_token, frozen_reference, policy_mod
 from raymill.engine.recipe import LearnerSpec, Recipe
 from raymill.engine.trainer import CRITIC
 from raymill.rl.backend import start_rollout_backend
+from raymill.rl.collector import RolloutBackend, RolloutCollector
 from raymill.rl.evaluation import HeldOutPrompts
 from raymill.rl.objective import Critic, PolicyGradient
 from raymill.rl.rollout.engine import Sampling
-from raymill.rl.sampling import RolloutBackend, RolloutCollector
 from raymill.rl.step import RolloutStep
 from raymill.schema.jobs import RlhfJob
 
@@ -92,7 +92,7 @@ class Reinforcement(Recipe[RlhfJob]):
         parent = self.resolved.model_folder
         tokens = on_all_ranks(group, lambda: ControlTokens.from_prepared(prepared, parent))
         stops = tuple(sorted(tokens.stops))
-        source = RolloutCollector(
+        collector = RolloutCollector(
             model=policy,
             group=group,
             sampling=Sampling(
@@ -105,7 +105,7 @@ class Reinforcement(Recipe[RlhfJob]):
         return RolloutStep(
             resolved=self.resolved,
             job=job,
-            source=source,
+            collector=collector,
             learners=learners,
             reference=frozen_reference(self.resolved, job, prepared, policy, group),
             group=group,
@@ -131,9 +131,9 @@ class Reinforcement(Recipe[RlhfJob]):
         event_log: EventLog | None,
     ) -> list[Evaluator]:
         assert isinstance(experience, RolloutStep), "made by another recipe"
-        source, reference = experience.source, experience.reference
+        collector, reference = experience.collector, experience.reference
         run_dir = self.resolved.run_dir
-        return [HeldOutPrompts(self.job, self.prepared, source, reference, run_dir, event_log)]
+        return [HeldOutPrompts(self.job, self.prepared, collector, reference, run_dir, event_log)]
 
     def flops_per_token(self, model: torch.nn.Module) -> float:
         length = self.job.forward_length

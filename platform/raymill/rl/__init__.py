@@ -1,1 +1,1 @@
-"""Reinforcement learning: sampling, rewards, advantages, losses."""
+"""Reinforcement learning: sampling of rollouts, rewards, advantages and losses."""

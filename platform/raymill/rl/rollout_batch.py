@@ -1,7 +1,7 @@
-"""Sampled answers as a policy and its critic learn from them.
+"""Sampled answers as tensors, from which a policy and its critic learn.
 
-Shapes: B answers, L tokens of the longest with its prompt, T = L - 1 predictions, N answer tokens in all
-of them. Column t of everything of shape [B, T] is about predicting token t + 1. Padding is on the right.
+Shapes: B answers, L tokens of the longest with its prompt, T = L - 1 predictions, N answer tokens in all of
+them. Column t of every [B, T] tensor belongs to the prediction of token t + 1. Padding is on the right.
 """
 
 from __future__ import annotations
@@ -11,38 +11,38 @@ from dataclasses import dataclass, fields
 
 import torch
 
+from raymill.objective.forward import selected_logits
 from raymill.objective.heads import Fp32Head
 from raymill.objective.log_probs import response_log_probs
 from raymill.objective.objective import Forward
-from raymill.objective.selected_logits import logits_at
 
 
 @dataclass(frozen=True)
 class RolloutBatch:
-    """Answers with their prompts; what isn't known (yet) is None.
+    """Answers with their prompts; columns that aren't computed (yet) are None.
 
-    π is the policy being updated, π_old the policy at the start of the step, μ the one that sampled.
+    π is the policy being updated, π_old the policy at the start of the step, μ the policy that sampled.
     """
 
     tokens: torch.Tensor  # [B, L] int64
-    length: torch.Tensor  # [B] tokens that count
+    length: torch.Tensor  # [B] tokens without padding
     mask: torch.Tensor  # [B, T] 1 where an answer's token is learned from
-    sampler: torch.Tensor  # [B, T] log μ of the token that was drawn
+    sampler: torch.Tensor  # [B, T] log μ of the drawn token
     old: torch.Tensor | None = None  # [B, T] log π_old
     reference: torch.Tensor | None = None  # [B, T] log π_ref
     advantage: torch.Tensor | None = None  # [B, T]
-    value: torch.Tensor | None = None  # [B, T] the critic's at the start of the step
-    returns: torch.Tensor | None = None  # [B, T] what it should have said
-    kl_coefficient: float = 0.0  # β as it is in this step
+    value: torch.Tensor | None = None  # [B, T] the critic's, at the start of the step
+    returns: torch.Tensor | None = None  # [B, T] the critic's targets
+    kl_coefficient: float = 0.0  # β in this step
 
     @classmethod
-    def of(
+    def from_columns(
         cls,
         prompts: Sequence[Sequence[int]],
         answers: Sequence[Sequence[int]],
         log_probs: Sequence[Sequence[float]],
     ) -> RolloutBatch:
-        """From token ids, and the sampler's log-probabilities of the answers'."""
+        """Build a batch from token ids, and the sampler's log-probabilities of the answers' tokens."""
         sizes = [len(p) + len(a) for p, a in zip(prompts, answers, strict=True)]
         width = max([*sizes, 2])
         count = len(prompts)
@@ -61,21 +61,21 @@ class RolloutBatch:
         return len(self.tokens)
 
     def part(self, start: int, stop: int) -> RolloutBatch:
-        """Answers [start, stop), as wide as the longest of them."""
+        """Return answers [start, stop), as wide as the longest of them."""
         return self.take(torch.arange(start, min(stop, len(self))))
 
     def take(self, index: torch.Tensor) -> RolloutBatch:
-        """The answers of these numbers, as wide as the longest of them."""
-        chosen = {
+        """Return the answers of these indices, as wide as the longest of them."""
+        taken = {
             field.name: value[index]
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), torch.Tensor)
         }
-        width = max(2, int(chosen["length"].max())) if len(index) else 2
+        width = max(2, int(taken["length"].max())) if len(index) else 2
         return RolloutBatch(
             **{
                 name: value if value.ndim == 1 else value[:, : width - (name != "tokens")]
-                for name, value in chosen.items()
+                for name, value in taken.items()
             },
             kl_coefficient=self.kl_coefficient,
         )
@@ -88,14 +88,16 @@ def token_log_probs(
     temperature: float,
     device: torch.device,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """([B, T], [B, T]) Log-probabilities of the answers' tokens and the distributions' entropies, in nats,
-    fp32, at this temperature; 0 where the mask is. Logits are computed at the answers' places alone."""
+    """([B, T], [B, T]) Log-probabilities of the answers' tokens and entropies of their distributions.
+
+    In nats, fp32, at this temperature; 0 where the mask is 0. Logits are computed only at the answers' tokens.
+    """
     with Fp32Head(head):
-        places = logits_at(forward, head, rollouts.tokens, rollouts.mask, device)
-    log_prob_N, entropy_N = response_log_probs(places.logits, places.target, temperature)
+        selected = selected_logits(forward, head, rollouts.tokens, rollouts.mask, device)
+    log_prob_N, entropy_N = response_log_probs(selected.logits, selected.target, temperature)
     zero_BT = torch.zeros(rollouts.mask.shape, dtype=torch.float32, device=device)
-    at = (places.row, places.column)
+    index = (selected.row, selected.column)
     return (
-        zero_BT.index_put(at, log_prob_N * places.counts),
-        zero_BT.index_put(at, entropy_N * places.counts),
+        zero_BT.index_put(index, log_prob_N * selected.counts),
+        zero_BT.index_put(index, entropy_N * selected.counts),
     )

@@ -1,14 +1,14 @@
-"""The material of reinforcement learning: prompts become answers, answers become advantages.
+"""Batches of a reinforcement-learning step: prompts become answers, answers get rewards and advantages.
 
-A sample is a prompt that was drawn. All of a step's prompts are cut into minibatches by their sample ids,
-and each of those into equal parts for the ranks; so which answers share an update depends on nothing else.
+A sample is a drawn prompt. All of a step's prompts are divided into minibatches by their sample ids, and each
+minibatch into equal parts for the ranks, so which answers share an update depends on nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -23,112 +23,100 @@ from raymill.engine.group import WorkerGroup
 from raymill.engine.learner import Learner
 from raymill.engine.reference import FrozenModel
 from raymill.engine.resolved_run import ResolvedRun
+from raymill.rl.advantages import compute_advantages
+from raymill.rl.collector import Prompt, RolloutCollector, ScoredRollouts
 from raymill.rl.losses import AdaptiveKl, kl
 from raymill.rl.objective import Critic, PolicyGradient
 from raymill.rl.rollout_batch import RolloutBatch, token_log_probs
-from raymill.rl.sampling import Prompt, RolloutCollector, ScoredRollouts
-from raymill.rl.token_advantages import compute_advantages
 from raymill.schema.jobs import RlhfJob
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass
 class RolloutStep:
-    """See `BatchBuilder`."""
+    """Builder of a step's updates from sampled answers; see `BatchBuilder`."""
 
     resolved: ResolvedRun
     job: RlhfJob
-    source: RolloutCollector
+    collector: RolloutCollector
     learners: list[Learner]
     reference: FrozenModel
     group: WorkerGroup
     event_log: EventLog | None
     kl: AdaptiveKl = field(init=False)
     lookahead: bool = field(init=False)
-    _causes: set[str] = field(
-        default_factory=set, init=False
-    )  # of answers that couldn't be judged, told already
+    # Causes of missing rewards that have been logged.
+    _logged_causes: set[str] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:
         self.restore({})
         self.lookahead = self.job.rollout.staleness > 0
 
-    def gather(self, batch: StepBatch, step: int, upcoming: StepBatch | None = None) -> Gathered:
-        """Sample, judge, and work out what each answer's tokens should gain; see `BatchBuilder`."""
-        prompts = self._drawn(batch)
-        judged = self._answers(step, prompts, upcoming)
-        mine = self._share(len(prompts))
-        rollouts = self._known(judged.taken(mine))
-        rewards = torch.from_numpy(judged.rewards[mine])
-        stopped = torch.from_numpy(judged.rollout.stopped[mine])
-        credit = compute_advantages(
-            rollouts,
-            rewards,
-            stopped,
-            self.job.rollout.group_size,
-            self.job.algorithm,
-            self._sum,
+    def build_step(
+        self, batch: StepBatch, step: int, upcoming: StepBatch | None = None
+    ) -> Gathered:
+        """Sample answers, compute their advantages, and split them into updates; see `BatchBuilder`."""
+        algorithm, group_size = self.job.algorithm, self.job.rollout.group_size
+        prompts = self._all_prompts(batch)
+        if self.collector.pending_step != step:
+            self.collector.sync_weights(step - 1)
+            self.collector.start(step, prompts, group_size)
+        scored = self.collector.collect()
+        if self.lookahead and upcoming is not None:
+            # The next step's answers are sampled while this step's are learned from.
+            self.collector.sync_weights(step - 1)
+            self.collector.start(step + 1, self._all_prompts(upcoming), group_size)
+        indices = self._rank_indices(len(prompts))
+        rollouts = compute_advantages(
+            self._with_model_outputs(scored.to_batch(indices)),
+            torch.from_numpy(scored.rewards[indices]),
+            torch.from_numpy(scored.rollout.stopped[indices]),
+            group_size,
+            algorithm,
+            self._all_reduce,
         )
-        figures = self._figures(judged, credit)
-        self._adapt(credit, len(judged.rewards))
-        if self.event_log is not None:
-            for text in (*self.source.incidents, *self._new_causes(judged)):
-                self.event_log.write("message", step - 1, text=text)
-        every = self.job.evaluation.table_every
-        if every and step % every == 0:
-            advantages = self._of_all(mine, credit)
-            if self.event_log is not None:
-                self._table(judged, advantages, step)
-        self.source.incidents.clear()
-        algorithm = self.job.algorithm
-        size = len(mine) // algorithm.minibatches
-        starts = range(0, len(mine), size)
-        parts = [credit.part(first, first + size) for first in starts]
+        metrics = self._metrics(scored, rollouts)
+        self._adapt_kl(rollouts, len(scored.rewards))
+        self._log(scored, rollouts, indices, step)
+        size = len(indices) // algorithm.minibatches
+        starts = range(0, len(indices), size)
+        updates = [rollouts.part(first, first + size) for first in starts]
         samples = [
-            np.unique(judged.rollout.sample_id[mine[first : first + size]]) for first in starts
+            np.unique(scored.rollout.sample_id[indices[first : first + size]]) for first in starts
         ]
-        # All that a training pass goes through, so that MFU is of what was computed.
-        rollout = judged.rollout
-        tokens = sum(len(ids) for ids in (*rollout.prompts, *rollout.answers))
-        epochs = algorithm.epochs
-        return Gathered(parts * epochs, samples * epochs, tokens, figures)
+        # All tokens of the training pass, so that MFU is computed from the work that was done.
+        tokens = sum(len(ids) for ids in (*scored.rollout.prompts, *scored.rollout.answers))
+        return Gathered(updates * algorithm.epochs, samples * algorithm.epochs, tokens, metrics)
 
     def learned(self, losses: Sequence[Floats], batch: StepBatch) -> dict[str, float]:
-        """Nothing follows from the losses alone."""
+        """Return no metrics: none follow from the losses alone."""
         return {}
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, float]:
+        """See `BatchBuilder`."""
         return {"kl_coefficient": self.kl.beta}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, float]) -> None:
+        """See `BatchBuilder`."""
         algorithm = self.job.algorithm
         beta = float(state.get("kl_coefficient", algorithm.kl_coefficient))
         self.kl = AdaptiveKl(beta, algorithm.kl_target, algorithm.kl_horizon)
 
     def close(self) -> None:
-        self.source.close()
+        """End samplers and reward computer."""
+        self.collector.close()
 
-    def _drawn(self, batch: StepBatch) -> list[Prompt]:
-        """The step's prompts of all ranks, by sample id."""
-        mine = Prompt.of(batch.sample_id, batch.rows)
-        everybody = [prompt for part in self.group.gather(mine) for prompt in part]
-        return sorted(everybody, key=lambda prompt: prompt.sample_id)
+    def _all_prompts(self, batch: StepBatch) -> list[Prompt]:
+        """Return the step's prompts of all ranks, by sample id."""
+        parts = self.group.gather(Prompt.from_rows(batch.sample_id, batch.rows))
+        return sorted(
+            (prompt for part in parts for prompt in part), key=lambda prompt: prompt.sample_id
+        )
 
-    def _answers(
-        self, step: int, prompts: list[Prompt], upcoming: StepBatch | None
-    ) -> ScoredRollouts:
-        """This step's answers; with staleness, the next step's are begun before these are learned from."""
-        size = self.job.rollout.group_size
-        if self.source.begun != step:
-            self.source.sync(step - 1)
-            self.source.begin(step, prompts, size)
-        judged = self.source.collect()
-        if self.lookahead and upcoming is not None:
-            self.source.sync(step - 1)
-            self.source.begin(step + 1, self._drawn(upcoming), size)
-        return judged
-
-    def _share(self, prompts: int) -> npt.NDArray[np.int64]:
-        """The places of this rank's answers, minibatch by minibatch."""
+    def _rank_indices(self, prompts: int) -> npt.NDArray[np.int64]:
+        """Return the indices of this rank's answers among the step's, minibatch by minibatch."""
         world, size = self.group.world_size, self.job.rollout.group_size
         minibatches = self.job.algorithm.minibatches
         count = prompts // (minibatches * world)
@@ -136,17 +124,18 @@ class RolloutStep:
         groups = (first[:, None] + np.arange(count)).reshape(-1)
         return (groups[:, None] * size + np.arange(size)).reshape(-1)
 
-    def _known(self, rollouts: RolloutBatch) -> RolloutBatch:
-        """With what the policy, the reference and the critic say of the answers before any update."""
-        policy = self.learners[0]
+    def _with_model_outputs(self, rollouts: RolloutBatch) -> RolloutBatch:
+        """Add the log-probabilities and values that the models compute before any update of the step."""
         algorithm, device = self.job.algorithm, self.group.device
         temperature = self.job.rollout.temperature
+        policy = self.learners[0]
         objective = policy.objective
-        assert isinstance(objective, PolicyGradient)
-        several = algorithm.epochs * algorithm.minibatches > 1
-        columns: dict[str, Any] = {}
-        if several or algorithm.kl == "reward":
-            columns["old"] = self._by_parts(
+        assert isinstance(objective, PolicyGradient), "the first learner is the policy"
+        columns: dict[str, torch.Tensor] = {}
+        # With one update per step, π_old equals π in that update, which computes it anyway.
+        several_updates = algorithm.epochs * algorithm.minibatches > 1
+        if several_updates or algorithm.kl == "reward":
+            columns["old"] = self._in_micro_batches(
                 policy.model,
                 rollouts,
                 lambda model, part: token_log_probs(
@@ -156,135 +145,165 @@ class RolloutStep:
         if algorithm.kl != "none":
             with self.reference.active() as model:
                 head = model.get_output_embeddings()
-                columns["reference"] = self._by_parts(
+                columns["reference"] = self._in_micro_batches(
                     model,
                     rollouts,
                     lambda model, part: token_log_probs(model, head, part, temperature, device)[0],
                 )
         if len(self.learners) > 1:
             critic = self.learners[1].objective
-            assert isinstance(critic, Critic)
-            columns["value"] = self._by_parts(
+            assert isinstance(critic, Critic), "the second learner is the critic"
+            columns["value"] = self._in_micro_batches(
                 self.learners[1].model,
                 rollouts,
                 lambda model, part: critic.values(model, part, device),
             )
         return replace(rollouts, kl_coefficient=self.kl.beta, **columns)
 
-    def _by_parts(
-        self, model: Any, rollouts: RolloutBatch, work: Callable[[Any, RolloutBatch], torch.Tensor]
+    def _in_micro_batches(
+        self,
+        model: PreTrainedModel,
+        rollouts: RolloutBatch,
+        compute: Callable[[PreTrainedModel, RolloutBatch], torch.Tensor],
     ) -> torch.Tensor:
-        """[B, T] What `work` gives, micro-batch by micro-batch as in training: so shapes, and the last bits
-        with them, are the same as there."""
+        """[B, T] Output of `compute` for all rollouts, without gradients.
+
+        Computed in training's micro-batches, so that shapes, and with them the last bits, are the same as
+        in training.
+        """
         size = self.job.train.micro_batch
-        found = torch.zeros(rollouts.mask.shape)
+        output_BT = torch.zeros(rollouts.mask.shape)
         with evaluating(model):
             for first in range(0, len(rollouts), size):
                 part = rollouts.part(first, first + size)
-                values = work(model, part).cpu()
-                found[first : first + len(part), : values.shape[1]] = values
-        return found
+                values = compute(model, part).cpu()
+                output_BT[first : first + len(part), : values.shape[1]] = values
+        return output_BT
 
-    def _sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Over all ranks, in float64."""
+    def _all_reduce(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum a tensor over all ranks, in float64."""
         summed = self.group.sum(*values.double().reshape(-1).tolist())
         return torch.tensor(summed, dtype=torch.float64).reshape(values.shape)
 
-    def _figures(self, judged: ScoredRollouts, credit: RolloutBatch) -> dict[str, float]:
-        """What the step's answers are like; every rank knows all of them."""
-        rewards = judged.rewards[~np.isnan(judged.rewards)]
-        figures = {
-            **judged.figures("rollout"),
+    def _metrics(self, scored: ScoredRollouts, rollouts: RolloutBatch) -> dict[str, float]:
+        """Return the metrics of all ranks' answers, which every rank has."""
+        rewards = scored.rewards[~np.isnan(scored.rewards)]
+        metrics = {
+            **scored.metrics("rollout"),
             "rollout/kl_coefficient": self.kl.beta,
-            "perf/sync_s": self.source.sync_s,
-            **{f"perf/{name}_s": seconds for name, seconds in judged.seconds.items()},
+            "perf/sync_s": self.collector.sync_s,
+            **{f"perf/{name}_s": seconds for name, seconds in scored.seconds.items()},
         }
         if len(rewards):
-            low, middle, high = np.quantile(rewards, (0.1, 0.5, 0.9)).tolist()
-            figures |= {
+            p10, p50, p90 = np.quantile(rewards, (0.1, 0.5, 0.9)).tolist()
+            metrics |= {
                 "rollout/reward_std": float(rewards.std()),
-                "rollout/reward_p10": low,
-                "rollout/reward_p50": middle,
-                "rollout/reward_p90": high,
+                "rollout/reward_p10": p10,
+                "rollout/reward_p50": p50,
+                "rollout/reward_p90": p90,
             }
-        by_group = judged.rewards.reshape(-1, self.job.rollout.group_size)
+        by_group = scored.rewards.reshape(-1, self.job.rollout.group_size)
         equal = np.nanmax(by_group, axis=1, initial=-np.inf) == np.nanmin(
             by_group, axis=1, initial=np.inf
         )
-        figures["rollout/equal_groups"] = float(equal.mean())
-        return figures | self._critic_figures(credit)
+        metrics["rollout/equal_groups"] = float(equal.mean())
+        return metrics | self._critic_metrics(rollouts)
 
-    def _critic_figures(self, credit: RolloutBatch) -> dict[str, float]:
-        """How much of the returns' variance the critic foresaw."""
-        if credit.value is None or credit.returns is None:
+    def _critic_metrics(self, rollouts: RolloutBatch) -> dict[str, float]:
+        """Return the share of the returns' variance that the critic's values explain."""
+        if rollouts.value is None or rollouts.returns is None:
             return {}
-        mask = credit.mask.double()
-        error, returns = (credit.returns - credit.value).double(), credit.returns.double()
+        mask = rollouts.mask.double()
+        error, returns = (rollouts.returns - rollouts.value).double(), rollouts.returns.double()
         sums = self.group.sum(
             float(mask.sum()),
             *(float((v * mask).sum()) for v in (error, error**2, returns, returns**2)),
         )
-        count, e1, e2, r1, r2 = sums
-        if not count:  # nothing of this step is learned from
+        count, error_sum, error_squares, return_sum, return_squares = sums
+        # No answer of this step is learned from.
+        if not count:
             return {}
-        variance = r2 / count - (r1 / count) ** 2
-        residual = e2 / count - (e1 / count) ** 2
+        variance = return_squares / count - (return_sum / count) ** 2
+        residual = error_squares / count - (error_sum / count) ** 2
         return {"critic/explained_variance": 1 - residual / variance if variance > 0 else 0.0}
 
-    def _adapt(self, credit: RolloutBatch, answers: int) -> None:
-        """Steer the coefficient by the distance of this step's policy to the reference."""
-        if self.job.algorithm.kl_target is None or credit.reference is None:
+    def _adapt_kl(self, rollouts: RolloutBatch, answers: int) -> None:
+        """Adapt the KL coefficient to the distance of this step's policy from the reference."""
+        if self.job.algorithm.kl_target is None or rollouts.reference is None:
             return
-        policy = credit.old if credit.old is not None else credit.sampler
-        distance = (kl("k1", policy, credit.reference) * credit.mask).sum()
-        total, count = self.group.sum(float(distance), float((credit.mask.sum(dim=1) > 0).sum()))
+        policy = rollouts.old if rollouts.old is not None else rollouts.sampler
+        distance = (kl("k1", policy, rollouts.reference) * rollouts.mask).sum()
+        learned = (rollouts.mask.sum(dim=1) > 0).sum()
+        total, count = self.group.sum(float(distance), float(learned))
         if count:
             self.kl = self.kl.updated(total / count, answers)
 
-    def _new_causes(self, judged: ScoredRollouts) -> list[str]:
-        """Why answers couldn't be judged, each cause once."""
-        new = {cause: n for cause, n in judged.causes.items() if cause not in self._causes}
-        self._causes |= set(new)
-        return [
-            f"{count} of this step's {len(judged.rewards)} answers couldn't be judged: {cause}; from now on "
-            "rollout/dropped counts those without a reward"
-            for cause, count in new.items()
-        ]
-
-    def _of_all(self, mine: npt.NDArray[np.int64], credit: RolloutBatch) -> npt.NDArray[np.float64]:
-        """[N] The mean advantage of each answer's tokens, of all ranks' answers; NaN: not learned from."""
-        assert credit.advantage is not None
-        mask_BT = credit.mask.double()
-        mean_B = (credit.advantage.double() * mask_BT).sum(dim=1) / mask_BT.sum(dim=1)  # 0/0: NaN
-        parts = self.group.gather((mine, mean_B.numpy()))
-        found = np.full(sum(len(places) for places, _ in parts), np.nan)
-        for places, means in parts:
-            found[places] = means
-        return found
-
-    def _table(
-        self, judged: ScoredRollouts, advantages: npt.NDArray[np.float64], step: int
+    def _log(
+        self,
+        scored: ScoredRollouts,
+        rollouts: RolloutBatch,
+        indices: npt.NDArray[np.int64],
+        step: int,
     ) -> None:
-        """The first prompts' answers, with what they are worth."""
-        assert self.event_log is not None and self.source.backend is not None
-        rollout, decode = judged.rollout, self.source.backend.decode
-        places = range(
+        """Log incidents, new causes of missing rewards and, when due, a table of answers; collective."""
+        if self.event_log is not None:
+            new = {c: n for c, n in scored.causes.items() if c not in self._logged_causes}
+            self._logged_causes |= set(new)
+            messages = [
+                f"{count} of this step's {len(scored.rewards)} answers couldn't be judged: {cause}; from "
+                "now on rollout/dropped counts those without a reward"
+                for cause, count in new.items()
+            ]
+            for text in (*self.collector.incidents, *messages):
+                self.event_log.write("message", step - 1, text=text)
+        self.collector.incidents.clear()
+        every = self.job.evaluation.table_every
+        if every and step % every == 0:
+            advantages = self._mean_advantages(indices, rollouts)
+            if self.event_log is not None:
+                self._write_table(self.event_log, scored, advantages, step)
+
+    def _mean_advantages(
+        self, indices: npt.NDArray[np.int64], rollouts: RolloutBatch
+    ) -> npt.NDArray[np.float64]:
+        """[N] Mean token advantage of each of all ranks' answers; NaN for those that aren't learned from."""
+        assert rollouts.advantage is not None, "advantages have been computed"
+        mask_BT = rollouts.mask.double()
+        # 0/0 gives NaN.
+        mean_B = (rollouts.advantage.double() * mask_BT).sum(dim=1) / mask_BT.sum(dim=1)
+        parts = self.group.gather((indices, mean_B.numpy()))
+        advantages = np.full(sum(len(part) for part, _ in parts), np.nan)
+        for part, means in parts:
+            advantages[part] = means
+        return advantages
+
+    def _write_table(
+        self,
+        event_log: EventLog,
+        scored: ScoredRollouts,
+        advantages: npt.NDArray[np.float64],
+        step: int,
+    ) -> None:
+        """Write the first prompts' answers with their rewards and advantages."""
+        assert self.collector.backend is not None, "the rank with an event log has the backend"
+        rollout, decode = scored.rollout, self.collector.backend.decode
+        shown = range(
             min(len(rollout), self.job.evaluation.answers_shown * self.job.rollout.group_size)
         )
-        asked = decode([rollout.prompts[place].tolist() for place in places])
-        answered = decode([rollout.answers[place].tolist() for place in places])
-        names = list(judged.components)
+        prompts = decode([rollout.prompts[index].tolist() for index in shown])
+        answers = decode([rollout.answers[index].tolist() for index in shown])
+        names = list(scored.components)
         rows = [
             [
                 prompt.strip(),
                 answer.strip(),
-                rounded(judged.rewards[place]),
-                *(rounded(judged.components[name][place]) for name in names),
-                rounded(advantages[place]),
-                len(rollout.answers[place]),
-                bool(rollout.stopped[place]),
+                rounded(scored.rewards[index]),
+                *(rounded(scored.components[name][index]) for name in names),
+                rounded(advantages[index]),
+                len(rollout.answers[index]),
+                bool(rollout.stopped[index]),
             ]
-            for place, prompt, answer in zip(places, asked, answered, strict=True)
+            for index, prompt, answer in zip(shown, prompts, answers, strict=True)
         ]
         columns = ("prompt", "answer", "reward", *names, "advantage", "tokens", "ended")
-        write_table(self.resolved.run_dir, self.event_log, "rollouts", step, columns, rows)
+        write_table(self.resolved.run_dir, event_log, "rollouts", step, columns, rows)

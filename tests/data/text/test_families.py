@@ -21,10 +21,10 @@ from raymill.driver import generation
 from raymill.errors import DataError
 from raymill.evaluate.baselines import documents
 from raymill.generate import sampling
-from raymill.generate.load import load as load_model
+from raymill.generate.load import load_model
 from raymill.model.build import build_model
 from raymill.model.export import copy_tokenizer
-from raymill.objective.language_modelling import LanguageModelling
+from raymill.objective.language_modeling import LanguageModeling
 from raymill.schema.data_sections import DataConfig, TokenizerConfig, ValidationConfig
 from raymill.schema.jobs import PrepareJob
 from raymill.schema.sections import ClusterConfig
@@ -173,7 +173,7 @@ def trained(manifest: DataManifest, prepared: PreparedData) -> Any:
     arch = load("pretrain", ["experiment=tiny", "arch.max_positions=64"]).arch
     model: Any = build_model(arch, tokenizer.vocab_size, tokenizer.end_of_text_id, 1)
     first = next(iter(tokenizer.begins_with), tokenizer.end_of_text_id)
-    objective = LanguageModelling(first, document_mask=True)
+    objective = LanguageModeling(first, document_mask=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     [shard] = manifest.splits["train"].shards
     for rows in row_groups(prepared.shard_path(shard), shard, manifest.dtype):

@@ -24,7 +24,7 @@ def behave_slowly(sample: Sample) -> float:
 
 
 def draw(sample: Sample) -> float:
-    """What differs between processes unless somebody sees to it: random numbers, the order of sets."""
+    """Return values that differ between processes by default: random numbers, the order of sets."""
     return random.random() + list({"a", "b", "c", "d"}).index("c")
 
 

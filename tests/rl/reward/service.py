@@ -13,7 +13,7 @@ from raymill.rl.reward.http import Endpoint
 
 
 class Service(ThreadingHTTPServer):
-    """Its paths are behaviours; `bodies` is what it was sent, and `attempts` counts by path."""
+    """Service whose paths select its behavior; records `bodies`, and counts `attempts` by path."""
 
     daemon_threads = True
 

@@ -1,4 +1,4 @@
-"""Which part of a text is its final answer, and when two are the same."""
+"""Extraction of a text's final answer, and comparison of two."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_different_answers(answer: str, reference: str) -> None:
 
 @pytest.mark.parametrize("pair", PAIRS, ids=range(len(PAIRS)))
 def test_scores_are_those_of_math_verify_or_differ_on_purpose(pair: dict[str, Any]) -> None:
-    """Its own examples; the kinds of difference are those of docs/alignment.md."""
+    """Compare on math_verify's own examples; differences are explained in docs/alignment.md."""
     page = (Path(__file__).parents[3] / "docs" / "alignment.md").read_text()
     if "differs" in pair:
         assert not scored(pair["pred"], pair["gold"]), "it says 1, and Raymill doesn't"
@@ -295,7 +295,7 @@ def test_answers_are_judged_quickly_however_long_they_are() -> None:
 def test_math_verify_says_the_same_of_generated_numbers(
     data: st.DataObject, one: Fraction, other: Fraction
 ) -> None:
-    """Of writings that it reads: without spaces that separate thousands, and exponents of e."""
+    """Draw numbers in the notations that it reads: no spaces between thousands, no exponents of e."""
     from math_verify import parse, verify
 
     def drawn(value: Fraction) -> str:

@@ -48,20 +48,20 @@ def test_samples_are_scored_side_by_side(service: Service) -> None:
 
 @pytest.mark.parametrize("path", ["recovers", "resets"])
 def test_what_passes_is_tried_again(service: Service, path: str) -> None:
-    assert service.endpoint(path).ask(sample("x")).value == 0.5
+    assert service.endpoint(path).score_one(sample("x")).value == 0.5
     assert service.attempts[path] in (2, 3)
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_but_not_for_ever(service: Service, status: int) -> None:
-    score = service.endpoint(f"status{status}").ask(sample("x"))
+    score = service.endpoint(f"status{status}").score_one(sample("x"))
     assert score.value is None and score.cause == f"http {status}"
     assert service.attempts[f"status{status}"] == http.ATTEMPTS
 
 
 @pytest.mark.parametrize("status", [201, 301, 400, 404])
 def test_what_would_not_pass_is_not_tried_again(service: Service, status: int) -> None:
-    assert service.endpoint(f"status{status}").ask(sample("x")).cause == f"http {status}"
+    assert service.endpoint(f"status{status}").score_one(sample("x")).cause == f"http {status}"
     assert service.attempts[f"status{status}"] == 1
 
 
@@ -75,7 +75,7 @@ def test_the_time_limit_holds_however_slowly_it_answers(service: Service, path: 
 
 @pytest.mark.parametrize("path", ["no_http", "short", "nothing"])
 def test_what_is_no_http_is_an_error(service: Service, path: str) -> None:
-    assert service.endpoint(path).ask(sample("x")).cause == "no connection"
+    assert service.endpoint(path).score_one(sample("x")).cause == "no connection"
 
 
 @pytest.mark.parametrize(
@@ -95,28 +95,30 @@ def test_replies(
     service: Service, body: bytes, cause: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Handler, "do_POST", lambda self: self.send_raw(200, body))
-    score = service.endpoint("any").ask(sample("x"))
+    score = service.endpoint("any").score_one(sample("x"))
     assert (score.cause, score.value) == (cause, -0.5 if cause is None else None)
 
 
 def test_a_reply_without_end_is_cut(service: Service) -> None:
-    assert service.endpoint("endless").ask(sample("x")).cause == "malformed reply"
+    assert service.endpoint("endless").score_one(sample("x")).cause == "malformed reply"
 
 
 def test_nobody_there() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    score = Endpoint(f"http://127.0.0.1:{port}/", timeout_s=0.5).ask(sample("x"))
+    score = Endpoint(f"http://127.0.0.1:{port}/", timeout_s=0.5).score_one(sample("x"))
     assert score.cause == "no connection"
-    assert Endpoint("http://no-such-host.invalid/", timeout_s=0.5).ask(sample("x")).cause in (
+    assert Endpoint("http://no-such-host.invalid/", timeout_s=0.5).score_one(sample("x")).cause in (
         "no connection", "timeout",
     )  # fmt: skip
 
 
 def test_what_is_not_json_is_not_sent(service: Service) -> None:
     for extra in ({"a": object()}, {"a": float("nan")}):
-        assert service.endpoint("length").ask(sample("x", extra=extra)).cause == "not sendable"
+        assert (
+            service.endpoint("length").score_one(sample("x", extra=extra)).cause == "not sendable"
+        )
     assert service.bodies == []
 
 

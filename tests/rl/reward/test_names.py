@@ -1,4 +1,4 @@
-"""What names mean, and what is said of those that mean nothing."""
+"""Validation of names of reward functions."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from raymill.rl.reward import worker_process
+from raymill.rl.reward import pool as reward_pool
 from raymill.rl.reward.pool import RewardPool
 from raymill.rl.reward.sandbox import unavailable
 from raymill.rl.reward.task import RewardError, Score
@@ -241,7 +241,7 @@ def test_workers_that_do_not_start_are_reported(monkeypatch: pytest.MonkeyPatch)
 def test_an_import_without_end_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "endless_rewards.py").write_text("import time; time.sleep(600)")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(worker_process, "START_SECONDS", 1.0)
+    monkeypatch.setattr(reward_pool, "START_SECONDS", 1.0)
     with (
         RewardPool(names=["endless_rewards:f"]) as pool,
         pytest.raises(RewardError, match=r"^no worker: .*importing endless_rewards:f takes over"),
@@ -299,6 +299,7 @@ WAYS = {
 def test_no_process_outlives_the_parent(way: str, tmp_path: Path) -> None:
     script = f"""
 import os, time
+from raymill.rl.reward import pool as reward_pool
 from raymill.rl.reward.pool import RewardPool
 from rl.reward.samples import sample
 pool = RewardPool(workers=2, timeout_s=100.0)

@@ -321,11 +321,11 @@ def test_without_confinement_nothing_is_run(
     monkeypatch.setattr(sandbox, "program", lambda: None)
     with pytest.raises(RewardError, match=r"^no sandbox: "):
         passes("", "")
-    cage = tmp_path / "cage.py"
-    text = sandbox._CAGE.read_text()
-    cage.write_text(text.replace("_RESTRICT_SELF = 444", "_RESTRICT_SELF = 9999"))
+    child = tmp_path / "sandbox_child.py"
+    text = sandbox._CHILD.read_text()
+    child.write_text(text.replace("_RESTRICT_SELF = 444", "_RESTRICT_SELF = 9999"))
     monkeypatch.undo()
-    monkeypatch.setattr(sandbox, "_CAGE", cage)
+    monkeypatch.setattr(sandbox, "_CHILD", child)
     with pytest.raises(RewardError, match=r"^no sandbox: .*landlock: Function not implemented"):
         passes(f"open({str(tmp_path / 'run')!r}, 'w')", "")
     assert not (tmp_path / "run").exists()

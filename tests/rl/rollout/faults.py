@@ -1,4 +1,4 @@
-"""Engines that fail on order: in the midst of the unit that the order names, once unless it says always."""
+"""Engines that fail on order: in the middle of the batch that the order names, once unless it says always."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ import torch
 
 from raymill.errors import ConfigError
 from raymill.generate.batch import Completion
-from raymill.rl.rollout.batches import Unit
-from raymill.rl.rollout.engine import Sampling
+from raymill.rl.rollout.engine import PromptBatch, Sampling
 from raymill.rl.rollout.transformers_engine import ModelSpec, TransformersEngine
 from raymill.rl.rollout.weights import Bucket, weights_digest
 
-PASSES = 3  # forward passes of a unit before its actor fails
+PASSES = 3  # forward passes of a batch before its actor fails
 
 
-def order(orders: Path, unit: Unit, what: str) -> Path:
+def order(orders: Path, batch: PromptBatch, what: str) -> Path:
     """`what`: a signal that the actor sends itself, or "break"."""
-    path = orders / str(unit.seeds[0])
+    path = orders / str(batch.seeds[0])
     path.write_text(what)
     return path
 

@@ -10,18 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from raymill.rl.rollout.failure import RolloutError
-from raymill.rl.rollout.local import LocalPool
-from raymill.rl.rollout.pool import RolloutPool
+from raymill.rl.rollout.engine import RolloutError
+from raymill.rl.rollout.pool import LocalPool, RolloutPool
 from raymill.rl.rollout.weights import weights_digest
 from rl.rollout.faults import FaultySpec, order
 from rl.rollout.tiny import (
     SAMPLING,
     VOCAB_SIZE,
+    batches,
     folder_of,
     sampled,
     tiny_model,
-    units,
     weights_of,
 )
 
@@ -30,7 +29,7 @@ OLD, NEW = 1, 2  # seeds of models
 
 
 @dataclass(frozen=True)
-class Crewed:
+class Expected:
     spec: FaultySpec
     orders: Path
     expected: dict[
@@ -39,7 +38,7 @@ class Crewed:
 
 
 @pytest.fixture(scope="module")
-def crewed(tmp_path_factory: pytest.TempPathFactory) -> Crewed:
+def expected_answers(tmp_path_factory: pytest.TempPathFactory) -> Expected:
     folder, orders = tmp_path_factory.mktemp("model"), tmp_path_factory.mktemp("orders")
     spec = FaultySpec(
         folder_of(tiny_model(), folder), VOCAB_SIZE, "sdpa", "fp32", threads=1, orders=str(orders)
@@ -48,16 +47,16 @@ def crewed(tmp_path_factory: pytest.TempPathFactory) -> Crewed:
     for seed in (OLD, NEW):
         local.sync(weights_of(tiny_model(seed=seed)), seed)
         for step in (0, 1):
-            expected[seed, step] = sampled(local.generate(units(step), SAMPLING))
+            expected[seed, step] = sampled(local.generate(batches(step), SAMPLING))
     assert expected[OLD, 0] != expected[NEW, 0]
-    return Crewed(spec, orders, expected)
+    return Expected(spec, orders, expected)
 
 
 @pytest.fixture(scope="module")
-def pool(ray_session: None, crewed: Crewed) -> Iterator[RolloutPool]:
+def pool(ray_session: None, expected_answers: Expected) -> Iterator[RolloutPool]:
     """Two actors, which fill the cluster: one that is replaced must have left its place."""
     with RolloutPool(
-        crewed.spec, actors=2, cpus_per_actor=1, timeout_s=TIMEOUT_S, bucket_bytes=20_000
+        expected_answers.spec, actors=2, cpus_per_actor=1, timeout_s=TIMEOUT_S, bucket_bytes=20_000
     ) as pool:
         yield pool
 
@@ -70,69 +69,71 @@ def load_weights(pool: RolloutPool, seed: int) -> None:
     assert not report.incidents
 
 
-def test_one_actor_samples_the_same(ray_session: None, crewed: Crewed) -> None:
+def test_one_actor_samples_the_same(ray_session: None, expected_answers: Expected) -> None:
     """First, for the pool of the tests that follow fills the cluster."""
-    with RolloutPool(crewed.spec, actors=1, cpus_per_actor=1, timeout_s=TIMEOUT_S) as alone:
+    with RolloutPool(
+        expected_answers.spec, actors=1, cpus_per_actor=1, timeout_s=TIMEOUT_S
+    ) as alone:
         load_weights(alone, OLD)
-        found = alone.generate(units(), SAMPLING)
-        assert sampled(found) == crewed.expected[OLD, 0]
+        found = alone.generate(batches(), SAMPLING)
+        assert sampled(found) == expected_answers.expected[OLD, 0]
         assert not found.incidents
 
 
-def test_two_actors_sample_what_none_does(pool: RolloutPool, crewed: Crewed) -> None:
+def test_two_actors_sample_what_none_does(pool: RolloutPool, expected_answers: Expected) -> None:
     with pytest.raises(RolloutError, match="call sync first"):
-        pool.generate(units(), SAMPLING)
+        pool.generate(batches(), SAMPLING)
     load_weights(pool, OLD)
     for step in (0, 1, 0):
-        found = pool.generate(units(step), SAMPLING)
-        assert sampled(found) == crewed.expected[OLD, step]
+        found = pool.generate(batches(step), SAMPLING)
+        assert sampled(found) == expected_answers.expected[OLD, step]
         assert {result.version for result in found.results} == {OLD}
         assert not found.incidents
     assert pool.generate([], SAMPLING).results == ()
 
 
 def test_the_next_answers_are_sampled_while_the_policy_learns(
-    pool: RolloutPool, crewed: Crewed
+    pool: RolloutPool, expected_answers: Expected
 ) -> None:
     policy = tiny_model(seed=OLD)
     pool.sync(weights_of(policy), OLD)
-    pool.start_generate(units(1), SAMPLING)
+    pool.start_generate(batches(1), SAMPLING)
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.add_(1.0)
     for call in (
         lambda: pool.sync(weights_of(policy), 9),
-        lambda: pool.start_generate(units(0), SAMPLING),
+        lambda: pool.start_generate(batches(0), SAMPLING),
     ):
         with pytest.raises(RolloutError, match="collect it first"):
             call()
-    assert sampled(pool.collect()) == crewed.expected[OLD, 1]
+    assert sampled(pool.collect()) == expected_answers.expected[OLD, 1]
     with pytest.raises(RolloutError, match="call start_generate first"):
         pool.collect()
     load_weights(pool, NEW)
-    assert sampled(pool.generate(units(1), SAMPLING)) == crewed.expected[NEW, 1]
+    assert sampled(pool.generate(batches(1), SAMPLING)) == expected_answers.expected[NEW, 1]
 
 
 @pytest.mark.chaos
-def test_an_actor_killed_in_the_midst_of_a_unit_changes_no_answer(
-    pool: RolloutPool, crewed: Crewed
+def test_an_actor_killed_in_the_midst_of_a_batch_changes_no_answer(
+    pool: RolloutPool, expected_answers: Expected
 ) -> None:
     load_weights(pool, OLD)
-    lost = units()[1]
-    order(crewed.orders, lost, "SIGKILL")
-    found = pool.generate(units(), SAMPLING)
-    assert sampled(found) == crewed.expected[OLD, 0]
+    lost = batches()[1]
+    order(expected_answers.orders, lost, "SIGKILL")
+    found = pool.generate(batches(), SAMPLING)
+    assert sampled(found) == expected_answers.expected[OLD, 0]
     (incident,) = found.incidents
-    assert incident.work == f"sampling unit 1, a {lost}"
+    assert incident.work == f"sampling batch 1, a {lost}"
     load_weights(pool, NEW)  # to the one that took its place as well
-    assert sampled(pool.generate(units(), SAMPLING)) == crewed.expected[NEW, 0]
+    assert sampled(pool.generate(batches(), SAMPLING)) == expected_answers.expected[NEW, 0]
 
 
 @pytest.mark.chaos
-def test_a_pool_closes_while_it_works(pool: RolloutPool, crewed: Crewed) -> None:
+def test_a_pool_closes_while_it_works(pool: RolloutPool, expected_answers: Expected) -> None:
     load_weights(pool, OLD)
-    path = order(crewed.orders, units()[0], "SIGSTOP")
-    pool.start_generate(units(), SAMPLING)
+    path = order(expected_answers.orders, batches()[0], "SIGSTOP")
+    pool.start_generate(batches(), SAMPLING)
     pool.close()
     path.unlink(missing_ok=True)  # where it closed before the order was read
     with pytest.raises(RolloutError, match="has been closed"):

@@ -12,30 +12,30 @@ import pyarrow.parquet as pq
 import pytest
 
 from raymill.errors import DataError
-from raymill.rl.rollout.interface import UnitResult
-from raymill.rl.rollout.local import LocalPool
+from raymill.rl.rollout.engine import BatchResult
+from raymill.rl.rollout.pool import LocalPool
 from raymill.rl.rollout.record import RolloutRecord, read_rollout, rollout_path, write_rollout
 from rl.rollout.faults import ToySpec
-from rl.rollout.tiny import SAMPLING, prompts, units
+from rl.rollout.tiny import SAMPLING, batches, prompts
 
 
 @pytest.fixture
-def results(tmp_path: Path) -> list[UnitResult]:
+def results(tmp_path: Path) -> list[BatchResult]:
     import torch
 
     with LocalPool(ToySpec(tmp_path)) as pool:
         pool.sync([("a", torch.ones(3))], 17)
-        return list(pool.generate(units(2), SAMPLING).results)
+        return list(pool.generate(batches(2), SAMPLING).results)
 
 
 @pytest.fixture
-def rollout(results: list[UnitResult]) -> RolloutRecord:
+def rollout(results: list[BatchResult]) -> RolloutRecord:
     scores = {"exact": np.linspace(0, 1, 20).tolist(), "judge": [0.5] * 19 + [float("nan")]}
-    return RolloutRecord.of(2, SAMPLING, results).with_rewards(scores)
+    return RolloutRecord.from_results(2, SAMPLING, results).with_rewards(scores)
 
 
 def everything(rollout: RolloutRecord) -> dict[str, Any]:
-    """As plain values that can be compared."""
+    """Return all fields as plain values that can be compared."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, np.ndarray):
@@ -50,7 +50,7 @@ def everything(rollout: RolloutRecord) -> dict[str, Any]:
 
 
 def test_groups_stand_together_with_what_was_sampled(
-    results: list[UnitResult], rollout: RolloutRecord
+    results: list[BatchResult], rollout: RolloutRecord
 ) -> None:
     assert len(rollout) == 20
     assert rollout.sample_id.tolist() == [sample for sample in sorted(prompts(2)) for _ in range(4)]
@@ -59,7 +59,7 @@ def test_groups_stand_together_with_what_was_sampled(
     found = {}
     for result in reversed(results):
         for answer, seed, completion in zip(
-            result.unit.answers, result.unit.seeds, result.completions, strict=True
+            result.batch.answers, result.batch.seeds, result.completions, strict=True
         ):
             found[answer] = (seed, completion)
     for row, (sample, number) in enumerate(zip(rollout.sample_id, rollout.number, strict=True)):
@@ -69,7 +69,7 @@ def test_groups_stand_together_with_what_was_sampled(
         assert tuple(rollout.answers[row].tolist()) == completion.ids
         assert tuple(rollout.log_probs[row].tolist()) == completion.log_probs
         assert rollout.stopped[row] == (completion.finish == "stop")
-    assert everything(RolloutRecord.of(2, SAMPLING, results[::-1])) == everything(
+    assert everything(RolloutRecord.from_results(2, SAMPLING, results[::-1])) == everything(
         replace(rollout, rewards={})
     )
 
@@ -77,7 +77,11 @@ def test_groups_stand_together_with_what_was_sampled(
 def test_a_file_is_read_as_it_was_written(tmp_path: Path, rollout: RolloutRecord) -> None:
     path = rollout_path(tmp_path / "dump", 2)
     assert path.name == "step-00000002.parquet"
-    for record in (rollout, replace(rollout, rewards={}), RolloutRecord.of(3, SAMPLING, [])):
+    for record in (
+        rollout,
+        replace(rollout, rewards={}),
+        RolloutRecord.from_results(3, SAMPLING, []),
+    ):
         write_rollout(path, record)
         assert everything(read_rollout(path)) == everything(record)
         assert [one.name for one in path.parent.iterdir()] == [path.name]
@@ -92,7 +96,7 @@ def test_other_tools_read_it(tmp_path: Path, rollout: RolloutRecord) -> None:
 
 def test_a_file_that_is_no_record_is_refused(tmp_path: Path, rollout: RolloutRecord) -> None:
     path = tmp_path / "r.parquet"
-    with pytest.raises(DataError, match="is missing: rollouts of this step weren't dumped"):
+    with pytest.raises(DataError, match="is missing: rollouts of this step weren't saved there"):
         read_rollout(path)
     path.write_bytes(b"PAR1 but not much more")
     with pytest.raises(DataError, match="isn't a Parquet file"):
@@ -119,7 +123,7 @@ def test_a_file_that_is_no_record_is_refused(tmp_path: Path, rollout: RolloutRec
     [
         (lambda t: t.drop(["seed"]), "its columns are .*, expected .*seed: int64"),
         (lambda t: t.slice(0, 19), "digest"),
-        (lambda t: t.take([1, 0, *range(2, 20)]), "don't stand in the order"),
+        (lambda t: t.take([1, 0, *range(2, 20)]), "aren't in the order"),
         (
             lambda t: t.set_column(0, "sample_id", [[1.5] * 20]),
             "sample_id: double.*expected .*sample_id: int64",
@@ -151,7 +155,7 @@ def test_a_file_that_was_changed_is_refused(
         ({"number": np.zeros(20, np.int32)}, "each once"),
         ({"seed": np.zeros(3, np.int64)}, "seed has 3 entries, sample_id 20"),
         ({"rewards": {"exact": np.zeros(2)}}, "reward/exact has 2 entries, sample_id 20"),
-        ({"answers": (np.zeros(0, np.int32),) * 20}, "answer 0 to sample 10 has .* and 0 of its own"),
+        ({"answers": (np.zeros(0, np.int32),) * 20}, "answer 0 to sample 10 has .* and 0 answer tokens"),
         ({"log_probs": (np.zeros(4, np.float32),) * 20}, "has 5 tokens and 4 log-prob"),
         ({"log_probs": (np.full(5, np.nan, np.float32),) * 20}, "aren't finite"),
         ({"log_probs": (np.full(5, 0.1, np.float32),) * 20}, "at most 0"),

@@ -12,17 +12,17 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from raymill.errors import ConfigError
-from raymill.rl.rollout.failure import RolloutError
+from raymill.rl.rollout.engine import RolloutError
 from raymill.rl.rollout.transformers_engine import ModelSpec, TransformersEngine
 from raymill.rl.rollout.weights import buckets, converted, weights_digest
 from rl.rollout.tiny import (
     POSITIONS,
     SAMPLING,
     VOCAB_SIZE,
+    batches,
     folder_of,
     prompts,
     tiny_model,
-    units,
     weights_of,
 )
 
@@ -54,9 +54,9 @@ def test_log_probs_are_those_of_a_full_forward_pass(
     engine = engine_with(model, tmp_path)
     assert engine.digest() == weights_digest(weights_of(model))
     lengths = set()
-    for unit in units():
+    for batch in batches():
         for prompt, completion in zip(
-            unit.prompts, engine.generate(unit.prompts, SAMPLING, unit.seeds), strict=True
+            batch.prompts, engine.generate(batch.prompts, SAMPLING, batch.seeds), strict=True
         ):
             every = full_pass(model, prompt, completion.ids, SAMPLING.temperature)
             expected = every[np.arange(len(completion.ids)), completion.ids]
@@ -70,10 +70,10 @@ def test_log_probs_are_those_of_a_full_forward_pass(
 
 def test_log_probs_are_of_the_truncated_distribution(tmp_path: Path) -> None:
     model, sampling = tiny_model(), replace(SAMPLING, top_p=0.7, temperature=1.3)
-    unit = units()[0]
+    batch = batches()[0]
     for prompt, completion in zip(
-        unit.prompts,
-        engine_with(model, tmp_path).generate(unit.prompts, sampling, unit.seeds),
+        batch.prompts,
+        engine_with(model, tmp_path).generate(batch.prompts, sampling, batch.seeds),
         strict=True,
     ):
         every = np.exp(full_pass(model, prompt, completion.ids, 1.3).astype(float))
@@ -86,13 +86,13 @@ def test_log_probs_are_of_the_truncated_distribution(tmp_path: Path) -> None:
 
 def test_new_weights_replace_the_old(tmp_path: Path) -> None:
     old, new = tiny_model(seed=1), tiny_model(seed=2)
-    engine, unit = engine_with(old, tmp_path), units()[0]
-    first = engine.generate(unit.prompts, SAMPLING, unit.seeds)
-    assert engine.generate(unit.prompts, SAMPLING, unit.seeds) == first
+    engine, batch = engine_with(old, tmp_path), batches()[0]
+    first = engine.generate(batch.prompts, SAMPLING, batch.seeds)
+    assert engine.generate(batch.prompts, SAMPLING, batch.seeds) == first
     engine.load(buckets(weights_of(new)))
-    second = engine.generate(unit.prompts, SAMPLING, unit.seeds)
+    second = engine.generate(batch.prompts, SAMPLING, batch.seeds)
     assert second != first
-    assert second == engine_with(new, tmp_path).generate(unit.prompts, SAMPLING, unit.seeds)
+    assert second == engine_with(new, tmp_path).generate(batch.prompts, SAMPLING, batch.seeds)
 
 
 def test_merged_adapters_are_weights_like_others(tmp_path: Path) -> None:
@@ -103,8 +103,8 @@ def test_merged_adapters_are_weights_like_others(tmp_path: Path) -> None:
     torch.manual_seed(3)
     lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
     policy = get_peft_model(base, lora).eval()
-    unit = units()[0]
-    prompt = list(unit.prompts[0])
+    batch = batches()[0]
+    prompt = list(batch.prompts[0])
     with torch.no_grad():
         expected = policy(input_ids=torch.tensor([prompt])).logits
     engine = spec.build()
@@ -133,15 +133,15 @@ def test_an_extended_vocabulary_and_bf16(tmp_path: Path) -> None:
 
 
 def test_half_a_model_does_not_sample(tmp_path: Path) -> None:
-    model, unit = tiny_model(), units()[0]
+    model, batch = tiny_model(), batches()[0]
     engine = spec_of(model, tmp_path).build()
     with pytest.raises(RolloutError, match="no weights yet"):
-        engine.generate(unit.prompts, SAMPLING, unit.seeds)
+        engine.generate(batch.prompts, SAMPLING, batch.seeds)
     engine.load(buckets(weights_of(model)))
     with pytest.raises(RolloutError, match="sent 20 of 21"):
         engine.load(buckets(list(weights_of(model))[:-1]))
     with pytest.raises(RolloutError, match="no weights yet"):
-        engine.generate(unit.prompts, SAMPLING, unit.seeds)
+        engine.generate(batch.prompts, SAMPLING, batch.seeds)
 
 
 def test_a_prompt_is_never_cut(tmp_path: Path) -> None:

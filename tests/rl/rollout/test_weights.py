@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from raymill.rl.rollout.failure import RolloutError
+from raymill.rl.rollout.engine import RolloutError
 from raymill.rl.rollout.weights import (
     Digest,
     buckets,
     converted,
-    fill,
-    held_weights,
+    copy_into,
+    saved_weights,
     weights_digest,
 )
 from rl.rollout.tiny import tiny_model, weights_of
@@ -36,7 +36,7 @@ def test_what_is_held_is_what_a_file_holds(tmp_path: Path, family: str, tied: bo
     model = tiny_model(family, tied)
     model.save_pretrained(tmp_path)
     stored = load_file(tmp_path / "model.safetensors")
-    held = held_weights(model)
+    held = saved_weights(model)
     assert set(held) == set(stored)
     assert all(torch.equal(held[name], stored[name]) for name in stored)
     assert ("lm_head.weight" in held) != tied
@@ -51,7 +51,7 @@ def test_buckets_carry_every_bit(bucket_bytes: int) -> None:
         assert bucket.data.nbytes == sum(MIXED[name].nbytes for name in bucket.names)
         bucket.data.flags.writeable = False  # as shared memory is
     targets = {name: torch.full_like(tensor, 7) for name, tensor in MIXED.items()}
-    fill(targets, packed)
+    copy_into(targets, packed)
     for name, tensor in MIXED.items():
         assert torch.equal(targets[name], tensor), name
         assert targets[name].dtype == tensor.dtype
@@ -92,8 +92,8 @@ def test_conversion_is_of_floats_alone() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"lm_head.weight": None}, "sent 20 of 21 weights; the first that is missing is lm_head"),
-        ({"base_model.x": torch.zeros(2)}, "sent base_model.x, which the sampling model hasn't"),
+        ({"lm_head.weight": None}, "sent 20 of 21 weights; the first missing one is lm_head"),
+        ({"base_model.x": torch.zeros(2)}, "sent base_model.x, which the sampling model doesn't have"),
         ({"model.norm.weight": torch.zeros(0)}, r"model.norm.weight as float32 \[0\].*float32 \[32\]"),
         ({"model.norm.weight": torch.zeros(32).half()}, "as float16"),
     ],
@@ -103,9 +103,9 @@ def test_weights_that_are_not_the_models_are_refused(change: dict[str, Any], mes
     sent = {name: tensor for name, tensor in (dict(weights_of(model)) | change).items()
             if tensor is not None}  # fmt: skip
     with pytest.raises(RolloutError, match=message):
-        fill(held_weights(model), buckets(sent.items()))
+        copy_into(saved_weights(model), buckets(sent.items()))
 
 
 def test_a_weight_that_is_sent_twice_is_refused() -> None:
-    with pytest.raises(ValueError, match="weight a was given twice"):
+    with pytest.raises(ValueError, match="weight a was passed twice"):
         list(buckets([("a", torch.zeros(1)), ("a", torch.zeros(1))]))

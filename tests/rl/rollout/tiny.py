@@ -12,10 +12,8 @@ import torch
 
 from raymill.config import load
 from raymill.model.build import build_model
-from raymill.rl.rollout.batches import Unit, plan_units
-from raymill.rl.rollout.engine import Sampling
-from raymill.rl.rollout.interface import Generation
-from raymill.rl.rollout.weights import held_weights
+from raymill.rl.rollout.engine import Generation, PromptBatch, Sampling, plan_batches
+from raymill.rl.rollout.weights import saved_weights
 
 VOCAB_SIZE = 128
 POSITIONS = 64
@@ -42,17 +40,17 @@ def tiny_model(family: str = "llama", tied: bool = False, seed: int = 1) -> Any:
 
 
 def folder_of(model: Any, folder: Path) -> str:
-    """Its configuration alone: an engine's weights come from the policy."""
+    """Save the configuration alone: an engine's weights come from the policy."""
     model.config.save_pretrained(folder)
     return str(folder)
 
 
 def weights_of(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    return iter(held_weights(model).items())
+    return iter(saved_weights(model).items())
 
 
 def prompts(step: int = 0, count: int = 5) -> dict[int, list[int]]:
-    """Of different lengths, by sample id."""
+    """Return prompts of different lengths, by sample id."""
     drawn = np.random.default_rng(step)
     return {
         step * count + place: drawn.integers(1, VOCAB_SIZE, int(length)).tolist()
@@ -60,11 +58,11 @@ def prompts(step: int = 0, count: int = 5) -> dict[int, list[int]]:
     }
 
 
-def units(step: int = 0) -> list[Unit]:
-    """20 answers, in 4 units."""
-    return plan_units(prompts(step), group=4, batch=6, seed=7, step=step)
+def batches(step: int = 0) -> list[PromptBatch]:
+    """20 answers, in 4 batches."""
+    return plan_batches(prompts(step), group_size=4, batch=6, seed=7, step=step)
 
 
 def sampled(generation: Generation) -> list[Any]:
-    """All that must not depend on who sampled it."""
-    return [(result.unit, result.completions) for result in generation.results]
+    """Return the part of a generation that must not depend on the pool."""
+    return [(result.batch, result.completions) for result in generation.results]

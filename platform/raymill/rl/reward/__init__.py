@@ -1,1 +1,1 @@
-"""What an answer is worth: reward functions and verifiers, called so that none can hurt the run."""
+"""Rewards of answers: functions, services and reward models, called so that none can stop or harm the run."""

@@ -1,6 +1,6 @@
-"""Where in a text its final answer stands, and when two of them are the same.
+"""Extraction of a text's final answer, and comparison of two answers.
 
-What follows the reasoning counts. Markers in it are those that datasets of mathematics and prompts use:
+Only the text after the reasoning counts. Answers are marked as in datasets of mathematics and in prompts:
 `#### 42` (GSM8K, Cobbe et al. 2021), `\\boxed{42}` (MATH, Hendrycks et al. 2021), `Answer: 42`, "the answer
 is 42" and `<answer>42</answer>`.
 """
@@ -37,16 +37,20 @@ _LINE = re.compile(
     r"|(?P<sentence>\banswers?\b(?:[^\n.:;=]{0,60}?\b(?:is|are|be|equals)\b\s*:?|\s+(?=\$|\\[(\[])))",
     re.IGNORECASE | re.MULTILINE,
 )
-_AROUND = " \t\r\n*`\"'“”‘’"  # emphasis, code, quotes
+# Space, emphasis, code and quotes around an answer.
+_AROUND = " \t\r\n*`\"'“”‘’"
 _FILLED = re.compile(r"^.*[^\s*`\"'“”‘’].*$", re.MULTILINE)
 _DISPLAY = re.compile(r"\s*(?:\\\[.*?\\\]|\$\$.*?\$\$)", re.DOTALL)
 _SENTENCE_ENDS = re.compile(
     r"[.!](?=\s+\S)|,?\s+(?=(?:because|since|as|so|which|where|for)\b)|\s+(?=\()"
 )
 _OPENING, _CLOSING = "([{", ")]}"
-_APART = 60  # characters between boxes that follow each other
-_LAST = 100  # marks of a kind that are looked at
-_DEEP = 4  # lists in lists
+# Largest distance in characters between boxes that form one list.
+_APART = 60
+# Only as many of the last markers of a kind are considered.
+_LAST = 100
+# Limit on the nesting of lists and equations.
+_DEPTH = 4
 _VARIABLE = re.compile(
     r"\s*(?:[A-Za-z]{1,2}(?:_\{?\w+\}?)?'?|\\[a-z]+|[A-Za-z]\([A-Za-z0-9]\)|\(\s*[A-Za-z](?:\s*,\s*[A-Za-z])+\s*\))\s*"
 )
@@ -59,8 +63,8 @@ _SEPARATOR_COMMA = re.compile(r"\s*[,;]\s*(?:and\s+)?|\s+and\s+")
 
 
 @dataclass(frozen=True)
-class _Found:
-    """A candidate: where its marker begins, what it marks, and if that is surely an answer."""
+class _Candidate:
+    """Candidate answer: start of its marker, marked text, and True if it is surely an answer."""
 
     start: int
     text: str
@@ -68,118 +72,123 @@ class _Found:
 
 
 def final_answer(text: str, in_reasoning: bool = False) -> str:
-    r"""Return what the last marker marks: the content of `\boxed{…}` or of a tag, or the rest of a line.
+    r"""Return the text after the last marker: the content of `\boxed{…}` or of a tag, or the rest of a line.
 
-    If nothing is left of that line, the next that isn't blank; without a marker, the whole text. Boxes that
-    follow each other, as in `\boxed{1}, \boxed{2}`, are one list. Of reasoning that doesn't end nothing
-    is an answer: "". `in_reasoning`: the text begins within reasoning that its prompt opened.
+    If the rest of the line is blank, return the next line that isn't; without a marker, the whole text.
+    Adjacent boxes, as in `\boxed{1}, \boxed{2}`, form one list. Reasoning that doesn't end leaves no
+    answer: "". `in_reasoning`: the text begins inside reasoning that its prompt opened.
     """
-    text = _tagged(after_reasoning(text, in_reasoning))
+    text = _tag_content(after_reasoning(text, in_reasoning))
     boxes = list(_boxes(text)) if "\\" in text else []
-    found = [_Found(start, content, True) for start, _, content in _joined(text, boxes)]
-    found += (
+    candidates = [_Candidate(start, content, True) for start, _, content in _joined(text, boxes)]
+    candidates += (
         line
         for line in _lines(text)
         if not any(start < line.start < end for start, end, _ in boxes)
     )
-    if not found:
+    if not candidates:
         return text
-    found.sort(key=lambda one: one.start)
-    written = [one for one in found if one.text.strip(_AROUND)]
-    return ([one for one in written if one.sure] or written or found)[-1].text
+    candidates.sort(key=lambda candidate: candidate.start)
+    filled = [candidate for candidate in candidates if candidate.text.strip(_AROUND)]
+    return ([candidate for candidate in filled if candidate.sure] or filled or candidates)[-1].text
 
 
-def same_answer(given: str, expected: str) -> bool:
-    """Tell whether two answers are the same number, the same list of answers, or the same text but for case,
-    space, emphasis and typesetting.
+def same_answer(answer: str, expected: str) -> bool:
+    """Tell whether two answers are the same number, the same list of answers, or the same text.
 
-    Numbers are compared exactly, and with their units where both have one.
+    Texts may differ in case, space, emphasis and typesetting. Numbers are compared exactly, and with their
+    units where both have one.
     """
-    return given == expected or _same(plain(given), plain(expected), _DEEP)
+    return answer == expected or _same(plain(answer), plain(expected), _DEPTH)
 
 
-def _same(given: str, expected: str, deep: int) -> bool:
-    if _normal(given) == _normal(expected):
+def _same(answer: str, expected: str, depth: int) -> bool:
+    if _normal(answer) == _normal(expected):
         return True
-    given, expected = _told(given), _told(expected)
-    number, other = quantity(given), quantity(expected)
+    answer, expected = _stripped(answer), _stripped(expected)
+    number, other = quantity(answer), quantity(expected)
     if number is not None and other is not None:
         return number.same(other)
-    if deep and number is None and other is None and _same_list(given, expected, deep):
+    if depth and number is None and other is None and _same_list(answer, expected, depth):
         return True
-    return deep > 0 and _same_equation(given, expected, deep)
+    return depth > 0 and _same_equation(answer, expected, depth)
 
 
-def _same_list(given: str, expected: str, deep: int) -> bool:
-    lists = _items(given), _items(expected)
+def _same_list(answer: str, expected: str, depth: int) -> bool:
+    lists = _items(answer), _items(expected)
     if lists[0] is None or lists[1] is None:
         return False
-    (around, ours), (around_other, theirs) = lists[0], lists[1]
-    sets = "{}" in (around, around_other)
-    if around != around_other and not (sets and "" in (around, around_other)):
+    (brackets, items), (other_brackets, expected_items) = lists[0], lists[1]
+    sets = "{}" in (brackets, other_brackets)
+    if brackets != other_brackets and not (sets and "" in (brackets, other_brackets)):
         return False
-    if len(ours) != len(theirs):
+    if len(items) != len(expected_items):
         return False
     if not sets:
-        return all(_same(one, other, deep - 1) for one, other in zip(ours, theirs, strict=True))
-    left = list(theirs)
-    for one in ours:
-        place = next((i for i, other in enumerate(left) if _same(one, other, deep - 1)), None)
-        if place is None:
+        pairs = zip(items, expected_items, strict=True)
+        return all(_same(item, other, depth - 1) for item, other in pairs)
+    # Items of sets are matched in any order.
+    left = list(expected_items)
+    for item in items:
+        index = next((i for i, other in enumerate(left) if _same(item, other, depth - 1)), None)
+        if index is None:
             return False
-        del left[place]
+        del left[index]
     return True
 
 
-def _same_equation(given: str, expected: str, deep: int) -> bool:
-    """`x = 5` and `5`; two variables must be one."""
-    sides = [_equation(text) for text in (given, expected)]
-    if sides[0] is None and sides[1] is None:
+def _same_equation(answer: str, expected: str, depth: int) -> bool:
+    """Tell whether two texts such as `x = 5` and `5` have the same value; two variables must be equal."""
+    equations = [_equation(text) for text in (answer, expected)]
+    if equations[0] is None and equations[1] is None:
         return False
-    names = [side[0] if side else "" for side in sides]
+    names = [equation[0] if equation else "" for equation in equations]
     if all(names) and names[0] != names[1]:
         return False
     values = [
-        side[1] if side else text for side, text in zip(sides, (given, expected), strict=True)
+        equation[1] if equation else text
+        for equation, text in zip(equations, (answer, expected), strict=True)
     ]
-    return _same(values[0], values[1], deep - 1)
+    return _same(values[0], values[1], depth - 1)
 
 
 def _equation(text: str) -> tuple[str, str] | None:
-    """The variable, "" for arithmetic such as `3 + 4`, and what it is in the end; None of any other text.
+    """Return an equation's variable, "" for arithmetic as in `3 + 4`, and its final value; None for other text.
 
-    What it is about (`10/3 ≈ 3.33`) doesn't count beside what it is.
+    An approximate value (`10/3 ≈ 3.33`) is ignored where there is an exact one.
     """
-    exact, _, about = text.partition("≈")
+    exact, _, approximate = text.partition("≈")
     if _VARIABLE.fullmatch(exact):
-        return exact.strip(), about
+        return exact.strip(), approximate
     parts = _RELATION.split(exact)
     if _VARIABLE.fullmatch(parts[0]) and len(parts) > 1:
         return parts[0].strip(), parts[-1]
-    if len(parts) < 2 and not about:
+    if len(parts) < 2 and not approximate:
         return None
     return ("", parts[-1]) if _ARITHMETIC.fullmatch("".join(parts)) else None
 
 
 def _items(text: str) -> tuple[str, list[str]] | None:
-    """Return what stands around a list, "" where nothing does, and its items; None of text that is no list."""
+    """Return a list's brackets, "" if it has none, and its items; None for text that is no list."""
     text = text.replace(r"\{", "{").replace(r"\}", "}").strip()
     if "∪" in text:
         return "∪", text.split("∪")
-    around = ""
+    brackets = ""
     if text[:1] in _OPENING and text[-1:] in _CLOSING and text and _closes_last(text):
-        around, text = text[0] + text[-1], text[1:-1]
-    spaced = _SEPARATOR_COMMA.split(_hidden(text))
-    parts = [part for part in spaced if part.strip()]
-    if len(parts) != len(spaced) or (len(parts) < 2 and around in ("", "()")):
+        brackets, text = text[0] + text[-1], text[1:-1]
+    split = _SEPARATOR_COMMA.split(_with_inner_hidden(text))
+    parts = [part for part in split if part.strip()]
+    if len(parts) != len(split) or (len(parts) < 2 and brackets in ("", "()")):
         return None
-    return around, [
+    return brackets, [
         part.replace("\x1c", ",").replace("\x1d", ";").replace("\x1b", " and ") for part in parts
     ]
 
 
-def _hidden(text: str) -> str:
-    """The text with separators of inner lists, and commas within numbers, made something else."""
+def _with_inner_hidden(text: str) -> str:
+    """Replace separators of inner lists, and commas inside numbers, with control characters."""
+    # Commas between digits separate thousands only if the list's own commas are followed by a space, or if a
+    # group such as ",012" can't be an item of the list.
     spaced = re.search(r",\s", text) is not None
     grouped = spaced or re.search(r"[0-9],0[0-9]{2}(?![0-9])", text) is not None
     if grouped:
@@ -196,15 +205,15 @@ def _hidden(text: str) -> str:
 def _closes_last(text: str) -> bool:
     """Tell whether the bracket that begins the text is closed by the one that ends it."""
     depth = 0
-    for place, character in enumerate(text):
+    for index, character in enumerate(text):
         depth += (character in _OPENING) - (character in _CLOSING)
         if depth == 0:
-            return place == len(text) - 1
+            return index == len(text) - 1
     return False
 
 
-def _told(text: str) -> str:
-    """An answer without what stands around it: emphasis, quotes, "about", brackets around one thing."""
+def _stripped(text: str) -> str:
+    """Strip emphasis, quotes, a leading "about", and parentheses around a single item."""
     text = text.strip(_AROUND).rstrip(".,;:").strip(_AROUND)
     if about := _ABOUT.match(text):
         text = text[about.end() :]
@@ -220,14 +229,14 @@ def _told(text: str) -> str:
 
 
 def _normal(text: str) -> str:
-    """The text for comparison; what is nothing but emphasis stays as it is."""
+    """Normalize a text for comparison; a text of nothing but emphasis is kept."""
     text = " ".join(text.casefold().split())
-    tight = _COMMA_SPACE.sub(",", _TIGHT.sub(r"\1", _told(text)))
+    tight = _COMMA_SPACE.sub(",", _TIGHT.sub(r"\1", _stripped(text)))
     return tight.replace("!=", "≠").replace("<=", "≤").replace(">=", "≥") or text
 
 
-def _tagged(text: str) -> str:
-    """Return what the last tag for answers holds, or else the whole text."""
+def _tag_content(text: str) -> str:
+    """Return the content of the last tag for answers, or the whole text without one."""
     opened = [*_TAGGED.finditer(text)]
     if opened:
         text = text[opened[-1].end() :]
@@ -236,7 +245,7 @@ def _tagged(text: str) -> str:
 
 
 def _boxes(text: str) -> Iterator[tuple[int, int, str]]:
-    """(start, end, content) of each box; one that isn't closed goes on to the end."""
+    """Yield (start, end, content) of each box; one that isn't closed extends to the end of the text."""
     closed = _closings(text)
     for box in [*_BOXED.finditer(text)][-_LAST:]:
         if box["bare"] is not None:
@@ -247,18 +256,18 @@ def _boxes(text: str) -> Iterator[tuple[int, int, str]]:
 
 
 def _closings(text: str) -> dict[int, int]:
-    """Return where each brace that opens is closed, if it is."""
+    """Map the position of each opening brace to that of its closing one."""
     closed, open_braces = {}, []
-    for found in _BRACE.finditer(text):
-        if found[0] == "{":
-            open_braces.append(found.start())
-        elif found[0] == "}" and open_braces:
-            closed[open_braces.pop()] = found.start()
+    for brace in _BRACE.finditer(text):
+        if brace[0] == "{":
+            open_braces.append(brace.start())
+        elif brace[0] == "}" and open_braces:
+            closed[open_braces.pop()] = brace.start()
     return closed
 
 
 def _joined(text: str, boxes: list[tuple[int, int, str]]) -> Iterator[tuple[int, int, str]]:
-    """Boxes, of which those that follow each other make one list, where its last begins."""
+    """Yield boxes; adjacent ones accumulate into a list, which starts where its last box does."""
     before: tuple[int, int, str] | None = None
     for start, end, content in boxes:
         follows = (
@@ -272,25 +281,23 @@ def _joined(text: str, boxes: list[tuple[int, int, str]]) -> Iterator[tuple[int,
         yield before
 
 
-def _lines(text: str) -> Iterator[_Found]:
-    """Yield what markers of lines mark.
-
-    A heading of Markdown looks like GSM8K's marker: surely the latter stands before a number. A sentence may
-    speak of an answer without giving it: surely it gives numbers and mathematics.
-    """
+def _lines(text: str) -> Iterator[_Candidate]:
+    """Yield the candidates marked by line markers."""
     for mark in [*_marks(text)][-_LAST:]:
         line, rest = _rest_of_line(text, mark.end(), bool(mark["sentence"]))
         content, sure = _first_sentence(line), True
         if mark["hashes"]:
+            # Headings of Markdown look like GSM8K's marker, which is only certain before a number.
             content = line
             sure = as_number(line) is not None or not (rest.strip() or as_quantity(line) is None)
         elif mark["sentence"]:
+            # A sentence may mention an answer without stating it; a number or mathematics is certain.
             sure = as_quantity(content) is not None or content.lstrip()[:1] in ("$", "\\")
-        yield _Found(mark.start(), content, sure)
+        yield _Candidate(mark.start(), content, sure)
 
 
 def _marks(text: str) -> Iterator[re.Match[str]]:
-    """Searched for in lines that can hold one, since most of a long text doesn't."""
+    """Yield line markers; only lines that may hold one are searched, since few lines of a long text do."""
     start = 0
     for line in text.split("\n"):
         if "####" in line or "answer" in line.lower():
@@ -299,7 +306,7 @@ def _marks(text: str) -> Iterator[re.Match[str]]:
 
 
 def _rest_of_line(text: str, start: int, sentence: bool) -> tuple[str, str]:
-    """The rest of the line, or the next that isn't blank, or the whole of a formula; and what comes after."""
+    """Return the rest of the line, the next non-blank line, or a whole formula; and the text after it."""
     end = text.find("\n", start)
     if (
         end >= 0
@@ -316,7 +323,7 @@ def _rest_of_line(text: str, start: int, sentence: bool) -> tuple[str, str]:
 
 
 def _first_sentence(line: str) -> str:
-    """The line up to where a sentence ends, if that is a number or mathematics; the whole line otherwise."""
+    """Return the line's first sentence if that is a number or mathematics, else the whole line."""
     for ends in _SENTENCE_ENDS.finditer(line[:400]):
         before = line[: ends.start()]
         if as_quantity(before.strip(_AROUND)) is not None or _is_mathematics(before.strip(_AROUND)):

@@ -1,7 +1,7 @@
-"""A reward model as a judge: what it says of whole conversations, token by token as they were sampled.
+"""Reward model: scores of whole conversations, on the very tokens that were sampled.
 
-It runs in actors, as samplers do, or in this process. What shares a batch is decided by the answers alone,
-so scores don't depend on the number of actors.
+It runs in actors or in this process. Batches are planned from the answers alone, so scores don't depend on the
+number of actors.
 """
 
 from __future__ import annotations
@@ -11,51 +11,54 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from raymill.generate.modes import FIRST_ID, tolerance_of
-from raymill.objective.scores import last_scores
-from raymill.objective.sequences import padded
-from raymill.rl.reward.task import Score, failed
-from raymill.rl.rollout.batches import Unit
-from raymill.rl.rollout.engine import Sampling
+from raymill.objective.forward import pad_right, scores_at
+from raymill.rl.reward.task import Score, failed_score
+from raymill.rl.rollout.engine import Dtype, PromptBatch, Sampling
 from raymill.rl.rollout.weights import DTYPES, Bucket, Digest
+
+if TYPE_CHECKING:
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
+# Engines take sampling settings; a reward model ignores them.
 NO_SAMPLING = Sampling(0, 0.0, 1.0, ())
-SCORES_A_BATCH = 32
+SCORES_PER_BATCH = 32
 
 
-class SequenceJudge(Protocol):
-    """Scores sequences of tokens."""
+class SequenceScorer(Protocol):
+    """Scorer of token sequences."""
 
     def score(self, sequences: Sequence[Sequence[int]]) -> tuple[list[Score], tuple[str, ...]]:
-        """A score each, in order; and whoever was lost on the way and replaced.
+        """Return a score per sequence, in order, and the incidents: actors that were lost and replaced.
 
         Raises:
-            RaymillError: they can't be had.
+            RaymillError: the sequences can't be scored.
         """
         ...
 
     def close(self) -> None:
-        """End whatever was started."""
+        """End processes that were started."""
         ...
 
 
 @dataclass(frozen=True)
 class RewardModelSpec:
-    """How to load a reward model, in whichever process; see `EngineSpec`."""
+    """Recipe for a reward model, with its weights; see `EngineSpec`."""
 
     folder: str
-    dtype: Literal["fp32", "bf16"]
+    dtype: Dtype
     threads: int
     gpu: bool = False
 
     def build(self) -> RewardModelEngine:
-        """The model, with its weights. Raises DataError, StorageError as `model_of`."""
+        """Load the model. Raises DataError and StorageError as `model_of` does."""
         from transformers import AutoModelForSequenceClassification
 
         from raymill.model.quiet import model_of, silence_libraries
@@ -71,99 +74,149 @@ class RewardModelSpec:
 
 
 class RewardModelEngine:
-    """Does units of work as a sampling engine does, but gives numbers. Its weights never change."""
+    """Engine whose results are scores. Its weights never change; see `Engine`."""
 
-    def __init__(self, model: Any, threads: int) -> None:
+    def __init__(self, model: PreTrainedModel, threads: int) -> None:
         from raymill.model.parent import scalar_head
 
         self._model, self._threads = model, threads
         config = model.config.get_text_config()
         if config.pad_token_id is None:
-            # transformers refuses batches without one; which it is doesn't matter where places are known.
+            # transformers refuses batches without one. Any id will do: scores are taken at known positions.
             config.pad_token_id = 0
         self._head = scalar_head(model)
-        self._batched: bool | None = None  # until it is tried
+        # None until it has been tested.
+        self._batched: bool | None = None
 
     def load(self, buckets: Iterable[Bucket]) -> None:
-        """There are none to take over."""
+        """Accept an empty transfer: there are no weights to replace."""
         list(buckets)
 
     def digest(self) -> str:
-        """Of no weights."""
+        """Return the digest of no weights."""
         return Digest().hexdigest()
 
     def generate(
-        self, sequences: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]
     ) -> list[float]:
-        """What the model says at each sequence's last token."""
+        """Return the model's score at each sequence's last token."""
         torch.set_num_threads(self._threads)
         if self._batched is None:
-            self._batched = self._scores_batches()
-        batches = [sequences] if self._batched else [[one] for one in sequences]
+            self._batched = self._test_batches()
+        batches = [prompts] if self._batched else [[sequence] for sequence in prompts]
         return [score for batch in batches for score in self._scores(batch)]
 
-    def _scores_batches(self) -> bool:
-        """Tell whether sequences of several lengths have the scores in a batch that they have alone."""
-        tried = [list(range(FIRST_ID, FIRST_ID + length)) for length in (9, 2, 5)]
-        together = torch.tensor(self._scores(tried))
-        alone = torch.tensor([score for one in tried for score in self._scores([one])])
-        apart = float((together - alone).norm() / alone.norm().clamp(min=1e-30))
-        if apart > tolerance_of(self._model):
+    def _test_batches(self) -> bool:
+        """Tell whether sequences of several lengths have the same scores in a batch as alone."""
+        probes = [list(range(FIRST_ID, FIRST_ID + length)) for length in (9, 2, 5)]
+        together = torch.tensor(self._scores(probes))
+        alone = torch.tensor([score for probe in probes for score in self._scores([probe])])
+        difference = float((together - alone).norm() / alone.norm().clamp(min=1e-30))
+        if difference > tolerance_of(self._model):
             logger.warning(
                 f"{type(self._model).__name__} judges sequences one by one, which takes longer: in batches its "
-                f"scores differ by {apart:.1e} of their size"
+                f"scores differ by {difference:.1e} of their size"
             )
             return False
         return True
 
     def _scores(self, sequences: Sequence[Sequence[int]]) -> list[float]:
-        tokens_SL, length_S = padded(sequences)
+        tokens_BL, length_B = pad_right(sequences)
         device = next(self._model.parameters()).device
         with torch.no_grad():
-            scores_S = last_scores(self._model, self._head, tokens_SL, length_S - 1, device)
-        found: list[float] = scores_S.cpu().tolist()
-        return found
+            scores_B = scores_at(self._model, self._head, tokens_BL, length_B - 1, device)
+        scores: list[float] = scores_B.cpu().tolist()
+        return scores
 
 
-def score_units(sequences: Sequence[Sequence[int]]) -> list[Unit]:
-    """Sequences by length, so many a batch; a unit's answers are (place among the sequences, 0)."""
-    order = sorted(range(len(sequences)), key=lambda place: (-len(sequences[place]), place))
-    parts = (order[n : n + SCORES_A_BATCH] for n in range(0, len(order), SCORES_A_BATCH))
+def plan_scores(sequences: Sequence[Sequence[int]]) -> list[PromptBatch]:
+    """Plan batches of sequences by length; their `answers` are (index of the sequence, 0)."""
+    order = sorted(range(len(sequences)), key=lambda index: (-len(sequences[index]), index))
+    parts = (order[n : n + SCORES_PER_BATCH] for n in range(0, len(order), SCORES_PER_BATCH))
     return [
-        Unit(
-            tuple((place, 0) for place in part),
-            tuple(tuple(sequences[place]) for place in part),
+        PromptBatch(
+            tuple((index, 0) for index in part),
+            tuple(tuple(sequences[index]) for index in part),
             (0,) * len(part),
         )
         for part in parts
     ]
 
 
-def scores_of(units: Sequence[Unit], values: Sequence[Sequence[float]]) -> list[Score]:
-    """The units' numbers in the order of the sequences."""
-    found: dict[int, Score] = {}
-    for unit, numbers in zip(units, values, strict=True):
-        for (place, _), number in zip(unit.answers, numbers, strict=True):
+def scores_in_order(
+    batches: Sequence[PromptBatch], values: Sequence[Sequence[float]]
+) -> list[Score]:
+    """Return the values of all batches as scores, in the order of the sequences."""
+    scores: dict[int, Score] = {}
+    for batch, numbers in zip(batches, values, strict=True):
+        for (index, _), number in zip(batch.answers, numbers, strict=True):
             finite = math.isfinite(number)
-            found[place] = Score(number, None, 0.0) if finite else failed(f"not finite: {number}")
-    return [found[place] for place in range(len(found))]
+            scores[index] = (
+                Score(number, None, 0.0) if finite else failed_score(f"not finite: {number}")
+            )
+    return [scores[index] for index in range(len(scores))]
 
 
 class LocalRewardModel:
-    """See `SequenceJudge`; in this process."""
+    """Reward model in this process; see `SequenceScorer`."""
 
     def __init__(self, spec: RewardModelSpec) -> None:
         self._engine = spec.build()
 
     def score(self, sequences: Sequence[Sequence[int]]) -> tuple[list[Score], tuple[str, ...]]:
-        """See `SequenceJudge`."""
-        before = torch.get_num_threads()
-        units = score_units(sequences)
+        """See `SequenceScorer`."""
+        # The process may be a trainer with its own number of threads, which the engine changes.
+        threads = torch.get_num_threads()
+        batches = plan_scores(sequences)
         try:
-            values = [self._engine.generate(u.prompts, NO_SAMPLING, u.seeds) for u in units]
+            values = [self._engine.generate(b.prompts, NO_SAMPLING, b.seeds) for b in batches]
         finally:
-            torch.set_num_threads(before)
-        return scores_of(units, values), ()
+            torch.set_num_threads(threads)
+        return scores_in_order(batches, values), ()
 
     def close(self) -> None:
-        """Nothing was started."""
+        """Do nothing: no process was started."""
+
+
+class RewardModelPool:
+    """Reward models in Ray actors; see `SequenceScorer`.
+
+    Actors end with the process that made the pool. One that dies or hangs is named and replaced, and its
+    batch is given to another. `scheduling_strategies`: see `ActorPool.from_spec`.
+    """
+
+    def __init__(
+        self,
+        spec: RewardModelSpec,
+        *,
+        actors: int,
+        cpus_per_actor: float,
+        gpus_per_actor: float,
+        timeout_s: float,
+        scheduling_strategies: Sequence[PlacementGroupSchedulingStrategy] = (),
+    ) -> None:
+        # Imported late: a reward model in this process needs no Ray.
+        from raymill.rl.rollout.actor_pool import ActorPool, Weights
+
+        self._actor_pool = ActorPool.from_spec(
+            "reward",
+            spec,
+            actors,
+            cpus_per_actor=cpus_per_actor,
+            gpus_per_actor=gpus_per_actor,
+            timeout_s=timeout_s,
+            scheduling_strategies=scheduling_strategies,
+        )
+        self._actor_pool.start()
+        self._actor_pool.load_weights(Weights((), 0, Digest().hexdigest()))
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> tuple[list[Score], tuple[str, ...]]:
+        """See `SequenceScorer`."""
+        batches = plan_scores(sequences)
+        generation = self._actor_pool.run(batches, NO_SAMPLING)
+        values = [result.completions for result in generation.results]
+        return scores_in_order(batches, values), tuple(map(str, generation.incidents))
+
+    def close(self) -> None:
+        """End the actors."""
+        self._actor_pool.shutdown()

@@ -1,7 +1,7 @@
-"""What the names in `reward.functions` mean, and which of them can't be used.
+"""Validation of the names in `reward.functions` and of the verifiers that prompts name.
 
-A name is a registered function, `module:function` of the user's own code (its module is imported: it
-is named on the user's command line, and runs with the user's rights), or the address of a service.
+A name is a registered function, `module:function` of the user's own code (its module is imported: it is
+named on the user's command line, and runs with the user's rights), or the address of a service.
 """
 
 from __future__ import annotations
@@ -12,29 +12,24 @@ from raymill.config.bind import nearest
 from raymill.redaction import redacted_value
 from raymill.rl.reward import sandbox
 from raymill.rl.reward.functions import NO_VERIFIER, REWARDS, resolve
-from raymill.rl.reward.http import address_problems
+from raymill.rl.reward.http import address_problems, is_address
 from raymill.rl.reward.task import RewardError
 
 
-def is_address(name: str) -> bool:
-    """Whether a name is a service's, called by http.py instead of in a worker."""
-    return name.startswith(("http://", "https://"))
-
-
 def check_names(names: Iterable[str]) -> list[str]:
-    """Problems of names in a combination, one a name at most; own modules are imported."""
-    return [text for name in names for text in _problem(name)]
+    """Return the problems of names in `reward.functions`, at most one per name; users' modules are imported."""
+    return [text for name in names for text in _problems(name)]
 
 
 def check_verifiers(verifiers: Iterable[str | None]) -> list[str]:
-    """Problems of the verifiers that prompts name: these must be registered functions.
+    """Return the problems of the verifiers that prompts name, which must be registered functions.
 
-    Give each once, with what the others use too: a module of your own may register some when imported.
+    Check the names of `reward.functions` first: a user's module may register functions when it is imported.
     """
     problems: list[str] = []
     for name in sorted({name for name in verifiers if name not in (None, NO_VERIFIER)}):
         if name in REWARDS:
-            problems += _problem(name)
+            problems += _problems(name)
         else:
             problems.append(
                 f"verifier {name!r}: isn't registered{nearest(name, [*REWARDS])}; prompts may name "
@@ -43,7 +38,7 @@ def check_verifiers(verifiers: Iterable[str | None]) -> list[str]:
     return problems
 
 
-def _problem(name: str) -> Iterator[str]:
+def _problems(name: str) -> Iterator[str]:
     if is_address(name):
         yield from (f"{redacted_value(name)}: {text}" for text in address_problems(name))
         return

@@ -1,12 +1,14 @@
-"""Running code that a model wrote, with tests, so that it can't hurt the machine.
+"""Sandbox for running a model's code with its tests, without harm to the machine.
 
-Each run is a process of its own (cage.py) that can read the standard library and write a scratch folder
-that is deleted; it has no environment, network, capabilities or further processes, can't signal
-others, and its CPU time, memory, files and their sizes are limited. The means are the kernel's, and
-need no privileges: landlock(7), seccomp(2), setrlimit(2). Where it lacks one, no code is run.
+Each run is a process of its own (the sandbox child, sandbox_child.py). It can read the standard library and
+write a scratch folder, which is deleted. It has no environment, network, capabilities or further processes,
+can't signal other processes, and its CPU time, memory, files and their sizes are limited. All of this uses
+kernel features that need no privileges: landlock(7), seccomp(2), setrlimit(2). Where the kernel lacks one,
+no code is run.
 
-Its score is only half as safe. Leaving early, or replacing what the tests build on by accident, doesn't
-pass; but answer and tests share an interpreter, and code that sets out to find them there will.
+The score is less protected than the machine. Code that exits early, or accidentally replaces names that the
+tests use, doesn't pass. But answer and tests share an interpreter, so code that looks for the tests there
+can find them.
 """
 
 from __future__ import annotations
@@ -36,11 +38,13 @@ FILE_BYTES = 16 * 2**20
 SCRATCH_BYTES = 64 * 2**20
 SCRATCH_FILES = 1000
 OPEN_FILES = 64
-_LOOK_SECONDS = 0.1  # between looks into the scratch folder
-_CAGE = Path(__file__).with_name("sandbox_child.py")
-_CONFINED = b"confined\n"  # cage.py's word for it
+# Interval between checks of the scratch folder's size.
+_CHECK_SECONDS = 0.1
+_CHILD = Path(__file__).with_name("sandbox_child.py")
+# Written by the sandbox child once it is confined.
+_CONFINED = b"confined\n"
 _PYTHON = ("python", "python3", "py", "py3")
-# Nothing is tried twice (`*+`): a hostile line costs its length.
+# Possessive quantifiers (`*+`) don't backtrack, so matching a hostile line takes linear time.
 _OPENS = re.compile(r"(?P<indent>\s*+)(?P<fence>`{3,}+|~{3,}+)\s*+(?P<language>[^\s`]*+)[^`]*+")
 _OPENS_BEHIND_TEXT = re.compile(r"(?P<indent>).*\s(?P<fence>`{3,}+)(?P<language>py(?:thon)?3?)\s*+")
 _CLOSES = re.compile(r"(?P<indent>\s*+)(?P<fence>`{3,}+|~{3,}+)\s*+(?:</\w++>\s*+)*+")
@@ -51,9 +55,9 @@ _ADVICE = (
 
 
 def last_code(text: str) -> str:
-    """The last fenced block of Python in a Markdown text, or else of no named language, or else of any.
+    """Return the last fenced block of Python in a Markdown text, or else of no named language, or else of any.
 
-    A block may lack its end; a text without blocks is code as a whole.
+    A block may lack its end. A text without blocks is returned whole.
     """
     blocks: list[tuple[str, list[str]]] = []
     within: re.Match[str] | None = None
@@ -67,37 +71,48 @@ def last_code(text: str) -> str:
         else:
             blocks[-1][1].append(line)
     for languages in (_PYTHON, ("",)):
-        # What follows is often the code's output, or how to run it.
+        # Other blocks often show the code's output or the command to run it.
         blocks = [block for block in blocks if block[0] in languages] or blocks
     return textwrap.dedent("\n".join(blocks[-1][1])) if blocks else text
 
 
 def _closes(line: str, opened: re.Match[str]) -> bool:
-    """Tell whether a line ends a block: not with a shorter fence, and not with one inside a docstring."""
-    found = _CLOSES.fullmatch(line)
+    """Tell whether a line ends a block: its fence must be as long, and not indented like one in a docstring."""
+    fence = _CLOSES.fullmatch(line)
     return (
-        found is not None
-        and found["fence"].startswith(opened["fence"])
-        and len(found["indent"]) <= len(opened["indent"]) + 3
+        fence is not None
+        and fence["fence"].startswith(opened["fence"])
+        and len(fence["indent"]) <= len(opened["indent"]) + 3
     )
 
 
 def passes(code: str, tests: str, seconds: float = WALL_SECONDS) -> bool:
-    """Whether the tests, run after the code in one module, come to their end within the limits.
+    """Tell whether the tests, run after the code in one module, finish within the limits.
 
-    Code that takes too long, or too much of anything, doesn't pass.
+    Code that exceeds a limit of time or resources doesn't pass.
 
     Raises:
         RewardError: the tests aren't Python, or code can't be confined on this machine.
     """
-    _check_tests(tests)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            compile(tests, "<tests>", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError) as error:
+        raise RewardError(f"broken tests: the reference isn't Python, {error}") from None
     instructions = program() if sys.platform.startswith("linux") else None
     if instructions is None:
         raise RewardError(
-            f"no sandbox: {sys.platform} on {os.uname().machine} isn't known; {_ADVICE}"
+            f"no sandbox: {sys.platform} on {os.uname().machine} isn't supported; {_ADVICE}"
         )
     token = secrets.token_hex(16)
-    setup = {"answer": code, "filter": instructions, "limits": _limits(seconds)}
+    limits = {
+        "RLIMIT_CPU": max(1, math.ceil(seconds)),
+        "RLIMIT_AS": MEMORY_BYTES,
+        "RLIMIT_FSIZE": FILE_BYTES,
+        "RLIMIT_NOFILE": OPEN_FILES,
+        "RLIMIT_CORE": 0,
+    }
+    setup = {"answer": code, "filter": instructions, "limits": limits}
     first = json.dumps(setup).encode()
     second = json.dumps({"tests": tests, "token": token}).encode()
     scratch = tempfile.mkdtemp(prefix="raymill-code-")
@@ -105,7 +120,7 @@ def passes(code: str, tests: str, seconds: float = WALL_SECONDS) -> bool:
         with tempfile.TemporaryFile() as stream:
             stream.write(first + second)
             stream.flush()
-            # Opened again for reading alone: the code inherits it.
+            # Opened again read-only, because the code inherits it.
             with open(f"/proc/self/fd/{stream.fileno()}", "rb") as request:
                 status, result = _run(request.fileno(), len(first), scratch, seconds)
     finally:
@@ -121,7 +136,7 @@ def passes(code: str, tests: str, seconds: float = WALL_SECONDS) -> bool:
 
 @lru_cache(maxsize=1)
 def unavailable() -> str | None:
-    """Why code can't be judged on this machine, or None if it can; tried out once."""
+    """Return the reason why code can't be run on this machine, or None if it can; tested once."""
     try:
         passes("", "")
     except RewardError as error:
@@ -129,29 +144,12 @@ def unavailable() -> str | None:
     return None
 
 
-def _check_tests(tests: str) -> None:
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            compile(tests, "<tests>", "exec", dont_inherit=True)
-    except (SyntaxError, ValueError) as error:
-        raise RewardError(f"broken tests: the reference isn't Python, {error}") from None
-
-
-def _limits(seconds: float) -> dict[str, int]:
-    return {
-        "RLIMIT_CPU": max(1, math.ceil(seconds)),
-        "RLIMIT_AS": MEMORY_BYTES,
-        "RLIMIT_FSIZE": FILE_BYTES,
-        "RLIMIT_NOFILE": OPEN_FILES,
-        "RLIMIT_CORE": 0,
-    }
-
-
 def _run(request: int, length: int, scratch: str, seconds: float) -> tuple[int, bytes]:
-    """Exit status of the caged process, and the beginning of what it wrote."""
+    """Return the exit status of the sandbox child, and the beginning of its output."""
     process = subprocess.Popen(
-        # -I but for one thing: the seed of hashes is fixed, so that a run judges as the next one does.
-        [sys.executable, "-P", "-s", "-S", "-B", str(_CAGE), str(length), str(os.getpid())],
+        # Like -I, except that the hash seed is fixed, so that repeated runs of the same code have the same
+        # result.
+        [sys.executable, "-P", "-s", "-S", "-B", str(_CHILD), str(length), str(os.getpid())],
         stdin=request,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -159,29 +157,31 @@ def _run(request: int, length: int, scratch: str, seconds: float) -> tuple[int, 
         env={"PYTHONHASHSEED": "0"},
         start_new_session=True,
     )
-    assert process.stdout is not None
+    assert process.stdout is not None, "its standard output is a pipe"
     with process.stdout as stdout:
         try:
             _watch(process.pid, scratch, time.monotonic() + seconds)
         finally:
-            os.killpg(process.pid, signal.SIGKILL)  # not reaped yet: the number is still its own
+            # The process hasn't been waited for, so its id can't have been reused.
+            os.killpg(process.pid, signal.SIGKILL)
             status = process.wait()
-        return status, os.read(stdout.fileno(), 4096)  # nobody is left to write: this never waits
+        # All writers have been killed, so this never blocks.
+        return status, os.read(stdout.fileno(), 4096)
 
 
 def _watch(pid: int, scratch: str, deadline: float) -> None:
-    """Return when the process has ended, its time is over, or its scratch folder is overfull."""
+    """Return when the process has ended, its time is over, or its scratch folder is too full."""
     ended = os.pidfd_open(pid)
     try:
         while (left := deadline - time.monotonic()) > 0:
-            if select.select([ended], [], [], min(left, _LOOK_SECONDS))[0] or _overfull(scratch):
+            if select.select([ended], [], [], min(left, _CHECK_SECONDS))[0] or _too_full(scratch):
                 return
     finally:
         os.close(ended)
 
 
-def _overfull(scratch: str) -> bool:
-    """Whether the folder holds too much, in bytes, files or depth; looks no further than it must."""
+def _too_full(scratch: str) -> bool:
+    """Tell whether the folder exceeds a limit of bytes, files or depth; stops at the first excess."""
     size = count = 0
     folders = [scratch]
     while folders:
@@ -194,14 +194,16 @@ def _overfull(scratch: str) -> bool:
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(entry.path)
         except FileNotFoundError:
-            continue  # removed in the meantime
+            # Removed in the meantime.
+            continue
         except OSError:
-            return True  # a path too long to be named, or closed to its own reader
+            # The path is too long, or the code has made the folder unreadable.
+            return True
     return False
 
 
 def _remove(scratch: str) -> None:
-    """Delete the folder. `rm` copes with any depth; modes may have been made to hinder it."""
+    """Delete the folder with `rm`, which handles any depth; if modes prevent it, change them and try again."""
     for command in (["rm", "-rf"], ["chmod", "-R", "u+rwX"], ["rm", "-rf"]):
         try:
             os.rmdir(scratch)

@@ -1,12 +1,12 @@
-"""Run as a program by sandbox.py, once for every answer: confines itself, then runs code and tests.
+"""Sandbox child, which sandbox.py starts for every answer: confines itself, then runs code and tests.
 
-It is alone: nothing but the standard library can be imported here, and only this process runs. Once
-the kernel has taken the rules, nothing in the process can loosen them; answers may do what they like.
+It only imports the standard library, because nothing else can be read here. Once the kernel has taken the
+rules, nothing in the process can loosen them, whatever the answer's code does.
 
-Standard input is a file: a JSON object of as many bytes as the first argument says (limits, filter, the
-answer), then another (tests, token), which this program reads only when the answer's own code has run.
-The token on standard output says that the tests came to their end, which an exit status alone doesn't:
-an answer could simply exit with 0. An answer that looks for the token among its process's files finds it.
+Standard input is a file with two JSON objects: limits, filter and answer, whose length is the first
+argument, then tests and token, which this program reads only after the answer's code has run. The token on
+standard output proves that the tests finished; an exit status doesn't, because an answer could simply exit
+with 0. An answer that searches the open files of its process for the token finds it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import resource
 import struct
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 CONFINED = b"confined\n"
@@ -42,10 +42,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def main() -> None:
-    """Read, confine, run; ends the process."""
+    """Read the request, confine the process, run the code; end the process."""
     length, parent = int(sys.argv[1]), int(sys.argv[2])
     _call("prctl", _libc.prctl(_SET_PDEATHSIG, _SIGKILL, 0, 0, 0))
-    if os.getppid() != parent:  # it died before the line above
+    # The parent may have died before the line above.
+    if os.getppid() != parent:
         os._exit(1)
     request, result = os.dup(0), os.dup(1)
     setup = json.loads(os.pread(request, length, 0))
@@ -64,8 +65,8 @@ def main() -> None:
 
 
 def run(answer: str, request: int, length: int, result: int) -> None:
-    """Execute the answer, then the tests, in one module; write the token if they came to their end."""
-    # Held here, since the answer may put something else in their places.
+    """Execute the answer, then the tests, in one module; write the token if the tests finish."""
+    # Local references, because the answer may replace the functions in their modules.
     execute, translate, stop = builtins.exec, builtins.compile, SystemExit
     read, write, leave, decode = os.pread, os.write, os._exit, json.loads
     size = os.fstat(request).st_size
@@ -73,23 +74,25 @@ def run(answer: str, request: int, length: int, result: int) -> None:
     sys.modules["__main__"] = module
     try:  # noqa: SIM105  (contextlib would be one more import)
         execute(translate(answer, "<answer>", "exec"), module.__dict__)
-    except stop:  # a script's `sys.exit(main())`; the tests decide
+    except stop:
+        # Scripts often end with `sys.exit(main())`; the tests decide.
         pass
     tests = decode(read(request, size, length))
     try:
         execute(translate(tests["tests"], "<tests>", "exec"), module.__dict__)
-    except stop as error:  # unittest.main() ends so
-        if error.code or _passed(error.__traceback__, "<answer>"):
+    except stop as error:
+        # unittest.main() exits with 0 when all tests pass. An exit in the answer's own code doesn't count.
+        if error.code or _raised_in(error.__traceback__, "<answer>"):
             leave(1)
     write(result, tests["token"].encode())
     leave(0)
 
 
-def confine(setup: dict[str, Any]) -> None:
-    """Give up, for good, whatever judged code has no need of.
+def confine(setup: Mapping[str, Any]) -> None:
+    """Give up every right that judged code doesn't need, irrevocably.
 
     Raises:
-        OSError: the kernel doesn't offer one of the means.
+        OSError: the kernel lacks one of the features.
     """
     for name, limit in setup["limits"].items():
         kind = getattr(resource, name)
@@ -97,21 +100,22 @@ def confine(setup: dict[str, Any]) -> None:
         most = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
         resource.setrlimit(kind, (most, most))
     _call("prctl", _libc.prctl(_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
-    _keep_to_files([*sys.path, os.path.join(sys.base_prefix, "lib"), *_LIBRARIES], os.getcwd())
+    _restrict_files([*sys.path, os.path.join(sys.base_prefix, "lib"), *_LIBRARIES], os.getcwd())
     _drop_capabilities()
     _filter_system_calls(setup["filter"])
 
 
-def _keep_to_files(readable: Sequence[str], scratch: str) -> None:
-    """Landlock: the standard library can be read, and the scratch folder written; nothing else."""
+def _restrict_files(readable: Sequence[str], scratch: str) -> None:
+    """Restrict file access with Landlock to reading the standard library and writing the scratch folder."""
     version = _call("landlock", _libc.syscall(_CREATE_RULESET, None, 0, 1))
     files, scratch_rights = _ALL_OF_ABI_1, _SCRATCH
     if version >= 2:
         files, scratch_rights = files | _REFER, scratch_rights | _REFER
     if version >= 3:
         files, scratch_rights = files | _TRUNCATE, scratch_rights | _TRUNCATE
-    network = 0b11 if version >= 4 else 0  # TCP, beside the filter of system calls
-    scoped = 0b11 if version >= 6 else 0  # abstract sockets and signals, likewise
+    # TCP, abstract sockets and signals: the filter of system calls denies them as well.
+    network = 0b11 if version >= 4 else 0
+    scoped = 0b11 if version >= 6 else 0
     attributes = struct.pack("QQQ", files, network, scoped)
     size = 24 if version >= 6 else 16 if version >= 4 else 8
     ruleset = _call("landlock", _libc.syscall(_CREATE_RULESET, attributes, size, 0))
@@ -119,28 +123,30 @@ def _keep_to_files(readable: Sequence[str], scratch: str) -> None:
     rules += [(os.devnull, _READ_FILE | _WRITE_FILE), (scratch, scratch_rights)]
     for path, rights in rules:
         try:
-            place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
         except OSError:
-            continue  # not every system has every folder of libraries
+            # Not every system has all of these folders.
+            continue
         if not os.path.isdir(path):
             rights &= _EXECUTE | _WRITE_FILE | _READ_FILE
-        rule = struct.pack("=Qi", rights, place)
+        rule = struct.pack("=Qi", rights, descriptor)
         _call("landlock", _libc.syscall(_ADD_RULE, ruleset, 1, rule, 0))
-        os.close(place)
+        os.close(descriptor)
     _call("landlock", _libc.syscall(_RESTRICT_SELF, ruleset, 0))
     os.close(ruleset)
 
 
 def _drop_capabilities() -> None:
-    """Root is then a user like any other."""
+    """Drop all capabilities, after which root has no more rights than any user."""
     header, none = struct.pack("Ii", _CAPABILITIES_3, 0), bytes(24)
     _call("capset", _libc.syscall(_CAPSET[os.uname().machine], header, none))
 
 
 def _filter_system_calls(instructions: Sequence[Sequence[int]]) -> None:
-    own = os.getpid()
+    """Install the seccomp filter; the constant -1 in an instruction stands for this process's id."""
+    pid = os.getpid()
     packed = b"".join(
-        struct.pack("HBBI", code, true, false, own if constant == -1 else constant)
+        struct.pack("HBBI", code, true, false, pid if constant == -1 else constant)
         for code, true, false, constant in instructions
     )
     code = ctypes.create_string_buffer(packed, len(packed))
@@ -148,8 +154,8 @@ def _filter_system_calls(instructions: Sequence[Sequence[int]]) -> None:
     _call("seccomp", _libc.prctl(_SET_SECCOMP, _FILTER_MODE, program, 0, 0))
 
 
-def _passed(trace: types.TracebackType | None, filename: str) -> bool:
-    """Whether an exception came through code of this file."""
+def _raised_in(trace: types.TracebackType | None, filename: str) -> bool:
+    """Tell whether an exception passed through code of this file."""
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == filename:
             return True
@@ -157,11 +163,12 @@ def _passed(trace: types.TracebackType | None, filename: str) -> bool:
     return False
 
 
-def _call(what: str, returned: int) -> int:
-    if returned < 0:
+def _call(name: str, result: int) -> int:
+    """Return a system call's result, or raise its OSError."""
+    if result < 0:
         number = ctypes.get_errno()
-        raise OSError(number, f"{what}: {os.strerror(number)}")
-    return returned
+        raise OSError(number, f"{name}: {os.strerror(number)}")
+    return result
 
 
 if __name__ == "__main__":

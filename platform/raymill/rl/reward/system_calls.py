@@ -1,11 +1,11 @@
-"""Which system calls judged code may not make, as a program for the kernel's seccomp filter.
+"""Filter of system calls for judged code, as a program for the kernel's seccomp.
 
-Landlock (see cage.py) keeps code from files. What it doesn't cover is here: sockets, processes,
-signals and limits of others, modes and owners, shared memory, and calls that are doors to the kernel.
-Denied calls fail with EACCES, as a missing permission would, and the code goes on.
+Landlock (see sandbox_child.py) restricts access to files. This filter denies the rest: sockets, processes,
+signals and limits of other processes, modes and owners, shared memory, and calls that expose much of the
+kernel. Denied calls fail with EACCES, like a missing permission, and the code continues.
 
-The program is classic BPF over `struct seccomp_data` (linux/seccomp.h): number, architecture,
-instruction pointer, six arguments. Numbers are those of asm/unistd_64.h and asm-generic/unistd.h.
+The program is classic BPF over `struct seccomp_data` (linux/seccomp.h): number, architecture, instruction
+pointer, six arguments. Call numbers are those of asm/unistd_64.h and asm-generic/unistd.h.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import errno
 import platform
 from dataclasses import dataclass
 
-# name: on x86_64, on aarch64 (where some never existed)
+# Call numbers on x86_64 and on aarch64, where some calls don't exist.
 DENIED: dict[str, tuple[int, int | None]] = {
     # the network, and sockets of other programs
     "socket": (41, 198), "connect": (42, 203), "bind": (49, 200), "listen": (50, 201),
@@ -49,15 +49,17 @@ DENIED: dict[str, tuple[int, int | None]] = {
     "keyctl": (250, 219), "add_key": (248, 217), "request_key": (249, 218),
     "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
 }  # fmt: skip
-CLONE3 = 435  # everywhere: "not implemented", so that the C library falls back on clone
-KNOWN = 463  # calls from this number on are younger than this table: "not implemented" too
-OWN_PID = -1  # stands for the number of the process that installs the program
+# "Not implemented" on both machines, so that the C library falls back to clone, whose flags can be checked.
+CLONE3 = 435
+# Calls from this number on are newer than this table, and also "not implemented".
+KNOWN = 463
+# Stands for the id of the process that installs the program.
+OWN_PID = -1
 
 
 @dataclass(frozen=True)
 class Condition:
-    """A call that depends on an argument: allowed if `argument & mask` is among `values`; or, with
-    `unless`, if it isn't."""
+    """Condition that allows a call if `argument & mask` is in `values`; with `unless`, if it isn't."""
 
     numbers: tuple[int, int]
     argument: int
@@ -70,8 +72,9 @@ CONDITIONS: dict[str, Condition] = {
     "clone": Condition((56, 220), 0, (0x10000,), mask=0x10000),  # CLONE_THREAD
     "kill": Condition((62, 129), 0, (OWN_PID,)),
     "tgkill": Condition((234, 131), 0, (OWN_PID,)),
-    "prlimit64": Condition((302, 261), 0, (0,)),  # its own
-    # SOCK_STREAM: a pair of streams, as asyncio needs, can't be pointed at anybody
+    # 0 is the calling process.
+    "prlimit64": Condition((302, 261), 0, (0,)),
+    # SOCK_STREAM: asyncio needs a pair of streams, which can't be connected to another process.
     "socketpair": Condition((53, 199), 1, (1,), mask=0xF),
     "prctl": Condition((157, 167), 0, (1,), unless=True),  # PR_SET_PDEATHSIG
     "fcntl": Condition((72, 25), 1, (8, 10, 15), unless=True),  # F_SETOWN, F_SETSIG, F_SETOWN_EX
@@ -83,12 +86,14 @@ AUDIT_ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _ALLOW, _ERRNO, _KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
 _DENY, _MISSING = _ERRNO | errno.EACCES, _ERRNO | errno.ENOSYS
 _LOAD, _AND, _RETURN, _IF_EQUAL, _IF_AT_LEAST = 0x20, 0x54, 0x06, 0x15, 0x35
-_NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data
-Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, constant
+# Offsets in struct seccomp_data.
+_NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
+# Code, jump if true, jump if false, constant.
+Instruction = tuple[int, int, int, int]
 
 
 def program(machine: str | None = None) -> list[Instruction] | None:
-    """The filter for this machine (or the one named), or None for an architecture not known here."""
+    """Return the filter for this machine (or the named one), or None for an unsupported architecture."""
     machine = machine or platform.machine()
     if machine not in AUDIT_ARCHITECTURES:
         return None
@@ -98,7 +103,8 @@ def program(machine: str | None = None) -> list[Instruction] | None:
         (_IF_EQUAL, 1, 0, AUDIT_ARCHITECTURES[machine]),
         (_RETURN, 0, 0, _KILL_PROCESS),
         (_LOAD, 0, 0, _NUMBER),
-        (_IF_AT_LEAST, 0, 1, KNOWN),  # also the numbers of x86's x32
+        # Also denies the numbers of x86's x32 calls.
+        (_IF_AT_LEAST, 0, 1, KNOWN),
         (_RETURN, 0, 0, _MISSING),
         (_IF_EQUAL, 0, 1, CLONE3),
         (_RETURN, 0, 0, _MISSING),
@@ -112,16 +118,16 @@ def program(machine: str | None = None) -> list[Instruction] | None:
 
 
 def _conditional(condition: Condition, number: int) -> list[Instruction]:
-    """Deny or allow the call; any other call goes on behind it, with its number loaded."""
+    """Return instructions that deny or allow this call, and skip to their end for any other."""
     on_value, otherwise = (_DENY, _ALLOW) if condition.unless else (_ALLOW, _DENY)
-    verdict: list[Instruction] = []
+    decisions: list[Instruction] = []
     for value in condition.values:
-        verdict += [(_IF_EQUAL, 0, 1, value), (_RETURN, 0, 0, on_value)]
+        decisions += [(_IF_EQUAL, 0, 1, value), (_RETURN, 0, 0, on_value)]
     body: list[Instruction] = [
         # Arguments have 64 bits, of which these calls read the lower 32; both machines store those first.
         (_LOAD, 0, 0, _ARGUMENTS + 8 * condition.argument),
         (_AND, 0, 0, condition.mask),
-        *verdict,
+        *decisions,
         (_RETURN, 0, 0, otherwise),
     ]
     return [(_IF_EQUAL, 0, len(body), number), *body]

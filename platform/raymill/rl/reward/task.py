@@ -1,4 +1,4 @@
-"""What a reward is computed from, and what comes back. Everything else in this room builds on it."""
+"""Input and output of reward functions: samples, scores and time limits."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ from typing import Any
 from raymill.errors import RaymillError
 from raymill.evaluate.reasoning import after_reasoning
 
-# Between the end of a call's time, by which a function that can stop itself has, and the end of its process.
-# Long beside what a busy machine keeps a process waiting, or the second limit would come before the first.
+# Time between a call's limit, by which a function that can stop itself has done so, and the kill of its
+# process. Much longer than a busy machine delays a process; otherwise the kill could come before the
+# function's own stop.
 GRACE_S = 2.0
 _ERROR_CHARACTERS = 500
 
 
 class RewardError(RaymillError):
-    """A sample has no reward, or rewards can't be had at all.
+    """A sample has no reward, or rewards can't be computed at all.
 
-    The message begins with a short cause and a colon: dropped samples are counted by it.
+    The message begins with a short cause and a colon; dropped samples are counted by that cause.
     """
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One answer, with what is needed to judge it.
+    """Answer to be rewarded, with its prompt and the data of the prompt's record.
 
-    `answer_ids`: the sampled tokens, the one that ended the turn included. `reference`, `verifier`
-    and `extra` come from the prompt's record. `finished`: the model ended its turn itself. `in_reasoning`:
-    the prompt opened reasoning, as some templates do, so that the answer begins in it.
+    `answer_ids`: the sampled tokens, including the one that ended the turn. `reference`, `verifier` and
+    `extra` come from the prompt's record. `finished`: the model ended its turn itself. `in_reasoning`: the
+    prompt opened reasoning, as some templates do, so that the answer begins inside it.
     """
 
     prompt_messages: tuple[dict[str, Any], ...]
@@ -43,14 +44,19 @@ class Sample:
     in_reasoning: bool = False
 
     @property
-    def said(self) -> str:
-        """The answer's text after its reasoning: what is compared with a reference."""
+    def final_text(self) -> str:
+        """The answer's text after its reasoning, which is compared with a reference."""
         return after_reasoning(self.answer_text, self.in_reasoning)
+
+    @property
+    def said(self) -> str:
+        """Earlier name of `final_text`, kept for users' reward functions."""
+        return self.final_text
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a function said of a sample: a finite value, or else why there is none."""
+    """Result of a function for a sample: a finite value, or an error."""
 
     value: float | None
     error: str | None
@@ -58,28 +64,29 @@ class Score:
 
     @property
     def cause(self) -> str | None:
-        """The beginning of the error, by which errors are counted."""
+        """Beginning of the error, by which errors are counted."""
         return None if self.error is None else self.error.partition(":")[0]
 
 
-def failed(error: str, seconds: float = 0.0) -> Score:
-    """A score without a value; the error is cut to a length that can be logged."""
+def failed_score(error: str, seconds: float = 0.0) -> Score:
+    """Return a score without a value; the error is cut to a length that can be logged."""
     return Score(None, error[:_ERROR_CHARACTERS], seconds)
 
 
-def judged(value: object, seconds: float) -> Score:
-    """The score of whatever a function returned: a finite number, or an error that says what it is.
+def score_of(value: object, seconds: float) -> Score:
+    """Convert a function's return value to a score: a finite number, or an error.
 
-    A number is what has `__float__`: Python's, NumPy's, and tensors of one element.
+    Anything with `__float__` is a number: Python's, NumPy's, and tensors of one element.
     """
     if not hasattr(type(value), "__float__"):
-        return failed(f"not a number: returned {type(value).__name__}", seconds)
+        return failed_score(f"not a number: returned {type(value).__name__}", seconds)
     try:
         number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # say, of two elements
-        return failed(f"not a number: returned {type(value).__name__} ({error})", seconds)
+    # A tensor of two elements raises one of these.
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        return failed_score(f"not a number: returned {type(value).__name__} ({error})", seconds)
     if not math.isfinite(number):
-        return failed(f"not finite: returned {number}", seconds)
+        return failed_score(f"not finite: returned {number}", seconds)
     return Score(number, None, seconds)
 
 
@@ -87,14 +94,14 @@ _deadline = math.inf
 
 
 def limit_call(seconds: float) -> None:
-    """Set when the time of the call that begins now is over; a pool's worker does before each."""
+    """Limit the time of the call that starts now; workers do this before each call."""
     global _deadline
     _deadline = time.monotonic() + seconds
 
 
 def time_left_s() -> float:
-    """Return what is left of the running call's time; infinite outside a pool.
+    """Return the remaining time of the running call; infinite outside a pool.
 
-    A function that can stop by itself, with an answer, should do so by then: GRACE_S later it is killed.
+    A function that can stop with a result should do so within it: GRACE_S later its process is killed.
     """
     return _deadline - time.monotonic()

@@ -1,7 +1,7 @@
-"""The process in which a pool calls reward functions; it starts fast, and loads no more than they need.
+"""Worker process in which a pool calls reward functions; it starts fast, and imports only what they need.
 
-Frames on both pipes: four bytes of length, then a pickle (from the pool, which is trusted) or JSON (to
-it). Functions can print and read as they like: the pipes are moved away from the standard streams first.
+Frames on both pipes: four bytes of length, then a pickle (from the pool, which is trusted) or JSON (to the
+pool). Functions may print and read: the pipes are moved away from the standard streams first.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from typing import Any, BinaryIO
 
 from raymill.parent_death import die_with
 from raymill.rl.reward.functions import resolve
-from raymill.rl.reward.task import RewardError, Sample, Score, failed, judged, limit_call
+from raymill.rl.reward.task import RewardError, Sample, Score, failed_score, limit_call, score_of
 
 HEADER = struct.Struct(">I")
 
 
 @dataclass(frozen=True)
 class Setup:
-    """The first frame. `names`: functions to load before calls are timed."""
+    """First frame. `names`: functions to load before calls are timed."""
 
     names: tuple[str, ...]
     memory_bytes: int
@@ -35,7 +35,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Call:
-    """Every other frame."""
+    """Every later frame: a call of a function."""
 
     name: str
     sample: Sample
@@ -49,30 +49,31 @@ def main() -> None:
     setup: Setup = receive(requests)
     _limit_memory(setup.memory_bytes)
     for name in setup.names:
-        with contextlib.suppress(RewardError):  # raised again, and reported, by each call
+        # Each call raises the error again, and reports it.
+        with contextlib.suppress(RewardError):
             resolve(name)
     send(replies, {})
     while (call := receive(requests)) is not None:
-        send(replies, asdict(answer(call)))
+        send(replies, asdict(score_call(call)))
 
 
-def answer(call: Call) -> Score:
-    """Call the function; whatever it raises becomes an error."""
-    # Functions that draw at random give the same whichever worker they run in, and after a restart.
+def score_call(call: Call) -> Score:
+    """Call the function; any exception becomes an error."""
+    # Seeded so that functions that draw at random give the same result in any worker and after a restart.
     random.seed(f"{call.name}\0{call.sample.answer_text}")
-    begin = time.monotonic()
+    started = time.monotonic()
     try:
         limit_call(call.timeout_s)
         value = resolve(call.name)(call.sample)
-        return judged(value, time.monotonic() - begin)
+        return score_of(value, time.monotonic() - started)
     except RewardError as error:
-        return failed(str(error), time.monotonic() - begin)
-    except BaseException as error:  # noqa: BLE001  (the user's function; SystemExit too)
-        return failed(f"raised {type(error).__name__}: {error}", time.monotonic() - begin)
+        return failed_score(str(error), time.monotonic() - started)
+    except BaseException as error:  # noqa: BLE001  (the user's function may even exit)
+        return failed_score(f"raised {type(error).__name__}: {error}", time.monotonic() - started)
 
 
 def receive(stream: BinaryIO) -> Any:
-    """The next frame's object, or None at the end of the stream."""
+    """Return the next frame's object, or None at the end of the stream."""
     header = stream.read(HEADER.size)
     if len(header) < HEADER.size:
         return None
@@ -87,7 +88,7 @@ def send(stream: BinaryIO, reply: dict[str, Any]) -> None:
 
 
 def _take_pipes() -> tuple[BinaryIO, BinaryIO]:
-    """Streams of the pool; functions then read nothing, and print where errors go."""
+    """Return the pool's streams, and redirect the standard ones: functions read nothing and print to stderr."""
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
@@ -97,10 +98,10 @@ def _take_pipes() -> tuple[BinaryIO, BinaryIO]:
 
 
 def _limit_memory(limit: int) -> None:
-    """Data of this process; a function that takes more gets a MemoryError.
+    """Limit the data of this process; a function that takes more gets a MemoryError.
 
-    Not the address space, of which CUDA's libraries reserve far more than they use. Should the machine
-    run short all the same, the kernel kills this process before one that trains.
+    The address space isn't limited, because CUDA's libraries reserve far more of it than they use. Should the
+    machine run out of memory, the kernel kills this process before one that trains.
     """
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     most = limit if hard == resource.RLIM_INFINITY else min(limit, hard)

@@ -1,1 +1,1 @@
-"""Sampling answers in RL: engines behind one protocol, the actors that hold them, and what they return."""
+"""Sampling of answers in RL: engines behind one protocol, pools of them, and records of their answers."""

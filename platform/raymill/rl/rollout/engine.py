@@ -1,22 +1,37 @@
-"""What samples answers, as everything else sees it: tokens in, tokens out, weights when they are told.
+"""Interface of the engines that sample answers: their batches, settings, results and errors.
 
-Tokens are never text in between: an answer that is decoded and encoded again may be other tokens than
-those that were drawn, with other probabilities.
+Engines take and return tokens, never text: an answer that is decoded and encoded again may consist of other
+tokens than those that were drawn, with other probabilities.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
+from raymill.errors import RaymillError
 from raymill.generate.batch import Completion
-from raymill.rl.rollout.weights import Bucket
+
+if TYPE_CHECKING:
+    from raymill.rl.rollout.weights import Bucket
+
+Dtype = Literal["fp32", "bf16"]
+# Time for an actor to be scheduled, and to import its libraries.
+START_TIMEOUT_S = 300.0
+# Result of one sequence: a completion of sampling engines, a score of reward models.
+R_co = TypeVar("R_co", covariant=True)
+R = TypeVar("R")
+
+
+class RolloutError(RaymillError):
+    """Answers can't be sampled, or would come from other weights than the policy's."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are drawn."""
+    """Settings of sampling."""
 
     max_new_tokens: int
     temperature: float
@@ -25,23 +40,76 @@ class Sampling:
     pad_id: int = 0
 
 
-class RolloutEngine(Protocol):
-    """A model that samples; its weights are the policy's as of the last `load`."""
+@dataclass(frozen=True)
+class PromptBatch:
+    """Prompts that are answered together, each with the key and the seed of its answer.
+
+    A model's output for a row depends, in the last bits, on the other rows of its batch. So batches are planned
+    from a step's prompts alone, and results are the same with any number of actors.
+    """
+
+    # (sample id, number of the answer in its group)
+    answers: tuple[tuple[int, int], ...]
+    prompts: tuple[tuple[int, ...], ...]
+    seeds: tuple[int, ...]
+
+    def __str__(self) -> str:
+        first, last = ("/".join(map(str, self.answers[index])) for index in (0, -1))
+        return f"batch of {len(self.answers)} answers (sample/number {first} to {last})"
+
+
+def plan_batches(
+    prompts: Mapping[int, Sequence[int]], *, group_size: int, batch: int, seed: int, step: int
+) -> list[PromptBatch]:
+    """Plan `group_size` answers to each of `prompts` (sample id → tokens), in batches of `batch` answers.
+
+    Long prompts come first: prompts of similar length share a batch and waste little padding, and the longest
+    work isn't started last.
+
+    Raises:
+        ValueError: `group_size` or `batch` is below 1, or a prompt is empty.
+    """
+    if min(group_size, batch) < 1:
+        raise ValueError(f"group_size={group_size} and batch={batch} must be at least 1")
+    empty = [sample for sample, prompt in prompts.items() if not prompt]
+    if empty:
+        raise ValueError(f"the prompts of samples {empty[:8]} are empty")
+    ordered = sorted(prompts, key=lambda sample: (-len(prompts[sample]), sample))
+    answers = [(sample, number) for sample in ordered for number in range(group_size)]
+    return [
+        PromptBatch(
+            answers=tuple(part),
+            prompts=tuple(tuple(prompts[sample]) for sample, _ in part),
+            seeds=tuple(answer_seed(seed, step, *answer) for answer in part),
+        )
+        for part in (answers[start : start + batch] for start in range(0, len(answers), batch))
+    ]
+
+
+def answer_seed(seed: int, step: int, sample_id: int, number: int) -> int:
+    """Return a 63-bit seed of one answer, so that its tokens don't depend on the order of sampling."""
+    digest = hashlib.sha256(f"answer {seed} {step} {sample_id} {number}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+class Engine(Protocol[R_co]):
+    """Model in an actor or in this process, which processes batches."""
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]
-    ) -> list[Completion]:
-        """An answer a prompt, with the log-probabilities of its tokens, all in one batch.
+    ) -> Sequence[R_co]:
+        """Return one result per prompt, all computed as one batch.
 
-        Equal arguments and weights give equal answers, bit for bit, on equal hardware.
+        Equal arguments and weights give equal results, bit for bit, on equal hardware. Sampling engines return
+        completions with the log-probabilities of their tokens.
 
         Raises:
-            RolloutError: there are no weights yet, or a prompt leaves no room for its answer.
+            RolloutError: there are no weights yet, or a prompt leaves no positions for its answer.
         """
         ...
 
     def load(self, buckets: Iterable[Bucket]) -> None:
-        """Take over all weights.
+        """Replace all weights.
 
         Raises:
             RolloutError: they aren't exactly the model's.
@@ -49,18 +117,67 @@ class RolloutEngine(Protocol):
         ...
 
     def digest(self) -> str:
-        """`weights_digest` of the weights as the engine holds them."""
+        """Return `weights_digest` of the weights that the engine holds."""
         ...
 
 
-class EngineSpec(Protocol):
-    """How to make an engine, in whichever process: to be pickled, so small."""
+RolloutEngine = Engine[Completion]
+
+
+class EngineSpec(Protocol[R_co]):
+    """Recipe for an engine, to be pickled and built in another process."""
 
     @property
-    def dtype(self) -> Literal["fp32", "bf16"]:
-        """What weights are converted to before they are sent."""
+    def dtype(self) -> Dtype:
+        """Type that weights are converted to before they are sent."""
         ...
 
-    def build(self) -> RolloutEngine:
-        """An engine without weights."""
+    def build(self) -> Engine[R_co]:
+        """Build an engine without weights."""
         ...
+
+
+@dataclass(frozen=True)
+class Incident:
+    """Loss of an actor, which was replaced; its work is given to another actor."""
+
+    # Role, number and id of the actor.
+    actor: str
+    # Host, node and process.
+    place: str
+    work: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.actor} on {self.place} was lost {self.work}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class BatchResult(Generic[R]):
+    """One result per prompt of a batch, and the version of the weights that computed them."""
+
+    batch: PromptBatch
+    completions: tuple[R, ...]
+    version: int
+
+
+@dataclass(frozen=True)
+class Generation(Generic[R]):
+    """Results of all batches, in the order of the plan."""
+
+    results: tuple[BatchResult[R], ...]
+    seconds: float
+    incidents: tuple[Incident, ...] = ()
+
+
+def require_digest(actual: str, expected: str, holder: str) -> None:
+    """Check the digest of weights that arrived.
+
+    Raises:
+        RolloutError: they aren't the weights that were sent.
+    """
+    if actual != expected:
+        raise RolloutError(
+            f"{holder} holds weights with digest {actual[:12]}, the policy sent {expected[:12]}: its "
+            "samples wouldn't be the policy's, so nothing was sampled"
+        )

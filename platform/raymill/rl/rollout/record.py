@@ -1,7 +1,6 @@
-"""A step's answers as a record: what training reads, and a file that can be replayed in its place.
+"""Record of a step's answers, and its file, from which a step can be repeated without sampling.
 
-The files are plain Parquet, so that any tool shows them; a digest in the footer proves that they are what
-was sampled.
+Files are plain Parquet, which other tools read too. A digest in the footer proves that they weren't changed.
 """
 
 from __future__ import annotations
@@ -23,13 +22,15 @@ from raymill.causes import first_line
 from raymill.data.store.shards import read_footer, refuse_extension_types
 from raymill.durable import atomic_replacement, canonical_json
 from raymill.errors import DataError
+from raymill.generate.batch import Completion
 from raymill.reading import MISSING, read_bytes
-from raymill.rl.rollout.engine import Sampling
-from raymill.rl.rollout.interface import UnitResult
+from raymill.rl.rollout.engine import BatchResult, Sampling
 
 FORMAT = 1
-KEY = b"raymill.rl.rollout"  # footer metadata
-REWARD = "reward/"  # before the name of a component, as a column
+# Key of the footer's metadata.
+KEY = b"raymill.rl.rollout"
+# Prefix of the columns that hold components of the reward.
+REWARD = "reward/"
 
 _NUMBERS = {
     "sample_id": "int64",
@@ -43,10 +44,10 @@ _LISTS = {"prompts": "int32", "answers": "int32", "log_probs": "float32"}
 
 @dataclass(frozen=True, eq=False)
 class RolloutRecord:
-    """N answers in the order of (sample id, number), so that a group's stand together.
+    """N answers in the order of (sample id, number), so that the answers of a group are adjacent.
 
     Raises:
-        ValueError: the columns don't fit together.
+        ValueError: the columns are inconsistent.
     """
 
     step: int
@@ -59,10 +60,10 @@ class RolloutRecord:
     prompts: tuple[NDArray[np.int32], ...]  # N × tokens
     answers: tuple[NDArray[np.int32], ...]  # N × tokens, the stop token included
     log_probs: tuple[NDArray[np.float32], ...]  # N × the answer's tokens: the sampler's, in nats
-    rewards: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)  # NaN: none was given
+    rewards: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)  # NaN: no reward
 
     def __post_init__(self) -> None:
-        problem = _problem(self)
+        problem = _inconsistency(self)
         if problem:
             raise ValueError(problem)
 
@@ -70,15 +71,17 @@ class RolloutRecord:
         return len(self.sample_id)
 
     @classmethod
-    def of(cls, step: int, sampling: Sampling, results: Sequence[UnitResult]) -> RolloutRecord:
-        """From what a pool returned, whatever the order of its units."""
+    def from_results(
+        cls, step: int, sampling: Sampling, results: Sequence[BatchResult[Completion]]
+    ) -> RolloutRecord:
+        """Build a record from the results of a pool, in any order of batches."""
         rows = [
             (*answer, seed, result.version, prompt, completion)
             for result in results
             for answer, seed, prompt, completion in zip(
-                result.unit.answers,
-                result.unit.seeds,
-                result.unit.prompts,
+                result.batch.answers,
+                result.batch.seeds,
+                result.batch.prompts,
                 result.completions,
                 strict=True,
             )
@@ -97,27 +100,29 @@ class RolloutRecord:
             log_probs=tuple(np.array(row[5].log_probs, dtype=np.float32) for row in rows),
         )
 
-    def with_rewards(self, rewards: Mapping[str, Sequence[float]]) -> RolloutRecord:
-        """The same answers with what they are worth, by component."""
+    def with_rewards(
+        self, rewards: Mapping[str, Sequence[float] | NDArray[np.float64]]
+    ) -> RolloutRecord:
+        """Return a copy with rewards, by component."""
         arrays = {name: np.asarray(values, np.float64) for name, values in rewards.items()}
         return replace(self, rewards=arrays)
 
 
 def rollout_path(folder: Path, step: int) -> Path:
-    """Where a step's record lies in a folder of dumps."""
+    """Return the path of a step's record in a folder of records."""
     return folder / f"step-{step:08d}.parquet"
 
 
 def write_rollout(path: Path, rollout: RolloutRecord) -> None:
-    """Write a record, replacing the file whole; makes the folder."""
-    about = {
+    """Write a record atomically, creating its folder."""
+    metadata = {
         "format": FORMAT,
         "step": rollout.step,
         "sampling": asdict(rollout.sampling),
         "rewards": list(rollout.rewards),
         "digest": _digest(rollout),
     }
-    table = _to_table(rollout).replace_schema_metadata({KEY: canonical_json(about)})
+    table = _to_table(rollout).replace_schema_metadata({KEY: canonical_json(metadata)})
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_replacement(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
@@ -127,7 +132,7 @@ def read_rollout(path: Path) -> RolloutRecord:
     """Read and verify a record.
 
     Raises:
-        DataError: the file is missing, isn't a record, or isn't as it was written.
+        DataError: the file is missing, isn't a record, or was changed.
         StorageError: it can't be read.
     """
     try:
@@ -135,33 +140,33 @@ def read_rollout(path: Path) -> RolloutRecord:
         data = pa.BufferReader(read_bytes(path))
         with pq.ParquetFile(data, page_checksum_verification=True) as file:
             table = file.read()
-        about = json.loads((table.schema.metadata or {})[KEY])
-        if about["format"] != FORMAT:
+        metadata = json.loads((table.schema.metadata or {})[KEY])
+        if metadata["format"] != FORMAT:
             raise DataError(
-                f"{path} has format {about['format']} of rollouts, this Raymill reads {FORMAT}; "
+                f"{path} has format {metadata['format']} of rollouts, this Raymill reads {FORMAT}; "
                 "sample them again"
             )
-        rollout, expected = _from_table(table, about), about["digest"]
+        rollout, expected = _from_table(table, metadata), metadata["digest"]
     except MISSING:
         raise DataError(
-            f"{path} is missing: rollouts of this step weren't dumped there; dump them with "
-            "rollout.save_to, or replay another folder"
+            f"{path} is missing: rollouts of this step weren't saved there; save them with "
+            "rollout.save_to, or load them from another folder"
         ) from None
     except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path} can't be read as a record of rollouts: {first_line(error)}"
         ) from error
-    found = _digest(rollout)
-    if found != expected:
+    actual = _digest(rollout)
+    if actual != expected:
         raise DataError(
-            f"{path}: its contents have digest {found[:12]}, expected {expected[:12]}; the "
+            f"{path}: its contents have digest {actual[:12]}, expected {expected[:12]}; the "
             "file was changed after it was written: sample the step again"
         )
     return rollout
 
 
 def _schema(rewards: Sequence[str]) -> pa.Schema:
-    """The only columns that a record with these rewards may have."""
+    """Return the exact columns of a record with these rewards."""
     lists = {name: pa.list_(pa.from_numpy_dtype(dtype)) for name, dtype in _LISTS.items()}
     numbers = {name: pa.from_numpy_dtype(dtype) for name, dtype in _NUMBERS.items()}
     components = {f"{REWARD}{name}": pa.float64() for name in rewards}
@@ -179,12 +184,14 @@ def _to_table(rollout: RolloutRecord) -> pa.Table:
     return pa.table(columns, schema=_schema(list(rollout.rewards)))
 
 
-def _from_table(table: pa.Table, about: Mapping[str, Any]) -> RolloutRecord:
-    expected = _schema(about["rewards"])
+def _from_table(table: pa.Table, metadata: Mapping[str, Any]) -> RolloutRecord:
+    expected = _schema(metadata["rewards"])
     if not table.schema.equals(expected, check_metadata=False):
-        raise ValueError(
-            f"its columns are ({_spelled(table.schema)}), expected ({_spelled(expected)})"
+        actual_columns, expected_columns = (
+            ", ".join(f"{column.name}: {column.type}" for column in schema)
+            for schema in (table.schema, expected)
         )
+        raise ValueError(f"its columns are ({actual_columns}), expected ({expected_columns})")
     if any(column.null_count for column in table.columns):
         raise ValueError("some of its values are null")
     columns: dict[str, Any] = {name: table.column(name).to_numpy() for name in _NUMBERS}
@@ -193,21 +200,17 @@ def _from_table(table: pa.Table, about: Mapping[str, Any]) -> RolloutRecord:
         flat = lists.values.to_numpy()
         offsets = lists.offsets.to_numpy()
         columns[name] = tuple(flat[start:stop] for start, stop in pairwise(offsets))
-    sampling = {**about["sampling"], "stop_ids": tuple(about["sampling"]["stop_ids"])}
+    sampling = {**metadata["sampling"], "stop_ids": tuple(metadata["sampling"]["stop_ids"])}
     return RolloutRecord(
-        step=about["step"],
+        step=metadata["step"],
         sampling=Sampling(**sampling),
-        rewards={name: table.column(f"{REWARD}{name}").to_numpy() for name in about["rewards"]},
+        rewards={name: table.column(f"{REWARD}{name}").to_numpy() for name in metadata["rewards"]},
         **columns,
     )
 
 
-def _spelled(schema: pa.Schema) -> str:
-    return ", ".join(f"{field.name}: {field.type}" for field in schema)
-
-
 def _digest(rollout: RolloutRecord) -> str:
-    """Of everything in it, in an order and spelling of its own."""
+    """Return the sha256 of a record's contents, independent of the encoding of its file."""
     named = {name: [getattr(rollout, name)] for name in _NUMBERS}
     named |= {name: list(getattr(rollout, name)) for name in _LISTS}
     named |= {f"{REWARD}{name}": [values] for name, values in sorted(rollout.rewards.items())}
@@ -222,8 +225,8 @@ def _digest(rollout: RolloutRecord) -> str:
     return digest.hexdigest()
 
 
-def _problem(rollout: RolloutRecord) -> str | None:
-    """What doesn't fit together, if anything."""
+def _inconsistency(rollout: RolloutRecord) -> str | None:
+    """Return the first inconsistency of a record's columns, if there is one."""
     count = len(rollout)
     by_row = {name: getattr(rollout, name) for name in (*_NUMBERS, *_LISTS)}
     by_row |= {f"{REWARD}{name}": values for name, values in rollout.rewards.items()}
@@ -232,13 +235,13 @@ def _problem(rollout: RolloutRecord) -> str | None:
             return f"{name} has {len(values)} entries, sample_id {count}"
     ids = list(zip(rollout.sample_id.tolist(), rollout.number.tolist(), strict=True))
     if ids != sorted(set(ids)):
-        return "answers don't stand in the order of (sample id, number), each once"
+        return "answers aren't in the order of (sample id, number), each once"
     for (sample, number), prompt, answer, log_probs in zip(
         ids, rollout.prompts, rollout.answers, rollout.log_probs, strict=True
     ):
         where = f"answer {number} to sample {sample}"
         if not len(prompt) or not len(answer):
-            return f"{where} has {len(prompt)} tokens of prompt and {len(answer)} of its own"
+            return f"{where} has {len(prompt)} prompt tokens and {len(answer)} answer tokens"
         if len(log_probs) != len(answer):
             return f"{where} has {len(answer)} tokens and {len(log_probs)} log-probabilities"
         if not np.all(np.isfinite(log_probs) & (log_probs <= 0)):

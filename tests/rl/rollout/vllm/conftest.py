@@ -39,6 +39,6 @@ def started(
 
 @pytest.fixture
 def engine(started: VllmEngine, model: Any) -> VllmEngine:
-    """It has `model`'s weights."""
+    """Engine with `model`'s weights."""
     load_weights(started, model)
     return started

@@ -62,6 +62,6 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 def log_probs_of(
     model: Any, prompt: Sequence[int], answer: Sequence[int], temperature: float
 ) -> np.ndarray:
-    """Of the answer's tokens, by transformers."""
+    """Return the log-probabilities of the answer's tokens, by transformers."""
     every = log_softmax(full_pass(model, prompt, answer) / temperature)
     return every[np.arange(len(answer)), list(answer)]

@@ -1,4 +1,4 @@
-"""Over many seeds, answers are as frequent as transformers' probabilities say, and as its engine's own."""
+"""Frequencies of vLLM's answers over many seeds, against transformers' probabilities and engine."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from raymill.rl.rollout.batches import answer_seed
-from raymill.rl.rollout.engine import Sampling
+from raymill.rl.rollout.engine import Sampling, answer_seed
 from raymill.rl.rollout.transformers_engine import ModelSpec
 from raymill.rl.rollout.vllm_engine import VllmEngine
 from raymill.rl.rollout.weights import buckets
@@ -56,7 +55,7 @@ def kinds(found: dict[tuple[int, ...], float]) -> list[tuple[int, ...]]:
 
 
 def counted(counts: Counter[tuple[int, ...]], named: list[tuple[int, ...]]) -> np.ndarray:
-    """Of each kind, and of all others together."""
+    """Count the answers of each kind, and all others together."""
     some = [counts[answer] for answer in named]
     return np.array([*some, counts.total() - sum(some)])
 

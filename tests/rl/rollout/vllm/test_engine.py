@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from raymill.rl.rollout.failure import RolloutError
+from raymill.rl.rollout.engine import RolloutError
 from raymill.rl.rollout.vllm_engine import VllmEngine, VllmSpec
 from raymill.rl.rollout.weights import buckets, converted, weights_digest
-from rl.rollout.tiny import POSITIONS, SAMPLING, VOCAB_SIZE, prompts, units, weights_of
+from rl.rollout.tiny import POSITIONS, SAMPLING, VOCAB_SIZE, batches, prompts, weights_of
 from rl.rollout.vllm.models import (
     folder_of,
     full_pass,
@@ -33,9 +33,9 @@ Build = Callable[[VllmSpec], VllmEngine]
 def worst(engine: VllmEngine, *models: Any) -> list[float]:
     """The largest difference from each one's log-probabilities, over a step's answers."""
     found = [0.0] * len(models)
-    for unit in units():
-        answers = engine.generate(unit.prompts, SAMPLING, unit.seeds)
-        for prompt, answer in zip(unit.prompts, answers, strict=True):
+    for batch in batches():
+        answers = engine.generate(batch.prompts, SAMPLING, batch.seeds)
+        for prompt, answer in zip(batch.prompts, answers, strict=True):
             for place, model in enumerate(models):
                 expected = log_probs_of(model, prompt, answer.ids, SAMPLING.temperature)
                 found[place] = max(found[place], np.abs(answer.log_probs - expected).max())
@@ -72,9 +72,9 @@ def test_bf16_is_as_exact_as_transformers_in_bf16(tmp_path: Path, build: Build, 
     load_weights(engine, model, "bf16")
     assert engine.digest() == weights_digest(weights_of(half))
     ours, theirs = [], []
-    for unit in units():
-        found = engine.generate(unit.prompts, SAMPLING, unit.seeds)
-        for prompt, completion in zip(unit.prompts, found, strict=True):
+    for batch in batches():
+        found = engine.generate(batch.prompts, SAMPLING, batch.seeds)
+        for prompt, completion in zip(batch.prompts, found, strict=True):
             asked = prompt, completion.ids, SAMPLING.temperature
             exact = log_probs_of(rounded, *asked)
             ours += np.abs(completion.log_probs - exact).tolist()
@@ -103,22 +103,22 @@ def test_logits_are_fp32_in_bf16(tmp_path: Path, build: Build, tied: bool) -> No
 
 
 def test_new_weights_replace_the_old(engine: VllmEngine, model: Any) -> None:
-    unit = units()[0]
-    first = engine.generate(unit.prompts, SAMPLING, unit.seeds)
+    batch = batches()[0]
+    first = engine.generate(batch.prompts, SAMPLING, batch.seeds)
     nudged = small_model()
     with torch.no_grad():  # of each kind of weight
         for name, parameter in nudged.named_parameters():
             if "layers.1" in name or "layers" not in name:
                 parameter.add_(torch.randn(parameter.shape) * 0.05)
     load_weights(engine, nudged)
-    assert engine.generate(unit.prompts, SAMPLING, unit.seeds) != first
+    assert engine.generate(batch.prompts, SAMPLING, batch.seeds) != first
     assert worst(engine, nudged)[0] < 1e-4
     load_weights(engine, model)
-    assert engine.generate(unit.prompts, SAMPLING, unit.seeds) == first
+    assert engine.generate(batch.prompts, SAMPLING, batch.seeds) == first
 
 
 def test_one_weight_alone_arrives(engine: VllmEngine, model: Any) -> None:
-    """Of each kind: were one left out, the log-probabilities would be those of the model before."""
+    """Change weights of each kind: a missed one would leave the log-probabilities unchanged."""
     for name in dict(weights_of(model)):
         if ".0." in name:
             continue
@@ -133,8 +133,8 @@ def test_one_weight_alone_arrives(engine: VllmEngine, model: Any) -> None:
 
 def test_an_answer_ends_with_a_stop_token_or_at_its_limit(engine: VllmEngine) -> None:
     lengths = set()
-    for unit in units():
-        for completion in engine.generate(unit.prompts, SAMPLING, unit.seeds):
+    for batch in batches():
+        for completion in engine.generate(batch.prompts, SAMPLING, batch.seeds):
             assert len(completion.log_probs) == len(completion.ids)
             assert not set(completion.ids[:-1]) & set(SAMPLING.stop_ids)
             stopped = completion.ids[-1] in SAMPLING.stop_ids
@@ -147,8 +147,8 @@ def test_an_answer_ends_with_a_stop_token_or_at_its_limit(engine: VllmEngine) ->
 def test_nothing_in_the_models_folder_decides_how_is_sampled(
     tmp_path: Path, build: Build, engine: VllmEngine, model: Any
 ) -> None:
-    unit = units()[0]
-    expected = engine.generate(unit.prompts, SAMPLING, unit.seeds)
+    batch = batches()[0]
+    expected = engine.generate(batch.prompts, SAMPLING, batch.seeds)
     common = int(np.bincount([token for c in expected for token in c.ids[:-1]]).argmax())
     spec = spec_of(model, tmp_path)
     generation = {"eos_token_id": common, "temperature": 0.1, "top_k": 2, "repetition_penalty": 9.0}
@@ -157,26 +157,26 @@ def test_nothing_in_the_models_folder_decides_how_is_sampled(
     (tmp_path / "config.json").write_text(json.dumps(config | {"eos_token_id": common}))
     strange = build(spec)
     load_weights(strange, model)
-    assert strange.generate(unit.prompts, SAMPLING, unit.seeds) == expected
+    assert strange.generate(batch.prompts, SAMPLING, batch.seeds) == expected
 
 
 def test_answers_depend_on_prompt_and_seed_alone(engine: VllmEngine) -> None:
-    unit = units()[0]
-    first = engine.generate(unit.prompts, SAMPLING, unit.seeds)
-    engine.generate(units(1)[0].prompts, SAMPLING, units(1)[0].seeds)
-    assert engine.generate(unit.prompts, SAMPLING, unit.seeds) == first, "bit for bit"
-    for prompt, seed, completion in zip(unit.prompts, unit.seeds, first, strict=True):
+    batch = batches()[0]
+    first = engine.generate(batch.prompts, SAMPLING, batch.seeds)
+    engine.generate(batches(1)[0].prompts, SAMPLING, batches(1)[0].seeds)
+    assert engine.generate(batch.prompts, SAMPLING, batch.seeds) == first, "bit for bit"
+    for prompt, seed, completion in zip(batch.prompts, batch.seeds, first, strict=True):
         (alone,) = engine.generate([prompt], SAMPLING, [seed])
         assert alone.ids == completion.ids
         np.testing.assert_allclose(alone.log_probs, completion.log_probs, atol=1e-5)
-    near = [unit.seeds[0] ^ bit for bit in (0, 1, 2**16, 2**31)]  # a CPU's generator takes 32
-    answers = engine.generate([unit.prompts[0]] * len(near), SAMPLING, near)
+    near = [batch.seeds[0] ^ bit for bit in (0, 1, 2**16, 2**31)]  # a CPU's generator takes 32
+    answers = engine.generate([batch.prompts[0]] * len(near), SAMPLING, near)
     assert len({answer.ids for answer in answers}) == len(near)
     assert engine.generate([], SAMPLING, []) == []
 
 
 def test_long_prompts_shared_or_not(tmp_path: Path, build: Build) -> None:
-    """Of more than one block, so that a shared one is found in the cache; more than fit into a pass."""
+    """Prompts of several blocks, so that a shared block would be in the cache; more than fit into a pass."""
     model = small_model()
     model.config.max_position_embeddings = 400
     engine = build(spec_of(model, tmp_path, max_tokens=320, batch=48))
@@ -200,9 +200,9 @@ def test_long_prompts_shared_or_not(tmp_path: Path, build: Build) -> None:
 def test_log_probs_are_of_the_truncated_distribution(engine: VllmEngine, model: Any) -> None:
     sampling = replace(SAMPLING, top_p=0.7, temperature=1.3)
     cut = 0
-    for unit in units():
-        found = engine.generate(unit.prompts, sampling, unit.seeds)
-        for prompt, completion in zip(unit.prompts, found, strict=True):
+    for batch in batches():
+        found = engine.generate(batch.prompts, sampling, batch.seeds)
+        for prompt, completion in zip(batch.prompts, found, strict=True):
             every = np.exp(log_softmax(full_pass(model, prompt, completion.ids) / 1.3))
             for row, token, log_prob in zip(
                 every, completion.ids, completion.log_probs, strict=True
@@ -216,20 +216,20 @@ def test_log_probs_are_of_the_truncated_distribution(engine: VllmEngine, model: 
 
 
 def test_temperature_zero_takes_the_likeliest(engine: VllmEngine, model: Any) -> None:
-    sampling, unit = replace(SAMPLING, temperature=0.0), units()[0]
-    found = engine.generate(unit.prompts, sampling, unit.seeds)
-    for prompt, completion in zip(unit.prompts, found, strict=True):
+    sampling, batch = replace(SAMPLING, temperature=0.0), batches()[0]
+    found = engine.generate(batch.prompts, sampling, batch.seeds)
+    for prompt, completion in zip(batch.prompts, found, strict=True):
         assert completion.ids == tuple(full_pass(model, prompt, completion.ids).argmax(axis=-1))
         assert completion.log_probs == (0.0,) * len(completion.ids)
     with pytest.raises(RolloutError, match=r"temperature=0.005: vLLM would sample at 0.01"):
-        engine.generate(unit.prompts, replace(SAMPLING, temperature=0.005), unit.seeds)
+        engine.generate(batch.prompts, replace(SAMPLING, temperature=0.005), batch.seeds)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"lm_head.weight": None}, "the first that is missing is lm_head.weight"),
-        ({"base_model.x": torch.zeros(2)}, "sent base_model.x, which the sampling model hasn't"),
+        ({"lm_head.weight": None}, "the first missing one is lm_head.weight"),
+        ({"base_model.x": torch.zeros(2)}, "sent base_model.x, which the sampling model doesn't have"),
         ({"model.norm.weight": torch.zeros(0)}, r"as float32 \[0\], .* \[64\]; build both"),
         ({"model.layers.0.self_attn.k_proj.weight": torch.zeros(32, 64).half()}, "as float16"),
     ],
@@ -237,8 +237,8 @@ def test_temperature_zero_takes_the_likeliest(engine: VllmEngine, model: Any) ->
 def test_half_a_model_does_not_sample_and_spoils_nothing(
     engine: VllmEngine, model: Any, change: dict[str, Any], message: str
 ) -> None:
-    unit = units()[0]
-    expected = engine.generate(unit.prompts, SAMPLING, unit.seeds)
+    batch = batches()[0]
+    expected = engine.generate(batch.prompts, SAMPLING, batch.seeds)
     sent = {
         name: tensor
         for name, tensor in (dict(weights_of(model)) | change).items()
@@ -246,11 +246,11 @@ def test_half_a_model_does_not_sample_and_spoils_nothing(
     }
     with pytest.raises(RolloutError, match=message):
         engine.load(buckets(sent.items()))
-    for refused in (engine.digest, lambda: engine.generate(unit.prompts, SAMPLING, unit.seeds)):
+    for refused in (engine.digest, lambda: engine.generate(batch.prompts, SAMPLING, batch.seeds)):
         with pytest.raises(RolloutError, match="no weights yet"):
             refused()
     load_weights(engine, model)
-    assert engine.generate(unit.prompts, SAMPLING, unit.seeds) == expected
+    assert engine.generate(batch.prompts, SAMPLING, batch.seeds) == expected
 
 
 def test_an_error_of_what_brings_the_weights_is_the_callers(engine: VllmEngine, model: Any) -> None:
@@ -274,8 +274,8 @@ def test_an_extended_vocabulary(tmp_path: Path, build: Build) -> None:
     engine = build(spec)
     load_weights(engine, model)
     assert worst(engine, model)[0] < 1e-4
-    unit = units()[0]
-    found = engine.generate(unit.prompts, SAMPLING, unit.seeds)
+    batch = batches()[0]
+    found = engine.generate(batch.prompts, SAMPLING, batch.seeds)
     assert any(token >= VOCAB_SIZE for completion in found for token in completion.ids)
 
 

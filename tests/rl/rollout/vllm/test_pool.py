@@ -17,7 +17,7 @@ from raymill.rl.rollout.pool import RolloutPool
 from raymill.rl.rollout.vllm_engine import VllmEngine, VllmSpec
 from raymill.rl.rollout.weights import weights_digest
 from rl.rollout.faults import PASSES, order, ordered
-from rl.rollout.tiny import SAMPLING, units, weights_of
+from rl.rollout.tiny import SAMPLING, batches, weights_of
 from rl.rollout.vllm.models import load_weights, small_model, spec_of
 
 pytestmark = pytest.mark.vllm
@@ -69,7 +69,7 @@ def pool(
 
 
 def answers(engine: VllmEngine, step: int) -> list[tuple[Completion, ...]]:
-    return [tuple(engine.generate(unit.prompts, SAMPLING, unit.seeds)) for unit in units(step)]
+    return [tuple(engine.generate(batch.prompts, SAMPLING, batch.seeds)) for batch in batches(step)]
 
 
 @pytest.mark.chaos
@@ -78,21 +78,21 @@ def test_two_actors_sample_what_one_engine_does_though_one_is_killed(
 ) -> None:
     report = pool.sync(weights_of(model), 1)
     assert report.digest == weights_digest(weights_of(model))
-    found = pool.generate(units(), SAMPLING)
+    found = pool.generate(batches(), SAMPLING)
     assert not found.incidents
     assert [result.completions for result in found.results] == answers(engine, 0)
 
-    killed = units(1)[1]
+    killed = batches(1)[1]
     order(orders, killed, "SIGKILL")
-    found = pool.generate(units(1), SAMPLING)
+    found = pool.generate(batches(1), SAMPLING)
     assert [result.completions for result in found.results] == answers(engine, 1)
     (incident,) = found.incidents
-    assert incident.work == f"sampling unit 1, a {killed}"
+    assert incident.work == f"sampling batch 1, a {killed}"
 
     new = small_model(seed=2)
     report = pool.sync(weights_of(new), 2)  # to the one that took its place as well
     assert report.digest == weights_digest(weights_of(new))
     load_weights(engine, new)
-    found = pool.generate(units(), SAMPLING)
+    found = pool.generate(batches(), SAMPLING)
     assert [result.completions for result in found.results] == answers(engine, 0)
     assert {result.version for result in found.results} == {2}

@@ -1,4 +1,4 @@
-"""Where vLLM can't be used, the user is told why and what to do. No marker: this needs no vLLM."""
+"""Errors of a vLLM that can't be used: they give the reason and the remedy. These tests need no vLLM."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows cut into sequences: what a token sees is its own sequence, whatever the kernel, the rows beside it and
+"""Rows cut into sequences: what a token sees is its own sequence, whatever the kernel, the other rows and
 the job. The reference is each sequence's own pass."""
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ import torch
 from objective.flash_stand_in import flash_attention
 from objective.test_pairs import classifier, rows_of, some_pairs
 from raymill.data.store.rows import Rows
-from raymill.objective.assistant_tokens import AssistantTokens
-from raymill.objective.language_modelling import LanguageModelling
+from raymill.objective.forward import Sequences
+from raymill.objective.language_modeling import AssistantTokens, LanguageModeling
 from raymill.objective.objective import Objective
 from raymill.objective.pairs import PreferredAnswers, RewardPairs
-from raymill.objective.sequences import Sequences
 from raymill.rl.objective import Critic, PolicyGradient
 from raymill.schema.sections import AlgorithmConfig
 from rl.rollout.tiny import tiny_model
-from rl.test_policy import sampled, with_columns
+from rl.test_objective import sampled, with_columns
 from sections import plain
 
 CPU = torch.device("cpu")
@@ -38,12 +37,12 @@ FAMILIES = ("llama", "qwen3", "gpt2")
 
 def test_rows_are_cut_where_sequences_open() -> None:
     tokens = torch.tensor([[END, 5, 6, END, 7, 8, 9], [3, 4, END, END, 1, 2, 3]])
-    found = Sequences.of(tokens, tokens == END)
+    found = Sequences.from_tokens(tokens, tokens == END)
     assert found.cu_seqlens.tolist() == [0, 3, 7, 9, 10, 14] and found.packed
     assert found.positions.tolist() == [[0, 1, 2, 0, 1, 2, 3], [0, 1, 0, 0, 1, 2, 3]]
     flat = found.arguments(flat=True)
     assert flat["max_length_q"] == 4 and flat["input_ids"].shape == (1, 14)  # type: ignore[union-attr]
-    whole = Sequences.of(tokens)
+    whole = Sequences.from_tokens(tokens)
     assert whole.cu_seqlens.tolist() == [0, 7, 14] and not whole.packed
     assert list(whole.arguments(flat=False)) == ["input_ids"], "rows alone need no mask"
 
@@ -88,11 +87,11 @@ def gradient(model: Any, loss: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_packed_documents_do_not_see_each_other(kernel: str, family: str) -> None:
-    """In pretraining, several rows at once. The end that opens a document is predicted by the one before."""
+    """Several rows at once, as in pretraining. The end that opens a document is predicted by the one before."""
     model = tiny_model(family).double()
     rows = documents([TEXTS[0], TEXTS[1]], [TEXTS[2], TEXTS[3], TEXTS[0]])
     with KERNELS[kernel](model):
-        losses_B = LanguageModelling(END, document_mask=True).losses(model, rows, CPU)
+        losses_B = LanguageModeling(END, document_mask=True).losses(model, rows, CPU)
     found = gradient(model, losses_B.sum())
     expected = []
     for group in ((0, 1), (2, 3, 0)):
@@ -122,7 +121,7 @@ def test_packed_conversations_do_not_see_each_other(kernel: str, family: str) ->
 
 
 def cases() -> dict[str, Callable[[], tuple[Any, Objective, Any]]]:
-    """For every job: a model, its objective, and rows of several lengths."""
+    """Yield, for every job, a model, its objective, and rows of several lengths."""
 
     def policy() -> tuple[Any, Objective, Any]:
         model = tiny_model()
@@ -145,7 +144,7 @@ def cases() -> dict[str, Callable[[], tuple[Any, Objective, Any]]]:
         return model, RewardPairs(model.score, 0.5, 0.05), PAIRS
 
     def text() -> tuple[Any, Objective, Any]:
-        return tiny_model(), LanguageModelling(END), documents(TEXTS[:2], TEXTS[2:], [TEXTS[1]])
+        return tiny_model(), LanguageModeling(END), documents(TEXTS[:2], TEXTS[2:], [TEXTS[1]])
 
     def chat() -> tuple[Any, Objective, Any]:
         model = tiny_model()
@@ -164,7 +163,7 @@ def cases() -> dict[str, Callable[[], tuple[Any, Objective, Any]]]:
 
 @pytest.mark.parametrize("job", cases())
 def test_a_kernel_of_flat_rows_gives_every_jobs_losses_and_gradients(job: str) -> None:
-    """Those of the masks, and of the rows one by one."""
+    """Compare gradients with those of masks, and of the rows one by one."""
     model, objective, rows = cases()[job]()
     masked_B = objective.losses(model, rows, CPU)
     expected = gradient(model, masked_B.sum())

@@ -18,8 +18,7 @@ from raymill.data.text.text_prompts import TextPrompts
 from raymill.driver import generation
 from raymill.errors import DataError
 from raymill.generate import sampling
-from raymill.generate.load import load as load_model
-from raymill.generate.text import text_prompts
+from raymill.generate.load import load_model, text_prompts
 from raymill.model.build import build_model
 from tokenizer_families import BOS, EOS, PAD, UNK, beginning_with, family, write_folder
 
@@ -34,7 +33,7 @@ def model_folder(folder: Path, tokenizer: Any, **settings: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As Llama 2's: bos begins a text, and isn't eos."""
+    """Tokenizer like Llama 2's: bos begins a text, and isn't eos."""
     tokenizer = beginning_with(family("llama 2"), BOS)
     return model_folder(tmp_path_factory.mktemp("model"), tokenizer, bos_token=BOS, eos_token=EOS)
 
@@ -107,7 +106,7 @@ def test_text_ends_wherever_the_model_is_said_to_stop(
 def test_end_of_text_never_stands_in_for_beginning(
     named: dict[str, Any], begins: list[str], tmp_path: Path
 ) -> None:
-    """It begins a text only where a folder says that one token does both."""
+    """The end-of-text token begins a text only where a folder says that one token does both."""
     tokenizer = family("metaspace first")
     prompts = TextPrompts.from_folder(write_folder(tmp_path, tokenizer, **named))
     ids = tokenizer.encode("Two plus", add_special_tokens=False).ids
@@ -118,7 +117,7 @@ def test_end_of_text_never_stands_in_for_beginning(
 
 
 def test_a_family_may_name_what_its_folders_do_not(tmp_path: Path) -> None:
-    """As GPT-2's class, whose one token stands between documents."""
+    """Tokenizer like GPT-2's, whose one token separates documents."""
     from transformers import PreTrainedTokenizerFast
 
     folder = write_folder(tmp_path, family("byte level"))

@@ -1,4 +1,4 @@
-"""What is sampled together depends on a step's prompts alone."""
+"""Batches depend on a step's prompts alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raymill.rl.rollout.batches import answer_seed, plan_units
+from raymill.rl.rollout.engine import answer_seed, plan_batches
 from rl.rollout.tiny import prompts
 
 SOME_PROMPTS = st.dictionaries(
@@ -18,21 +18,21 @@ SOME_PROMPTS = st.dictionaries(
 
 @given(SOME_PROMPTS, st.integers(1, 5), st.integers(1, 7), st.randoms())
 def test_every_answer_is_planned_once_whatever_the_order(prompts, group, batch, random) -> None:  # type: ignore[no-untyped-def]
-    units = plan_units(prompts, group=group, batch=batch, seed=1, step=2)
-    answers = [answer for unit in units for answer in unit.answers]
+    batches = plan_batches(prompts, group_size=group, batch=batch, seed=1, step=2)
+    answers = [answer for planned in batches for answer in planned.answers]
     assert sorted(answers) == sorted((s, n) for s in prompts for n in range(group))
-    assert [len(unit.answers) for unit in units[:-1]] == [batch] * (len(units) - 1)
-    lengths = [len(prompt) for unit in units for prompt in unit.prompts]
+    assert [len(planned.answers) for planned in batches[:-1]] == [batch] * (len(batches) - 1)
+    lengths = [len(prompt) for planned in batches for prompt in planned.prompts]
     assert lengths == sorted(lengths, reverse=True)
-    for unit in units:
+    for planned in batches:
         for (sample, number), prompt, seed in zip(
-            unit.answers, unit.prompts, unit.seeds, strict=True
+            planned.answers, planned.prompts, planned.seeds, strict=True
         ):
             assert prompt == tuple(prompts[sample])
             assert seed == answer_seed(1, 2, sample, number)
     shuffled = list(prompts.items())
     random.shuffle(shuffled)
-    assert plan_units(dict(shuffled), group=group, batch=batch, seed=1, step=2) == units
+    assert plan_batches(dict(shuffled), group_size=group, batch=batch, seed=1, step=2) == batches
 
 
 def test_seeds_are_the_answers_own() -> None:
@@ -51,8 +51,8 @@ def test_seeds_are_the_answers_own() -> None:
 
 
 def test_what_cannot_be_planned_is_refused() -> None:
-    with pytest.raises(ValueError, match="group=0"):
-        plan_units(prompts(), group=0, batch=4, seed=0, step=0)
+    with pytest.raises(ValueError, match="group_size=0"):
+        plan_batches(prompts(), group_size=0, batch=4, seed=0, step=0)
     with pytest.raises(ValueError, match=r"samples \[5\] are empty"):
-        plan_units({4: [1], 5: []}, group=1, batch=4, seed=0, step=0)
-    assert plan_units({}, group=1, batch=4, seed=0, step=0) == []
+        plan_batches({4: [1], 5: []}, group_size=1, batch=4, seed=0, step=0)
+    assert plan_batches({}, group_size=1, batch=4, seed=0, step=0) == []

@@ -1,4 +1,4 @@
-"""What a policy and its critic learn from sampled answers: against transformers' own forward pass of each
+"""Objectives of a policy and its critic, against transformers' own forward pass of each
 answer alone, and the losses written out in float64."""
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def sampled(count: int = 6, seed: int = 0) -> RolloutBatch:
     sizes = [0, *(int(n) for n in random.integers(1, MOST + 1, count - 1))]
     prompts = [ids(int(n)) for n in random.integers(1, 6, count)]
     drawn = [(-random.uniform(0, 4, n)).tolist() for n in sizes]
-    return RolloutBatch.of(prompts, [ids(n) for n in sizes], drawn)
+    return RolloutBatch.from_columns(prompts, [ids(n) for n in sizes], drawn)
 
 
 def with_columns(rollouts: RolloutBatch, model: Any, seed: int = 1) -> RolloutBatch:
@@ -115,7 +115,7 @@ def critic_model(family: str) -> Any:
 
 
 def test_columns_stand_for_the_predictions_of_the_next_token() -> None:
-    found = RolloutBatch.of(
+    found = RolloutBatch.from_columns(
         [[1, 2, 3], [4], [5, 6]], [[7, 8], [9, 10, 11], []], [[-1, -2], [-3, -4, -5], []]
     )
     assert found.tokens.tolist() == [[1, 2, 3, 7, 8], [4, 9, 10, 11, 0], [5, 6, 0, 0, 0]]
@@ -333,7 +333,7 @@ def test_answers_without_a_token_take_part_and_change_nothing() -> None:
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
 
 
-# --- What is told of it ------------------------------------------------------------------------------
+# --- Metrics -----------------------------------------------------------------------------------------
 
 
 def told(objective: PolicyGradient) -> dict[str, float]:
@@ -397,7 +397,7 @@ def test_figures_are_means_over_tokens_of_all_micro_batches() -> None:
 
 
 def test_answers_that_were_dropped_spoil_no_figure() -> None:
-    """What the old policy, the reference and the sampler say of them is known, however strange."""
+    """Masked tokens have columns of old policy, reference and sampler, whatever their values."""
     model = tiny_model()
     rollouts = with_columns(sampled(), model)
     objective = learning(model, VARIANTS["k2"])

@@ -9,7 +9,7 @@ import torch
 from raymill.config import load
 from raymill.data.store.rows import Rows
 from raymill.model.build import build_model
-from raymill.objective.language_modelling import LanguageModelling
+from raymill.objective.language_modeling import LanguageModeling
 
 CPU = torch.device("cpu")
 
@@ -27,7 +27,7 @@ def rows(*lengths: int, width: int = 17) -> Rows:
 
 
 def test_the_sum_is_transformers_mean_times_its_count(model: torch.nn.Module) -> None:
-    objective = LanguageModelling(0)
+    objective = LanguageModeling(0)
     full = rows(17, 17, 17)
     tokens = torch.from_numpy(full.tokens.astype(np.int64))
     reference = model(input_ids=tokens, labels=tokens).loss * 48
@@ -39,7 +39,7 @@ def test_the_sum_is_transformers_mean_times_its_count(model: torch.nn.Module) ->
 
 
 def test_padding_and_splitting_change_nothing(model: torch.nn.Module) -> None:
-    objective = LanguageModelling(0)
+    objective = LanguageModeling(0)
     mixed = rows(17, 9, 2, 13)
     whole = objective.losses(model, mixed, CPU).sum().item()
     alone = 0.0
@@ -64,7 +64,7 @@ def test_document_mask_makes_documents_independent(model: torch.nn.Module) -> No
             return output
 
         with torch.no_grad():
-            LanguageModelling(0, document_mask=mask).losses(forward, rows_, CPU)
+            LanguageModeling(0, document_mask=mask).losses(forward, rows_, CPU)
         return seen[0][0, 4:]
 
     assert torch.allclose(logits(packed, True), logits(swapped, True), atol=1e-6)
@@ -75,7 +75,7 @@ def test_document_mask_makes_documents_independent(model: torch.nn.Module) -> No
 
 
 def test_an_empty_batch_is_a_forward_pass_that_adds_nothing(model: torch.nn.Module) -> None:
-    """Under ZeRO-3 a rank without rows must still take part in gathering weights."""
+    """A rank without rows must still take part in gathering weights under ZeRO-3."""
     empty = Rows(np.empty((0, 17), dtype=np.uint16), np.empty(0, dtype=np.int32))
-    assert LanguageModelling(0).losses(model, empty, CPU).tolist() == [0.0]
-    assert LanguageModelling(0).weight(empty) == 0
+    assert LanguageModeling(0).losses(model, empty, CPU).tolist() == [0.0]
+    assert LanguageModeling(0).weight(empty) == 0
