@@ -412,5 +412,7 @@ def test_a_ledger_that_cannot_be_read_says_what_to_do(uri: str, tmp_path: Path) 
     bucket = Bucket(uri)
     last = max(bucket.sizes("ledger"))
     bucket.put(last, b"{")
-    with pytest.raises(CheckpointError, match=r"can't be read .*delete the damaged one to go on"):
+    with pytest.raises(
+        CheckpointError, match=r"can't be read .*delete the damaged entry to continue"
+    ):
         Ledger(bucket, 2).fence_off()

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from raymill.errors import ClusterError
 from raymill.schema.sections import ClusterConfig, RunConfig
@@ -177,11 +176,15 @@ def _start_local(cluster: ClusterConfig, workers: int, actor_resources: ActorRes
 def _join(cluster: ClusterConfig) -> None:
     import ray
 
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    # Workers on other nodes get exactly the package that this process runs, whatever is installed there.
-    options["runtime_env"] = {"py_modules": [str(_PACKAGE)]}
     try:
-        ray.init(address=cluster.address, **options)
+        ray.init(
+            address=cluster.address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            # Workers on other nodes get exactly the package that this process runs, whatever is
+            # installed there.
+            runtime_env={"py_modules": [str(_PACKAGE)]},
+        )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ClusterError(
             f"no Ray answered at cluster.address={cluster.address}: {error}. Start one with "

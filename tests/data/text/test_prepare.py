@@ -134,7 +134,7 @@ import ray
 from test_prepare import job
 from raymill.data.text.prepare import prepare_with_ray
 ray.init(address={address!r}, log_to_driver=False)
-prepare_with_ray(job(Path({folder!r}), shard_input_bytes={unit_bytes}), tasks=1)
+prepare_with_ray(job(Path({folder!r}), shard_input_bytes={shard_input_bytes}), tasks=1)
 """
 
 

@@ -204,7 +204,7 @@ def test_a_file_that_changed_since_it_was_planned_is_refused(tmp_path: Path) -> 
     (tmp_path / "a.txt").write_text("before")
     [piece] = find_files([str(tmp_path)], "data.path")
     (tmp_path / "a.txt").write_text("after")
-    with pytest.raises(DataError, match="changed while it was being prepared"):
+    with pytest.raises(DataError, match="changed during preparation"):
         list(read_records(piece, READING, hashlib.sha256()))
 
 

@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 from raymill.data.demo import stdlib_corpus
 from raymill.data.demo import stdlib_phrases as phrases
@@ -26,6 +25,7 @@ from raymill.data.demo.stdlib_phrases import Chooser, Turn
 from raymill.data.demo.stdlib_source import corpus
 from raymill.data.demo.stdlib_unknown import MadeUp, made_up_names
 from raymill.data.store.split import is_held_out
+from raymill.durable import JsonObject
 
 # Probability of each kind of question about a name; the first question, what it does, is always asked.
 AGAIN, ARGUMENTS, SIGNATURE, HAS, WHICH, MODULE, TURNS = 0.04, 0.42, 0.12, 0.12, 0.36, 0.25, 0.13
@@ -48,7 +48,7 @@ class ConversationEntry:
     group: str
     held_out: bool
     kind: str
-    record: dict[str, Any]
+    record: JsonObject
 
 
 def conversations(fraction: float, seed: int) -> list[ConversationEntry]:

@@ -84,7 +84,7 @@ class Order:
             for index, source in enumerate(self.sources)
         ]
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         state = self.__dict__.copy()
         # Layouts are large and cheap to rebuild, so they don't travel to other processes.
         state.pop("_layouts", None)

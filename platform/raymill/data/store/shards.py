@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -327,7 +327,7 @@ def _to_numpy(table: pa.Table, dtype: str, kind: str) -> RowGroup:
     lengths = []
     flat: dict[str, AnyArray] = {}
     for name, of in {"tokens": dtype, **TOKEN_COLUMNS[kind]}.items():
-        column: Any = table.column(name).combine_chunks()
+        column = table.column(name).combine_chunks()
         # A slice of a column keeps its whole buffer, so offsets may start above 0.
         offsets = column.offsets.to_numpy()
         flat[name] = column.values.to_numpy()[offsets[0] : offsets[-1]]

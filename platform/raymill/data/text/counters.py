@@ -7,12 +7,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from raymill.durable import JsonObject
+
 
 @dataclass
 class Counters:
     """Base of counters; fields are numbers and Counters, initially 0 and empty."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the counts in the form that a unit stores."""
         return {
             name: dict(sorted(value.items())) if isinstance(value, Counter) else value

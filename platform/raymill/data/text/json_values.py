@@ -65,7 +65,7 @@ def parse_json(text: str, what: str) -> Any:
         raise UnusableRecordError(f"a number has more than {digits} digits") from error
 
 
-def check_record(record: Mapping[str, Any]) -> None:
+def check_record(record: Mapping[str, object]) -> None:
     """Refuse a record that later steps couldn't hold, print or write as JSON.
 
     Raises:
@@ -98,7 +98,7 @@ def printable(text: str) -> str:
 _TOO_DEEP = "{} is nested deeper than " + f"{NESTING} levels"
 
 
-def _object(pairs: list[tuple[str, Any]]) -> JsonObject:
+def _object(pairs: list[tuple[str, object]]) -> JsonObject:
     record = dict(pairs)
     if len(record) < len(pairs):
         names = [name for name, _ in pairs]

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from raymill.durable import JsonObject
 from raymill.errors import DataError
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ def _items(value: object) -> Sequence[object]:
     return value if isinstance(value, list) else ()
 
 
-def _renamed(tree: Mapping[str, Any]) -> Iterator[str]:
+def _renamed(tree: JsonObject) -> Iterator[str]:
     """Yield the special tokens that can be renamed without harm to ordinary text."""
     model = tree["model"]
     stands_in = model.get("byte_fallback") or model.get("unk_token") is not None
@@ -196,7 +197,7 @@ def _renamed(tree: Mapping[str, Any]) -> Iterator[str]:
             yield text
 
 
-def _rename(tree: dict[str, Any], tokens: frozenset[str]) -> None:
+def _rename(tree: JsonObject, tokens: frozenset[str]) -> None:
     def name(text: str) -> str:
         return mark_token(text) if text in tokens else text
 

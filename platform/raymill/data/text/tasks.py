@@ -12,9 +12,10 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from raymill.data.store.manifest import Contamination, Shard, Split, TokenizerIdentity
 from raymill.data.store.split import TRAIN, hash_fraction
@@ -25,12 +26,23 @@ from raymill.data.text.sources import Unit
 from raymill.errors import DataError, RaymillError
 from raymill.schema.data_sections import TokenizerConfig
 
+if TYPE_CHECKING:
+    import ray
+
+Item = TypeVar("Item")
+Shared = TypeVar("Shared")
+Result = TypeVar("Result")
+
 MIN_SAMPLE_BYTES = 1 << 20
 
 
 def parallel(
-    function: Callable[..., Any], items: Sequence[Any], *, shared: Any, tasks: int | None = None
-) -> Iterator[Any]:
+    function: Callable[[Item, Shared], Result],
+    items: Sequence[Item],
+    *,
+    shared: Shared,
+    tasks: int | None = None,
+) -> Iterator[Result]:
     """Yield function(item, shared) for every item, computed on the cluster, in no fixed order.
 
     `tasks` limits the number that run at once (None: one per free core).
@@ -66,9 +78,12 @@ def parallel(
         yield outcome
 
 
-def _call(function: Callable[..., Any], shared: Any, row: dict[str, Any]) -> dict[str, Any]:
+def _call(
+    function: Callable[[Item, Shared], Result], shared: ray.ObjectRef, row: dict[str, bytes]
+) -> dict[str, bytes]:
     import ray
 
+    outcome: Result | RaymillError
     try:
         outcome = function(pickle.loads(row["item"]), ray.get(shared))
     except RaymillError as error:
@@ -173,11 +188,15 @@ def measure_contamination(
     return contamination.summary(counts, occurs, shift)
 
 
-def _count(shard: Shard, location: tuple[Path, str, int, int]) -> Any:
+def _count(
+    shard: Shard, location: tuple[Path, str, int, int]
+) -> tuple[contamination.Hashes, NDArray[np.int64]]:
     folder, dtype, end_of_text_id, shift = location
     return contamination.count_ngrams(folder, shard, dtype, end_of_text_id, shift)
 
 
-def _occurring(shard: Shard, shared: tuple[tuple[Path, str, int, int], Any]) -> Any:
+def _occurring(
+    shard: Shard, shared: tuple[tuple[Path, str, int, int], contamination.Hashes]
+) -> NDArray[np.uint8]:
     (folder, dtype, end_of_text_id, shift), hashes = shared
     return np.packbits(contamination.occurring(folder, shard, dtype, end_of_text_id, shift, hashes))

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -28,7 +28,7 @@ from raymill.data.text.special_tokens import (
 )
 from raymill.data.text.special_tokens import special_token_variables as special_token_variables
 from raymill.data.text.windows import TokenSpans, in_windows
-from raymill.durable import canonical_json, fsync_path, sha256_text, write_atomic
+from raymill.durable import JsonObject, canonical_json, fsync_path, sha256_text, write_atomic
 from raymill.errors import DataError
 from raymill.reading import is_file, is_folder, read_bytes, read_json
 from raymill.schema.data_sections import TokenizerConfig
@@ -83,7 +83,7 @@ def end_of_text_of(config: TokenizerConfig) -> str:
     return named.get("eos_token", END_OF_TEXT)
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
+def read_settings(folder: Path) -> JsonObject:
     """Read the settings of a folder's tokenizer besides tokenizer.json.
 
     They are in `tokenizer_config.json` and the older special_tokens_map.json and added_tokens.json,
@@ -116,7 +116,7 @@ def write_settings(folder: Path, settings: TokenizerSettings) -> None:
     write_atomic(folder / SETTINGS_NAME, text + "\n")
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> JsonObject:
     """Read the object in a JSON file; an empty one where there is no file.
 
     Raises:
@@ -194,7 +194,7 @@ def save(tokenizer: Tokenizer, folder: Path, end_of_text: str, source: Path | No
     end of text also serves as beginning, since it is the token before a document.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    settings: dict[str, Any] = {}
+    settings: JsonObject = {}
     if source is not None and is_folder(source):
         if is_file(source / TEMPLATE_NAME):
             (folder / TEMPLATE_NAME).write_bytes(read_bytes(source / TEMPLATE_NAME))
