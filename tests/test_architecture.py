@@ -65,15 +65,14 @@ def test_every_function_on_the_map_exists(file: str, name: str) -> None:
     assert name in names_in(path), f"{file} has no {name}"
 
 
-@pytest.mark.parametrize("title", [RL, TEXT, SAMPLING])
-def test_each_step_is_found_in_a_file_that_is_open_already(title: str) -> None:
-    """A reader who follows a walk meets the next name in a file that the walk has opened."""
-    files: list[str] = []
-    for file, name in walk(title):
-        known = "\n".join(path_of(open_file).read_text() for open_file in files)
-        parts = name.split(".")
-        assert not files or file in files or any(part in known for part in parts), (file, name)
-        files.append(file)
+def test_each_step_is_found_in_a_file_that_is_open_already() -> None:
+    """A reader who follows the walks meets the next name in a file that the page has opened before."""
+    opened: list[str] = []
+    for file, name in [step for title in (RL, TEXT, SAMPLING) for step in walk(title)]:
+        text = "\n".join(path_of(earlier).read_text() for earlier in opened)
+        found = file in opened or any(part in text for part in name.split("."))
+        assert found or not opened, f"{file}:{name} isn't named in the files before it"
+        opened.append(file)
 
 
 def test_the_step_of_reinforcement_learning_is_short() -> None:
