@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,13 @@ def test_rooms_are_small() -> None:
 def test_every_module_says_why_it_exists() -> None:
     for path in (ROOT / "platform").rglob("*.py"):
         assert path.read_text().startswith('"""'), path
+
+
+def test_class_names_are_unique() -> None:
+    """A reader who searches for a class finds one; names that begin with an underscore are local."""
+    modules = defaultdict(list)
+    for path in sorted((ROOT / "platform").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                modules[node.name].append(path.relative_to(ROOT).as_posix())
+    assert {name: paths for name, paths in modules.items() if len(paths) > 1} == {}
