@@ -28,7 +28,7 @@ from raymill.data.messages.template import CHATML
 from raymill.driver.generation import generate
 from raymill.errors import DataError
 from raymill.generate.batch import complete
-from raymill.generate.conversation import Conversation, converse
+from raymill.generate.conversation import ChatSession, converse
 from raymill.generate.load import load_model
 
 FILLER = FILLERS[0]  # decodes to text that encodes to other ids
@@ -88,7 +88,7 @@ class Talk:
         self.model = ScriptedModel(answers, positions)
         self.notes: list[str] = []
         settings = {"system": None, "max_new_tokens": 20, "temperature": 0.0, "top_p": 1.0}
-        self.conversation = Conversation(
+        self.conversation = ChatSession(
             self.model, tokenizer, encoder, note=self.notes.append, **{**settings, **changes}
         )
 
@@ -324,7 +324,7 @@ def test_seeds_differ_by_turn(encoder: ChatEncoder, folder: Path) -> None:
     settings = {"system": None, "max_new_tokens": 8, "temperature": 1.0, "top_p": 1.0}
 
     def answer(seed: int) -> str:
-        return "".join(Conversation(model, tokenizer, encoder, **settings).ask("Hello", seed))
+        return "".join(ChatSession(model, tokenizer, encoder, **settings).ask("Hello", seed))
 
     before = torch.get_rng_state()
     assert answer(1) == answer(1) != answer(2)

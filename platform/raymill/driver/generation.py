@@ -84,9 +84,9 @@ def _converse(
     encoder: ChatEncoder,
     prompt: str | None,
 ) -> None:
-    from raymill.generate.conversation import Conversation, converse, print_answer
+    from raymill.generate.conversation import ChatSession, converse, print_answer
 
-    conversation = Conversation(
+    conversation = ChatSession(
         model,
         tokenizer,
         encoder,

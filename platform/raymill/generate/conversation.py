@@ -31,7 +31,7 @@ def print_note(text: str) -> None:
     print(f"({text})", file=sys.stderr)
 
 
-class Conversation:
+class ChatSession:
     """Turns of a user and a model, which always fit into the model's positions.
 
     `stop_ids`: tokens that end an answer, in addition to the encoder's; `note`: called when turns are dropped.
@@ -150,7 +150,7 @@ class Conversation:
         self.spoken.append([*body, end])
 
 
-def print_answer(conversation: Conversation, text: str, seed: int) -> None:
+def print_answer(conversation: ChatSession, text: str, seed: int) -> None:
     """Stream an answer, and nothing else, to standard output."""
     with closing(conversation.ask(text, seed)) as pieces:
         for piece in pieces:
@@ -159,7 +159,7 @@ def print_answer(conversation: Conversation, text: str, seed: int) -> None:
     sys.stdout.write("\n")
 
 
-def converse(conversation: Conversation, seed: int) -> None:
+def converse(conversation: ChatSession, seed: int) -> None:
     """Converse with a user at a terminal; turn i draws with `seed` + i."""
     print(HELP, file=sys.stderr)
     for number in count():

@@ -39,7 +39,7 @@ TOTAL = "total"
 
 
 @dataclass(frozen=True)
-class Prompt:
+class StepPrompt:
     """Prompt drawn for a step; `record` is its number in the prompts' metadata."""
 
     sample_id: int
@@ -47,7 +47,7 @@ class Prompt:
     ids: tuple[int, ...]
 
     @classmethod
-    def from_rows(cls, sample_id: npt.NDArray[np.int64], rows: Rows) -> list[Prompt]:
+    def from_rows(cls, sample_id: npt.NDArray[np.int64], rows: Rows) -> list[StepPrompt]:
         """Return the prompts of a rank's rows."""
         assert rows.record is not None, "rows of prompts carry record numbers"
         return [
@@ -110,7 +110,7 @@ class RolloutBackend:
     load_from: Path | None = None
 
     def collect(
-        self, step: int, prompts: Sequence[Prompt], group_size: int, sampling: Sampling
+        self, step: int, prompts: Sequence[StepPrompt], group_size: int, sampling: Sampling
     ) -> ScoredRollouts:
         """Wait for the answers of a step and compute their rewards, or load its record.
 
@@ -142,7 +142,9 @@ class RolloutBackend:
         incidents = (*map(str, generation.incidents), *combined.incidents)
         return ScoredRollouts(rollout, rewards, components, combined.causes, seconds, incidents)
 
-    def compute_rewards(self, rollout: RolloutRecord, prompts: Sequence[Prompt]) -> CombinedRewards:
+    def compute_rewards(
+        self, rollout: RolloutRecord, prompts: Sequence[StepPrompt]
+    ) -> CombinedRewards:
         """Compute the rewards of sampled answers, with the data of their prompts' records."""
         record = {prompt.sample_id: prompt.record for prompt in prompts}
         stops = set(rollout.sampling.stop_ids)
@@ -197,7 +199,7 @@ class RolloutCollector:
     # Incidents that haven't been logged yet.
     incidents: list[str] = field(default_factory=list, init=False)
     # Arguments of the last `start`, and its result once it has been collected from the backend.
-    _pending: tuple[int, list[Prompt], int] | None = field(default=None, init=False)
+    _pending: tuple[int, list[StepPrompt], int] | None = field(default=None, init=False)
     _result: ScoredRollouts | None = field(default=None, init=False)
 
     def sync_weights(self, version: int) -> None:
@@ -229,7 +231,7 @@ class RolloutCollector:
         self.incidents += lost
         self.version = version
 
-    def start(self, step: int, prompts: Sequence[Prompt], group_size: int) -> None:
+    def start(self, step: int, prompts: Sequence[StepPrompt], group_size: int) -> None:
         """Start sampling `group_size` answers per prompt; `collect` waits for them."""
         batches = plan_batches(
             {prompt.sample_id: prompt.ids for prompt in prompts},
@@ -256,7 +258,7 @@ class RolloutCollector:
         self.incidents += scored.incidents
         return scored
 
-    def sample(self, step: int, prompts: Sequence[Prompt], group_size: int) -> ScoredRollouts:
+    def sample(self, step: int, prompts: Sequence[StepPrompt], group_size: int) -> ScoredRollouts:
         """Start and collect, leaving answers that are pending for a later `collect`.
 
         Negative steps are held-out evaluations, which are neither saved nor loaded.
@@ -304,7 +306,7 @@ def _check_loaded(
     path: Path,
     rollout: RolloutRecord,
     step: int,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[StepPrompt],
     group_size: int,
     sampling: Sampling,
 ) -> None:

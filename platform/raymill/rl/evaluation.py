@@ -22,7 +22,7 @@ from raymill.engine.event_log import EventLog
 from raymill.engine.group import WorkerGroup
 from raymill.engine.reference import FrozenModel
 from raymill.reading import read_json
-from raymill.rl.collector import Prompt, RolloutCollector, ScoredRollouts
+from raymill.rl.collector import RolloutCollector, ScoredRollouts, StepPrompt
 from raymill.rl.rollout_batch import token_log_probs
 from raymill.schema.jobs import RlhfJob
 
@@ -113,9 +113,9 @@ class HeldOutPrompts:
         write_table(self.run_dir, event_log, "prompts", eval_point.step, columns, rows[:shown])
 
     @cached_property
-    def _prompts(self) -> list[Prompt]:
+    def _prompts(self) -> list[StepPrompt]:
         """Held-out prompts of all sources, with sample ids from 0."""
-        prompts: list[Prompt] = []
+        prompts: list[StepPrompt] = []
         for source, data in enumerate(self.prepared):
             validation = ValidationSet(
                 data.folder,
@@ -127,5 +127,5 @@ class HeldOutPrompts:
             )
             for rows in validation:
                 numbers = np.arange(len(prompts), len(prompts) + len(rows), dtype=np.int64)
-                prompts += Prompt.from_rows(numbers, rows)
+                prompts += StepPrompt.from_rows(numbers, rows)
         return prompts

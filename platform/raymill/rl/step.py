@@ -24,7 +24,7 @@ from raymill.engine.learner import Learner
 from raymill.engine.reference import FrozenModel
 from raymill.engine.resolved_run import ResolvedRun
 from raymill.rl.advantages import compute_advantages
-from raymill.rl.collector import Prompt, RolloutCollector, ScoredRollouts
+from raymill.rl.collector import RolloutCollector, ScoredRollouts, StepPrompt
 from raymill.rl.losses import AdaptiveKl, kl
 from raymill.rl.objective import Critic, PolicyGradient
 from raymill.rl.rollout_batch import RolloutBatch, token_log_probs
@@ -108,9 +108,9 @@ class RolloutStep:
         """End samplers and reward computer."""
         self.collector.close()
 
-    def _all_prompts(self, batch: StepBatch) -> list[Prompt]:
+    def _all_prompts(self, batch: StepBatch) -> list[StepPrompt]:
         """Return the step's prompts of all ranks, by sample id."""
-        parts = self.group.gather(Prompt.from_rows(batch.sample_id, batch.rows))
+        parts = self.group.gather(StepPrompt.from_rows(batch.sample_id, batch.rows))
         return sorted(
             (prompt for part in parts for prompt in part), key=lambda prompt: prompt.sample_id
         )

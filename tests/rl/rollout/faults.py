@@ -16,7 +16,7 @@ from raymill.errors import ConfigError
 from raymill.generate.batch import Completion
 from raymill.rl.rollout.engine import PromptBatch, Sampling
 from raymill.rl.rollout.transformers_engine import ModelSpec, TransformersEngine
-from raymill.rl.rollout.weights import Bucket, weights_digest
+from raymill.rl.rollout.weights import TensorBucket, weights_digest
 
 PASSES = 3  # forward passes of a batch before its actor fails
 
@@ -85,7 +85,7 @@ class ToyEngine:
         self._orders = orders
         self._held: dict[str, torch.Tensor] = {}
 
-    def load(self, buckets: Iterable[Bucket]) -> None:
+    def load(self, buckets: Iterable[TensorBucket]) -> None:
         self._held = {name: tensor for bucket in buckets for name, tensor in bucket.tensors()}
         if (self._orders / "corrupt").exists():
             next(iter(self._held.values())).view(-1)[0] += 1e-3

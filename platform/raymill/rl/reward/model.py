@@ -19,7 +19,7 @@ from raymill.generate.modes import FIRST_ID, tolerance_of
 from raymill.objective.forward import pad_right, scores_at
 from raymill.rl.reward.task import Score, failed_score
 from raymill.rl.rollout.engine import Dtype, PromptBatch, Sampling
-from raymill.rl.rollout.weights import DTYPES, Bucket, Digest
+from raymill.rl.rollout.weights import DTYPES, Digest, TensorBucket
 
 if TYPE_CHECKING:
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -88,7 +88,7 @@ class RewardModelEngine:
         # None until it has been tested.
         self._batched: bool | None = None
 
-    def load(self, buckets: Iterable[Bucket]) -> None:
+    def load(self, buckets: Iterable[TensorBucket]) -> None:
         """Accept an empty transfer: there are no weights to replace."""
         list(buckets)
 

@@ -33,7 +33,7 @@ from raymill.rl.rollout.engine import (
     Sampling,
     require_digest,
 )
-from raymill.rl.rollout.weights import Bucket
+from raymill.rl.rollout.weights import TensorBucket
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -85,7 +85,7 @@ class RolloutActor:
             context.get_actor_id() or "", node_id, socket.gethostname(), os.getpid()
         )
 
-    def load(self, refs: Sequence[ray.ObjectRef[Bucket]], version: int) -> str:
+    def load(self, refs: Sequence[ray.ObjectRef[TensorBucket]], version: int) -> str:
         """Load weights from the object store, one bucket at a time; return their digest."""
         engine = self._started()
         self._version = None
@@ -118,7 +118,7 @@ _ACTORS: dict[Role, type[RolloutActor]] = {"rollout": RolloutActor, "reward": Re
 class Weights:
     """Version of the weights, in the object store as long as these references exist."""
 
-    refs: tuple[ray.ObjectRef[Bucket], ...]
+    refs: tuple[ray.ObjectRef[TensorBucket], ...]
     version: int
     digest: str
 

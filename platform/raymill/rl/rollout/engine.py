@@ -15,7 +15,7 @@ from raymill.errors import RaymillError
 from raymill.generate.batch import Completion
 
 if TYPE_CHECKING:
-    from raymill.rl.rollout.weights import Bucket
+    from raymill.rl.rollout.weights import TensorBucket
 
 Dtype = Literal["fp32", "bf16"]
 # Time for an actor to be scheduled, and to import its libraries.
@@ -108,7 +108,7 @@ class Engine(Protocol[R_co]):
         """
         ...
 
-    def load(self, buckets: Iterable[Bucket]) -> None:
+    def load(self, buckets: Iterable[TensorBucket]) -> None:
         """Replace all weights.
 
         Raises:

@@ -17,7 +17,13 @@ from raymill.generate.batch import Completion, complete
 from raymill.generate.modes import mode_of
 from raymill.model.shape import context_length
 from raymill.rl.rollout.engine import Dtype, RolloutError, Sampling
-from raymill.rl.rollout.weights import DTYPES, Bucket, copy_into, saved_weights, weights_digest
+from raymill.rl.rollout.weights import (
+    DTYPES,
+    TensorBucket,
+    copy_into,
+    saved_weights,
+    weights_digest,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -86,7 +92,7 @@ class TransformersEngine:
         self._loaded = False
         self._warned = False
 
-    def load(self, buckets: Iterable[Bucket]) -> None:
+    def load(self, buckets: Iterable[TensorBucket]) -> None:
         """See `Engine`."""
         # False while a load is incomplete, so that a failed one leaves no mixture to sample from.
         self._loaded = False

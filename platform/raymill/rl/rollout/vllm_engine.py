@@ -21,7 +21,7 @@ from raymill.errors import ConfigError
 from raymill.generate.batch import Completion
 from raymill.model.shape import SHAPE_KEYS, context_length, named
 from raymill.rl.rollout.engine import Dtype, RolloutError, Sampling
-from raymill.rl.rollout.weights import DTYPES, Bucket, Digest, checked_tensors, saved_weights
+from raymill.rl.rollout.weights import DTYPES, Digest, TensorBucket, checked_tensors, saved_weights
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -192,7 +192,7 @@ class VllmEngine:
         # None while there are no weights, or an incomplete load has left a mixture.
         self._digest: str | None = None
 
-    def load(self, buckets: Iterable[Bucket]) -> None:
+    def load(self, buckets: Iterable[TensorBucket]) -> None:
         """See `Engine`."""
         self._digest = None
         transfer = _Transfer(self._weights, buckets)
@@ -275,7 +275,9 @@ class _Transfer:
     from the next load. So an error only ends the iteration, and is raised when vLLM has finished its load.
     """
 
-    def __init__(self, targets: Mapping[str, torch.Tensor], buckets: Iterable[Bucket]) -> None:
+    def __init__(
+        self, targets: Mapping[str, torch.Tensor], buckets: Iterable[TensorBucket]
+    ) -> None:
         self._checked = checked_tensors(buckets, targets)
         self._digest = Digest()
         self._error: Exception | None = None

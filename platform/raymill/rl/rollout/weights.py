@@ -24,7 +24,7 @@ NamedTensors = Iterable[tuple[str, torch.Tensor]]
 
 
 @dataclass(frozen=True)
-class Bucket:
+class TensorBucket:
     """Whole tensors of one dtype, their bytes concatenated."""
 
     names: tuple[str, ...]
@@ -58,7 +58,7 @@ def converted(weights: NamedTensors, dtype: str) -> Iterator[tuple[str, torch.Te
         yield name, tensor.detach().to("cpu", to)
 
 
-def buckets(weights: NamedTensors, bucket_bytes: int = BUCKET_BYTES) -> Iterator[Bucket]:
+def buckets(weights: NamedTensors, bucket_bytes: int = BUCKET_BYTES) -> Iterator[TensorBucket]:
     """Pack tensors on the CPU, in their order, into buckets of up to `bucket_bytes`; a larger tensor is alone.
 
     Raises:
@@ -81,8 +81,8 @@ def buckets(weights: NamedTensors, bucket_bytes: int = BUCKET_BYTES) -> Iterator
         yield _bucket(packed)
 
 
-def _bucket(tensors: list[tuple[str, torch.Tensor]]) -> Bucket:
-    return Bucket(
+def _bucket(tensors: list[tuple[str, torch.Tensor]]) -> TensorBucket:
+    return TensorBucket(
         names=tuple(name for name, _ in tensors),
         shapes=tuple(tuple(tensor.shape) for _, tensor in tensors),
         dtype=_dtype_name(tensors[0][1].dtype),
@@ -132,7 +132,7 @@ def weights_digest(weights: NamedTensors) -> str:
     return digest.hexdigest()
 
 
-def copy_into(targets: Mapping[str, torch.Tensor], received: Iterable[Bucket]) -> None:
+def copy_into(targets: Mapping[str, torch.Tensor], received: Iterable[TensorBucket]) -> None:
     """Copy buckets into the tensors of a model.
 
     Raises:
@@ -144,7 +144,7 @@ def copy_into(targets: Mapping[str, torch.Tensor], received: Iterable[Bucket]) -
 
 
 def checked_tensors(
-    received: Iterable[Bucket], targets: Mapping[str, torch.Tensor]
+    received: Iterable[TensorBucket], targets: Mapping[str, torch.Tensor]
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the buckets' tensors, each compared with the target of its name.
 
