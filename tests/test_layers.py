@@ -38,7 +38,9 @@ ROOMS = (
 )  # fmt: skip
 # The rooms inside two of them, likewise.
 INNER_ROOMS = {
-    "data": ("__init__", "store", "demo", "text", "messages", "chat", "preference", "prompts"),
+    "data": (
+        "__init__", "store", "demo", "text", "messages", "chat", "preference", "prompts", "kinds",
+    ),
     "rl": (
         "__init__", "rollout", "reward", "losses", "rollout_batch", "advantages", "objective", "collector",
         "backend", "evaluation", "step",

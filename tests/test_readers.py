@@ -35,7 +35,7 @@ from raymill.data.chat.questions import Question, read_questions, write_question
 from raymill.data.demo.stdlib_corpus import read as read_stdlib
 from raymill.data.messages.folder import read_settings
 from raymill.data.messages.tokenizer import _template, chat_tokenizer
-from raymill.data.prompts.metadata import PromptRecord, read_book, write_book
+from raymill.data.prompts.metadata import PromptRecord, read_metadata, write_metadata
 from raymill.data.store import shards
 from raymill.data.store.manifest import (
     check_shard_size,
@@ -269,8 +269,8 @@ def questions(place: Path) -> Case:
 @case
 def a_book_of_prompts(place: Path) -> Case:
     path = place / "prompts.jsonl"
-    write_book(path, [PromptRecord(1, "train", ({"role": "user"},), None, None, {})])
-    return Case(path, lambda: read_book(path), DataError)
+    write_metadata(path, [PromptRecord(1, "train", ({"role": "user"},), None, None, {})])
+    return Case(path, lambda: read_metadata(path), DataError)
 
 
 # Raw inputs.

@@ -13,10 +13,8 @@ from typing import Any
 from data.hostile import END, KINDS, Input
 from data.preference.preference_factory import job as preference_job
 from data.preference.preference_factory import write_tokenizer
-from raymill.data.chat import prepare as chat
+from raymill.data.kinds import preparation_of
 from raymill.data.messages.tokenizer import chat_tokenizer
-from raymill.data.preference import prepare as preference
-from raymill.data.prompts import prepare as prompts
 from raymill.data.store.manifest import TOKENIZER_FOLDER
 from raymill.data.text import tokenizer as tokenizers_room
 from raymill.data.text.documents import DocumentParser
@@ -55,9 +53,9 @@ class Preparer:
             "text": text_data, "chat": chat_data, "preference": preference_data, "prompts": prompts_data,
         }  # fmt: skip
         made = [
-            chat.preparation(plain(ChatPrepareJob, "p", chat_data, *common), tokenizer),
-            preference.preparation(replace(base, data=preference_data), tokenizer),
-            prompts.preparation(plain(PromptsPrepareJob, "p", prompts_data, *common), tokenizer),
+            preparation_of(plain(ChatPrepareJob, "p", chat_data, *common), tokenizer),
+            preparation_of(replace(base, data=preference_data), tokenizer),
+            preparation_of(plain(PromptsPrepareJob, "p", prompts_data, *common), tokenizer),
         ]
         text = folder / "text"
         loaded = tokenizers_room.load(parent, END)

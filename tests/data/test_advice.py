@@ -25,7 +25,7 @@ from raymill.schema.jobs import MessagesPrepareJob
 
 pytestmark = pytest.mark.usefixtures("no_ray")
 NOTHING_LEARNED = (
-    "all of the assistant's turns have weight 0, or a train, loss or mask that says so; "
+    "all of the assistant's turns have weight 0, or an equivalent train, loss or mask; "
     "give one another"
 )
 
@@ -71,7 +71,7 @@ def test_few_questions_are_divided_by_the_fraction_that_is_named(
         run(job(kind, tmp_path, parent, f"data.validation.fraction={fraction}"), tokenizer)
     told = str(caught.value)
     assert (
-        "of 60 usable ones all fell on the other side, since they have few different first questions"
+        "all 60 usable ones are in the other split, since they have few different first questions"
         in told
     )
     [advised] = re.findall(r"data\.validation\.fraction=[0-9.]+[0-9]", told)
@@ -84,7 +84,7 @@ def test_one_question_cannot_be_divided(
 ) -> None:
     records = [record("prompts", "What is 1 + 1?", f"{n} is it") for n in range(20)]
     write_jsonl(tmp_path / "d.jsonl", records)
-    message = "have one first question, which is never on both sides; give some that have another"
+    message = "share one first question, which is never in both splits; give some that have another"
     for fraction in ("0.1", "0.9"):
         made = job("prompts", tmp_path, parent, f"data.validation.fraction={fraction}")
         with pytest.raises(DataError, match=message):
@@ -104,21 +104,19 @@ def test_a_column_that_groups_records_is_named(
     write_jsonl(tmp_path / "d.jsonl", records)
     by_site = "data.validation.group_column=site"
     with pytest.raises(
-        DataError, match=rf"have one value of {by_site}, which is never on both sides"
+        DataError, match=rf"share one value of {by_site}, which is never in both splits"
     ):
         run(job("prompts", tmp_path, parent, by_site), tokenizer)
 
 
 @pytest.mark.parametrize("kind", ["chat", "prompts"])
-def test_where_nothing_can_be_used_no_side_is_blamed(
+def test_where_nothing_can_be_used_no_split_is_blamed(
     kind: str, tmp_path: Path, parent: Path, tokenizer: ChatTokenizer
 ) -> None:
     write_jsonl(tmp_path / "d.jsonl", [{"nothing": n} for n in range(3)])
     with pytest.raises(DataError, match=r"or raise data\.max_bad_fraction"):
         run(job(kind, tmp_path, parent), tokenizer)
-    with pytest.raises(
-        DataError, match=r"of 0 usable ones nothing falls on a side; the bad records are kept"
-    ):
+    with pytest.raises(DataError, match=r"there are no usable records; the bad ones are kept"):
         run(job(kind, tmp_path, parent, "data.max_bad_fraction=1"), tokenizer)
 
 
@@ -192,7 +190,7 @@ def test_weights_of_0_are_what_keeps_a_record_from_being_learned(
     mended: tuple[int, ...],
     train_on_then: Any,
 ) -> None:
-    """Not the template, which writes every word."""
+    """The template isn't blamed, which writes every word."""
 
     def encoded(found: Conversation | Problem, learned: Any) -> Any:
         if isinstance(found, Problem):

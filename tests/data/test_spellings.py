@@ -49,7 +49,7 @@ def conversation_read(record: Any) -> str:
     if isinstance(found, Problem):
         return f"refused: {found.why}"
     assert found.unused == ()
-    return spelled(found.messages, found.given)
+    return spelled(found.messages, found.prompt_length)
 
 
 def comparison_read(record: Any) -> str:
@@ -59,8 +59,8 @@ def comparison_read(record: Any) -> str:
     assert found.unused == ()
     [pair] = found.pairs
     better, worse = found.answers[pair.better], found.answers[pair.worse]
-    prompt = spelled(better.messages[: better.given], better.given)
-    assert prompt == spelled(worse.messages[: worse.given], worse.given)
+    prompt = spelled(better.messages[: better.prompt_length], better.prompt_length)
+    assert prompt == spelled(worse.messages[: worse.prompt_length], worse.prompt_length)
     return f"{prompt} → {better.messages[-1]['content']} > {worse.messages[-1]['content']}"
 
 

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from heapq import nsmallest
 
-from raymill.data.prompts.prepare import plan_prompt_units
+from raymill.data.prompts.kind import PromptKind, PromptParser
 from raymill.data.prompts.prompt import Prompt
-from raymill.data.prompts.records import PromptsReading
 from raymill.data.store.split import TRAIN, hash_fraction
 from raymill.data.text.records import Bad
 from raymill.durable import canonical_json, sha256_text
@@ -63,27 +62,30 @@ def prompt_name(prompt: Prompt) -> str:
 
 def _distinct(data: PromptsConfig, seed: int, chosen: ChosenPrompts) -> Iterator[Prompt]:
     """Yield the usable prompts; count the others in `chosen`."""
-    reading = PromptsReading("none", data.validation.group_column, data.validation.fraction, seed)
+    validation = data.validation
+    parser = PromptParser(
+        group_column=validation.group_column, fraction=validation.fraction, seed=seed
+    )
     seen: set[str] = set()
     records, examples = 0, []
-    for unit in plan_prompt_units(data):
+    for unit in PromptKind().plan(data):
         for piece in unit:
-            for placed in reading.read(piece, hashlib.sha256()):
+            for placed in parser.read(piece, hashlib.sha256()):
                 if isinstance(placed, Bad):
                     records, chosen.bad = records + placed.count, chosen.bad + placed.count
                     examples.append(f"  {placed.where}: {placed.why}")
                     continue
                 records += 1
-                digest = sha256_text(_content(placed.prompt))
+                digest = sha256_text(_content(placed.value))
                 # Held-out prompts would leak into the data on which models are trained.
                 if placed.split != TRAIN:
                     chosen.held_out += 1
                 elif digest in seen:
                     chosen.repeated += 1
-                elif not _is_plain_text(placed.prompt):
+                elif not _is_plain_text(placed.value):
                     chosen.with_tools += 1
                 else:
-                    yield placed.prompt
+                    yield placed.value
                 seen.add(digest)
     if chosen.bad > data.max_bad_fraction * records:
         listed = "\n".join(examples[:NAMED_BAD])

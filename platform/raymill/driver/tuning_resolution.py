@@ -10,6 +10,7 @@ from pathlib import Path
 
 from raymill.cluster.placement import ActorPlacement
 from raymill.config.memory_check import memory_problems
+from raymill.data.kinds import kind_of, preparation_of
 from raymill.data.messages.tokenizer import ChatTokenizer, chat_tokenizer
 from raymill.data.store.manifest import (
     MANIFEST_NAME,
@@ -18,7 +19,7 @@ from raymill.data.store.manifest import (
     load_prepared,
     tokenizer_fingerprint,
 )
-from raymill.driver.preparation import fetched_mixture, kind_of, prepared_messages
+from raymill.driver.preparation import fetched_mixture, prepared_messages
 from raymill.driver.resolution import resolved_run
 from raymill.engine.resolved_run import ResolvedRl, ResolvedRun
 from raymill.errors import ConfigError, DataError
@@ -83,7 +84,7 @@ def print_tuning_plan(job: TuningJob, parent: Parent) -> None:
     # A mixture's folders are prepared by jobs of their own.
     data = ""
     if not job.data.mixture:
-        data = kind_of(job.data).preparation(job.preparation(), parent.tokenizer).describe()
+        data = preparation_of(job.preparation(), parent.tokenizer).describe()
     name = f"{parent.model.name} ({parent.model.folder})"
     vocab_size = parent.tokenizer.identity.vocab_size
     print_plan(fine_tuning_plan(job, name, shape_of(parent.model.folder), vocab_size, data))
@@ -97,7 +98,7 @@ def prepared_data(job: TuningJob, parent: Parent) -> dict[Path, float]:
     if job.data.mixture:
         return fetched_mixture(job.data, job.storage)
     preparation = job.preparation()
-    folder = kind_of(job.data).preparation(preparation, parent.tokenizer).folder
+    folder = preparation_of(preparation, parent.tokenizer).folder
     # Another machine may have prepared it already.
     download_folder(job.storage, folder, MANIFEST_NAME)
     if not is_finished(folder):
@@ -143,7 +144,7 @@ def _check_together(prepared: list[PreparedData], job: ParentJob) -> None:
         manifest = data.manifest
         if manifest.kind != kind.name or manifest.messages is None or first.messages is None:
             problems.append(
-                f"data.mixture: {data.folder} holds {manifest.kind}, not {kind.what}; prepare "
+                f"data.mixture: {data.folder} holds {manifest.kind}, not {kind.description}; prepare "
                 f"them with jobs/prepare.py kind={kind.name}"
             )
             continue

@@ -118,7 +118,7 @@ class ChatSession:
 
     def _prompt_ids(self, messages: list[dict[str, str]], spoken: list[list[int]]) -> list[int]:
         try:
-            return self._encoder.prompt_ids(messages, spoken=spoken)
+            return self._encoder.prompt_ids(messages, generated=spoken)
         except DataError:
             # Some templates rewrite earlier turns (by dropping the thinking, say), so that the drawn tokens
             # can't be inserted; then the template's own rendering is used.

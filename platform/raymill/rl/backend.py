@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from raymill.data.messages.folder import closing_ids, load_chat_encoder
-from raymill.data.prompts.metadata import PromptRecord, read_book
+from raymill.data.prompts.metadata import PromptRecord, read_metadata
 from raymill.data.store.manifest import PreparedData, read_tokenizer
 from raymill.data.store.rows import SOURCE_SHIFT
 from raymill.engine.resolved_run import ResolvedRl, ResolvedRun
@@ -43,7 +43,7 @@ def start_rollout_backend(
     for source, data in enumerate(prepared):
         facts = data.manifest.prompts
         assert facts is not None, "the data of this job are prompts"
-        records = read_book(data.folder / facts.book)
+        records = read_metadata(data.folder / facts.book)
         # Record numbers of rows carry their source in the upper bits.
         prompt_metadata |= {
             number + (source << SOURCE_SHIFT): record for number, record in records.items()

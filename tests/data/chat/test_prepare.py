@@ -19,8 +19,8 @@ from tokenizers import Tokenizer
 from data.chat_factory import write_jsonl, write_parent
 from data.preparing import find_prepared, prepare
 from raymill.config import load
+from raymill.data.chat.kind import ChatKind
 from raymill.data.chat.questions import read_questions
-from raymill.data.chat.report import preview
 from raymill.data.messages.tokenizer import ChatTokenizer, chat_tokenizer
 from raymill.data.store.manifest import PreparedData, load_prepared
 from raymill.data.store.shards import row_groups
@@ -301,7 +301,7 @@ def test_preview_shows_what_is_learned(
     path = write_jsonl(tmp_path / "chats.jsonl", pairs(60))
     prepared = prepare(job(tmp_path, parent, f"data.path={path}"), tokenizer)
     out = io.StringIO()
-    preview(prepared, 2, Console(file=out, width=200))
+    ChatKind().preview(prepared, 2, Console(file=out, width=200))
     text = out.getvalue()
     assert text.count("tokens, ") == 2
     assert "<|im_start|>assistant" in text

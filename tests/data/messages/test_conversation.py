@@ -127,7 +127,7 @@ def test_tool_calls_become_one_form(call: dict[str, Any]) -> None:
         ({"messages": ["x"]}, "type", "message 1 is text"),
         ({"messages": []}, "empty", "no messages"),
         (messages(USER), "no_assistant", "1 messages"),
-        (messages(SYSTEM), "no_assistant", "nothing to learn"),
+        (messages(SYSTEM), "no_assistant", "is the assistant's to learn"),
         (messages(USER, SYSTEM, REPLY), "order", "message 2: system after the user"),
         (messages(SYSTEM, SYSTEM, USER, REPLY), "order", "message 2"),
         (messages(REPLY), "order", "message 1: assistant at the beginning, expected user"),
@@ -136,7 +136,7 @@ def test_tool_calls_become_one_form(call: dict[str, Any]) -> None:
         (messages(USER, REPLY, REPLY), "order", "message 3: assistant after the assistant"),
         (messages(USER, TOOL, REPLY), "order", "message 2: tool after the user"),
         (messages(USER, REPLY, TOOL, USER, REPLY), "order", "message 4: user after the tool"),
-        (messages(USER, REPLY, USER), "order", "ends with a user turn that nobody answers"),
+        (messages(USER, REPLY, USER), "order", "ends with a user turn that isn't answered"),
         (messages(USER, REPLY, TOOL), "order", "ends with a tool's result that nobody"),
         (messages({"role": "User", "content": "x"}, REPLY), "role", "message 1: the role is 'Us"),
         ({"conversations": [{"from": "narrator", "value": "x"}]}, "role", "turn 1"),
@@ -232,7 +232,7 @@ def test_a_system_column_and_a_system_message() -> None:
     record = messages(SYSTEM, USER, REPLY, system="Be long.")
     assert "both the system's, expected one" in problem(record).why
     assert good({**record, "system": " Be short. "}).messages == (SYSTEM, USER, REPLY)
-    given = good({"prompt": [USER], "completion": [REPLY], "system": "Be short."}).given
+    given = good({"prompt": [USER], "completion": [REPLY], "system": "Be short."}).prompt_length
     assert given == 2  # nothing of the prompt is learned, whatever was put before it
 
 
@@ -245,7 +245,9 @@ def test_a_history_beside_text_becomes_earlier_turns(history: Any) -> None:
         record = {**SHAPES[name], "history": history}
         found = good({**record, "system": "Be short."})
         assert found.messages == (SYSTEM, *before, USER, REPLY)
-        assert found.given == 0  # earlier answers are learned, as in LLaMA-Factory and ms-swift
+        assert (
+            found.prompt_length == 0
+        )  # earlier answers are learned, as in LLaMA-Factory and ms-swift
     for name in ("messages", "sharegpt", "prompt_completion, lists"):
         assert problem({**SHAPES[name], "history": history}).cause == "unread"
         assert good({**SHAPES[name], "history": []}).messages == (USER, REPLY)
@@ -289,7 +291,8 @@ def test_masks_and_flags_of_turns() -> None:
     nothing = problem(messages(USER, REPLY | {"weight": 0}, USER, REPLY | {"loss": False}))
     assert (
         nothing.cause == "no_assistant"
-        and "all of the assistant's turns have weight 0, or a train, loss or mask" in nothing.why
+        and "all of the assistant's turns have weight 0, or an equivalent train, loss or mask"
+        in nothing.why
     )
     given = {"prompt": [USER, REPLY, USER], "completion": [REPLY | {"weight": 0}]}
     assert problem(given).cause == "no_assistant"
@@ -327,7 +330,7 @@ def test_thinking_in_parts_and_under_several_names() -> None:
     both = REPLY | {"reasoning_content": "Hm.", "thinking": "Hm."}
     assert good(messages(USER, both)).messages == (USER, thought)
     different = problem(messages(USER, both | {"reasoning": "No."}))
-    assert "reasoning_content and reasoning hold different thoughts" in different.why
+    assert "reasoning_content and reasoning hold different thinking" in different.why
     for key in ("thought", "thinking_content", "reasoning_text"):
         unread = problem(messages(USER, REPLY | {key: "Hm."}))
         assert unread.cause == "unread" and "rename it to 'reasoning_content'" in unread.why
@@ -402,7 +405,7 @@ def _result(to: str | None) -> dict[str, Any]:
 
 
 def test_results_stand_in_the_order_of_their_calls() -> None:
-    """Most templates write no ids, so a result is told by its place alone (modelscope/ms-swift#10174)."""
+    """Most templates write no ids, so only a result's position identifies it (modelscope/ms-swift#10174)."""
     swapped = messages(USER, _called("a", "b"), _result("b"), _result("a"), REPLY)
     assert good(swapped).messages[2:4] == (_result("a"), _result("b"))
     twice = messages(
@@ -452,7 +455,7 @@ def test_speakers_and_words_under_two_names() -> None:
         (messages(USER, REPLY, functions=[{"name": "f"}]), "give it as 'tools'"),
         (messages(USER, REPLY, sample_weight=0.5), "rename it to 'weight'"),
         (messages(USER, REPLY, train=False), "rename it to 'weight'"),
-        (messages(USER, REPLY, assistant_masks=[0, 1]), "says which tokens are learned"),
+        (messages(USER, REPLY, assistant_masks=[0, 1]), "selects learned tokens"),
         (messages(USER, REPLY, chat_template_kwargs={"enable_thinking": False}), "changes what a"),
         (messages(USER, REPLY, mask=[1]), "column 'mask' is [1]"),
         ({"prompt": "Why?", "completion": "Because.", "label": 0}, "judged bad"),
@@ -489,4 +492,5 @@ def test_other_keys_are_named_once() -> None:
     [odd] = found.unused[4:]
     odd.encode()  # names of keys are printed and written, whatever they are made of
     assert len(odd) < 80
-    assert found == good({**record, "extra": None})  # what is told makes no difference
+    # Reported keys don't make records different.
+    assert found == good({**record, "extra": None})

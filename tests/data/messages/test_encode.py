@@ -272,7 +272,7 @@ def test_a_tokenizer_that_puts_a_space_first_is_encoded_whole() -> None:
         "so it is</s>no</s>"
     )
     assert found.token_bytes.sum() == len(text.encode()) - 4 * len("</s>")
-    # Told to break "</s>" in two, such a tokenizer would be given other text: it is refused.
+    # If "</s>" were escaped, such a tokenizer would encode other text, so it is refused.
     [refused] = encoder.encode([conversation("hi", "a</s>b")])
     assert isinstance(refused, Problem) and refused.cause == "special_text"
 
@@ -287,11 +287,11 @@ def test_a_token_across_the_boundary_is_refused() -> None:
     good, bad = encoder.encode([conversation("x", "no"), conversation("x", "yes")])
     assert isinstance(good, EncodedChat)
     assert isinstance(bad, Problem) and bad.cause == "boundary"
-    assert "lies half inside and half outside what the assistant wrote" in bad.why
+    assert "is partly inside and partly outside the assistant's text" in bad.why
 
 
 def test_a_token_that_absorbs_spaces_belongs_where_it_stands() -> None:
-    """As Phi 3's `<|end|>`, which takes the newline after it."""
+    """Phi 3's `<|end|>`, for instance, takes the newline after it."""
     tokenizer = byte_level(())
     tokenizer.add_special_tokens(
         [AddedToken("<|end|>", special=True, normalized=False, rstrip=True)]
@@ -402,17 +402,19 @@ def test_a_prompt_goes_on_exactly_from_what_was_generated(index: int) -> None:
     # Tokens that no encoder would choose for this text: they must stay.
     odd = [300, 301, 302] if index else [11, 12, 13]
     for number in range(3):
-        prompt = encoder.prompt_ids(messages, spoken=spoken)
+        prompt = encoder.prompt_ids(messages, generated=spoken)
         reply = [*odd, 20 + number, encoder.end_of_turn_id]
         spoken.append(reply)
         messages += [
             {"role": "assistant", "content": "whatever it decodes to"},
             {"role": "user", "content": "and xy?"},
         ]
-        longer = encoder.prompt_ids(messages, spoken=spoken)
+        longer = encoder.prompt_ids(messages, generated=spoken)
         assert longer[: len(prompt) + len(reply)] == [*prompt, *reply]
         assert longer[-len(prompt) :] != [] and len(longer) > len(prompt) + len(reply)
-    assert encoder.prompt_ids(messages, spoken=[]) != encoder.prompt_ids(messages, spoken=spoken)
+    assert encoder.prompt_ids(messages, generated=[]) != encoder.prompt_ids(
+        messages, generated=spoken
+    )
 
 
 def test_a_prompt_is_the_beginning_of_what_is_trained_on() -> None:
@@ -431,9 +433,9 @@ def test_prompts_of_users_cannot_forge() -> None:
         CHAT.prompt_ids([{"role": "user", "content": "<\ufdd2|im_end|>"}])
     # What a model generated may decode to anything; its tokens are taken, not its text.
     talk = [*forged, {"role": "assistant", "content": "\ufdd0<|im_end|>"}, *forged]
-    assert CHAT.prompt_ids(talk, spoken=[[40, END]]).count(END) == 3
+    assert CHAT.prompt_ids(talk, generated=[[40, END]]).count(END) == 3
     with pytest.raises(DataError, match="turn 2, which isn't there"):
-        CHAT.prompt_ids(talk, spoken=[[40, END], [41, END]])
+        CHAT.prompt_ids(talk, generated=[[40, END], [41, END]])
 
 
 def test_a_conversation_encodes_the_same_alone_and_among_others() -> None:
@@ -445,7 +447,7 @@ def test_a_conversation_encodes_the_same_alone_and_among_others() -> None:
 
 
 def test_a_prompts_own_answers_are_not_learned() -> None:
-    """As TRL takes prompt and completion: what the assistant said in the prompt is given."""
+    """TRL learns nothing from a prompt either, not from the assistant's turns in it."""
     turns = [
         {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"},
         {"role": "user", "content": "More"}, {"role": "assistant", "content": "No"},

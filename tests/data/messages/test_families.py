@@ -27,7 +27,7 @@ def encoded(name: str, *turns: str) -> EncodedChat | Problem:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_ids_are_those_of_transformers(name: str) -> None:
-    """With characters that the tokenizer doesn't know, too: those aren't spellings of a special token."""
+    """Characters that the tokenizer doesn't know aren't spellings of a special token."""
     from transformers import PreTrainedTokenizerFast
 
     theirs: Any = PreTrainedTokenizerFast(

@@ -26,7 +26,7 @@ SETTINGS: tuple[tuple[str, Any, Any], ...] = (
     ("`last` and `drop`", "last", "drop"),
 )
 REASONS = {
-    "asks for assistant turn": "unlike its prompt",
+    "prompts for assistant turn": "unlike its prompt",
     "leaves out": "left out",
     "doesn't end": "no end",
     "chat template fails": "refuses it itself",
@@ -90,7 +90,7 @@ def check_prompt(chat: ChatEncoder, case: str, found: EncodedChat) -> None:
     conversation = CONVERSATIONS[case]
     prompt = chat.prompt_ids(conversation.messages[:-1], conversation.tools)
     assert found.ids[: len(prompt)].tolist() == prompt
-    before, after = found.spoken[len(prompt) - 1], found.spoken[len(prompt) :]
+    before, after = found.by_assistant[len(prompt) - 1], found.by_assistant[len(prompt) :]
     assert not before and after.any()
 
 
@@ -99,10 +99,10 @@ def check_read_back(chat: ChatEncoder, case: str, found: EncodedChat) -> None:
     *_, message = CONVERSATIONS[case].messages
     if "<think>" in message["content"]:
         return
-    start = len(found.spoken) - 1
-    while not found.spoken[start] or found.spoken[start - 1]:
+    start = len(found.by_assistant) - 1
+    while not found.by_assistant[start] or found.by_assistant[start - 1]:
         start -= 1
-    turn = found.ids[start:][found.spoken[start:]]
+    turn = found.ids[start:][found.by_assistant[start:]]
     while chat._segments.is_special(turn[-1:]).all():
         turn = turn[:-1]
     read = chat.message_of(turn.tolist())

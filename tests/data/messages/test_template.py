@@ -1,4 +1,4 @@
-"""Renderings equal transformers', and the assistant's part is told apart in every kind of template."""
+"""Renderings equal transformers', and the assistant's turns are located in every kind of template."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from data.messages.tokenizer_factory import (
     byte_level,
     transformers_tokenizer,
 )
-from raymill.data.messages.template import CHATML, ChatTemplate, Segment
+from raymill.data.messages.template import CHATML, ChatTemplate, RenderedSegment
 from raymill.errors import DataError
 
 USER = {"role": "user", "content": "Why?"}
@@ -35,22 +35,22 @@ CALL = {
 TOOLS = [{"type": "function", "function": {"name": "f", "description": "Größe & <b>"}}]
 
 
-def learned(segments: list[Segment]) -> list[str]:
+def learned(segments: list[RenderedSegment]) -> list[str]:
     return [segment.text for segment in segments if segment.learned]
 
 
 def test_the_default_template_word_for_word() -> None:
     system = {"role": "system", "content": "Be short."}
     assert ChatTemplate(CHATML, {}).segments([system, *CHAT]) == [
-        Segment(
+        RenderedSegment(
             "<|im_start|>system\nBe short.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n"
             "<|im_start|>assistant\n",
             False,
         ),
-        Segment("So.<|im_end|>", True, 0),
-        Segment("\n<|im_start|>user\nEh?<|im_end|>\n<|im_start|>assistant\n", False),
-        Segment("No.<|im_end|>", True, 1),
-        Segment("\n", False),
+        RenderedSegment("So.<|im_end|>", True, 0),
+        RenderedSegment("\n<|im_start|>user\nEh?<|im_end|>\n<|im_start|>assistant\n", False),
+        RenderedSegment("No.<|im_end|>", True, 1),
+        RenderedSegment("\n", False),
     ]
 
 
@@ -70,10 +70,10 @@ def test_the_default_template_with_tools_word_for_word() -> None:
         )
         call = '<tool_call>\n{"name": "f", "arguments": {"x": "é<"}}\n</tool_call><|im_end|>'
         assert segments[1:] == [
-            Segment(call, True, 0),
-            Segment("\n<|im_start|>tool\n3<|im_end|>\n<|im_start|>assistant\n", False),
-            Segment("Hm.\n" + call, True, 1),
-            Segment("\n", False),
+            RenderedSegment(call, True, 0),
+            RenderedSegment("\n<|im_start|>tool\n3<|im_end|>\n<|im_start|>assistant\n", False),
+            RenderedSegment("Hm.\n" + call, True, 1),
+            RenderedSegment("\n", False),
         ]
 
 
@@ -118,7 +118,7 @@ def test_templates_without_markers(
 
 
 def test_a_turn_that_later_messages_change_is_refused_unless_it_is_the_last() -> None:
-    """As templates do that drop the reasoning of earlier turns."""
+    """Some templates drop the reasoning of earlier turns."""
     source = QWEN.replace("message['content']", "(message['content'] if loop.last else 'x')")
     template = ChatTemplate(source, {}, CHATML_TOKENS)
     with pytest.raises(DataError, match=r"stands before assistant turn 1 \(message 2\)"):

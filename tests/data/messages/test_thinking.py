@@ -13,10 +13,10 @@ from data.messages.tokenizer_factory import (
     transformers_tokenizer,
 )
 from raymill.data.chat.questions import question_of
+from raymill.data.messages.completeness import missing_from_turn
 from raymill.data.messages.conversation import Conversation, Problem
 from raymill.data.messages.encode import ChatEncoder, EncodedChat
 from raymill.data.messages.template import CHATML, ChatTemplate
-from raymill.data.messages.written import unwritten
 
 ASKED = {"role": "user", "content": "2+2?"}
 THOUGHT = {"role": "assistant", "content": "four", "reasoning_content": "two, and two"}
@@ -136,9 +136,9 @@ def test_masked_tokens_are_those_of_the_whole() -> None:
     [learned], [masked] = (encoder.encode([chat], "all", mode) for mode in ("learn", "mask"))
     assert isinstance(learned, EncodedChat) and isinstance(masked, EncodedChat)
     assert learned.ids.tolist() == masked.ids.tolist()
-    assert learned.spoken.tolist() == masked.spoken.tolist() == learned.learned.tolist()
+    assert learned.by_assistant.tolist() == masked.by_assistant.tolist() == learned.learned.tolist()
     decode = encoder._segments._plain.decode
-    hidden = masked.ids[masked.spoken & ~masked.learned].tolist()
+    hidden = masked.ids[masked.by_assistant & ~masked.learned].tolist()
     assert "the cat sat" in decode(hidden) and "mat" not in decode(hidden)
     # A held-out question is asked without the thought, and the thought is part of its answer.
     for found in (learned, masked):
@@ -149,7 +149,7 @@ def test_masked_tokens_are_those_of_the_whole() -> None:
 
 @pytest.mark.parametrize("thought", ["think", "four", ">", "analysis"])
 def test_a_thought_is_masked_where_it_stands(thought: str) -> None:
-    """Not where a mark, or what else is written before it, spells the same (snowflakedb/ArcticTraining#339)."""
+    """A mark, or other text before the thought, may spell the same (snowflakedb/ArcticTraining#339)."""
     fields = {**THOUGHT, "reasoning_content": thought}
     inline = {**INLINE, "content": f"<think>\n{thought}\n</think>\n\nfour"}
     for message in (fields, inline):
@@ -193,7 +193,7 @@ def test_a_prompt_that_opens_a_thought() -> None:
         for train_on in ("all", "last"):
             for message in (THOUGHT, INLINE, {**THOUGHT, "reasoning_content": ""}):
                 refused = shown(dropping, ASKED, message, thinking=thinking, train_on=train_on)
-                assert "asks for assistant turn 1 (message 2) with" in refused
+                assert "prompts for assistant turn 1 (message 2) with" in refused
                 assert "data.train_on" not in refused and "data.template=chatml" in refused
     # It can be asked all the same.
     assert dropping.end_of_turn_id == byte_level().token_to_id("<|im_end|>")
@@ -215,7 +215,7 @@ def test_marks_that_hold_a_newline_behind_the_end() -> None:
     assert shown(encoder, ASKED, plain) == f"{HEAD}⟦four<|im_end|>⟧\n"
     # A prompt puts what was generated where it stood.
     drawn = [40, 41, encoder.end_of_turn_id]
-    asked = encoder.prompt_ids([ASKED, plain, ASKED], spoken=[drawn])
+    asked = encoder.prompt_ids([ASKED, plain, ASKED], generated=[drawn])
     first = encoder.prompt_ids([ASKED])
     newline = byte_level().encode("\n").ids
     assert asked == [*first, *drawn, *newline, *first]
@@ -267,7 +267,7 @@ def test_marks_of_thoughts_that_are_special_tokens() -> None:
 
 
 def test_an_end_of_text_after_the_last_turn_isnt_its_end() -> None:
-    """As Phi 3's, which is written where the conversation ends and nowhere else."""
+    """Phi 3's, for instance, is written only where the conversation ends."""
     ended = PROMPT.replace("{% endif %}", "{% else %}{{ eos_token }}{% endif %}")
     encoder = made(writing("{{ m.content }}", ended), eos_token="<|endoftext|>")
     answer = {"role": "assistant", "content": "four"}
@@ -301,7 +301,7 @@ def test_nothing_left_to_learn_is_said_so() -> None:
 def test_pieces_are_looked_for_one_by_one(
     message: dict[str, Any], text: str, missing: str | None
 ) -> None:
-    assert unwritten(message, text) == missing
+    assert missing_from_turn(message, text) == missing
 
 
 def test_arguments_in_all_their_spellings() -> None:

@@ -69,7 +69,7 @@ def merging(special: Sequence[str] = CHATML_TOKENS) -> Tokenizer:
 
 
 def prefix_space(special: Sequence[str] = ZEPHYR_TOKENS) -> Tokenizer:
-    """As Llama 2: a space is put before a text, bytes stand in for unknown characters."""
+    """Return a tokenizer like Llama 2's: a space before a text, and bytes for unknown characters."""
     symbols = ["<unk>", *special, *(f"<0x{byte:02X}>" for byte in range(256))]
     symbols += [*"▁abcdefghijklmnopqrstuvwxyz|<>?!", "▁x", "hy"]
     vocab = {text: index for index, text in enumerate(dict.fromkeys(symbols))}

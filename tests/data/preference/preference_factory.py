@@ -12,8 +12,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from data.messages.tokenizer_factory import merging
+from raymill.data.kinds import preparation_of
 from raymill.data.messages.tokenizer import ChatTokenizer
-from raymill.data.preference.prepare import preparation
 from raymill.data.store.manifest import (
     TOKENIZER_FOLDER,
     PreparedData,
@@ -58,8 +58,8 @@ def job(root: Path, path: Path, seed: int = 7, **data: Any) -> PreferencePrepare
 def prepared_here(
     made: PreferencePrepareJob, tokenizer: ChatTokenizer
 ) -> tuple[PreparedData, list[UnitResult]]:
-    """What `prepare` does, one unit after the other."""
-    planned = preparation(made, tokenizer)
+    """Prepare a job's data, one unit after the other."""
+    planned = preparation_of(made, tokenizer)
     folder = planned.folder
     folder.mkdir(parents=True)
     tokenizer.save(folder / TOKENIZER_FOLDER)
@@ -71,7 +71,7 @@ def prepared_here(
 
 @dataclass(frozen=True)
 class Stored:
-    """A row read back: ids and weights of both sides."""
+    """A row read back: ids and weights of both answers."""
 
     split: str
     ids: tuple[list[int], list[int]]
@@ -90,7 +90,7 @@ class Stored:
 
     @property
     def weight(self) -> float:
-        """Of every token that is learned."""
+        """The weight of every learned token."""
         [weight] = {w for weights in self.weights for w in weights} - {0.0}
         return weight
 

@@ -30,7 +30,9 @@ def spelled(found: Comparison) -> list[tuple[str, str]]:
     sides = []
     for answer in found.answers:
         lines = [f"{m['role']}: {m['content']}" for m in answer.messages]
-        sides.append(("\n".join(lines[: answer.given]), "\n".join(lines[answer.given :])))
+        sides.append(
+            ("\n".join(lines[: answer.prompt_length]), "\n".join(lines[answer.prompt_length :]))
+        )
     return sides
 
 
@@ -109,7 +111,7 @@ def test_tools() -> None:
     tools = [{"name": "f"}]
     record = {"prompt": prompt, "chosen": "It is 5.", "rejected": "No.", "tools": tools}
     found = read(record)
-    assert found.answers[0].given == 3 and found.answers[0].tools == ({"name": "f"},)
+    assert found.answers[0].prompt_length == 3 and found.answers[0].tools == ({"name": "f"},)
     assert found.prompt_key != read({**record, "tools": None}).prompt_key
     acted = {"prompt": "a", "chosen": [*prompt[1:], assistant("5")], "rejected": "No."}
     assert isinstance(read_comparison({**acted, "rejected": [assistant("No.")]}), Comparison)
@@ -174,17 +176,17 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "parting at the user": (
         {"chosen": [user("a"), assistant("b"), user("c"), assistant("d")],
          "rejected": [user("a"), assistant("b"), user("e"), assistant("d")]},
-        "prompt", "part at message 3, which is chosen's user",
+        "prompt", "differ from message 3 on, which is chosen's user",
     ),
     "one goes on": (
         {"chosen": [user("a"), assistant("b"), user("c"), assistant("d")],
          "rejected": [user("a"), assistant("b")]},
-        "prompt", "part at message 3, which is chosen's user",
+        "prompt", "differ from message 3 on, which is chosen's user",
     ),
     "other ends": (
         {"chosen": [user("a"), assistant("b")],
          "rejected": [user("a"), assistant("b"), assistant("c")]},
-        "prompt", "part at message 3, which is chosen's end",
+        "prompt", "differ from message 3 on, which is chosen's end",
     ),
     "identical, of one message": (
         {"chosen": [user("a")], "rejected": [user("a")]}, "empty", "the prompt holds no messages",

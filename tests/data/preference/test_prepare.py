@@ -17,9 +17,9 @@ from data.preference.preference_factory import (
     write_tokenizer,
 )
 from data.preparing import describe, find_prepared, prepare
+from raymill.data.messages.prepare import Preparation
 from raymill.data.messages.tokenizer import chat_tokenizer
-from raymill.data.preference.prepare import preference_folder
-from raymill.data.preference.report import preview
+from raymill.data.preference.kind import PreferenceKind
 from raymill.errors import DataError
 
 
@@ -37,7 +37,10 @@ def test_once_and_the_same_whoever_does_it(
     assert "200 prompts" not in said and "1, from which nothing is learned" in said
     assert "the better answer is longer in 0% of the pairs and shorter in 100%" in said
     assert "no pair was judged by two named annotators" in said
-    assert prepared.folder == preference_folder(made.data, tokenizer, 7, tmp_path / "ray")
+    assert (
+        prepared.folder
+        == Preparation(PreferenceKind(), made.data, tokenizer, 7, tmp_path / "ray").folder
+    )
     assert len(prepared.manifest.splits["train"].shards) > 2
     assert len(stored(prepared)) == 200
 
@@ -53,13 +56,18 @@ def test_once_and_the_same_whoever_does_it(
     assert describe(made, tokenizer).endswith("(finished)")
 
     # What shapes the rows names another folder; what doesn't, the same.
-    other = preference_folder(job(tmp_path, path, sequence_length=31).data, tokenizer, 7, tmp_path)
+    other = Preparation(
+        PreferenceKind(), job(tmp_path, path, sequence_length=31).data, tokenizer, 7, tmp_path
+    ).folder
     assert other.name != prepared.folder.name
     same = job(tmp_path, path, shard_input_bytes=4000, max_bad_fraction=0.5).data
-    assert preference_folder(same, tokenizer, 7, tmp_path).name == prepared.folder.name
+    assert (
+        Preparation(PreferenceKind(), same, tokenizer, 7, tmp_path).folder.name
+        == prepared.folder.name
+    )
 
     out = io.StringIO()
-    preview(prepared, 2, Console(file=out, width=200))
+    PreferenceKind().preview(prepared, 2, Console(file=out, width=200))
     text = out.getvalue()
     assert text.count("learned, weight 1") == 2
     assert text.count("prompt\n<|im_start|>user\nQuestion ") == 2

@@ -1,4 +1,4 @@
-"""The book of prompts: what is written is read, and what isn't a book is refused."""
+"""Prompt metadata: what is written is read back, and other files are refused."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 
 from raymill.data.prompts.metadata import (
     PromptRecord,
-    book_prompts,
-    merge_books,
-    read_book,
-    write_book,
+    iterate_metadata,
+    merge_metadata,
+    read_metadata,
+    write_metadata,
 )
 from raymill.errors import DataError
 
@@ -36,12 +36,12 @@ PROMPTS = [
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "book.jsonl"
-    sha256 = write_book(path, PROMPTS)
+    path = tmp_path / "metadata.jsonl"
+    sha256 = write_metadata(path, PROMPTS)
     assert sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert list(book_prompts(path)) == PROMPTS
-    assert repr(list(book_prompts(path))) == repr(PROMPTS), "keys keep their order"
-    assert read_book(path) == {prompt.record: prompt for prompt in PROMPTS}
+    assert list(iterate_metadata(path)) == PROMPTS
+    assert repr(list(iterate_metadata(path))) == repr(PROMPTS), "keys keep their order"
+    assert read_metadata(path) == {prompt.record: prompt for prompt in PROMPTS}
     lines = [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
     assert [line["record"] for line in lines] == [0, 1 << 32, (1 << 32) | 1]
     assert ["tools" in line for line in lines] == [False, False, True]
@@ -49,38 +49,38 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         PROMPTS[0].answer = "y"  # type: ignore[misc]
 
 
-def test_books_are_merged_in_their_order(tmp_path: Path) -> None:
+def test_files_are_merged_in_their_order(tmp_path: Path) -> None:
     parts = []
     for number, prompts in enumerate(([PROMPTS[1]], [], [PROMPTS[0], PROMPTS[2]])):
         path = tmp_path / f"{number}.jsonl"
-        parts.append((path, write_book(path, prompts)))
+        parts.append((path, write_metadata(path, prompts)))
     whole = tmp_path / "whole.jsonl"
-    sha256 = merge_books(parts, whole)
+    sha256 = merge_metadata(parts, whole)
     assert sha256 == hashlib.sha256(whole.read_bytes()).hexdigest()
-    assert list(book_prompts(whole)) == [PROMPTS[1], PROMPTS[0], PROMPTS[2]]
+    assert list(iterate_metadata(whole)) == [PROMPTS[1], PROMPTS[0], PROMPTS[2]]
 
     parts[2][0].write_text(parts[2][0].read_text().replace("3", "4"))
     with pytest.raises(DataError, match=r"2\.jsonl: expected sha256 .* delete the folder"):
-        merge_books(parts, tmp_path / "again.jsonl")
+        merge_metadata(parts, tmp_path / "again.jsonl")
     parts[2][0].unlink()
     with pytest.raises(DataError, match=r"2\.jsonl can't be read \(No such file"):
-        merge_books(parts, tmp_path / "again.jsonl")
+        merge_metadata(parts, tmp_path / "again.jsonl")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0.jsonl", "1.jsonl", "whole.jsonl"]
 
 
 @pytest.mark.parametrize(
     "line", ["{", "[]", '"x"', "{}", '{"record": 1, "messages": []}', '{"messages": 3}', ""]
 )
-def test_what_is_no_book_is_refused(tmp_path: Path, line: str) -> None:
-    path = tmp_path / "book.jsonl"
-    write_book(path, PROMPTS[:1])
+def test_other_files_are_refused(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "metadata.jsonl"
+    write_metadata(path, PROMPTS[:1])
     path.write_text(path.read_text() + line + "\n")
-    with pytest.raises(DataError, match=r"book\.jsonl:2 can't be read as a prompt"):
-        read_book(path)
+    with pytest.raises(DataError, match=r"metadata\.jsonl:2 can't be read as a prompt"):
+        read_metadata(path)
 
 
 def test_a_number_stands_for_one_prompt(tmp_path: Path) -> None:
-    path = tmp_path / "book.jsonl"
-    write_book(path, [PROMPTS[0], PROMPTS[1], PROMPTS[0]])
+    path = tmp_path / "metadata.jsonl"
+    write_metadata(path, [PROMPTS[0], PROMPTS[1], PROMPTS[0]])
     with pytest.raises(DataError, match="lists the prompt 0 twice"):
-        read_book(path)
+        read_metadata(path)

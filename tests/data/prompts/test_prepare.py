@@ -20,11 +20,11 @@ from rich.console import Console
 from data.chat_factory import write_jsonl
 from data.preparing import describe, find_prepared, prepare
 from data.prompts.prompts_factory import job, stored_rows
+from raymill.data.kinds import preparation_of
 from raymill.data.messages.folder import load_chat_encoder
 from raymill.data.messages.tokenizer import ChatTokenizer, chat_tokenizer
-from raymill.data.prompts.metadata import PromptRecord, read_book
-from raymill.data.prompts.prepare import prompts_folder
-from raymill.data.prompts.report import preview
+from raymill.data.prompts.kind import PromptKind
+from raymill.data.prompts.metadata import PromptRecord, read_metadata
 from raymill.data.store.manifest import PreparedData, PromptsFacts, load_prepared
 from raymill.data.store.split import is_held_out
 from raymill.data.store.validation import ValidationSet
@@ -51,21 +51,21 @@ def facts_of(prepared: PreparedData) -> PromptsFacts:
     return prepared.manifest.prompts
 
 
-def book_of(prepared: PreparedData) -> dict[int, PromptRecord]:
-    return read_book(prepared.folder / facts_of(prepared).book)
+def metadata_of(prepared: PreparedData) -> dict[int, PromptRecord]:
+    return read_metadata(prepared.folder / facts_of(prepared).book)
 
 
 def contents(prepared: PreparedData) -> Counter[str]:
-    """Every row with what the book says of it, by what it is rather than by number."""
-    book = book_of(prepared)
+    """Every row with its metadata, by what it is rather than by number."""
+    metadata = metadata_of(prepared)
     found: Counter[str] = Counter()
     for split, row in stored_rows(prepared):
         assert row.record is not None
-        prompt = book[int(row.record[0])]
+        prompt = metadata[int(row.record[0])]
         assert prompt.split == split
         ids = row.tokens[0, : row.length[0]].tolist()
         found[json.dumps([split, ids, *map(str, list(vars(prompt).values())[2:])])] += 1
-    assert found.total() == len(book)
+    assert found.total() == len(metadata)
     return found
 
 
@@ -122,16 +122,16 @@ def test_rows_are_what_transformers_asks(
     from transformers import AutoTokenizer
 
     theirs = AutoTokenizer.from_pretrained(prepared.tokenizer_folder)
-    manifest, book = prepared.manifest, book_of(prepared)
+    manifest, metadata = prepared.manifest, metadata_of(prepared)
     assert (manifest.kind, manifest.sequence_length, manifest.dtype) == ("prompts", 120, "uint16")
     assert manifest.documents == 40
     assert facts_of(prepared).prompts == manifest.splits["train"].rows
     assert facts_of(prepared).end_of_turn_id == theirs.convert_tokens_to_ids("<|im_end|>")
-    assert sorted(book) == list(range(40)), "the only unit's, in the order of the records"
+    assert sorted(metadata) == list(range(40)), "the only unit's, in the order of the records"
     rows = 0
     for split, row in stored_rows(prepared):
         assert row.record is not None and row.bytes is not None and row.weight is None
-        prompt = book[int(row.record[0])]
+        prompt = metadata[int(row.record[0])]
         assert prompt.id == f"q{prompt.record}"
         # What is spelled like a control token is text: theirs makes a token of it, so it's put in after.
         shown = [
@@ -178,11 +178,11 @@ def test_templates_see_the_tools(parent: Path, tmp_path: Path) -> None:
     }
     said = json.dumps(TOOLS)
     assert texts == {f"{said}<|user|>Add {n}.<|end|><|assistant|>" for n in range(30)}
-    book = book_of(prepared)
+    metadata = metadata_of(prepared)
     encoder = load_chat_encoder(prepared.tokenizer_folder)
     assert encoder is not None
     for _, row in stored_rows(prepared):
-        prompt = book[int(row.record[0])]  # type: ignore[index]
+        prompt = metadata[int(row.record[0])]  # type: ignore[index]
         assert prompt.tools == tuple(TOOLS)
         again = encoder.prompt_ids(prompt.messages, prompt.tools)
         assert row.tokens[0, : row.length[0]].tolist() == again, "keys keep their order"
@@ -233,7 +233,7 @@ def test_bad_records_are_counted_named_and_kept(
     assert by_cause["order"]["record"] == records[3]
     assert by_cause["over_long"]["record"] == records[15]
     assert by_cause["over_long"]["where"].endswith("in.jsonl:16")
-    assert len(book_of(prepared)) == 33
+    assert len(metadata_of(prepared)) == 33
     assert sum(contents(prepared).values()) == 33
 
 
@@ -266,27 +266,27 @@ def test_verifiers_and_statistics(parent: Path, tokenizer: ChatTokenizer, tmp_pa
         prepared = prepare(
             job(tmp_path, parent, f"data.path={path}", f"data.verifier={name}"), tokenizer
         )
-        book = book_of(prepared)
-        verifiers = [book[n].verifier for n in range(4)]
+        metadata = metadata_of(prepared)
+        verifiers = [metadata[n].verifier for n in range(4)]
         assert verifiers == [None if name == "none" else name, "number", None, verifiers[0]]
-        assert [book[n].answer for n in range(3)] == ["1", "2", None]
-        assert [book[n].extra for n in range(3)] == [{"level": n} for n in range(3)]
+        assert [metadata[n].answer for n in range(3)] == ["1", "2", None]
+        assert [metadata[n].extra for n in range(3)] == [{"level": n} for n in range(3)]
         statistics = facts_of(prepared).statistics
         assert (statistics["duplicates"], statistics["leaked"]) == (1, 0)
         for split, expected in _counted(prepared).items():
             assert {key: statistics[split][key] for key in expected} == expected
         found[name] = prepared.manifest.splits["train"].shards[0].sha256
-    assert found["exact"] == found["none"], "the verifier is in the book alone"
+    assert found["exact"] == found["none"], "the verifier is in the metadata alone"
 
 
 def _counted(prepared: PreparedData) -> dict[str, dict[str, Any]]:
-    """Statistics by their definitions, from the rows and the book."""
-    book = book_of(prepared)
+    """Statistics by their definitions, from the rows and the metadata."""
+    metadata = metadata_of(prepared)
     result = {}
     for split in ("train", "validation"):
         rows = [row for side, row in stored_rows(prepared) if side == split]
         lengths = [int(row.length[0]) for row in rows]
-        prompts = [book[int(row.record[0])] for row in rows]  # type: ignore[index]
+        prompts = [metadata[int(row.record[0])] for row in rows]  # type: ignore[index]
         names = [prompt.verifier or "none" for prompt in prompts]
         bounds = Counter(
             next(str(2**power) for power in range(32) if 2**power >= n) for n in lengths
@@ -315,7 +315,7 @@ def test_sides_by_question_group_or_file(
     again = [{"messages": [SYSTEM, {"role": "user", "content": r["question"]}]} for r in records]
     path = write_jsonl(tmp_path / "in.jsonl", [*records, *again])
     sides: dict[str, set[str]] = {}
-    for prompt in book_of(
+    for prompt in metadata_of(
         prepare(job(tmp_path, parent, f"data.path={path}"), tokenizer)
     ).values():  # fmt: skip
         sides.setdefault(prompt.messages[-1]["content"], set()).add(prompt.split)
@@ -328,7 +328,7 @@ def test_sides_by_question_group_or_file(
         tmp_path, parent, f"data.path={path}", "data.validation.group_column=topic",
         "data.validation.fraction=0.4",
     )  # fmt: skip
-    for prompt in book_of(prepare(grouped, tokenizer)).values():
+    for prompt in metadata_of(prepare(grouped, tokenizer)).values():
         held_out = is_held_out(str(prompt.extra["topic"]), 0.4, 1234)
         assert prompt.split == ("validation" if held_out else "train")
     records[6]["topic"] = None
@@ -380,7 +380,7 @@ def test_held_out_rows_are_shared_out(
         if split == "validation"
     ]
     assert sorted(n for n, _ in expected) == sorted(
-        prompt.record for prompt in book_of(prepared).values() if prompt.split == "validation"
+        prompt.record for prompt in metadata_of(prepared).values() if prompt.split == "validation"
     )
     for rows in (None, 3, 1):
         count = len(expected) if rows is None else rows
@@ -411,7 +411,7 @@ def test_preview_and_summary(
     made = job(tmp_path, parent, f"data.path={path}", "data.verifier=number")
     assert describe(made, tokenizer).endswith("(not finished)")
     prepared = prepare(made, tokenizer)
-    assert prepared.folder == prompts_folder(made.data, tokenizer, 1234, tmp_path)
+    assert prepared.folder == preparation_of(made, tokenizer).folder
     assert describe(made, tokenizer).endswith(f"→ {prepared.folder} (finished)")
     said = " ".join(capsys.readouterr().out.split())
     splits = prepared.manifest.splits
@@ -419,12 +419,12 @@ def test_preview_and_summary(
     assert f"prompts {rows} to train on, {held_out} held out, of 60 records" in said
     assert f"verifiers number {rows}" in said
     out = io.StringIO()
-    preview(prepared, 60, Console(file=out, width=200))
+    PromptKind().preview(prepared, 60, Console(file=out, width=200))
     text = out.getvalue()
     assert text.count("tokens, judged by number") == rows
-    book = book_of(prepared)
+    metadata = metadata_of(prepared)
     answers = [
-        book[int(row.record[0])].answer  # type: ignore[index]
+        metadata[int(row.record[0])].answer  # type: ignore[index]
         for split, row in stored_rows(prepared)
         if split == "train"
     ]
@@ -434,11 +434,13 @@ def test_preview_and_summary(
     assert "<|im_start|>assistant" in text and "⟦" not in text
 
 
-def test_a_changed_book_is_refused(parent: Path, tokenizer: ChatTokenizer, tmp_path: Path) -> None:
+def test_changed_metadata_are_refused(
+    parent: Path, tokenizer: ChatTokenizer, tmp_path: Path
+) -> None:
     path = write_jsonl(tmp_path / "in.jsonl", questions(40))
     prepared = prepare(job(tmp_path, parent, f"data.path={path}"), tokenizer)
-    book = prepared.folder / "prompts.jsonl"
-    book.write_text(book.read_text().replace('"answer":"7"', '"answer":"8"'))
+    metadata = prepared.folder / "prompts.jsonl"
+    metadata.write_text(metadata.read_text().replace('"answer":"7"', '"answer":"8"'))
     with pytest.raises(DataError, match=r"prompts\.jsonl: expected sha256"):
         load_prepared(prepared.folder)
 
@@ -458,9 +460,9 @@ def test_parallelism_and_restarts_do_not_matter(
         digests.add(prepared.manifest.digest)
         found = find_prepared(made, tokenizer)
         assert found is not None and found.manifest == prepared.manifest
-    book = book_of(prepared)
-    assert {number >> 32 for number in book} == set(range(5))
-    # Killed before its manifest, it goes on from the units' files; one that was lost in part is refused.
+    metadata = metadata_of(prepared)
+    assert {number >> 32 for number in metadata} == set(range(5))
+    # Killed before its manifest, it continues from the units' files; one that was lost in part is refused.
     (prepared.folder / "manifest.json").unlink()
     (prepared.folder / "prompts.jsonl").unlink()
     digests.add(prepare(made, tokenizer).manifest.digest)

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raymill.data.prompts.kind import PromptParser
 from raymill.data.prompts.prompt import CAUSES, EXTRA_BYTES, Problem, Prompt, read_prompt
-from raymill.data.prompts.records import PromptsReading
 from raymill.data.text.records import Bad
 from raymill.data.text.sources import InputRange
 
@@ -183,7 +183,7 @@ def test_columns_of_a_table_that_json_can_hold() -> None:
         "counts": pa.map_(text, number),
         "days": pa.list_(pa.date32()),
     }
-    reading = PromptsReading("none", None, 0.1, 0)
+    reading = PromptParser(group_column=None, fraction=0.1, seed=0)
     piece = InputRange("a", "a", "parquet", "train", 0, 1, 1, 0)
     read = ["prompt", "answer", "level", "scores", "nothing", "correct", "image"]
     assert reading.columns(pa.schema(stored), piece) == read

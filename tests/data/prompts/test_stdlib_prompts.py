@@ -11,40 +11,45 @@ import pytest
 from data.prepared_factory import _write_tokenizer
 from data.preparing import describe, find_prepared, prepare
 from data.prompts.prompts_factory import job, stored_rows
-from raymill.data.chat.records import ChatReading
+from raymill.data.chat.kind import ChatParser
 from raymill.data.demo import stdlib_conversations as stdlib
 from raymill.data.messages.conversation import Conversation
-from raymill.data.messages.prepare import embedded_unit
+from raymill.data.messages.records import ParsedRecord
 from raymill.data.messages.tokenizer import chat_tokenizer
-from raymill.data.prompts.metadata import read_book
-from raymill.data.prompts.records import PlacedPrompt, PromptsReading
+from raymill.data.prompts.kind import PromptParser
+from raymill.data.prompts.metadata import read_metadata
 from raymill.data.text.records import Bad
+from raymill.data.text.sources import BY_RECORD, EMBEDDED, InputRange
 
 FRACTION, SEED = 0.04, 1234
 
 
 def test_every_conversation_asks_its_last_question() -> None:
-    [(piece,)] = embedded_unit()
+    piece = InputRange("stdlib_chat", "", EMBEDDED, BY_RECORD, 0, 1, 1, 0)
     digests = hashlib.sha256(), hashlib.sha256()
-    chats = list(ChatReading(None, None, FRACTION, SEED).read(piece, digests[0]))
-    prompts = list(PromptsReading("none", None, FRACTION, SEED).read(piece, digests[1]))
+    chats = list(
+        ChatParser(group_column=None, fraction=FRACTION, seed=SEED).read(piece, digests[0])
+    )
+    prompts = list(
+        PromptParser(group_column=None, fraction=FRACTION, seed=SEED).read(piece, digests[1])
+    )
     assert digests[0].digest() == digests[1].digest()
     assert len(chats) == len(prompts) > 8_000
     for chat, placed in zip(chats, prompts, strict=True):
-        assert not isinstance(chat, Bad) and isinstance(placed, PlacedPrompt)
-        assert isinstance(chat.conversation, Conversation)
-        *asked, answer = chat.conversation.messages
-        assert placed.prompt.messages == tuple(asked)
-        assert placed.prompt.answer == answer["content"]
+        assert not isinstance(chat, Bad) and isinstance(placed, ParsedRecord)
+        assert isinstance(chat.value, Conversation)
+        *asked, answer = chat.value.messages
+        assert placed.value.messages == tuple(asked)
+        assert placed.value.answer == answer["content"]
         assert placed.split == chat.split
-        assert placed.prompt.verifier == "answer_f1"
+        assert placed.value.verifier == "answer_f1"
         assert placed.where == chat.where
-    kinds = {placed.prompt.extra["kind"] for placed in prompts if isinstance(placed, PlacedPrompt)}
+    kinds = {placed.value.extra["kind"] for placed in prompts if isinstance(placed, ParsedRecord)}
     assert {"what", "unknown", "turns"} <= kinds
     sides: dict[str, set[str]] = {}
     for placed in prompts:
-        assert isinstance(placed, PlacedPrompt)
-        sides.setdefault(placed.prompt.extra["about"], set()).add(placed.split)
+        assert isinstance(placed, ParsedRecord)
+        sides.setdefault(placed.value.extra["about"], set()).add(placed.split)
     assert all(len(side) == 1 for side in sides.values()), "one function, one side"
 
 
@@ -62,7 +67,7 @@ def test_they_are_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     prepared = prepare(made, tokenizer)
     facts = prepared.manifest.prompts
     assert facts is not None
-    book = read_book(prepared.folder / facts.book)
+    metadata = read_metadata(prepared.folder / facts.book)
     expected = {
         json.dumps(one.record["messages"][:-1]): (
             one.record["messages"][-1]["content"],
@@ -70,8 +75,8 @@ def test_they_are_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         )
         for one in some
     }
-    found = {json.dumps(list(one.messages)): (one.answer, one.split) for one in book.values()}
-    assert found == expected and len(book) == len(some) > 300
+    found = {json.dumps(list(one.messages)): (one.answer, one.split) for one in metadata.values()}
+    assert found == expected and len(metadata) == len(some) > 300
     assert {split for _, split in expected.values()} == {"train", "validation"}
     splits = [split for split, _ in stored_rows(prepared)]
     assert facts.prompts == splits.count("train") == len(some) - splits.count("validation")
@@ -86,5 +91,5 @@ def test_they_are_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     prepared = prepare(other, tokenizer)
     assert prepared.folder != again.folder
     assert {
-        prompt.verifier for prompt in read_book(prepared.folder / "prompts.jsonl").values()
+        prompt.verifier for prompt in read_metadata(prepared.folder / "prompts.jsonl").values()
     } == {"contains"}

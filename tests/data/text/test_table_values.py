@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raymill.data.chat.records import ChatReading
+from raymill.data.chat.kind import ChatParser
 from raymill.data.text.sources import InputRange
 
 
@@ -49,7 +49,7 @@ def test_columns_that_hold_json(tmp_path: Path) -> None:
         pq.write_table(pa.table(columns), path)
         size, changed = path.stat().st_size, path.stat().st_mtime_ns
         piece = InputRange(path.name, str(path), "parquet", "train", 0, size, size, changed, 0, 1)
-        found += ChatReading(None, None, 0.1, 0).read(piece, hashlib.sha256())
+        found += ChatParser(group_column=None, fraction=0.1, seed=0).read(piece, hashlib.sha256())
     for one in found[:2]:
         assert one.conversation.messages == tuple(said) and one.conversation.tools == tuple(tools)
     assert found[2].cause == "unread" and "'loss_mask'" in found[2].why

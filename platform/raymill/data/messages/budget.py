@@ -1,13 +1,12 @@
-"""How much work a chat template may do: counted in steps, so that every machine refuses the same.
+"""A limit on the work of a chat template, counted in steps, so that every machine refuses the same templates.
 
-A step takes about a microsecond: a turn of a loop, an operator, a third of a call, 64 characters
-or 4 items of a list that are read or made. Work is charged before it is done, so that nothing
-large is ever built.
+A step takes about a microsecond: an iteration of a loop, an operator, a third of a call, 64 characters or 4
+items of a list that are read or made. Work is charged before it is done, so that nothing large is ever built.
 """
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, KeysView, ValuesView
+from collections.abc import ItemsView, KeysView, Sequence, ValuesView
 from typing import Any
 
 from jinja2.exceptions import TemplateRuntimeError
@@ -20,17 +19,20 @@ MAX_NESTING = 100  # lists within lists; read_conversation allows 64 within a me
 MAX_INTEGER_BITS = 4096
 MAX_OUTPUT_CHARACTERS = 16 * 2**20
 
+# A value that a template computes, or that is passed to it: Jinja's own signatures have no narrower type.
+Value = Any
+
 _SIZED = (list, tuple, dict, range, KeysView, ValuesView, ItemsView)
 _CHARACTERS = 6  # log2 of what one step covers
 _ITEMS = 2
 
 
 class OverBudgetError(TemplateRuntimeError):
-    """The template wants to do more than is allowed. Not caught by anything within Jinja."""
+    """The template exceeds its budget. Nothing within Jinja catches this error."""
 
 
 class Budget:
-    """What is left for one rendering."""
+    """The remaining work of one rendering."""
 
     def __init__(self) -> None:
         self.renew()
@@ -63,8 +65,8 @@ class Budget:
             raise OverBudgetError(f"its macros call each other more than {MAX_CALLS_DEEP} deep")
         self.charge(3)
 
-    def shallow(self, value: Any) -> None:
-        """Charge for a value's own length, not for what a list holds."""
+    def shallow(self, value: object) -> None:
+        """Charge for a value's own length, not for the values within a list."""
         if isinstance(value, str):
             self.characters(len(value))
         elif isinstance(value, _SIZED):
@@ -72,11 +74,10 @@ class Budget:
         else:
             self.charge(1)
 
-    def deep(self, value: Any, times: int = 1) -> None:
+    def deep(self, value: object, times: int = 1) -> None:
         """Charge for everything within a value, each time that it is reached.
 
-        A list that holds itself twice, and so on, is short and prints endlessly; the walk ends
-        when the budget does.
+        A list that contains itself is short but prints endlessly; the walk ends when the budget does.
         """
         if isinstance(value, str):
             self.charge(times * (1 + (len(value) >> _CHARACTERS)))
@@ -84,9 +85,9 @@ class Budget:
         if value is None or isinstance(value, int | float):
             self.charge(times)
             return
-        level = [value]
+        level: list[object] = [value]
         for _ in range(MAX_NESTING):
-            below: list[Any] = []
+            below: list[object] = []
             for item in level:
                 if isinstance(item, str):
                     self.charge(times * (1 + (len(item) >> _CHARACTERS)))
@@ -100,8 +101,8 @@ class Budget:
         raise OverBudgetError(f"it nests lists more than {MAX_NESTING} deep")
 
 
-def _inside(value: Any) -> Any:
-    """What a container holds; nothing for all else."""
+def _inside(value: object) -> Sequence[object]:
+    """Return the values within a container, or nothing for other values."""
     if isinstance(value, dict):
         return [*value.keys(), *value.values()]
     if isinstance(value, list | tuple | range):

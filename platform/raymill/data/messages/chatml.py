@@ -1,8 +1,7 @@
-"""Raymill's own chat templates: ChatML, with what the assistant writes marked as such, and a brief one.
+"""Raymill's own chat templates: ChatML, with the assistant's text marked, and a brief one for small models.
 
-Each turn is `<|im_start|>role`, a newline, the content exactly as it was given, `<|im_end|>`, a
-newline. Tools are described and called, and thoughts are written, as Qwen does. There is no default
-system prompt.
+Each turn is `<|im_start|>role`, a newline, the content exactly as in the message, `<|im_end|>`, a newline.
+Tools, tool calls and thinking have Qwen's form. There is no default system prompt.
 """
 
 from __future__ import annotations
@@ -54,7 +53,8 @@ CHATML = r"""
 {%- endif -%}
 """
 
-# For small models that are trained for minutes: three tokens a turn where ChatML has ten. Without tools.
+# A template for small models that are trained for minutes: three tokens per turn instead of ChatML's ten, and
+# no tools.
 BRIEF = r"""
 {%- for message in messages -%}
     {{- '<|' + message.role + '|>' -}}

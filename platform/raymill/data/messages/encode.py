@@ -1,14 +1,13 @@
-"""Conversations to token ids with a mask of what is learned: the assistant's words and the token
-that ends its turn.
+"""Encode conversations as token ids with a mask of the learned ones: the assistant's text and end of turn.
 
-The prompt at generation is encoded by the same code, with the tokens that were really generated in
-their places, so a model is asked in the form in which it was trained.
+Prompts for generation are encoded by the same code, with generated turns as the tokens that were generated,
+so a model is prompted in the form in which it was trained.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,15 +15,21 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from raymill.data.messages.completeness import missing_from_context, missing_from_turn
 from raymill.data.messages.conversation import Conversation, Problem
 from raymill.data.messages.guard import RESERVED
-from raymill.data.messages.pieces import Piece, SegmentEncoder, special_ids
-from raymill.data.messages.probes import ANSWER, EXCHANGES, calling
+from raymill.data.messages.keys import JsonObject, Record
 from raymill.data.messages.problems import Refused
-from raymill.data.messages.template import ChatTemplate, Segment, UnaskedError
+from raymill.data.messages.segment_encoder import EncodedSegment, SegmentEncoder, special_ids
+from raymill.data.messages.template import ChatTemplate, PromptMismatchError, RenderedSegment
+from raymill.data.messages.template_probes import (
+    ANSWER,
+    PROBES,
+    TurnParser,
+    build_turn_parser,
+    tool_call_probe,
+)  # fmt: skip
 from raymill.data.messages.thinking import Thinking, check_thought, thought_in, without_thinking
-from raymill.data.messages.turns import TurnForm, turn_form
-from raymill.data.messages.written import ungiven, unwritten
 from raymill.errors import DataError
 
 if TYPE_CHECKING:
@@ -33,37 +38,39 @@ if TYPE_CHECKING:
 __all__ = ["ChatEncoder", "EncodedChat", "special_ids"]
 
 TrainOn = Literal["all", "last"]
-
 _OPENING = re.compile(r"\s*<think>")
 
 
 @dataclass(frozen=True)
 class EncodedChat:
-    """A conversation's ids [n], whether each is learned [n], the UTF-8 bytes of text behind each [n]
-    (special tokens: 0), and whether each was written by the assistant in a turn that is learned, its
-    thinking included where that isn't learned [n]. The first token is never learned: nothing
-    predicts it."""
+    """A conversation's token ids [n], with three properties of each token.
+
+    `learned` [n] tells whether it is learned; `token_bytes` [n] counts the UTF-8 bytes of its text (0 for
+    special tokens); `by_assistant` [n] tells whether the assistant wrote it in a learned turn, thinking
+    included where that isn't learned. The first token is never learned: no token precedes it, so nothing
+    predicts it.
+    """
 
     ids: NDArray[np.uint32]
     learned: NDArray[np.bool_]
     token_bytes: NDArray[np.uint32]
-    spoken: NDArray[np.bool_]
+    by_assistant: NDArray[np.bool_]
 
 
 class _LeftOutError(DataError):
-    """The template doesn't write something that a message holds."""
+    """The template leaves out a part of a message."""
 
 
 class ChatEncoder:
     """Encodes conversations with one tokenizer and one template.
 
-    `end_of_turn_id`: the special token that ends the assistant's turns; `call_end_ids`: those that end its
-    turns with calls of tools, where these end otherwise; `stop_ids`: all of them, and `end_of_text_id` where
-    that is known. The tokenizer is copied, not changed.
+    `end_of_turn_id` is the special token that ends the assistant's turns; `call_end_ids` are those that end
+    its turns with tool calls, where they end differently; `stop_ids` are all of these, and `end_of_text_id`
+    if it is known. The tokenizer is copied, not changed.
 
     Raises:
-        DataError: the template fails on a user's and an assistant's message, or the assistant's
-        turn doesn't end with a learned special token, so that a model could never learn to stop.
+        DataError: the template fails on a user's and an assistant's message, or the assistant's turn doesn't
+        end with a learned special token, so that a model could never learn to stop.
     """
 
     def __init__(
@@ -82,10 +89,10 @@ class ChatEncoder:
         train_on: TrainOn = "all",
         thinking: Thinking = "learn",
     ) -> list[EncodedChat | Problem]:
-        """Every conversation encoded, or why it can't be. Segments of all are encoded together.
+        """Encode each conversation, or return why it can't be encoded; all segments are encoded in one batch.
 
-        `thinking`: what the assistant thought is learned, stands there without being learned, or
-        is left out of the messages.
+        `thinking`: the assistant's thinking is learned, or masked (in the text, but not learned), or dropped
+        from the messages.
 
         Causes: `template`, `special_text`, `boundary`, `unpredicted`, `empty`, `no_assistant`.
         """
@@ -97,72 +104,72 @@ class ChatEncoder:
             if isinstance(segments, Problem):
                 results.append(segments)
                 continue
-            pieces = next(encoded)
+            tokens = next(encoded)
             results.append(
-                pieces if isinstance(pieces, Problem) else self._assembled(segments, pieces)
+                tokens if isinstance(tokens, Problem) else self._assembled(segments, tokens)
             )
         return results
 
     def prompt_ids(
         self,
-        messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        spoken: Sequence[Sequence[int]] = (),
+        messages: Sequence[Record],
+        tools: Sequence[Record] | None = None,
+        generated: Sequence[Sequence[int]] = (),
     ) -> list[int]:
-        """Ids up to and including the prompt for the assistant's next turn.
+        """Return the ids up to and including the generation prompt for the assistant's next turn.
 
-        `spoken[i]`: the tokens that were generated as the assistant's turn i, its end included;
-        they are put in place of that turn as they are. What other turns spell as special tokens is
-        text.
+        `generated[i]` are the tokens that were generated as the assistant's turn i, its end included; they
+        replace that turn as they are. Special tokens that other messages spell are encoded as text.
 
         Raises:
-            DataError: the template fails, or a turn in `spoken` can't be told apart; a message
+            DataError: the template fails, or a generated turn can't be located in its rendering; a message
             contains a noncharacter (U+FDD0 to U+FDEF).
         """
         guard = self._segments.guard
-        asked = [guard.broken_message(one) for one in _without_reserved(messages, len(spoken))]
-        segments = self._template.prompt(asked, guard.broken(tools), turns=len(spoken))
-        [pieces] = self._segments.encode([segments])
-        if isinstance(pieces, Problem):
-            raise DataError(f"The conversation can't be encoded: {pieces.why}.")
-        told_apart = {segment.turn for segment in segments}
-        missing = [turn for turn in range(len(spoken)) if turn not in told_apart]
+        count = len(generated)
+        escaped = [guard.escaped_message(one) for one in _without_reserved(messages, count)]
+        segments = self._template.prompt(escaped, guard.escaped(tools), turns=count)
+        [encoded] = self._segments.encode([segments])
+        if isinstance(encoded, Problem):
+            raise DataError(f"The conversation can't be encoded: {encoded.why}.")
+        located = {segment.turn for segment in segments}
+        missing = [turn for turn in range(count) if turn not in located]
         if missing:
             raise DataError(
-                f"Generated tokens are given for turn {missing[0] + 1}, which isn't there."
+                f"There are generated tokens for turn {missing[0] + 1}, which the messages don't have."
             )
         ids: list[int] = []
-        for number, (segment, piece) in enumerate(zip(segments, pieces, strict=True)):
+        for number, (segment, tokens) in enumerate(zip(segments, encoded, strict=True)):
             turn = segment.turn
-            if turn is None or turn >= len(spoken):
-                if not _within(segments, number, len(spoken)):
-                    ids += piece.ids.tolist()
+            if turn is None or turn >= count:
+                if not _within_turn(segments, number, count):
+                    ids += tokens.ids.tolist()
             elif all(earlier.turn != turn for earlier in segments[:number]):
-                ids += spoken[turn]
+                ids += generated[turn]
         return ids
 
     def message_of(self, ids: Sequence[int]) -> dict[str, str]:
-        """The assistant's message of a turn that was generated, from its tokens without their end.
+        """Return the assistant's message of a generated turn, from its tokens without the end of the turn.
 
-        Its thinking is told apart where the turn has the form in which the template writes it.
+        Thinking is separated where the turn has the form in which the template writes it.
         """
         text = self._segments.decode(ids)
-        message = self._turn_form.read(text)
+        message = self._turn_parser.read(text)
         split = self._segments.guard.split
         return {key: "".join(split(value)[::2]) for key, value in message.items()}
 
     @cached_property
-    def _turn_form(self) -> TurnForm:
-        return turn_form(self._template)
+    def _turn_parser(self) -> TurnParser:
+        return build_turn_parser(self._template)
 
     def _rendered(
         self, conversation: Conversation, train_on: TrainOn, thinking: Thinking
-    ) -> list[Segment] | Problem:
+    ) -> list[RenderedSegment] | Problem:
         try:
             return self._checked(conversation, train_on, thinking)
         except Refused as refused:
             return refused.problem
-        except (UnaskedError, _LeftOutError) as error:
+        except (PromptMismatchError, _LeftOutError) as error:
             advice = self._advice(conversation, train_on, thinking)
             return Problem("template", f"{error}; {advice}")
         except DataError as error:
@@ -170,41 +177,40 @@ class ChatEncoder:
 
     def _checked(
         self, conversation: Conversation, train_on: TrainOn, thinking: Thinking
-    ) -> list[Segment]:
-        """The segments of a conversation, of which the learned hold everything that the assistant
-        wrote in their turns."""
-        messages, tools = self._broken(conversation, thinking)
-        places = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    ) -> list[RenderedSegment]:
+        """Render a conversation; the learned segments hold all that the messages of their turns hold."""
+        messages, tools = self._escaped(conversation, thinking)
+        indices = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         left_out = _left_out(conversation)
-        wanted = list(range(len(places)))[-1 if train_on == "last" else 0 :]
+        wanted = list(range(len(indices)))[-1 if train_on == "last" else 0 :]
         wanted = [turn for turn in wanted if turn not in left_out]
         if not wanted:
             raise Refused("no_assistant", _nothing_learned(conversation, train_on))
         segments = self._template.segments(messages, tools, train_on=wanted)
         for turn in wanted:
             if thinking == "mask":
-                check_thought(messages[places[turn]], places[turn] + 1)
+                check_thought(messages[indices[turn]], indices[turn] + 1)
             text = "".join(one.text for one in segments if one.turn == turn)
-            self._check_turn(messages[places[turn]], text, turn, places[turn])
-        whole = self._segments.guard.plain("".join(one.text for one in segments))
-        missing = ungiven(messages[: places[wanted[-1]]], tools, whole)
+            self._check_turn(messages[indices[turn]], text, turn, indices[turn])
+        text = self._segments.guard.plain("".join(one.text for one in segments))
+        missing = missing_from_context(messages[: indices[wanted[-1]]], tools, text)
         if missing is not None:
             raise _LeftOutError(f"The chat template leaves out {missing}")
         if thinking == "mask":
-            begin = (self._turn_form.thinking or ("", ""))[0]
+            begin = (self._turn_parser.thinking or ("", ""))[0]
             segments = [
                 one
                 if one.turn is None
-                else _masked(one, thought_in(messages[places[one.turn]]), begin)
+                else _masked(one, thought_in(messages[indices[one.turn]]), begin)
                 for one in segments
             ]
         return segments
 
-    def _check_turn(self, message: Mapping[str, Any], text: str, turn: int, index: int) -> None:
-        """Refuse a turn whose text lacks something of the message, or an end."""
+    def _check_turn(self, message: Record, text: str, turn: int, index: int) -> None:
+        """Refuse a turn whose text lacks a part of the message, or an end of turn."""
         guard = self._segments.guard
         where = f"assistant turn {turn + 1} (message {index + 1})"
-        missing = unwritten(message, guard.plain(text))
+        missing = missing_from_turn(message, guard.plain(text))
         if missing is not None:
             raise _LeftOutError(f"The chat template leaves out {missing} in {where}")
         if guard.end_of_last(text) != len(text):
@@ -214,12 +220,12 @@ class ChatEncoder:
                 "{% generation %}."
             )
 
-    def _broken(
+    def _escaped(
         self, conversation: Conversation, thinking: Thinking
-    ) -> tuple[list[dict[str, Any]], Any]:
-        """Messages, and tools, that spell no special token."""
+    ) -> tuple[list[JsonObject], Any]:
+        """Return messages and tools that spell no special token, without thinking where that is dropped."""
         guard = self._segments.guard
-        messages: Sequence[Mapping[str, Any]] = conversation.messages
+        messages: Sequence[Record] = conversation.messages
         if thinking == "drop":
             for number, message in enumerate(messages, 1):
                 check_thought(message, number)
@@ -229,13 +235,14 @@ class ChatEncoder:
                     why = f"message {number}: nothing is left of the assistant's turn but thinking"
                     raise Refused("empty", f"{why}, which data.thinking=drop leaves out")
         try:
-            return [guard.broken_message(one) for one in messages], guard.broken(conversation.tools)
+            escaped = [guard.escaped_message(one) for one in messages]
+            return escaped, guard.escaped(conversation.tools)
         except DataError as error:
             raise Refused("special_text", str(error)) from error
 
     def _advice(self, conversation: Conversation, train_on: TrainOn, thinking: Thinking) -> str:
-        """Return what to do about a conversation that the template doesn't write: what was tried and helps."""
-        helping = ""
+        """Return advice on a conversation that the template can't write: settings that were tried and help."""
+        remedy = ""
         ways: list[tuple[TrainOn, Thinking, str]] = [
             ("last", thinking, "data.train_on=last"),
             (train_on, "drop", "data.thinking=drop"),
@@ -246,37 +253,38 @@ class ChatEncoder:
                 self._checked(conversation, learned, thoughts)
             except (DataError, Refused):
                 continue
-            helping = f"set {setting}, or "
+            remedy = f"set {setting}, or "
             break
-        return f"{helping}use a template that writes it, as data.template=chatml does."
+        return f"{remedy}use a template that writes it, as data.template=chatml does."
 
     def _assembled(
-        self, segments: Sequence[Segment], pieces: Sequence[Piece]
+        self, segments: Sequence[RenderedSegment], encoded: Sequence[EncodedSegment]
     ) -> EncodedChat | Problem:
-        lengths = [len(piece.ids) for piece in pieces]
-        spoken = np.repeat([segment.learned for segment in segments], lengths)
+        lengths = [len(tokens.ids) for tokens in encoded]
+        by_assistant = np.repeat([segment.learned for segment in segments], lengths)
         thought = np.concatenate(
-            [self._segments.within(*pair) for pair in zip(segments, pieces, strict=True)]
+            [self._segments.within_thought(*pair) for pair in zip(segments, encoded, strict=True)]
         )
         chat = EncodedChat(
-            np.concatenate([piece.ids for piece in pieces]),
-            spoken & ~thought,
-            np.concatenate([piece.token_bytes for piece in pieces]),
-            spoken,
+            np.concatenate([tokens.ids for tokens in encoded]),
+            by_assistant & ~thought,
+            np.concatenate([tokens.token_bytes for tokens in encoded]),
+            by_assistant,
         )
         if not chat.learned.any():
             return Problem("template", "no token is the assistant's")
-        if chat.spoken[0]:
+        if chat.by_assistant[0]:
             return Problem(
-                "unpredicted", "the rendering begins with the assistant's text: nothing predicts it"
+                "unpredicted",
+                "the rendering begins with the assistant's text, which nothing predicts",
             )
         return chat
 
     def _find_end_of_turn(self) -> int:
-        for probe in EXCHANGES:
+        for probe in PROBES:
             try:
                 segments = self._checked(probe, "all", "learn")
-            except (UnaskedError, _LeftOutError) as error:
+            except (PromptMismatchError, _LeftOutError) as error:
                 unusable = error
                 continue
             [chat] = self.encode([probe])
@@ -290,66 +298,72 @@ class ChatEncoder:
         return self._end_of_answer(unusable)
 
     def _find_call_ends(self) -> tuple[int, ...]:
-        """The end of a turn with calls whose results follow, and of one that is the last; with two calls in it
-        where the template takes them, since a token that ends each of them doesn't end the turn."""
-        found: dict[int, None] = {}
+        """Return the tokens that end a turn with tool calls, followed by results or as the last turn.
+
+        The turn has two calls where the template takes them: a token that ends each call doesn't end the turn.
+        """
+        ends: dict[int, None] = {}
         for answered in (True, False):
             turn = self._calling_turn(2, answered) or self._calling_turn(1, answered)
             if turn and turn[-1] not in (self.end_of_turn_id, *turn[:-1]):
-                found[turn[-1]] = None
-        return tuple(found)
+                ends[turn[-1]] = None
+        return tuple(ends)
 
     def _calling_turn(self, count: int, answered: bool) -> list[int]:
-        """Ids of a turn with that many calls, last or `answered`; none where the template doesn't write it."""
+        """Return the ids of a turn with that many calls, or none if the template can't write it."""
         try:
-            segments = self._checked(calling(count, answered), "all", "learn")
+            segments = self._checked(tool_call_probe(count, answered), "all", "learn")
         except (DataError, Refused):
             return []
-        [pieces] = self._segments.encode([segments])
-        if isinstance(pieces, Problem):
+        [encoded] = self._segments.encode([segments])
+        if isinstance(encoded, Problem):
             return []
-        mine = [p.ids for one, p in zip(segments, pieces, strict=True) if one.turn == 0]
-        return [] if not mine else np.concatenate(mine).tolist()
+        ids = [
+            tokens.ids
+            for segment, tokens in zip(segments, encoded, strict=True)
+            if segment.turn == 0
+        ]
+        return np.concatenate(ids).tolist() if ids else []
 
     def _end_of_answer(self, unusable: DataError) -> int:
-        """The special token that follows an answer, in a template that can be asked and not learned."""
+        """Return the special token behind an answer, for a template that can only be used for generation."""
         answer = str(ANSWER["content"])
-        _, found, behind = self._template.text(EXCHANGES[0].messages).rpartition(answer)
+        _, separator, behind = self._template.text(PROBES[0].messages).rpartition(answer)
         texts = self._segments.guard.split(behind)
-        if not found or len(texts) == 1:
+        if not separator or len(texts) == 1:
             raise unusable
-        # Several may end a turn together, without text between them.
+        # Several special tokens may end a turn together: the last before any further text counts.
         last = next((n for n in range(2, len(texts), 2) if texts[n]), len(texts) - 1) - 1
         return self._segments.special_ids[texts[last]]
 
 
-def _masked(segment: Segment, thought: str, begin: str) -> Segment:
-    """A segment of which a thought isn't learned. `begin`: what the template writes before one."""
+def _masked(segment: RenderedSegment, thought: str, begin: str) -> RenderedSegment:
+    """Return a segment whose thought isn't learned; `begin` is the template's text before a thought."""
     if not thought or not segment.learned:
         return segment
-    # What stands before a thought may spell the same: `think`, or the name of a channel.
+    # The text before a thought may contain the same words: `think`, or the name of a channel.
     opened = _OPENING.match(segment.text)
     done = len(begin) if segment.text.startswith(begin) else opened.end() if opened else 0
-    # As words of their own, if they are: a short thought may also be found within another word.
-    found = re.compile(rf"(?<!\w){re.escape(thought)}(?!\w)").search(segment.text, done)
-    start = found.start() if found else segment.text.find(thought, done)
+    # Whole words are tried first, since a short thought may also occur within another word.
+    match = re.compile(rf"(?<!\w){re.escape(thought)}(?!\w)").search(segment.text, done)
+    start = match.start() if match else segment.text.find(thought, done)
     if start < 0:
         raise _LeftOutError(f"The chat template changes a thought, {thought[:40]!r}")
     return replace(segment, thought=(start, start + len(thought)))
 
 
 def _left_out(conversation: Conversation) -> set[int]:
-    """Assistant's turns from which nothing is learned: those given, and those of weight 0."""
-    spoken = [i for i, m in enumerate(conversation.messages) if m["role"] == "assistant"]
+    """Return the assistant's turns that aren't learned: those of the prompt, and those of weight 0."""
+    indices = [i for i, m in enumerate(conversation.messages) if m["role"] == "assistant"]
     return {
         turn
-        for turn, index in enumerate(spoken)
-        if index < conversation.given or conversation.messages[index].get("weight") == 0
+        for turn, index in enumerate(indices)
+        if index < conversation.prompt_length or conversation.messages[index].get("weight") == 0
     }
 
 
 def _nothing_learned(conversation: Conversation, train_on: TrainOn) -> str:
-    """Say which turns are left out, and what would change that."""
+    """Return which turns aren't learned, and how to change that."""
     turns = sum(message["role"] == "assistant" for message in conversation.messages)
     if train_on == "last" and len(_left_out(conversation)) < turns:
         return (
@@ -359,15 +373,18 @@ def _nothing_learned(conversation: Conversation, train_on: TrainOn) -> str:
     return "all of the assistant's turns have weight 0; give one another, or leave the record out"
 
 
-def _without_reserved(messages: Sequence[Mapping[str, Any]], spoken: int) -> list[dict[str, Any]]:
-    """Messages without nulls, as transformers renders them; the text of turns whose tokens are at
-    hand may have decoded to anything."""
+def _without_reserved(messages: Sequence[Record], generated: int) -> list[JsonObject]:
+    """Return messages without nulls, as transformers renders them.
+
+    In generated turns, which are replaced by their tokens, noncharacters are replaced: a model may write any
+    text.
+    """
     cleaned = []
     turn = 0
     for message in messages:
         copy = {key: value for key, value in message.items() if value is not None}
         if copy.get("role") == "assistant":
-            for key in ("content", "reasoning_content") if turn < spoken else ():
+            for key in ("content", "reasoning_content") if turn < generated else ():
                 if isinstance(copy.get(key), str):
                     copy[key] = RESERVED.sub("\ufffd", copy[key])
             turn += 1
@@ -375,8 +392,8 @@ def _without_reserved(messages: Sequence[Mapping[str, Any]], spoken: int) -> lis
     return cleaned
 
 
-def _within(segments: Sequence[Segment], number: int, spoken: int) -> bool:
-    """Whether a segment stands between two of one turn that is replaced as a whole."""
+def _within_turn(segments: Sequence[RenderedSegment], number: int, generated: int) -> bool:
+    """Tell whether a segment is between two segments of one generated turn, which is replaced as a whole."""
     before = {segment.turn for segment in segments[:number] if segment.turn is not None}
     after = {segment.turn for segment in segments[number + 1 :]}
-    return any(turn in after for turn in before if turn < spoken)
+    return any(turn in after for turn in before if turn < generated)

@@ -1,7 +1,7 @@
-"""The chat template that lies in a Hugging Face folder beside its tokenizer.
+"""Read the chat template of a Hugging Face folder, next to its tokenizer.
 
-Read as `transformers` reads it (`chat_template.jinja` wins over `tokenizer_config.json`), but
-without importing it: a folder is a few JSON files.
+It is found by the rule of `transformers` (`chat_template.jinja` wins over `tokenizer_config.json`), which isn't
+imported for it: a folder is a few JSON files.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 from raymill.data.messages.conversation import Problem
 from raymill.data.messages.encode import ChatEncoder
-from raymill.data.messages.probes import EXCHANGES
 from raymill.data.messages.template import ChatTemplate
+from raymill.data.messages.template_probes import PROBES
 from raymill.data.store.manifest import read_tokenizer
 from raymill.data.text.control_tokens import named_stops
 from raymill.data.text.special_tokens import apply_settings
@@ -25,9 +25,9 @@ TEMPLATE_NAME = "chat_template.jinja"
 
 
 def load_chat_encoder(folder: Path) -> ChatEncoder | None:
-    """The encoder of a model's own chat template, or None if its folder has none.
+    """Return the encoder of a model's own chat template, or None if its folder has none.
 
-    It stops where the folder's model is said to.
+    Its `stop_ids` include those that the folder's generation settings name.
 
     Raises:
         DataError: the template or the tokenizer can't be read, or they don't go together.
@@ -48,27 +48,30 @@ def load_chat_encoder(folder: Path) -> ChatEncoder | None:
         encoder = ChatEncoder(tokenizer, ChatTemplate(source, variables))
     except DataError as error:
         raise DataError(f"{folder}: {error}") from error
+    # Models may stop at more tokens than the template's end of turn, which only their settings name.
     encoder.stop_ids |= frozenset(named_stops(folder, tokenizer))
     return encoder
 
 
 def closing_ids(encoder: ChatEncoder) -> tuple[int, ...]:
-    """Tokens that a template writes after the end of the assistant's last turn, a new line for instance."""
-    [chat] = encoder.encode(EXCHANGES[:1])
-    assert not isinstance(chat, Problem)
+    """Return the tokens that a template writes after the end of the assistant's last turn, as a new line."""
+    # The template is rendered once, since nothing else tells what it writes last.
+    [chat] = encoder.encode(PROBES[:1])
+    assert not isinstance(chat, Problem), f"the encoder was built with this conversation: {chat}"
     return tuple(chat.ids[int(chat.learned.nonzero()[0][-1]) + 1 :].tolist())
 
 
 def own_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
-    """The chat template that a Hugging Face folder carries, in either of its two places."""
+    """Return the chat template of a Hugging Face folder, from its own file or from the tokenizer's settings."""
     path = folder / TEMPLATE_NAME
     if is_file(path):
         return _text(path)
-    found = settings.get("chat_template")
-    if isinstance(found, list):  # several by name, as in [{"name": "default", "template": …}, …]
-        named = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}
-        found = named.get("default")
-    return found if isinstance(found, str) else None
+    template = settings.get("chat_template")
+    # A folder may have several templates: [{"name": "default", "template": …}, …].
+    if isinstance(template, list):
+        named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
 
 
 def _text(path: Path) -> str:

@@ -1,11 +1,11 @@
-"""What people wrote never becomes a control token.
+"""Protection against forged control tokens: text of messages never becomes one.
 
-A message may spell `<|im_end|>`. Before it is rendered, a noncharacter is put into every such
-spelling; what the regex over the special tokens finds in the rendering afterwards was written by
-the template, and all else is ordinary text, from which the noncharacter is taken out again.
+A message may spell `<|im_end|>`. Before it is rendered, a noncharacter is inserted into every such spelling.
+Special tokens that a regex finds in the rendering afterward were therefore written by the template; everything
+else is ordinary text, from which the noncharacter is removed again.
 
-Tokens that a tokenizer adds without calling them special (Qwen's `<think>`) are left alone: models
-are meant to write those. Where `<think>` and `</think>` are special, an assistant's own stay so.
+Tokens that a tokenizer adds without marking them special (Qwen's `<think>`) are left alone, since models are
+meant to write them. Where `<think>` and `</think>` are special, those of the assistant's messages stay special.
 """
 
 from __future__ import annotations
@@ -14,78 +14,84 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from raymill.data.messages.keys import JsonObject, Record
 from raymill.data.messages.thinking import MARK
 from raymill.errors import DataError
 
-# Unicode's noncharacters U+FDD0 to U+FDEF are for a program's own use and occur in no text.
-SPOKEN_BEGIN = "\ufdd0"
-SPOKEN_END = "\ufdd1"
+# Unicode reserves the noncharacters U+FDD0 to U+FDEF for use within programs: they occur in no text.
+ASSISTANT_BEGIN = "\ufdd0"
+ASSISTANT_END = "\ufdd1"
 BREAK = "\ufdd2"
 RESERVED = re.compile("[\ufdd0-\ufdef]")
 
 
 class Guard:
-    """Knows a tokenizer's special tokens, longest first, as `tokenizers` matches them."""
+    """Finds and escapes a tokenizer's special tokens, longest first, as `tokenizers` matches them."""
 
     def __init__(self, special_tokens: Sequence[str]) -> None:
+        # Where one token is a prefix of another, `tokenizers` matches the longer one.
         longest_first = sorted(set(special_tokens) - {""}, key=lambda token: (-len(token), token))
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        # With a group, re.split also returns the separators.
         self._splitter = re.compile(f"({self._pattern.pattern})")
 
-    def broken(self, value: Any) -> Any:
-        """A copy of messages or tools in which no text, keys included, spells a special token.
+    def escaped(self, value: Any) -> Any:
+        """Return a copy of messages or tools in which no text or key spells a special token.
 
         Raises:
             DataError: a noncharacter (U+FDD0 to U+FDEF), something that isn't JSON, or a special
-            token of a single character, which can't be broken.
+            token of a single character, which can't be escaped.
         """
         if value is None or isinstance(value, bool | int | float):
             return value
         if isinstance(value, str):
-            return self._broken_text(value)
+            return self._escaped_text(value)
         if isinstance(value, Mapping):
-            return {self.broken(key): self.broken(item) for key, item in value.items()}
+            return {self.escaped(key): self.escaped(item) for key, item in value.items()}
         if isinstance(value, Sequence):
-            return [self.broken(item) for item in value]
-        raise DataError(f"A message holds {type(value).__name__}, expected only what JSON has.")
+            return [self.escaped(item) for item in value]
+        raise DataError(
+            f"A message holds a value of type {type(value).__name__}, which JSON doesn't have."
+        )
 
-    def broken_message(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """As `broken`; what an assistant wrote keeps the marks of its thoughts.
+    def escaped_message(self, message: Record) -> JsonObject:
+        """Return a copy of one message like `escaped`, in which an assistant's thinking keeps its marks.
 
         Raises:
-            DataError: as `broken`.
+            DataError: as `escaped`.
         """
-        copy: dict[str, Any] = self.broken(message)
+        copy: JsonObject = self.escaped(message)
         if copy.get("role") == "assistant" and isinstance(content := message.get("content"), str):
+            # Marks of thinking may be special tokens, which an assistant's own message may contain.
             parts = MARK.split(content)
-            parts[::2] = [self._broken_text(part) for part in parts[::2]]
+            parts[::2] = [self._escaped_text(part) for part in parts[::2]]
             copy["content"] = "".join(parts)
         return copy
 
     def split(self, text: str) -> list[str]:
-        """Ordinary text and special tokens in turns, beginning and ending with (maybe no) text."""
+        """Split a text into ordinary text (or "") and special tokens, alternating, text first and last."""
         return self._splitter.split(text)
 
     def plain(self, text: str) -> str:
-        """A text without its special tokens, an object replacement character in place of each."""
+        """Return a text with an object replacement character in place of each special token."""
         return self._pattern.sub("\ufffc", text)
 
     def end_of_last(self, text: str) -> int | None:
-        """Where the last special token in a text ends, or None."""
+        """Return the index behind the last special token in a text, or None."""
         end = None
-        for found in self._pattern.finditer(text):
-            end = found.end()
+        for match in self._pattern.finditer(text):
+            end = match.end()
         return end
 
-    def _broken_text(self, text: str) -> str:
-        if (found := RESERVED.search(text)) is not None:
+    def _escaped_text(self, text: str) -> str:
+        if (match := RESERVED.search(text)) is not None:
             raise DataError(
-                f"A message contains U+{ord(found.group()):04X}, a noncharacter that Unicode keeps "
+                f"A message contains U+{ord(match.group()):04X}, a noncharacter that Unicode keeps "
                 "for internal use, as Raymill does."
             )
-        # Again, because a special token may have overlapped one that was broken.
+        # A special token may have overlapped one that was escaped, so the search is repeated.
         while self._pattern.search(text):
-            if any(len(found.group()) == 1 for found in self._pattern.finditer(text)):
+            if any(len(match.group()) == 1 for match in self._pattern.finditer(text)):
                 raise DataError("A message spells a special token that is a single character.")
-            text = self._pattern.sub(lambda found: found[0][0] + BREAK + found[0][1:], text)
+            text = self._pattern.sub(lambda match: match[0][0] + BREAK + match[0][1:], text)
         return text

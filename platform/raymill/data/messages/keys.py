@@ -1,7 +1,7 @@
-"""Keys that data sets have beside what is read: harmless ones, ones that would change what is learned, and
-all others, which are told.
+"""Keys of records that nothing reads: harmless ones, ones that change what is learned, and all others.
 
-A value that is empty (null, blank text, a list or an object of such) says nothing, whatever its key.
+Harmless keys are ignored, those that would change what is learned are refused, and all others are reported. An
+empty value (null, blank text, a list or an object of such) is ignored whatever its key.
 """
 
 from __future__ import annotations
@@ -16,18 +16,24 @@ __all__ = [
     "COLUMN",
     "MEDIA",
     "THINKING",
+    "JsonObject",
+    "Record",
     "UnusedKeys",
     "is_empty",
     "refuse_altering",
     "unread_names",
 ]
 
+# JSON from outside, whose values are checked where they are read, and JSON that was checked.
+Record = Mapping[str, Any]
+JsonObject = dict[str, Any]
+
 THINKING = ("reasoning_content", "thinking", "reasoning")
 MEDIA = ("image", "images", "image_url", "video", "videos", "audio", "audios", "input_audio")
 COLUMN = "column"
-NAME_CHARACTERS = 60  # of an unknown key, in what is told
+NAME_CHARACTERS = 60  # of an unknown key in a report
 
-# Where a record or a message is from, what it is about, and how others rated it.
+# Keys for the origin, the topic and the ratings of a record or a message.
 _HARMLESS = frozenset((
     "id", "idx", "index", "uuid", "guid", "key", "qid", "hash", "split", "subset", "version",
     "seed", "number", "turn", "turns", "num_turns", "length", "num_tokens", "token_count",
@@ -57,19 +63,19 @@ _HARMLESS_PATTERN = re.compile(
 )
 
 _UNSEEN = (
-    "isn't empty, and a language model doesn't see it; remove it where the answers don't need it"
+    "isn't empty, but a language model doesn't see it; remove it where the answers don't need it"
 )
 _TEMPLATE = (
-    "changes what a template writes, and templates get messages and tools alone; remove it, or use a "
-    "template (data.template) that writes what it asks for"
+    "changes what a template writes, but templates get only messages and tools; remove it, or use a template "
+    "(data.template) that writes it"
 )
-_MASK = "says which tokens are learned, which is read from the turns' weight alone; remove it"
+_MASK = "selects learned tokens, which only the turns' weight does here; remove it"
 _RENAME = "weighs what is learned, but isn't read; rename it to 'weight', or remove it"
-# Key → why it mustn't be there, by what holds it: a prompt's record, any other record, a message.
+# Key → the reason to refuse it in a prompt's record, in any other record, and in a message.
 _OF_PROMPTS: dict[str, str] = {
     **dict.fromkeys(MEDIA, _UNSEEN),
     **dict.fromkeys(("chat_template_kwargs", "enable_thinking", "reasoning_effort"), _TEMPLATE),
-    "functions": "says what may be called, but isn't read; give it as 'tools'",
+    "functions": "defines tools, but isn't read; give it as 'tools'",
 }
 _OF_RECORDS = {
     **_OF_PROMPTS,
@@ -85,14 +91,14 @@ _OF_RECORDS = {
 _OF_MESSAGES = {
     **_OF_PROMPTS,
     "train_detail": "learns parts of a turn, but turns are learned whole or not at all; remove it",
-    "refusal": "is what the assistant said in place of its content; make it the content",
-    "tools": "says what may be called, but isn't read there; give it beside the messages",
+    "refusal": "replaces the assistant's content; make it the content",
+    "tools": "defines tools, but isn't read in a message; give it as a column of the record",
     "prefix": "makes the content the beginning of an answer; remove it",
     "partial": "makes the content the beginning of an answer; remove it",
 }
 _ALTERING = {"prompt": _OF_PROMPTS, "record": _OF_RECORDS, "message": _OF_MESSAGES}
 _WEIGHTS = frozenset(key for key, why in _OF_RECORDS.items() if why == _RENAME)
-_SWITCHES = frozenset(("prefix", "partial"))  # say nothing where they are false
+_SWITCHES = frozenset(("prefix", "partial"))  # ignored where they are false
 _THOUGHT = re.compile("think|thought|reasoning")
 
 
@@ -104,51 +110,56 @@ class UnusedKeys:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """As `column 'x'`, `message key 'x'`, …, in the order in which they were found."""
+        """The names, as `column 'x'` or `message key 'x'`, in the order in which they were noted."""
         return tuple(self._names)
 
-    def note(self, holder: Mapping[Any, Any], read: Collection[str], what: str) -> None:
-        """Name the keys of a `what` that aren't `read`, empty or harmless; those that `refuse_altering` looks
-        at have passed."""
-        passed = _OF_RECORDS if what == COLUMN else _OF_MESSAGES
+    def note(self, holder: Record, read: Collection[str], what: str) -> None:
+        """Note the keys of a holder (named `what`) that are neither read, nor harmless, nor empty.
+
+        Keys that `refuse_altering` checks aren't noted either: those that are left have passed it.
+        """
+        checked = _OF_RECORDS if what == COLUMN else _OF_MESSAGES
         for key, value in holder.items():
-            said_nothing = key in read or key in passed or _is_harmless(key) or is_empty(value)
-            if not said_nothing:
+            ignored = key in read or key in checked or _is_harmless(key) or is_empty(value)
+            if not ignored:
                 self._names[_named(what, key)] = None
 
 
 def unread_names(keys: Iterable[str], read: Collection[str]) -> tuple[str, ...]:
-    """The names of those columns that are neither `read` nor harmless, as `UnusedKeys` has them."""
+    """Return the names of the columns that are neither `read` nor harmless, as `UnusedKeys` has them."""
     return tuple(_named(COLUMN, key) for key in keys if key not in read and not _is_harmless(key))
 
 
 def is_empty(value: object) -> bool:
-    """Tell whether a value says nothing: null, blank text, lists and objects of such."""
-    left = [value]
-    while left:
-        one = left.pop()
-        if isinstance(one, str):
-            if one.strip():
+    """Tell whether a value is empty: null, blank text, or a list or object of such."""
+    # A loop rather than recursion: values may be nested deeper than Python's stack.
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, str):
+            if item.strip():
                 return False
-        elif isinstance(one, Mapping):
-            left.extend(one.values())
-        elif isinstance(one, Sequence) and not isinstance(one, bytes | bytearray):
-            left.extend(one)
-        elif one is not None:
+        elif isinstance(item, Mapping):
+            pending.extend(item.values())
+        elif isinstance(item, Sequence) and not isinstance(item, bytes | bytearray):
+            pending.extend(item)
+        elif item is not None:
             return False
     return True
 
 
 def refuse_altering(
-    holder: Mapping[Any, Any], where: str, kind: Literal["prompt", "record", "message"]
+    holder: Record, where: str, kind: Literal["prompt", "record", "message"]
 ) -> None:
-    """Refuse what would change what is learned or asked, if it were read. `kind` of the holder: a prompt's
-    record, any other record, or a message or part of its content.
+    """Refuse keys that would change what is learned, or what is asked, if they were read.
+
+    `kind` is that of the holder: a prompt's record, any other record, or a message or part of its content.
 
     Raises:
         Refused: of the cause `unread`, naming `where` and the key.
     """
     for key, why in _ALTERING[kind].items():
+        # An empty value changes nothing, so it isn't refused.
         value = holder.get(key)
         if is_empty(value) or (key in _SWITCHES and value is False):
             continue
@@ -160,7 +171,7 @@ def refuse_altering(
             if unread and isinstance(value, str) and not is_empty(value):
                 raise Refused(
                     "unread",
-                    f"{where} {key!r} seems to hold what the assistant thought, and wouldn't be learned; "
+                    f"{where} {key!r} seems to hold the assistant's thinking, and wouldn't be learned; "
                     f"rename it to {THINKING[0]!r}, or remove it",
                 )
 
@@ -172,5 +183,5 @@ def _is_harmless(key: object) -> bool:
 
 
 def _named(what: str, key: object) -> str:
-    """`column 'x'`, short, and without what isn't text."""
+    """Return `column 'x'`, shortened and printable."""
     return f"{what} {repr(key)[:NAME_CHARACTERS]}"

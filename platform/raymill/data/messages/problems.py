@@ -1,37 +1,37 @@
-"""Why a conversation can't be used: a stable cause to count, and a sentence for the reader."""
+"""Reasons for which a record can't be used: a stable cause to count by, and a sentence for the reader."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 CAUSES = (
-    "format",  # none of the known formats, or not the one that was asked for
+    "format",  # none of the known formats, or not the configured one
     "type",  # a value of the wrong type: a number for text, an image, half a surrogate pair
     "role",  # a role that isn't known
     "order",  # roles in an order that no chat has
     "empty",  # nothing, or nothing but whitespace, where text belongs
-    "no_assistant",  # nobody to learn from
-    "unread",  # something that would change what is learned, and that nothing reads
+    "no_assistant",  # no turn of the assistant to learn from
+    "unread",  # a key that would change what is learned, but that nothing reads
     "special_text",  # characters kept for marking, or control tokens that can't be made text
-    "template",  # the chat template refused it, or its assistant's part can't be told apart
-    "boundary",  # a token lies half inside and half outside what is learned
-    "over_long",  # more tokens than a row holds, and no whole turn less would do
-    "group",  # no usable value in the column that decides the side
+    "template",  # the chat template refused it, or the assistant's text can't be located in it
+    "boundary",  # a token is partly inside and partly outside the learned text
+    "over_long",  # more tokens than a row holds, even without the last turns
+    "group",  # no usable value in the column that decides the split
     "unreadable",  # the record itself can't be read
-    "unpredicted",  # the first token would be learned, and nothing stands before it
+    "unpredicted",  # the first token would be learned, though no token precedes it
 )
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with a conversation. `cause`: one of CAUSES; `why`: one sentence."""
+    """A reason not to use a record: `cause` is one of CAUSES, `why` is one sentence."""
 
     cause: str
     why: str
 
 
-class Refused(Exception):  # noqa: N818  (carries a Problem up to `read_conversation`, no further)
-    """Raised while a record is read; never leaves this room."""
+class Refused(Exception):  # noqa: N818  (carries a Problem up to the kind's reader, no further)
+    """Raised while a record is parsed; readers such as `read_conversation` return its problem."""
 
     def __init__(self, cause: str, why: str) -> None:
         super().__init__(why)

@@ -1,4 +1,4 @@
-"""What preparations of messages say, and tokens as the model will see them."""
+"""Reports of preparations of messages: their figures, and tokens shown as the model sees them."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 QUARANTINE_NAME = "quarantine.jsonl"
-LEARNED, GIVEN, SPECIAL = "bold green", "", "dim"
+LEARNED, NOT_LEARNED, SPECIAL = "bold green", "", "dim"
 
-Segment = tuple[list[int], list[float]]  # ids, and what learning each weighs
+StoredSegment = tuple[list[int], list[float]]  # ids, and the loss weight of each
 
 
 def say_figures(
@@ -32,7 +32,7 @@ def say_figures(
     figures: Sequence[tuple[str, str]],
     warnings: Sequence[str] = (),
 ) -> None:
-    """Print (topic, text) of a finished preparation, and what was bad, and where it lies."""
+    """Print (topic, text) of a finished preparation, its bad records, and its folder."""
     manifest = prepared.manifest
     bad = manifest.bad_inputs
     lines = [
@@ -45,6 +45,7 @@ def say_figures(
         *(("warning", text) for text in warnings),
         ("folder", f"{prepared.folder} (manifest {manifest.digest[:12]})"),
     ]
+    # The first bad record is named here, so that its cause is seen without opening the file.
     if bad.count:
         quarantine = prepared.folder / QUARANTINE_NAME
         lines.append(("quarantine", f"{quarantine}, the first: {bad.examples[0]}"))
@@ -54,7 +55,7 @@ def say_figures(
 
 
 def unused_keys(results: Sequence[UnitResult]) -> dict[str, int]:
-    """Return what records hold and nobody read: its name → the records that hold it, most first."""
+    """Return the keys that nothing reads, by name, with the number of records that have them, most first."""
     total: Counter[str] = Counter()
     for result in results:
         total.update(result.facts["unused"])
@@ -62,21 +63,24 @@ def unused_keys(results: Sequence[UnitResult]) -> dict[str, int]:
 
 
 def prepared_tokenizer(prepared: PreparedData) -> Tokenizer:
-    """The tokenizer that wrote a prepared folder's ids."""
+    """Return the tokenizer that wrote a prepared folder's ids."""
     return read_tokenizer(prepared.tokenizer_folder / "tokenizer.json")
 
 
 def say_legend(console: Console) -> None:
-    """What the colours of a preview mean."""
+    """Print the meaning of the colors of a preview."""
     console.print(
         Text.assemble(
-            "\nAs the model sees them: ", ("learned", LEARNED), ", given, ", ("control", SPECIAL)
+            "\nAs the model sees them: ",
+            ("learned", LEARNED),
+            ", not learned, ",
+            ("control", SPECIAL),
         )
     )
 
 
-def training_rows(prepared: PreparedData) -> Iterator[list[Segment]]:
-    """The training rows in the order they lie in, each cut into its segments."""
+def training_rows(prepared: PreparedData) -> Iterator[list[StoredSegment]]:
+    """Yield the training rows in the order in which they are stored, each cut into its segments."""
     manifest = prepared.manifest
     for shard in manifest.splits["train"].shards:
         path = prepared.shard_path(shard)
@@ -86,15 +90,16 @@ def training_rows(prepared: PreparedData) -> Iterator[list[Segment]]:
                 ids = rows.tokens[row, :length]
                 weight = np.zeros(length) if rows.weight is None else rows.weight[row, :length]
                 segment = np.zeros(length) if rows.segment is None else rows.segment[row, :length]
+                # A new segment begins where the segment number changes.
                 cuts = np.flatnonzero(np.diff(segment)) + 1
                 parts = zip(np.split(ids, cuts), np.split(weight, cuts), strict=True)
-                yield [(one.tolist(), weighed.tolist()) for one, weighed in parts]
+                yield [(part.tolist(), weights.tolist()) for part, weights in parts]
 
 
 def colored(tokenizer: Tokenizer, ids: Sequence[int], weight: Sequence[float]) -> Text:
-    """Tokens one after the other, each in the colour of what happens to it.
+    """Return tokens as text, colored by whether they are learned.
 
-    Where there are no colours, what is learned stands between ⟦ and ⟧.
+    Learned text also stands between ⟦ and ⟧, for terminals without colors.
     """
     special = {
         index: token.content
@@ -107,11 +112,12 @@ def colored(tokenizer: Tokenizer, ids: Sequence[int], weight: Sequence[float]) -
 
     def flush() -> None:
         words = tokenizer.decode(run, skip_special_tokens=False)
-        text.append(words, style=LEARNED if learned_before else GIVEN)
+        text.append(words, style=LEARNED if learned_before else NOT_LEARNED)
         run.clear()
 
     for index, loss in zip(ids, weight, strict=True):
         learned = bool(loss > 0)
+        # Tokens are decoded in runs, since one character may span several tokens.
         if learned != learned_before or index in special:
             flush()
         if learned != learned_before:

@@ -1,11 +1,10 @@
-"""The Jinja environment of chat templates: transformers' own, with a budget.
+"""The Jinja environment of chat templates: that of transformers, with a budget.
 
 Chat templates come with models from strangers. Rendering follows `_compile_jinja_template` in
-`transformers/utils/chat_template_utils.py` (5.24), so that the text is the same; Jinja's sandbox
-keeps a template from Python's internals, but not from taking all time and memory. Here, whatever
-can grow is charged first (see budget.py): loops and macros by a statement put into their bodies,
-operators, comparisons and slices by what is put around their operands, calls and attributes by the
-environment's own hooks. What remains is the interpreter's speed.
+`transformers/utils/chat_template_utils.py` (5.24), so that the text is the same. Jinja's sandbox keeps a
+template from Python's internals, but not from taking all time and memory. Here, whatever can grow is charged
+first (see budget.py): loops and macros by a statement inserted into their bodies, operators, comparisons and
+slices by a filter around their operands, calls and attributes by the environment's own hooks.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from datetime import datetime
-from typing import Any
 
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError, TemplateError
@@ -23,8 +21,8 @@ from jinja2.runtime import BlockReference, Context, LoopContext, Macro, Template
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Cycler, Joiner, Namespace, pass_context
 
-from raymill.data.messages.budget import MAX_INTEGER_BITS, Budget
-from raymill.data.messages.guard import SPOKEN_BEGIN, SPOKEN_END
+from raymill.data.messages.budget import MAX_INTEGER_BITS, Budget, Value
+from raymill.data.messages.guard import ASSISTANT_BEGIN, ASSISTANT_END
 from raymill.data.messages.sandbox_charges import CONCAT, LOOP, SEARCH, SLICE, STEP, WEIGH, Charging
 from raymill.data.messages.sandbox_filters import (
     bounded_filters,
@@ -40,7 +38,7 @@ _STR = (
     "removesuffix", "replace", "rfind", "rindex", "rpartition", "rsplit", "rstrip", "split",
     "splitlines", "startswith", "strip", "swapcase", "title", "upper",
 )  # fmt: skip
-_ATTRIBUTES: tuple[tuple[Any, tuple[str, ...]], ...] = (
+_ATTRIBUTES: tuple[tuple[Value, tuple[str, ...]], ...] = (
     (str, _STR),
     (dict, ("copy", "get", "items", "keys", "values")),
     (list | tuple | range, ("copy", "count", "index")),
@@ -50,9 +48,8 @@ _OURS = (LoopContext, Macro, Namespace, Cycler, Joiner, BlockReference, Template
 _FORMAT_SPEC = re.compile(r"\{[^{}]*[:!.\[{]")
 
 
-class SpokenTag(Extension):
-    """`{% generation %}…{% endgeneration %}`: what the assistant writes, set between two
-    noncharacters."""
+class GenerationTag(Extension):
+    """The tag `{% generation %}…{% endgeneration %}`: puts the assistant's text between two noncharacters."""
 
     tags = {"generation"}  # noqa: RUF012  (Jinja declares it so)
 
@@ -61,32 +58,34 @@ class SpokenTag(Extension):
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.CallBlock(self.call_method("_spoken"), [], [], body).set_lineno(line)
 
-    def _spoken(self, caller: Callable[[], str]) -> str:
-        return f"{SPOKEN_BEGIN}{caller()}{SPOKEN_END}"
+    def _marked(self, caller: Callable[[], str]) -> str:
+        return f"{ASSISTANT_BEGIN}{caller()}{ASSISTANT_END}"
 
 
 class TemplateDict:
-    """`dict` without the type itself."""
+    """The function `dict`, without access to the type."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+    def __call__(self, *args: Value, **kwargs: Value) -> dict[Value, Value]:
         return dict(*args, **kwargs)
 
-    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+    def fromkeys(self, *args: Value) -> dict[Value, Value]:
         return dict.fromkeys(*args)
 
 
 class TemplateNamespace(Namespace):
-    """A namespace that takes no underscored names."""
+    """A namespace that refuses names with a leading underscore."""
 
-    def __init__(*args: Any, **kwargs: Any) -> None:  # Jinja's trick: `self=` is a name too
+    # As in Jinja, `self` isn't a parameter, so that a template may use that name.
+    def __init__(*args: Value, **kwargs: Value) -> None:
         self, rest = args[0], args[1:]
         attributes = dict(*rest, **kwargs)
         for name in attributes:
             TemplateNamespace._check_name(name)
         Namespace.__init__(self, attributes)
 
-    def __setitem__(self, name: str, value: Any) -> None:
-        TemplateNamespace._check_name(name)  # `self.` reads the template's names
+    def __setitem__(self, name: str, value: Value) -> None:
+        # The class is named, since attributes of `self` are the template's names.
+        TemplateNamespace._check_name(name)
         Namespace.__setitem__(self, name, value)
 
     @staticmethod
@@ -96,42 +95,47 @@ class TemplateNamespace(Namespace):
 
 
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
-    """One template's environment; its budget must be renewed before each rendering."""
+    """The environment of one template; its budget must be renewed before each rendering."""
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
     def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[SpokenTag, loopcontrols])
+        super().__init__(
+            trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
+        )
         self.budget = budget = Budget()
         self.filters.clear()
         self.filters.update(bounded_filters(budget))
         self.filters.update(self._charges())
-        self.tests.update(bounded_tests(budget))  # by Jinja's names, so none is left as it was
+        # Every one of Jinja's tests is replaced, since these have the same names.
+        self.tests.update(bounded_tests(budget))
         self.finalize = self._output
-        del self.globals["lipsum"]  # random, and as long as one asks
+        # Its text is random and of any length.
+        del self.globals["lipsum"]
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = _strftime_now
         self.globals["dict"] = TemplateDict()
         self.globals["namespace"] = TemplateNamespace
 
     def parse_charged(self, source: str) -> nodes.Template:
-        """The template's tree with charges; raises TemplateError for what can't be allowed."""
+        """Return the template's tree with charges; raise TemplateError for tags that aren't allowed."""
         tree: nodes.Template = Charging().visit(self.parse(source))
         return tree
 
-    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+    def is_safe_attribute(self, obj: Value, attr: str, value: Value) -> bool:
         for kind, names in _ATTRIBUTES:
             if isinstance(obj, kind):
                 return attr in names
         known = isinstance(obj, (*_OURS, TemplateDict))
         return known and super().is_safe_attribute(obj, attr, value)
 
-    def getitem(self, obj: Any, argument: Any) -> Any:
-        if isinstance(argument, tuple):  # hashing it reaches everything inside
+    def getitem(self, obj: Value, argument: Value) -> Value:
+        # Hashing a tuple reads everything inside it.
+        if isinstance(argument, tuple):
             self.budget.deep(argument)
         return super().getitem(obj, argument)
 
-    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+    def wrap_str_format(self, value: Value) -> Callable[..., str] | None:
         wrapped = super().wrap_str_format(value)
         if wrapped is None:
             return None
@@ -139,14 +143,20 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         if value.__name__ != "format" or _FORMAT_SPEC.search(text):
             raise SecurityError("only str.format with plain fields ({}, {0} or {name}) is allowed")
 
-        def bounded(*args: Any, **kwargs: Any) -> str:
+        def bounded(*args: Value, **kwargs: Value) -> str:
             self.budget.characters(len(text))
             self.budget.deep([*args, *kwargs.values()], times=1 + text.count("{"))
             return wrapped(*args, **kwargs)
 
         return bounded
 
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+    def call(
+        __self,  # noqa: N805
+        __context: Context,
+        __obj: Value,
+        *args: Value,
+        **kwargs: Value,
+    ) -> Value:
         budget = __self.budget
         budget.enter()
         if (
@@ -159,9 +169,12 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return result
 
     def _charged_arguments(
-        self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Any, ...]:
-        """Charge a call of Python's; returns the arguments, generators among them read out."""
+        self,
+        function: Value,
+        args: tuple[Value, ...],
+        kwargs: dict[str, Value],
+    ) -> tuple[Value, ...]:
+        """Charge a call of a Python function; return the arguments, with generators read out."""
         budget = self.budget
         owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
         if isinstance(owner, str):
@@ -172,8 +185,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
                 charge_replace(budget, owner, str(args[0]), str(args[1]))
             if name in ("split", "rsplit"):
                 by = args[0] if args else kwargs.get("sep")
-                pieces = owner.count(by) if isinstance(by, str) and by else len(owner) >> 2
-                budget.items(pieces)
+                parts = owner.count(by) if isinstance(by, str) and by else len(owner) >> 2
+                budget.items(parts)
             if name == "splitlines":
                 budget.items(len(owner) >> 2)
         elif isinstance(owner, list | tuple):
@@ -182,7 +195,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             budget.deep(value)
         return args
 
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+    def call_binop(self, context: Context, operator: str, left: Value, right: Value) -> Value:
         budget = self.budget
         if isinstance(left, str | list | tuple) or isinstance(right, str | list | tuple):
             if operator == "%":
@@ -202,15 +215,16 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             budget.charge(1)
         return super().call_binop(context, operator, left, right)
 
-    def _output(self, value: Any) -> Any:
+    def _output(self, value: Value) -> Value:
         self.budget.deep(value)
         return value
 
-    def _charges(self) -> dict[str, Callable[..., Any]]:
-        """Filters with names that no template can write, which `Charging` puts into the tree."""
+    def _charges(self) -> dict[str, Callable[..., Value]]:
+        """Return the filters that `Charging` inserts into the tree, by names that no template can write."""
         budget = self.budget
 
-        @pass_context  # see sandbox_filters: keeps them from being computed early
+        # A filter that takes the context isn't evaluated early, while the template is compiled.
+        @pass_context
         def loop(_: Context, steps: int) -> bool:
             budget.iteration(steps)
             return True
@@ -221,12 +235,12 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             return True
 
         @pass_context
-        def weigh(_: Context, value: Any) -> Any:
+        def weigh(_: Context, value: Value) -> Value:
             budget.deep(value)
             return value
 
         @pass_context
-        def search(_: Context, value: Any) -> Any:
+        def search(_: Context, value: Value) -> Value:
             if isinstance(value, dict):
                 budget.charge(1)
                 return value
@@ -235,12 +249,12 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             return value
 
         @pass_context
-        def cut(_: Context, value: Any) -> Any:
+        def cut(_: Context, value: Value) -> Value:
             budget.shallow(value)
             return value
 
         @pass_context
-        def concat(_: Context, parts: list[Any]) -> str:
+        def concat(_: Context, parts: list[Value]) -> str:
             budget.deep(parts)
             return "".join(map(str, parts))
 

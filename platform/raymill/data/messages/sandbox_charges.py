@@ -1,6 +1,6 @@
-"""Where a template's tree is charged: rewritten after parsing, before it becomes Python.
+"""Charges in a template's tree: it is rewritten after parsing, before it becomes Python.
 
-The filters' names hold a space, so no template can call them.
+The names of the inserted filters contain a space, so no template can call them.
 """
 
 from __future__ import annotations
@@ -11,22 +11,23 @@ from jinja2 import nodes
 from jinja2.exceptions import SecurityError
 from jinja2.visitor import NodeTransformer
 
-LOOP = "raymill loop"  # one more turn of a loop, and its body's text
-STEP = "raymill step"  # a macro's or block's text
-WEIGH = "raymill weigh"  # a value that will be read to its end; returned as it is
-SEARCH = "raymill search"  # what `in` looks through
-SLICE = "raymill slice"  # what is copied in part
+LOOP = "raymill loop"  # an iteration of a loop, with its body's text
+STEP = "raymill step"  # the text of a macro or block
+WEIGH = "raymill weigh"  # a value that will be read completely
+SEARCH = "raymill search"  # the right operand of `in`
+SLICE = "raymill slice"  # a value that is copied in part
 CONCAT = "raymill concat"  # instead of `~`
 
 
 class Charging(NodeTransformer):
-    """Returns the tree with charges. Raises SecurityError for tags that can't be allowed."""
+    """Transformer that adds charges to a tree; raises SecurityError for tags that aren't allowed."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802
         steps = 1 + _text_steps(node)
         self.generic_visit(node)
         node.body.insert(0, _statement(LOOP, steps, node.lineno))
-        if node.test is not None:  # turned down items never reach the body
+        # Items that the loop's test refuses never reach the body, so the test is charged too.
+        if node.test is not None:
             node.test = nodes.And(_filter(nodes.Const(1), LOOP, node.lineno), node.test)
         return node
 
@@ -52,13 +53,15 @@ class Charging(NodeTransformer):
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        if isinstance(node.arg, nodes.Slice):  # copies, and goes by no hook of the environment
+        # A slice copies, and none of the environment's hooks sees it.
+        if isinstance(node.arg, nodes.Slice):
             node.node = _weighed(node.node, SLICE)
         return node
 
     def visit_Pair(self, node: nodes.Pair) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        node.key = _weighed(node.key, WEIGH)  # hashing a tuple reaches everything inside
+        # Hashing a tuple reads everything inside it.
+        node.key = _weighed(node.key, WEIGH)
         return node
 
     def _refuse(self, node: nodes.Node) -> nodes.Node:
@@ -71,21 +74,21 @@ class Charging(NodeTransformer):
         steps = 1 + _text_steps(node)
         self.generic_visit(node)
         node.body.insert(0, _statement(STEP, steps, node.lineno))
-        found: nodes.Node = node
-        return found
+        charged: nodes.Node = node
+        return charged
 
 
 def _text_steps(node: nodes.Node) -> int:
-    """Steps for the text that stands in a body: it is written without any other charge."""
-    length = sum(len(found.data) for found in node.find_all(nodes.TemplateData))
+    """Return the steps for a body's own text, which is written without any other charge."""
+    length = sum(len(text.data) for text in node.find_all(nodes.TemplateData))
     length += sum(
-        len(found.value) for found in node.find_all(nodes.Const) if isinstance(found.value, str)
+        len(const.value) for const in node.find_all(nodes.Const) if isinstance(const.value, str)
     )
     return length >> 6
 
 
 def _weighed(node: nodes.Expr, by: str) -> nodes.Expr:
-    """The expression, charged; constants are as short as the template itself."""
+    """Return the expression with a charge; constants need none, since they are part of the short template."""
     items = node.items if isinstance(node, nodes.List | nodes.Tuple) else [node]
     if all(isinstance(item, nodes.Const) for item in items):
         return node

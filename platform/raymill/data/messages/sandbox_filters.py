@@ -1,14 +1,13 @@
 """The filters and tests that a chat template may use, each charged for its work before it is done.
 
-Left out: filters that pad (`center`, `batch`, `wordwrap`, …), that are random, or that no chat
-template needs.
+Filters that pad (`center`, `batch`, `wordwrap`, …), that are random, or that no chat template needs are left
+out.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sized
-from typing import Any
 
 from jinja2.exceptions import SecurityError
 from jinja2.filters import FILTERS, do_join
@@ -16,17 +15,17 @@ from jinja2.runtime import Context
 from jinja2.tests import TESTS
 from jinja2.utils import pass_context, pass_eval_context
 
-from raymill.data.messages.budget import Budget
+from raymill.data.messages.budget import Budget, Value
 
-# Charged by the length of what they are given …
+# These are charged by the length of their value.
 SHALLOW = (
     "capitalize", "count", "d", "default", "e", "escape", "first", "float", "int", "items", "last",
     "length", "list", "lower", "map", "abs", "reject", "rejectattr", "reverse", "safe", "select",
     "selectattr", "trim", "upper",
 )  # fmt: skip
-# … by its characters, one by one: they search or split it in Python …
+# These are charged by every character: they search or split the value in Python.
 SLOW = ("striptags", "title", "wordcount")
-# … or by all within it.
+# These are charged by everything within the value.
 DEEP = ("dictsort", "groupby", "max", "min", "sort", "string", "unique")
 COMPARING = (
     "!=", "<", "<=", "==", ">", ">=", "eq", "equalto", "ge", "greaterthan", "gt", "in", "le",
@@ -34,16 +33,17 @@ COMPARING = (
 )  # fmt: skip
 MAX_INDENT = 16
 
-Function = Callable[..., Any]
+Function = Callable[..., Value]
 
 
 def bounded_filters(budget: Budget) -> dict[str, Function]:
-    """Jinja's filters by name, with transformers' `tojson`."""
-    given: dict[str, Any] = {**FILTERS}
-    filters = {name: _charged(given[name], budget, budget.shallow) for name in SHALLOW}
+    """Return Jinja's filters by name, with the `tojson` of transformers."""
+    filters_of_jinja: dict[str, Value] = {**FILTERS}
+    filters = {name: _charged(filters_of_jinja[name], budget, budget.shallow) for name in SHALLOW}
     filters |= {name: _sorting(name, budget) for name in DEEP}
     filters |= {
-        name: _charged(given[name], budget, lambda s: budget.items(len(str(s)))) for name in SLOW
+        name: _charged(filters_of_jinja[name], budget, lambda s: budget.items(len(str(s))))
+        for name in SLOW
     }
     filters["indent"] = _indent(budget)
     filters["join"] = _join(budget)
@@ -54,42 +54,42 @@ def bounded_filters(budget: Budget) -> dict[str, Function]:
 
 
 def bounded_tests(budget: Budget) -> dict[str, Function]:
-    """Jinja's tests by name; a comparison reads all of what it compares, the others look once."""
-    given: dict[str, Any] = {**TESTS}
+    """Return Jinja's tests by name; comparisons are charged for both values, all others for one step."""
+    tests_of_jinja: dict[str, Value] = {**TESTS}
     return {
         name: _charged(test, budget, budget.deep, every=True)
         if name in COMPARING
         else _charged(test, budget, lambda _: budget.charge(1))
-        for name, test in given.items()
+        for name, test in tests_of_jinja.items()
     }
 
 
 def charge_replace(budget: Budget, text: str, old: str, new: str) -> None:
-    """Charge for `text.replace(old, new)`, whose length is known beforehand."""
+    """Charge for `text.replace(old, new)`, whose length can be computed beforehand."""
     budget.characters(len(text))
     count = text.count(old)
     budget.characters(len(text) + count * max(0, len(new) - len(old)))
 
 
-def joinable(budget: Budget, separator: Any, items: Any) -> list[Any]:
-    """The items that a join gets, charged for what it makes of them."""
-    found = list(items)
-    budget.items(len(found))
-    budget.characters(len(str(separator)) * len(found))
-    for item in found:
+def joinable(budget: Budget, separator: Value, items: Value) -> list[Value]:
+    """Return the items of a join, charged for its result."""
+    listed = list(items)
+    budget.items(len(listed))
+    budget.characters(len(str(separator)) * len(listed))
+    for item in listed:
         budget.deep(item)
-    return found
+    return listed
 
 
 def _charged(
-    function: Function, budget: Budget, charge: Callable[[Any], None], every: bool = False
+    function: Function, budget: Budget, charge: Callable[[Value], None], every: bool = False
 ) -> Function:
-    """The function, charged for its value, or for `every` argument."""
+    """Return the function with a charge for its value, or for `every` argument."""
     passes = getattr(getattr(function, "jinja_pass_arg", None), "name", None)
 
-    # Whatever takes the context isn't computed while the template is compiled, out of the budget.
+    # A filter that takes the context isn't evaluated while the template is compiled, outside the budget.
     @pass_context
-    def bounded(context: Context, *args: Any, **kwargs: Any) -> Any:
+    def bounded(context: Context, *args: Value, **kwargs: Value) -> Value:
         budget.charge(1)
         for value in args if every else args[:1]:
             charge(value)
@@ -105,16 +105,17 @@ def _charged(
 
 
 def _sorting(name: str, budget: Budget) -> Function:
-    """A filter that compares all it is given; what a generator yields is read out to be charged."""
-    given: dict[str, Any] = {**FILTERS}
+    """Return a filter that compares all items; a generator is read out first, to be charged."""
+    filters_of_jinja: dict[str, Value] = {**FILTERS}
 
-    def charge(value: Any) -> None:
+    def charge(value: Value) -> None:
         budget.deep(value, len(value).bit_length() + 1 if isinstance(value, Sized) else 1)
 
-    plain = _charged(given[name], budget, charge)
+    plain = _charged(filters_of_jinja[name], budget, charge)
 
     @pass_context
-    def sorting(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
+    def sorting(context: Context, value: Value, *args: Value, **kwargs: Value) -> Value:
+        # A generator has no length, and can only be read once.
         value = list(value) if isinstance(value, Iterator) else value
         return plain(context, value, *args, **kwargs)
 
@@ -122,21 +123,28 @@ def _sorting(name: str, budget: Budget) -> Function:
 
 
 def _indent(budget: Budget) -> Function:
-    def charge(value: Any) -> None:
+    def charge(value: Value) -> None:
         budget.deep(value)
         budget.characters(MAX_INDENT * len(str(value).splitlines()))
 
     plain = _charged(FILTERS["indent"], budget, charge)
 
     @pass_context
-    def indent(context: Context, s: str, width: int | str = 4, *args: Any, **kwargs: Any) -> Any:
+    def indent(
+        context: Context,
+        s: str,
+        width: int | str = 4,
+        *args: Value,
+        **kwargs: Value,
+    ) -> Value:
+        # A large indent would multiply the length of the text.
         _check_indent(width)
         return plain(context, s, width, *args, **kwargs)
 
     return indent
 
 
-def _check_indent(indent: Any) -> None:
+def _check_indent(indent: Value) -> None:
     size = len(indent) if isinstance(indent, str) else indent
     if size is not None and not (isinstance(size, int) and size <= MAX_INDENT):
         raise SecurityError(f"an indent of {indent!r}; at most {MAX_INDENT} are allowed")
@@ -144,7 +152,7 @@ def _check_indent(indent: Any) -> None:
 
 def _join(budget: Budget) -> Function:
     @pass_context
-    def join(context: Context, value: Any, d: str = "", attribute: Any = None) -> Any:
+    def join(context: Context, value: Value, d: str = "", attribute: Value = None) -> Value:
         return do_join(context.eval_ctx, joinable(budget, d, value), d, attribute)
 
     return join
@@ -154,7 +162,7 @@ def _replace(budget: Budget) -> Function:
     plain: Function = FILTERS["replace"]
 
     @pass_context
-    def replace(context: Context, s: Any, old: str, new: str, count: int | None = None) -> Any:
+    def replace(context: Context, s: Value, old: str, new: str, count: int | None = None) -> Value:
         budget.deep(s)
         charge_replace(budget, str(s), str(old), str(new))
         return plain(context.eval_ctx, s, old, new, count)
@@ -166,8 +174,14 @@ def _sum(budget: Budget) -> Function:
     plain = _charged(FILTERS["sum"], budget, budget.deep)
 
     @pass_context
-    def add_up(context: Context, iterable: Any, attribute: Any = None, start: Any = 0) -> Any:
-        if not isinstance(start, int | float):  # sums of lists copy themselves at each item
+    def add_up(
+        context: Context,
+        iterable: Value,
+        attribute: Value = None,
+        start: Value = 0,
+    ) -> Value:
+        # A sum of lists copies itself at every item.
+        if not isinstance(start, int | float):
             raise SecurityError("sum starts with something that isn't a number")
         return plain(context, iterable, attribute, start)
 
@@ -175,14 +189,14 @@ def _sum(budget: Budget) -> Function:
 
 
 def _tojson(budget: Budget) -> Function:
-    # transformers' signature: Jinja's own escapes HTML.
+    # The signature is that of transformers: Jinja's own filter escapes HTML.
     @pass_eval_context
     def dumps(
-        _: Any,
-        x: Any,
+        _: Value,
+        x: Value,
         ensure_ascii: bool = False,
-        indent: Any = None,
-        separators: Any = None,
+        indent: Value = None,
+        separators: Value = None,
         sort_keys: bool = False,
     ) -> str:
         _check_indent(indent)

@@ -1,10 +1,10 @@
-"""A chat template: messages in, text out, with the assistant's part told apart.
+"""Chat templates: render messages as text, and locate the assistant's turns in it.
 
-Two kinds of templates. Those with `{% generation %}` markers say themselves what the assistant
-writes. For all others (most models' own) renderings are compared: what the messages before a turn
-render to, with the prompt for the assistant, must begin what they render to with the turn; what
-comes after is the assistant's, up to the special token that ends the turn. In both kinds a turn
-begins where the prompt for the assistant ends, since a model is never asked otherwise.
+Templates with `{% generation %}` markers mark the assistant's text themselves. For all others (most models'
+own) two renderings are compared: that of the messages before a turn, with the generation prompt, must be a
+prefix of that of the messages with the turn. The text behind the prefix is the assistant's, up to the special
+token that ends the turn. With and without markers a turn begins where the generation prompt ends, since a
+model is never prompted differently.
 """
 
 from __future__ import annotations
@@ -20,17 +20,29 @@ from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
 from raymill.data.messages.budget import MAX_OUTPUT_CHARACTERS
 from raymill.data.messages.chatml import CHATML
-from raymill.data.messages.guard import RESERVED, SPOKEN_BEGIN, SPOKEN_END, Guard
+from raymill.data.messages.guard import ASSISTANT_BEGIN, ASSISTANT_END, RESERVED, Guard
+from raymill.data.messages.keys import JsonObject, Record
+from raymill.data.messages.message_layout import (
+    ANSWER,
+    QUESTION,
+    MessageLayout,
+    Messages,
+    detect_layout,
+)
 from raymill.data.messages.sandbox import BoundedEnvironment
-from raymill.data.messages.segments import Segment, blocks, common_start, cut
-from raymill.data.messages.spelling import ANSWER, QUESTION, Messages, Spelling, find_spelling
+from raymill.data.messages.segments import (
+    RenderedSegment,
+    common_prefix,
+    marked_blocks,
+    segment_text,
+)
 from raymill.errors import DataError
 
-__all__ = ["CHATML", "ChatTemplate", "Segment", "UnaskedError"]
+__all__ = ["CHATML", "ChatTemplate", "PromptMismatchError", "RenderedSegment"]
 
 MAX_SOURCE_BYTES = 64 * 2**10
 
-# What compiled templates raise: theirs, and Python's own for wrong types, missing keys, depth.
+# Compiled templates raise Jinja's errors, and Python's own for wrong types, missing keys and depth.
 _FAILURES = (
     TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, NameError,
     RuntimeError, SyntaxError, TypeError, ValueError,
@@ -38,41 +50,44 @@ _FAILURES = (
 
 _PROBE = ({"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER})
 
-Tools = Sequence[Mapping[str, Any]] | None
+Tools = Sequence[Record] | None
 
 
-class UnaskedError(DataError):
-    """A turn doesn't go on from what the template asks for it with."""
+class PromptMismatchError(DataError):
+    """The rendering of a turn doesn't continue its generation prompt."""
 
 
 class RewrittenError(DataError):
-    """The template renders a turn otherwise when the conversation goes on."""
+    """The template renders a turn differently when the conversation continues."""
 
 
 class ChatTemplate:
     """A compiled template.
 
-    `variables`: what it may name beside the messages (bos_token, eos_token, …). `special_tokens`:
-    all of the tokenizer's, needed where there are no markers; values of variables that are named
-    `…_token` count as such too.
+    `variables` are names that it may use along with the messages (bos_token, eos_token, …). `special_tokens`
+    are the tokenizer's, which are needed for templates without markers; values of variables named `…_token`
+    also count.
 
     Raises:
-        DataError: it doesn't parse, is longer than 64 KiB, or uses what isn't allowed.
+        DataError: it doesn't parse, is longer than 64 KiB, or uses a feature that isn't allowed.
     """
 
     def __init__(
         self, source: str, variables: Mapping[str, str], special_tokens: Sequence[str] = ()
     ) -> None:
+        # The size is limited, since parsing and compiling aren't covered by the budget.
         if len(source.encode("utf-8", "surrogatepass")) > MAX_SOURCE_BYTES:
             raise DataError(f"The chat template is longer than {MAX_SOURCE_BYTES >> 10} KiB.")
         if any(RESERVED.search(text) for text in (source, *variables.values())):
             raise DataError("The chat template contains a noncharacter (U+FDD0 to U+FDEF).")
         self.source, self.variables = source, dict(variables)
+        # Without markers, turns end with a special token, which a variable may name.
         named = [text for name, text in variables.items() if name.endswith("_token")]
         self.special_tokens = tuple(dict.fromkeys((*special_tokens, *named)))
         self._guard = Guard(self.special_tokens)
         self._environment = BoundedEnvironment()
-        self._lock = threading.Lock()  # the budget is the environment's, one for all renderings
+        # All renderings share the environment's budget, so only one may run at a time.
+        self._lock = threading.Lock()
         try:
             tree = self._environment.parse_charged(source)
             self.has_markers = any(
@@ -93,10 +108,11 @@ class ChatTemplate:
         return (ChatTemplate, (self.source, self.variables, self.special_tokens))
 
     def with_special_tokens(self, special_tokens: Sequence[str]) -> ChatTemplate:
-        """The same template for a tokenizer with these special tokens."""
+        """Return the same template for a tokenizer with these special tokens."""
         other = ChatTemplate.__new__(ChatTemplate)
-        other.__dict__.update(self.__dict__)  # environment and lock are shared
-        other.__dict__.pop("_tail", None)  # it depends on the tokens
+        # The environment and its lock are shared, but the text behind the last turn depends on the tokens.
+        other.__dict__.update(self.__dict__)
+        other.__dict__.pop("_tail", None)
         other.special_tokens = tuple(dict.fromkeys((*special_tokens, *self.special_tokens)))
         other._guard = Guard(other.special_tokens)
         return other
@@ -107,15 +123,15 @@ class ChatTemplate:
         tools: Tools = None,
         *,
         train_on: Literal["all", "last"] | Sequence[int] = "all",
-    ) -> list[Segment]:
-        """A whole conversation; learned are the assistant's turns, the last, or those of these numbers.
+    ) -> list[RenderedSegment]:
+        """Render a conversation; learned are all of the assistant's turns, the last, or those of these numbers.
 
-        Neighbouring segments differ in `learned` or `turn`. The messages must hold no noncharacter
-        U+FDD0 or U+FDD1, which `read_conversation` and `Guard` see to.
+        Neighboring segments differ in `learned` or `turn`. The messages must not contain the noncharacters
+        U+FDD0 and U+FDD1, which `read_conversation` and `Guard` refuse.
 
         Raises:
-            DataError: the template refuses the messages or does too much, or an assistant's turn
-            can't be told apart or has no end.
+            DataError: the template refuses the messages or does too much, or an assistant's turn can't be
+            located or has no end.
         """
         turns = _assistant_turns(messages)
         full = self.render(messages, tools)
@@ -123,54 +139,57 @@ class ChatTemplate:
         wanted: Sequence[int] = train_on if not isinstance(train_on, str) else range(len(turns))
         wanted = last if train_on == "last" else wanted
         try:
-            return self._told_apart(full, messages, tools, wanted, len(turns))
+            return self._split_turns(full, messages, tools, wanted, len(turns))
         except RewrittenError:
-            # It advises to learn the last turn alone: if that fails, this is the error to tell.
-            self._told_apart(full, messages, tools, last, len(turns))
+            # The error advises to learn only the last turn: if that fails too, its own error is raised instead.
+            self._split_turns(full, messages, tools, last, len(turns))
             raise
 
     def prompt(
         self, messages: Messages, tools: Tools = None, *, turns: int | None = None
-    ) -> list[Segment]:
-        """A conversation up to where the assistant begins to write; its earlier turns are learned.
+    ) -> list[RenderedSegment]:
+        """Render a conversation with the generation prompt; the assistant's earlier turns are learned.
 
-        `turns`: how many of them must be told apart (None: all); a later one that can't be is left
-        as it is rendered, not learned.
+        `turns` of them must be located (None: all); a later turn that can't be located isn't marked as learned.
 
         Raises:
             DataError: as `segments`.
         """
         full = self.render(messages, tools, add_generation_prompt=True)
         count = len(_assistant_turns(messages))
-        return self._told_apart(
+        return self._split_turns(
             full, messages, tools, range(count), count if turns is None else turns
         )
 
     def text(self, messages: Messages, tools: Tools = None, *, prompt: bool = False) -> str:
-        """Return what transformers' `apply_chat_template` gives for the messages in the form that the
-        template reads; with `prompt`, up to where the assistant begins to write.
+        """Return the text of transformers' `apply_chat_template` for the messages in the template's layout.
+
+        With `prompt`, the text ends with the generation prompt.
 
         Raises:
             DataError: the template refuses the messages, fails, or does too much.
         """
         text = self.render(messages, tools, add_generation_prompt=prompt)
-        return text.replace(SPOKEN_BEGIN, "").replace(SPOKEN_END, "") if self.has_markers else text
+        return (
+            text.replace(ASSISTANT_BEGIN, "").replace(ASSISTANT_END, "")
+            if self.has_markers
+            else text
+        )
 
     def render(
         self, messages: Messages, tools: Tools = None, *, add_generation_prompt: bool = False
     ) -> str:
-        """The text, with the noncharacters that markers become. Messages are given to the template in
-        the form that it reads.
+        """Return the text with noncharacters in place of markers; messages are put into the template's layout.
 
         Raises:
             DataError: the template refuses the messages, fails, or does too much.
         """
-        return self._render(self._spelling.apply(messages), tools, add_generation_prompt)
+        return self._render(self._layout.apply(messages), tools, add_generation_prompt)
 
     def _render(
         self, messages: Messages, tools: Tools = None, add_generation_prompt: bool = False
     ) -> str:
-        values: dict[str, Any] = {
+        values: JsonObject = {
             **self.variables,
             "messages": list(messages),
             "tools": None if tools is None else list(tools),
@@ -184,6 +203,7 @@ class ChatTemplate:
                 text = "".join(self._template.root_render_func(context))
             except _FAILURES as error:
                 raise DataError(f"The chat template fails: {_sentence(error)}.") from error
+        # The budget of steps would allow about twice as many characters.
         if len(text) > MAX_OUTPUT_CHARACTERS:
             raise DataError(
                 f"The chat template fails: it writes {len(text):,} characters, more than "
@@ -192,12 +212,12 @@ class ChatTemplate:
         return text
 
     @cached_property
-    def _spelling(self) -> Spelling:
-        return find_spelling(self.source, self._render)
+    def _layout(self) -> MessageLayout:
+        return detect_layout(self.source, self._render)
 
     @cached_property
-    def _asks_with(self) -> str:
-        """Return what the template writes after a question to have it answered."""
+    def _generation_prompt(self) -> str:
+        """The text that the template writes behind a question to have it answered."""
         try:
             question = self.text(_PROBE[:1])
             return self.text(_PROBE[:1], prompt=True).removeprefix(question)
@@ -206,58 +226,61 @@ class ChatTemplate:
 
     @cached_property
     def _tail(self) -> str:
-        """Return what the template writes after the token that ends a turn where the conversation ends, and
-        nowhere else, if that holds a special token: as Phi 3's end of text."""
+        """The text behind the last turn, if it has a special token and occurs only there (as in Phi 3)."""
         try:
             ends, goes_on = self.text(_PROBE), self.text((*_PROBE, _PROBE[0]))
         except DataError:
             return ""
-        shared = common_start(ends, goes_on)
+        shared = common_prefix(ends, goes_on)
         stop = self._guard.end_of_last(shared) or 0
         known = ANSWER in shared[:stop] and self._guard.end_of_last(ends[stop:]) is not None
         return ends[stop:] if known else ""
 
-    def _told_apart(
+    def _split_turns(
         self,
         full: str,
         messages: Messages,
         tools: Tools,
         wanted: Sequence[int],
         needed: int,
-    ) -> list[Segment]:
-        """Cut a rendering into what the assistant wrote in the turns in `wanted`, and the rest; from
-        turn `needed` on, the first that can't be told apart ends this instead of failing."""
-        marked = self._marks(full, messages, tools) if self.has_markers else None
-        text = full if marked is None else "".join(part for part, _ in blocks(full)[0])
+    ) -> list[RenderedSegment]:
+        """Cut a rendering into the assistant's turns in `wanted` and the rest.
+
+        From turn `needed` on, the first turn that can't be located ends the search instead of failing.
+        """
+        marked = self._marked_spans(full, messages, tools) if self.has_markers else None
+        text = full if marked is None else "".join(part for part, _ in marked_blocks(full)[0])
         spans: list[tuple[int, int, int]] = []
         for turn in wanted:
             try:
                 if marked is None:
-                    found = [self._span(text, messages, tools, turn)]
+                    of_turn = [self._span(text, messages, tools, turn)]
                 else:
-                    found = self._clipped(text, messages, tools, turn, marked.get(turn, []))
+                    of_turn = self._clipped(text, messages, tools, turn, marked.get(turn, []))
             except DataError:
                 if turn < needed:
                     raise
                 break
-            spans += [(start, stop, turn) for start, stop in found]
-        return cut(text, spans)
+            spans += [(start, stop, turn) for start, stop in of_turn]
+        return segment_text(text, spans)
 
-    def _marks(
+    def _marked_spans(
         self, full: str, messages: Messages, tools: Tools
     ) -> dict[int, list[tuple[int, int]]]:
-        """From where to where a rendering without markers is marked, by turn. The first marked block
-        belongs to the first turn, and so on; where a turn may have several, what was said before it
-        says how many are of others."""
-        marked, total = blocks(full)
-        spoken = _assistant_turns(messages)
-        firsts = list(range(len(spoken)))
-        if total != len(spoken):
-            firsts = [blocks(self.render(messages[:i], tools))[1] for i in spoken]
+        """Return the marked spans (start, stop) of a rendering by turn, in the text without markers.
+
+        The first block belongs to the first turn, and so on. If turns may have several blocks, the number of
+        blocks in the rendering of the messages before a turn tells which is its first.
+        """
+        marked, total = marked_blocks(full)
+        turns = _assistant_turns(messages)
+        firsts = list(range(len(turns)))
+        if total != len(turns):
+            firsts = [marked_blocks(self.render(messages[:i], tools))[1] for i in turns]
             if not firsts or firsts[0] != 0 or firsts != sorted(set(firsts)) or firsts[-1] >= total:
                 raise DataError(
                     f"The chat template marks {total} parts with {{% generation %}} where the "
-                    f"assistant has {len(spoken)} turns, and they can't be matched."
+                    f"assistant has {len(turns)} turns, and they can't be matched."
                 )
         spans: dict[int, list[tuple[int, int]]] = {}
         start = 0
@@ -277,15 +300,18 @@ class ChatTemplate:
         turn: int,
         spans: Sequence[tuple[int, int]],
     ) -> list[tuple[int, int]]:
-        """Marked spans of a turn without what the prompt for it has written already, and without the
-        space, or the end of the text, behind the token that ends it."""
+        """Clip the marked spans of a turn: without its generation prompt, and ending with its end token.
+
+        Space behind that token, or the end of the text, isn't learned.
+        """
         if not spans:
             return []
         index = _assistant_turns(messages)[turn]
-        begin, end = self._begin(text, messages, tools, turn, spans[0][0]), spans[-1][1]
+        begin, end = self._turn_start(text, messages, tools, turn, spans[0][0]), spans[-1][1]
         if index == len(messages) - 1 and text.endswith(self._tail):
             end = min(end, len(text) - len(self._tail))
         kept = [(max(start, begin), min(stop, end)) for start, stop in spans]
+        # A block may lie completely within the generation prompt.
         kept = [(start, stop) for start, stop in kept if start < stop]
         if kept:
             start, stop = kept[-1]
@@ -294,34 +320,36 @@ class ChatTemplate:
                 kept[-1] = (start, start + length)
         return kept
 
-    def _begin(self, text: str, messages: Messages, tools: Tools, turn: int, start: int) -> int:
-        """From where a turn is the assistant's, marked from `start` on: not before its prompt ends."""
-        if self._asks_with and text.endswith(self._asks_with, 0, start):
+    def _turn_start(
+        self, text: str, messages: Messages, tools: Tools, turn: int, start: int
+    ) -> int:
+        """Return where a turn marked from `start` on begins: not before its generation prompt ends."""
+        if self._generation_prompt and text.endswith(self._generation_prompt, 0, start):
             return start
         index = _assistant_turns(messages)[turn]
         before = self.text(messages[:index], tools, prompt=True)
         if text.startswith(before):
             return max(start, len(before))
-        # Earlier turns may be written otherwise now; what asks for this one may not.
-        shared = common_start(before, self.text(messages[:index], tools))
-        asked = before[len(shared) :]
-        known = max(n for n in range(len(asked) + 1) if text.endswith(asked[:n], 0, start))
-        if not text.startswith(asked[known:], start):
-            raise _unasked(turn, index, asked, text[start:])
-        return start + len(asked) - known
+        # Earlier turns may be rendered differently now, but the generation prompt of this one may not.
+        shared = common_prefix(before, self.text(messages[:index], tools))
+        prompt = before[len(shared) :]
+        known = max(n for n in range(len(prompt) + 1) if text.endswith(prompt[:n], 0, start))
+        if not text.startswith(prompt[known:], start):
+            raise _prompt_mismatch(turn, index, prompt, text[start:])
+        return start + len(prompt) - known
 
     def _span(self, full: str, messages: Messages, tools: Tools, turn: int) -> tuple[int, int]:
-        """From where to where a rendering is what the assistant wrote in one turn, its end with it."""
+        """Return the span of one turn in a rendering, its end token included."""
         index = _assistant_turns(messages)[turn]
         before = self.render(messages[:index], tools, add_generation_prompt=True)
         after = self.render(messages[: index + 1], tools)
         if not after.startswith(before):
-            shared = len(common_start(before, self.render(messages[:index], tools)))
+            shared = len(common_prefix(before, self.render(messages[:index], tools)))
             if after.startswith(before[:shared]):
-                raise _unasked(turn, index, before[shared:], after[shared:])
-            raise UnaskedError(
-                f"The chat template renders what stands before assistant turn {turn + 1} (message "
-                f"{index + 1}) differently once that is there, so its text can't be told apart"
+                raise _prompt_mismatch(turn, index, before[shared:], after[shared:])
+            raise PromptMismatchError(
+                f"The chat template renders the messages before assistant turn {turn + 1} (message "
+                f"{index + 1}) differently once that turn is there, so its text can't be located"
             )
         length = self._guard.end_of_last(after[len(before) :].removesuffix(self._tail))
         if length is None:
@@ -334,17 +362,17 @@ class ChatTemplate:
         if not full.startswith(after[:stop]):
             raise RewrittenError(
                 f"The chat template renders assistant turn {turn + 1} (message {index + 1}) "
-                "differently when the conversation goes on, so its text can't be told apart; "
+                "differently when the conversation continues, so its text can't be located; "
                 "set data.train_on=last, or use a template with {% generation %} markers."
             )
         return len(before), stop
 
 
-def _unasked(turn: int, index: int, asked: str, written: str) -> UnaskedError:
-    return UnaskedError(
-        f"The chat template asks for assistant turn {turn + 1} (message {index + 1}) with "
-        f"{asked[-60:]!r} and writes {written[:60]!r}: a model would be trained on what it is "
-        "never asked for"
+def _prompt_mismatch(turn: int, index: int, prompt: str, written: str) -> PromptMismatchError:
+    return PromptMismatchError(
+        f"The chat template prompts for assistant turn {turn + 1} (message {index + 1}) with "
+        f"{prompt[-60:]!r} but renders the turn as {written[:60]!r}: a model would be trained on text that it "
+        "is never prompted for"
     )
 
 

@@ -1,12 +1,12 @@
-"""An assistant's thoughts before its answer, wherever they stand: in a field of its own, or at the
-beginning of its content, before `</think>`."""
+"""An assistant's thinking before its answer, in a field of its own or in its content before `</think>`."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
+from raymill.data.messages.keys import JsonObject, Record
 from raymill.data.messages.problems import Refused
 
 Thinking = Literal["learn", "mask", "drop"]
@@ -15,17 +15,19 @@ MARK = re.compile("(</?think>)")
 _OPENED = re.compile(r"<think>\s*\Z")
 
 
-def thought_in(message: Mapping[str, Any]) -> str:
-    """An assistant's thinking without the space around it; "" if it has none."""
+def thought_in(message: Record) -> str:
+    """Return an assistant's thinking without the space around it, or ""."""
     field = message.get("reasoning_content")
+    # A field of its own takes precedence over marks in the content.
     if isinstance(field, str) and field.strip():
         return field.strip()
-    return _taken_apart(message.get("content"))[0]
+    return _split_thinking(message.get("content"))[0]
 
 
-def check_thought(message: Mapping[str, Any], number: int) -> None:
-    """Refuse an assistant's message of which a thought can't be told apart: with marks of another than the
-    one before its answer. `number` counts messages from 1.
+def check_thought(message: Record, number: int) -> None:
+    """Refuse an assistant's message whose thinking can't be separated from its answer.
+
+    Such a message has other marks than those of one thought before the answer. `number` counts messages from 1.
 
     Raises:
         Refused: of the cause `order`.
@@ -35,40 +37,42 @@ def check_thought(message: Mapping[str, Any], number: int) -> None:
         return
     marks = MARK.findall(content)
     alone = not message.get("reasoning_content")
+    # A single `</think>` is accepted: the opening mark may be part of the generation prompt.
     before = content.lstrip().startswith("<think>") if len(marks) > 1 else alone
     if marks and not (alone and before and marks in (["</think>"], ["<think>", "</think>"])):
         raise Refused(
             "order",
-            f"message {number}: what was thought can't be told from the answer by its marks, "
+            f"message {number}: the thinking can't be separated from the answer by its marks, "
             f"{', '.join(marks[:4])}; expected one thought before the answer, as reasoning_content or between "
             "<think> and </think>; change the message, or set data.thinking=learn",
         )
 
 
-def without_thinking(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Messages in which the assistant only answers."""
+def without_thinking(messages: Sequence[Record]) -> list[JsonObject]:
+    """Return messages without the assistant's thinking."""
     return [_without(message) for message in messages]
 
 
 def opened_thought(prompt: str) -> str:
-    """The mark, with the space after it, by which a prompt for the assistant begins a thought; or ""."""
-    found = _OPENED.search(prompt)
-    return found[0] if found else ""
+    """Return the `<think>`, with the space after it, with which a generation prompt ends, or ""."""
+    match = _OPENED.search(prompt)
+    return match[0] if match else ""
 
 
-def _without(message: Mapping[str, Any]) -> dict[str, Any]:
+def _without(message: Record) -> JsonObject:
     kept = {key: value for key, value in message.items() if key != "reasoning_content"}
     if message.get("role") == "assistant":
-        kept["content"] = _taken_apart(message.get("content"))[1]
+        kept["content"] = _split_thinking(message.get("content"))[1]
     return kept
 
 
-def _taken_apart(content: object) -> tuple[str, Any]:
-    """(thought, answer) of a content. The opening mark may be missing: some models' prompts end with it."""
+def _split_thinking(content: object) -> tuple[str, Any]:
+    """Return (thinking, answer) of a content; `<think>` may be part of the generation prompt instead."""
     if not isinstance(content, str):
         return "", content
     head, mark, answer = content.partition("</think>")
     head = head.strip().removeprefix("<think>").strip()
+    # A second opening mark means that the marks aren't those of one thought.
     if not mark or "<think>" in head:
         return "", content
     return head, answer.lstrip()

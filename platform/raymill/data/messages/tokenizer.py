@@ -1,6 +1,6 @@
-"""A parent's tokenizer made ready for conversations: its template, and the tokens that it needs.
+"""A parent's tokenizer prepared for conversations, with a chat template and the special tokens that it needs.
 
-Saved with the prepared data and exported with the model, so that training, sampling and any Hugging
+It is saved with the prepared data and exported with the model, so that training, sampling and any Hugging
 Face tool render and encode a conversation alike.
 """
 
@@ -37,38 +37,39 @@ CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 
 @dataclass(frozen=True)
 class ChatTokenizer:
-    """Everything that decides how conversations become ids."""
+    """Everything that determines the token ids of conversations."""
 
     tokenizer: Tokenizer
     template: str  # Jinja
     settings: dict[str, Any]  # tokenizer_config.json of the parent
     end_of_text: str
     end_of_turn_id: int
-    call_end_ids: tuple[int, ...]  # end turns that call tools, where these end otherwise
+    call_end_ids: tuple[int, ...]  # end turns with tool calls, where these end differently
     added: tuple[str, ...]  # special tokens that the parent's tokenizer didn't have
-    closing_ids: tuple[int, ...]  # what the template writes after the assistant's last turn
+    closing_ids: tuple[int, ...]  # written by the template behind the assistant's last turn
 
     @property
     def identity(self) -> TokenizerIdentity:
-        """As the manifest names it."""
+        """The identity that the manifest states."""
         return tokenizers_room.identity(self.tokenizer, self.end_of_text)
 
     @property
     def template_sha256(self) -> str:
-        """The template's identity."""
+        """The digest of the template."""
         return sha256_text(self.template)
 
     def save(self, folder: Path) -> None:
         """Write a folder that `AutoTokenizer.from_pretrained` loads offline, template included.
 
-        The end of a turn is its `eos_token`: that is where generation stops. What else ends one is in
-        generation_config.json. What begins a text, and what pads, stay the parent's.
+        Its `eos_token` is the end of a turn, where generation stops; other tokens that end a turn are in
+        generation_config.json. The tokens that begin a text and that pad are the parent's.
         """
         tokenizers_room.save(self.tokenizer, folder, self.end_of_text)
         written = json.loads(read_text(folder / SETTINGS_NAME))
         settings = {**written, "bos_token": None, **self.settings}
+        # tokenizer.json lists the tokens, and the template is a file of its own.
         for name in ("auto_map", "chat_template", "added_tokens_decoder", "extra_special_tokens"):
-            settings.pop(name, None)  # tokenizer.json lists the tokens, and the template is a file
+            settings.pop(name, None)
         settings["tokenizer_class"] = written["tokenizer_class"]
         settings["eos_token"] = self.tokenizer.id_to_token(self.end_of_turn_id)
         settings["pad_token"] = settings.get("pad_token") or self.end_of_text
@@ -80,7 +81,7 @@ class ChatTokenizer:
 
 
 def chat_tokenizer(parent: Path, template: str, special_tokens: Sequence[str]) -> ChatTokenizer:
-    """The tokenizer of `parent` (a Hugging Face folder) with the template that `data.template` means.
+    """Return the tokenizer of `parent` (a Hugging Face folder) with the template that `data.template` names.
 
     Raises:
         ConfigError: there is no such template file, or it isn't text.
@@ -91,23 +92,25 @@ def chat_tokenizer(parent: Path, template: str, special_tokens: Sequence[str]) -
     source, wanted = _template(parent, settings, template)
     if not is_file(parent / "tokenizer.json"):
         raise DataError(
-            f"{parent} has no tokenizer.json, which is what a parent's text is encoded with; save its "
+            f"{parent} has no tokenizer.json, which is needed to encode text for this parent; save its "
             "tokenizer there in that form (AutoTokenizer.from_pretrained(…).save_pretrained(…))."
         )
     stops = _stops(parent)
     end_of_text = end_of_text_among(named, stops)
     if end_of_text is None:
         raise DataError(
-            f"{parent / SETTINGS_NAME} names no eos_token, so there is nothing that ends a text; "
-            "name one there."
+            f"{parent / SETTINGS_NAME} names no eos_token, so no token ends a text; name one there."
         )
     tokenizer = tokenizers_room.load(parent, end_of_text)
+    # The model's embeddings must grow by the tokens that its tokenizer didn't have.
     added = tuple(
         token for token in (*wanted, *special_tokens) if tokenizer.token_to_id(token) is None
     )
     tokenizers_room.add_special_tokens(tokenizer, (*wanted, *special_tokens))
+    # Building the encoder checks that template and tokenizer fit together.
     encoder = ChatEncoder(tokenizer, ChatTemplate(source, named))
     end_of_turn = tokenizer.id_to_token(encoder.end_of_turn_id)
+    # A parent may name its end of turn as eos_token; then another token ends a text.
     end_of_text = end_of_text_among(named, stops, end_of_turn) or end_of_text
     source = _with_own_end(source, named.get("eos_token"), end_of_turn)
     return ChatTokenizer(
@@ -123,21 +126,22 @@ def chat_tokenizer(parent: Path, template: str, special_tokens: Sequence[str]) -
 
 
 def _stops(parent: Path) -> list[str]:
-    """Tokens at which the parent's model stops."""
+    """Return the tokens at which the parent's model stops."""
     tokenizer = read_tokenizer(tokenizers_room.tokenizer_file(parent))
-    found = (tokenizer.id_to_token(index) for index in model_stops(parent, tokenizer))
-    return [token for token in found if token is not None]
+    tokens = (tokenizer.id_to_token(index) for index in model_stops(parent, tokenizer))
+    return [token for token in tokens if token is not None]
 
 
 def _with_own_end(source: str, eos: str | None, end_of_turn: str | None) -> str:
-    """The template with the parent's eos_token, where it names that and the saved folder names another."""
+    """Bind `eos_token` in the template to the parent's, if it uses that and the saved folder names another."""
+    # Templates may write eos_token, whose value changes in the saved folder.
     if eos in (None, end_of_turn) or "eos_token" not in source:
         return source
     return f"{{% set eos_token = {json.dumps(eos)} %}}\n{source}"
 
 
 def _template(parent: Path, settings: dict[str, Any], template: str) -> tuple[str, tuple[str, ...]]:
-    """(Jinja source, special tokens it brings along)."""
+    """Return the template's Jinja source, and the special tokens that it needs."""
     if template == "auto":
         own = own_template(parent, settings)
         return (CHATML, CHATML_TOKENS) if own is None else (own, ())
@@ -154,21 +158,23 @@ def _template(parent: Path, settings: dict[str, Any], template: str) -> tuple[st
 
 
 def has_template(folder: Path) -> bool:
-    """Whether a Hugging Face folder carries a chat template."""
+    """Tell whether a Hugging Face folder has a chat template."""
     return own_template(folder, read_settings(folder)) is not None
 
 
 def new_token_ids(parent: Path, folder: Path) -> list[int]:
-    """Ids that the tokenizer in `folder` has and `parent`'s doesn't know.
+    """Return the ids that the tokenizer in `folder` has and the parent's doesn't.
 
     Raises:
         DataError: the two disagree about a token that both have, or about an id.
     """
-    files = (tokenizers_room.tokenizer_file(place) for place in (parent, folder))
+    files = (tokenizers_room.tokenizer_file(model) for model in (parent, folder))
     theirs, ours = (read_tokenizer(file) for file in files)
-    before, now = (one.get_vocab(with_added_tokens=True) for one in (theirs, ours))
+    before, now = (tokens.get_vocab(with_added_tokens=True) for tokens in (theirs, ours))
     differ = [
-        token for token in before.keys() - _beside(theirs, ours) if now.get(token) != before[token]
+        token
+        for token in before.keys() - _additional_tokens(theirs, ours)
+        if now.get(token) != before[token]
     ]
     if differ:
         token = min(differ)
@@ -179,18 +185,20 @@ def new_token_ids(parent: Path, folder: Path) -> list[int]:
     return sorted(index for token, index in now.items() if token not in before)
 
 
-def encodes_as(judge: Path, policy: Tokenizer) -> bool:
-    """Tell whether the tokenizer in `judge` is the policy's, but for special tokens that it has beside, as a
-    reward model has its own padding."""
-    theirs = read_tokenizer(tokenizers_room.tokenizer_file(judge))
-    beside = _beside(theirs, policy)
-    found = json.loads(theirs.to_str())
-    found["added_tokens"] = [one for one in found["added_tokens"] if one["content"] not in beside]
-    return bool(found == json.loads(policy.to_str()))
+def encodes_as(reward_model: Path, policy: Tokenizer) -> bool:
+    """Tell whether a reward model's tokenizer encodes as the policy's, ignoring additional special tokens.
+
+    A reward model often has a padding token of its own.
+    """
+    theirs = read_tokenizer(tokenizers_room.tokenizer_file(reward_model))
+    additional = _additional_tokens(theirs, policy)
+    tree = json.loads(theirs.to_str())
+    tree["added_tokens"] = [one for one in tree["added_tokens"] if one["content"] not in additional]
+    return bool(tree == json.loads(policy.to_str()))
 
 
-def _beside(theirs: Tokenizer, ours: Tokenizer) -> set[str]:
-    """Special tokens that the one tokenizer has and the other not, with ids that mean nothing there."""
+def _additional_tokens(theirs: Tokenizer, ours: Tokenizer) -> set[str]:
+    """Return the special tokens that only `theirs` has, with ids that `ours` doesn't use."""
     vocabulary = ours.get_vocab(with_added_tokens=True)
     taken = {*vocabulary.values()}
     return {

@@ -1,22 +1,28 @@
-"""One comparison, read from any known format and checked: answers to one prompt, and which is better.
+"""Comparisons, read from any known format and checked: answers to one prompt, and their order.
 
-Every record becomes a `Comparison` or a `Problem`; nothing is repaired silently. Each answer is checked as
-the conversation that it makes with its prompt.
+Every record becomes a `Comparison` or a `Problem`; nothing is repaired silently. Each answer is checked as a
+conversation together with its prompt.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 from raymill.data.messages import problems
 from raymill.data.messages.conversation import Conversation, read_conversation
-from raymill.data.messages.formats import BESIDE, beside
-from raymill.data.messages.keys import COLUMN, UnusedKeys, refuse_altering
-from raymill.data.messages.message_list import kind_of
+from raymill.data.messages.formats import SHARED_COLUMNS, unread_columns
+from raymill.data.messages.keys import COLUMN, Record, UnusedKeys, refuse_altering
+from raymill.data.messages.message_list import json_type
 from raymill.data.messages.problems import Problem, Refused
-from raymill.data.preference.formats import FORMATS, Stated, detect_format, stated
+from raymill.data.preference.formats import (
+    FORMATS,
+    RawComparison,
+    detect_format,
+    extract_comparison,
+)
 from raymill.durable import canonical_json
 from raymill.errors import DataError
 
@@ -24,14 +30,14 @@ __all__ = ["CAUSES", "FORMATS", "Comparison", "Pair", "read_comparison"]
 
 CAUSES = (
     *problems.CAUSES,
-    "prompt",  # the answers aren't answers to the same prompt
-    "same",  # an answer was preferred to itself
+    "prompt",  # the answers don't have the same prompt
+    "same",  # an answer is preferred to itself
 )
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Numbers of the better and the worse answer; `margin`: by how much, 0: unknown."""
+    """The numbers of a better and a worse answer, and the margin between them (0: unknown)."""
 
     better: int
     worse: int
@@ -40,14 +46,14 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Checked answers to one prompt; each is a conversation whose `given` messages are the prompt.
+    """Checked answers to one prompt; each is a conversation whose `prompt_length` messages are the prompt.
 
-    `ties` are numbers of answers that were judged equally good; `annotator` is who judged, if that is
-    known; `unused` are the names of what the record held beside, and nobody read.
+    `ties` are numbers of answers that were judged equally good; `annotator` is the judging person, if known;
+    `unused` names the record's keys that nothing reads.
     """
 
     answers: tuple[Conversation, ...]
-    names: tuple[str, ...]  # of the answers, for messages about them
+    names: tuple[str, ...]  # of the answers, for error messages
     pairs: tuple[Pair, ...]
     ties: tuple[tuple[int, int], ...]
     annotator: str | None = None
@@ -55,26 +61,27 @@ class Comparison:
 
     @property
     def weight(self) -> float:
-        """Of the comparison's loss, above 0."""
+        """The weight of the comparison's loss, above 0."""
         return self.answers[0].weight
 
     @property
     def first_user(self) -> str:
-        """The prompt's first user message: groups what must not be split."""
+        """The text of the first user message: comparisons that share it stay in one split."""
         return self.answers[0].first_user
 
     @property
     def prompt_key(self) -> str:
-        """Equal for equal prompts: their messages and tools."""
-        one = self.answers[0]
-        return canonical_json([list(one.messages[: one.given]), one.tools and list(one.tools)])
+        """The prompt's messages and tools as text, equal for equal prompts."""
+        first = self.answers[0]
+        prompt = list(first.messages[: first.prompt_length])
+        return canonical_json([prompt, first.tools and list(first.tools)])
 
 
 def read_comparison(record: Any, format: str | None = None) -> Comparison | Problem:
-    """A record as a comparison, or what is wrong with it. `format`: one of FORMATS, or detected.
+    """Return a record as a comparison, or why it can't be used; `format` is one of FORMATS, or detected.
 
-    A prompt is known by what it says, not by an id. Keys that would change what is learned, and that no
-    format knows, are refused; others are `unused`.
+    Prompts are identified by their text, not by an id. Keys that no format knows are refused if they would
+    change what is learned; others are listed as `unused`.
 
     Raises:
         DataError: no such format.
@@ -85,87 +92,87 @@ def read_comparison(record: Any, format: str | None = None) -> Comparison | Prob
         )
     try:
         if not isinstance(record, Mapping):
-            raise Refused("type", f"expected an object, found {kind_of(record)}")
-        found = format or detect_format(record)
-        if found is None:
+            raise Refused("type", f"expected an object, found {json_type(record)}")
+        detected = format or detect_format(record)
+        if detected is None:
             columns = ", ".join(sorted(map(str, record))[:8]) or "none"
             raise Refused(
                 "format",
                 f"none of the formats {', '.join(FORMATS)} (has {columns}){_about_feedback(record)}",
             )
+        # Refusing comes first: an unread key that changes what is learned matters more than the
+        # answers.
         refuse_altering(record, "column", "record")
-        said = stated(record, found)
-        answers = tuple(_answer(record, said, number) for number in range(len(said.answers)))
-        pairs, ties = _order(said)
+        raw = extract_comparison(record, detected)
+        answers = tuple(_answer(record, raw, number) for number in range(len(raw.answers)))
+        pairs, ties = _order(raw)
         annotator = _annotator(record.get("annotator"))
-        return Comparison(
-            answers, said.names, pairs, ties, annotator, _unused(record, said, answers)
-        )
+        return Comparison(answers, raw.names, pairs, ties, annotator, _unused(record, raw, answers))
     except Refused as refused:
         return refused.problem
 
 
-def _answer(record: Mapping[str, Any], said: Stated, number: int) -> Conversation:
-    """The prompt with one answer; the prompt ends where the assistant's turn begins."""
-    name = said.names[number]
-    if not said.prompt:
+def _answer(record: Record, raw: RawComparison, number: int) -> Conversation:
+    """Return the prompt with one answer, which begins with the assistant's turn."""
+    name = raw.names[number]
+    if not raw.prompt:
         raise Refused("empty", "the prompt holds no messages")
     whole = {
-        "prompt": said.prompt,
-        "completion": said.answers[number],
+        "prompt": raw.prompt,
+        "completion": raw.answers[number],
         "tools": record.get("tools"),
         "weight": record.get("weight"),
     }
-    found = read_conversation(whole, "prompt_completion")
-    if isinstance(found, Problem):
-        raise Refused(found.cause, f"prompt and {name}: {found.why}")
-    before = found.messages[found.given - 1]["role"]
+    # The prompt is checked once per answer, so that every problem is found by the same code.
+    chat = read_conversation(whole, "prompt_completion")
+    if isinstance(chat, Problem):
+        raise Refused(chat.cause, f"prompt and {name}: {chat.why}")
+    before = chat.messages[chat.prompt_length - 1]["role"]
     if before not in ("user", "tool"):
         raise Refused("order", f"the prompt ends with the {before}, expected user or tool")
-    after = found.messages[found.given]["role"]
+    after = chat.messages[chat.prompt_length]["role"]
     if after != "assistant":
         raise Refused("order", f"{name} begins with the {after}, expected assistant")
-    return found
+    return chat
 
 
-def _unused(
-    record: Mapping[str, Any], said: Stated, answers: Sequence[Conversation]
-) -> tuple[str, ...]:
+def _unused(record: Record, raw: RawComparison, answers: Sequence[Conversation]) -> tuple[str, ...]:
     messages = [message for answer in answers for message in answer.messages]
     unused = UnusedKeys()
-    unused.note(beside(record, (*said.read, *BESIDE, "annotator"), messages), ("text",), COLUMN)
+    read = (*raw.read, *SHARED_COLUMNS, "annotator")
+    unused.note(unread_columns(record, read, messages), ("text",), COLUMN)
     names = (name for answer in answers for name in answer.unused)
     return tuple(dict.fromkeys((*unused.names, *names)))
 
 
-def _about_feedback(record: Mapping[str, Any]) -> str:
-    held = [name for name in ("label", "kto_tag") if record.get(name) is not None]
-    if not held:
+def _about_feedback(record: Record) -> str:
+    columns = [name for name in ("label", "kto_tag") if record.get(name) is not None]
+    if not columns:
         return ""
     return (
-        f": a {held[0]!r} beside one answer is unpaired feedback, which is compared with nothing; make pairs "
-        "of good and bad answers to one prompt"
+        f": a {columns[0]!r} with one answer is unpaired feedback, without a second answer to compare; make "
+        "pairs of good and bad answers to one prompt"
     )
 
 
-def _order(said: Stated) -> tuple[tuple[Pair, ...], tuple[tuple[int, int], ...]]:
-    """All pairs of different quality, the better first, and all that are tied."""
+def _order(raw: RawComparison) -> tuple[tuple[Pair, ...], tuple[tuple[int, int], ...]]:
+    """Return all pairs of different quality, the better answer first, and all tied pairs."""
     pairs, ties = [], []
-    quality = said.quality
-    for one in range(len(quality)):
-        for other in range(one + 1, len(quality)):
-            if quality[one] == quality[other]:
-                ties.append((one, other))
-                continue
-            better, worse = (one, other) if quality[one] > quality[other] else (other, one)
-            by = quality[better] - quality[worse] if said.margin is None else said.margin
-            pairs.append(Pair(better, worse, by))
+    quality = raw.quality
+    for first, second in combinations(range(len(quality)), 2):
+        if quality[first] == quality[second]:
+            ties.append((first, second))
+            continue
+        better, worse = (first, second) if quality[first] > quality[second] else (second, first)
+        margin = quality[better] - quality[worse] if raw.margin is None else raw.margin
+        pairs.append(Pair(better, worse, margin))
     return tuple(pairs), tuple(ties)
 
 
 def _annotator(value: object) -> str | None:
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
+    # In Python a boolean is an integer, but it doesn't name an annotator.
     if not isinstance(value, str | int) or isinstance(value, bool):
-        raise Refused("type", f"annotator is {kind_of(value)}, expected text or an integer")
+        raise Refused("type", f"annotator is {json_type(value)}, expected text or an integer")
     return str(value)

@@ -1,6 +1,6 @@
-"""The book of prompts beside the shards: what a row's `record` number stands for, one JSON line a prompt.
+"""Prompt metadata next to the shards: one JSON line per prompt, by the number in the rows' `record` column.
 
-A row has a prompt's tokens alone; whoever rewards an answer looks the rest up here.
+A row holds only a prompt's tokens; reward functions find its messages, reference and verifier here.
 """
 
 from __future__ import annotations
@@ -12,47 +12,52 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raymill.data.messages.keys import JsonObject
 from raymill.data.store.manifest import AGAIN
 from raymill.durable import atomic_replacement, write_atomic
 from raymill.errors import DataError
 from raymill.reading import MISSING, opened
 
-BOOK_NAME = "prompts.jsonl"
+METADATA_NAME = "prompts.jsonl"
 
 
 @dataclass(frozen=True)
 class PromptRecord:
-    """A prompt by its number: `messages` to answer, the reference `answer`, the name of the reward function
-    that judges (None: none), what else the record held, and the tools that may be called."""
+    """Metadata of one prompt.
+
+    `record` is its number, `messages` are to be answered, `answer` is the reference, `verifier` names a reward
+    function (None: none), `extra` is the rest of the input record, and `tools` may be called.
+    """
 
     record: int
     split: str
-    messages: tuple[dict[str, Any], ...]
+    messages: tuple[JsonObject, ...]
     answer: str | None
     verifier: str | None
-    extra: dict[str, Any]
-    tools: tuple[dict[str, Any], ...] | None = None
+    extra: JsonObject
+    tools: tuple[JsonObject, ...] | None = None
     id: str | None = None
 
 
-def write_book(path: Path, prompts: Iterable[PromptRecord]) -> str:
-    """Write them; returns the file's sha256."""
+def write_metadata(path: Path, prompts: Iterable[PromptRecord]) -> str:
+    """Write prompts to a file; return its sha256."""
     text = "".join(_line(prompt) for prompt in prompts)
     write_atomic(path, text)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def merge_books(parts: Iterable[tuple[Path, str]], target: Path) -> str:
-    """Put books one after the other, each with the sha256 that it must have; returns that of the whole.
+def merge_metadata(parts: Iterable[tuple[Path, str]], target: Path) -> str:
+    """Concatenate files, each with its expected sha256, into one; return the sha256 of the whole.
 
-    Memory is one line.
+    At most one line is held in memory.
 
     Raises:
-        DataError: one of them is missing or isn't what was written.
+        DataError: a file is missing or has another sha256.
     """
     whole = hashlib.sha256()
     with atomic_replacement(target) as temporary, temporary.open("wb") as merged:
         for path, sha256 in parts:
+            # Each file is checked while it is copied, so it is read only once.
             digest = hashlib.sha256()
             for line in _binary_lines(path):
                 digest.update(line)
@@ -66,25 +71,25 @@ def merge_books(parts: Iterable[tuple[Path, str]], target: Path) -> str:
     return whole.hexdigest()
 
 
-def read_book(path: Path) -> dict[int, PromptRecord]:
-    """Record number → prompt.
+def read_metadata(path: Path) -> dict[int, PromptRecord]:
+    """Return the prompts of a file by their record number.
 
     Raises:
-        DataError: the file isn't a book, or lists a number twice.
+        DataError: the file isn't prompt metadata, or lists a number twice.
     """
-    book: dict[int, PromptRecord] = {}
-    for prompt in book_prompts(path):
-        if prompt.record in book:
+    metadata: dict[int, PromptRecord] = {}
+    for prompt in iterate_metadata(path):
+        if prompt.record in metadata:
             raise DataError(f"{path} lists the prompt {prompt.record} twice; {AGAIN}.")
-        book[prompt.record] = prompt
-    return book
+        metadata[prompt.record] = prompt
+    return metadata
 
 
-def book_prompts(path: Path) -> Iterator[PromptRecord]:
-    """The prompts of a book, one after the other.
+def iterate_metadata(path: Path) -> Iterator[PromptRecord]:
+    """Yield the prompts of a file, one after the other.
 
     Raises:
-        DataError: the file isn't a book.
+        DataError: the file isn't prompt metadata.
     """
     for number, line in enumerate(_binary_lines(path), 1):
         try:
@@ -95,9 +100,10 @@ def book_prompts(path: Path) -> Iterator[PromptRecord]:
 
 def _line(prompt: PromptRecord) -> str:
     stored = dict(vars(prompt))
+    # Files written before there were tools don't have the key, and their digests stay valid.
     if prompt.tools is None:
         del stored["tools"]
-    # Keys stay in their order: templates print tools and arguments as they come.
+    # Keys stay in their order, since templates print tools and arguments in the order in which they come.
     return json.dumps(stored, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -109,7 +115,7 @@ def _prompt(stored: Any) -> PromptRecord:
 
 
 def _binary_lines(path: Path) -> Iterator[bytes]:
-    """Lines as they are: only a line feed ends one."""
+    """Yield lines as they are: only a line feed ends one."""
     try:
         with opened(path) as file:
             yield from file

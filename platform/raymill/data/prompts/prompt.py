@@ -1,6 +1,6 @@
-"""One prompt, read from any known form and checked: what a model is asked, and what its answer is judged by.
+"""Prompts, read from any known format and checked: messages to answer, and data for scoring the answers.
 
-A record has what is asked in the first of these columns that it has:
+The messages are in the first of these columns that a record has:
 
 - `messages`: OpenAI's list; where it ends with the assistant's turn, that turn is the reference answer;
 - `prompt`: text, or a list of messages;
@@ -8,9 +8,10 @@ A record has what is asked in the first of these columns that it has:
   question or an instruction;
 - `conversations`: as `messages`; `input`: as `prompt`.
 
-Beside it may stand `answer` (the reference, text or a number; it counts before a last turn), `verifier` (a
-reward function's name), a system column, `history`, `tools` and `id`. Everything else is kept as `extra`, for
-reward functions; where there is no `answer`, one of its columns (REFERENCES) is the reference too.
+A record may also have `answer` (the reference, text or a number, which takes precedence over a last turn),
+`verifier` (the name of a reward function), a system column, `history`, `tools` and `id`. Everything else is
+kept as `extra`, for reward functions; without `answer`, one of these columns (REFERENCES) is the reference
+too.
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ from raymill.data.messages.conversation import (
     check_text,
     checked_messages,
     checked_tools,
+    drop_undefined_arguments,
 )
-from raymill.data.messages.formats import asked_text
-from raymill.data.messages.keys import UnusedKeys, refuse_altering
+from raymill.data.messages.formats import question_text
+from raymill.data.messages.keys import JsonObject, Record, UnusedKeys, refuse_altering
 from raymill.data.messages.message_list import (
     SYSTEM_COLUMNS,
     Message,
-    as_messages,
-    asked_messages,
     history_messages,
-    kind_of,
+    json_type,
+    prompt_to_messages,
+    to_messages,
     with_system,
 )
-from raymill.data.messages.padding import as_defined
 from raymill.data.messages.problems import Problem, Refused
 from raymill.durable import canonical_json
 
@@ -45,51 +46,53 @@ __all__ = ["CAUSES", "COLUMNS", "Problem", "Prompt", "read_prompt"]
 
 CAUSES = (
     *problems.CAUSES,
-    "extra",  # the other columns hold too much to be kept beside every prompt
+    "extra",  # the other columns are too large to be kept with every prompt
     "encoding",  # the chat template refuses the prompt, or the tokenizer can't encode it
 )
-COLUMNS = (  # of which the first that a record has is asked
+# The first of these columns that a record has holds the messages.
+COLUMNS = (
     "messages", "prompt", "question", "query", "problem", "conversations", "instruction", "input",
 )  # fmt: skip
-LISTS = ("messages", "conversations")  # which may end with the reference
+LISTS = ("messages", "conversations")  # columns that may end with the reference
 OTHER_COLUMNS = ("answer", "verifier", *SYSTEM_COLUMNS, "history", "tools", "id")
-# Columns, or keys within one, of which the first that holds text or a number is the reference without `answer`.
+# Columns, or keys within one. Without `answer`, the first that holds text or a number is the reference.
 REFERENCES = (
     ("ground_truth",), ("reward_model", "ground_truth"), ("expected_answer",), ("solution",), ("response",),
     ("output",),
 )  # fmt: skip
-EXTRA_BYTES = 64 * 2**10  # of `extra` as JSON: every process that rewards answers holds all of them
-LARGEST = 1e300  # number that an answer may be
+# Limit of `extra` as JSON: every process that scores answers holds those of all prompts in memory.
+EXTRA_BYTES = 64 * 2**10
+LARGEST = 1e300  # absolute value of a numeric answer
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Checked messages that end with a user's turn or a tool's result, and what belongs to them.
+    """Checked messages that end with a user's turn or a tool's result, and the data for scoring answers.
 
-    `answer`: the reference; `verifier`: a reward function's name, "none" where none is wanted, None where
-    nothing is said; `tools`: what the assistant may call, as JSON schemas; `extra`: JSON; `unused`: the names
-    of what its messages held beside, and nobody read.
+    `answer` is the reference; `verifier` is the name of a reward function ("none": no reward function, None:
+    not stated); `tools` are what the assistant may call, as JSON schemas; `extra` is JSON; `unused` names the
+    keys of messages that nothing reads.
     """
 
-    messages: tuple[dict[str, Any], ...]
+    messages: tuple[JsonObject, ...]
     answer: str | None = None
     verifier: str | None = None
-    tools: tuple[dict[str, Any], ...] | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
+    tools: tuple[JsonObject, ...] | None = None
+    extra: JsonObject = field(default_factory=dict)
     id: str | None = None
     unused: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def first_user(self) -> str:
-        """The first user message's text: groups what must not be split."""
-        return next(str(one["content"]) for one in self.messages if one["role"] == "user")
+        """The text of the first user message: prompts that share it stay in one split."""
+        return next(str(turn["content"]) for turn in self.messages if turn["role"] == "user")
 
 
 def read_prompt(record: Any) -> Prompt | Problem:
-    """A record as a prompt, or what is wrong with it."""
+    """Return a record as a prompt, or why it can't be used."""
     try:
         if not isinstance(record, Mapping):
-            raise Refused("type", f"expected an object, found {kind_of(record)}")
+            raise Refused("type", f"expected an object, found {json_type(record)}")
         column = next((name for name in COLUMNS if record.get(name) is not None), None)
         if column is None:
             known = ", ".join(sorted(map(str, record))[:8]) or "none"
@@ -100,14 +103,14 @@ def read_prompt(record: Any) -> Prompt | Problem:
             )
         refuse_altering(record, "column", "prompt")
         answer = _answer(record.get("answer"))
-        asked, read, unused = *_asked(record, column), UnusedKeys()
-        if column in LISTS and asked and asked[-1].get("role") == "assistant":
-            messages, answer = _parted(asked, answer, unused)
+        raw, read, unused = *_raw_messages(record, column), UnusedKeys()
+        if column in LISTS and raw and raw[-1].get("role") == "assistant":
+            messages, answer = _split_reference(raw, answer, unused)
         else:
-            messages = checked_messages(asked, ("user", "tool"), unused)
+            messages = checked_messages(raw, ("user", "tool"), unused)
         tools = checked_tools(record.get("tools"))
         return Prompt(
-            as_defined(messages, tools),
+            drop_undefined_arguments(messages, tools),
             _reference(record) if answer is None else answer,
             _name(record.get("verifier"), "verifier"),
             tools,
@@ -119,41 +122,41 @@ def read_prompt(record: Any) -> Prompt | Problem:
         return refused.problem
 
 
-def _asked(record: Mapping[str, Any], column: str) -> tuple[list[Message], tuple[str, ...]]:
-    """Return what the column holds, as messages that aren't checked yet, and the columns that were read."""
+def _raw_messages(record: Record, column: str) -> tuple[list[Message], tuple[str, ...]]:
+    """Return the unchecked messages of a column, and the columns that were read."""
     value: object = record[column]
     read: tuple[str, ...] = (column,)
     if isinstance(value, str) and column not in LISTS:
-        text, more = asked_text(record, column)
-        asked, read = asked_messages(text), (column, more)
+        text, other = question_text(record, column)
+        messages, read = prompt_to_messages(text), (column, other)
     elif isinstance(value, list) and column in (*LISTS, "prompt", "input"):
-        asked = as_messages(value, column)
+        messages = to_messages(value, column)
     else:
         lists = column in LISTS
         wanted = "a list of messages" if lists else "text"
         if column in ("prompt", "input"):
             wanted = "text or a list of messages"
-        raise Refused("type", f"column {column!r} holds {kind_of(value)}, expected {wanted}")
+        raise Refused("type", f"column {column!r} holds {json_type(value)}, expected {wanted}")
     history = history_messages(record, beside_text=isinstance(value, str))
-    return with_system(record, [*history, *asked]), read
+    return with_system(record, [*history, *messages]), read
 
 
-def _parted(
-    asked: list[Message], answer: str | None, unused: UnusedKeys
-) -> tuple[tuple[dict[str, Any], ...], str | None]:
-    """The messages before the assistant's last turn, and the reference answer."""
-    *before, last = checked_messages(asked, unused=unused)
+def _split_reference(
+    raw: list[Message], answer: str | None, unused: UnusedKeys
+) -> tuple[tuple[JsonObject, ...], str | None]:
+    """Return the messages before the assistant's last turn, and that turn unless there is another answer."""
+    *before, last = checked_messages(raw, unused=unused)
     if answer is None and last.get("tool_calls"):
         raise Refused(
             "order",
-            f"message {len(asked)}: ends with a call of tools, which is no reference answer; "
+            f"message {len(raw)}: ends with a tool call, which isn't a reference answer; "
             "leave that turn out, or give a column 'answer'",
         )
     return tuple(before), last["content"] if answer is None else answer
 
 
 def _answer(value: object) -> str | None:
-    """Text, or a number as text: 72.0, as tables often have it, is 72."""
+    """Return the reference as text; of a number, 72.0, as tables often have it, becomes 72."""
     if value is None:
         return None
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -161,15 +164,16 @@ def _answer(value: object) -> str | None:
             raise Refused("type", f"answer is beyond {LARGEST:g}, or no number at all")
         return repr(value).removesuffix(".0")
     if not isinstance(value, str):
-        raise Refused("type", f"answer is {kind_of(value)}, expected text or a number")
+        raise Refused("type", f"answer is {json_type(value)}, expected text or a number")
     check_text(value, "answer")
     if not value.strip():
         raise Refused("empty", "the answer is empty; leave it out where there is none")
     return value
 
 
-def _reference(record: Mapping[str, Any]) -> str | None:
-    """The reference of a record without `answer`, where another column holds text or a number."""
+def _reference(record: Record) -> str | None:
+    """Return the reference of a record without `answer`, from another column of text or a number, or None."""
+    # Data sets name the reference differently; the first usable column is taken.
     for way in REFERENCES:
         value: object = record
         for key in way:
@@ -184,11 +188,11 @@ def _reference(record: Mapping[str, Any]) -> str | None:
 
 
 def _name(value: object, column: str) -> str | None:
-    """Text; None where it is missing or blank."""
+    """Return a text, or None where it is missing or blank."""
     if value is None:
         return None
     if not isinstance(value, str):
-        raise Refused("type", f"{column} is {kind_of(value)}, expected text")
+        raise Refused("type", f"{column} is {json_type(value)}, expected text")
     check_text(value, column)
     return value if value.strip() else None
 
@@ -198,9 +202,10 @@ def _id(value: object) -> str | None:
     return _name(str(value) if number else value, "id")
 
 
-def _extra(record: Mapping[str, Any], read: tuple[str, ...]) -> dict[str, Any]:
-    """All other columns; a null counts as missing, as in a table."""
+def _extra(record: Record, read: tuple[str, ...]) -> JsonObject:
+    """Return all other columns; a null counts as missing, as in a table."""
     known = (*read, *OTHER_COLUMNS)
+    # Reward functions read these columns by name, so nothing is renamed or dropped.
     extra = {
         name: value for name, value in record.items() if name not in known and value is not None
     }

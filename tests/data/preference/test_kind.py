@@ -1,4 +1,4 @@
-"""What is written: every token and weight of a pair, what is refused and where it is said to be."""
+"""Units of preferences: every token and weight of a pair, and refusals with their location."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_ids_and_masks_are_transformers(tokenizer: ChatTokenizer, tmp_path: Path
 
 
 def test_a_prompt_weighs_one_together(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
-    """However its pairs are written down, and whatever stands between them."""
+    """The format of its pairs, and the records between them, make no difference."""
     records: list[dict[str, Any]] = []
     for n in range(30):
         answers = [f"answer {n} {c}" for c in "abcd"[: 2 + n % 3]]
@@ -181,7 +181,7 @@ def test_bad_records_are_counted_named_and_kept(tokenizer: ChatTokenizer, tmp_pa
     ):
         assert cause in message, message
     assert "pairs.jsonl:4: chosen and rejected are the same answer" in message
-    assert "pairs.jsonl:6: chosen: " in message and "more than the 64 of a side" in message
+    assert "pairs.jsonl:6: chosen: " in message and "more than the 64 of an answer" in message
     assert "pairs.jsonl:8: answer 3: " in message
     assert "pairs.jsonl:10: answer 1 and answer 2 are the same answer" in message
     assert "pairs.jsonl:41: not JSON" in message
@@ -267,7 +267,7 @@ def test_a_prompts_pairs_are_on_one_side(tokenizer: ChatTokenizer, tmp_path: Pat
 
 
 def test_statistics(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
-    """Over several units, beside the same counted from the rows and records themselves."""
+    """Statistics over several units equal those counted from the rows and records themselves."""
     choose = random.Random(3)
     records: list[dict[str, Any]] = []
     for _ in range(300):
@@ -324,7 +324,7 @@ def test_statistics(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
 
 
 def test_agreement_is_found_across_units(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
-    """As where everyone's judgements are a file of their own; no metadata is in the shards."""
+    """Everyone's judgments may be a file of their own; the shards hold no metadata."""
     for who, wrong in (("ann", ()), ("bob", (3, 4))):
         records = []
         for n, record in enumerate(pairs(20)):

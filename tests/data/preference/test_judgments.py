@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raymill.data.preference.agreement import nominal_alpha
-from raymill.data.preference.judgements import (
+from raymill.data.preference.judgments import (
     TIE,
     agreement,
     from_texts,
     hash64,
-    judgement,
+    judgment,
+    nominal_alpha,
     pair_counts,
     shared_prompts,
     to_text,
@@ -23,7 +23,7 @@ from raymill.data.preference.judgements import (
 
 
 def alpha(table: list[str]) -> float | None:
-    """Of one row of values an observer, "." where one is missing."""
+    """Return alpha of one row of values per observer, "." where one is missing."""
     marks = [
         (unit, value) for row in table for unit, value in enumerate(row.split()) if value != "."
     ]
@@ -106,12 +106,12 @@ def random_judgements(seed: int) -> list[tuple[str, str, str, str | None]]:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_counts_of_a_folder(seed: int) -> None:
-    """Beside the same counted with dictionaries of what was said, and handed on in two parts."""
+    """Counts equal those made with dictionaries of the judgments, also when handed on in two parts."""
     said = random_judgements(seed)
 
     def entry(prompt: str, better: str, worse: str, who: str | None) -> tuple[int, int, int, int]:
         sides = [text.encode().rjust(16) for text in (better[:-1], worse)]
-        return judgement(*sides, better[-1] == "=", hash64(prompt.encode()), who)
+        return judgment(*sides, better[-1] == "=", hash64(prompt.encode()), who)
 
     entries = [entry(*one) for one in said]
     judged = from_texts([to_text(entries[:50]), to_text([]), to_text(entries[50:])])
@@ -150,7 +150,7 @@ def test_counts_of_a_folder(seed: int) -> None:
 
 def test_prompts_on_both_sides() -> None:
     def judged(*prompts: str, tie: bool = False) -> str:
-        return to_text(judgement(b"a", b"b", tie, hash64(p.encode()), None) for p in prompts)
+        return to_text(judgment(b"a", b"b", tie, hash64(p.encode()), None) for p in prompts)
 
     one, other = (
         from_texts([judged("p", "q", "q")]),
