@@ -145,8 +145,9 @@ def _part_text(part: Message, kind: object) -> object:
         return None
     [value] = values
     if isinstance(value, list) and kind in THINKING:
-        texts = [one.get("text") if isinstance(one, Mapping) else None for one in value]
-        return "".join(texts) if all(isinstance(text, str) for text in texts) else None
+        listed = [one.get("text") if isinstance(one, Mapping) else None for one in value]
+        texts = [text for text in listed if isinstance(text, str)]
+        return "".join(texts) if len(texts) == len(listed) else None
     return value
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from raymill.data.messages.conversation import Conversation
+from raymill.data.messages.keys import JsonObject
 from raymill.data.messages.message_layout import ANSWER as ANSWER_WORD
 from raymill.data.messages.message_layout import QUESTION, THOUGHT
 from raymill.data.messages.template import ChatTemplate
@@ -14,7 +15,7 @@ from raymill.errors import DataError
 
 __all__ = ["ANSWER", "PROBES", "TurnParser", "build_turn_parser", "tool_call_probe"]
 
-ANSWER = {"role": "assistant", "content": "Hi"}
+ANSWER: JsonObject = {"role": "assistant", "content": "Hi"}
 PROBES = [
     Conversation(({"role": "user", "content": "Hello"}, answer))
     for answer in (ANSWER, {**ANSWER, "reasoning_content": "A greeting"})
@@ -39,12 +40,12 @@ def tool_call_probe(count: int, answered: bool) -> Conversation:
     """Return a conversation with one turn of `count` tool calls, whose results and an answer may follow."""
     # Mistral's templates accept only ids of nine characters.
     calls = [{"type": "function", "id": f"call1234{n}", "function": _CALL} for n in range(count)]
-    results: list[dict[str, object]] = [
+    results: list[JsonObject] = [
         {"role": "tool", "tool_call_id": call["id"], "name": "f", "content": "one"}
         for call in calls
     ]
-    turn = {"role": "assistant", "content": "", "tool_calls": calls}
-    following = (*results, ANSWER) if answered else ()
+    turn: JsonObject = {"role": "assistant", "content": "", "tool_calls": calls}
+    following: list[JsonObject] = [*results, ANSWER] if answered else []
     return Conversation((*PROBES[0].messages[:1], turn, *following), (_TOOL,))
 
 
