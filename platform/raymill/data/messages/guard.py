@@ -25,7 +25,7 @@ BREAK = "\ufdd2"
 RESERVED = re.compile("[\ufdd0-\ufdef]")
 
 
-class Guard:
+class SpecialTokenGuard:
     """Finds and escapes a tokenizer's special tokens, longest first, as `tokenizers` matches them."""
 
     def __init__(self, special_tokens: Sequence[str]) -> None:

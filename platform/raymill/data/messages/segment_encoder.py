@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from raymill.data.messages.guard import BREAK, Guard
+from raymill.data.messages.guard import BREAK, SpecialTokenGuard
 from raymill.data.messages.problems import Problem
 from raymill.data.messages.template import RenderedSegment
 from raymill.data.text.special_tokens import unknown_id
@@ -44,7 +44,7 @@ class SegmentEncoder:
         from tokenizers import Tokenizer
 
         self.special_ids = special_ids(tokenizer)
-        self.guard = Guard(tuple(self.special_ids))
+        self.guard = SpecialTokenGuard(tuple(self.special_ids))
         text = tokenizer.to_str()
         # These are copies, since `encode_special_tokens` is a switch of the tokenizer that others use too.
         self._control, self._plain = Tokenizer.from_str(text), Tokenizer.from_str(text)

@@ -20,7 +20,7 @@ from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
 from raymill.data.messages.budget import MAX_OUTPUT_CHARACTERS
 from raymill.data.messages.chatml import CHATML
-from raymill.data.messages.guard import ASSISTANT_BEGIN, ASSISTANT_END, RESERVED, Guard
+from raymill.data.messages.guard import ASSISTANT_BEGIN, ASSISTANT_END, RESERVED, SpecialTokenGuard
 from raymill.data.messages.keys import JsonObject, Record
 from raymill.data.messages.message_layout import (
     ANSWER,
@@ -84,7 +84,7 @@ class ChatTemplate:
         # Without markers, turns end with a special token, which a variable may name.
         named = [text for name, text in variables.items() if name.endswith("_token")]
         self.special_tokens = tuple(dict.fromkeys((*special_tokens, *named)))
-        self._guard = Guard(self.special_tokens)
+        self._guard = SpecialTokenGuard(self.special_tokens)
         self._environment = BoundedEnvironment()
         # All renderings share the environment's budget, so only one may run at a time.
         self._lock = threading.Lock()
@@ -114,7 +114,7 @@ class ChatTemplate:
         other.__dict__.update(self.__dict__)
         other.__dict__.pop("_tail", None)
         other.special_tokens = tuple(dict.fromkeys((*special_tokens, *self.special_tokens)))
-        other._guard = Guard(other.special_tokens)
+        other._guard = SpecialTokenGuard(other.special_tokens)
         return other
 
     def segments(
@@ -127,7 +127,7 @@ class ChatTemplate:
         """Render a conversation; learned are all of the assistant's turns, the last, or those of these numbers.
 
         Neighboring segments differ in `learned` or `turn`. The messages must not contain the noncharacters
-        U+FDD0 and U+FDD1, which `read_conversation` and `Guard` refuse.
+        U+FDD0 and U+FDD1, which `read_conversation` and `SpecialTokenGuard` refuse.
 
         Raises:
             DataError: the template refuses the messages or does too much, or an assistant's turn can't be
