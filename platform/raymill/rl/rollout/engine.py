@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
 from raymill.errors import RaymillError
-from raymill.generate.batch import Completion
 
 if TYPE_CHECKING:
     from raymill.rl.rollout.weights import TensorBucket
@@ -119,9 +118,6 @@ class Engine(Protocol[R_co]):
     def digest(self) -> str:
         """Return `weights_digest` of the weights that the engine holds."""
         ...
-
-
-RolloutEngine = Engine[Completion]
 
 
 class EngineSpec(Protocol[R_co]):
