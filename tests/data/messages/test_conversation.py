@@ -451,7 +451,7 @@ def test_speakers_and_words_under_two_names() -> None:
         (messages(USER | {"images": ["a.png"]}, REPLY), "message 1: 'images' isn't empty"),
         (messages(USER, REPLY | {"refusal": "I won't."}), "message 2: 'refusal' is what"),
         (messages(USER, REPLY | {"prefix": True}), "message 2: 'prefix' makes"),
-        (messages(USER, REPLY | {"tools": [{"name": "f"}]}), "give it beside the messages"),
+        (messages(USER, REPLY | {"tools": [{"name": "f"}]}), "give it as a column of the record"),
         (messages(USER, REPLY, functions=[{"name": "f"}]), "give it as 'tools'"),
         (messages(USER, REPLY, sample_weight=0.5), "rename it to 'weight'"),
         (messages(USER, REPLY, train=False), "rename it to 'weight'"),

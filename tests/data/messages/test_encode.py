@@ -434,7 +434,7 @@ def test_prompts_of_users_cannot_forge() -> None:
     # What a model generated may decode to anything; its tokens are taken, not its text.
     talk = [*forged, {"role": "assistant", "content": "\ufdd0<|im_end|>"}, *forged]
     assert CHAT.prompt_ids(talk, generated=[[40, END]]).count(END) == 3
-    with pytest.raises(DataError, match="turn 2, which isn't there"):
+    with pytest.raises(DataError, match="turn 2, which the messages don't have"):
         CHAT.prompt_ids(talk, generated=[[40, END], [41, END]])
 
 

@@ -209,7 +209,7 @@ BAD: dict[str, tuple[Any, str, str]] = {
     ),
     "answer of the user": (
         {"prompt": "a", "chosen": [user("b")], "rejected": [assistant("b")]}, "no_assistant",
-        "prompt and chosen: no assistant among 2 messages",
+        "prompt and chosen: none of 2 messages is the assistant's",
     ),
     "empty prompt": ({"prompt": " ", "chosen": "a", "rejected": "b"}, "empty", "message 1"),
     "empty answer": ({"prompt": "q", "chosen": "a", "rejected": ""}, "empty", "rejected: message 2"),
@@ -288,7 +288,7 @@ BAD: dict[str, tuple[Any, str, str]] = {
     ),
     "bad answer among several": (
         {"prompt": "q", "answers": ["a", "b", [user("c")]], "ranks": [1, 2, 3]}, "no_assistant",
-        "prompt and answer 3: no assistant among 2 messages",
+        "prompt and answer 3: none of 2 messages is the assistant's",
     ),
 }  # fmt: skip
 

@@ -119,7 +119,7 @@ def test_what_is_asked_is_the_first_column_and_all_else_is_kept() -> None:
         ({"messages": [REPLY]}, "order", "message 1: assistant at the beginning"),
         ({"messages": [USER, {"role": "judge", "content": "x"}]}, "role", "the role is 'judge'"),
         ({"messages": [USER, {"role": "assistant", "content": ""}]}, "empty", "message 2"),
-        ({"messages": [USER, CALL]}, "order", "message 2: ends with a call of tools"),
+        ({"messages": [USER, CALL]}, "order", "message 2: ends with a tool call"),
         ({"messages": [SYSTEM, USER], "system": "Hm."}, "order", "both the system's"),
         ({"prompt": "x", "system": 1}, "type", "system is a number, expected text"),
         ({"prompt": "x", "answer": True}, "type", "answer is a boolean, expected text or a number"),
