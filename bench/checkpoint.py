@@ -1,11 +1,10 @@
-"""What a checkpoint costs: seconds that the loop stands still, against a save that it waits for; the steps
-meanwhile, against those that follow it before the next; and bytes/s against what `dd conv=fsync` reaches.
+"""Cost of a checkpoint: the stall of the loop, compared with a synchronous save; the steps while it is written,
+compared with the steps after it; and its bytes/s, compared with `dd conv=fsync`.
 
     .venv/bin/python bench/checkpoint.py [--steps 144] [--every 20] [cluster=local_gpu …]
 
-One run of jobs/pretrain.py with a model of about 24 million parameters (290 MB of state). Its last checkpoint
-is one that the loop waits for, as every one of a synchronous save would be. Needs prepared data
-(make bench-models).
+One run of jobs/pretrain.py with a model of about 24 million parameters (290 MB of state). The loop waits for
+its last checkpoint, as it would for every synchronous save. Needs prepared data (make bench-models).
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from pretraining import ROOT, journal_of, storage
+from pretraining import ROOT, run_events, storage
 
 MODEL = [
     "experiment=bench", "arch.hidden_size=512", "arch.layers=6", "arch.heads=8", "arch.kv_heads=8",
@@ -36,16 +35,16 @@ def main() -> None:
     arguments = parser.parse_args()
     with storage(ROOT / "storage") as folder:
         length = (f"train.steps={arguments.steps}", f"checkpoint.every={arguments.every}")
-        events = journal_of(folder, "saves", *MODEL, *length, *arguments.overrides)
+        events = run_events(folder, "saves", *MODEL, *length, *arguments.overrides)
         written = dd(folder, 1000)
     saves = [event for event in events if event["kind"] == "checkpoint"]
     steps = [event for event in events if event["kind"] == "step" and event["step"] > WARM_UP]
     waited, behind = saves[-1]["stall_s"], statistics.median(s["stall_s"] for s in saves[:-1])
-    began = {event["step"]: event["time"] for event in events if event["kind"] == "step"}
+    ends = {event["step"]: event["time"] for event in events if event["kind"] == "step"}
     during, ratios = 0, []
     for save, following in itertools.pairwise(saves):
         interval = [e for e in steps if save["step"] < e["step"] <= following["step"]]
-        written_by = began[save["step"]] + save["stall_s"] + save["seconds"]
+        written_by = ends[save["step"]] + save["stall_s"] + save["seconds"]
         slow = [e["perf/step_s"] for e in interval if e["time"] - e["perf/step_s"] < written_by]
         calm = [e["perf/step_s"] for e in interval if e["time"] - e["perf/step_s"] >= written_by]
         if slow and len(calm) > 2:
@@ -55,26 +54,26 @@ def main() -> None:
     speed = saves[0]["bytes"] / statistics.median(s["seconds"] for s in saves[:-1])
     print(f"state          {saves[0]['bytes'] / 1e6:,.0f} MB")
     print(
-        f"stall          {behind:.3f} s, {behind / waited:.1%} of a save that is waited for ({waited:.3f} s)"
+        f"stall          {behind:.3f} s, {behind / waited:.1%} of a synchronous save ({waited:.3f} s)"
     )
     print(
-        f"steps          {usual:.3f} s; while one is written {statistics.median(ratios):.2f} times those "
-        f"after it ({min(ratios):.2f} to {max(ratios):.2f}; {len(ratios)} saves, {during} steps)"
+        f"steps          {usual:.3f} s; while a checkpoint is written, {statistics.median(ratios):.2f} times "
+        f"those after it ({min(ratios):.2f} to {max(ratios):.2f}; {len(ratios)} saves, {during} steps)"
     )
     print(
-        f"written at     {speed / 1e6:,.0f} MB/s with its sha256, behind the training; waited for "
+        f"written at     {speed / 1e6:,.0f} MB/s with its sha256, in the background; synchronously "
         f"{saves[-1]['bytes'] / saves[-1]['seconds'] / 1e6:,.0f} MB/s; dd conv=fsync {written / 1e6:,.0f} MB/s"
     )
 
 
 def dd(folder: Path, megabytes: int) -> float:
-    """Bytes a second that the disk takes."""
-    began = time.perf_counter()
+    """Return the disk's rate of writing in bytes per second."""
+    started = time.perf_counter()
     subprocess.run(
         ["dd", "if=/dev/zero", f"of={folder / 'dd'}", "bs=1M", f"count={megabytes}", "conv=fsync"],
         check=True, capture_output=True,
     )  # fmt: skip
-    return megabytes * 2**20 / (time.perf_counter() - began)
+    return megabytes * 2**20 / (time.perf_counter() - started)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Gain from `train.compile`: tokens/s of a pass there and back, compiled and not, taking turns, on one core.
+"""Gain from `train.compile`: tokens/s of a forward and backward pass on one core, compiled and not, in turns.
 
     .venv/bin/python bench/compile.py
 
-The model is `arch=nano`; where, how much and what is learned from differs from step to step, as in a run.
+The model is `arch=nano`. The rows and their masks change from step to step, as in a run.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ CPU = torch.device("cpu")
 
 
 def text(step: int) -> Rows:
-    """Rows of documents, which token 0 opens."""
+    """Return rows of documents, each of which starts with token 0."""
     tokens = np.random.default_rng(step).integers(1, VOCAB, (ROWS, LENGTH + 1)).astype(np.uint16)
     tokens[:, ::DOCUMENT] = 0
     return Rows(tokens, np.full(ROWS, LENGTH + 1, np.int32))
 
 
 def chat(step: int) -> Rows:
-    """Rows of conversations, not quite full; a third of their tokens are learned from."""
+    """Return rows of conversations, not quite full; a third of their tokens are learned from."""
     drawn, rows = np.random.default_rng(step), text(step)
     return Rows(
         rows.tokens,
@@ -54,7 +54,7 @@ def chat(step: int) -> Rows:
 
 
 def pairs(step: int) -> Rows:
-    """Two conversations a row, whose second halves are answers."""
+    """Return rows of two conversations, whose second halves are answers."""
     drawn, rows = np.random.default_rng(step), text(step)
     first = drawn.integers(60, LENGTH // 2, ROWS)
     length = first + drawn.integers(60, LENGTH // 2, ROWS)
@@ -83,11 +83,11 @@ JOBS: dict[str, tuple[Callable[[Any], Objective], Callable[[int], Rows]]] = {
 
 
 def seconds(model: Any, objective: Objective, rows: Rows) -> float:
-    """CPU time of one pass there and back."""
-    began = time.process_time()
+    """Return the CPU time of one forward and backward pass."""
+    started = time.process_time()
     (objective.losses(model, rows, CPU).sum() / objective.weight(rows)).backward()
     model.zero_grad()
-    return time.process_time() - began
+    return time.process_time() - started
 
 
 def main() -> None:
@@ -97,10 +97,10 @@ def main() -> None:
     compile_layers(layers_of(compiled))
     for name, (objective_of, rows_of) in JOBS.items():
         rates: dict[bool, list[float]] = {False: [], True: []}
-        began = time.perf_counter()
+        started = time.perf_counter()
         for step in range(WARM_UP + TURNS):
             if step == WARM_UP:
-                first = time.perf_counter() - began
+                first = time.perf_counter() - started
             rows = rows_of(step)
             for on, model in ((False, plain), (True, compiled)):
                 took = seconds(model, objective_of(model), rows)

@@ -1,4 +1,4 @@
-"""Confirm a run's held-out bits per byte with transformers alone: nothing of Raymill is imported.
+"""Confirmation of a run's held-out bits per byte by transformers alone, without importing Raymill.
 
     .venv/bin/python bench/confirm_bits_per_byte.py [run directory, default storage/runs/demo]
 
@@ -28,10 +28,10 @@ def main() -> int:
             with torch.no_grad():
                 loss = model(input_ids=ids, labels=ids).loss
             nats += loss.item() * (len(row) - 1)
-    found = nats / math.log(2) / size
+    measured = nats / math.log(2) / size
     reported = summary["figures"]["eval/bits_per_byte"]
-    print(f"transformers alone: {found:.5f} bits per byte; reported: {reported:.5f}")
-    return int(abs(found - reported) > 1e-3)
+    print(f"transformers alone: {measured:.5f} bits per byte; reported: {reported:.5f}")
+    return int(abs(measured - reported) > 1e-3)
 
 
 if __name__ == "__main__":

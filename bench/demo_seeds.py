@@ -1,9 +1,9 @@
-"""The demonstration's alignment from other seeds: what each gains by the rule, from the very same model.
+"""Alignment of the demonstration with other seeds: the gain of each over the same fine-tuned model.
 
     .venv/bin/python bench/demo_seeds.py [seeds, default 2 3]
 
-Needs what `make demo` leaves. Each seed is a run of its own, `demo-rlhf-<seed>`, which resumes if it was
-stopped; its answers to held-out questions are compared as the demonstration compares them.
+Needs the runs of `make demo`. Each seed is a run of its own, `demo-rlhf-<seed>`, which resumes if it was
+stopped; its answers to held-out questions are compared as in the demonstration.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RUNS = ROOT / "storage" / "runs"
 
 
 def aligned(seed: int) -> dict[str, float]:
-    """Figures of the finished run from that seed."""
+    """Train with a seed and return the metrics of the finished run."""
     name = f"demo-rlhf-{seed}"
     subprocess.run(
         [sys.executable, "jobs/rlhf.py", "experiment=rlhf_demo", f"run.name={name}", f"run.seed={seed}",
@@ -34,8 +34,8 @@ def aligned(seed: int) -> dict[str, float]:
          "tracking=none"],
         cwd=ROOT, check=True, stdout=subprocess.DEVNULL,
     )  # fmt: skip
-    found: dict[str, float] = json.loads((RUNS / name / "summary.json").read_text())["figures"]
-    return found
+    metrics: dict[str, float] = json.loads((RUNS / name / "summary.json").read_text())["figures"]
+    return metrics
 
 
 def main() -> int:
@@ -46,15 +46,15 @@ def main() -> int:
     order = example_order(held_out, pretrained["data_digests"][0], seed)
     before = StageModel.load(RUNS / "demo-sft" / "export")
     for number in map(int, sys.argv[1:] or ["2", "3"]):
-        figures = aligned(number)
+        metrics = aligned(number)
         after = StageModel.load(RUNS / f"demo-rlhf-{number}" / "export")
-        found = gain({"sft": before, "aligned": after}, held_out, order, seed)
-        mean, low, high = found.interval
+        result = gain({"sft": before, "aligned": after}, held_out, order, seed)
+        mean, low, high = result.interval
         print(
-            f"seed {number}: {found.before:.3f} -> {found.after:.3f}, gain {mean:+.3f} "
-            f"({low:+.3f} to {high:+.3f}), {found.share:.0%} of best of 8; "
+            f"seed {number}: {result.before:.3f} -> {result.after:.3f}, gain {mean:+.3f} "
+            f"({low:+.3f} to {high:+.3f}), {result.share:.0%} of best of 8; "
             + ", ".join(
-                f"{key} {value:.2f}" for key, value in figures.items() if "kl" in key.lower()
+                f"{key} {value:.2f}" for key, value in metrics.items() if "kl" in key.lower()
             ),
             flush=True,
         )

@@ -1,9 +1,9 @@
-"""On a GPU, without Ray: the trainer against a bare PyTorch loop, what deterministic kernels cost, memory
-against the plan, and what a checkpoint costs.
+"""Benchmark on a GPU without Ray: the trainer compared with a bare PyTorch loop, the cost of deterministic
+kernels, memory compared with the plan, and the cost of a checkpoint.
 
     python bench/gpu.py [--turns 12] [arch.hidden_size=… train.micro_batch=… zero.stage=…]
 
-A Llama of 316 million parameters in bf16 unless told otherwise; random tokens. Steps take turns.
+By default a Llama of 316 million parameters in bf16, on random tokens. The variants take turns, step by step.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from raymill.checkpoint.manifest import CheckpointManifest
 from raymill.config import load
 from raymill.engine.device import choose_device, device_memory, join_deepspeed
 from raymill.engine.group import WorkerGroup
-from raymill.engine.host_copy import HostCopy
-from raymill.engine.peak import measured_peak_flops
+from raymill.engine.checkpoints import HostCopy
+from raymill.engine.device import benchmark_peak_flops
 from raymill.engine.trainer import Trainer
 from raymill.model.build import build_model
-from raymill.plan.flops import flops_per_token
+from raymill.plan.parameters import flops_per_token
 from raymill.plan.report import memory_plan
 
 VOCAB, LENGTH, WARM_UP = 32_000, 1024, 3
@@ -79,14 +79,14 @@ def main() -> None:
     bare = bare_step(job, VOCAB, itertools.repeat(tokens))
     seconds: dict[tuple[str, bool], list[float]] = {}
     for _ in range(WARM_UP + arguments.turns):
-        for (name, one), exact in itertools.product(
+        for (name, call), exact in itertools.product(
             (("trainer", step), ("bare", bare)), (True, False)
         ):
             torch.use_deterministic_algorithms(exact)
-            seconds.setdefault((name, exact), []).append(timed(one))
+            seconds.setdefault((name, exact), []).append(timed(call))
     median = {key: statistics.median(values[WARM_UP:]) for key, values in seconds.items()}
     rate = {key: count * length / value for key, value in median.items()}
-    peak = measured_peak_flops(device, torch.bfloat16)
+    peak = benchmark_peak_flops(device, torch.bfloat16)
     share = rate["trainer", True] * flops_per_token(job.arch, VOCAB, length) / peak
     print(f"tokens/s       {rate['trainer', True]:,.0f}: {share:.1%} of {peak / 1e12:.0f} TFLOP/s")
     print(
@@ -99,29 +99,30 @@ def main() -> None:
 
 
 def timed(call: Callable[[], None]) -> float:
-    began = time.perf_counter()
+    started = time.perf_counter()
     call()
-    return time.perf_counter() - began
+    return time.perf_counter() - started
 
 
 def saves(trainer: Trainer, step: Callable[[], None]) -> None:
-    """A save that is waited for, one behind the steps, and the steps meanwhile."""
+    """Time a synchronous save, one in the background, and the steps meanwhile."""
     (ROOT / "storage").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=ROOT / "storage") as name:
         folder = Path(name)
         raise_fence(folder, 0)
-        group = trainer.group.beside()
+        group = trainer.group.background_group()
         manifest = CheckpointManifest(1, 1, 1, 1, 1, {}, "", (), "", None, None, {})
         copy = HostCopy()
-        copy.take([trainer])  # the buffers are made once
+        # The first copy also allocates the buffers.
+        copy.take([trainer])
         save = partial(commit, folder, manifest, trainer.shapes)
         waited = timed(lambda: save(list(copy.take([trainer])), group))
         commits = BackgroundCommits(folder, group, lambda _: None)
         calm = [timed(step) for _ in range(20)]
-        began = time.perf_counter()
+        started = time.perf_counter()
         manifest = CheckpointManifest(2, 2, 2, 1, 1, {}, "", (), "", None, None, {})
         commits.start(manifest, trainer.shapes, copy.take([trainer]))
-        stall = time.perf_counter() - began
+        stall = time.perf_counter() - started
         during = []
         while commits.busy:
             during.append(timed(step))
@@ -129,11 +130,11 @@ def saves(trainer: Trainer, step: Callable[[], None]) -> None:
         assert outcome is not None and outcome.error is None, outcome
     usual = statistics.median(calm)
     print(
-        f"checkpoint     {outcome.size / 1e9:.2f} GB; a save that is waited for {waited:.3f} s; the stall "
+        f"checkpoint     {outcome.size / 1e9:.2f} GB; a synchronous save {waited:.3f} s; the stall "
         f"{stall:.3f} s, {stall / waited:.1%}"
     )
     print(
-        f"steps          {usual:.3f} s; while one is written {statistics.median(during):.3f} s, "
+        f"steps          {usual:.3f} s; while a checkpoint is written {statistics.median(during):.3f} s, "
         f"{statistics.median(during) / usual:.2f} times ({len(during)} steps); written at "
         f"{outcome.size / outcome.seconds / 1e6:,.0f} MB/s"
     )

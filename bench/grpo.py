@@ -1,14 +1,14 @@
-"""GRPO beside TRL's GRPOTrainer: answers learned from a second, on the same CPU, in one run.
+"""GRPO compared with TRL's GRPOTrainer: answers trained on per second, on the same CPU, in one run.
 
     make bench-models                                  # once
     .venv/bin/python bench/grpo.py                     # both sample with transformers
     .venv-vllm/bin/python bench/grpo.py --engine vllm  # both sample with vLLM; make vllm before
 
 Same parent (of make bench-models), prompts, group size, answer length, temperature, reward (F1 of the
-answer's words to the reference's) and sampling engine on both sides, fp32, no KL. TRL: 64 answers a step in
-one forward pass, one update a step, `beta=0`, `loss_type="dapo"`; with vLLM `vllm_mode="colocate"`. Ours:
-`jobs/rlhf.py` as a user runs it, Ray, its actor and the digests of weight sync included; 64 answers a step,
-16 a forward pass. A step's rate is answers over seconds; figures are medians over steps, turn by turn.
+answer's words to the reference's) and sampling engine on both sides, fp32, no KL. TRL: 64 answers per step in
+one forward pass, one update per step, `beta=0`, `loss_type="dapo"`; with vLLM `vllm_mode="colocate"`. Ours:
+`jobs/rlhf.py` as a user runs it, including Ray, its actor and the digests of weight sync; 64 answers per step,
+16 per forward pass. A step's rate is answers over seconds; results are medians over steps, turn by turn.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ PROMPTS, GROUP, TOKENS, STEPS, WARM_UP, TURNS = 8, 8, 48, 14, 4, 3
 
 
 def prompts(count: int = 400) -> list[dict[str, Any]]:
-    """Embedded questions of one turn, with their answers."""
+    """Return questions of one turn from the embedded corpus, with their answers."""
     from raymill.data.demo.stdlib_conversations import conversations
 
-    found = []
+    records = []
     for entry in conversations(0.04, 1234):
         messages = entry.record["messages"]
         if not entry.held_out and len(messages) == 2:
             answer = messages[1]["content"]
-            found.append({"prompt": messages[0]["content"], "answer": answer})
-    return found[:count]
+            records.append({"prompt": messages[0]["content"], "answer": answer})
+    return records[:count]
 
 
 def ours(parent: Path, engine: str) -> tuple[float, dict[str, float], float]:
-    """(answers a second, share of a step's time by phase, seconds of bringing the weights)."""
+    """Return (answers per second, share of a step's time by phase, seconds per weight sync)."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         lines = "".join(json.dumps(record) + "\n" for record in prompts())
@@ -72,16 +72,16 @@ def ours(parent: Path, engine: str) -> tuple[float, dict[str, float], float]:
 
 
 def trl(parent: Path, engine: str) -> float:
-    """Answers a second of TRL's GRPOTrainer; printed by a process of its own."""
-    done = subprocess.run(
+    """Return the answers per second of TRL's GRPOTrainer, run in a separate process."""
+    result = subprocess.run(
         [sys.executable, __file__, "trl", str(parent), "--engine", engine],
         check=True, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    return float(done.stdout.splitlines()[-1])
+    return float(result.stdout.splitlines()[-1])
 
 
 def train_with_trl(parent: Path, engine: str) -> None:
-    """Run in a process of its own."""
+    """Train with TRL in this process, and print the answers per second."""
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
@@ -102,12 +102,12 @@ def train_with_trl(parent: Path, engine: str) -> None:
             times.append(time.perf_counter())
 
     def reward(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
-        texts = [one[0]["content"] for one in completions]
+        texts = [completion[0]["content"] for completion in completions]
         return [token_f1(text, right) for text, right in zip(texts, answer, strict=True)]
 
     rows = [
-        {"prompt": [{"role": "user", "content": one["prompt"]}], "answer": one["answer"]}
-        for one in prompts()
+        {"prompt": [{"role": "user", "content": record["prompt"]}], "answer": record["answer"]}
+        for record in prompts()
     ]
     with tempfile.TemporaryDirectory() as folder:
         trainer = GRPOTrainer(
@@ -149,11 +149,11 @@ def main() -> None:
         rate, shares, sync_s = ours(parent, engine)
         theirs = trl(parent, engine)
         ratios.append(rate / theirs)
-        spelled = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+        by_phase = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
         print(
             f"turn {turn + 1}: {rate:.1f} answers/s, TRL {theirs:.1f}: {ratios[-1]:.2f}", flush=True
         )
-        print(f"        of a step: {spelled}", flush=True)
+        print(f"        of a step: {by_phase}", flush=True)
         speed = weights / sync_s / 1e6
         print(
             f"        weights: {weights / 1e6:.1f} MB in {sync_s:.3f} s, {speed:.0f} MB/s",

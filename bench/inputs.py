@@ -1,5 +1,5 @@
-"""Inputs as nobody wants them: how many are used, counted as bad, refused by name, and how many
-end in a crash.
+"""Fuzzing of preparation: the numbers of hostile inputs that are used, counted as bad, refused by name, and
+that crash.
 
     PYTHONPATH=platform:tests .venv/bin/python bench/inputs.py [--inputs 3000]
 
@@ -27,7 +27,7 @@ def main() -> None:
     arguments = parser.parse_args()
     outcomes: Counter[str] = Counter()
     crashes: Counter[str] = Counter()
-    begun = time.monotonic()
+    started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         preparer = Preparer(Path(folder))
 
@@ -40,21 +40,21 @@ def main() -> None:
             suppress_health_check=[*HealthCheck],
         )
         @given(INPUTS)
-        def attempt(one: Input) -> None:
+        def attempt(sample: Input) -> None:
             try:
-                outcomes[judged(preparer, one)] += 1
-            except Exception as error:  # noqa: BLE001  (whatever it is, it is a crash and counted)
+                outcomes[judged(preparer, sample)] += 1
+            except Exception as error:  # noqa: BLE001  (any other exception counts as a crash)
                 outcomes["crashed"] += 1
-                places = traceback.extract_tb(error.__traceback__)
+                frames = traceback.extract_tb(error.__traceback__)
                 last = [
-                    place for place in places if "raymill" in place.filename or place is places[-1]
+                    frame for frame in frames if "raymill" in frame.filename or frame is frames[-1]
                 ][-1]
                 where = f"{Path(last.filename).name}:{last.lineno}"
-                line = f"{one.ending} {type(error).__name__} {where} {str(error)[:90]!r}"
+                line = f"{sample.ending} {type(error).__name__} {where} {str(error)[:90]!r}"
                 crashes[line] += 1
 
         attempt()
-    seconds = time.monotonic() - begun
+    seconds = time.monotonic() - started
     print(f"{sum(outcomes.values())} inputs in {seconds:.0f} s: {dict(outcomes)}")
     for line, count in crashes.most_common():
         print(f"  {count:5} {line}")

@@ -1,11 +1,11 @@
-"""Tokens to a held-out loss, Muon against AdamW, each at the best of the rates tried, three seeds.
+"""Tokens to reach a held-out loss, Muon compared with AdamW, each at its best learning rate, with three seeds.
 
     .venv/bin/python jobs/prepare.py experiment=bench data.sequence_length=128 tokenizer.vocab_size=1024
-    .venv/bin/python bench/muon.py [seconds to spend now; without it, all that it takes]
+    .venv/bin/python bench/muon.py [time limit in seconds; none by default]
 
 One process without Ray, through the trainer; a small Llama on the embedded corpus. The rate is constant after
-a warm-up, so that every point of a curve is comparable. Runs that were finished are kept in
-storage/bench-muon.jsonl and not made again.
+a warm-up, so that every point of a curve is comparable. Finished runs are kept in storage/bench-muon.jsonl and
+aren't repeated.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ RESULTS = ROOT / "storage" / "bench-muon.jsonl"
 
 @dataclass(frozen=True)
 class Run:
-    """Held-out loss in nats per token after so many training tokens, and a step's median CPU seconds."""
+    """Held-out losses in nats per token, each after a number of tokens, and median CPU seconds per step."""
 
     optimizer: str
     rate: float
@@ -62,7 +62,7 @@ class Run:
         return self.optimizer, self.rate, self.seed
 
     def tokens_to(self, target: float) -> float | None:
-        """Between two evaluations, as a straight line has it."""
+        """Return the tokens to reach a loss, interpolated between two evaluations; None if it isn't reached."""
         for index in range(1, len(self.losses)):
             before, after = self.losses[index - 1 : index + 1]
             if after <= target:
@@ -73,13 +73,13 @@ class Run:
 
 
 def train(optimizer: str, rate: float, seed: int, group: WorkerGroup) -> Run:
-    """One run of the sweep."""
+    """Train one run of the sweep."""
     job: PretrainJob = load(
         "pretrain",
         [*OVERRIDES, f"optim={optimizer}", f"optim.learning_rate={rate}",
          f"storage.root={ROOT / 'storage'}"],
     )  # fmt: skip
-    assert job.train.steps is not None
+    assert job.train.steps is not None, "the overrides set train.steps"
     folder = prepared_folder(job.data, job.tokenizer, job.run.seed, job.storage.folder)
     rows, held_out = rows_of(folder, "train"), rows_of(folder, "validation")
     spread = np.linspace(0, len(held_out) - 1, HELD_OUT_ROWS).astype(int)
@@ -91,15 +91,15 @@ def train(optimizer: str, rate: float, seed: int, group: WorkerGroup) -> Run:
     batch, length = job.train.global_batch, job.data.sequence_length
     tokens, losses, seconds, updates = [0], [evaluated(trainer, held_out)], [], []
     for step in range(job.train.steps):
-        began = time.process_time()
+        started = time.process_time()
         part = rows.take(np.sort(order[step * batch : (step + 1) * batch]))
         trainer.begin_micro_batch(last=True)
         loss_sum = objective.losses(trainer.engine, part, group.device).sum()
         trainer.backward(loss_sum, objective.weight(part))
-        updating = time.process_time()
+        update_started = time.process_time()
         trainer.update(rate * min(1.0, (step + 1) / WARM_UP))
-        updates.append(time.process_time() - updating)
-        seconds.append(time.process_time() - began)
+        updates.append(time.process_time() - update_started)
+        seconds.append(time.process_time() - started)
         if (step + 1) % EVERY == 0:
             tokens.append((step + 1) * batch * length)
             losses.append(evaluated(trainer, held_out))
@@ -111,13 +111,13 @@ def train(optimizer: str, rate: float, seed: int, group: WorkerGroup) -> Run:
 
 
 def rows_of(folder: Path, split: str) -> Rows:
-    """All rows of a split."""
+    """Return all rows of a split."""
     every = ValidationSet(folder, rank=0, world_size=1, batch_rows=1024, split=split)
     return Rows.concatenated(list(every))
 
 
 def evaluated(trainer: Trainer, rows: Rows) -> float:
-    """Mean loss per token."""
+    """Return the mean loss per token."""
     objective = LanguageModeling(0)
     trainer.model.eval()
     with torch.no_grad():
@@ -127,7 +127,7 @@ def evaluated(trainer: Trainer, rows: Rows) -> float:
 
 
 class Sweep:
-    """Makes runs, and remembers those that were made."""
+    """Trains runs, and keeps their results in a file."""
 
     def __init__(self, deadline: float) -> None:
         self._group = join_alone()
@@ -140,11 +140,11 @@ class Sweep:
                 self._runs[run.key] = run
 
     def run(self, optimizer: str, rate: float, seed: int) -> Run:
-        """The run of these settings."""
+        """Return the run with these settings, from the file if it was trained before."""
         key = (optimizer, rate, seed)
         if key not in self._runs:
             if time.monotonic() > self._deadline:
-                sys.exit("the time is over; the same command goes on")
+                sys.exit("the time limit is reached; the same command continues")
             run = train(*key, self._group)
             self._runs[key] = run
             with RESULTS.open("a") as file:
@@ -154,14 +154,18 @@ class Sweep:
         return run
 
     def best(self, optimizer: str) -> list[Run]:
-        """All seeds at the best rate: from the first one, twice and half of it, for as long as the last loss of
-        the first seed falls. So the best has a worse one on either side."""
+        """Return the runs of all seeds at the best rate.
+
+        The search starts at `FIRST_RATE`, and doubles and halves the rate as long as the last loss of the first
+        seed falls. So the best rate has a worse one on either side.
+        """
         best = self.run(optimizer, FIRST_RATE, SEEDS[0])
         for factor in (2.0, 0.5):
-            while (found := self.run(optimizer, best.rate * factor, SEEDS[0])).losses[
-                -1
-            ] < best.losses[-1]:
-                best = found
+            while True:
+                candidate = self.run(optimizer, best.rate * factor, SEEDS[0])
+                if not candidate.losses[-1] < best.losses[-1]:
+                    break
+                best = candidate
         return [self.run(optimizer, best.rate, seed) for seed in SEEDS]
 
 

@@ -1,8 +1,8 @@
-"""What the platform costs: tokens/s of jobs/pretrain.py over a bare PyTorch loop, in one run.
+"""Overhead of the platform: tokens/s of jobs/pretrain.py over those of a bare PyTorch loop, in one run.
 
     make bench   or   .venv/bin/python bench/overhead.py [--rounds 3] [--steps 30] [cluster=local_gpu …]
 
-The same model, rows, batch and threads on both sides; the two sides take turns, and the figure is the
+The same model, rows, batch and threads on both sides; the two sides take turns, and the result is the
 median of the rounds' ratios, since machines are noisy. Needs prepared data (make bench-models).
 """
 
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 
-from pretraining import ROOT, journal_of, storage
+from pretraining import ROOT, run_events, storage
 
 sys.path.insert(0, str(ROOT / "platform"))
 OVERRIDES = [
@@ -28,7 +28,7 @@ PHASES = ("data_wait", "forward", "backward", "optimizer")
 
 
 def bare(steps: int, overrides: list[str]) -> float:
-    """Median seconds of a step of a plain loop: no DeepSpeed, no Ray, no checks."""
+    """Return the median seconds per step of a plain loop without DeepSpeed, Ray and checks."""
     import numpy as np
     import torch
 
@@ -49,21 +49,21 @@ def bare(steps: int, overrides: list[str]) -> float:
     )
     batch = job.train.micro_batch
     batches = (
-        rows[(step * batch) % (len(rows) - batch + 1) :][:batch] for step in itertools.count()
+        rows[(index * batch) % (len(rows) - batch + 1) :][:batch] for index in itertools.count()
     )
-    one_step = bare_step(job, prepared.manifest.tokenizer.vocab_size, batches)
+    step = bare_step(job, prepared.manifest.tokenizer.vocab_size, batches)
     seconds = []
     for _ in range(steps):
-        began = time.perf_counter()
-        one_step()
-        seconds.append(time.perf_counter() - began)
+        started = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - started)
     return statistics.median(seconds[WARM_UP:])
 
 
 def platform(stage: int, steps: int, overrides: list[str]) -> dict[str, float]:
-    """Median seconds of a step of the job, and of its phases."""
+    """Return the median seconds of the job's step and of its phases."""
     with storage() as root:
-        events = journal_of(
+        events = run_events(
             root, "bench", *OVERRIDES, f"zero=stage{stage}", f"train.steps={steps}",
             "schedule.warmup_steps=1", *overrides,
         )  # fmt: skip
@@ -90,14 +90,14 @@ def main() -> None:
     shares: dict[int, list[dict[str, float]]] = {0: [], 1: []}
     for _ in range(arguments.rounds):
         for stage in ratios:
-            done = subprocess.run(
+            result = subprocess.run(
                 [sys.executable, __file__, "--bare", "--steps", str(arguments.steps), *overrides],
                 check=True, capture_output=True, text=True,
             )  # fmt: skip
-            reference = float(done.stdout.split()[-1])
-            found = platform(stage, arguments.steps, overrides)
-            ratios[stage].append(reference / found["step"])
-            shares[stage].append({name: value / found["step"] for name, value in found.items()})
+            reference = float(result.stdout.split()[-1])
+            ours = platform(stage, arguments.steps, overrides)
+            ratios[stage].append(reference / ours["step"])
+            shares[stage].append({name: value / ours["step"] for name, value in ours.items()})
     print("tokens/s over a bare PyTorch loop, same model, rows, batch and threads")
     for stage, values in ratios.items():
         parts = ", ".join(

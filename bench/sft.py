@@ -1,13 +1,13 @@
-"""Fine-tuning beside TRL's SFTTrainer, and preparing conversations beside `datasets.map`.
+"""Fine-tuning compared with TRL's SFTTrainer, and preparation of conversations with `datasets.map`.
 
     make bench-models        # once
     python bench/sft.py
 
-Same parent, same conversations, same CPU, turn by turn in one run; figures are medians of the turns'
-ratios, since machines are noisy. TRL: unpacked (its packing needs FlashAttention, and on a CPU leaks from
-conversation to conversation), padded to the longest of a batch, 32 conversations a forward pass, as many
-passes a step as make about the tokens of our step, loss on the assistant's tokens alone, AdamW, fp32.
-Ours: `jobs/sft.py` as a user runs it, Ray and its data pipeline included.
+Same parent, same conversations, same CPU, turn by turn in one run; results are medians of the turns'
+ratios, since machines are noisy. TRL: unpacked (its packing needs FlashAttention, and on a CPU
+conversations see each other), padded to the longest of a batch, 32 conversations per forward pass, with as many
+passes per step as give about the tokens of our step, loss on the assistant's tokens alone, AdamW, fp32.
+Ours: `jobs/sft.py` as a user runs it, including Ray and its data pipeline.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ PREPARED_CONVERSATIONS = 4000
 
 
 def records(count: int) -> list[dict[str, Any]]:
-    """The embedded training conversations."""
+    """Return training conversations of the embedded corpus."""
     from raymill.data.demo.stdlib_conversations import conversations
 
-    found = [entry.record for entry in conversations(0.04, 1234) if not entry.held_out]
-    return found[:count]
+    records = [entry.record for entry in conversations(0.04, 1234) if not entry.held_out]
+    return records[:count]
 
 
 def ours(packing: bool) -> float:
-    """Assistant tokens a second of the whole job, median over its steady steps."""
+    """Return the assistant tokens per second of the job, as the median over its steps after the warm-up."""
     with tempfile.TemporaryDirectory() as folder:
         storage = Path(folder)
         (storage / "data").symlink_to(PARENT.parents[2] / "data")
@@ -48,7 +48,8 @@ def ours(packing: bool) -> float:
             f"train.steps={STEPS}", "evaluation.every=0", "evaluation.questions=0",
             "evaluation.forgetting=none", "checkpoint.every=1000", f"data.packing={packing}",
         ]  # fmt: skip
-        if not packing:  # as many conversations a step as TRL's
+        # As many conversations per step as TRL's.
+        if not packing:
             overrides += ["train.global_batch=128", "train.micro_batch=32"]
         subprocess.run(
             [sys.executable, str(ROOT / "jobs" / "sft.py"), *overrides],
@@ -60,15 +61,15 @@ def ours(packing: bool) -> float:
 
 
 def trl() -> float:
-    """Assistant tokens a second of TRL's SFTTrainer; printed by a process of its own."""
-    done = subprocess.run(
+    """Return the assistant tokens per second of TRL's SFTTrainer, run in a separate process."""
+    result = subprocess.run(
         [sys.executable, __file__, "trl"], check=True, capture_output=True, text=True
     )
-    return float(done.stdout.splitlines()[-1])
+    return float(result.stdout.splitlines()[-1])
 
 
 def train_with_trl() -> None:
-    """Run in a process of its own."""
+    """Train with TRL in this process, and print the assistant tokens per second."""
     import torch
     from datasets import Dataset
     from transformers import AutoTokenizer, TrainerCallback
@@ -79,10 +80,10 @@ def train_with_trl() -> None:
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory() as folder:
-        made = chat_tokenizer(PARENT, "auto", ())
-        made.save(Path(folder) / "tokenizer")
+        tokenizer = chat_tokenizer(PARENT, "auto", ())
+        tokenizer.save(Path(folder) / "tokenizer")
         new_ids = new_token_ids(PARENT, Path(folder) / "tokenizer")
-        model = load_parent(PARENT, made.identity.vocab_size, new_ids, "sdpa", 1234)
+        model = load_parent(PARENT, tokenizer.identity.vocab_size, new_ids, "sdpa", 1234)
         times: list[float] = []
         learned: list[int] = []
 
@@ -91,9 +92,9 @@ def train_with_trl() -> None:
                 times.append(time.perf_counter())
 
         class Counting(SFTTrainer):
-            def training_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> Any:
+            def training_step(self, model: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
                 learned.append(int((inputs["labels"][:, 1:] != -100).sum()))
-                return super().training_step(model, inputs, *rest, **named)
+                return super().training_step(model, inputs, *rest, **options)
 
         trainer = Counting(
             model=model,
@@ -118,7 +119,7 @@ def train_with_trl() -> None:
 
 
 def preparation() -> tuple[float, float]:
-    """Conversations a second: ours, `datasets.map`; rendered, encoded and masked, in one process."""
+    """Return conversations per second, rendered, encoded and masked in one process: ours, `datasets.map`."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     from datasets import Dataset, disable_progress_bars
     from transformers import AutoTokenizer
@@ -132,12 +133,12 @@ def preparation() -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         chat_tokenizer(PARENT, "auto", ()).save(Path(folder))
         encoder = load_chat_encoder(Path(folder))
-        assert encoder is not None
+        assert encoder is not None, "the tokenizer was saved with a chat template"
         theirs = AutoTokenizer.from_pretrained(folder)
-        began = time.perf_counter()
+        started = time.perf_counter()
         for first in range(0, len(rows), 512):
-            found = [read_conversation(row) for row in rows[first : first + 512]]
-            encoder.encode([one for one in found if isinstance(one, Conversation)])
+            parsed = [read_conversation(row) for row in rows[first : first + 512]]
+            encoder.encode([chat for chat in parsed if isinstance(chat, Conversation)])
         between = time.perf_counter()
         Dataset.from_list(rows).map(
             lambda row: theirs.apply_chat_template(
@@ -146,19 +147,19 @@ def preparation() -> tuple[float, float]:
             load_from_cache_file=False,
         )
         ended = time.perf_counter()
-    return len(rows) / (between - began), len(rows) / (ended - between)
+    return len(rows) / (between - started), len(rows) / (ended - between)
 
 
 def main() -> None:
-    """Take turns and print."""
+    """Measure both sides in turns and print the results."""
     argparse.ArgumentParser(description=__doc__).parse_known_args()
     if not PARENT.exists():
-        raise SystemExit(f"{PARENT} isn't there: run make bench-models first")
+        raise SystemExit(f"{PARENT} is missing: run make bench-models first")
     prepared = [preparation() for _ in range(TURNS)]
-    mine, theirs = (statistics.median(side) for side in zip(*prepared, strict=True))
+    ours_rate, theirs = (statistics.median(side) for side in zip(*prepared, strict=True))
     ratio = statistics.median(a / b for a, b in prepared)
     print(
-        f"preparation  {mine:,.0f} conversations/s; datasets.map {theirs:,.0f}; ratio {ratio:.2f}"
+        f"preparation  {ours_rate:,.0f} conversations/s; datasets.map {theirs:,.0f}; ratio {ratio:.2f}"
     )
     turns = []
     for number in range(1, TURNS + 1):

@@ -1,10 +1,10 @@
-"""Costs of a start: from a command to the first optimizer step of a tiny model, beside a bare loop's.
+"""Time of a start: from the command to the first optimizer step of a tiny model, compared with a bare loop.
 
     .venv/bin/python bench/start.py [--rounds 3] [--cores 0,1]
 
-Sides take turns, and the figures are medians. Per round: `torchrun` of bench/start_bare.py, the yardstick;
-jobs/pretrain.py to its first step; its worker killed, and the second attempt to its first step. The data is
-prepared before, and a round that isn't counted has read all files into memory.
+The sides take turns, and the results are medians. Per round: `torchrun` of bench/start_bare.py, the baseline;
+jobs/pretrain.py to its first step; its worker is killed, and the second attempt runs to its first step. The
+data is prepared before, and an uncounted round brings all files into the page cache.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import psutil
 
@@ -30,13 +30,14 @@ sys.path[:0] = [str(ROOT / "platform"), str(ROOT / "tools")]
 import machine
 from raymill.timeline import VARIABLE
 
+T = TypeVar("T")
 LIMIT_S = 300.0
-STEPS = 500  # not reached: more than are made before a worker is killed, twice
+STEPS = 500  # more than are made before the worker is killed twice
 TINY = (
     "experiment=tiny", "data=files", "data.sequence_length=64", "data.row_group_rows=8",
     "data.validation.fraction=0.2", "tokenizer.vocab_size=300",
 )  # fmt: skip
-# Marks of the driver and rank 0 in their order, and what has been done when they are reached.
+# Marks of the driver and rank 0 in order, and the part of the start that each of them ends.
 PARTS = {
     "interpreter": "interpreter",
     "configuration": "configuration",
@@ -65,12 +66,12 @@ class Start:
     total_s: float
     parts_s: dict[str, float]
     processes: int
-    stand_ins: int  # of them, processes that wait for a fork to end
+    stand_ins: int  # processes that only wait for a forked process to end
     cpu_s: float
 
 
 def write_texts(folder: Path) -> None:
-    """A few files with something to learn in them."""
+    """Write a few files with a pattern that can be learned."""
     folder.mkdir()
     for number in range(24):
         lines = [
@@ -81,12 +82,12 @@ def write_texts(folder: Path) -> None:
 
 
 def environment() -> dict[str, str]:
-    """A user's: the package and Ray's settings are not this process's."""
+    """Return a user's environment, without this process's package path and Ray settings."""
     return {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTHONPATH"))}
 
 
 def prepare(root: Path) -> Path:
-    """The folder of the prepared data."""
+    """Prepare the data and return its folder."""
     write_texts(root / "texts")
     subprocess.run(
         [sys.executable, str(ROOT / "jobs" / "prepare.py"), *TINY, f"data.path={root / 'texts'}"],
@@ -97,23 +98,23 @@ def prepare(root: Path) -> Path:
 
 
 def bare(data: Path) -> float:
-    """Seconds from `torchrun` to the first step."""
-    began = time.time()
-    done = subprocess.run(
+    """Return the seconds from `torchrun` to the first step."""
+    started = time.time()
+    result = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "1",
          str(ROOT / "bench" / "start_bare.py"), str(data)],
         env=environment() | {"DS_ACCELERATOR": "cpu"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    if done.returncode:
-        sys.exit(done.stdout + done.stderr)
-    (reached,) = [text for text in done.stdout.splitlines() if text.startswith("first step ")]
-    return float(reached.split()[-1]) - began
+    if result.returncode:
+        sys.exit(result.stdout + result.stderr)
+    (reached,) = [text for text in result.stdout.splitlines() if text.startswith("first step ")]
+    return float(reached.split()[-1]) - started
 
 
 def starts(root: Path, name: str) -> tuple[Start, Start]:
-    """The first attempt of a run, and the second one after its worker was killed."""
+    """Time the first attempt of a run, and the second one after its worker was killed."""
     timeline = root / f"{name}.timeline"
-    began = time.time()
+    started = time.time()
     with (root / f"{name}.log").open("w+") as log:
         driver = subprocess.Popen(
             [sys.executable, str(ROOT / "jobs" / "pretrain.py"), *TINY, f"data.path={root / 'texts'}",
@@ -123,28 +124,29 @@ def starts(root: Path, name: str) -> tuple[Start, Start]:
         )  # fmt: skip
         try:
             first = _wait(driver, log.name, lambda: _reached(timeline, attempt=1))
-            cold = _start(began, first, driver.pid)
+            cold = _start(started, first, driver.pid)
             committed = root / "storage" / "runs" / name / "checkpoints"
             _wait(driver, log.name, lambda: list(committed.glob("step-*/MANIFEST.json")))
             os.kill(first[-1].process, signal.SIGKILL)
             second = _wait(driver, log.name, lambda: _reached(timeline, attempt=2))
             return cold, _start(second[0].at, second[1:], driver.pid)
         finally:
-            driver.kill()  # all that it has started ends with it
+            # Everything that the driver started ends with it.
+            driver.kill()
             driver.wait()
 
 
-def _wait(driver: subprocess.Popen[bytes], log: str, found: Callable[[], Any]) -> Any:
+def _wait(driver: subprocess.Popen[bytes], log: str, poll: Callable[[], T]) -> T:
     deadline = time.monotonic() + LIMIT_S
-    while not (value := found()):
+    while not (value := poll()):
         if driver.poll() is not None or time.monotonic() > deadline:
-            sys.exit(f"the run came to no step:\n{Path(log).read_text()}")
+            sys.exit(f"the run made no step:\n{Path(log).read_text()}")
         time.sleep(0.02)
     return value
 
 
 def _reached(timeline: Path, attempt: int) -> list[Mark]:
-    """The marks of an attempt from its begin to its first step; none before it is made."""
+    """Return the marks of an attempt from its start to its first step; none before that step."""
     if not timeline.exists():
         return []
     marks = []
@@ -154,13 +156,13 @@ def _reached(timeline: Path, attempt: int) -> list[Mark]:
     ends = [i for i, mark in enumerate(marks) if mark.name == "first step"]
     if len(ends) < attempt:
         return []
-    begins = [0, *[i for i, mark in enumerate(marks) if mark.name == "trainer"][1:]]
-    return marks[begins[attempt - 1] : ends[attempt - 1] + 1]
+    firsts = [0, *[i for i, mark in enumerate(marks) if mark.name == "trainer"][1:]]
+    return marks[firsts[attempt - 1] : ends[attempt - 1] + 1]
 
 
-def _start(began: float, marks: Sequence[Mark], driver: int) -> Start:
-    """With a count of the driver's processes, made now."""
-    parts, before = {}, began
+def _start(started: float, marks: Sequence[Mark], driver: int) -> Start:
+    """Return the times of an attempt, with the driver's processes as they are now."""
+    parts, before = {}, started
     for mark in marks:
         parts[PARTS[mark.name]] = mark.at - before
         before = mark.at
@@ -168,42 +170,42 @@ def _start(began: float, marks: Sequence[Mark], driver: int) -> Start:
     cpu, stand_ins = 0.0, 0
     for process in processes:
         try:
-            # Those who have ended are counted by those who waited for them.
+            # The time of ended processes is in that of the processes that waited for them.
             cpu += sum(process.cpu_times()[:4])
             stand_ins += any("fork_launcher.py" in text for text in process.cmdline())
         except psutil.NoSuchProcess:
             continue
-    return Start(before - began, parts, len(processes), stand_ins, cpu)
+    return Start(before - started, parts, len(processes), stand_ins, cpu)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--cores", help="to run on, as in 0,1")
-    given = parser.parse_args()
-    if given.cores:
-        os.sched_setaffinity(0, {int(core) for core in given.cores.split(",")})
-    # What was started ends with the bench, however it is ended.
+    parser.add_argument("--cores", help="the cores to run on, as in 0,1")
+    arguments = parser.parse_args()
+    if arguments.cores:
+        os.sched_setaffinity(0, {int(core) for core in arguments.cores.split(",")})
+    # SIGTERM must run the `finally` that ends the driver.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
-    yardstick, cold, second = [], [], []
+    baseline, cold, second = [], [], []
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         print(machine.line(root), flush=True)
         data = prepare(root)
         bare(data)
-        for number in range(given.rounds):
-            yardstick.append(bare(data))
-            one, other = starts(root, f"start-{number}")
-            cold.append(one)
-            second.append(other)
+        for number in range(arguments.rounds):
+            baseline.append(bare(data))
+            first, again = starts(root, f"start-{number}")
+            cold.append(first)
+            second.append(again)
             print(
-                f"round {number + 1}: yardstick {yardstick[-1]:.1f} s, start {one.total_s:.1f} s, "
-                f"second attempt {other.total_s:.1f} s", flush=True,
+                f"round {number + 1}: baseline {baseline[-1]:.1f} s, start {first.total_s:.1f} s, "
+                f"second attempt {again.total_s:.1f} s", flush=True,
             )  # fmt: skip
-    bare_s = statistics.median(yardstick)
+    bare_s = statistics.median(baseline)
     total_s = statistics.median(start.total_s for start in cold)
     again_s = statistics.median(start.total_s for start in second)
-    print(f"\nto the first step, median of {given.rounds} rounds")
+    print(f"\nto the first step, median of {arguments.rounds} rounds")
     print(f"  torchrun of a bare loop       {bare_s:6.2f} s")
     print(f"  jobs/pretrain.py              {total_s:6.2f} s, {total_s / bare_s:.2f} of it")
     print(f"  its second attempt            {again_s:6.2f} s, {again_s / bare_s:.2f} of it")
@@ -217,8 +219,8 @@ def main() -> None:
         ]
         print(f"  {part:28} {times[0]} {times[1]}")
     processes, stand_ins = (
-        statistics.median(getattr(start, what) for start in cold)
-        for what in ("processes", "stand_ins")
+        statistics.median(getattr(start, name) for start in cold)
+        for name in ("processes", "stand_ins")
     )
     cpu = statistics.median(start.cpu_s for start in cold)
     print(

@@ -1,4 +1,4 @@
-"""The yardstick of bench/start.py: a bare loop to its first optimizer step, as `torchrun` starts it.
+"""Baseline of bench/start.py: a bare loop to its first optimizer step, started by `torchrun`.
 
 torchrun --nproc-per-node 1 bench/start_bare.py PREPARED_FOLDER
 """
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-# As experiment=tiny with bench/start.py's data.
+# The same as in experiment=tiny with the data of bench/start.py.
 LENGTH, VOCAB, ROWS, MICRO = 64, 300, 8, 4
 
 

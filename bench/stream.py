@@ -1,9 +1,9 @@
-"""Rows/s of the stream alone over a torch DataLoader with one worker, on the same row groups.
+"""Rows/s of the data stream over those of a torch DataLoader with one worker, on the same row groups.
 
     make bench        or        .venv/bin/python bench/stream.py [--rounds 5]
 
-Both sides read, verify and shuffle the same 64-row groups of 1,025 tokens and hand over batches of the
-same rows as numpy arrays; the sides take turns, and the figure is the median of the rounds' ratios.
+Both sides read, verify and shuffle the same 64-row groups of 1,025 tokens and return batches of the
+same rows as numpy arrays; the sides take turns, and the result is the median of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from raymill.data.store.order import Order, SourceShape
 from raymill.data.store.stream import RankStream, StreamSpec, build_iterators, read_rows
 
 LENGTH, GROUP, WINDOW, BATCH, ROWS = 1024, 64, 16, 32, 32_768
-STREAM_ROWS = 8 * ROWS  # epochs enough that what was read ahead at the start doesn't count
+STREAM_ROWS = 8 * ROWS  # so many that rows read ahead at the start don't matter
 
 
 class Windows(torch.utils.data.IterableDataset[Any]):
-    """The obvious DataLoader: read a window of row groups, shuffle, cut into batches."""
+    """Dataset of an ordinary DataLoader: read a window of row groups, shuffle, cut into batches."""
 
     def __init__(self, folder: Path, order: Order, rows: int) -> None:
         self.folder, self.order, self.rows = folder, order, rows
@@ -45,10 +45,10 @@ class Windows(torch.utils.data.IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         for start in range(0, self.rows, WINDOW * GROUP):
             located = self.order.locate(start, min(WINDOW * GROUP, self.rows - start))
-            found = read_rows((self.folder,), located).columns()
-            for first in range(0, len(found["length"]), BATCH):
+            columns = read_rows((self.folder,), located).columns()
+            for first in range(0, len(columns["length"]), BATCH):
                 part = slice(first, first + BATCH)
-                yield {name: torch.from_numpy(values[part]) for name, values in found.items()}
+                yield {name: torch.from_numpy(values[part]) for name, values in columns.items()}
 
 
 def loader_rows_per_s(folder: Path, order: Order) -> float:
@@ -56,21 +56,23 @@ def loader_rows_per_s(folder: Path, order: Order) -> float:
         Windows(folder, order, ROWS), batch_size=None, num_workers=1, prefetch_factor=4
     )
     batches = iter(loader)
-    next(batches)  # starting the worker isn't reading
-    began, rows = time.perf_counter(), 0
+    # The start of the worker isn't measured.
+    next(batches)
+    started, rows = time.perf_counter(), 0
     for batch in batches:
         rows += len(batch["length"])
-    return rows / (time.perf_counter() - began)
+    return rows / (time.perf_counter() - started)
 
 
 def stream_rows_per_s(spec: StreamSpec) -> float:
     batches = iter(RankStream(spec, 0, lambda segment: build_iterators(spec, segment)[0]))
-    for _ in range(spec.steps // 4):  # starting the pipeline isn't reading
+    # The start of the pipeline isn't measured.
+    for _ in range(spec.steps // 4):
         next(batches)
-    began, rows = time.perf_counter(), 0
+    started, rows = time.perf_counter(), 0
     for batch in batches:
         rows += len(batch.rows)
-    return rows / (time.perf_counter() - began)
+    return rows / (time.perf_counter() - started)
 
 
 def order_of(prepared: PreparedData) -> Order:
@@ -97,10 +99,10 @@ def main() -> None:
         ratios, memory = [], []
         for _ in range(rounds):
             reference = loader_rows_per_s(folder, order)
-            found = stream_rows_per_s(spec)
-            ratios.append(found / reference)
+            rate = stream_rows_per_s(spec)
+            ratios.append(rate / reference)
             memory.append(psutil.Process().memory_info().rss / 2**20)
-            print(f"  stream {found:,.0f} rows/s, DataLoader {reference:,.0f} rows/s", flush=True)
+            print(f"  stream {rate:,.0f} rows/s, DataLoader {reference:,.0f} rows/s", flush=True)
         ray.shutdown()
     print(
         f"stream over DataLoader (1 worker): {statistics.median(ratios):.2f} "

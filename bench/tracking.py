@@ -1,10 +1,10 @@
-"""What a tracking server that is down, refuses, or hangs costs the training: median step time against a run
+"""Cost to training of a tracking server that is down, refuses, or hangs: median step time compared with a run
 without tracking, in turns.
 
     .venv/bin/python bench/tracking.py [--turns 3] [--steps 300]
 
-Runs of jobs/pretrain.py with a tiny model on one worker, whose steps take milliseconds, so that what would
-disturb them shows. Needs prepared data (make bench-models).
+Runs of jobs/pretrain.py with a tiny model on one worker, whose steps take milliseconds, so that
+any disturbance shows. Needs prepared data (make bench-models).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from pretraining import ROOT, journal_of, storage
+from pretraining import ROOT, run_events, storage
 
 sys.path.insert(0, str(ROOT / "tests"))
 
@@ -26,7 +26,7 @@ MODEL = [
     "evaluation.every=0", "evaluation.rows=4", "evaluation.prompts=[]", "evaluation.sample_every=0",
     "checkpoint.every=1000000", "tracking.register=false", "tracking.flush_timeout_s=1",
 ]  # fmt: skip
-WARM_UP = 100  # steps not counted: MLflow is imported meanwhile, which takes a core for seconds
+WARM_UP = 100  # steps not counted, during which MLflow is imported, which takes a core for seconds
 
 
 def main() -> None:
@@ -48,15 +48,15 @@ def main() -> None:
                 with_it = step_s(folder, f"{kind}-{turn}", arguments.steps, "tracking=server", uri)
                 ratios[kind].append(with_it / without)
                 print(
-                    f"{kind:<9}{with_it * 1e3:.2f} ms a step, without tracking {without * 1e3:.2f}"
+                    f"{kind:<9}{with_it * 1e3:.2f} ms per step, without tracking {without * 1e3:.2f}"
                 )
-    for kind, found in ratios.items():
-        print(f"{kind:<9}{statistics.median(found) - 1:+.1%} (median of {len(found)} turns)")
+    for kind, values in ratios.items():
+        print(f"{kind:<9}{statistics.median(values) - 1:+.1%} (median of {len(values)} turns)")
 
 
 def step_s(folder: Path, name: str, steps: int, *tracking: str) -> float:
-    """Median seconds of a step of one run."""
-    events = journal_of(folder, name, *MODEL, *tracking, f"train.steps={steps}")
+    """Return the median seconds per step of one run."""
+    events = run_events(folder, name, *MODEL, *tracking, f"train.steps={steps}")
     seconds = [event["perf/step_s"] for event in events if event["kind"] == "step"]
     return statistics.median(seconds[WARM_UP:])
 

@@ -1,9 +1,9 @@
-"""What DeepSpeed and the trainer cost alone: no Ray, one process, steps taking turns with a bare loop's.
+"""Overhead of DeepSpeed and the trainer alone: one process without Ray, in turns with a bare loop.
 
     .venv/bin/python bench/trainer_alone.py
 
-Beside bench/overhead.py it tells how much of the difference is DeepSpeed's and how much is the company
-of Ray's own processes on a machine with few cores.
+Compared with bench/overhead.py it shows the part of the overhead that comes from DeepSpeed; the rest comes from
+Ray's own processes on a machine with few cores.
 """
 
 from __future__ import annotations
@@ -41,8 +41,10 @@ TOKENS = np.random.default_rng(0).integers(0, VOCAB, (ROWS, LENGTH + 1)).astype(
 def bare_step(
     job: PretrainJob, vocab_size: int, batches: Iterator[NDArray[Any]]
 ) -> Callable[[], None]:
-    """A plain loop's step over a job's model: no DeepSpeed, no Ray, no checks. In bf16 it keeps a copy in fp32
-    that is updated, as DeepSpeed does."""
+    """Return the step of a plain loop over a job's model, without DeepSpeed, Ray and checks.
+
+    In bf16 it updates a copy of the weights in fp32, as DeepSpeed does.
+    """
     device = torch.device("cuda" if job.cluster.gpu else "cpu")
     model = build_model(job.arch, vocab_size, 0, 1).to(device)
     weights = list(model.parameters())
@@ -61,7 +63,7 @@ def bare_step(
         loss.backward()
         if updated is not weights:
             for master, weight in zip(updated, weights, strict=True):
-                assert weight.grad is not None
+                assert weight.grad is not None, "every weight takes part in the loss"
                 master.grad, weight.grad = weight.grad.float(), None
         torch.nn.utils.clip_grad_norm_(updated, 1.0)
         optimizer.step()
@@ -75,7 +77,7 @@ def bare_step(
 
 
 def trainer_step(stage: int) -> Callable[[], None]:
-    """The trainer's step under a ZeRO stage."""
+    """Return the trainer's step under a ZeRO stage."""
     job = load("pretrain", ["experiment=bench", f"train.global_batch={ROWS}",
                             f"train.micro_batch={ROWS}", f"zero=stage{stage}"])  # fmt: skip
     group = WorkerGroup(torch.device("cpu"))
@@ -84,7 +86,7 @@ def trainer_step(stage: int) -> Callable[[], None]:
 
 
 def step_of(trainer: Trainer, tokens: NDArray[Any]) -> Callable[[], None]:
-    """An optimizer step on these rows in one micro-batch."""
+    """Return an optimizer step on these rows in one micro-batch."""
     count, length = len(tokens), tokens.shape[1] - 1
     objective, rows = LanguageModeling(0), Rows(tokens, np.full(count, length + 1, np.int32))
 
@@ -119,9 +121,9 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(TURNS):
         for name, step in sides.items():
-            began = time.perf_counter()
+            started = time.perf_counter()
             step()
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(time.perf_counter() - started)
     bare = statistics.median(seconds["bare"][WARM_UP:])
     for name in sides:
         print(f"{name}: {bare / statistics.median(seconds[name][WARM_UP:]):.3f} of the bare loop")

@@ -14,7 +14,7 @@ PURE = (
     "schema", "config", "plan", "checkpoint", "data/store/order.py", "data/store/pack.py", "data/store/rows.py",
     "data/store/manifest.py", "data/chat/pack.py", "data/messages/template.py", "data/messages/encode.py",
     "objective", "rl/advantages.py", "rl/losses.py", "rl/objective.py", "rl/rollout_batch.py",
-    "engine/schedule.py", "engine/settings.py", "engine/event_log.py",
+    "engine/schedule.py", "engine/deepspeed_config.py", "engine/event_log.py",
     "evaluate", "generate/sampling.py", "report", "errors.py", "causes.py", "reading.py", "durable.py",
     "parent_death.py", "timeline.py", "progress_line.py", "redaction.py",
 )  # fmt: skip

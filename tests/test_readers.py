@@ -54,13 +54,13 @@ from raymill.driver.generation import _read_prompt
 from raymill.durable import sha256_file
 from raymill.engine.event_log import EventLog, attempts_in
 from raymill.engine.guard import LEFT_OUT_NAME, leave_out, noted_windows
-from raymill.engine.heartbeat import Heartbeat, read_pulse
+from raymill.engine.heartbeat import Heartbeat, read_heartbeat
 from raymill.engine.reference import CachedReference
 from raymill.errors import CheckpointError, ConfigError, DataError, RaymillError, StorageError
 from raymill.evaluate.baselines import baselines
 from raymill.generate.load import load_model
 from raymill.model.build import load_pretrained
-from raymill.model.parent import load_parent, load_scalar
+from raymill.model.parent import load_parent, load_scalar_model
 from raymill.model.shape import read_config
 from raymill.report.audit import _verified
 from raymill.rl.reward.model import RewardModelSpec
@@ -476,7 +476,7 @@ def a_sampling_models_configuration(place: Path) -> Case:
 @case
 def a_reward_model(place: Path) -> Case:
     folder = place / "judge"
-    load_scalar(_model, VOCAB, [], "sdpa", 5, pad_id=0)[0].save_pretrained(folder)
+    load_scalar_model(_model, VOCAB, [], "sdpa", 5, pad_id=0)[0].save_pretrained(folder)
     spec = RewardModelSpec(str(folder), "fp32", 1)
     return Case(folder / "model.safetensors", lambda: total(spec.build()._model), DataError)
 
@@ -602,7 +602,7 @@ def a_journals_end(place: Path) -> Case:
 @without_bytes
 def a_sign_of_life(place: Path) -> Case:
     Heartbeat(place, 0).beat("forward")
-    return Case(place / "rank-00000.pulse", lambda: read_pulse(place, 0))
+    return Case(place / "rank-00000.pulse", lambda: read_heartbeat(place, 0))
 
 
 @without_bytes

@@ -24,7 +24,7 @@ from raymill.driver.failure import (
     final_error,
 )
 from raymill.driver.interrupt import end_preempted, on_termination
-from raymill.engine.failure_note import FailureNote, note_of
+from raymill.engine.failure_note import FailureNote
 from raymill.errors import ConfigError, DataError, StorageError
 
 
@@ -102,7 +102,7 @@ def test_a_lost_worker_is_named_before_the_ranks_that_noticed() -> None:
 
 def left(error: Exception, waited: bool = False) -> FailureNote:
     """A rank's note."""
-    return replace(note_of(error), waited=waited)
+    return replace(FailureNote.from_error(error), waited=waited)
 
 
 def test_a_note_says_more_than_that_a_process_has_gone() -> None:

@@ -131,7 +131,7 @@ def test_another_parent_is_refused_by_name(shop: Workshop, assistant: str) -> No
              "evaluation.questions=24", "evaluation.answer_tokens=24")  # fmt: skip
     code, output = job.run("sft", *again, "parent=models:/assistant@sft", cwd=shop.root)
     assert code == 2, output
-    assert "is models:/assistant/2 now, the run started from models:/assistant/1" in output
+    assert "now resolves to models:/assistant/2; the run started from models:/assistant/1" in output
 
 
 @pytest.mark.slow

@@ -21,10 +21,10 @@ from raymill.driver.watchdog import (
     Watchdog,
     pick_culprit,
 )
-from raymill.engine.heartbeat import Heartbeat, place, read_pulse
-from raymill.engine.stragglers import STEPS, Stragglers
+from raymill.engine.heartbeat import Heartbeat, process_location, read_heartbeat
+from raymill.engine.loop import Stragglers
 
-RANKS = [Rank(number, **place()) for number in range(3)]
+RANKS = [Rank(number, **process_location()) for number in range(3)]
 
 
 class Clock:
@@ -225,20 +225,25 @@ def test_rows_that_are_given_are_gathered_in_no_time(
 
 def test_an_attempt_before_says_nothing(tmp_path: Path, pulses: list[Heartbeat]) -> None:
     beat(pulses, 9, "data")
-    assert read_pulse(tmp_path, 2) == {"beat": 1, "step": 9, "phase": "data"} | place()
+    assert (
+        read_heartbeat(tmp_path, 2) == {"beat": 1, "step": 9, "phase": "data"} | process_location()
+    )
     Heartbeat(tmp_path, 2)
-    assert read_pulse(tmp_path, 2) is None
+    assert read_heartbeat(tmp_path, 2) is None
 
 
 def test_stragglers_are_told_once_in_so_many_steps() -> None:
     stragglers = Stragglers()
     fast, slow = {"data": 0.1, "forward": 1.0}, {"data": 0.1, "forward": 2.0}
-    told = [stragglers.add(step, [fast, fast, slow]) for step in range(1, 2 * STEPS + 1)]
-    assert [step for step, texts in enumerate(told, 1) if texts] == [STEPS, 2 * STEPS]
-    [text] = told[STEPS - 1]
+    told = [stragglers.add(step, [fast, fast, slow]) for step in range(1, 2 * Stragglers.STEPS + 1)]
+    assert [step for step, texts in enumerate(told, 1) if texts] == [
+        Stragglers.STEPS,
+        2 * Stragglers.STEPS,
+    ]
+    [text] = told[Stragglers.STEPS - 1]
     assert text == (
         "rank 2 was 1.9 times as slow as the median rank in steps 1 to 50: data 5.00 s, "
         "forward 100.00 s, median in all 55.00 s"
     )
     even = Stragglers()
-    assert not any(even.add(step, [fast, fast, fast]) for step in range(1, 3 * STEPS))
+    assert not any(even.add(step, [fast, fast, fast]) for step in range(1, 3 * Stragglers.STEPS))

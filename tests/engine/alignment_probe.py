@@ -30,7 +30,7 @@ ADDED = 2
 def write_parent(folder: Path, *, layers: int = 2, hidden: int = 64, seed: int = 1) -> Path:
     """An untrained model with a tokenizer of bytes."""
     from raymill.model.build import build_model
-    from raymill.model.quiet import silence_libraries
+    from raymill.model.loading import silence_libraries
 
     silence_libraries()
     arch = load("pretrain", ["experiment=tiny"]).arch
@@ -45,9 +45,9 @@ def write_parent(folder: Path, *, layers: int = 2, hidden: int = 64, seed: int =
 
 def write_judge(parent: Path, folder: Path) -> Path:
     """A reward model that has learned nothing."""
-    from raymill.model.parent import load_scalar
+    from raymill.model.parent import load_scalar_model
 
-    load_scalar(parent, VOCAB + ADDED, [], "sdpa", 5, pad_id=0)[0].save_pretrained(folder)
+    load_scalar_model(parent, VOCAB + ADDED, [], "sdpa", 5, pad_id=0)[0].save_pretrained(folder)
     chat_tokenizer(parent, "auto", ()).save(folder)
     return folder
 

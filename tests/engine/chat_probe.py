@@ -1,4 +1,4 @@
-"""Fine-tunes without Ray, in a process of its own, on given rows, and writes down every loss."""
+"""Fine-tuning without Ray, in separate processes, on given rows, which records every loss."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VOCAB = 259
 
 @dataclass(frozen=True)
 class Case:
-    """One configuration; `rows` are those of each step."""
+    """One configuration; `rows` has the rows of each step."""
 
     parent: str
     stage: int = 0
@@ -72,7 +72,7 @@ def run_cases(rank: int, world: int, port: int, cases: list[Case], folder: Path)
     from raymill.checkpoint.fence import raise_fence
     from raymill.checkpoint.manifest import CheckpointManifest
     from raymill.checkpoint.resume import newest_verified
-    from raymill.engine.agreement import on_rank_zero
+    from raymill.engine.group import on_rank_zero
     from raymill.engine.loop import step_seed
     from raymill.engine.trainer import Trainer, load_weights
     from raymill.model.parent import add_embedding_noise, freeze, load_parent, with_adapters
@@ -141,7 +141,7 @@ def run_cases(rank: int, world: int, port: int, cases: list[Case], folder: Path)
 def spawn(
     world: int, cases: list[Case], steps: list[Rows], folder: Path
 ) -> list[dict[str, object]]:
-    """Run `cases` on `world` processes and read back what they wrote."""
+    """Run `cases` on `world` processes and return their results."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "rows.pickle").write_bytes(pickle.dumps(steps))
     run_ranks(run_cases, (world, free_port(), cases, folder), world)

@@ -1,4 +1,4 @@
-"""A reward function that can't judge every other answer."""
+"""A reward function that fails for every other answer."""
 
 from __future__ import annotations
 

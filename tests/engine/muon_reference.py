@@ -1,4 +1,4 @@
-"""Muon from its formulas, in float64, by singular values instead of matrix products."""
+"""Muon computed from its formulas, in float64, by singular values instead of matrix products."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def orthogonalized(matrix: Floats) -> Floats:
-    """The quintic acts on singular values alone: each iteration takes s to 3.4445 s - 4.7750 s³ + 2.0315 s⁵."""
+    """Apply the quintic to the singular values: each iteration maps s to 3.4445 s - 4.7750 s³ + 2.0315 s⁵."""
     left, values, right = np.linalg.svd(matrix, full_matrices=False)
     values = values / max(math.sqrt(float(np.sum(matrix**2))), 1e-7)
     for _ in range(5):
@@ -21,7 +21,7 @@ def orthogonalized(matrix: Floats) -> Floats:
 
 
 class MuonReference:
-    """One matrix. Liu et al. 2025, equation 4, with Nesterov's momentum as Jordan et al. have it."""
+    """Update one matrix by equation 4 of Liu et al. 2025, with Nesterov's momentum as in Jordan et al."""
 
     def __init__(self, weight: Floats, momentum: float, decay: float) -> None:
         self.weight = weight.astype(np.float64)

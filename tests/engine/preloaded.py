@@ -1,4 +1,4 @@
-"""Imports what the processes of tests need, once, in the process that they are forked from."""
+"""Imports that test processes need, made once in the process that they are forked from."""
 
 from raymill.cluster.forked_process import hide_unused, import_name, show_unused
 from raymill.cluster.local_ray import WORKERS_ON_CPU

@@ -1,4 +1,4 @@
-"""Runs the trainer without Ray, in processes of its own, and writes down every loss."""
+"""The trainer without Ray, in separate processes, which records every loss."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SCHEDULE = plain(ScheduleConfig, "cosine", warmup_steps=5, final_fraction=0.1)
 
 @dataclass(frozen=True)
 class Case:
-    """One configuration of the trainer. `of` are the steps that data and schedule are made for."""
+    """One configuration of the trainer. Data and schedule are made for `of` steps."""
 
     stage: int = 0
     micro_batch: int = 4
@@ -105,7 +105,7 @@ def job_of(case: Case, gpu: bool = False) -> PretrainJob:
 
 
 def batches(steps: int, batch: int = BATCH) -> np.ndarray:
-    """[step, row, token]: sequences with enough structure to be learned; some rows are short."""
+    """Return tokens [step, row, token] with enough structure to be learned; some rows are short."""
     rng = np.random.default_rng(3)
     start = rng.integers(0, VOCAB, (steps, batch, 1))
     stride = rng.integers(1, 4, (steps, batch, 1))
@@ -113,13 +113,13 @@ def batches(steps: int, batch: int = BATCH) -> np.ndarray:
 
 
 def lengths(steps: int, batch: int = BATCH) -> np.ndarray:
-    """[step, row]: mostly full, sometimes short, so that token-weighting matters."""
+    """Return lengths [step, row], mostly full and sometimes short, so that weighting by tokens matters."""
     rng = np.random.default_rng(4)
     return np.where(rng.random((steps, batch)) < 0.2, LENGTH // 2, LENGTH + 1).astype(np.int32)
 
 
 def join(rank: int, world: int, port: int, folder: Path, gpu: bool = False) -> WorkerGroup:
-    """Make this process one of a group; what it prints goes to a file in `folder`."""
+    """Join a process group; redirect this process's output to a file in `folder`."""
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world),
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
@@ -127,9 +127,9 @@ def join(rank: int, world: int, port: int, folder: Path, gpu: bool = False) -> W
     import torch
     import torch.distributed as dist
 
+    from raymill.driver.worker import send_output_to
     from raymill.engine.device import choose_device, join_deepspeed
     from raymill.engine.group import WorkerGroup
-    from raymill.engine.worker_log import send_output_to
 
     send_output_to(folder / f"rank-{rank}.log")
     torch.set_num_threads(1)
@@ -151,7 +151,7 @@ def run_cases(
     from raymill.checkpoint.manifest import CheckpointManifest
     from raymill.checkpoint.resume import newest_verified
     from raymill.data.store.rows import Rows
-    from raymill.engine.agreement import on_rank_zero
+    from raymill.engine.group import on_rank_zero
     from raymill.engine.schedule import learning_rate_factor
     from raymill.engine.trainer import Trainer, load_weights
     from raymill.model.build import build_model
@@ -215,7 +215,7 @@ def run_cases(
 def spawn(
     world: int, cases: list[Case], folder: Path, gpu: bool = False
 ) -> dict[str, dict[str, object]]:
-    """Run `cases` on `world` processes and read back what they wrote."""
+    """Run `cases` on `world` processes and return their results."""
     folder.mkdir(parents=True, exist_ok=True)
     run_ranks(run_cases, (world, free_port(), cases, folder, gpu), world, gpu)
     reports = {}

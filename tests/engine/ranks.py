@@ -13,10 +13,10 @@ from raymill.cluster.local_ray import FORKING
 def run_ranks(
     work: Callable[..., None], arguments: tuple[Any, ...], world: int, gpu: bool = False
 ) -> None:
-    """`work(rank, *arguments)` in `world` processes at once, to their end; an error in one is raised here.
+    """Run `work(rank, *arguments)` in `world` processes to the end; an error in one of them is raised here.
 
-    They are forked from a process that has imported what they need, which takes seconds; with a GPU they are
-    started anew.
+    The processes are forked from one that has the imports they need, which take seconds; with a GPU they are
+    spawned.
     """
     import torch.multiprocessing as mp
 

@@ -1,5 +1,5 @@
-"""`train.compile`: layers are compiled a few times, whatever is learned from, and give the losses that they
-give uncompiled; a compile is told as such."""
+"""`train.compile`: layers are compiled a few times, whatever the rows, and their losses are the uncompiled
+ones."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from objective.test_sequences import END, conversations, documents
 from engine.probe import ARCH, Case, job_of, join
 from engine.ranks import run_ranks
 from objective.test_pairs import classifier, rows_of, some_pairs
-from raymill.engine.compilation import Compiles, layers_of, uncompiled
+from raymill.engine.compilation import CompileTimer, layers_of, uncompiled
 from raymill.engine.evaluation import evaluating
-from raymill.engine.heartbeat import Heartbeat, read_pulse
+from raymill.engine.heartbeat import Heartbeat, read_heartbeat
 from raymill.errors import ConfigError
 from raymill.model.build import build_model
 from raymill.objective.language_modeling import AssistantTokens, LanguageModeling
@@ -37,13 +37,13 @@ Learned = tuple[Any, Any, Callable[[int], Any]]  # a model, what it learns, and 
 
 
 def texts(step: int, count: int) -> list[list[int]]:
-    """Of other lengths in every step."""
+    """Return text whose length differs in every step."""
     drawn = np.random.default_rng(step)
     return [drawn.integers(1, 100, int(size)).tolist() for size in drawn.integers(2, 9, count)]
 
 
 def wide_model() -> Any:
-    """Whose matrices are large enough that ZeRO-3 really shares them out (above 100,000 elements)."""
+    """Build a model with matrices so large that ZeRO-3 partitions them (above 100,000 elements)."""
     arch = replace(ARCH, hidden_size=320, intermediate_size=640, heads=4, kv_heads=4)
     return build_model(arch, VOCAB_SIZE, None, 1)
 
@@ -74,7 +74,7 @@ EVERY: Cases = (("pretrain", 1), ("sft", 1), ("dpo", 1), ("rlhf", 1), ("reward",
 
 
 def train(rank: int, world: int, port: int, folder: Path, cases: Cases) -> None:
-    """Each case compiled and not; how many graphs there were after each step, and the losses."""
+    """Train each case compiled and not; record the losses, and the number of graphs after each step."""
     group = join(rank, world, port, folder)
     import torch._dynamo
     from torch._dynamo.utils import counters
@@ -111,7 +111,7 @@ def train(rank: int, world: int, port: int, folder: Path, cases: Cases) -> None:
 
 @pytest.mark.parametrize("cases", [FEW, pytest.param(EVERY, marks=pytest.mark.slow)], ids=len)
 def test_no_jobs_rows_compile_layers_anew(tmp_path: Path, cases: Cases) -> None:
-    """However many places are learned from, however long the rows are."""
+    """Vary the trained positions and the lengths of rows."""
     run_ranks(train, (1, free_port(), tmp_path, cases), 1)
     found = json.loads((tmp_path / "found.json").read_text())
     for kind, stage in cases:
@@ -123,29 +123,29 @@ def test_no_jobs_rows_compile_layers_anew(tmp_path: Path, cases: Cases) -> None:
 
 
 def test_a_compile_is_told_as_a_phase_of_its_own(tmp_path: Path) -> None:
-    """It interrupts one that all ranks are in, and counts for no beat: the others needn't compile."""
+    """A compile interrupts a phase without counting as a beat, since the other ranks needn't compile."""
     heartbeat, seen = Heartbeat(tmp_path, 0), []
-    compiles = Compiles(heartbeat)
+    compiles = CompileTimer(heartbeat)
 
     def backend(graph: Any, _inputs: Any) -> Any:
-        seen.append(read_pulse(tmp_path, 0))
+        seen.append(read_heartbeat(tmp_path, 0))
         return graph.forward
 
     doubled = torch.compile(lambda x: x * 2, backend=backend)
     heartbeat.beat("data")
     heartbeat.beat("forward")
-    before = read_pulse(tmp_path, 0)
-    with compiles.told():
+    before = read_heartbeat(tmp_path, 0)
+    with compiles.recording():
         assert doubled(torch.ones(3)).tolist() == [2.0, 2.0, 2.0]
-        after = read_pulse(tmp_path, 0)
+        after = read_heartbeat(tmp_path, 0)
         with uncompiled():
             doubled(torch.ones(3, 3, 3))
     assert before is not None and before == after
     assert seen == [before | {"phase": "compile"}]
-    assert compiles.figures()["perf/compile_s"] > 0
-    assert compiles.figures() == {}, "told once"
+    assert compiles.metrics()["perf/compile_s"] > 0
+    assert compiles.metrics() == {}, "told once"
     doubled(torch.ones(2, 2, dtype=torch.long))
-    assert len(seen) == 2 and read_pulse(tmp_path, 0) == after, "nobody is told any longer"
+    assert len(seen) == 2 and read_heartbeat(tmp_path, 0) == after, "nobody is told any longer"
 
 
 def test_what_is_not_made_of_layers_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Held-out figures of several sources against transformers' own losses."""
+"""Held-out metrics of several sources, compared with transformers' own losses."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ARCH = (
 
 
 def measured(tmp_path: Path, weights: dict[str, float]) -> tuple[dict[str, float], dict[str, Any]]:
-    """The figures of a pretraining run before its first step, and (nats, tokens, bytes) of each source."""
+    """Return the metrics of a pretraining run before its first step, and (nats, tokens, bytes) per source."""
     prepared = [
         write_prepared(tmp_path / name, seed=seed, name=name, validation_rows=(3 + 4 * seed,))
         for seed, name in enumerate(weights)
@@ -44,15 +44,15 @@ def measured(tmp_path: Path, weights: dict[str, float]) -> tuple[dict[str, float
     model, group = recipe.build_model(fresh=True), WorkerGroup(torch.device("cpu"))
     objective = recipe.objective(model, group)
     learner = cast(Learner, SimpleNamespace(objective=objective, model=model))
-    experience = DatasetBatches(objective, group, prepared)
+    batch_builder = DatasetBatches(objective, group, prepared)
     figures: dict[str, float] = {}
-    for evaluator in recipe.evaluators([learner], experience, group, None):
+    for evaluator in recipe.evaluators([learner], batch_builder, group, None):
         figures |= evaluator.measure(model, group, EvalPoint(0, first=True, last=False))
     return figures, {data.manifest.name: sums(model, data) for data in prepared}
 
 
 def sums(model: Any, data: PreparedData) -> tuple[float, int, int]:
-    """Nats, predicted tokens and bytes of a source's held-out rows, as transformers counts them."""
+    """Return nats, predicted tokens and bytes of a source's held-out rows, as transformers counts them."""
     nats, count, size = 0.0, 0, 0
     for rows in ValidationSet(data.folder, rank=0, world_size=1, batch_rows=1):
         length = int(rows.length[0])
@@ -88,7 +88,7 @@ def test_one_source_has_no_name_of_its_own(tmp_path: Path) -> None:
 
 
 class Heard(EventLog):
-    """A journal that keeps its messages."""
+    """An event log that keeps its messages."""
 
     def __init__(self) -> None:
         self.messages: list[str] = []

@@ -1,5 +1,4 @@
-"""The trainer on a GPU: the losses of a bare loop on the CPU, resuming bit by bit, and state that moves
-from one kind of device to the other."""
+"""The trainer on a GPU: the losses of a bare loop on the CPU, bit-exact resuming, state from and to a CPU."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ pytestmark = [
 
 
 def furthest(found: dict[str, dict[str, object]], reference: np.ndarray) -> float:
-    """The largest relative difference of any loss."""
+    """Return the largest relative difference of any loss."""
     return max(
         float(np.max(np.abs(np.array(report["losses"]) - reference) / reference))
         for report in found.values()
@@ -58,7 +57,7 @@ def test_resume_is_bit_exact_in_every_layout(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
 def test_flash_attention_sees_what_masks_let_it_see(family: str) -> None:
-    """The real kernels: packed documents and conversations of several rows, against SDPA's masks."""
+    """Compare the real kernels with SDPA's masks, on packed documents and conversations of several rows."""
     pytest.importorskip("flash_attn")
     device = torch.device("cuda")
     model = tiny_model(family).to(device, torch.bfloat16)

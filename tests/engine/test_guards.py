@@ -1,4 +1,4 @@
-"""What stops a run, on all ranks alike and before anything is updated."""
+"""Errors and refusals that stop a run, on all ranks alike and before anything is updated."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 
 from engine.ranks import run_ranks
 from raymill.data.store.rows import Rows
-from raymill.engine.agreement import on_all_ranks, on_rank_zero
-from raymill.engine.divergence import Divergence, ranges
+from raymill.engine.divergence import Divergence, format_ranges
+from raymill.engine.group import on_all_ranks, on_rank_zero
 from raymill.engine.guard import Guard, robust_z, windows_from
 from raymill.engine.learner import Update, global_loss
 from raymill.engine.loop import step_seed
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class TwoRanks:
-    """This rank's view of a group of two; `other` is what the other rank contributes."""
+    """One rank's view of a group of two; `other` is the other rank's contributions."""
 
     world_size = 2
 
@@ -49,10 +49,10 @@ class TwoRanks:
 def divergence(
     group: TwoRanks, config: GuardConfig, run_dir: Path = Path("/nowhere"), start: Any = None
 ) -> Divergence:
-    """Of a run that has committed 16 samples."""
+    """Build the divergence handler of a run that has committed 16 samples."""
 
     class Written:
-        """A journal that isn't one."""
+        """An event log that keeps nothing."""
 
         def write(self, *_: Any, **__: Any) -> None: ...
 
@@ -75,7 +75,7 @@ def test_a_nan_on_one_rank_is_the_same_error_on_both() -> None:
     messages = []
     for one, mine, ids in ((guilty, True, (12, 13, 20)), (innocent, False, (1, 2))):
         with pytest.raises(NonFiniteError) as caught:
-            one.follow(refused(why, mine), "", np.array(ids), 7, 48)
+            one.handle(refused(why, mine), "", np.array(ids), 7, 48)
         messages.append(str(caught.value))
     assert messages[0] == messages[1]
     assert f"{why} in step 7 (rank 1; global samples 12-13, 20)" in messages[0]
@@ -86,9 +86,9 @@ def test_skips_are_remembered_and_bounded() -> None:
     one = divergence(TwoRanks(0, [([1], False)] * 3), plain(GuardConfig, "skip", max_consecutive=2))
     bad = refused("the loss is not finite", True)
     for first in (48, 56):
-        one.follow(bad, "", np.array([0]), 7, first)
+        one.handle(bad, "", np.array([0]), 7, first)
     with pytest.raises(NonFiniteError, match="3 updates in a row weren't made"):
-        one.follow(bad, "", np.array([0]), 9, 64)
+        one.handle(bad, "", np.array([0]), 9, 64)
     assert one.guard.skipped == [(48, 55), (56, 63), (64, 71)]
 
 
@@ -96,33 +96,33 @@ def test_another_models_updates_dont_excuse_a_model_that_diverges() -> None:
     one = divergence(TwoRanks(0, [([1], False)] * 3), plain(GuardConfig, "skip", max_consecutive=2))
     bad = refused("is not finite", True)
     for _ in range(2):
-        one.follow(bad, "train/", np.array([0]), 7, 48)
-        one.guard.made("critic/")
+        one.handle(bad, "train/", np.array([0]), 7, 48)
+        one.guard.record_update("critic/")
     again = Guard(one.guard.config)
     again.restore(json.loads(json.dumps(one.guard.state())))
-    assert again.in_a_row == {"train/": 2}
+    assert again.consecutive == {"train/": 2}
     with pytest.raises(NonFiniteError, match="3 updates in a row weren't made"):
-        one.follow(bad, "train/", np.array([0]), 9, 64)
-    again.made("train/")
-    assert again.in_a_row == {}
+        one.handle(bad, "train/", np.array([0]), 9, 64)
+    again.record_update("train/")
+    assert again.consecutive == {}
 
 
 def test_a_rewind_goes_past_the_samples_since_the_last_checkpoint(tmp_path: Path) -> None:
     bad, group = refused("the loss is not finite", True), TwoRanks(0, [([1], False)] * 9)
     one = divergence(group, plain(GuardConfig, "rewind"), tmp_path)
     with pytest.raises(RewindError, match="past the samples 16-55 since"):
-        one.follow(bad, "", np.array([0]), 7, 48)
+        one.handle(bad, "", np.array([0]), 7, 48)
     assert windows_from(tmp_path, 16) == ((16, 55),)
     again = SimpleNamespace(consumed=16, windows=windows_from(tmp_path, 16))
     one = divergence(group, plain(GuardConfig, "rewind"), tmp_path, again)
     with pytest.raises(RewindError, match="past the samples 56-79 since"):
-        one.follow(bad, "", np.array([0]), 5, 72)
+        one.handle(bad, "", np.array([0]), 5, 72)
     assert windows_from(tmp_path, 16) == ((16, 55), (56, 79))
     assert windows_from(tmp_path, 8) == ()
     often = SimpleNamespace(consumed=16, windows=((16, 55),) * 3)
     one = divergence(group, plain(GuardConfig, "rewind"), tmp_path, often)
     with pytest.raises(NonFiniteError, match="gone back to its last checkpoint 3 times"):
-        one.follow(bad, "", np.array([0]), 5, 72)
+        one.handle(bad, "", np.array([0]), 5, 72)
 
 
 def test_a_finite_loss_is_the_mean_over_all_ranks() -> None:
@@ -138,7 +138,7 @@ def test_a_spike_is_told_from_noise() -> None:
     assert guard.refusal(1e9) is None, "nothing to compare with yet"
     for loss in 3 + 0.1 * rng.standard_normal(100):
         assert guard.refusal(loss) is None
-        guard.learned(loss)
+        guard.record_loss(loss)
     assert guard.refusal(2.0) is None, "a fall is none"
     assert guard.refusal(3.5) is None
     why = guard.refusal(6.0)
@@ -179,8 +179,7 @@ FEW = (("adamw", "bf16", 3), ("adamw", "fp32", 0), ("muon", "bf16", 1), ("muon",
 def test_an_infinite_gradient_is_not_applied(
     tmp_path: Path, cases: tuple[tuple[str, str, int], ...]
 ) -> None:
-    """Under every stage, through the real engine: weights and moments before and after are the same, and the
-    next update is what it would have been."""
+    """Under every stage of the real engine, weights and moments stay, and the next update is the same."""
     from servers import free_port
 
     run_ranks(_infinite_gradient, (free_port(), tmp_path, cases), 1)
@@ -201,10 +200,10 @@ def _infinite_gradient(
     os.environ.update(
         RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
+    from raymill.driver.worker import send_output_to
     from raymill.engine.device import join_deepspeed
     from raymill.engine.group import WorkerGroup
     from raymill.engine.trainer import Trainer
-    from raymill.engine.worker_log import send_output_to
     from raymill.model.build import build_model
     from raymill.objective.language_modeling import LanguageModeling
 
@@ -243,7 +242,7 @@ def _infinite_gradient(
 
 
 def test_names_and_seeds() -> None:
-    assert ranges([1, 2, 3, 7, 9, 10]) == "1-3, 7, 9-10"
+    assert format_ranges([1, 2, 3, 7, 9, 10]) == "1-3, 7, 9-10"
     seeds = {step_seed(seed, step, rank) for seed in (1, 2) for step in (1, 2) for rank in (0, 1)}
     assert len(seeds) == 8
     assert max(seeds) < 2**63

@@ -1,4 +1,4 @@
-"""No job begins with a model in which sequences see each other."""
+"""Leak check: no job starts with a model in which sequences see each other."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 
 class Leaky(torch.nn.Module):
-    """A model that doesn't read restarting positions as packed rows."""
+    """A model that doesn't treat restarting positions as packed rows."""
 
     def __init__(self, inner: Any) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ def test_packing_is_refused_where_attention_leaks(kind: str) -> None:
 
 
 def test_a_model_whose_tokens_see_ahead_is_refused() -> None:
-    """As an encoder's does, which learns to copy what follows."""
+    """Let tokens see later ones, as an encoder does."""
     group, model = WorkerGroup(CPU), tiny_model()
     plain = build("bert", is_decoder=True).eval()
     refuse_leaks(plain, plain.get_output_embeddings(), None, "attention", "fp32", group)

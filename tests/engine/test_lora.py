@@ -1,4 +1,4 @@
-"""Adapters and frozen parameters under every ZeRO stage: what is trained, kept, and loaded again."""
+"""Adapters and frozen parameters under every ZeRO stage: training, checkpoints, and loading."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Matrices in parts on several ranks come out as they would whole on one."""
+"""Exchange of matrices: parts on several ranks give the same result as whole matrices on one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHAPES = [(8, 8), (4, 6), (16, 2), (1, 5), (12, 12), (3, 7), (8, 8), (2, 2)]
 
 
 class Ranks:
-    """Ranks of a group that are threads of this process; counts what each sends to the others."""
+    """Ranks of a group as threads of this process; counts the elements that each sends to the others."""
 
     def __init__(self, world_size: int) -> None:
         self.world_size = world_size
@@ -57,7 +57,7 @@ class Rank:
 
 
 def cut(stage: int, rank: int, world_size: int, gradients: list[torch.Tensor]) -> list[Matrix]:
-    """A rank's parts of the matrices as a ZeRO stage has them, in keys of its own, with gradients."""
+    """Return a rank's parts of the matrices under a ZeRO stage, in keys of its own, with gradients."""
     whole = sum(gradient.numel() for gradient in gradients)
     size = -(-whole // world_size)
     flat = torch.zeros(size)

@@ -1,4 +1,4 @@
-"""The update of Muon against its formulas and torch's, and who orthogonalizes what."""
+"""Muon's update compared with its formulas and with torch's, and the assignment of matrices to ranks."""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ def test_updates_are_the_formulas(shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES[:3])
 def test_updates_are_torchs(shape: tuple[int, int]) -> None:
-    """torch iterates in bf16 only, and rounds before it takes the norm; the rest has to agree as fp32 does."""
+    """Compare with torch, which iterates in bf16 only and rounds before taking the norm; the rest agrees as
+    fp32 does."""
     generator = torch.Generator().manual_seed(3)
     weight = torch.randn(shape, generator=generator)
     ours, theirs = (torch.nn.Parameter(weight.clone()) for _ in range(2))
@@ -106,7 +107,7 @@ def test_what_isnt_a_matrix_of_the_blocks_is_adamws_bit_by_bit() -> None:
 
 
 def test_an_update_has_the_size_of_adamws() -> None:
-    """Liu et al.: a root mean square of 0.2 to 0.4, whatever the shape."""
+    """Liu et al.: a root mean square of 0.2 to 0.4 for every shape."""
     for shape in ((64, 64), (64, 256), (256, 64)):
         update = update_scale(shape) * orthogonalize(torch.randn(shape))
         assert 0.1 < float(update.square().mean().sqrt()) < 0.4
@@ -154,7 +155,7 @@ def test_where_no_matrix_is_left_muon_is_refused() -> None:
 
 
 def cut(numels: list[int], world_size: int, stage: int) -> list[Matrix]:
-    """Square matrices as a ZeRO stage cuts them."""
+    """Return square matrices as a ZeRO stage cuts them."""
     key, matrices, first = torch.empty(0), [], 0
     whole = sum(numels)
     for numel in numels:

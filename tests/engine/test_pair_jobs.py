@@ -1,5 +1,5 @@
-"""Whole runs on pairs, without Ray: reward models and DPO under every way to share the work, with adapters,
-with a reference that is kept or asked; exact resume; exports that say what was trained."""
+"""Whole runs on pairs without Ray: reward models and DPO under every ZeRO stage, with adapters, with cached and
+live references; exact resume; exports with the trained model's outputs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from raymill.driver.exports import export_checkpoint
 from raymill.engine import reference
 from raymill.engine.reference import CachedReference
 from raymill.engine.resolved_run import ResolvedRun
-from raymill.engine.start import decide_start
+from raymill.engine.start import resolve_start
 from raymill.errors import ConfigError
 from raymill.model.parent import load_parent
 from raymill.objective.pairs import PairSequences
@@ -60,7 +60,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_a_compiled_run_has_the_losses_of_a_plain_one(place: Path) -> None:
-    """By torch's own compiler; what it took is told with the steps that it interrupted."""
+    """Compile with torch's own compiler; its time is logged with the steps that it interrupts."""
     plain, compiled = run(
         [
             made(place, "dpo", f"compile-{on}", f"train.compile={on}", "train.steps=6")
@@ -129,7 +129,7 @@ def trained(place: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def test_the_first_loss_is_ln_2(trained: dict[str, list[dict[str, Any]]]) -> None:
-    """Policy is reference, in every way to have one."""
+    """The policy is the reference before the first update, for every kind of reference."""
     for name, found in trained.items():
         if "reward" not in name:
             assert steps(found)[0]["train/loss"] == pytest.approx(LN2, abs=1e-4), name
@@ -175,7 +175,7 @@ def test_resume_is_bit_exact(place: Path, kind: str) -> None:
 def test_a_cached_reference_is_of_one_seed_where_the_seed_decides_weights(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The template's two tokens are drawn, unless the parent has them."""
+    """The template's two tokens are drawn from the seed, unless the parent has them."""
     known = place / "known"
     load_parent(place / "parent", VOCAB + ADDED, [], "sdpa", 5).save_pretrained(known)
     chat_tokenizer(place / "parent", "auto", ()).save(known)
@@ -198,7 +198,7 @@ def test_a_cached_reference_is_of_one_seed_where_the_seed_decides_weights(
 
 
 def test_transformers_alone_confirms_the_reward_model(place: Path) -> None:
-    """The export, loaded as any tool would, ranks the held-out pairs as the run said."""
+    """The export, loaded as any tool would, ranks the held-out pairs as the run logged."""
     resolved = made(place, "reward", "exported", "train.steps=6", "optim.learning_rate=3e-3")
     [found] = run([resolved])
     newest = newest_verified(resolved.checkpoints)
@@ -254,15 +254,15 @@ def test_a_run_does_not_go_on_with_other_weights_than_it_began_with(
 ) -> None:
     resolved = made(place, "dpo", "lora-1", "run.workers=1", *ADAPTERS["lora"])
     digests = tuple(load_prepared(folder).manifest.digest for folder in resolved.folders)
-    assert decide_start(resolved, digests).resumed
+    assert resolve_start(resolved, digests).resumed
     with pytest.raises(
-        ConfigError, match=r"parent has other weights now \(ffffffffffff\) than those"
+        ConfigError, match=r"parent now has different weights \(ffffffffffff; the run started"
     ):
-        decide_start(replace(resolved, parent_digest="f" * 64), digests)
+        resolve_start(replace(resolved, parent_digest="f" * 64), digests)
 
 
 def test_a_parent_that_was_changed_has_another_reference(place: Path, tmp_path: Path) -> None:
-    """Also where it is an export that says from which checkpoint it came."""
+    """The parent may be an export whose marker names its checkpoint."""
     parent = shutil.copytree(place / "parent", tmp_path / "parent")
     (tmp_path / "pairs.jsonl").symlink_to(place / "pairs.jsonl")
     write_marker(parent, {"checkpoint_digest": "c" * 64})
@@ -270,7 +270,7 @@ def test_a_parent_that_was_changed_has_another_reference(place: Path, tmp_path: 
     def reference() -> CachedReference:
         resolved = made(tmp_path, "dpo", "changed")
         digests = tuple(load_prepared(folder).manifest.digest for folder in resolved.folders)
-        return CachedReference.of(resolved, digests, draws=False)
+        return CachedReference.open(resolved, digests, seeded=False)
 
     before = reference()
     before.record, before.values = np.arange(2), np.zeros((2, 2), np.float32)

@@ -26,7 +26,7 @@ STEPS = 50
 
 
 def bare_losses(muon: bool = False) -> list[float]:
-    """Written from the formulas alone: nothing of Raymill but the model's numbers and the data."""
+    """Train from the formulas alone, sharing only the model's numbers and the data with Raymill."""
     torch.manual_seed(SEED)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -131,8 +131,8 @@ def test_two_workers_every_stage(bare: np.ndarray, tmp_path: Path, every: bool) 
 
 @FEW_OR_ALL
 def test_muon_under_every_stage_and_split(tmp_path: Path, every: bool) -> None:
-    """Its momentum is of whole steps however many micro-batches they have, and its matrices are whole however
-    they are cut."""
+    """Momentum is of whole steps for any number of micro-batches, and matrices are whole however they are
+    cut."""
     bare = np.array(bare_losses(muon=True))
     assert bare[-1] < 0.7 * bare[0], "the probe must learn, or agreement means little"
     alone = [Case(stage, micro, optimizer="muon") for stage, micro in ((0, 8), (1, 2), (3, 1))]

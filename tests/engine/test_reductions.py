@@ -1,4 +1,4 @@
-"""Gradients are summed in fp32, over ranks and over micro-batches, whatever the forward pass computes in."""
+"""Gradients are summed in fp32, over ranks and over micro-batches, in every precision of the forward pass."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import torch
 
 from engine.probe import LENGTH, SEED, VOCAB, Case, batches, job_of, join
 from engine.ranks import run_ranks
-from raymill.engine.settings import deepspeed_config
+from raymill.engine.deepspeed_config import deepspeed_config
 from raymill.model.build import build_model
 from raymill.schema.jobs import PretrainJob
 from servers import free_port
@@ -34,7 +34,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Reduced:
-    """What `Case` says, and the precision of sums over ranks; None: the default."""
+    """A `Case` and the precision of sums over ranks; None for the default."""
 
     case: Case
     reduce_precision: str | None = None
@@ -104,21 +104,23 @@ def test_the_gradient_is_the_float64_sum_of_all_micro_batches(
 
 @each([MUON[3]])
 def test_muon_puts_its_matrices_together_in_fp32(found: dict[str, Any], one: Reduced) -> None:
-    """What goes back is what the iterations gave, in their own precision: nothing is added to it. Under ZeRO-3
-    no rank has a whole matrix."""
+    """Results go back in the precision of the iterations, since nothing is added to them.
+
+    Under ZeRO-3 no rank has a whole matrix.
+    """
     exchanged = found[one.name]["exchanged"]
     assert exchanged["float32"] >= exchanged["bfloat16"] > 0, exchanged
 
 
 @each(IN_BF16)
 def test_another_precision_is_asked_for_by_its_key(found: dict[str, Any], one: Reduced) -> None:
-    """And is told from fp32 by the gradient's error, so the test above can see one."""
+    """The gradient's error differs from that of fp32, so the test above can detect it."""
     assert found[one.name]["sums"]["bfloat16"] >= found["parameters"]
     assert found[one.name]["error"] > 1e-4
 
 
 def ring(parts: torch.Tensor) -> torch.Tensor:
-    """[ranks, elements] → their sum, chunk by chunk: each travels once around, from the rank of its number."""
+    """Sum [ranks, elements] chunk by chunk, as a ring does: each chunk starts at the rank of its number."""
     chunks = parts.view(RANKS, RANKS, -1)
     sums = []
     for first in range(RANKS):
@@ -130,7 +132,7 @@ def ring(parts: torch.Tensor) -> torch.Tensor:
 
 
 def tree(parts: torch.Tensor) -> torch.Tensor:
-    """[ranks, elements] → their sum, by halves."""
+    """Sum [ranks, elements] by halves, as a tree does."""
     while len(parts) > 1:
         parts = parts[0::2] + parts[1::2]
     return parts[0]
@@ -139,7 +141,7 @@ def tree(parts: torch.Tensor) -> torch.Tensor:
 def error_of(
     reduce: Callable[[torch.Tensor], torch.Tensor], dtype: torch.dtype, noise: float
 ) -> float:
-    """Relative to the sum in float64, of gradients as bf16 backward passes give them."""
+    """Return the error relative to the sum in float64, of gradients as in bf16 backward passes."""
     torch.manual_seed(SEED)
     signal = torch.randn(RANKS * 64)
     gradients = (signal + noise * torch.randn(RANKS, len(signal))).bfloat16()
@@ -160,7 +162,8 @@ def test_sixty_four_ranks_sum_as_float64_does(
 
 
 def _one_update_each(rank: int, world: int, port: int, cases: list[Reduced], folder: Path) -> None:
-    """Rank 0 writes by case what was summed and exchanged, by dtype, and how far the gradient is off."""
+    """Record by case the reduced and exchanged elements by dtype, and the gradient's error; rank 0 writes
+    them."""
     group = join(rank, world, port, folder)
     import torch.distributed as dist
 
@@ -176,7 +179,8 @@ def _one_update_each(rank: int, world: int, port: int, cases: list[Reduced], fol
 
 
 def _exact_gradient(job: PretrainJob, device: torch.device) -> dict[str, torch.Tensor]:
-    """Of the mean loss of a token: the float64 sum of each micro-batch's own gradient in bf16."""
+    """Return the gradient of the mean loss per token: the float64 sum of each micro-batch's own gradient in
+    bf16."""
     model = _model(job)
     parameters = dict(model.named_parameters())
     for parameter in parameters.values():  # the frequencies of rotary positions stay in fp32
@@ -193,7 +197,7 @@ def _exact_gradient(job: PretrainJob, device: torch.device) -> dict[str, torch.T
 
 
 def _model(job: PretrainJob) -> torch.nn.Module:
-    """With a parameter that no forward pass uses, as an expert is that no token is sent to."""
+    """Include a parameter that no forward pass uses, such as an expert that gets no token."""
     model = build_model(job.arch, VOCAB, 0, SEED)
     model.register_parameter(IDLE, torch.nn.Parameter(torch.ones(6)))
     return model
@@ -225,7 +229,7 @@ def _updated(one: Reduced, rank: int, group: Any, exact: dict[str, torch.Tensor]
 
 
 def _off_at_the_update(trainer: Any, exact: dict[str, torch.Tensor]) -> float:
-    """The squared distance from the exact gradient of what the optimizer is given, in this rank's part."""
+    """Return the squared distance of the optimizer's gradient from the exact one, in this rank's part."""
     off: dict[str, float] = {}
     step = trainer.optimizer.step
 
@@ -245,7 +249,7 @@ def _off_at_the_update(trainer: Any, exact: dict[str, torch.Tensor]) -> float:
 
 @contextmanager
 def _recorded() -> Iterator[tuple[dict[str, int], dict[str, int]]]:
-    """Within the block: elements by dtype that process groups are given to reduce, and to exchange."""
+    """Count the elements by dtype that process groups reduce, and exchange, within the block."""
     import torch.distributed as dist
 
     sums: dict[str, int] = defaultdict(int)

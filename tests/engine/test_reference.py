@@ -1,4 +1,4 @@
-"""What the reference said is kept as it was computed, or refused."""
+"""The cached reference: values are loaded as they were computed, or refused."""
 
 from __future__ import annotations
 

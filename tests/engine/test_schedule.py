@@ -1,4 +1,4 @@
-"""Schedules against their formulas, and the pieces of the loop that are pure."""
+"""Schedules compared with their formulas, and the event log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A resume with another number of steps: told before the learning rate decays, refused after."""
+"""Resuming with another number of steps: a message before the learning rate decays, an error after."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from raymill.driver.resolution import resolved_run
 from raymill.engine.checkpoints import retain
 from raymill.engine.resolved_run import ResolvedRun
 from raymill.engine.schedule import learning_rate_factor
-from raymill.engine.start import decide_start, going_on
+from raymill.engine.start import extension_overrides, resolve_start
 from raymill.errors import ConfigError
 
 DIGESTS = ("d" * 64,)
@@ -37,13 +37,13 @@ class Alone:
 
 
 def assigned(root: Path, *overrides: str) -> ResolvedRun:
-    """A run of 100 steps that decays from step 80 on, unless the overrides say otherwise."""
+    """Return a run of 100 steps that decays from step 80 on, unless the overrides change that."""
     settings = ["tracking=none", f"storage.root={root}", "run.name=base", "train.steps=100"]
     return resolved_run(load("pretrain", [*settings, *overrides]), {root / "data": 1.0})
 
 
 def commit_at(resolved: ResolvedRun, *steps: int) -> None:
-    """Checkpoints of the run as they would be left at these steps."""
+    """Commit checkpoints of the run at these steps."""
     raise_fence(resolved.checkpoints, 0)
     for step in steps:
         manifest = CheckpointManifest(
@@ -63,7 +63,7 @@ def test_another_number_of_steps_is_refused_once_the_decay_has_begun(
     last = min(80, round(0.8 * asked.total_steps))
     kept = 80 if last == 80 else 70
     with pytest.raises(ConfigError, match=re.escape(f"{steps}:")) as refusal:
-        decide_start(asked, DIGESTS)
+        resolve_start(asked, DIGESTS)
     assert f"decays from step {last} on" in str(refusal.value)
     assert f"run.from=base@{kept}" in str(refusal.value)
     jump = [
@@ -71,21 +71,21 @@ def test_another_number_of_steps_is_refused_once_the_decay_has_begun(
     ]
     assert f"from {jump[0]:.0%} of its peak to {jump[1]:.0%}" in str(refusal.value)
     fork = assigned(tmp_path, steps, "run.name=longer", f"run.from=base@{kept}")
-    assert decide_start(fork, DIGESTS).step == kept, "what the refusal says to do works"
+    assert resolve_start(fork, DIGESTS).step == kept, "what the refusal says to do works"
 
 
 def test_a_finished_run_is_not_made_longer_and_says_from_where_to_go_on(tmp_path: Path) -> None:
     done = assigned(tmp_path)
     commit_at(done, 60, 100)
     with pytest.raises(ConfigError, match=r"from 0% of its peak to 100%.*run\.from=base@60"):
-        decide_start(assigned(tmp_path, "train.steps=200"), DIGESTS)
-    assert decide_start(done, DIGESTS).messages == ()
-    assert going_on(done) == "run.name=… run.from=base@60 train.steps=…"
+        resolve_start(assigned(tmp_path, "train.steps=200"), DIGESTS)
+    assert resolve_start(done, DIGESTS).messages == ()
+    assert extension_overrides(done) == "run.name=… run.from=base@60 train.steps=…"
 
 
 def test_before_the_decay_more_steps_are_told(tmp_path: Path) -> None:
     commit_at(assigned(tmp_path), 80)
-    start = decide_start(assigned(tmp_path, "train.steps=200"), DIGESTS)
+    start = resolve_start(assigned(tmp_path, "train.steps=200"), DIGESTS)
     assert (start.step, start.resumed) == (80, True)
     assert start.messages == (
         "train.steps=200: the learning rate decays from step 160 to 200, and not from 80 to 100 as "
@@ -96,10 +96,10 @@ def test_before_the_decay_more_steps_are_told(tmp_path: Path) -> None:
 def test_tokens_count_as_the_steps_that_they_make(tmp_path: Path) -> None:
     commit_at(assigned(tmp_path), 90)
     same = assigned(tmp_path, "train.steps=null", f"train.tokens={100 * 32 * 256}")
-    assert decide_start(same, DIGESTS).messages == ()
+    assert resolve_start(same, DIGESTS).messages == ()
     more = assigned(tmp_path, "train.steps=null", f"train.tokens={150 * 32 * 256}")
     with pytest.raises(ConfigError, match=r"train\.tokens=1228800: .*decays from step 80 on"):
-        decide_start(more, DIGESTS)
+        resolve_start(more, DIGESTS)
 
 
 def test_a_cosine_decays_from_the_end_of_the_warm_up(tmp_path: Path) -> None:
@@ -107,21 +107,21 @@ def test_a_cosine_decays_from_the_end_of_the_warm_up(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"decays from step 20 on.*no checkpoint from before .* is left"
     ):
-        decide_start(assigned(tmp_path, "schedule=cosine", "train.steps=200"), DIGESTS)
-    assert going_on(assigned(tmp_path, "schedule=cosine")) is None
+        resolve_start(assigned(tmp_path, "schedule=cosine", "train.steps=200"), DIGESTS)
+    assert extension_overrides(assigned(tmp_path, "schedule=cosine")) is None
 
 
 @pytest.mark.parametrize("schedule", ["schedule=constant", "schedule.final_fraction=1"])
 def test_where_nothing_decays_a_run_may_be_of_any_length(tmp_path: Path, schedule: str) -> None:
     commit_at(assigned(tmp_path, schedule), 100)
-    start = decide_start(assigned(tmp_path, schedule, "train.steps=200"), DIGESTS)
+    start = resolve_start(assigned(tmp_path, schedule, "train.steps=200"), DIGESTS)
     assert (start.step, start.messages) == (100, ())
-    assert going_on(assigned(tmp_path, schedule)) == "train.steps=…"
+    assert extension_overrides(assigned(tmp_path, schedule)) == "train.steps=…"
 
 
 def test_a_run_may_end_where_it_is(tmp_path: Path) -> None:
     commit_at(assigned(tmp_path), 85)
-    assert decide_start(assigned(tmp_path, "train.steps=85"), DIGESTS).step == 85
+    assert resolve_start(assigned(tmp_path, "train.steps=85"), DIGESTS).step == 85
 
 
 def test_the_checkpoint_from_before_the_decay_is_kept(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""State that was committed is loaded bit by bit, and training goes on as if it had never stopped."""
+"""Committed state is loaded bit by bit, and training continues as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -56,8 +56,10 @@ def check_layouts(world: int, cases: Sequence[Case], tmp_path: Path, gpu: bool =
 
 
 def test_other_world_sizes_and_stages_across_restarts(tmp_path: Path) -> None:
-    """Two, one, two, three and one workers, under ZeRO 1, 3, 2, 0 and 1: each loads bit by bit what the one
-    before committed, and the losses are those of a run that stayed as it was."""
+    """Resume with two, one, two, three and one workers, under ZeRO 1, 3, 2, 0 and 1.
+
+    Each loads bit by bit what the one before committed, and the losses are those of an unchanged run.
+    """
     wholes = [
         Case(1, steps=25, batch=12, micro_batch=2, of=25, optimizer=optimizer)
         for optimizer in ("adamw", "muon")

@@ -1,4 +1,4 @@
-"""Faults for a job's processes: what `sitecustomize.py` beside this file makes happen."""
+"""Faults for a job's processes, which `sitecustomize.py` in this folder injects."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def with_faults(folder: Path, *faults: dict[str, Any]) -> dict[str, str]:
-    """Environment variables under which these happen, once each; `folder` keeps which did."""
+    """Return environment variables that inject these faults, once each; `folder` records them."""
     path = folder / "faults.json"
     path.write_text(json.dumps(faults))
     inherited = os.environ.get("PYTHONPATH", "")
@@ -20,5 +20,5 @@ def with_faults(folder: Path, *faults: dict[str, Any]) -> dict[str, str]:
 
 
 def happened(folder: Path) -> int:
-    """How many of them did."""
+    """Return the number of faults that happened."""
     return len(list(folder.glob("faults.json.*.done")))

@@ -1,10 +1,12 @@
-"""Makes parts of a run fail at a chosen place. Python imports this at its start where the folder is on
-PYTHONPATH, so that every process of a job has it, and the package itself knows nothing of it.
+"""Fault injection at chosen points of a run.
+
+Python imports this module at its start if the folder is on PYTHONPATH, so every process of a job has it, and
+the package itself doesn't know of it.
 
 RAYMILL_FAULTS names a JSON file with a list of faults, each of which happens once:
   {"what": "kill|stop|raise|memory|nan|sleep", "rank": 1, "step": 7, "phase": "forward"}
   {"what": "kill|full|denied", "rank": 0, "write": 3}   # at a rank's third call that makes a checkpoint durable
-  {"what": "hold", "until": "/a/run/stop-*", "rank": 0, "step": 7, "phase": "forward"}  # till it is there
+  {"what": "hold", "until": "/a/run/stop-*", "rank": 0, "step": 7, "phase": "forward"}  # until it exists
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ _ERRORS = {"full": errno.ENOSPC, "denied": errno.EACCES}
 
 
 def _due(**place: Any) -> dict[str, Any] | None:
-    """What is to happen here, for the first time."""
+    """Return the fault to inject here, if one is due for the first time."""
     with open(_PATH, encoding="utf-8") as stream:
         faults = json.load(stream)
     for number, fault in enumerate(faults):
@@ -83,7 +85,7 @@ def _patch_pulse(module: Any) -> None:
 
 
 class _Spoiled:
-    """An objective whose next losses are no numbers, once a fault says so."""
+    """An objective whose next losses are NaN once a fault requests it."""
 
     def __init__(self, objective: Any) -> None:
         self._objective = objective
@@ -109,14 +111,14 @@ def _patch_learner(module: Any) -> None:
 
 
 def _patch_writing(module: Any) -> None:
-    """Each of a commit's calls that put something on the disk, in their order."""
+    """Count each of a commit's calls that put something on the disk, in order."""
     for name in ("write_fragments", "write_atomic", "fsync_path"):
         if hasattr(module, name):
             setattr(module, name, _counted(getattr(module, name)))
 
 
 def _patch_uploading(module: Any) -> None:
-    """And in an object store."""
+    """Count a commit's uploads to an object store."""
     for name in ("upload", "publish"):
         setattr(module.RemoteRun, name, _counted(getattr(module.RemoteRun, name)))
 
@@ -142,7 +144,7 @@ _PATCHES = {
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Lets the others find a module, and patches it once it is there."""
+    """Lets the other finders find a module, and patches it once it is loaded."""
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
         if name not in _PATCHES:

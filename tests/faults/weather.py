@@ -1,4 +1,4 @@
-"""A file system that doesn't answer for one path, however Python, Arrow and safetensors look at it."""
+"""A file system that doesn't answer for one path, whether Python, Arrow or safetensors reads it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import transformers.modeling_utils
 
 
 class Weather:
-    """`away` makes the next calls for a path fail, whatever they are; `met` counts those that did."""
+    """`away` makes the next calls for a path fail; `met` counts the failed calls."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.met = 0
@@ -43,7 +43,7 @@ class Weather:
             monkeypatch.setattr(module, "safe_open", opening)
 
     def away(self, path: Path, times: int, number: int = errno.EIO) -> None:
-        """Fail for this path, so many times."""
+        """Fail for this path, for a number of calls."""
         self._path, self._left, self._number, self.met = str(path), times, number, 0
 
     def clear(self) -> None:

@@ -11,9 +11,9 @@ import torch
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from model.families import build
-from raymill.engine import sampling_check
+from raymill.engine import samples
 from raymill.engine.group import WorkerGroup
-from raymill.engine.sampling_check import settle_sampling
+from raymill.engine.samples import settle_sampling
 from raymill.errors import ConfigError
 from raymill.generate.batch import Completion, complete
 from raymill.generate.modes import MODES, SamplingMode, mode_of, use_mode
@@ -204,7 +204,7 @@ def test_a_slow_family_is_told_in_the_journal() -> None:
     )
     settle_sampling(Twisted(dict), WorkerGroup(CPU), event_log, 0)
     assert len(told) == 1
-    assert sampling_check.MODES[0] == SamplingMode()
+    assert samples.MODES[0] == SamplingMode()
 
 
 def test_a_judge_that_sees_padding_scores_one_by_one() -> None:

@@ -18,14 +18,14 @@ import torch.nn.functional as F
 
 from data.prepared_factory import _write_tokenizer
 from raymill.data.text.control_tokens import ControlTokens
+from raymill.engine.build_models import flops_per_token
 from raymill.engine.group import WorkerGroup
 from raymill.engine.leaks import refuse_leaks, sees_ahead
-from raymill.engine.parents import flops_per_token
 from raymill.errors import RaymillError
 from raymill.generate.modes import mode_of
 from raymill.model.finetuned import save_finetuned
+from raymill.model.loading import silence_libraries
 from raymill.model.parent import load_parent, with_adapters
-from raymill.model.quiet import silence_libraries
 from raymill.objective.forward import Sequences, run_model
 from raymill.schema.sections import LoraConfig
 from sections import plain
@@ -84,7 +84,7 @@ SMALL: dict[str, Any] = {
 
 
 def small(cls: type, also: dict[str, Any]) -> Any:
-    """A configuration of this class with small numbers, those of its parts too."""
+    """Return a configuration of this class with small numbers, also in its parts."""
     default = cls()
     names = {*default.to_dict(), *default.attribute_map}
     given = {name: value for name, value in SMALL.items() if name in names}
@@ -132,7 +132,7 @@ ALSO: dict[str, dict[str, Any]] = {
 
 
 def build(family: str, **also: Any) -> Any:
-    """A language model with random weights, in fp32."""
+    """Build a language model with random weights, in fp32."""
     from transformers import AutoModelForCausalLM
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -144,7 +144,7 @@ def build(family: str, **also: Any) -> Any:
 
 
 def attention_of(family: str) -> str:
-    """The default kernel, where the family has it."""
+    """Return the default kernel, if the family has it."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -153,7 +153,7 @@ def attention_of(family: str) -> str:
 
 @dataclass(frozen=True)
 class Able:
-    """Return what a family can do: "yes", or how and why not."""
+    """Return a family's support: "yes", or the limitation and its reason."""
 
     trains: str
     packs: str
@@ -162,13 +162,13 @@ class Able:
     exports: str
 
     def row(self, family: str) -> str:
-        """Its row of the table in docs/families.md."""
+        """Format the family's row of the table in docs/families.md."""
         cells = (f"`{family}`", self.trains, self.packs, self.samples, self.lora, self.exports)
         return f"| {' | '.join(cells)} |"
 
 
 def tried(family: str, folder: Path) -> Able:
-    """Make a parent of this family in `folder`, and do with it what jobs do."""
+    """Make a parent of this family in `folder`, and pass it through the steps of the jobs."""
     build(family).save_pretrained(folder / "parent")
     (folder / "tokenizer").mkdir()
     _write_tokenizer(folder / "tokenizer", 257)
@@ -208,7 +208,7 @@ def _answer(work: Callable[[], str]) -> str:
 
 
 def _learns(model: Any) -> str:
-    """Tell whether one text is learned in a few steps, as the objectives pass it, and not copied."""
+    """Return True if a text is learned in a few steps through the objectives' passes, and not copied."""
     if sees_ahead(model.eval(), model.get_output_embeddings(), False, CPU) > 1e-5:
         return "no: tokens see those that follow"
     tokens_BT = torch.arange(5, 5 + 2 * LENGTH).view(2, LENGTH)
@@ -251,7 +251,7 @@ def _exports(model: Any, folder: Path) -> str:
 
 
 def main(families: list[str]) -> None:
-    """Print the rows of these families, each within a time of its own."""
+    """Print the rows of these families, each within a time limit."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     silence_libraries()

@@ -1,4 +1,4 @@
-"""Tiny random parents of several families, whose special tokens are shared out as in published models."""
+"""Tiny random parents of several families, with special tokens in the roles of published models."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ FAMILIES = ("llama", "qwen3", "gpt2", "gemma3", "bloom")
 
 
 def write_parent(folder: Path, family: str, specials: str) -> Path:
-    """A parent of that family with those special tokens."""
+    """Write a parent of that family with those special tokens."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -102,7 +102,7 @@ def _config(family: str, vocab_size: int, ends: Any) -> Any:
 
 
 def _write_tokenizer(folder: Path, tokens: Sequence[str], settings: dict[str, Any]) -> int:
-    """Bytes, after the special tokens."""
+    """Build a byte tokenizer with the special tokens first."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     symbols = (*tokens, *sorted(pre_tokenizers.ByteLevel.alphabet()))
@@ -120,7 +120,7 @@ def _write_tokenizer(folder: Path, tokens: Sequence[str], settings: dict[str, An
 
 
 def prepared_with(parent: Path, folder: Path) -> tuple[PreparedData, ControlTokens]:
-    """As much of a prepared folder as an export looks at: the tokenizer, and what its tokens are for."""
+    """Write the parts of a prepared folder that an export reads: the tokenizer, and its tokens' roles."""
     made = chat_tokenizer(parent, "auto", ())
     made.save(folder / TOKENIZER_FOLDER)
     manifest = SimpleNamespace(

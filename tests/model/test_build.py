@@ -1,4 +1,4 @@
-"""Continuing a Hugging Face folder: the same function as transformers computes, or a refusal by name."""
+"""Continuing a Hugging Face folder: the same outputs as transformers', or a refusal by name."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ THETA = {"rope_type": "default", "rope_theta": 5e5}
 
 
 def saved(config: Any, folder: Path) -> ArchConfig:
-    """Save a model of that configuration, and return the architecture that its folder tells."""
+    """Save a model of that configuration, and return the architecture read from its folder."""
     torch.manual_seed(3)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return own_architecture(folder)

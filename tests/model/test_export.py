@@ -1,4 +1,4 @@
-"""Published folders: who may read them, and that they are what was trained."""
+"""Exported folders: their files' modes, and their agreement with the trained model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from raymill.config import load
 from raymill.data.text.control_tokens import ControlTokens
 from raymill.errors import CheckpointError
 from raymill.model.build import build_model
-from raymill.model.export import export_folder, replaced_whole
+from raymill.model.export import export_folder, replaced_folder
 from raymill.model.finetuned import save_finetuned
 from raymill.model.parent import load_parent, with_adapters
 from raymill.schema.sections import LoraConfig
@@ -33,7 +33,7 @@ VOCAB = 300
 
 @pytest.fixture(params=[0o022, 0o027, 0o077], ids=["022", "027", "077"])
 def mode(request: pytest.FixtureRequest) -> Iterator[int]:
-    """What files have under the umask that is set for the test."""
+    """Return the mode of files under the umask that is set for the test."""
     before = os.umask(request.param)
     yield 0o666 & ~request.param
     os.umask(before)
@@ -44,7 +44,7 @@ def modes(folder: Path) -> dict[str, int]:
 
 
 def checkpointed(model: Any, folder: Path) -> FragmentReader:
-    """A checkpoint of the model."""
+    """Commit a checkpoint of the model."""
     values = {name: p.detach().numpy().ravel() for name, p in model.named_parameters()}
     fragments = [(name, 0, {"fp32": array}) for name, array in values.items()]
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
@@ -113,7 +113,7 @@ def test_fine_tuned_weights_and_adapters_follow_the_umask(mode: int, tmp_path: P
 
 
 def test_folders_within_follow_it_too_and_nothing_is_left_over(mode: int, tmp_path: Path) -> None:
-    with replaced_whole(tmp_path / "target") as temporary:
+    with replaced_folder(tmp_path / "target") as temporary:
         (temporary / "inner").mkdir()
         descriptor = os.open(temporary / "inner" / "secret", os.O_CREAT | os.O_WRONLY, 0o600)
         os.close(descriptor)

@@ -1,5 +1,5 @@
-"""An exported folder's word on its special tokens, as transformers reads it: where texts and turns end, what
-pads, and where a reward model's score stands."""
+"""Special tokens of an exported folder as transformers reads them: ends of texts and turns, padding, and the
+position of a reward model's score."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from raymill.data.text.control_tokens import ControlTokens
 from raymill.errors import CheckpointError
 from raymill.model.export import copy_tokenizer
 from raymill.model.finetuned import save_finetuned
-from raymill.model.parent import load_parent, load_scalar, with_adapters
-from raymill.model.saved import TEXTS, compared, loaded_outputs, trained_outputs
+from raymill.model.parent import load_parent, load_scalar_model, with_adapters
 from raymill.model.shape import read_config
+from raymill.model.verification import TEXTS, compare_outputs, loaded_outputs, trained_outputs
 from raymill.rl.reward.model import NO_SAMPLING, RewardModelSpec
 from raymill.schema.sections import LoraConfig
 from sections import plain
@@ -42,13 +42,13 @@ REWARDS = [("llama", specials) for specials in SPECIALS] + [
 def exported(
     parent: Path, folder: Path, *, scalar: bool = False, rank: int = 0, precision: str = "fp32"
 ) -> Path:
-    """A folder that a job would export, of a model that differs from its parent."""
+    """Write a folder as a job exports it, of a model that differs from its parent."""
     prepared, tokens = prepared_with(parent, folder / "data")
     size, kind = prepared.manifest.tokenizer.vocab_size, read_config(parent)["model_type"]
     attention = "eager" if kind == "bloom" else "sdpa"
     model: Any
     if scalar:
-        model = load_scalar(parent, size, [], attention, 7, tokens.padding)[0]
+        model = load_scalar_model(parent, size, [], attention, 7, tokens.padding)[0]
     else:
         model = load_parent(parent, size, [], attention, 7)
     if rank:
@@ -98,7 +98,7 @@ def test_an_export_stops_where_its_parent_does(specials: str, tmp_path: Path) ->
 
 
 def test_an_export_stops_where_calls_end(tmp_path: Path) -> None:
-    """Though the parent, which has never seen the template, says nothing of that."""
+    """The parent has never seen the template and doesn't state its end of turn."""
     parent = write_parent(tmp_path / "parent", "llama", "pad=eos")
     written = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% for c in m.tool_calls or () %}"
@@ -181,7 +181,7 @@ def test_a_reward_models_score_is_transformers(family: str, specials: str, tmp_p
 
 def test_a_reward_model_from_elsewhere_needs_no_padding(tmp_path: Path) -> None:
     parent = write_parent(tmp_path / "parent", "llama", "no pad")
-    model, _ = load_scalar(parent, 258, [], "sdpa", 7, 0)
+    model, _ = load_scalar_model(parent, 258, [], "sdpa", 7, 0)
     model.config.pad_token_id = None
     model.save_pretrained(tmp_path / "judge")
     engine = RewardModelSpec(str(tmp_path / "judge"), "fp32", 1).build()
@@ -191,7 +191,7 @@ def test_a_reward_model_from_elsewhere_needs_no_padding(tmp_path: Path) -> None:
 
 
 def test_a_reward_models_padding_costs_it_no_policy(tmp_path: Path) -> None:
-    """Its tokenizer is the policy's, and one token more."""
+    """The reward model's tokenizer is the policy's with one more token."""
     parent = write_parent(tmp_path / "parent", "llama", "one")
     judge = exported(parent, tmp_path, scalar=True)
     policy = chat_tokenizer(parent, "auto", ())
@@ -201,7 +201,7 @@ def test_a_reward_models_padding_costs_it_no_policy(tmp_path: Path) -> None:
     prepared, tokens = prepared_with(parent, tmp_path / "prompts")
     assert new_token_ids(judge, prepared.tokenizer_folder) == []
     size = prepared.manifest.tokenizer.vocab_size
-    _, has_head = load_scalar(judge, size, [], "sdpa", 7, tokens.padding)
+    _, has_head = load_scalar_model(judge, size, [], "sdpa", 7, tokens.padding)
     assert has_head
     # A second reward model, from the first, needs no other.
     again = exported(judge, tmp_path / "again", scalar=True)
@@ -225,27 +225,27 @@ def test_adapters_alone_compute_what_the_merged_model_does(
     weights = load_file(adapter / "adapter_model.safetensors")
     name = next(name for name in weights if "lora_B" in name)
     save_file(weights | {name: weights[name] + 0.5}, adapter / "adapter_model.safetensors")
-    from raymill.model.finetuned import _adapted
+    from raymill.model.finetuned import load_adapted
 
     probes = [[5, 6, 7, 8], [9, 10]]
     right = loaded_outputs(export, probes, scalar)
-    wrong = loaded_outputs(adapter, probes, scalar, lambda: _adapted(parent, adapter, scalar))
+    wrong = loaded_outputs(adapter, probes, scalar, lambda: load_adapted(parent, adapter, scalar))
     with pytest.raises(CheckpointError, match="as transformers loads it, differ"):
-        compared(right, wrong, "fp32")
+        compare_outputs(right, wrong, "fp32")
 
 
 def test_the_check_sees_what_only_another_tool_would(tmp_path: Path) -> None:
-    """A pad id that is the end of turn moves transformers' score and leaves the weights as they are."""
+    """A pad id that is the end of turn moves transformers' score and leaves the weights unchanged."""
     parent = write_parent(tmp_path / "parent", "llama", "one")
     export = exported(parent, tmp_path, scalar=True)
     model = AutoModelForSequenceClassification.from_pretrained(export, dtype=torch.float32)
     probes = [[5, 6, 7, 0], [9, 0]]
     ours = trained_outputs(model, probes, scalar=True)
-    compared(ours, loaded_outputs(export, probes, scalar=True), "fp32")
+    compare_outputs(ours, loaded_outputs(export, probes, scalar=True), "fp32")
     config = json.loads((export / "config.json").read_text())
     (export / "config.json").write_text(json.dumps(config | {"pad_token_id": 0}))
     with pytest.raises(CheckpointError, match="as transformers loads it, differ"):
-        compared(ours, loaded_outputs(export, probes, scalar=True), "fp32")
+        compare_outputs(ours, loaded_outputs(export, probes, scalar=True), "fp32")
 
 
 def test_a_tokenizer_that_transformers_reads_otherwise_is_refused(tmp_path: Path) -> None:

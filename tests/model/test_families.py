@@ -1,4 +1,4 @@
-"""The table of docs/families.md is what tiny models of the families do."""
+"""The table of docs/families.md compared with tiny models of the families."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from model.families import build, tried
-from raymill.engine.parents import flops_per_token
+from raymill.engine.build_models import flops_per_token
 from raymill.errors import ConfigError
+from raymill.model.loading import silence_libraries
 from raymill.model.parent import load_parent
-from raymill.model.quiet import silence_libraries
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "families.md"
 ROWS = {

@@ -1,4 +1,4 @@
-"""Adapters merged one weight at a time are the model that was trained."""
+"""Adapters merged one weight at a time give the trained model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IDS = torch.tensor([[3, 40, 5, 41, 7, 6]])
 
 
 def adapted(model: Any, targets: Sequence[str], new_ids: Sequence[int] = ()) -> Any:
-    """With adapters that say something."""
+    """Return the model with adapters that change its output."""
     found = with_adapters(
         model, plain(LoraConfig, rank=2, targets=tuple(targets)), new_ids, 7
     ).eval()
@@ -33,7 +33,7 @@ def adapted(model: Any, targets: Sequence[str], new_ids: Sequence[int] = ()) -> 
 
 
 def untied(family: str) -> Any:
-    """Of a family, one whose output matrix is a weight of its own."""
+    """Build a model of a family whose output matrix is a weight of its own."""
     model = build(family)
     assert model.get_output_embeddings().weight is not model.get_input_embeddings().weight
     return model
@@ -72,7 +72,7 @@ def _whole(parameters: Sequence[torch.nn.Parameter]) -> nullcontext[None]:
 @pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
 @pytest.mark.parametrize("new_ids", [[], [VOCAB_SIZE - 1]], ids=["", "new token"])
 def test_one_side_of_a_shared_matrix_takes_no_adapter(target: str, new_ids: list[int]) -> None:
-    """The other would stay, and no plain model is both: unslothai/unsloth#9331."""
+    """Merging would untie the embeddings, and no plain model has both: unslothai/unsloth#9331."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     shared = LlamaForCausalLM(

@@ -1,4 +1,4 @@
-"""A parent made ready: the same on every rank and at every start."""
+"""Preparation of a parent: the same on every rank and at every start."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from engine.alignment_probe import VOCAB, write_parent
 from raymill.errors import DataError
 from raymill.generate.load import load_model
-from raymill.model.parent import load_parent, load_scalar
+from raymill.model.parent import load_parent, load_scalar_model
 from raymill.rl.reward.model import RewardModelSpec
 
 
 @pytest.mark.parametrize("new_ids", [[], [VOCAB, VOCAB + 1]])
 def test_rows_of_new_tokens_are_drawn_from_the_seed(tmp_path: Path, new_ids: list[int]) -> None:
-    """Also where the parent's tokenizer has tokens that its model has no rows for."""
+    """The parent's tokenizer may have tokens without rows in its model."""
     folder = write_parent(tmp_path, hidden=32)
     found = []
     for state in (1, 2):
@@ -37,13 +37,13 @@ def test_a_new_scalar_head_is_drawn_from_the_seed(tmp_path: Path) -> None:
     heads = []
     for state, seed in ((1, 7), (2, 7), (1, 8)):
         torch.manual_seed(state)
-        model, had_head = load_scalar(folder, VOCAB, [], "sdpa", seed, pad_id=0)
+        model, had_head = load_scalar_model(folder, VOCAB, [], "sdpa", seed, pad_id=0)
         assert not had_head
         heads.append(model.score.weight.detach())
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
     model.save_pretrained(tmp_path / "saved")
-    again, has_head = load_scalar(tmp_path / "saved", VOCAB, [], "sdpa", 9, pad_id=0)
+    again, has_head = load_scalar_model(tmp_path / "saved", VOCAB, [], "sdpa", 9, pad_id=0)
     assert has_head
     assert torch.equal(again.score.weight, heads[2])
 
@@ -53,7 +53,7 @@ def _load(folder: Path) -> None:
 
 
 def _load_scalar(folder: Path) -> None:
-    load_scalar(folder, VOCAB, [], "sdpa", 7, pad_id=0)
+    load_scalar_model(folder, VOCAB, [], "sdpa", 7, pad_id=0)
 
 
 def _judge(folder: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_head_that_gives_other_numbers_is_no_reward(tmp_path: Path) -> None:
 
 
 def test_an_output_matrix_that_was_shared_is_not_drawn(tmp_path: Path) -> None:
-    """NVIDIA-NeMo/Automodel#2511: a configuration that says otherwise than the weights."""
+    """NVIDIA-NeMo/Automodel#2511: a configuration that contradicts the weights."""
     folder = write_parent(tmp_path, hidden=32)
     weights = load_file(folder / "model.safetensors")
     weights.pop("lm_head.weight", None)

@@ -62,7 +62,7 @@ def model(request: pytest.FixtureRequest) -> Any:
     return copy.deepcopy(built(request.param))
 
 
-def scalar_model(adapters: bool = False) -> Any:
+def build_scalar_model(adapters: bool = False) -> Any:
     config = AutoConfig.for_model(**tiny.tiny_model().config.to_dict())
     config.num_labels, config.pad_token_id = 1, 0
     torch.manual_seed(3)
@@ -151,7 +151,7 @@ def test_losses_of_pairs(loss: str) -> None:
 
 @pytest.mark.parametrize("adapters", [False, True], ids=["whole", "adapters"])
 def test_four_thousand_answers_have_as_many_scores(adapters: bool) -> None:
-    model = scalar_model(adapters)
+    model = build_scalar_model(adapters)
     head = scalar_head(model)
     tokens_SL = torch.cartesian_prod(torch.arange(64), torch.arange(64))
     place_S = torch.ones(len(tokens_SL), dtype=torch.long)
@@ -166,7 +166,7 @@ def test_four_thousand_answers_have_as_many_scores(adapters: bool) -> None:
 
 def test_losses_of_reward_models_and_critics() -> None:
     rows = rows_of(some_pairs())
-    model = scalar_model()
+    model = build_scalar_model()
     head = scalar_head(model)
     with torch.no_grad(), watched(head) as seen:
         found = RewardPairs(head, 1.0, 0.01).compare(model, rows, CPU)
@@ -269,7 +269,7 @@ def test_samplers_draw_from_fp32_logits(model: Any, draw: Callable[[Any], list[f
 
 
 def test_a_judges_scores_are_fp32() -> None:
-    model = scalar_model()
+    model = build_scalar_model()
     engine = RewardModelEngine(model, 1)
     engine.generate([[5]], NO_SAMPLING, [0])  # which tries the family, once
     with watched(scalar_head(model)) as seen:

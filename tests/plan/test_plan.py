@@ -1,4 +1,4 @@
-"""Arithmetic against published figures and against transformers' own models."""
+"""The plan's arithmetic compared with published figures and transformers' own models."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from raymill.data.store.order import PATTERN, Order, SourceShape
 from raymill.engine.optimizers import moments_of, muon_names
 from raymill.model.build import hugging_face_config
 from raymill.plan.batch import step_tokens, total_steps
-from raymill.plan.flops import flops_per_token
 from raymill.plan.memory import moment_bytes, state_bytes, worker_memory
-from raymill.plan.parameters import count_parameters
+from raymill.plan.parameters import count_parameters, flops_per_token
 from raymill.plan.report import pretraining_plan
 from raymill.schema.sections import ArchConfig
 
@@ -122,7 +121,7 @@ def test_flops_of_gpt3() -> None:
 
 @pytest.mark.parametrize("kind", ["reward", "dpo", "rlhf"])
 def test_tokens_are_of_all_sequences_of_a_step(kind: str) -> None:
-    """Both answers of a pair, and every answer of a group with its prompt."""
+    """Both answers of a pair count, and every answer of a group with its prompt."""
     sizes = ["data.sequence_length=100", "train.global_batch=16", "train.micro_batch=8"]
     if kind == "rlhf":
         sizes += ["rollout.group_size=4", "rollout.max_new_tokens=28"]

@@ -68,7 +68,7 @@ def answered(model: Any, folder: Path, count: int, event_log: FakeJournal) -> An
         )
         for i in range(count)
     ]
-    object.__setattr__(asked, "_asked", questions)
+    object.__setattr__(asked, "_questions", questions)
     return asked
 
 
@@ -92,7 +92,7 @@ def test_the_loss_of_answers_is_what_transformers_says(model: Any, tmp_path: Pat
     asked = answered(model, tmp_path, 3, FakeJournal())
     figures = asked.measure(model, WorkerGroup(torch.device("cpu")), EvalPoint(0, True, False))
     nats, count = 0.0, 0
-    for question in asked._asked:
+    for question in asked._questions:
         ids = torch.tensor([[*question.prompt_ids, *question.answer_ids]])
         labels = ids.clone()
         labels[0, : len(question.prompt_ids)] = -100
@@ -109,10 +109,10 @@ def test_questions_that_lose_their_beginning_are_counted_and_told_once(
     asked = answered(model, tmp_path, 3, event_log)
     positions = model.config.max_position_embeddings
     long = tuple(1 + i % 200 for i in range(positions))  # which leaves no room for six more tokens
-    asked._asked[1] = replace(
-        asked._asked[1], prompt_ids=(257, *long[:30], 258), answer_ids=(9,) * 3
+    asked._questions[1] = replace(
+        asked._questions[1], prompt_ids=(257, *long[:30], 258), answer_ids=(9,) * 3
     )
-    asked._asked[2] = replace(asked._asked[2], prompt_ids=long, answer_ids=())
+    asked._questions[2] = replace(asked._questions[2], prompt_ids=long, answer_ids=())
     group = WorkerGroup(torch.device("cpu"))
     figures = asked.measure(model, group, EvalPoint(0, first=True, last=False))
     # A row has 41 places: the third question stands before the first's answer, the second before none.
@@ -121,8 +121,8 @@ def test_questions_that_lose_their_beginning_are_counted_and_told_once(
     asked.measure(model, group, EvalPoint(5, first=False, last=True))
     told = [event["text"] for event in event_log.events if event["kind"] == "message"]
     assert told == [
-        "1 of 3 held-out questions lose their beginning: they are longer than the room of 41 tokens, before "
-        "another's answer",
-        "1 of 3 held-out questions lose their beginning: they are longer than the room of the model's "
-        "positions, beside evaluation.answer_tokens=6",
+        "1 of 3 held-out questions lose their beginning: they don't fit into a row of 41 tokens together with "
+        "another question's answer",
+        "1 of 3 held-out questions lose their beginning: they don't fit into the model's positions together "
+        "with evaluation.answer_tokens=6",
     ]

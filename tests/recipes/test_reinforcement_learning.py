@@ -27,7 +27,7 @@ from raymill.config import load
 from raymill.data.store.manifest import load_prepared
 from raymill.driver.finish import _refuse_unchanged
 from raymill.engine.resolved_run import ResolvedRun
-from raymill.engine.start import decide_start
+from raymill.engine.start import resolve_start
 from raymill.errors import ConfigError, RaymillError
 from raymill.model.build import build_model
 from raymill.recipes.registry import recipe_of
@@ -375,5 +375,5 @@ def test_another_reward_model_under_the_same_name_is_refused_at_resume(place: Pa
     run([first])
     rl = replace(first.rl, model_digests={"reward.model": "f" * 64})
     again = replace(first, total_steps=2, rl=rl)
-    with pytest.raises(ConfigError, match="its weights are others now"):
-        decide_start(again, tuple(load_prepared(one).manifest.digest for one in again.folders))
+    with pytest.raises(ConfigError, match="now resolves to different weights"):
+        resolve_start(again, tuple(load_prepared(one).manifest.digest for one in again.folders))

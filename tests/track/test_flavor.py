@@ -1,5 +1,5 @@
-"""Registered versions are models of MLflow's own: its tools load, serve and evaluate them, and what they
-compute is what this package computes."""
+"""Registered versions as MLflow models: MLflow's tools load, serve and evaluate them, with this package's
+outputs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ CHAT, BASE, SCORE = (
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Holding an assistant, a base model, a reward model and adapters; MLflow's own tools are pointed to it."""
+    """Register an assistant, a base model, a reward model and adapters; point MLflow's own tools to the
+    registry."""
     import mlflow
 
     root = tmp_path_factory.mktemp("registry")
@@ -139,7 +140,7 @@ def test_pyfunc_converses_and_completes(registry: Path) -> None:
 
 
 def check_reply(reply: dict[str, Any], registry: Path) -> None:
-    """One to `MESSAGES`, of five tokens at most, whose prompt is the template's."""
+    """Return an answer to `MESSAGES`, of five tokens at most, whose prompt is the template's."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(registry / "chat")

@@ -1,4 +1,4 @@
-"""A digest of weights is of their bytes, whatever lies beside them, and who changed them is told."""
+"""Digests of weights depend on their bytes alone, and changed exports give a warning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of gigabytes are given the time that a server takes to store them; everything else is not."""
+"""Timeouts: large files get the time that a server takes to store them; other requests don't."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import pytest
 
 from raymill.config import load
 from raymill.track import server as server_module
-from raymill.track.server import connect, patient, upload
+from raymill.track.server import connect, transfer_timeout, upload
 
 ANSWERS_AFTER_S = 1.5
 
 
 @contextmanager
 def storing_server(files: dict[str, bytes]) -> Iterator[str]:
-    """Takes artifacts as MLflow's server does, and answers once it has passed them on, which takes a while."""
+    """A server that takes artifacts as MLflow's does, and answers after a while."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_PUT(self) -> None:
@@ -44,7 +44,7 @@ def storing_server(files: dict[str, bytes]) -> Iterator[str]:
 
 
 class Client:
-    """Of a server, as far as artifacts go."""
+    """Return the part of a server that handles artifacts."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -77,6 +77,6 @@ def test_an_upload_may_take_longer_than_a_request(
 def test_the_limit_grows_with_the_largest_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     for size, limit in ((0, "10"), (1, "11"), (2**30, "113"), (5 * 2**30, "522")):
-        with patient(size):
+        with transfer_timeout(size):
             assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == limit
         assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "10"

@@ -1,4 +1,4 @@
-"""A run's history, written and read around kills."""
+"""The state log and the event log, written and read around kills."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from raymill.durable import cut_torn_line
-from raymill.engine.answer_table import write_table
-from raymill.engine.event_log import EventLog, attempts_in
+from raymill.engine.event_log import EventLog, attempts_in, write_table
 from raymill.track.follow import Follower
 from raymill.track.state_log import HISTORY_NAME, StateLog, read_history
 
@@ -70,7 +69,7 @@ def test_a_journal_keeps_what_a_full_disk_refuses(tmp_path: Path) -> None:
 
 
 def test_what_the_disk_refuses_beside_the_journal_is_told(tmp_path: Path) -> None:
-    """A table of samples, say: the run goes on without it."""
+    """The run goes on without an optional file, such as a table of samples."""
     event_log = EventLog(tmp_path / "metrics.jsonl")
     (tmp_path / "samples").write_text("in the way")
     write_table(tmp_path, event_log, "answers", 7, ("a",), [("b",)])

@@ -64,7 +64,7 @@ def write_steps(resolved: ResolvedRun) -> None:
 
 
 def track(resolved: ResolvedRun, status: str = "finished") -> float:
-    """A tracker's whole life; returns the seconds that the calls took the caller."""
+    """Run a tracker's whole life; return the seconds that its calls took."""
     began = time.monotonic()
     tracker = Tracker(resolved)
     tracker.start()
@@ -154,7 +154,7 @@ def test_what_the_machines_say_is_sent_and_what_they_do_not_say_stops_nothing(
 
 
 def test_a_database_that_knows_nothing_of_the_run_gets_everything_anew(tmp_path: Path) -> None:
-    """As on another machine, with the journal, and the note of what was sent, of the first one."""
+    """Continue as on another machine, with the first one's event log and its offset."""
     write_steps(resolved_for(tmp_path, None))
     export = tmp_path / "export"
     export.mkdir()
@@ -232,7 +232,7 @@ def test_a_bad_server_costs_the_flush_timeout_and_nothing_else(
 def test_a_server_that_comes_back_gets_everything_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And MLflow, which likes to print where that is, doesn't tell the password."""
+    """MLflow, which likes to print its address, doesn't print the password either."""
     port = free_port()
     uri = f"http://user:CANARY@127.0.0.1:{port}"
     resolved = resolved_for(tmp_path, uri, flush_timeout_s=90)

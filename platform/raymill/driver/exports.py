@@ -114,7 +114,7 @@ def _trained_model(
 ) -> PreTrainedModel:
     """Build the model as the workers did, since a checkpoint holds only the trained parameters."""
     from raymill.engine.trainer import load_weights
-    from raymill.model.quiet import silence_libraries
+    from raymill.model.loading import silence_libraries
     from raymill.recipes.registry import recipe_of
 
     silence_libraries()

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from raymill.engine.failure_note import FailureNote, note_of
+from raymill.engine.failure_note import FailureNote
 from raymill.errors import ConfigError, RaymillError, StorageError
 
 FIRST_PAUSE_S = 1.0
@@ -156,14 +156,16 @@ def _first_failure(
     A note says more than Ray's error, which only knows that the process is gone.
     """
     failures: Mapping[int, BaseException] = getattr(error, "worker_failures", None) or {}
-    by_rank = {rank: note_of(failure) for rank, failure in failures.items()} | dict(notes)
+    by_rank = {rank: FailureNote.from_error(failure) for rank, failure in failures.items()} | dict(
+        notes
+    )
     if by_rank:
         rank = min(
             by_rank,
             key=lambda rank: (_is_echo(by_rank[rank]), _cause(by_rank[rank]) is Cause.LOST, rank),
         )
         return rank, by_rank[rank]
-    return None, None if error is None else note_of(error)
+    return None, None if error is None else FailureNote.from_error(error)
 
 
 def _cause(note: FailureNote) -> Cause:

@@ -11,7 +11,7 @@ from raymill.data.store.manifest import load_prepared
 from raymill.driver.exports import Export, export_checkpoint
 from raymill.durable import write_atomic
 from raymill.engine.resolved_run import ResolvedRun
-from raymill.engine.start import going_on
+from raymill.engine.start import extension_overrides
 from raymill.errors import RaymillError, TrackingError
 from raymill.redaction import typed_command
 from raymill.schema.jobs import DpoJob, PretrainJob, RewardJob, RlhfJob, SftJob
@@ -168,5 +168,5 @@ def _summary(
         "code_commit": resolved.code_commit,
         "metrics": str(resolved.event_log),
         "command": typed_command(),
-        "going_on": going_on(resolved),
+        "going_on": extension_overrides(resolved),
     }

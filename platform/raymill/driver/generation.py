@@ -29,13 +29,13 @@ def generate(job: GenerateJob) -> int:
         RaymillError: the model or the prompt file can't be read, or the model has no chat template and needs
             one.
     """
-    from raymill.model.shape import gives_a_number
+    from raymill.model.shape import is_reward_model
     from raymill.track.registry import resolve_model
 
     # Before the model is loaded, which takes seconds: a missing prompt file is reported at once.
     prompt = _read_prompt(job)
     resolved = resolve_model(job.model, job.tracking, job.storage.folder)
-    if gives_a_number(resolved.folder):
+    if is_reward_model(resolved.folder):
         raise ConfigError(
             [f"model={job.model}: {resolved.name} is a reward model and writes nothing"]
         )

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypedDict
 
-from raymill.engine.heartbeat import WAIT_S
+from raymill.engine.heartbeat import COLLECTIVE_TIMEOUT_S
 from raymill.engine.resolved_run import ResolvedRun
 from raymill.parent_death import die_with, show_stack_to
 from raymill.timeline import mark
@@ -60,7 +60,9 @@ def collective_timeout_s(resolved: ResolvedRun) -> int:
     Rank 0 samples and rewards a step's answers while the others wait. The limit is long enough that a slow
     sampler or reward meets its own timeout before the collective does.
     """
-    return WAIT_S + (0 if resolved.rl is None else math.ceil(resolved.rl.step_timeout_s))
+    return COLLECTIVE_TIMEOUT_S + (
+        0 if resolved.rl is None else math.ceil(resolved.rl.step_timeout_s)
+    )
 
 
 def _work(config: WorkerConfig) -> None:

@@ -13,7 +13,7 @@ from raymill.data.store.manifest import load_prepared, tokenizer_fingerprint
 from raymill.driver.tuning_resolution import Parent
 from raymill.engine.resolved_run import ResolvedRl
 from raymill.errors import ConfigError
-from raymill.model.shape import gives_a_number, positions_of
+from raymill.model.shape import context_length_of, is_reward_model
 from raymill.rl.reward.functions import AUTO, COMPARING
 from raymill.rl.reward.names import check_names
 from raymill.schema.jobs import RlhfJob
@@ -59,7 +59,7 @@ def _reward_model_problems(
 ) -> Iterator[str]:
     """Say why a reward model can't score this policy's answers token by token."""
     name = f"reward.model={job.reward.model}"
-    if not gives_a_number(model.folder):
+    if not is_reward_model(model.folder):
         yield (
             f"{name}: {model.folder} is a language model and gives no reward; "
             "train one with jobs/reward.py"
@@ -80,7 +80,7 @@ def _length_problems(
     job: RlhfJob, name: str, model: ResolvedModel, closing: int = 0
 ) -> Iterator[str]:
     """Say that a model has too few positions. `closing`: tokens that follow an answer."""
-    positions, longest = positions_of(model.folder), job.max_sequence_tokens + closing
+    positions, longest = context_length_of(model.folder), job.max_sequence_tokens + closing
     if positions is None or longest <= positions:
         return
     after = f", with the {closing} that the template writes after an answer," if closing else ""

@@ -30,9 +30,9 @@ from raymill.driver.supervisor import RunStatus, RunSupervisor, last_committed
 from raymill.driver.system_metrics import SystemMetrics
 from raymill.durable import write_atomic
 from raymill.engine.resolved_run import ResolvedRun
-from raymill.engine.start import going_on
+from raymill.engine.start import extension_overrides
 from raymill.errors import CheckpointError, StorageError
-from raymill.plan.mixture import rounding_warnings
+from raymill.plan.report import rounding_warnings
 from raymill.reading import entries, is_folder
 from raymill.redaction import typed_command
 from raymill.schema.tree import to_tree
@@ -90,15 +90,15 @@ def finished_checkpoint(resolved: ResolvedRun) -> VerifiedCheckpoint | None:
         ConfigError: the configuration contradicts that of the stored run.
         CheckpointError: all checkpoints are damaged.
     """
-    from raymill.engine.start import decide_start
+    from raymill.engine.start import resolve_start
 
     if not is_folder(resolved.checkpoints):
         return None
     # The same checks as at a resume, so that a contradicting configuration isn't reported as finished.
     digests = tuple(load_prepared(folder).manifest.digest for folder in resolved.folders)
-    start = decide_start(resolved, digests)
+    start = resolve_start(resolved, digests)
     finished = start.resumed and start.step == resolved.total_steps
-    return start.found if finished else None
+    return start.checkpoint if finished else None
 
 
 def finish_again(resolved: ResolvedRun, checkpoint: VerifiedCheckpoint) -> int:
@@ -106,7 +106,7 @@ def finish_again(resolved: ResolvedRun, checkpoint: VerifiedCheckpoint) -> int:
     from raymill.track.tracker import Tracker
 
     console = RunConsole(peak_is_measured=False)
-    more = going_on(resolved)
+    more = extension_overrides(resolved)
     advice = "" if more is None else f"; to continue it, add to its command: {more}"
     console.say(f"run {resolved.job.run.name} is finished at step {resolved.total_steps}{advice}")
     tracker = Tracker(resolved)

@@ -23,7 +23,7 @@ from raymill.driver.preparation import fetched_mixture, prepared_messages
 from raymill.driver.resolution import resolved_run
 from raymill.engine.resolved_run import ResolvedRl, ResolvedRun
 from raymill.errors import ConfigError, DataError
-from raymill.model.shape import gives_a_number, positions_of, shape_of
+from raymill.model.shape import architecture_of, context_length_of, is_reward_model
 from raymill.plan.report import fine_tuning_plan, memory_plan, print_plan, roles_plan
 from raymill.reading import is_folder
 from raymill.schema.jobs import DpoJob, ParentJob, RewardJob, RlhfJob, SftJob
@@ -58,18 +58,18 @@ def resolve_parent(job: TuningJob) -> Parent:
 
 def _check_parent(job: ParentJob, parent: Parent) -> None:
     folder, name = parent.model.folder, parent.model.name
-    if gives_a_number(folder) and not job.scalar_head:
+    if is_reward_model(folder) and not job.scalar_head:
         raise ConfigError(
             [f"parent={job.parent}: {name} is a reward model, which has no words to learn"]
         )
-    arch = shape_of(folder)
+    arch = architecture_of(folder)
     # Adapters need far less memory than the plan's upper bound, so that they aren't refused by it.
     if arch is not None and not job.has_adapters:
         vocab_size = max(parent.tokenizer.identity.vocab_size, arch.vocab_size or 0)
         if problems := memory_problems(job, arch, vocab_size):
             raise ConfigError(problems)
     # None: the model has no limit, as with ALiBi or a recurrent state.
-    positions = positions_of(folder)
+    positions = context_length_of(folder)
     problems = [
         f"{key}={value}: longer than the {positions} positions of {name}"
         for key, value in job.position_demands.items()
@@ -87,7 +87,7 @@ def print_tuning_plan(job: TuningJob, parent: Parent) -> None:
         data = preparation_of(job.preparation(), parent.tokenizer).describe()
     name = f"{parent.model.name} ({parent.model.folder})"
     vocab_size = parent.tokenizer.identity.vocab_size
-    print_plan(fine_tuning_plan(job, name, shape_of(parent.model.folder), vocab_size, data))
+    print_plan(fine_tuning_plan(job, name, architecture_of(parent.model.folder), vocab_size, data))
 
 
 def prepared_data(job: TuningJob, parent: Parent) -> dict[Path, float]:
@@ -123,7 +123,10 @@ def resolve_tuning(
     prepared = [load_prepared(folder) for folder in folders]
     _check_together(prepared, job)
     # The data's tokenizer, since a chat template may have added tokens to the parent's.
-    arch, vocab_size = shape_of(parent.model.folder), prepared[0].manifest.tokenizer.vocab_size
+    arch, vocab_size = (
+        architecture_of(parent.model.folder),
+        prepared[0].manifest.tokenizer.vocab_size,
+    )
     return resolved_run(
         job,
         folders,
@@ -174,7 +177,7 @@ def place_actors(
     samplers = job.rollout.actors
     models = len(placement.hosts) - samplers
     hosts = placement.describe_hosts(0, samplers), placement.describe_hosts(samplers, models)
-    arch, vocab_size = shape_of(parent.model.folder), parent.tokenizer.identity.vocab_size
+    arch, vocab_size = architecture_of(parent.model.folder), parent.tokenizer.identity.vocab_size
     print_plan(roles_plan(job, arch, vocab_size, hosts))
     return replace(
         resolved, rl=replace(resolved.rl, scheduling_strategies=placement.scheduling_strategies)

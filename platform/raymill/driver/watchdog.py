@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from raymill.cluster.placement import result_or_error, start_on_node
-from raymill.engine.heartbeat import COMPILE, read_pulse
+from raymill.engine.heartbeat import COMPILE, read_heartbeat
 from raymill.errors import StorageError
 
 LEAST_S = 120.0
@@ -100,7 +100,7 @@ class Watchdog:
         One of them keeps all the others waiting. The one that has been there longest comes first.
         """
         try:
-            records = [read_pulse(self._folder, number) for number in range(self._workers)]
+            records = [read_heartbeat(self._folder, number) for number in range(self._workers)]
         except StorageError:
             # Time in which the heartbeats can't be read isn't counted, now or later.
             return []

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raymill.engine.failure_note import ending_at_once
-from raymill.engine.heartbeat import Heartbeat, place
+from raymill.engine.failure_note import exit_on_error
+from raymill.engine.heartbeat import Heartbeat, process_location
 from raymill.engine.resolved_run import ResolvedRun
 from raymill.errors import RaymillError, RewindError, ends_run
 from raymill.timeline import mark
@@ -33,7 +36,7 @@ def train_worker(resolved: ResolvedRun) -> None:
     rank = int(os.environ.get("RANK", "0"))
     heartbeat = Heartbeat(resolved.pulses, rank)
     heartbeat.beat("start")
-    with ending_at_once(resolved.pulses, rank):
+    with exit_on_error(resolved.pulses, rank):
         _train(resolved, rank, heartbeat)
 
 
@@ -43,7 +46,6 @@ def _train(resolved: ResolvedRun, rank: int, heartbeat: Heartbeat) -> None:
     from raymill.engine.device import choose_device, join_deepspeed
     from raymill.engine.event_log import EventLog
     from raymill.engine.group import WorkerGroup
-    from raymill.engine.worker_log import send_output_to
 
     # Before anything else prints: Ray would send the output to its own log folder.
     send_output_to(resolved.run_dir / "logs" / f"rank-{rank:05d}.log")
@@ -73,6 +75,27 @@ def _train(resolved: ResolvedRun, rank: int, heartbeat: Heartbeat) -> None:
         event_log.close()
 
 
+def send_output_to(path: Path) -> None:
+    """Append everything this process prints from now on, C libraries included, to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    # Ray replaces the streams by wrappers of its own; libraries logging through them would be lost.
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        force=True,
+    )
+    warnings.simplefilter("once")
+
+
 def threads_per_worker() -> int:
     """Divide the machine's usable cores among the workers on it."""
     local_workers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -83,17 +106,17 @@ def build_loop(
     resolved: ResolvedRun, group: WorkerGroup, event_log: EventLog | None, heartbeat: Heartbeat
 ) -> Loop:
     """Build everything that the first step needs; collective."""
-    from raymill.engine.agreement import on_all_ranks, on_rank_zero
+    from raymill.engine.group import on_all_ranks, on_rank_zero
     from raymill.engine.loop import Loop
-    from raymill.engine.sampling_check import settle_sampling
+    from raymill.engine.samples import settle_sampling
     from raymill.engine.setup import build_learners
-    from raymill.engine.start import begin, open_data
+    from raymill.engine.start import claim_and_resolve_start, open_data
     from raymill.recipes.registry import recipe_of
 
     prepared, order = on_all_ranks(group, lambda: open_data(resolved))
     digests = tuple(data.manifest.digest for data in prepared)
     # One rank decides, since a checkpoint may be committed or deleted between two looks.
-    start = on_rank_zero(group, lambda: begin(resolved, digests))
+    start = on_rank_zero(group, lambda: claim_and_resolve_start(resolved, digests))
     _log_attempt(resolved, start, event_log, group)
     stream = open_stream(resolved, order, start, group)
     # Reading starts here, so that the first rows are ready when the models are built.
@@ -105,15 +128,15 @@ def build_loop(
     if recipe.samples:
         settle_sampling(learners[0].model, group, event_log, start.step)
     mark("learners")
-    experience = recipe.experience(learners, group, event_log)
-    experience.restore(start.state)
+    batch_builder = recipe.batch_builder(learners, group, event_log)
+    batch_builder.restore(start.state)
     return Loop(
         resolved=resolved,
         prepared=prepared,
         start=start,
         learners=learners,
-        experience=experience,
-        evaluators=recipe.evaluators(learners, experience, group, event_log),
+        batch_builder=batch_builder,
+        evaluators=recipe.evaluators(learners, batch_builder, group, event_log),
         stream=stream,
         group=group,
         event_log=event_log,
@@ -127,10 +150,10 @@ def _log_attempt(
     resolved: ResolvedRun, start: StartPoint, event_log: EventLog | None, group: WorkerGroup
 ) -> None:
     # The driver watches these nodes: whether they are drained, and for their metrics.
-    ranks = group.gather(place())
+    ranks = group.gather(process_location())
     if event_log is None:
         return
-    origin = start.found.directory if start.found else resolved.model_folder
+    origin = start.checkpoint.directory if start.checkpoint else resolved.model_folder
     event_log.write(
         "attempt",
         start.step,
@@ -151,7 +174,7 @@ def open_stream(
     Rank 0 builds the Ray Data pipelines and sends each rank its iterator.
     """
     from raymill.data.store.stream import RankStream, StreamSpec, build_iterators
-    from raymill.engine.agreement import on_rank_zero
+    from raymill.engine.group import on_rank_zero
 
     job = resolved.job
     spec = StreamSpec(
@@ -173,11 +196,11 @@ def _peak_of_all(resolved: ResolvedRun, group: WorkerGroup) -> float:
     """Return the peak FLOP/s of all workers together: as configured, or measured now on all at once."""
     import torch
 
-    from raymill.engine.peak import measured_peak_flops
+    from raymill.engine.device import benchmark_peak_flops
 
     stated = resolved.job.cluster.peak_tflops
     if stated is not None:
         return stated * 1e12 * group.world_size
     precision = torch.bfloat16 if resolved.job.train.precision == "bf16" else torch.float32
     # Measured on all ranks at once, since workers that share a machine slow each other down.
-    return group.sum(measured_peak_flops(group.device, precision))[0]
+    return group.sum(benchmark_peak_flops(group.device, precision))[0]

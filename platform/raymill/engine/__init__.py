@@ -1,1 +1,1 @@
-"""DeepSpeed behind one door, and the one training loop."""
+"""The training loop, and DeepSpeed behind the interface of a trainer."""

@@ -1,72 +1,84 @@
-"""From what was drawn in a step to what is learned from: given rows as they are, or answers that are
-sampled for them now."""
+"""Batches of a training step: the drawn rows themselves, or answers sampled for them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from raymill.data.store.location import source_names
 from raymill.data.store.manifest import PreparedData
 from raymill.data.store.stream import StepBatch
 from raymill.engine.group import WorkerGroup
-from raymill.engine.source_names import source_names
 from raymill.objective.objective import Objective, predicted_tokens
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+class RowBatch(Protocol):
+    """Rows of one update, of a type that the job's objective knows."""
+
+    def __len__(self) -> int: ...
+
+    def part(self, start: int, stop: int) -> Self:
+        """Return the rows from `start` to `stop`."""
+        ...
 
 
 @dataclass(frozen=True)
-class Gathered:
-    """A step's material: this rank's rows of each update, one after the other.
+class UpdateBatches:
+    """Rows of one rank for each optimizer update of a step, in order.
 
-    Every rank has as many updates, and as many rows in each. `tokens` is over all ranks, `figures` are
-    the same on all.
+    Every rank has equally many updates, with equally many rows in each. `tokens` and `metrics` are of all
+    ranks, and the same on all.
     """
 
-    updates: Sequence[Any]
-    samples: Sequence[npt.NDArray[np.int64]]  # whose rows each update has, on this rank
+    updates: Sequence[RowBatch]
+    samples: Sequence[
+        npt.NDArray[np.int64]
+    ]  # per update: ids of the samples that its rows come from
     tokens: int
-    figures: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 class BatchBuilder(Protocol):
-    """Where a step's material comes from. Every method is collective."""
+    """Source of the batches that a step trains on. Every method is collective."""
 
     @property
     def lookahead(self) -> bool:
-        """Whether `build_step` wants to see the next step's batch too."""
+        """True if `build_step` needs the next step's batch, too."""
         ...
 
     def build_step(
         self, batch: StepBatch, step: int, upcoming: StepBatch | None = None
-    ) -> Gathered:
-        """Make the material of step number `step`."""
+    ) -> UpdateBatches:
+        """Build the batches of step number `step` from the samples drawn for it."""
         ...
 
-    def learned(self, losses: Sequence[Floats], batch: StepBatch) -> dict[str, float]:
-        """Figures that follow from the rows' losses, update by update."""
+    def loss_metrics(self, losses: Sequence[Floats], batch: StepBatch) -> dict[str, float]:
+        """Return metrics that follow from the losses by row, one array per update."""
         ...
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must keep, as JSON."""
+        """Return the state that a checkpoint must keep, as JSON."""
         ...
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint's state."""
+        """Restore a checkpoint's state."""
         ...
 
     def close(self) -> None:
-        """End whatever was started."""
+        """Stop the processes and threads that this started."""
         ...
 
 
 @dataclass(frozen=True)
 class DatasetBatches:
-    """The rows themselves, in one update."""
+    """The drawn rows themselves, in one update."""
 
     objective: Objective
     group: WorkerGroup
@@ -78,24 +90,24 @@ class DatasetBatches:
 
     def build_step(
         self, batch: StepBatch, step: int, upcoming: StepBatch | None = None
-    ) -> Gathered:
-        learned, tokens = self.group.sum(
+    ) -> UpdateBatches:
+        weight, tokens = self.group.sum(
             self.objective.weight(batch.rows.unweighted()), predicted_tokens(batch.rows)
         )
-        figures = {"perf/learned_share": learned / tokens}
-        return Gathered([batch.rows], [batch.sample_id], int(tokens), figures)
+        metrics = {"perf/learned_share": weight / tokens}
+        return UpdateBatches([batch.rows], [batch.sample_id], int(tokens), metrics)
 
-    def learned(self, losses: Sequence[Floats], batch: StepBatch) -> dict[str, float]:
-        """Each data source's own loss, where there are several."""
+    def loss_metrics(self, losses: Sequence[Floats], batch: StepBatch) -> dict[str, float]:
+        """Return each data source's own loss, where there are several sources."""
         names = source_names(self.prepared)
         if len(names) == 1:
             return {}
         sums = []
         for source in range(len(names)):
-            mine = batch.source == source
+            of_source = batch.source == source
             sums += [
-                float(losses[0][mine].sum()),
-                self.objective.weight(batch.rows.take(mine)),
+                float(losses[0][of_source].sum()),
+                self.objective.weight(batch.rows.take(of_source)),
             ]
         sums = self.group.sum(*sums)
         return {
@@ -108,7 +120,7 @@ class DatasetBatches:
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """There is nothing to go on from."""
+        """Do nothing: there is no state."""
 
     def close(self) -> None:
-        """Nothing was started."""
+        """Do nothing: there are no processes."""

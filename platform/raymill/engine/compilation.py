@@ -1,8 +1,8 @@
-"""Compiling a model (`train.compile`): its layers one by one, so that what differs from pass to pass, the masks
-and the places where the head looks, stays outside and compiles nothing anew.
+"""Compilation of a model (`train.compile`), layer by layer.
 
-All layers of a model share their compiled code. It is made for the sizes of the first pass; a size that changes
-is one that the code made next leaves open.
+Masks and the positions at which the head is evaluated change from pass to pass. They stay outside the compiled
+layers, so that their changes don't trigger recompilation. All layers of a model share their compiled code. It
+is made for the sizes of the first pass; a size that changes later is dynamic in the code compiled next.
 """
 
 from __future__ import annotations
@@ -11,27 +11,28 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
 from raymill.engine.heartbeat import COMPILE, Heartbeat
 from raymill.errors import ConfigError
 
-# Training and measuring, with masks and without, of one row and of several, policy and critic, adapters on and
-# off: each is code of its own. Beyond this many, torch would go on without compiling.
-_MOST_CODES = 64
+# Each combination has compiled code of its own: training or evaluation, with masks or without, one row or
+# several, policy or critic, adapters on or off. Beyond this limit torch would go on uncompiled.
+_RECOMPILE_LIMIT = 64
 
 
 def layers_of(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """The layers that transformers recomputes one by one, which are those to be compiled so.
+    """Return the model's layers: the modules that transformers recomputes one by one (checkpointing).
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: the model has none.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    layers = [one for one in model.modules() if isinstance(one, GradientCheckpointingLayer)]
+    layers = [
+        module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
+    ]
     if not layers:
         raise ConfigError(
             [
@@ -42,54 +43,57 @@ def layers_of(model: torch.nn.Module) -> list[torch.nn.Module]:
 
 
 def compile_layers(layers: list[torch.nn.Module]) -> None:
-    """Compile each layer at its first pass; hooks on it stay outside."""
+    """Compile each layer at its first pass; hooks on the layer stay outside."""
     import torch._dynamo
 
-    torch._dynamo.config.recompile_limit = _MOST_CODES
+    torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
     for layer in layers:
+        # Compiling `forward` and not the module keeps the parameters' names.
         layer.forward = torch.compile(layer.forward)
 
 
 @contextmanager
 def uncompiled() -> Iterator[None]:
-    """Within the block layers run as they are: where text is sampled, say, every pass has other sizes."""
-    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and its import takes seconds
+    """Run layers uncompiled within the block, as for sampling, where the sizes differ in every pass."""
+    # If dynamo isn't loaded, nothing was compiled; its import takes seconds.
+    if "torch._dynamo" not in sys.modules:
         yield
         return
     with torch.compiler.set_stance("force_eager"):
         yield
 
 
-class Compiles:
-    """Tells the pulse of compiles as they begin and end, whatever they interrupt, and adds up their time."""
+class CompileTimer:
+    """Reports compilations to the heartbeat, whichever phase they interrupt, and adds up their time."""
 
     def __init__(self, heartbeat: Heartbeat) -> None:
         self._seconds = 0.0
-        self._pulse = heartbeat
-        self._began = 0.0
+        self._heartbeat = heartbeat
+        self._started = 0.0
 
     @contextmanager
-    def told(self) -> Iterator[None]:
-        """Within the block."""
+    def recording(self) -> Iterator[None]:
+        """Report and time the compilations within the block."""
         from torch._dynamo.callback import callback_handler
 
-        callback_handler.register_start_callback(self._begin)
-        callback_handler.register_end_callback(self._end)
+        # dynamo calls these around every compilation, which may happen in any forward or backward pass.
+        callback_handler.register_start_callback(self._on_start)
+        callback_handler.register_end_callback(self._on_end)
         try:
             yield
         finally:
-            callback_handler.remove_start_callback(self._begin)
-            callback_handler.remove_end_callback(self._end)
+            callback_handler.remove_start_callback(self._on_start)
+            callback_handler.remove_end_callback(self._on_end)
 
-    def figures(self) -> dict[str, float]:
-        """Seconds since the last time, where there were any."""
+    def metrics(self) -> dict[str, float]:
+        """Return the seconds spent since the last call; nothing if there was no compilation."""
         seconds, self._seconds = self._seconds, 0.0
         return {"perf/compile_s": seconds} if seconds else {}
 
-    def _begin(self, _of: Any) -> None:
-        self._began = time.perf_counter()
-        self._pulse.aside(COMPILE)
+    def _on_start(self, _arguments: object) -> None:
+        self._started = time.perf_counter()
+        self._heartbeat.aside(COMPILE)
 
-    def _end(self, _of: Any) -> None:
-        self._seconds += time.perf_counter() - self._began
-        self._pulse.aside(None)
+    def _on_end(self, _arguments: object) -> None:
+        self._seconds += time.perf_counter() - self._started
+        self._heartbeat.aside(None)

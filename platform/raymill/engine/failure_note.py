@@ -1,5 +1,8 @@
-"""The end of a rank that can't go on: it leaves a note of its error, for the driver, and its process ends at
-once, so that the others, which may be waiting for it, end too."""
+"""Notes of failed ranks: a rank that can't go on writes its error down for the driver and ends its process.
+
+The process ends at once, so that the other ranks, which may be waiting for it in a collective, fail as well
+instead of waiting until their timeout.
+"""
 
 from __future__ import annotations
 
@@ -25,16 +28,23 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FailureNote:
-    """A rank's error, for a process that may know nothing of its class."""
+    """A rank's error, in a form for processes that may not have its class."""
 
-    kinds: tuple[str, ...]  # the names of its class and of those that this one derives from
-    text: str  # its message, as it was raised
-    cause: str  # its innermost cause, in a line
-    waited: bool  # whether it came up where a rank waits for others
+    kinds: tuple[str, ...]  # names of the error's class and of its base classes
+    text: str  # the message as raised
+    cause: str  # the innermost cause, on one line
+    waited: bool  # raised where a rank waits for others, and so probably the consequence of their failure
+
+    @classmethod
+    def from_error(cls, error: BaseException) -> FailureNote:
+        """Describe an error by the innermost one of its chain."""
+        inner = innermost(error)
+        kinds = tuple(kind.__name__ for kind in type(inner).__mro__)
+        return cls(kinds, str(inner), cause_of(error), _is_from_communication(inner))
 
 
 class OtherRankError(RuntimeError):
-    """Another rank failed, in a way that ends its process: this one can't go on without it."""
+    """Another rank failed in a way that ends its process; this rank can't go on without it."""
 
     def __init__(self, rank: int, note: FailureNote) -> None:
         super().__init__(f"rank {rank} failed: {note.cause}")
@@ -43,19 +53,20 @@ class OtherRankError(RuntimeError):
 
 
 @contextmanager
-def ending_at_once(folder: Path, rank: int) -> Iterator[None]:
-    """Within the block, an exception leaves a note in `folder` and ends the process: nothing else that is open
-    may keep it, and the rank's connections with it.
+def exit_on_error(folder: Path, rank: int) -> Iterator[None]:
+    """End the process at once if the block raises, with a note of the error in `folder`.
 
-    Raises whatever the block does, where the note can't be written.
+    `os._exit` skips everything that could keep the process, and with it the rank's connections, alive: threads,
+    exit handlers, open collectives. Where the note can't be written, the error is raised instead.
     """
     try:
         yield
     except BaseException as error:
         logger.exception("rank %d can't go on", rank)
         try:
-            leave_note(folder, rank, error)
-        except OSError:  # then Ray tells of it
+            write_note(folder, rank, error)
+        except OSError:
+            # Without a note, Ray is the only one left to report the error.
             raise error from None
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
@@ -63,39 +74,39 @@ def ending_at_once(folder: Path, rank: int) -> Iterator[None]:
         os._exit(1)
 
 
-def leave_note(folder: Path, rank: int, error: BaseException) -> None:
-    """Write down an error of this rank, or of another that it has heard of: that one may not come to it."""
-    failed = (
-        (error.rank, error.note) if isinstance(error, OtherRankError) else (rank, note_of(error))
-    )
-    write_atomic(_path(folder, failed[0]), json.dumps(asdict(failed[1])))
+def write_note(folder: Path, rank: int, error: BaseException) -> None:
+    """Write down this rank's error, or another rank's that it was told of.
 
-
-def note_of(error: BaseException) -> FailureNote:
-    """Describe an error by the innermost one within it."""
-    inner = innermost(error)
-    kinds = tuple(kind.__name__ for kind in type(inner).__mro__)
-    return FailureNote(kinds, str(inner), cause_of(error), _is_of_communication(inner))
+    The other rank may not get to write its own note.
+    """
+    if isinstance(error, OtherRankError):
+        rank, note = error.rank, error.note
+    else:
+        note = FailureNote.from_error(error)
+    write_atomic(_path(folder, rank), json.dumps(asdict(note)))
 
 
 def read_notes(folder: Path, ranks: int) -> dict[int, FailureNote]:
-    """Read the notes of those of so many ranks that left one, by rank; what can't be read is left out."""
-    found = {}
+    """Return rank → note for those of the first `ranks` ranks that left a readable one."""
+    notes = {}
     for rank in range(ranks):
         # By name, since a network file system may list a folder as it was a minute ago.
         with suppress(*MISSING, StorageError, ValueError):
-            kept = json.loads(read_text(_path(folder, rank)))
-            found[rank] = FailureNote(**kept | {"kinds": tuple(kept["kinds"])})
-    return found
+            stored = json.loads(read_text(_path(folder, rank)))
+            notes[rank] = FailureNote(**stored | {"kinds": tuple(stored["kinds"])})
+    return notes
 
 
 def _path(folder: Path, rank: int) -> Path:
     return folder / f"rank-{rank:05d}.failure"
 
 
-def _is_of_communication(error: BaseException) -> bool:
-    """Tell whether torch's collectives raised it; they raise other classes for what they are given."""
+def _is_from_communication(error: BaseException) -> bool:
+    """Return True for errors that torch's collectives raise.
+
+    They raise RuntimeError for lost peers and timeouts, and other classes for wrong arguments.
+    """
     if not isinstance(error, RuntimeError):
         return False
     frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and any(place in frames[-1].filename for place in _COMMUNICATION)
+    return bool(frames) and any(part in frames[-1].filename for part in _COMMUNICATION)

@@ -1,30 +1,41 @@
-"""The worker group as the loop sees it: who I am, and a few small collectives."""
+"""The worker group: its ranks, a few small collectives, and work that may fail on one rank.
+
+When one rank fails, the others must not wait for it in their next collective. `on_all_ranks` and its like run
+work that doesn't communicate and tell every rank how it ended. Work that communicates can't be treated so: a
+rank that fails in the middle of it ends its process (`failure_note.py`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from itertools import islice
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from raymill.engine.heartbeat import WAIT_S
+from raymill.engine.failure_note import FailureNote, OtherRankError
+from raymill.engine.heartbeat import COLLECTIVE_TIMEOUT_S
+from raymill.errors import RaymillError, StorageError, ends_run
 
+E = TypeVar("E", bound=RaymillError)
 T = TypeVar("T")
 
 
 class WorkerGroup:
     """All ranks of a run. Every method that communicates must be called by all of them."""
 
-    def __init__(self, device: torch.device, process_group: Any = None) -> None:
+    def __init__(
+        self, device: torch.device, process_group: dist.ProcessGroup | None = None
+    ) -> None:
         self._process_group = process_group
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
         self.device = device
 
     def gather(self, value: T) -> list[T]:
-        """Every rank's value, on every rank, in rank order."""
+        """Return every rank's value, in rank order, on every rank."""
         if self.world_size == 1:
             return [value]
         values: list[T | None] = [None] * self.world_size
@@ -32,15 +43,16 @@ class WorkerGroup:
         return values  # type: ignore[return-value]
 
     def broadcast(self, value: T) -> T:
-        """Rank 0's value, on every rank."""
+        """Return rank 0's value on every rank."""
         if self.world_size == 1:
             return value
+        # torch broadcasts into a list, in place.
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self._process_group)
         return box[0]
 
     def sum(self, *values: float) -> list[float]:
-        """Sums over the ranks, in float64."""
+        """Return the sum of each value over the ranks, in float64."""
         if self.world_size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -55,16 +67,121 @@ class WorkerGroup:
         sizes_in: Sequence[int],
         sizes_out: Sequence[int],
     ) -> None:
-        """Fill `received` with so many elements from each rank, of `sent`'s so many to each rank; both flat."""
+        """Send `sizes_out[r]` elements of `sent` to each rank r and receive `sizes_in[r]` from it, flat."""
         dist.all_to_all_single(
             received, sent, list(sizes_in), list(sizes_out), group=self._process_group
         )
 
-    def beside(self) -> WorkerGroup:
-        """The same ranks with messages of their own, through host memory, for a thread that talks while the
-        training does. Collective."""
+    def background_group(self) -> WorkerGroup:
+        """Return the same ranks with a process group of their own, over host memory; collective.
+
+        A background thread that communicates needs it: in one process group its messages would be matched with
+        those of training.
+        """
         if self.world_size == 1:
             return WorkerGroup(torch.device("cpu"))
-        return WorkerGroup(
-            torch.device("cpu"), dist.new_group(backend="gloo", timeout=timedelta(seconds=WAIT_S))
+        timeout = timedelta(seconds=COLLECTIVE_TIMEOUT_S)
+        return WorkerGroup(torch.device("cpu"), dist.new_group(backend="gloo", timeout=timeout))
+
+
+def agreed(error: E) -> E:
+    """Mark an error that every rank raises by itself, so that no process need be ended to stop the others."""
+    error.on_every_rank = True
+    return error
+
+
+def on_all_ranks(group: WorkerGroup, work: Callable[[], T]) -> T:
+    """Run `work`, which doesn't communicate, on every rank; collective.
+
+    Raises:
+        RaymillError: the first failing rank's own error, on all ranks.
+        OtherRankError: another rank failed in another way; that rank raises its own error.
+    """
+    result: T | None = None
+    error: Exception | None = None
+    try:
+        result = work()
+    except Exception as raised:  # noqa: BLE001  (raised again once the other ranks know of it)
+        error = raised
+    [failures] = group.sum(error is not None)
+    if failures:
+        raise_together(group, error)
+    return result  # type: ignore[return-value]
+
+
+def iterate_on_all_ranks(group: WorkerGroup, items: Iterable[T]) -> Iterator[T]:
+    """Yield `items`, of which every rank has equally many; collective for each.
+
+    Raises:
+        RaymillError, OtherRankError: some rank failed to produce an item; see `on_all_ranks`.
+    """
+    iterator = iter(items)
+    # An empty list ends the iteration; None could be an item.
+    while drawn := on_all_ranks(group, lambda: list(islice(iterator, 1))):
+        yield drawn[0]
+
+
+def on_rank_zero(group: WorkerGroup, work: Callable[[], T]) -> T:
+    """Run `work` on rank 0 and return its result on all ranks; collective.
+
+    Raises:
+        RaymillError: rank 0's own error, on all ranks.
+        OtherRankError: on the others; rank 0 failed in another way, and raises its own error.
+    """
+    result: T | None = None
+    error: Exception | None = None
+    if group.rank == 0:
+        try:
+            result = work()
+        except Exception as raised:  # noqa: BLE001  (raised again once the other ranks know of it)
+            error = raised
+    # Result and report travel in one message, so success costs one collective.
+    result, report = group.broadcast((result, _report(error, group.rank)))
+    if report is not None:
+        _raise(error, report)
+    return result  # type: ignore[return-value]
+
+
+def exists_on_all_ranks(group: WorkerGroup, exists: bool, what: str) -> bool:
+    """Return True where all ranks see a file of shared storage, False where none does; collective.
+
+    Raises:
+        StorageError: some see it and others don't.
+    """
+    # A rank whose node sees another folder would otherwise take another branch and hang the group.
+    [count] = group.sum(exists)
+    if count not in (0, group.world_size):
+        raise StorageError(
+            f"{what} was seen by {count:.0f} of {group.world_size} workers: is the storage shared by all nodes?"
         )
+    return count > 0
+
+
+def raise_together(group: WorkerGroup, error: Exception | None) -> NoReturn:
+    """Raise this rank's error or, where it has none, the first of the others'.
+
+    Collective, and called only when some rank is known to have an error.
+
+    Raises:
+        RaymillError, OtherRankError: see `on_all_ranks`.
+    """
+    reports = [report for report in group.gather(_report(error, group.rank)) if report is not None]
+    _raise(error, reports[0])
+
+
+def _report(error: Exception | None, rank: int) -> RaymillError | tuple[int, FailureNote] | None:
+    """Return an error as the other ranks receive it: the error itself if all are to raise it, else a note."""
+    if error is None or ends_run(error):
+        return error
+    return rank, FailureNote.from_error(error)
+
+
+def _raise(error: Exception | None, report: RaymillError | tuple[int, FailureNote]) -> NoReturn:
+    if error is not None and not ends_run(error):
+        raise error
+    if isinstance(report, tuple):
+        raise OtherRankError(*report)
+    if error is not None and report is not error:
+        # Keep this rank's own error, with its traceback, for this rank's log.
+        report.__cause__ = error
+    raise agreed(report)

@@ -1,5 +1,4 @@
-"""A rank's sign of life: which step it is at, and what it is doing. One small record in a file, overwritten
-in place, for whoever watches from outside."""
+"""Heartbeat of a rank: its step and phase, in one small file that the driver's watchdog reads."""
 
 from __future__ import annotations
 
@@ -7,60 +6,82 @@ import json
 import os
 import socket
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from raymill.reading import MISSING, read_bytes
 
-NODE = "RAYMILL_NODE"  # the variable with the id of the Ray node that a worker is on
-# For each other; twice what the watchdog gives the longest phase, so that it names who is late.
-WAIT_S = 7200
-_BYTES = 512
-COMPILE = "compile"  # what a rank does aside
+# The environment variable with the id of the Ray node that a worker runs on.
+NODE = "RAYMILL_NODE"
+# Twice what the watchdog allows the longest phase, so that the watchdog names the slow rank before the
+# collectives of the ranks waiting for it time out.
+COLLECTIVE_TIMEOUT_S = 7200
+COMPILE = "compile"  # the phase of a rank that compiles while others needn't
+_RECORD_BYTES = 512
 
 
-def place() -> dict[str, Any]:
-    """Where this process is."""
+class Location(TypedDict):
+    """Host, process and Ray node of a rank."""
+
+    host: str
+    pid: int
+    node: str
+
+
+class HeartbeatRecord(Location):
+    """Content of a heartbeat file."""
+
+    beat: int  # phases entered so far
+    step: int
+    phase: str
+
+
+def process_location() -> Location:
+    """Return the location of this process."""
     return {"host": socket.gethostname(), "pid": os.getpid(), "node": os.environ.get(NODE, "")}
 
 
 class Heartbeat:
-    """Written by the rank's training thread alone. All ranks go through the same phases, so that who counts
-    fewer beats is behind."""
+    """Writer of a rank's heartbeat, used by its training thread alone.
+
+    All ranks go through the same phases, so a rank that counts fewer beats is behind.
+    """
 
     def __init__(self, folder: Path, rank: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = os.open(_path(folder, rank), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        self._place = place()
+        # Looked up once: a heartbeat is written several times per step.
+        self._location = process_location()
         self._beats, self._phase = 0, "start"
         self.step = 0
 
     def beat(self, phase: str) -> None:
-        """The rank is in this phase of its step now."""
+        """Record that the rank enters this phase of its step."""
         self._beats += 1
         self._phase = phase
         self._write(phase)
 
     def aside(self, phase: str | None) -> None:
-        """Within its phase the rank does something that the others needn't do; None: no longer."""
+        """Record work within the phase that the other ranks needn't do; None ends it. It isn't a beat."""
         self._write(phase or self._phase)
 
     def _write(self, phase: str) -> None:
-        now = {"beat": self._beats, "step": self.step, "phase": phase}
-        record = json.dumps(now | self._place)
-        os.pwrite(self._file, record.ljust(_BYTES).encode(), 0)
+        state = {"beat": self._beats, "step": self.step, "phase": phase}
+        record = json.dumps(state | self._location)
+        # One write of a fixed length, so that a reader never sees the rest of a longer record.
+        os.pwrite(self._file, record.ljust(_RECORD_BYTES).encode(), 0)
 
 
-def read_pulse(folder: Path, rank: int) -> dict[str, Any] | None:
-    """Return what a rank wrote last; None before its first, and where it is being written.
+def read_heartbeat(folder: Path, rank: int) -> HeartbeatRecord | None:
+    """Return a rank's last record; None before its first, and while it is being written.
 
     Raises:
-        StorageError: it can't be read, which says nothing about the rank.
+        StorageError: the file can't be read, which says nothing about the rank.
     """
     try:
-        found: dict[str, Any] = json.loads(read_bytes(_path(folder, rank)))
+        record: HeartbeatRecord = json.loads(read_bytes(_path(folder, rank)))
     except (*MISSING, ValueError):
         return None
-    return found
+    return record
 
 
 def _path(folder: Path, rank: int) -> Path:

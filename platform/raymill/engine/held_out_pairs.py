@@ -1,35 +1,34 @@
-"""Held-out pairs: how often a model prefers the answer that people preferred, and how sure it is of it."""
+"""Evaluation on held-out pairs: how often a model prefers the better answer, and how well it is calibrated."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from raymill.data.store.manifest import PreparedData
 from raymill.data.store.validation import ValidationSet
-from raymill.engine.agreement import each_on_all_ranks
+from raymill.engine.batches import Floats
+from raymill.engine.build_models import open_held_out_sets
 from raymill.engine.evaluation import EvalPoint, evaluating
-from raymill.engine.group import WorkerGroup
-from raymill.engine.learner import Learner, means
-from raymill.engine.parents import held_out_sets
+from raymill.engine.group import WorkerGroup, iterate_on_all_ranks
+from raymill.engine.learner import Learner, mean_metrics
 from raymill.evaluate.calibration import Bins
 from raymill.objective.objective import MetricSums
 from raymill.objective.pairs import PairObjective
 from raymill.schema.sections import EvaluationConfig
 
-Floats = npt.NDArray[np.float64]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
 class HeldOutPairs:
-    """Loss, accuracy and calibration over fixed sets of pairs, each shared out over the ranks.
+    """Loss, accuracy and calibration over fixed sets of pairs, which are shared out over the ranks.
 
-    `sets` are (name, rows); with several, the figures of all together carry no name.
+    `sets` are (name, rows); with several, the metrics over all of them carry no name.
     """
 
     objective: PairObjective
@@ -37,50 +36,54 @@ class HeldOutPairs:
     every: int  # steps; also before the first and after the last
 
     @classmethod
-    def of(
+    def from_prepared(
         cls,
         learner: Learner,
         prepared: Sequence[PreparedData],
         settings: EvaluationConfig,
         group: WorkerGroup,
     ) -> HeldOutPairs:
-        """What a learner of pairs makes of the held-out ones of all sources."""
+        """Open the held-out pairs of all sources, for a learner of pairs; collective."""
         objective = learner.objective
-        assert isinstance(objective, PairObjective)
-        return cls(objective, held_out_sets(prepared, settings, group), settings.every)
+        assert isinstance(objective, PairObjective), "held-out pairs need an objective of pairs"
+        return cls(objective, open_held_out_sets(prepared, settings, group), settings.every)
 
-    def measure(self, model: Any, group: WorkerGroup, eval_point: EvalPoint) -> dict[str, float]:
+    def measure(
+        self, model: PreTrainedModel, group: WorkerGroup, eval_point: EvalPoint
+    ) -> dict[str, float]:
         """See `Evaluator`."""
         if not (eval_point.first or eval_point.due(self.every)):
             return {}
-        figures: dict[str, float] = {}
+        metrics: dict[str, float] = {}
+        # Over all sets every pair counts alike, so sums are added and not means.
         together, all_bins = MetricSums(), Bins()
         for name, rows in self.sets:
-            metric_sums, bins = self._measured(model, rows, group)
+            metric_sums, bins = self._measure_set(model, rows, group)
             sums = metric_sums.drain()
             for key, (total, weight) in sums.items():
                 together.add(key, total, weight)
             all_bins = all_bins + bins
             if len(self.sets) > 1:
-                named = {f"pairs/{name}/{key}": value for key, value in sums.items()}
-                figures |= means(named, group)
-        figures |= means({f"pairs/{key}": value for key, value in together.drain().items()}, group)
+                prefixed = {f"pairs/{name}/{key}": value for key, value in sums.items()}
+                metrics |= mean_metrics(prefixed, group)
+        overall = {f"pairs/{key}": value for key, value in together.drain().items()}
+        metrics |= mean_metrics(overall, group)
         summed = Bins.from_sums(group.sum(*all_bins.sums()))
-        return {**figures, "pairs/calibration_error": summed.error}
+        return {**metrics, "pairs/calibration_error": summed.error}
 
-    def _measured(
-        self, model: Any, rows_: ValidationSet, group: WorkerGroup
+    def _measure_set(
+        self, model: PreTrainedModel, rows: ValidationSet, group: WorkerGroup
     ) -> tuple[MetricSums, Bins]:
         metric_sums, bins = MetricSums(), Bins()
         with evaluating(model):
-            for rows in each_on_all_ranks(group, rows_):
-                found = self.objective.compare(model, rows, group.device)
-                found.add_to(metric_sums)
-                weight = float(found.weight.sum())
-                metric_sums.add("loss", (found.loss * found.weight).sum(), weight)
-                # What the model says is the probability that the better answer wins (Bradley–Terry).
-                chance_P = torch.sigmoid(found.better - found.worse)
-                bins = bins + Bins.from_probabilities(_array(chance_P), _array(found.weight))
+            for batch in iterate_on_all_ranks(group, rows):
+                pairs = self.objective.compare(model, batch, group.device)
+                pairs.add_to(metric_sums)
+                weight = float(pairs.weight.sum())
+                metric_sums.add("loss", (pairs.loss * pairs.weight).sum(), weight)
+                # The probability that the better answer wins, by the model's scores (Bradley and Terry 1952).
+                chance_P = torch.sigmoid(pairs.better - pairs.worse)
+                bins = bins + Bins.from_probabilities(_array(chance_P), _array(pairs.weight))
         return metric_sums, bins
 
 

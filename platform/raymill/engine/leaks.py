@@ -1,43 +1,45 @@
-"""Before the first step: a token sees its own sequence up to itself, in this model and with this kernel.
+"""Check before the first step that a token sees its own sequence up to itself, and nothing else.
 
 transformers keeps packed sequences apart by positions that restart, or by their bounds, but not for every
-family and kernel; and what leaks changes no shape and raises nothing.
+family and attention kernel. A leak changes no shape and raises nothing, so it is looked for by experiment:
+some tokens are replaced, and hidden states that must not depend on them are compared.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from raymill.engine.agreement import agreed
 from raymill.engine.compilation import uncompiled
 from raymill.engine.evaluation import evaluating
-from raymill.engine.group import WorkerGroup
+from raymill.engine.group import WorkerGroup, agreed
 from raymill.errors import ConfigError
 from raymill.objective.forward import Sequences, run_model
 
-HALF = 8  # tokens of each sequence of the rows that are tried
-# Of the hidden states' own size. What doesn't leak gives the same bits, but for a kernel's odd rounding.
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+HALF = 8  # tokens of each of the two sequences in a trial row
+# Relative to the hidden states' size. Without a leak the bits are equal, except for some kernels' rounding.
 TOLERANCE = {"fp32": 1e-5, "bf16": 1e-3}
 
 
 def refuse_leaks(
-    model: Any,
+    model: PreTrainedModel,
     head: torch.nn.Module,
     packing: str | None,
     attention: str,
     precision: str,
     group: WorkerGroup,
 ) -> None:
-    """Make sure that nothing of a sequence reaches the others of its row, or other rows, and nothing of a token
-    those before it. Collective.
+    """Check that sequences don't see other sequences or rows, and tokens don't see later ones. Collective.
 
     `head` is the module that takes the model's last hidden states; `packing` names the key that puts several
-    sequences into a row, where one does, and `attention` the kernel's.
+    sequences into a row, if the job has one, and `attention` the key of the attention kernel.
 
     Raises:
-        ConfigError: on all ranks; something does, so what a sequence teaches would depend on its neighbors.
+        ConfigError: on all ranks; there is a leak, so what a sequence teaches would depend on its neighbors.
     """
     in_row, over_rows = leaks(model, head, packing is not None, group.device)
     ahead = sees_ahead(model, head, packing is not None, group.device)
@@ -59,54 +61,61 @@ def refuse_leaks(
             f"by {ahead:.1e} of their size), so it would learn to copy; choose a model whose tokens don't "
             "(encoders have is_decoder in config.json for it)"
         )
-    for found in group.gather(problem):
-        if found is not None:
-            raise agreed(ConfigError([found]))
+    # Ranks may round differently, so one may find a leak that the others don't.
+    for refusal in group.gather(problem):
+        if refusal is not None:
+            raise agreed(ConfigError([refusal]))
 
 
 def leaks(
-    model: Any, head: torch.nn.Module, packed: bool, device: torch.device
+    model: PreTrainedModel, head: torch.nn.Module, packed: bool, device: torch.device
 ) -> tuple[float, float]:
-    """By how much hidden states change, relative to their size, where another sequence changes: one of the same
-    row (0 where rows aren't `packed`), and one of another row."""
-    one_BTH, other_BTH = _changed(model, head, packed, device, (slice(1), slice(HALF)))
-    in_row = _difference(one_BTH[0, HALF:], other_BTH[0, HALF:]) if packed else 0.0
-    return in_row, _difference(one_BTH[1], other_BTH[1])
+    """Return the relative change of hidden states when another sequence changes.
+
+    First for a sequence of the same row (0 where rows aren't `packed`), then for one of another row.
+    """
+    before_BTH, after_BTH = _changed(model, head, packed, device, (slice(1), slice(HALF)))
+    # The first sequence of row 0 changed: its second one and row 1 must not.
+    in_row = _difference(before_BTH[0, HALF:], after_BTH[0, HALF:]) if packed else 0.0
+    return in_row, _difference(before_BTH[1], after_BTH[1])
 
 
-def sees_ahead(model: Any, head: torch.nn.Module, packed: bool, device: torch.device) -> float:
-    """By how much hidden states change, relative to their size, where what follows them changes."""
-    begin = HALF + HALF // 2
-    one_BTH, other_BTH = _changed(model, head, packed, device, (slice(2), slice(begin, None)))
-    return _difference(one_BTH[:, HALF:begin], other_BTH[:, HALF:begin])
+def sees_ahead(
+    model: PreTrainedModel, head: torch.nn.Module, packed: bool, device: torch.device
+) -> float:
+    """Return the relative change of hidden states when later tokens of their sequence change."""
+    middle = HALF + HALF // 2
+    before_BTH, after_BTH = _changed(model, head, packed, device, (slice(2), slice(middle, None)))
+    # The second half of the second sequence changed: its first half must not.
+    return _difference(before_BTH[:, HALF:middle], after_BTH[:, HALF:middle])
 
 
 def _changed(
-    model: Any,
+    model: PreTrainedModel,
     head: torch.nn.Module,
     packed: bool,
     device: torch.device,
     where: tuple[slice, slice],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """([B, T, H], [B, T, H]) What the head takes of two rows: as they are, and with other tokens at places."""
+    """Return the head's inputs for two rows ([B, T, H]), before and after the tokens at `where` change."""
     tokens_BT = torch.arange(1, 4 * HALF + 1).view(2, 2 * HALF)
     other_BT = tokens_BT.clone()
     other_BT[where] = tokens_BT[where].flip(1)
     opens_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
     opens_BT[:, HALF] = packed
-    # Masks and bounds are made outside of what `train.compile` compiles.
+    # Masks and bounds are computed outside the compiled layers, so the check needn't compile them.
     with uncompiled(), evaluating(model):
-        one_BTH, other_BTH = (
+        before_BTH, after_BTH = (
             _hidden(model, head, Sequences.from_tokens(tokens, opens_BT), device)
             for tokens in (tokens_BT, other_BT)
         )
-    return one_BTH, other_BTH
+    return before_BTH, after_BTH
 
 
 def _hidden(
-    model: Any, head: torch.nn.Module, sequences: Sequences, device: torch.device
+    model: PreTrainedModel, head: torch.nn.Module, sequences: Sequences, device: torch.device
 ) -> torch.Tensor:
-    """[B, T, H] What the head takes."""
+    """Return the head's input, [B, T, H]."""
     seen: list[torch.Tensor] = []
     handle = head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
     try:

@@ -1,4 +1,4 @@
-"""A model that learns, with what it learns: one optimizer update over a rank's rows.
+"""A model that learns, with its objective: one optimizer update over a rank's rows.
 
 A job has one learner, or two where a critic learns beside the policy.
 """
@@ -10,54 +10,63 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from raymill.engine.batches import Floats, RowBatch
 from raymill.engine.group import WorkerGroup
 from raymill.engine.trainer import Trainer
 from raymill.objective.objective import Objective
 
-Floats = npt.NDArray[np.float64]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Returns the reason for which a loss isn't to be learned from, or None; the same on all ranks.
+Refusal = Callable[[float], str | None]
 
 
 class Phases:
-    """Seconds of one step by what they were spent on, each phase being told to `beat` as it begins."""
+    """Seconds of one step by phase. Each phase is reported to `beat` when it starts."""
 
     def __init__(self, beat: Callable[[str], None]) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self._beat = beat
         self._current: str | None = None
-        self._began = 0.0
+        self._started = 0.0
 
     def enter(self, phase: str | None) -> None:
-        """This phase from now on; None: none of them."""
+        """Start a phase, which ends the one before; None only ends it."""
         now = time.perf_counter()
         if self._current is not None:
-            self.seconds[self._current] += now - self._began
-        self._current, self._began = phase, now
+            self.seconds[self._current] += now - self._started
+        self._current, self._started = phase, now
         if phase is not None:
             self._beat(phase)
 
 
 @dataclass(frozen=True)
 class Update:
-    """What an update came to: this rank's losses by row, and the global figures."""
+    """Result of an update: this rank's losses by row, and the global metrics."""
 
     losses: Floats  # [B]
     loss: float  # over the global weight
     weight: float
     norm: float
-    figures: dict[str, float]
-    refused: str | None = None  # why nothing was learned: what is wrong with which value
-    mine: bool = False  # whether this rank's rows have it
+    metrics: dict[str, float]
+    refused: str | None = (
+        None  # the value that was refused and the reason, where nothing was applied
+    )
+    local: bool = False  # True if this rank's rows caused the refusal
 
 
 @dataclass(frozen=True)
 class Learner:
-    """`prefix` stands before its parameters in checkpoints and before its figures: "" or "critic/"."""
+    """A model under DeepSpeed with its objective and learning rate.
+
+    `prefix` stands before its parameters in checkpoints and before its metrics: "" or "critic/".
+    """
 
     trainer: Trainer
     objective: Objective
@@ -67,17 +76,15 @@ class Learner:
     prefix: str = ""
 
     @property
-    def model(self) -> Any:
+    def model(self) -> PreTrainedModel:
         return self.trainer.model
 
-    def update(
-        self, rows: Any, rate: float, phases: Phases, refusal: Callable[[float], str | None]
-    ) -> Update:
-        """Forward, backward and one optimizer step over this rank's rows; collective.
+    def update(self, rows: RowBatch, rate: float, phases: Phases, refusal: Refusal) -> Update:
+        """Run forward, backward and one optimizer step over this rank's rows; collective.
 
-        Where nothing carries weight on any rank, or the loss or the gradient is refused, nothing is updated.
-        `refusal(loss)` says why a loss isn't to be learned from, the same on all ranks.
+        Nothing is applied where no row carries weight on any rank, or the loss or the gradient is refused.
         """
+        # The denominator of the loss is the weight of the whole update, over all ranks and micro-batches.
         [weight] = self.group.sum(self.objective.weight(rows))
         if weight == 0:
             self.objective.metric_sums.drain()
@@ -86,19 +93,23 @@ class Learner:
         phases.enter("optimizer")
         norm = self.trainer.update(rate)
         phases.enter(None)
-        figures = self._figures()
-        mine = not np.isfinite(losses.sum())
+        metrics = mean_metrics(self.objective.metric_sums.drain(), self.group)
+        model = self.prefix.replace("/", "'s ")
         if why is not None:
-            return Update(losses, loss, weight, norm, {}, f"the {self._what}loss {why}", mine)
+            local = not np.isfinite(losses.sum())
+            return Update(losses, loss, weight, norm, {}, f"the {model}loss {why}", local)
         if not np.isfinite(norm):
-            why = f"the {self._what}gradient norm is not finite"
-            return Update(losses, loss, weight, norm, {}, why, True)
-        return Update(losses, loss, weight, norm, figures)
+            why = f"the {model}gradient norm is not finite"
+            return Update(losses, loss, weight, norm, {}, why, local=True)
+        return Update(losses, loss, weight, norm, metrics)
 
     def _accumulate(
-        self, rows: Any, weight: float, phases: Phases, refusal: Callable[[float], str | None]
+        self, rows: RowBatch, weight: float, phases: Phases, refusal: Refusal
     ) -> tuple[Floats, float, str | None]:
-        """This rank's losses by row, the global one, and why it is refused, if it is."""
+        """Accumulate gradients over micro-batches.
+
+        Return this rank's losses by row, the global loss, and the reason if it is refused.
+        """
         losses: list[torch.Tensor] = []
         loss, why = 0.0, None
         for first in range(0, len(rows), self.micro_batch):
@@ -108,10 +119,11 @@ class Learner:
             losses_B = self.objective.losses(
                 self.trainer.engine, rows.part(first, first + self.micro_batch), self.group.device
             )
+            # Not read on the host before the end, since that would wait for the GPU.
             losses.append(losses_B.detach())
             if last:
-                # Before the last backward pass it isn't too late: a gradient that isn't finite is applied
-                # under no ZeRO stage, and cleared under each.
+                # The loss of the whole update is known only now. It isn't too late to refuse it: a NaN in the
+                # last backward pass makes the gradient non-finite, and every ZeRO stage drops such a gradient.
                 phases.enter("agree")
                 nats = float(torch.cat(losses).double().sum())
                 loss = global_loss(nats, weight, self.group)
@@ -123,25 +135,17 @@ class Learner:
         phases.enter(None)
         return torch.cat(losses).double().cpu().numpy(), loss, why
 
-    def _figures(self) -> dict[str, float]:
-        """The objective's tally over all ranks, as means."""
-        return means(self.objective.metric_sums.drain(), self.group)
-
-    @property
-    def _what(self) -> str:
-        return self.prefix.replace("/", "'s ")
-
 
 def global_loss(nats: float, weight: float, group: WorkerGroup) -> float:
-    """This rank's summed loss, and all others', over the global weight; NaN where a rank's isn't finite.
-    Collective."""
+    """Return the sum of all ranks' losses over the global weight; NaN if any isn't finite. Collective."""
     finite = bool(np.isfinite(nats))
+    # Non-finite values are counted instead of added, so that the result is the same on every rank.
     total, bad = group.sum(nats if finite else 0.0, not finite)
     return math.nan if bad else total / weight
 
 
-def means(sums: dict[str, list[float]], group: WorkerGroup) -> dict[str, float]:
-    """Numerators over denominators, both over all ranks; collective."""
+def mean_metrics(sums: dict[str, list[float]], group: WorkerGroup) -> dict[str, float]:
+    """Return each numerator over its denominator, both summed over all ranks; collective."""
     names = sorted(sums)
     if not names:
         return {}

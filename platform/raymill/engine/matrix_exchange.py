@@ -1,9 +1,9 @@
-"""Whole matrices out of the parts that ranks have: each is put together on one rank, and goes back in parts.
+"""Exchange of matrices between ranks: each matrix is assembled on one rank, and its result goes back in parts.
 
-In a step a rank sends and receives about twice what it has of the matrices (under ZeRO-0, where all have all,
-it receives the matrices once), and computes its share of them, whatever the number of ranks. What grows with
-that number are the messages of a round, one to each rank; and ranks beyond the number of matrices have nothing
-to compute.
+Per step a rank sends and receives about twice its part of the matrices (under ZeRO-0, where every rank has all
+of them, it receives the matrices once), and computes its share of them, whatever the number of ranks. Only the
+messages per round grow with that number, one per rank; and ranks beyond the number of matrices have nothing to
+compute.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ from raymill.engine.group import WorkerGroup
 
 @dataclass(frozen=True)
 class Partition:
-    """Which elements of a flattened parameter each rank has: it begins `first` elements into a sequence that is
-    cut into parts of `size`, of which rank r has the r-th. Or every rank has all elements."""
+    """Partition of a flattened parameter over the ranks.
+
+    The parameter starts `first` elements into a sequence that is cut into parts of `size`; rank r has part r.
+    If it is `replicated`, every rank has all elements.
+    """
 
     numel: int
     first: int
@@ -29,7 +32,7 @@ class Partition:
     replicated: bool = False
 
     def range_of(self, rank: int) -> tuple[int, int]:
-        """(start, numel) of a rank's elements."""
+        """Return (start, numel) of a rank's elements."""
         if self.replicated:
             return 0, self.numel
         start = min(max(0, rank * self.size - self.first), self.numel)
@@ -37,7 +40,7 @@ class Partition:
         return start, stop - start
 
     def ranks(self, world_size: int) -> range:
-        """The ranks that have any."""
+        """Return the ranks that have any elements."""
         if self.replicated:
             return range(world_size)
         return range(self.first // self.size, (self.first + self.numel - 1) // self.size + 1)
@@ -48,7 +51,7 @@ class Partition:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A matrix of which this rank has `numel` elements: those of the flattened `key` from `offset` on."""
+    """Matrix of which this rank has `numel` elements: those of the flattened `key` from `offset` on."""
 
     shape: tuple[int, int]
     partition: Partition
@@ -58,34 +61,38 @@ class Matrix:
 
     @property
     def cost(self) -> int:
-        """Of orthogonalizing it, in multiplications, up to a constant."""
+        """Multiplications to orthogonalize it, up to a constant."""
         return self.shape[0] * self.shape[1] * min(self.shape)
 
     def weight(self) -> torch.Tensor:
-        """Live view of this rank's elements."""
+        """Return a live view of this rank's elements."""
         return self.key.detach().view(-1).narrow(0, self.offset, self.numel)
 
     def gradient(self) -> torch.Tensor:
-        """Live view of their gradient."""
+        """Return a live view of the gradient of this rank's elements."""
         assert self.key.grad is not None, "a matrix is exchanged when it has a gradient"
         return self.key.grad.view(-1).narrow(0, self.offset, self.numel)
 
 
 Round = list[tuple[Matrix, int]]
-"""Matrices, each with the rank that puts it together: its owner."""
+"""Matrices, each with its owner: the rank that assembles it."""
 
 
 def plan_rounds(matrices: Sequence[Matrix], world_size: int, bucket_elements: int) -> list[Round]:
-    """The same on every rank. In a round a rank receives about `bucket_elements`, or an owner one matrix."""
+    """Plan the rounds of an exchange, the same on every rank.
+
+    Per round an owner receives about `bucket_elements`, or one matrix if that is larger.
+    """
     if any(matrix.partition.replicated for matrix in matrices):
-        bucket_elements //= world_size  # since every rank receives what all put together
+        # Every rank then receives the results of all owners.
+        bucket_elements //= world_size
     of_owner: dict[int, list[Matrix]] = defaultdict(list)
     for matrix, owner in zip(matrices, assign_owners(matrices, world_size), strict=True):
         of_owner[owner].append(matrix)
     rounds: list[Round] = []
-    for owner, own in sorted(of_owner.items()):
+    for owner, owned in sorted(of_owner.items()):
         number, elements = 0, 0
-        for matrix in own:
+        for matrix in owned:
             if elements and elements + matrix.partition.numel > bucket_elements:
                 number, elements = number + 1, 0
             elements += matrix.partition.numel
@@ -96,11 +103,14 @@ def plan_rounds(matrices: Sequence[Matrix], world_size: int, bucket_elements: in
 
 
 def assign_owners(matrices: Sequence[Matrix], world_size: int) -> list[int]:
-    """For a matrix that all ranks have of, the one with the least to do; otherwise the one that has the most of
-    it, and so has the least to fetch."""
+    """Return the owner of each matrix.
+
+    For a matrix that all ranks have a part of, it is the rank with the least work so far, largest matrices
+    first; otherwise the rank with the largest part, which has the least to receive.
+    """
     owners = [0] * len(matrices)
-    # There are no more owners than matrices.
     loads = [(0, rank) for rank in range(min(world_size, len(matrices)))]
+    # Largest first, which balances the loads better.
     for index in sorted(range(len(matrices)), key=lambda index: -matrices[index].cost):
         partition = matrices[index].partition
         ranks = partition.ranks(world_size)
@@ -131,25 +141,27 @@ class MatrixExchange:
         function: Callable[[torch.Tensor], torch.Tensor],
         dtype: torch.dtype,
     ) -> Iterator[tuple[Matrix, torch.Tensor]]:
-        """This rank's elements of the function of each matrix whose gradient is in that of `keys`, flat.
+        """Apply the function to the gradient of each matrix in `keys`; yield this rank's elements of it, flat.
 
-        `dtype` is what the function returns. Collective: every rank passes its keys of the same matrices, and
-        takes all that this yields.
+        `dtype` is the type of the function's result. Collective: every rank passes its keys of the same
+        matrices, and exhausts the iterator.
         """
         for matrices in self._rounds_of(keys):
-            results = [function(whole_NM) for whole_NM in self._put_together(matrices)]
-            yield from self._give_back(matrices, results, dtype)
+            results = [function(matrix_NM) for matrix_NM in self._assemble(matrices)]
+            yield from self._distribute(matrices, results, dtype)
 
     def _rounds_of(self, keys: Sequence[torch.Tensor]) -> list[Round]:
+        # A plan depends on the matrices that have gradients, which are nearly always the same.
         ids = tuple(map(id, keys))
         if ids not in self._rounds:
             matrices = [matrix for key in keys for matrix in self._matrices[id(key)]]
             self._rounds[ids] = plan_rounds(matrices, self._group.world_size, self._bucket_elements)
         return self._rounds[ids]
 
-    def _put_together(self, matrices: Round) -> list[torch.Tensor]:
-        """Those matrices of a round that this rank owns."""
+    def _assemble(self, matrices: Round) -> list[torch.Tensor]:
+        """Return the gradients of the matrices of a round that this rank owns."""
         rank = self._group.rank
+        # Matrices that lie whole on their owner need no messages.
         scattered = [item for item in matrices if not item[0].partition.is_whole_on(item[1])]
         outgoing: dict[int, list[torch.Tensor]] = defaultdict(list)
         incoming: dict[int, list[int]] = defaultdict(list)
@@ -160,22 +172,23 @@ class MatrixExchange:
                 for other in self._others(matrix):
                     incoming[other].append(matrix.partition.range_of(other)[1])
         parts = self._exchange(outgoing, incoming, torch.float32) if scattered else {}
-        whole = []
+        assembled = []
         for matrix, owner in matrices:
             if owner != rank:
                 continue
-            own = matrix.gradient().to(self._group.device)
+            elements = matrix.gradient().to(self._group.device)
+            # Parts are concatenated in the order of ranks, which is that of the elements.
             if not matrix.partition.is_whole_on(rank):
                 pieces = {other: next(parts[other]) for other in self._others(matrix)}
-                pieces[rank] = own
-                own = torch.cat([pieces[other] for other in sorted(pieces)])
-            whole.append(own.view(matrix.shape))
-        return whole
+                pieces[rank] = elements
+                elements = torch.cat([pieces[other] for other in sorted(pieces)])
+            assembled.append(elements.view(matrix.shape))
+        return assembled
 
-    def _give_back(
+    def _distribute(
         self, matrices: Round, results: Sequence[torch.Tensor], dtype: torch.dtype
     ) -> Iterator[tuple[Matrix, torch.Tensor]]:
-        """This rank's parts of the results of a round, of which `results` are those that it owns."""
+        """Yield this rank's parts of the results of a round; `results` are those of the matrices it owns."""
         rank = self._group.rank
         outgoing: dict[int, list[torch.Tensor]] = defaultdict(list)
         incoming: dict[int, list[int]] = defaultdict(list)
@@ -202,7 +215,7 @@ class MatrixExchange:
             yield matrix, part.to(matrix.key.device)
 
     def _others(self, matrix: Matrix) -> Iterator[int]:
-        """The other ranks that have any of it."""
+        """Return the other ranks that have a part of the matrix."""
         ranks = matrix.partition.ranks(self._group.world_size)
         return (rank for rank in ranks if rank != self._group.rank)
 
@@ -212,7 +225,7 @@ class MatrixExchange:
         incoming: Mapping[int, Sequence[int]],
         dtype: torch.dtype,
     ) -> dict[int, Iterator[torch.Tensor]]:
-        """Send tensors to ranks, and receive as many as stated from ranks; all flat, in order."""
+        """Send tensors to each rank, and receive tensors of the given sizes from each; all flat, in order."""
         group = self._group
         ranks = range(group.world_size)
         sent = [part.to(group.device) for rank in ranks for part in outgoing.get(rank, ())]

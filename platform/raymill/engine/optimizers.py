@@ -1,4 +1,4 @@
-"""Which optimizer trains which parameter, with what decay."""
+"""Assignment of a model's parameters to an optimizer, with their weight decay."""
 
 from __future__ import annotations
 
@@ -15,38 +15,37 @@ from raymill.schema.sections import OptimConfig
 def build_optimizer(
     model: torch.nn.Module, optim: OptimConfig, precision: str = "fp32"
 ) -> torch.optim.AdamW:
-    """The optimizer of a model whose parameters are whole; AdamW in torch's fused kernel.
+    """Build the optimizer of a model whose parameters aren't partitioned yet; AdamW in torch's fused kernel.
 
     Raises:
-        ConfigError: Muon was asked for, and none of the trained parameters is one for it.
+        ConfigError: Muon is configured, and no trained parameter is a matrix that it could train.
     """
-    settings: dict[str, Any] = {
-        "lr": optim.learning_rate,
-        "betas": (optim.beta1, optim.beta2),
-        "eps": optim.eps,
-    }
+    rate, betas, eps = optim.learning_rate, (optim.beta1, optim.beta2), optim.eps
     if optim.name == "adamw":
-        return torch.optim.AdamW(decay_groups(model, optim.weight_decay), fused=True, **settings)
-    assert optim.momentum is not None, "the configuration's checks ask for it"
+        groups = decay_groups(model, optim.weight_decay)
+        return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=eps, fused=True)
+    assert optim.momentum is not None, "the configuration's checks require a momentum for Muon"
     return Muon(
         muon_groups(model, optim.weight_decay),
         momentum=optim.momentum,
-        # As Jordan et al. do; on a CPU the iterations take the precision of the forward pass too.
+        # Jordan et al. iterate in bf16, too. In fp32 the iterations keep the precision of the forward pass.
         dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
-        **settings,
+        lr=rate,
+        betas=betas,
+        eps=eps,
     )
 
 
 def decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices are decayed, vectors (norms, biases) aren't; embeddings are matrices."""
+    """Return groups in which matrices, embeddings included, are decayed, and vectors (norms, biases) aren't."""
     return _decay_groups([p for p in model.parameters() if p.requires_grad], weight_decay)
 
 
 def muon_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """As `decay_groups`, with a group of its own for the matrices that Muon trains.
+    """Return `decay_groups` with a group of its own for the matrices that Muon trains.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: there are no such matrices.
     """
     names = muon_names(model)
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -54,8 +53,8 @@ def muon_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, A
     if not matrices:
         raise ConfigError(
             [
-                "optim.name=muon: it is for the matrices of the blocks, and none of them is trained "
-                "(frozen, or adapted by LoRA, which AdamW trains); use optim=adamw"
+                "optim.name=muon: it trains the matrices of the blocks, and all of them are frozen "
+                "(by freeze, or by LoRA, whose adapters AdamW trains); use optim=adamw"
             ]
         )
     others = [p for name, p in trainable if name not in names]
@@ -72,15 +71,16 @@ def _decay_groups(
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
+    # torch refuses a parameter group without parameters.
     return [group for group in groups if group["params"]]
 
 
 def muon_names(model: torch.nn.Module) -> set[str]:
-    """The matrices of the blocks, by name; the model's parameters are whole.
+    """Return the names of the blocks' matrices, in a model whose parameters aren't partitioned yet.
 
-    Not embeddings, the output matrix and the scalar head of a reward model or critic, which lie outside the
-    blocks; nor LoRA's factors: it is their product that is a matrix of the block, and orthogonal factors don't
-    make an orthogonal product.
+    Embeddings, the output matrix and the scalar head of a reward model or critic lie outside the blocks. LoRA's
+    factors are left out: their product is added to a matrix of the block, and orthogonal factors don't make an
+    orthogonal product.
     """
     blocks = [name for name, part in model.named_modules() if isinstance(part, torch.nn.ModuleList)]
     prefixes = tuple(f"{name}." for name in blocks)
@@ -95,7 +95,7 @@ def muon_names(model: torch.nn.Module) -> set[str]:
 
 
 def moments_of(model: torch.nn.Module, optim: OptimConfig) -> dict[str, tuple[str, ...]]:
-    """Name of a trained parameter → the moments that its optimizer keeps."""
+    """Return the name of each trained parameter → the moments that its optimizer keeps."""
     names = muon_names(model) if optim.name == "muon" else set()
     return {
         name: MUON_MOMENTS if name in names else ADAMW_MOMENTS

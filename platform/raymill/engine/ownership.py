@@ -1,28 +1,32 @@
-"""Which elements of which parameters this rank owns, under each ZeRO stage.
+"""Ownership of the training state: the elements of each parameter that a rank has, under each ZeRO stage.
 
-DeepSpeed keeps fp32 weights and moments in a layout of its own for each stage. Here each layout is
-reduced to the same thing: for a named parameter, how its flattened elements are cut over the ranks, and
-live views of this rank's weights and moments. Checkpoints are written from these views and loaded into
-them, which is why any stage and world size can read any checkpoint.
+DeepSpeed keeps fp32 weights and moments in a different layout for each stage. Here each layout is reduced to
+the same description: for a named parameter, the partition of its flattened elements over the ranks, and live
+views of this rank's weights and moments. Checkpoints are written from these views and loaded into them, which
+is why any stage and world size can read any checkpoint.
 
-Read against DeepSpeed 0.19.8; the names below are its own (`bit16_groups`, `grad_position`, …).
+Written against DeepSpeed 0.19.8, whose attributes are used below (`bit16_groups`, `grad_position`, …).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from raymill.checkpoint.fragments import ADAMW_MOMENTS, WEIGHT, FloatArray
 from raymill.engine.matrix_exchange import Partition
 
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+    from deepspeed.runtime.base_optimizer import ZeROOptimizer
+
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained parameter's name, its shape when whole, and the moments that its optimizer keeps."""
+    """A trained parameter: its name, its unpartitioned shape, and the moments that its optimizer keeps."""
 
     name: str
     shape: tuple[int, ...]
@@ -31,7 +35,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Owned:
-    """Elements [start, start + numel) of a parameter: what a rank has by the partition.
+    """Elements [start, start + numel) of a parameter: a rank's part by the partition.
 
     `key` is the tensor under which the optimizer files its state; [offset, offset + numel) of the
     flattened key are these elements.
@@ -49,28 +53,29 @@ class Owned:
         return self.parameter.name
 
     def weight(self) -> torch.Tensor:
-        """Live view of the fp32 weights."""
+        """Return a live view of the fp32 weights."""
         return self.key.detach().view(-1).narrow(0, self.offset, self.numel)
 
     def moment(self, optimizer: torch.optim.Optimizer, kind: str) -> torch.Tensor:
-        """Live view of one moment; creates the optimizer's state if there was no step yet."""
+        """Return a live view of one moment; create the optimizer's state if there was no step yet."""
         state = self.state(optimizer)
         view: torch.Tensor = state[kind].detach().view(-1).narrow(0, self.offset, self.numel)
         return view
 
     def views(self, optimizer: torch.optim.Optimizer) -> Mapping[str, torch.Tensor]:
-        """kind → live view of it, flat."""
+        """Return kind → live view, flat."""
         moments = {kind: self.moment(optimizer, kind) for kind in self.parameter.moments}
         return {WEIGHT: self.weight()} | moments
 
     def arrays(self, optimizer: torch.optim.Optimizer) -> Mapping[str, FloatArray]:
-        """kind → flat fp32 array on the host; where that is where the state lives, it is the state."""
+        """Return kind → flat fp32 array on the host; a state that lives on the host isn't copied."""
         return {kind: view.float().cpu().numpy() for kind, view in self.views(optimizer).items()}
 
     def state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """The optimizer's state for `key`, made as its first step would make it."""
+        """Return the optimizer's state for `key`, created as its first step would create it."""
         state: dict[str, Any] = optimizer.state[self.key]
         moments = self.parameter.moments
+        # Before the first step torch's optimizers have no state to load a checkpoint into.
         if moments[0] not in state:
             if moments == ADAMW_MOMENTS:
                 state["step"] = torch.zeros((), dtype=torch.float32, device=self.key.device)
@@ -79,24 +84,32 @@ class Owned:
         return state
 
     def set_updates(self, optimizer: torch.optim.Optimizer, updates: int) -> None:
-        """Tell AdamW how many updates it has made; Muon doesn't count them."""
+        """Set AdamW's count of updates; Muon has none."""
         state = self.state(optimizer)
         if "step" in state:
             state["step"].fill_(float(updates))
 
 
 def owned_by_this_rank(
-    engine: Any, parameters: Mapping[torch.nn.Parameter, Trained], rank: int, world_size: int
+    engine: DeepSpeedEngine,
+    parameters: Mapping[torch.nn.Parameter, Trained],
+    rank: int,
+    world_size: int,
 ) -> Iterator[Owned]:
-    """This rank's share of the training state, in the order of `parameters`: the module's trainable ones, tied
-    ones once."""
+    """Return this rank's share of the training state, in the order of `parameters`.
+
+    These are the module's trainable parameters, tied ones once.
+    """
     return (owned for owned in layout(engine, parameters, rank, world_size) if owned.numel > 0)
 
 
 def layout(
-    engine: Any, parameters: Mapping[torch.nn.Parameter, Trained], rank: int, world_size: int
+    engine: DeepSpeedEngine,
+    parameters: Mapping[torch.nn.Parameter, Trained],
+    rank: int,
+    world_size: int,
 ) -> Iterator[Owned]:
-    """`owned_by_this_rank`, and the parameters of which this rank owns nothing."""
+    """Return `owned_by_this_rank` including parameters of which this rank owns nothing."""
     stage = int(engine.zero_optimization_stage())
     if stage == 3:
         return _stage_3(engine.optimizer, parameters, rank)
@@ -106,28 +119,31 @@ def layout(
 
 
 def _stage_0(
-    optimizer: Any,
+    optimizer: ZeROOptimizer,
     parameters: Mapping[torch.nn.Parameter, Trained],
     rank: int,
     world_size: int,
 ) -> Iterator[Owned]:
-    """Everything is everywhere: each rank answers for an equal part of each parameter."""
+    """Yield an equal part of each parameter: every rank has everything, so the parts are assigned here."""
     masters: dict[torch.nn.Parameter, torch.Tensor] = {}
-    if hasattr(optimizer, "fp32_groups"):  # bf16 keeps fp32 copies, group by group
+    # In bf16 DeepSpeed keeps fp32 copies, group by group.
+    if hasattr(optimizer, "fp32_groups"):
         for low, high in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
             masters.update(zip(low, high, strict=True))
     for parameter, trained in parameters.items():
         numel = parameter.numel()
+        # Rounded up, so the last ranks may own less, or nothing.
         partition = Partition(numel, 0, -(-numel // world_size))
         start, share = partition.range_of(rank)
         yield Owned(trained, partition, start, share, masters.get(parameter, parameter), start)
 
 
 def _stage_1_and_2(
-    optimizer: Any, parameters: Mapping[torch.nn.Parameter, Trained], rank: int
+    optimizer: ZeROOptimizer, parameters: Mapping[torch.nn.Parameter, Trained], rank: int
 ) -> Iterator[Owned]:
-    """The parameters of a group lie one behind the other, and each rank has an equal part of the whole."""
-    if hasattr(optimizer, "fp32_groups_flat_partition"):  # BF16_Optimizer
+    """Yield parts of groups: the parameters of a group are concatenated and cut into one part per rank."""
+    # DeepSpeed's BF16_Optimizer and its ZeRO 1 and 2 optimizer have different attributes.
+    if hasattr(optimizer, "fp32_groups_flat_partition"):
         flats, groups = optimizer.fp32_groups_flat_partition, optimizer.bf16_groups
         paddings = [[0] * len(group) for group in groups]
     else:
@@ -136,14 +152,14 @@ def _stage_1_and_2(
             optimizer.round_robin_bit16_groups,
         )
         paddings = optimizer.round_robin_bit16_padding
-    places: dict[torch.nn.Parameter, tuple[torch.Tensor, int]] = {}
+    positions: dict[torch.nn.Parameter, tuple[torch.Tensor, int]] = {}
     for flat, group, padding in zip(flats, groups, paddings, strict=True):
         first = 0
         for parameter, gap in zip(group, padding, strict=True):
-            places[parameter] = flat, first
+            positions[parameter] = flat, first
             first += parameter.numel() + gap
     for parameter, trained in parameters.items():
-        flat, first = places[parameter]
+        flat, first = positions[parameter]
         partition = Partition(parameter.numel(), first, flat.numel())
         start, numel = partition.range_of(rank)
         offset = first + start - rank * flat.numel() if numel else 0
@@ -151,9 +167,9 @@ def _stage_1_and_2(
 
 
 def _stage_3(
-    optimizer: Any, parameters: Mapping[torch.nn.Parameter, Trained], rank: int
+    optimizer: ZeROOptimizer, parameters: Mapping[torch.nn.Parameter, Trained], rank: int
 ) -> Iterator[Owned]:
-    """Each parameter is cut into equal, padded parts; the padding is nobody's."""
+    """Yield parts of parameters: each is cut into equal, padded parts; no rank owns the padding."""
     for parameter, trained in parameters.items():
         group, offset, part = optimizer.grad_position[optimizer.get_param_id(parameter)]
         partition = Partition(parameter.ds_numel, 0, part)  # type: ignore[attr-defined]

@@ -80,7 +80,7 @@ class Recipe(ABC, Generic[J]):
     def evaluators(
         self,
         learners: list[Learner],
-        experience: BatchBuilder,
+        batch_builder: BatchBuilder,
         group: WorkerGroup,
         event_log: EventLog | None,
     ) -> list[Evaluator]:
@@ -97,7 +97,7 @@ class Recipe(ABC, Generic[J]):
         """
         return None
 
-    def experience(
+    def batch_builder(
         self, learners: list[Learner], group: WorkerGroup, event_log: EventLog | None
     ) -> BatchBuilder:
         """Return the builder of each step's batch; by default, of the rows as they are drawn."""

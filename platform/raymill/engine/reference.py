@@ -1,4 +1,4 @@
-"""The frozen model that a policy is kept near: its log-probabilities, computed once or as they are needed.
+"""The frozen reference model that a policy is kept near: its log-probabilities, cached or computed live.
 
 The reference is the run's parent for the whole run. It is never re-anchored: a resumed run computes with
 the parent's weights again, whose digest the checkpoint carries.
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 from zipfile import BadZipFile
 
 import numpy as np
@@ -24,40 +24,44 @@ from raymill.data.store.rows import Rows
 from raymill.data.store.split import TRAIN, VALIDATION
 from raymill.data.store.validation import ValidationSet
 from raymill.durable import atomic_replacement, sha256_json
-from raymill.engine.agreement import each_on_all_ranks, on_all_ranks, on_rank_zero
+from raymill.engine.batches import Ints
 from raymill.engine.evaluation import evaluating
-from raymill.engine.group import WorkerGroup
+from raymill.engine.group import WorkerGroup, iterate_on_all_ranks, on_all_ranks, on_rank_zero
 from raymill.engine.resolved_run import ResolvedRun
 from raymill.errors import DataError
 from raymill.objective.pairs import PairSequences, answer_log_probs
 from raymill.reading import MISSING, is_file, read_bytes
 
-Ints = npt.NDArray[np.int64]
-FORMAT = 2  # of the cached values; 1: log-probabilities of logits in the parent's precision
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Version of the cached values; in version 1, log-probabilities were of logits in the parent's precision.
+FORMAT = 2
 Floats32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class FrozenModel:
-    """A model of its own for forward passes, or the trained one with its adapters switched off."""
+    """A model for forward passes: one of its own, or the trained one with its adapters switched off."""
 
-    model: Any
+    model: PreTrainedModel
     adapters_off: bool
 
     @contextmanager
-    def active(self) -> Iterator[Any]:
-        """Within the block, the reference: in evaluation mode, without gradients."""
+    def active(self) -> Iterator[PreTrainedModel]:
+        """Give the reference within the block: in evaluation mode, without gradients."""
         with evaluating(self.model):
             if not self.adapters_off:
                 yield self.model
                 return
+            # With its adapters off, the policy is its own parent.
             with self.model.disable_adapter():
                 yield self.model
 
 
 @dataclass(frozen=True)
 class LiveReference:
-    """Log-probabilities of pairs' answers, computed as they are asked for."""
+    """Log-probabilities of the answers of pairs, computed for each batch."""
 
     frozen: FrozenModel
     device: torch.device
@@ -70,10 +74,10 @@ class LiveReference:
 
 @dataclass
 class CachedReference:
-    """Log-probabilities of pairs' answers by the number of the record, computed once for all.
+    """Log-probabilities of the answers of pairs, by record number, computed once for the whole run.
 
-    They lie in a file named by what they depend on: the parent's weights, the seed where it decides some of
-    them, the data and the arithmetic.
+    They are kept in a file named by all that they depend on: the parent's weights, the seed where it decides
+    some of them, the data, and the arithmetic.
     """
 
     path: Path
@@ -81,17 +85,20 @@ class CachedReference:
     values: Floats32 = field(default_factory=lambda: np.empty((0, 2), np.float32))  # [P, 2]
 
     @classmethod
-    def of(
-        cls, resolved: ResolvedRun, data_digests: tuple[str, ...], draws: bool
+    def open(
+        cls, resolved: ResolvedRun, data_digests: tuple[str, ...], seeded: bool
     ) -> CachedReference:
-        """Loaded if it is there. `draws`: whether tokens' embeddings are drawn from the run's seed."""
+        """Return the run's cache, loaded if its file exists.
+
+        `seeded`: embeddings of some tokens are drawn from the run's seed.
+        """
         job = resolved.job
         identity = {
             "parent": resolved.parent_digest,
             "data": list(data_digests),
             "precision": job.train.precision,
             "attention": resolved.config.get("attention"),
-            "seed": job.run.seed if draws else None,
+            "seed": job.run.seed if seeded else None,
             "format": FORMAT,
         }
         name = f"{sha256_json(identity)[:16]}.npz"
@@ -105,26 +112,26 @@ class CachedReference:
         return len(self.record) > 0
 
     def __call__(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
-        assert rows.record is not None
-        place = np.searchsorted(self.record, rows.record).clip(max=max(0, len(self.record) - 1))
-        if not self.known or not np.array_equal(self.record[place], rows.record):
+        assert rows.record is not None, "rows of pairs carry their record numbers"
+        index = np.searchsorted(self.record, rows.record).clip(max=max(0, len(self.record) - 1))
+        if not self.known or not np.array_equal(self.record[index], rows.record):
             raise DataError(
                 f"{self.path} doesn't hold the reference of every pair; delete it, and run the same "
                 "command again"
             )
-        better, worse = torch.from_numpy(self.values[place]).unbind(dim=1)
+        better, worse = torch.from_numpy(self.values[index]).unbind(dim=1)
         return better, worse
 
     def compute(
-        self, model: Any, folders: tuple[Path, ...], batch: int, group: WorkerGroup
+        self, model: PreTrainedModel, folders: tuple[Path, ...], batch: int, group: WorkerGroup
     ) -> None:
-        """Fill it from a model that has the parent's weights, and write it down; collective."""
-        found: dict[int, tuple[float, float]] = {}
+        """Compute all values with a model that has the parent's weights, and save them; collective."""
+        computed: dict[int, tuple[float, float]] = {}
         with evaluating(model):
             head = model.get_output_embeddings()
             for source, folder in enumerate(folders):
                 for split in (TRAIN, VALIDATION):
-                    opened = partial(
+                    open_rows = partial(
                         ValidationSet,
                         folder,
                         rank=group.rank,
@@ -133,16 +140,19 @@ class CachedReference:
                         split=split,
                         source=source,
                     )
-                    for rows in each_on_all_ranks(group, on_all_ranks(group, opened)):
+                    for rows in iterate_on_all_ranks(group, on_all_ranks(group, open_rows)):
                         pair = answer_log_probs(
                             model, head, PairSequences.from_rows(rows), group.device
                         )
                         if len(rows):
-                            assert rows.record is not None
+                            assert rows.record is not None, (
+                                "rows of pairs carry their record numbers"
+                            )
                             values = torch.stack(pair, dim=1).cpu().tolist()
-                            found |= zip(rows.record.tolist(), map(tuple, values), strict=True)
+                            computed |= zip(rows.record.tolist(), map(tuple, values), strict=True)
+        # Every rank computed its share of the pairs, and training draws any of them on any rank.
         merged: dict[int, tuple[float, float]] = {}
-        for part in group.gather(found):
+        for part in group.gather(computed):
             merged |= part
         self.record = np.array(sorted(merged), dtype=np.int64)
         ordered = [merged[number] for number in self.record.tolist()]
@@ -153,17 +163,18 @@ class CachedReference:
         """Read the file.
 
         Raises:
-            DataError: it is damaged.
-            StorageError: it can't be read.
+            DataError: the file is damaged.
+            StorageError: the file can't be read.
         """
         try:
             with np.load(BytesIO(read_bytes(self.path)), allow_pickle=False) as stored:
                 self.record, self.values = stored["record"], stored["values"]
                 digest = str(stored["digest"])
         except (*MISSING, EOFError, ValueError, KeyError, BadZipFile) as error:
-            raise DataError(f"{self.path} isn't what was written ({error}); delete it") from error
+            raise DataError(f"{self.path} is damaged ({error}); delete it") from error
+        # npz has a checksum per array, but an array may have been atomic_replacement whole.
         if digest != self._digest():
-            raise DataError(f"{self.path} isn't what was written: it is damaged; delete it")
+            raise DataError(f"{self.path} is damaged: its digest doesn't match; delete it")
 
     def _save(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,33 +1,35 @@
-"""Text sampled from fixed prompts during training, kept as a file of the run."""
+"""Sampled text during training, kept as files of the run, and the choice of how to sample."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raymill.data.store.manifest import PreparedData, read_tokenizer
 from raymill.data.text.text_prompts import TextPrompts
 from raymill.durable import write_atomic
-from raymill.engine.agreement import on_all_ranks
 from raymill.engine.compilation import uncompiled
 from raymill.engine.evaluation import EvalPoint
 from raymill.engine.event_log import EventLog
-from raymill.engine.group import WorkerGroup
+from raymill.engine.group import WorkerGroup, agreed, on_all_ranks
+from raymill.errors import ConfigError
+from raymill.generate.modes import MODES, SamplingMode, mode_of, use_mode
 from raymill.generate.sampling import sample_texts
 from raymill.schema.sections import TextEvaluation
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
 class SampledText:
-    """Continues the prompts every `sample_every` steps and after the last; gives no figures.
+    """Continuations of fixed prompts, every `sample_every` steps and after the last; no metrics.
 
-    All ranks take part (ZeRO-3 gathers weights), rank 0 writes.
+    All ranks take part, since ZeRO-3 gathers weights in each pass; rank 0 writes.
     """
 
     prepared: PreparedData
@@ -36,12 +38,14 @@ class SampledText:
     seed: int
     event_log: EventLog | None
 
-    def measure(self, model: Any, group: WorkerGroup, eval_point: EvalPoint) -> dict[str, float]:
+    def measure(
+        self, model: PreTrainedModel, group: WorkerGroup, eval_point: EvalPoint
+    ) -> dict[str, float]:
         """See `Evaluator`."""
         settings, step = self.settings, eval_point.step
         if not eval_point.due(settings.sample_every):
             return {}
-        tokenizer, prompts = on_all_ranks(group, self._encoded)
+        tokenizer, prompts = on_all_ranks(group, self._encode_prompts)
         with uncompiled():
             texts = sample_texts(
                 model,
@@ -51,8 +55,9 @@ class SampledText:
                 max_new_tokens=settings.sample_tokens,
                 temperature=settings.temperature,
                 top_p=settings.top_p,
+                # Other text at every step, and the same after a resume.
                 seed=self.seed + step,
-                note=partial(self._tell, step),
+                note=partial(self._log_note, step),
                 lockstep=True,
             )
         if self.event_log is not None:
@@ -61,18 +66,48 @@ class SampledText:
                 {"prompt": prompt, "text": text}
                 for prompt, text in zip(settings.prompts, texts, strict=True)
             ]
-            with self.event_log.without("the sampled text", step):
+            with self.event_log.optional_write("the sampled text", step):
                 (self.run_dir / "samples").mkdir(exist_ok=True)
                 write_atomic(self.run_dir / path, json.dumps(body, ensure_ascii=False, indent=1))
                 self.event_log.write("samples", step, samples_path=path)
         return {}
 
-    def _tell(self, step: int, text: str) -> None:
+    def _log_note(self, step: int, text: str) -> None:
         if self.event_log is not None:
             self.event_log.write("message", step, text=f"evaluation.prompts: {text}")
 
-    def _encoded(self) -> tuple[Tokenizer, list[tuple[str, list[int]]]]:
+    def _encode_prompts(self) -> tuple[Tokenizer, list[tuple[str, list[int]]]]:
         folder = self.prepared.tokenizer_folder
-        asked = TextPrompts.from_folder(folder)
-        prompts = [(prompt, asked.ids(prompt)) for prompt in self.settings.prompts]
+        encoder = TextPrompts.from_folder(folder)
+        prompts = [(prompt, encoder.ids(prompt)) for prompt in self.settings.prompts]
         return read_tokenizer(folder / "tokenizer.json"), prompts
+
+
+def settle_sampling(
+    model: PreTrainedModel, group: WorkerGroup, event_log: EventLog | None, step: int
+) -> None:
+    """Choose one sampling mode for all ranks before the first step; collective.
+
+    Each rank tries which modes work for the model, and all use the slowest of their results: with different
+    modes, ranks would make different numbers of passes. Where it isn't the fastest mode, the event log has the
+    reason.
+
+    Raises:
+        ConfigError: on all ranks; the model can't be sampled on one of them.
+    """
+    mode = SamplingMode()
+    problem: ConfigError | None = None
+    try:
+        with uncompiled():
+            mode = mode_of(model)
+    except ConfigError as error:
+        problem = error
+    ranks = group.gather((mode, problem))
+    for _, refusal in ranks:
+        if refusal is not None:
+            raise agreed(refusal)
+    # MODES stands in the order of speed, fastest first.
+    mode = max((mode for mode, _ in ranks), key=lambda mode: MODES.index(replace(mode, why="")))
+    use_mode(model, mode)
+    if event_log is not None and (note := mode.note(model)) is not None:
+        event_log.write("message", step, text=note)

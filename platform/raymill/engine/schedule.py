@@ -11,17 +11,18 @@ from raymill.schema.sections import ScheduleConfig
 
 
 def decay_start(schedule: ScheduleConfig, total_steps: int) -> int | None:
-    """The last step before the rate begins to fall, or None where it never does."""
+    """Return the last step before the rate begins to fall; None if it never does."""
     if schedule.name == "constant" or schedule.final_fraction == 1:
         return None
     if schedule.name != "wsd":
         return schedule.warmup_steps
+    # At least one step, so that the final rate is reached.
     decay_steps = max(1, round(schedule.decay_fraction * total_steps))
     return max(schedule.warmup_steps, total_steps - decay_steps)
 
 
 def learning_rate_factor(schedule: ScheduleConfig, step: int, total_steps: int) -> float:
-    """Fraction of the peak rate that update number `step` (1 is the first) of `total_steps` uses.
+    """Return the fraction of the peak rate for step number `step` (1 is the first) of `total_steps`.
 
     Warm-up is linear and reaches the peak at step `warmup_steps`; a decay reaches `final_fraction`
     at the last step.

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from raymill.checkpoint.fragments import FragmentReader
-from raymill.engine.agreement import on_all_ranks, seen_by_all
-from raymill.engine.group import WorkerGroup
+from raymill.engine.group import WorkerGroup, exists_on_all_ranks, on_all_ranks
 from raymill.engine.leaks import refuse_leaks
 from raymill.engine.learner import Learner
 from raymill.engine.recipe import J, LearnerSpec, Recipe
@@ -31,12 +30,12 @@ def build_learners(
     """
     work = on_all_ranks(group, recipe.parent_work)
     # Ranks may see a file system differently, so that all do the work if one of them misses its result.
-    known = seen_by_all(group, work is None, "what was computed of the parent before")
+    known = exists_on_all_ranks(group, work is None, "what was computed of the parent before")
     if work is not None and not known:
         # The work needs the parent's weights, which a resumed run's models no longer have.
         parents = _build(recipe, resolved, StartPoint(None, False), group)
         work(parents[0].model, group)
-        if start.found is None:
+        if start.checkpoint is None:
             return parents
         for learner in parents:
             learner.trainer.engine.destroy()
@@ -47,7 +46,7 @@ def _build(
     recipe: Recipe[J], resolved: ResolvedRun, start: StartPoint, group: WorkerGroup
 ) -> list[Learner]:
     job = resolved.job
-    reader = on_all_ranks(group, start.found.reader) if start.found else None
+    reader = on_all_ranks(group, start.checkpoint.reader) if start.checkpoint else None
     learners: list[Learner] = []
     for spec in recipe.learners():
         model = on_all_ranks(group, partial(_model, spec, reader))

@@ -1,4 +1,7 @@
-"""Where a run begins: anew, at its own newest checkpoint, or at another run's; without torch."""
+"""Start of a run: anew, from its own newest checkpoint, or from another run's.
+
+Imports no torch, since the driver uses it as well.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 def open_data(resolved: ResolvedRun) -> tuple[list[PreparedData], Order]:
-    """Verify the prepared folders' manifests and derive the order of all samples."""
+    """Verify the manifests of the prepared folders and derive the order of all samples."""
     job = resolved.job
     prepared = [load_prepared(folder) for folder in resolved.folders]
     sources = [
@@ -46,122 +49,128 @@ def open_data(resolved: ResolvedRun) -> tuple[list[PreparedData], Order]:
 
 @dataclass(frozen=True)
 class StartPoint:
-    """Where the run begins: a checkpoint, and whether it is this run's own."""
+    """Start of a run: fresh, or from a checkpoint, its own (`resumed`) or another run's."""
 
-    found: VerifiedCheckpoint | None
+    checkpoint: VerifiedCheckpoint | None
     resumed: bool
     messages: tuple[str, ...] = ()
-    windows: tuple[tuple[int, int], ...] = ()  # first and last sample left out from here on
-    keeps_moments: bool = True  # the checkpoint's; or they start at zero, as another optimizer's
+    # First and last global samples of the windows left out from here on.
+    windows: tuple[tuple[int, int], ...] = ()
+    # False where the optimizer is another one than the checkpoint's, so that its moments start at zero.
+    keeps_moments: bool = True
 
     @property
     def step(self) -> int:
-        return self.found.manifest.step if self.found else 0
+        return self.checkpoint.manifest.step if self.checkpoint else 0
 
     def updates(self, prefix: str) -> int:
-        """Optimizer updates made so far by the learner of this prefix: what Adam counts."""
-        if self.found is None or not self.keeps_moments:
+        """Return the optimizer updates made so far by the learner of this prefix, which Adam counts."""
+        if self.checkpoint is None or not self.keeps_moments:
             return 0
-        return self.found.manifest.updates.get(prefix, self.step)
+        return self.checkpoint.manifest.updates.get(prefix, self.step)
 
     @property
     def state(self) -> Mapping[str, Any]:
-        """What the experience keeps."""
-        return self.found.manifest.state if self.found else {}
+        """State of the batch builder."""
+        return self.checkpoint.manifest.state if self.checkpoint else {}
 
     @property
     def guard(self) -> Mapping[str, Any]:
-        """What the guard keeps."""
-        return self.found.manifest.guard if self.found else {}
+        """State of the guard."""
+        return self.checkpoint.manifest.guard if self.checkpoint else {}
 
     @property
     def consumed(self) -> int:
-        """Global samples drawn until here."""
-        return self.found.manifest.samples if self.found else 0
+        """Global samples drawn so far."""
+        return self.checkpoint.manifest.samples if self.checkpoint else 0
 
     @property
     def samples(self) -> int:
-        """Where the next ones come from: behind what is left out."""
+        """Global sample to continue with: the first after the windows left out."""
         return self.windows[-1][1] + 1 if self.windows else self.consumed
 
     @property
     def tokens(self) -> int:
-        return self.found.manifest.tokens if self.found else 0
+        return self.checkpoint.manifest.tokens if self.checkpoint else 0
 
 
-def begin(resolved: ResolvedRun, data_digests: tuple[str, ...]) -> StartPoint:
-    """`decide_start` by the one that writes the run: what an attempt before left half-written or damaged is out
-    of the way then.
+def claim_and_resolve_start(resolved: ResolvedRun, data_digests: tuple[str, ...]) -> StartPoint:
+    """Claim the run's checkpoints for this process, tidy them up, and resolve the start.
+
+    The fence is raised first, so that an earlier attempt that is still alive can't commit any more. Then
+    half-written checkpoints of earlier attempts are removed, and damaged ones set aside.
 
     Raises:
-        FencedError: the run is another's by now.
+        FencedError: a newer process has claimed the run.
     """
     checkpoints, token = resolved.checkpoints, resolved.token
     remove_leftovers(checkpoints, advance_fence(checkpoints, token, resolved.start))
     if (remote := resolved.remote) is not None:
         remote.fence_off()
         remote.download_newest(resolved.run_dir, logger.info)
-    start = decide_start(resolved, data_digests)
-    if start.resumed and start.found is not None:
-        for directory in start.found.damaged:
+    start = resolve_start(resolved, data_digests)
+    if start.resumed and start.checkpoint is not None:
+        for directory in start.checkpoint.damaged:
             set_aside(directory)
     return replace(start, windows=windows_from(resolved.run_dir, start.consumed))
 
 
-def decide_start(resolved: ResolvedRun, data_digests: tuple[str, ...]) -> StartPoint:
-    """Resume this run, fork another, or start anew. Rank 0 decides; nobody else looks.
+def resolve_start(resolved: ResolvedRun, data_digests: tuple[str, ...]) -> StartPoint:
+    """Resume this run, fork another, or start anew; only rank 0 looks at the checkpoints.
 
     Raises:
         ConfigError: the configuration or the data contradicts the checkpoint, or the learning rate would jump;
             names the keys.
         CheckpointError: checkpoints exist and none verifies.
     """
-    found = newest_verified(resolved.checkpoints)
-    if found is not None:
-        _refuse_contradictions(found.manifest, resolved, CHANGEABLE_ON_RESUME, data_digests)
-        if found.manifest.step > resolved.total_steps:
+    newest = newest_verified(resolved.checkpoints)
+    if newest is not None:
+        _refuse_contradictions(newest.manifest, resolved, CHANGEABLE_ON_RESUME, data_digests)
+        # Training can't go backwards; a shorter run is another run.
+        if newest.manifest.step > resolved.total_steps:
             raise ConfigError(
                 [
-                    f"the run is already at step {found.manifest.step}, beyond the "
+                    f"the run is already at step {newest.manifest.step}, beyond the "
                     f"{resolved.total_steps} steps asked for; ask for more, or choose a new run.name"
                 ]
             )
-        damaged = (f"passed over a damaged checkpoint: {text}" for text in found.passed_over)
-        messages = (*damaged, *_another_length(found.manifest, resolved))
-        return StartPoint(found, resumed=True, messages=messages)
+        damaged = (f"passed over a damaged checkpoint: {text}" for text in newest.passed_over)
+        messages = (*damaged, *_changed_length(newest.manifest, resolved))
+        return StartPoint(newest, resumed=True, messages=messages)
+    # A run with checkpoints of its own resumes from these, even if it was forked.
     if resolved.job.run.from_ is not None:
-        found = find_fork(resolved.runs, resolved.job.run.from_)
-        _refuse_contradictions(found.manifest, resolved, CHANGEABLE_ON_FORK, data_digests)
-        return fork(found, resolved)
+        fork_point = find_fork(resolved.runs, resolved.job.run.from_)
+        _refuse_contradictions(fork_point.manifest, resolved, CHANGEABLE_ON_FORK, data_digests)
+        return fork(fork_point, resolved)
     return StartPoint(None, resumed=False)
 
 
-def _another_length(manifest: CheckpointManifest, resolved: ResolvedRun) -> tuple[str, ...]:
-    """Tell of a run that it will have another number of steps than was planned when this checkpoint was
-    made.
+def _changed_length(manifest: CheckpointManifest, resolved: ResolvedRun) -> tuple[str, ...]:
+    """Return a message for a run with another number of steps than planned when the checkpoint was made.
 
     Raises:
-        ConfigError: the learning rate has begun to decay, by the plan of before or by the one of now, so that
-            it would jump. Says from which checkpoint to go on.
+        ConfigError: the learning rate has begun to decay, by the old plan or by the new one, so that it would
+            jump; names the checkpoint to continue from.
     """
     job, now = resolved.job, resolved.total_steps
+    # The manifest has the steps, or tokens, that were planned when it was written.
     planned = {key: manifest.config[f"train.{key}"] for key in ("steps", "tokens")}
     before = total_steps(replace(job, train=replace(job.train, **planned)))
     start, new_start = (decay_start(job.schedule, total) for total in (before, now))
     if now in (before, manifest.step) or start is None or new_start is None:
         return ()
-    begun = min(start, new_start)
+    earliest = min(start, new_start)
     key = "train.tokens" if job.train.steps is None else "train.steps"
-    asked = f"{key}={job.train.tokens if job.train.steps is None else now}"
-    if manifest.step <= begun:
+    setting = f"{key}={job.train.tokens if job.train.steps is None else now}"
+    if manifest.step <= earliest:
         return (
-            f"{asked}: the learning rate decays from step {new_start} to {now}, and not from {start} to "
+            f"{setting}: the learning rate decays from step {new_start} to {now}, and not from {start} to "
             f"{before} as planned before",
         )
     rates = [
         learning_rate_factor(job.schedule, manifest.step + 1, total) for total in (before, now)
     ]
-    kept = _kept_before_decay(resolved, begun)
+    kept = _kept_before_decay(resolved, earliest)
     advice = (
         "no checkpoint from before the decay is left, so choose another run.name"
         if kept is None
@@ -169,22 +178,22 @@ def _another_length(manifest: CheckpointManifest, resolved: ResolvedRun) -> tupl
     )
     raise ConfigError(
         [
-            f"{asked}: {before} steps were planned; the learning rate decays from step {begun} on, and would "
-            f"jump from {rates[0]:.0%} of its peak to {rates[1]:.0%} after step {manifest.step}; {advice}"
+            f"{setting}: {before} steps were planned; the learning rate decays from step {earliest} on, and "
+            f"would jump from {rates[0]:.0%} of its peak to {rates[1]:.0%} after step {manifest.step}; {advice}"
         ]
     )
 
 
-def _kept_before_decay(resolved: ResolvedRun, start: int) -> int | None:
-    """The step of the newest checkpoint that there is from before the decay."""
+def _kept_before_decay(resolved: ResolvedRun, decay: int) -> int | None:
+    """Return the step of the newest checkpoint that is left from before the decay."""
+    # The object store may keep checkpoints that this machine no longer has.
     remote = resolved.remote
-    here = [step for step, _ in committed_steps(resolved.checkpoints)]
-    steps = here if remote is None else remote.steps()
-    return newest_until(steps, start)
+    local = [step for step, _ in committed_steps(resolved.checkpoints)]
+    return newest_until(local if remote is None else remote.steps(), decay)
 
 
-def going_on(resolved: ResolvedRun) -> str | None:
-    """Say what to add to a finished run's command for more steps; None where it would have to begin anew."""
+def extension_overrides(resolved: ResolvedRun) -> str | None:
+    """Return the overrides that extend a finished run by more steps; None if it would have to start anew."""
     start = decay_start(resolved.job.schedule, resolved.total_steps)
     if start is None:
         return "train.steps=…"
@@ -194,16 +203,16 @@ def going_on(resolved: ResolvedRun) -> str | None:
     return f"run.name=… run.from={resolved.job.run.name}@{kept} train.steps=…"
 
 
-def fork(found: VerifiedCheckpoint, resolved: ResolvedRun) -> StartPoint:
-    """Start from another run's checkpoint; moments are kept where the optimizer is."""
-    before, now = found.manifest.config.get("optim.name"), resolved.job.optim.name
+def fork(checkpoint: VerifiedCheckpoint, resolved: ResolvedRun) -> StartPoint:
+    """Start from another run's checkpoint; its moments are kept if the optimizer is the same."""
+    before, now = checkpoint.manifest.config.get("optim.name"), resolved.job.optim.name
     if before == now:
-        return StartPoint(found, resumed=False)
+        return StartPoint(checkpoint, resumed=False)
     text = (
-        f"optim.name={now}: {resolved.job.run.from_} was trained with {before}, whose moments don't serve "
-        "it; they start at zero"
+        f"optim.name={now}: {resolved.job.run.from_} was trained with {before}, whose moments {now} can't use; "
+        "they start at zero"
     )
-    return StartPoint(found, resumed=False, messages=(text,), keeps_moments=False)
+    return StartPoint(checkpoint, resumed=False, messages=(text,), keeps_moments=False)
 
 
 def _refuse_contradictions(
@@ -214,34 +223,35 @@ def _refuse_contradictions(
 ) -> None:
     problems = contradictions(manifest.config, resolved.config, changeable)
     if resolved.parent_digest != manifest.parent_digest and "parent" in resolved.config:
-        problems.append(_other_parent(manifest, resolved))
+        problems.append(_changed_parent(manifest, resolved))
     for key, digest in manifest.model_digests.items():
         now = resolved.model_digests.get(key)
         if now is not None and now != digest:
             problems.append(
-                f"{key}={resolved.config.get(key)}: its weights are others now ({now[:12]}) than those the "
-                f"run began with ({digest[:12]}); name the version it began with, or choose another run.name"
+                f"{key}={resolved.config.get(key)} now resolves to different weights ({now[:12]}; the run "
+                f"started with {digest[:12]}); name the version it started with, or choose another run.name"
             )
+    # Other data is only worth mentioning if the configuration doesn't explain it already.
     if not problems and manifest.data_digests != data_digests:
         problems = [
-            "the prepared data isn't what the checkpoint was trained on (manifest digests "
+            "the prepared data differs from the data that the checkpoint was trained on (manifest digests "
             f"{_short(manifest.data_digests)} then, {_short(data_digests)} now)"
         ]
     if problems:
         raise ConfigError(problems)
 
 
-def _other_parent(manifest: CheckpointManifest, resolved: ResolvedRun) -> str:
-    asked = f"parent={resolved.config['parent']}"
+def _changed_parent(manifest: CheckpointManifest, resolved: ResolvedRun) -> str:
+    setting = f"parent={resolved.config['parent']}"
     if resolved.parent != manifest.parent:
         return (
-            f"{asked} is {resolved.parent} now, the run started from {manifest.parent}: give that one to go "
-            "on with the run, or choose another run.name"
+            f"{setting} now resolves to {resolved.parent}; the run started from {manifest.parent}: name that "
+            "one to go on with the run, or choose another run.name"
         )
     now, before = resolved.parent_digest or "none", manifest.parent_digest or "none"
     return (
-        f"{asked}: {resolved.parent} has other weights now ({now[:12]}) than those the run began with "
-        f"({before[:12]}): restore them to go on with the run, or choose another run.name"
+        f"{setting}: {resolved.parent} now has different weights ({now[:12]}; the run started with "
+        f"{before[:12]}): restore them to go on with the run, or choose another run.name"
     )
 
 

@@ -28,7 +28,7 @@ def load_model(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, 
 
     from raymill.generate.conversation import print_note
     from raymill.generate.modes import mode_of
-    from raymill.model.quiet import from_folder, model_of, silence_libraries
+    from raymill.model.loading import from_folder, load_hf_model, silence_libraries
 
     silence_libraries()
     tokenizer = from_folder(
@@ -37,7 +37,7 @@ def load_model(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, 
             folder, local_files_only=True, trust_remote_code=False
         ),
     )
-    model = model_of(AutoModelForCausalLM, folder)
+    model = load_hf_model(AutoModelForCausalLM, folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     ends = token_id_list(model.config.eos_token_id)
     model = model.to(device).eval()

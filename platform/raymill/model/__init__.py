@@ -1,1 +1,1 @@
-"""Architecture presets → Hugging Face models, and back to Hugging Face folders."""
+"""Models: built from architecture presets or parents, and exported as Hugging Face folders."""

@@ -1,13 +1,13 @@
-"""From an architecture's numbers to a transformers model, so that any Hugging Face tool can load it."""
+"""Construction of transformers models from an architecture's numbers, which any Hugging Face tool can load."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raymill.causes import first_line
 from raymill.errors import ConfigError
-from raymill.model.quiet import config_of, model_of
+from raymill.model.loading import load_hf_config, load_hf_model
 from raymill.model.shape import SHAPE_KEYS
 from raymill.redaction import override
 from raymill.schema.sections import ArchConfig
@@ -15,7 +15,8 @@ from raymill.schema.sections import ArchConfig
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-# transformers' names of what an architecture's numbers leave to a family's defaults, or say by another name.
+# Settings, by transformers' names, that an architecture leaves to its family's defaults or has another name
+# for.
 _COMPUTATION = (
     "model_type", "head_dim", "layer_norm_epsilon", "rms_norm_eps", "rope_parameters", "hidden_act",
     "activation_function", "attention_bias", "mlp_bias", "use_sliding_window", "scale_attn_weights",
@@ -26,7 +27,7 @@ _COMPUTATION = (
 def hugging_face_config(
     arch: ArchConfig, vocab_size: int, end_of_text_id: int | None
 ) -> PretrainedConfig:
-    """The transformers configuration of a preset; `vocab_size` as resolved from the tokenizer."""
+    """Return the transformers configuration of a preset; `vocab_size` is resolved from the tokenizer."""
     from transformers import GPT2Config, LlamaConfig, Qwen3Config
 
     tokens = {"bos_token_id": end_of_text_id, "eos_token_id": end_of_text_id}
@@ -66,10 +67,11 @@ def hugging_face_config(
 def build_model(
     arch: ArchConfig, vocab_size: int, end_of_text_id: int | None, seed: int
 ) -> PreTrainedModel:
-    """A freshly initialised fp32 model; the same seed gives the same weights on every rank."""
+    """Build a freshly initialized fp32 model; the same seed gives the same weights on every rank."""
     import torch
     from transformers import AutoModelForCausalLM
 
+    # transformers draws initial weights from torch's global generator.
     torch.manual_seed(seed)
     config = hugging_face_config(arch, vocab_size, end_of_text_id)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(
@@ -84,32 +86,34 @@ def build_model(
 def load_pretrained(
     folder: Path, arch: ArchConfig, vocab_size: int, end_of_text_id: int | None
 ) -> PreTrainedModel:
-    """Weights to continue from, in fp32, in the very model that `build_model` makes: a resumed run and the
-    export build it from `arch` alone.
+    """Load weights to continue from, in fp32, into the same model that `build_model` builds.
+
+    The folder's own configuration isn't used, since a resumed run and the export build the model from `arch`.
 
     Raises:
         ConfigError: the folder's model has another shape than `arch`, computes something else, has another
-        vocabulary, or needs code of its own.
+            vocabulary, or needs code of its own.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     try:
-        config = config_of(folder)
+        config = load_hf_config(folder)
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(
             [f"model={folder}: transformers can't load it: {first_line(error)}"]
         ) from error
+    # Compared setting by setting, so that all contradictions are reported at once.
     own = hugging_face_config(arch, vocab_size, end_of_text_id)
     problems = [
-        f"arch.{key}={getattr(arch, key)}: the model in {folder} has {found}; choose its own arch="
-        for key, found in _shape_of(config).items()
-        if found != getattr(arch, key)
+        f"arch.{key}={getattr(arch, key)}: the model in {folder} has {value}; choose its own arch="
+        for key, value in _shape_of(config).items()
+        if value != getattr(arch, key)
     ]
     problems += [
-        f"model={folder}: its {key} is {found}, where arch={arch.name} has {getattr(own, key, None)}"
-        for key, found in _computation_of(config).items()
-        if found != getattr(own, key, None)
+        f"model={folder}: its {key} is {value}, where arch={arch.name} has {getattr(own, key, None)}"
+        for key, value in _computation_of(config).items()
+        if value != getattr(own, key, None)
     ]
     if config.vocab_size < vocab_size:
         problems.append(
@@ -118,12 +122,12 @@ def load_pretrained(
         )
     elif config.vocab_size > vocab_size:
         problems.append(
-            f"model={folder}: its vocabulary of {config.vocab_size} has more room than {vocab_size}; set "
-            f"arch.vocab_size={config.vocab_size}"
+            f"model={folder}: its vocabulary of {config.vocab_size} is larger than the data's {vocab_size}; "
+            f"set arch.vocab_size={config.vocab_size}"
         )
     if problems:
         raise ConfigError(problems)
-    model: PreTrainedModel = model_of(
+    model: PreTrainedModel = load_hf_model(
         AutoModelForCausalLM,
         folder,
         config=own,
@@ -133,21 +137,27 @@ def load_pretrained(
     return model
 
 
-def _shape_of(config: Any) -> dict[str, Any]:
-    """What decides which weights there are; positions may differ unless they are weights, too."""
-    shape = {"tied_embeddings": config.tie_word_embeddings}
+def _shape_of(config: PretrainedConfig) -> dict[str, object]:
+    """Return the settings that decide the weights' shapes.
+
+    The number of positions decides them only where positions have weights, as in GPT-2.
+    """
+    shape: dict[str, object] = {"tied_embeddings": config.tie_word_embeddings}
     for key, names in SHAPE_KEYS.items():
-        found = [getattr(config, name, None) for name in names]
-        value = next((one for one in found if one is not None), None)
+        values = (getattr(config, name, None) for name in names)
+        value = next((value for value in values if value is not None), None)
+        # Rotary positions have no weights, so another number of them changes no shape.
         if value is not None and (key != "max_positions" or config.model_type == "gpt2"):
             shape[key] = value
     return shape
 
 
-def _computation_of(config: Any) -> dict[str, Any]:
-    """What decides, beside the shape, what a model computes; dropout is the run's."""
-    found = {key: getattr(config, key) for key in _COMPUTATION if hasattr(config, key)}
-    rope = found.get("rope_parameters")
+def _computation_of(config: PretrainedConfig) -> dict[str, object]:
+    """Return the settings besides the shape that decide a model's output; dropout is set by the run."""
+    settings = {key: getattr(config, key) for key in _COMPUTATION if hasattr(config, key)}
+    rope = settings.get("rope_parameters")
     if rope is not None:
-        found["rope_parameters"] = {key: value for key, value in rope.items() if value is not None}
-    return found
+        settings["rope_parameters"] = {
+            key: value for key, value in rope.items() if value is not None
+        }
+    return settings

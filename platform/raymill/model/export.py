@@ -1,7 +1,7 @@
-"""A checkpoint's weights as a standard Hugging Face folder.
+"""Export of a checkpoint's weights as a standard Hugging Face folder.
 
-Written from the fragment files, one shard's tensors at a time: it needs neither the worker group that
-trained the model nor memory for the whole of it.
+The folder is written from the fragment files, one shard's tensors at a time. This needs neither the worker
+group that trained the model nor memory for all of it.
 """
 
 from __future__ import annotations
@@ -12,16 +12,26 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import psutil
 
 from raymill.checkpoint.fragments import FragmentReader, Index
 from raymill.data.text.control_tokens import GENERATION_NAME, ControlTokens, write_generation
 from raymill.durable import fsync_path, write_atomic
-from raymill.model.saved import Probes, Saved, compared, loaded_outputs, note, trained_outputs
+from raymill.model.verification import (
+    Probes,
+    SavedComparison,
+    compare_outputs,
+    loaded_outputs,
+    trained_outputs,
+    write_comparison,
+)
 from raymill.reading import entries, is_folder, read_bytes, read_json
 from raymill.schema.sections import ArchConfig
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 _SHARD_BYTES = 5 * 2**30
 
@@ -29,7 +39,7 @@ _SHARD_BYTES = 5 * 2**30
 def plan_shards(
     index: Index, bytes_per_element: int, shard_bytes: int = _SHARD_BYTES
 ) -> list[list[str]]:
-    """Parameter names per weight file, in order, each file at most `shard_bytes` if one tensor allows."""
+    """Return the parameter names per weight file, in order; a file of several stays within `shard_bytes`."""
     shards: list[list[str]] = [[]]
     filled = 0
     for name, entry in index.items():
@@ -43,9 +53,11 @@ def plan_shards(
 
 
 @contextmanager
-def replaced_whole(target: Path) -> Iterator[Path]:
-    """A temporary folder to fill, which takes `target`'s place when the block ends without an error, and whose
-    files may then be read by whom the umask lets read them."""
+def replaced_folder(target: Path) -> Iterator[Path]:
+    """Give a temporary folder to fill, which replaces `target` when the block ends without an error.
+
+    Its files get the modes that the umask gives to new files.
+    """
     temporary = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex[:8]}")
     temporary.mkdir(parents=True)
     try:
@@ -54,6 +66,7 @@ def replaced_whole(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    # A folder can't be replaced in one step, so the old one is moved aside for a moment.
     if is_folder(target):
         old = target.with_name(f"{target.name}.old-{uuid.uuid4().hex[:8]}")
         target.replace(old)
@@ -65,7 +78,7 @@ def replaced_whole(target: Path) -> Iterator[Path]:
 
 
 def _follow_umask(folder: Path) -> None:
-    """Give every file the mode of a new one: safetensors writes through private temporary files."""
+    """Give every file the mode of a new one, since safetensors writes through private temporary files."""
     probe = folder / uuid.uuid4().hex
     probe.touch()
     mode = probe.stat().st_mode
@@ -85,16 +98,17 @@ def export_folder(
     precision: str,
     *,
     parent: Path | None = None,
-    trained: Callable[[], Any] | None = None,
+    trained: Callable[[], PreTrainedModel] | None = None,
     probe_ids: Probes = (),
 ) -> Path:
-    """Write `target` so that `AutoModelForCausalLM.from_pretrained(target)` loads it; replaces it whole.
+    """Write `target` so that `AutoModelForCausalLM.from_pretrained(target)` loads it.
 
-    Tied weights are stored once, under the input embedding's name, as transformers expects. How `parent` is
-    sampled is kept. What `trained` gives, the model in memory, is compared with the folder on `probe_ids`.
+    The whole folder is replaced. Tied weights are stored once, under the input embedding's name, as
+    transformers expects. The sampling settings of `parent` are kept. The model that `trained` builds in memory
+    is compared with the folder on `probe_ids`.
 
     Raises:
-        CheckpointError: the folder's model doesn't compute what the trained one does.
+        CheckpointError: the folder's model gives other outputs than the trained one.
     """
     import torch
     from safetensors.torch import save_file
@@ -104,9 +118,10 @@ def export_folder(
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     config = hugging_face_config(arch, vocab_size, tokens.stops[0])
     config.update(tokens.settings())
+    # transformers sets it when a model is saved; here only its configuration exists.
     config.architectures = [_architecture_name(config)]
     config.dtype = dtype
-    with replaced_whole(target) as temporary:
+    with replaced_folder(target) as temporary:
         config.save_pretrained(temporary)
         shards = plan_shards(reader.index, dtype.itemsize)
         weight_map: dict[str, str] = {}
@@ -119,50 +134,55 @@ def export_folder(
             )
             tensors = {name: torch.from_numpy(reader.tensor(name)).to(dtype) for name in names}
             save_file(tensors, temporary / file, metadata={"format": "pt"})
+            # The index tells transformers in which file it finds each tensor.
             weight_map.update(dict.fromkeys(names, file))
             total_bytes += sum(tensor.numel() * dtype.itemsize for tensor in tensors.values())
         if len(shards) > 1:
-            body: dict[str, Any] = {
-                "metadata": {"total_size": total_bytes},
-                "weight_map": weight_map,
-            }
+            body = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
             write_atomic(temporary / "model.safetensors.index.json", json.dumps(body, indent=1))
         copy_tokenizer(tokenizer_folder, temporary)
         settings = {} if parent is None else read_json(parent / GENERATION_NAME, missing={})
         write_generation(temporary, settings, tokens)
         if trained is not None:
-            note(temporary, _compared(trained, temporary, probe_ids, precision, reader.index))
+            write_comparison(
+                temporary, _compared(trained, temporary, probe_ids, precision, reader.index)
+            )
         flush(temporary)
     return target
 
 
 def _compared(
-    trained: Callable[[], Any], folder: Path, probe_ids: Probes, precision: str, index: Index
-) -> Saved | None:
-    """None where memory has no room for the model, which writing it doesn't need."""
+    trained: Callable[[], PreTrainedModel],
+    folder: Path,
+    probe_ids: Probes,
+    precision: str,
+    index: Index,
+) -> SavedComparison | None:
+    """Compare the folder with the trained model; None if that doesn't fit into memory, as writing does."""
     size = 4 * sum(entry.numel for entry in index.values())
+    # The outputs and the loader's buffers come on top of the fp32 weights.
     if 1.5 * size > psutil.virtual_memory().available:
         return None
-    # One after the other, so that only one of them is in memory.
+    # One after the other, so that only one model is in memory at a time.
     before = trained_outputs(trained(), probe_ids, scalar=False)
-    return compared(before, loaded_outputs(folder, probe_ids, scalar=False), precision)
+    return compare_outputs(before, loaded_outputs(folder, probe_ids, scalar=False), precision)
 
 
 def flush(folder: Path) -> None:
-    """Make a folder's files outlive a crash."""
+    """Flush a folder's files to the disk, so that they outlive a crash."""
     for path in folder.iterdir():
         fsync_path(path)
 
 
 def copy_tokenizer(tokenizer_folder: Path, target: Path) -> None:
-    """Copy the tokenizer's files into a model's folder, which says itself where it stops."""
+    """Copy a tokenizer's files into a model's folder, except generation settings, which the export writes."""
     for path in entries(tokenizer_folder):
         if path.name == GENERATION_NAME:
             continue
         (target / path.name).write_bytes(read_bytes(path))
 
 
-def _architecture_name(config: Any) -> str:
+def _architecture_name(config: PretrainedConfig) -> str:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     name: str = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]

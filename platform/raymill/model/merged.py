@@ -1,20 +1,25 @@
-"""A model's weights as a plain model of its architecture has them, one at a time: adapters are added to what
-they adapt, in copies, so that the trained weights stay bit for bit what they are."""
+"""Merged weights of a model, one at a time, as a plain model of its architecture has them.
+
+Adapters are added to copies of the weights that they adapt, so the trained weights don't change by a bit.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-# Makes parameters whole within a block, where they are shared out over ranks.
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# A context in which the parameters are whole, if they are partitioned over ranks.
 Gather = Callable[[Sequence[torch.nn.Parameter]], AbstractContextManager[None]]
 
 
-def merged_weights(model: Any, gather: Gather) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor on the host) of every weight, tied ones once; the tensor is valid until the next.
+def merged_weights(model: PreTrainedModel, gather: Gather) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield (name, tensor on the host) of every weight, tied ones once; a tensor is valid until the next one.
 
     Collective where `gather` is: exhaust it on every rank.
     """
@@ -23,20 +28,22 @@ def merged_weights(model: Any, gather: Gather) -> Iterator[tuple[str, torch.Tens
             with gather([parameter]):
                 yield name, parameter.detach().cpu()
         return
-    hub = model.get_base_model()
-    adapted = {name: module for name, module in hub.named_modules() if _is_adapted(module)}
+    base = model.get_base_model()
+    adapted = {name: module for name, module in base.named_modules() if _is_adapted(module)}
+    # Parameters inside an adapted module come from `_adapted`, merged.
     inside = tuple(f"{name}." for name in adapted)
     seen: set[int] = set()
     for name, module in adapted.items():
+        # Adapters may be nested; only the outermost gives plain weights.
         if not name.startswith(inside):
             yield from _adapted(name, module, gather, seen)
-    for name, parameter in hub.named_parameters():
+    for name, parameter in base.named_parameters():
         if not name.startswith(inside) and id(parameter) not in seen:
             with gather([parameter]):
                 yield name, parameter.detach().cpu()
 
 
-def _is_adapted(module: Any) -> bool:
+def _is_adapted(module: torch.nn.Module) -> bool:
     from peft.tuners.lora import LoraLayer
     from peft.utils import TrainableTokensWrapper
 
@@ -50,7 +57,8 @@ def _adapted(
 
     if isinstance(module, TrainableTokensWrapper):
         weight = module.original_module.weight
-        if id(weight) in seen:  # the output matrix, where it is the input's
+        # The output matrix may be tied to the input embeddings.
+        if id(weight) in seen:
             return
         seen.add(id(weight))
         with gather(list(module.parameters())):
@@ -69,7 +77,7 @@ def _adapted(
 
 
 def _layers(module: Any) -> Iterator[Any]:
-    """Adapters around one module: of experts, which are parameters, each has its own around the next."""
+    """Yield the nested adapter layers around one module; experts that are parameters have a layer each."""
     from peft.tuners.lora import LoraLayer
 
     while isinstance(module, LoraLayer):

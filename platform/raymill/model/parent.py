@@ -1,4 +1,4 @@
-"""A parent model made ready for fine-tuning: new tokens, adapters, frozen parameters, embedding noise.
+"""Preparation of a parent model for fine-tuning: new tokens, adapters, frozen parameters, embedding noise.
 
 Everything here is a function of the parent's files, the configuration and a seed, so that every rank, and
 every restart, builds the same model.
@@ -9,40 +9,41 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raymill.causes import first_line
 from raymill.errors import ConfigError
-from raymill.model.quiet import model_of
-from raymill.model.shape import gives_a_number
+from raymill.model.loading import load_hf_model
+from raymill.model.shape import is_reward_model
 from raymill.schema.sections import LoraConfig
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+    from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
-SCALAR_HEADS = frozenset(("score", "classifier"))  # what families call theirs
-NEW_TOKEN_NOISE = 0.1  # of the embeddings' own spread
+SCALAR_HEADS = frozenset(("score", "classifier"))  # the families' names of the scalar head
+NEW_TOKEN_NOISE = 0.1  # relative to the standard deviation of the embeddings
 
 
 def load_parent(
     folder: Path, vocab_size: int, new_ids: Sequence[int], attention: str, seed: int
 ) -> PreTrainedModel:
-    """The parent in fp32, its vocabulary extended to `vocab_size` and `new_ids` initialised.
+    """Load the parent in fp32, extend its vocabulary to `vocab_size`, and initialize `new_ids`.
 
     Raises:
         ConfigError: transformers can't load it.
         DataError: its weights are damaged or incomplete.
-        StorageError: it can't be read.
+        StorageError: a file can't be read.
     """
     from transformers import AutoModelForCausalLM
 
-    model: PreTrainedModel = _loaded(AutoModelForCausalLM, folder, attention)
+    model = _load(AutoModelForCausalLM, folder, attention)
     extend_vocabulary(model, vocab_size, new_ids, seed)
     return model
 
 
-def load_scalar(
+def load_scalar_model(
     folder: Path,
     vocab_size: int,
     new_ids: Sequence[int],
@@ -50,20 +51,21 @@ def load_scalar(
     seed: int,
     pad_id: int,
 ) -> tuple[PreTrainedModel, bool]:
-    """The parent with a head that gives one number (transformers' sequence classifier), and whether it had
-    that head already. A new head is drawn from `seed`.
+    """Load the parent with a head that gives one number, as transformers' sequence classifier.
+
+    Also return True if it had that head already; a new head is drawn from `seed`.
 
     Raises:
-        ConfigError: transformers can't load it so.
+        ConfigError: transformers can't load it as a sequence classifier.
         DataError: its weights are damaged or incomplete.
-        StorageError: it can't be read.
+        StorageError: a file can't be read.
     """
     import torch
     from transformers import AutoModelForSequenceClassification
 
     torch.manual_seed(seed)
-    has_head = gives_a_number(folder)
-    model: Any = _loaded(
+    has_head = is_reward_model(folder)
+    model = _load(
         AutoModelForSequenceClassification,
         folder,
         attention,
@@ -72,52 +74,58 @@ def load_scalar(
     )
     extend_vocabulary(model, vocab_size, new_ids, seed)
     model.config.pad_token_id = pad_id
+    # Otherwise transformers would guess the loss from the labels.
     model.config.problem_type = "regression"
     return model, has_head
 
 
-def scalar_head(model: Any) -> torch.nn.Module:
-    """The module that makes the number, also inside adapters' wrappers.
+def scalar_head(model: torch.nn.Module) -> torch.nn.Module:
+    """Return the module that gives the number, also from inside adapters' wrappers.
 
     Raises:
-        ConfigError: the family calls it by a name that isn't known.
+        ConfigError: the family has another name for it.
     """
-    found = [
+    heads: list[torch.nn.Module] = [
         module for name, module in model.named_modules() if name.rpartition(".")[2] in SCALAR_HEADS
     ]
-    # With adapters the head is wrapped, and the copy that is trained lies inside.
-    if not found:
+    if not heads:
         raise ConfigError(
             [f"parent: {type(model).__name__} has no head called score or classifier"]
         )
-    head: torch.nn.Module = found[0]
-    return head
+    # With adapters the first is a wrapper, which computes with the trained copy inside.
+    return heads[0]
 
 
-def _loaded(
-    cls: Any, folder: Path, attention: str, new: frozenset[str] = frozenset(), **settings: Any
-) -> Any:
+def _load(
+    auto_class: type[_BaseAutoModelClass],
+    folder: Path,
+    attention: str,
+    new: frozenset[str] = frozenset(),
+    **settings: object,
+) -> PreTrainedModel:
     import torch
 
     try:
-        return model_of(
-            cls, folder, new, dtype=torch.float32, attn_implementation=attention, **settings
+        return load_hf_model(
+            auto_class, folder, new, dtype=torch.float32, attn_implementation=attention, **settings
         )
     except (OSError, ValueError, ImportError) as error:
         problem = f"parent: transformers can't load {folder}: {first_line(error)}"
-        # transformers' own advice is an argument of a function.
+        # transformers advises to pass an argument to its function; the user has a key for it.
         if 'attn_implementation="eager"' in str(error):
-            problem = f"attention={attention}: the model of {folder} hasn't this kernel; set attention=eager"
+            problem = f"attention={attention}: the model of {folder} has no such kernel; set attention=eager"
         raise ConfigError([problem]) from error
 
 
-def extend_vocabulary(model: Any, vocab_size: int, new_ids: Sequence[int], seed: int) -> None:
-    """Make room for `vocab_size` tokens, and give `new_ids` the mean of all others' embeddings.
+def extend_vocabulary(
+    model: PreTrainedModel, vocab_size: int, new_ids: Sequence[int], seed: int
+) -> None:
+    """Extend the embeddings to `vocab_size` tokens, and initialize `new_ids` to the mean of all others.
 
     The mean keeps the distribution over the old tokens nearly as it was (Hewitt 2021, "Initializing New
-    Word Embeddings for Pretrained Language Models"); a little noise keeps the new ones apart from each
-    other, which frozen embeddings would need. Tokens that a padded vocabulary had room for are
-    initialised too: nothing has ever trained them.
+    Word Embeddings for Pretrained Language Models"); a little noise tells the new ones apart, in case the
+    embeddings are frozen. Unused rows of a padded vocabulary are initialized too, since they were never
+    trained.
     """
     import torch
 
@@ -132,9 +140,11 @@ def extend_vocabulary(model: Any, vocab_size: int, new_ids: Sequence[int], seed:
     new_ids = untrained_ids(before, vocab_size, new_ids)
     if not new_ids:
         return
+    # A generator of its own leaves the global one as it was.
     generator = torch.Generator().manual_seed(seed)
     matrices = [model.get_input_embeddings().weight]
     head = model.get_output_embeddings()
+    # A tied matrix is initialized once.
     if head is not None and head.weight is not matrices[0]:
         matrices.append(head.weight)
     with torch.no_grad():
@@ -148,24 +158,28 @@ def extend_vocabulary(model: Any, vocab_size: int, new_ids: Sequence[int], seed:
 
 
 def untrained_ids(before: int, vocab_size: int, new_ids: Sequence[int]) -> list[int]:
-    """Tokens whose embeddings are drawn anew, of a model that has had room for `before`.
+    """Return the tokens whose embeddings are drawn, in a model extended from `before` to `vocab_size` rows.
 
-    Rows that are made now are new whether or not the parent's tokenizer knows their tokens already:
-    transformers draws them at random, and every rank and restart must have the same.
+    They include all rows that are added, even for tokens that the parent's tokenizer knows: transformers draws
+    these at random, and every rank and restart must have the same.
     """
     return sorted({*new_ids, *range(before, vocab_size)})
 
 
 def with_adapters(
-    model: Any, lora: LoraConfig, new_ids: Sequence[int], seed: int, task: str = "CAUSAL_LM"
-) -> Any:
-    """The model with LoRA adapters (peft), which alone are trained, and the new tokens' embeddings.
+    model: PreTrainedModel,
+    lora: LoraConfig,
+    new_ids: Sequence[int],
+    seed: int,
+    task: str = "CAUSAL_LM",
+) -> PreTrainedModel:
+    """Return the model with LoRA adapters (peft); only these and the new tokens' embeddings are trained.
 
-    Without the latter, a token that ends a turn could never be learned. With task SEQ_CLS the scalar head
-    is trained as well.
+    Without the embeddings, a new token that ends a turn could never be learned. With task SEQ_CLS the scalar
+    head is trained as well.
 
     Raises:
-        ConfigError: `lora.targets` names no module of this model, or embeddings that can't have adapters.
+        ConfigError: `lora.targets` matches no module of this model, or embeddings that can't have adapters.
     """
     import torch
     from peft import LoraConfig as PeftLoraConfig
@@ -173,30 +187,31 @@ def with_adapters(
 
     _check_tables(model, lora, new_ids)
     targets: str | list[str] = list(lora.targets)
-    spared: list[str] = []
+    excluded: list[str] = []
     if lora.targets == ("all-linear",):
-        targets, spared = "all-linear", _routers(model)
+        targets, excluded = "all-linear", _routers(model)
     settings = PeftLoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=targets,
-        exclude_modules=spared or None,
+        exclude_modules=excluded or None,
         trainable_token_indices=_token_tables(model, new_ids) or None,
         task_type=task,
     )
+    # peft draws adapters from torch's global generator.
     torch.manual_seed(seed)
     try:
         return get_peft_model(model, settings)
     except ValueError as error:
         advice = ""
         if targets == "all-linear":
-            advice = " Name those that get adapters, as in lora.targets=[in_proj]."
+            advice = " Name the modules that get adapters, as in lora.targets=[in_proj]."
         raise ConfigError([f"lora.targets={list(lora.targets)}: {error}{advice}"]) from error
 
 
 def _routers(model: torch.nn.Module) -> list[str]:
-    """Linear maps with a choice of experts behind them, as Llama 4's: adapters would see the choice."""
+    """Return the routers of a mixture of experts that are linear maps, as in Llama 4, which get no adapters."""
     import torch
 
     return [
@@ -206,9 +221,12 @@ def _routers(model: torch.nn.Module) -> list[str]:
     ]
 
 
-def _check_tables(model: Any, lora: LoraConfig, new_ids: Sequence[int]) -> None:
-    """Refuse adapters of embeddings that input and output share, since no plain model has one side alone,
-    and of those with new tokens, whose rows are trained themselves."""
+def _check_tables(model: PreTrainedModel, lora: LoraConfig, new_ids: Sequence[int]) -> None:
+    """Refuse adapters of some embeddings.
+
+    Tied embeddings can't have them, since merging would untie input and output; nor embeddings with new tokens,
+    whose rows are trained directly.
+    """
     tables = (model.get_input_embeddings(), model.get_output_embeddings())
     names = [
         target
@@ -221,15 +239,15 @@ def _check_tables(model: Any, lora: LoraConfig, new_ids: Sequence[int]) -> None:
         reason = (
             "the input's and the output's embeddings are one matrix in this model"
             if shared
-            else "the rows of new tokens are trained beside the adapters"
+            else "the rows of new tokens are trained directly"
         )
         raise ConfigError(
             [f"lora.targets={list(lora.targets)}: {reason}; leave {' and '.join(names)} out"]
         )
 
 
-def _token_tables(model: Any, new_ids: Sequence[int]) -> dict[str, list[int]]:
-    """New tokens by the module that holds their rows: the input's, and the output's unless it is tied."""
+def _token_tables(model: PreTrainedModel, new_ids: Sequence[int]) -> dict[str, list[int]]:
+    """Return module → new tokens with rows in it: the input embeddings, and the output matrix unless tied."""
     tables = {id(model.get_input_embeddings())}
     head = model.get_output_embeddings()
     if head is not None and head.weight is not model.get_input_embeddings().weight:
@@ -239,7 +257,7 @@ def _token_tables(model: Any, new_ids: Sequence[int]) -> dict[str, list[int]]:
 
 
 def freeze(model: torch.nn.Module, patterns: Sequence[str]) -> None:
-    """Switch off gradients of the parameters that a pattern matches.
+    """Switch off gradients of the parameters that match a pattern.
 
     Raises:
         ConfigError: a pattern matches nothing, or nothing is left to train.
@@ -248,13 +266,13 @@ def freeze(model: torch.nn.Module, patterns: Sequence[str]) -> None:
     frozen: list[str] = []
     names = [name for name, _ in model.named_parameters()]
     for pattern in patterns:
-        found = fnmatch.filter(names, pattern)
-        if not found:
+        matches = fnmatch.filter(names, pattern)
+        if not matches:
             problems.append(
-                f"freeze: {pattern!r} matches no parameter; they are called {names[0]}, "
+                f"freeze: {pattern!r} matches no parameter; their names are {names[0]}, "
                 f"{names[-1]}, …"
             )
-        frozen += found
+        frozen += matches
     for name, parameter in model.named_parameters():
         if name in frozen:
             parameter.requires_grad_(False)
@@ -265,29 +283,31 @@ def freeze(model: torch.nn.Module, patterns: Sequence[str]) -> None:
 
 
 def switch_dropout_off(model: torch.nn.Module) -> None:
-    """Make a pass in training mode the one in evaluation mode, whatever dropout the parent was trained with.
+    """Make training mode compute as evaluation mode does, whatever dropout the parent was trained with.
 
-    That of adapters, which is the job's (`lora.dropout`), stays.
+    The adapters' dropout, which the job sets (`lora.dropout`), stays.
     """
     import torch
 
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Dropout) and "lora_dropout" not in name.split("."):
             module.p = 0.0
-        # Most families' attention has it as a number.
+        # In most families the dropout of attention is a number and not a module.
         if isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0
 
 
-def add_embedding_noise(model: Any, alpha: float, row_length: int | None = None) -> None:
-    """NEFTune (Jain et al. 2023): uniform noise of magnitude alpha / √(T·H) on embeddings, in training.
+def add_embedding_noise(
+    model: PreTrainedModel, alpha: float, row_length: int | None = None
+) -> None:
+    """Add uniform noise of magnitude alpha / √(T·H) to embeddings in training (NEFTune, Jain et al. 2023).
 
-    T is the length of the pass's rows, or `row_length` where a pass makes one row of several. The noise comes
+    T is the length of the rows, or `row_length` where a pass concatenates several into one. The noise comes
     from torch's global generator, which the loop seeds by step and rank, so it is the same after a restart.
     """
     import torch
 
-    def noisy(module: torch.nn.Module, _inputs: Any, output_BTH: torch.Tensor) -> torch.Tensor:
+    def noisy(module: torch.nn.Module, _inputs: object, output_BTH: torch.Tensor) -> torch.Tensor:
         if not module.training:
             return output_BTH
         length = output_BTH.shape[1] if row_length is None else row_length

@@ -1,1 +1,1 @@
-"""What a job will need, before anything is claimed: pure arithmetic, no I/O."""
+"""Plan of a job before any resource is claimed: steps, FLOPs and memory, by arithmetic alone."""

@@ -1,4 +1,4 @@
-"""Steps and accumulation, derived from what is configured; validation has made sure they are whole."""
+"""Steps, rows and accumulation, derived from the configuration; its checks ensure that divisions are exact."""
 
 from __future__ import annotations
 
@@ -6,38 +6,43 @@ from raymill.schema.jobs import TrainJob
 
 
 def total_steps(job: TrainJob) -> int:
-    """Optimizer steps of the whole run; tokens are rounded up to whole global batches."""
+    """Return the optimizer steps of the whole run; tokens are rounded up to whole global batches."""
     if job.train.steps is not None:
         return job.train.steps
-    assert job.train.tokens is not None  # validation admits exactly one of the two
+    assert job.train.tokens is not None, "the checks require exactly one of steps and tokens"
     return -(-job.train.tokens // step_tokens(job))
 
 
 def step_tokens(job: TrainJob) -> int:
-    """Predictions of a step whose rows are full, over all workers: what `train.tokens` is divided by."""
+    """Return the predictions of a step with full rows, over all workers: the divisor of `train.tokens`."""
     return step_rows(job) * job.forward_length
 
 
 def step_rows(job: TrainJob) -> int:
-    """Sequences that a step passes through the model, over all workers: both of a pair, and each answer with
-    its prompt."""
+    """Return the sequences that a step passes through the model, over all workers.
+
+    A pair counts as two, and each answer counts together with its prompt as one.
+    """
     return job.train.global_batch * job.rows_per_sample * job.sequences_per_row
 
 
 def rows_per_update(job: TrainJob) -> int:
-    """Rows of one optimizer update, over all workers: a step's, but where answers are sampled for its
-    prompts and learned from in minibatches."""
+    """Return the rows of one optimizer update, over all workers.
+
+    They are a step's rows, except in RL, where a step's answers are split into minibatches.
+    """
     return job.train.global_batch * job.rows_per_sample // job.updates_per_step
 
 
 def accumulation_steps(job: TrainJob, world_size: int) -> int:
-    """Micro-batches a rank and update: rows / (world size x micro-batch), exact by validation."""
+    """Return the micro-batches per rank and update: rows / (world size x micro-batch)."""
     return rows_per_update(job) // (world_size * job.train.micro_batch)
 
 
 def allowed_workers(job: TrainJob) -> list[int]:
-    """World sizes within `run.workers` that the batch can be divided among, from the least up."""
+    """Return the world sizes within `run.workers` that divide the batch, in ascending order."""
     sizes = range(max(1, job.run.least), job.run.most + 1)
+    # In RL the prompts of every minibatch are divided over the workers, too.
     return [
         size for size in sizes
         if rows_per_update(job) % (size * job.train.micro_batch) == 0

@@ -1,12 +1,12 @@
-"""Memory of one worker, part by part.
+"""Estimate of a worker's memory, part by part.
 
 State: Rajbhandari et al. 2020 ("ZeRO"), section 3 and figure 1: mixed precision holds 2 bytes of weights,
-2 of gradients and 12 of fp32 weights and Adam moments a parameter, of which stage 1 shares out the 12,
-stage 2 the gradients too, stage 3 everything. Gradients are accumulated here in fp32 in bf16 too, which the
-paper doesn't count; `accumulate_fp32` says so. In fp32, weights and gradients take
-4 bytes each and moments 8; stages 1 to 3 keep a partitioned fp32 copy of the weights besides.
-With Muon a matrix of the blocks has one moment, 4 bytes. When activations are gone, a worker has a bucket of
-whole matrices, their updates, and the products of the largest (`update_bytes`).
+2 of gradients and 12 of fp32 weights and Adam moments per parameter. Stage 1 partitions the 12 over the
+workers, stage 2 the gradients too, stage 3 everything. Gradients are accumulated here in fp32 in bf16 too,
+which the paper doesn't count; `accumulate_fp32` says so. In fp32, weights and gradients take 4 bytes each and
+moments 8; stages 1 to 3 keep a partitioned fp32 copy of the weights besides. With Muon a matrix of the blocks
+has one moment, 4 bytes. After the activations are freed, a worker holds a bucket of whole matrices, their
+updates, and the products of the largest (`update_bytes`).
 
 Activations: Korthikanti et al. 2022 ("Reducing activation recomputation"), redone for these blocks with
 attention that doesn't keep its matrix (SDPA, flash). Kept per token and layer, in elements, for a gated
@@ -26,8 +26,11 @@ from raymill.schema.sections import ArchConfig, Offload
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one worker on its device; and on the host, for what is offloaded and for the copy that
-    checkpoints are written from: fp32 weights and moments, shared out among the workers under every stage."""
+    """Bytes of one worker on its device and on the host.
+
+    The host holds the offloaded state, and the copy that checkpoints are written from: fp32 weights and
+    moments, partitioned over the workers under every stage.
+    """
 
     weights: float
     gradients: float
@@ -35,7 +38,7 @@ class Memory:
     activations: float
     logits: float
     host: float
-    update: float = 0.0  # what Muon needs while it computes, after the backward pass
+    update: float = 0.0  # buffers of Muon's update, after the backward pass
 
     @property
     def state(self) -> float:
@@ -47,23 +50,26 @@ class Memory:
 
 
 def moment_bytes(count: ParameterCount, optimizer: str) -> int:
-    """Bytes of the fp32 moments of the whole model."""
+    """Return the bytes of the whole model's fp32 moments."""
     return 8 * count.total - (4 * count.in_block_matrices if optimizer == "muon" else 0)
 
 
 def update_bytes(
     count: ParameterCount, stage: int, workers: int, precision: str, bucket_elements: int
 ) -> float:
-    """Bytes that Muon needs beside the state, on the worker that has the most to put together."""
+    """Return the bytes of Muon's buffers on the worker that assembles the most."""
     low = 2 if precision == "bf16" else 4
     largest = max(rows * columns for rows, columns, _ in count.matrices)
     smaller = max(min(rows, columns) for rows, columns, _ in count.matrices)
+    # A bucket holds at least one matrix, and no more than a worker's share of all.
     bucket = max(largest, min(bucket_elements, -(-count.in_block_matrices // workers)))
     if workers == 1:
         exchanged = 0
-    elif stage == 0:  # updates of all, which every worker has to hear
+    elif stage == 0:
+        # Every worker receives the updates of all matrices.
         exchanged = low * min(count.in_block_matrices, max(bucket_elements, workers * largest))
-    else:  # gradients in parts, as they come, and put together
+    else:
+        # Gradients are held twice: in parts as received, and assembled.
         exchanged = 2 * 4 * bucket
     products = (4 + 2 * low) * largest + 2 * low * smaller**2
     return float(exchanged + low * bucket + products)
@@ -77,9 +83,13 @@ def state_bytes(
     accumulate_fp32: bool = False,
     moments: int | None = None,
 ) -> tuple[float, float, float]:
-    """(weights, gradients, optimizer) in bytes of one worker; `moments` of the whole model, or else Adam's."""
+    """Return (weights, gradients, optimizer) of one worker in bytes.
+
+    `moments` of the whole model, by default Adam's.
+    """
     low = 2 if precision == "bf16" else 4
     gradient = 4 if precision != "bf16" or accumulate_fp32 else 2
+    # ZeRO-0 in fp32 updates the weights in place; all others update an fp32 copy.
     masters = 4 * parameters if precision == "bf16" or stage > 0 else 0
     optimizer = masters + (8 * parameters if moments is None else moments)
     share = 1 / workers
@@ -93,34 +103,39 @@ def state_bytes(
 def activation_bytes(
     arch: ArchConfig, micro_batch: int, sequence_length: int, precision: str, recompute: bool
 ) -> float:
-    """Bytes kept for the backward pass, without the logits."""
+    """Return the bytes kept for the backward pass, without the logits."""
     element = 2 if precision == "bf16" else 4
     hidden, inner = arch.hidden_size, arch.intermediate_size
     query, key_value = arch.heads * head_dim(arch), arch.kv_heads * head_dim(arch)
     attention = 2 * query + 2 * key_value
+    # GPT-2's block, without a gate.
     block = 8 * hidden + attention + 2 * inner
     if arch.family != "gpt2":
         block = 4 * hidden + attention + 4 * inner
     tokens = micro_batch * sequence_length
+    # The input of every layer, and everything within one of them, is held at a time.
     if recompute:
         return float(tokens * element * (arch.layers * hidden + block))
     return float(tokens * element * arch.layers * block)
 
 
 def logits_bytes(vocab_size: int, micro_batch: int, sequence_length: int, precision: str) -> float:
-    """Logits as computed, their fp32 copy and its gradient; often the peak of a small model. Where the output
-    matrix computes in fp32, there is no copy of them, and `head_bytes` come on top."""
+    """Return the bytes of the logits as computed, their fp32 copy and its gradient.
+
+    They are often the peak of a small model. Where the output matrix computes in fp32, there is no copy of
+    them, and `head_bytes` are added.
+    """
     copies = 4 + 4 + (2 if precision == "bf16" else 0)
     return float(micro_batch * sequence_length * vocab_size * copies)
 
 
 def head_bytes(arch: ArchConfig, vocab_size: int, precision: str) -> float:
-    """fp32 copies of the output matrix and its gradient, where it computes in fp32 (DPO, RL)."""
+    """Return the bytes of fp32 copies of the output matrix and its gradient, for DPO and RL."""
     return 8.0 * vocab_size * arch.hidden_size if precision == "bf16" else 0.0
 
 
 def job_memory(job: TrainJob, arch: ArchConfig, vocab_size: int, workers: int) -> Memory:
-    """Plan one worker of a job that runs on this many."""
+    """Estimate the memory of one worker of a job on `workers` workers."""
     return worker_memory(
         arch,
         vocab_size,
@@ -154,7 +169,7 @@ def worker_memory(
     bucket_elements: int = 0,
     fp32_head: bool = False,
 ) -> Memory:
-    """Plan one worker; an estimate without allocator overhead and, but for Muon's, communication buffers."""
+    """Estimate a worker's memory, without allocator overhead and communication buffers (except Muon's)."""
     count = count_parameters(arch, vocab_size)
     moments = moment_bytes(count, optimizer_name)
     weights, gradients, optimizer = state_bytes(
@@ -163,9 +178,11 @@ def worker_memory(
     update = 0.0
     if optimizer_name == "muon":
         update = update_bytes(count, stage, workers, precision, bucket_elements)
+    # Checkpoints are written from a copy in host memory.
     host = (4 * count.total + moments) / workers
     if offload_optimizer == "cpu":
         host += optimizer
+    # On NVMe the state takes neither device nor host memory.
     if offload_optimizer != "none":
         optimizer = 0.0
     if offload_params == "cpu":

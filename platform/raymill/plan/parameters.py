@@ -1,4 +1,11 @@
-"""Parameter counts of the architecture presets, in closed form."""
+"""Parameter counts and training FLOPs of the architecture presets, in closed form.
+
+FLOPs are counted as in the literature: 6·N + 12·L·H·Q·T per token (PaLM, Chowdhery et al. 2022, appendix B),
+with N parameters in matrix products (blocks and output matrix, without embedding look-ups), L layers, H heads,
+Q head width, T sequence length. Attention is counted in full although it is causal, and activation
+recomputation isn't counted: this is the numerator of model FLOPs utilization (MFU), not of hardware
+utilization.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +20,13 @@ class ParameterCount:
 
     embedding: int  # token (and learned position) embeddings
     blocks: int
-    matrices: tuple[tuple[int, int, int], ...]  # of the blocks: rows, columns, how many of them
+    matrices: tuple[tuple[int, int, int], ...]  # of the blocks: rows, columns, count
     output: int  # the output matrix, whether or not it is tied to the embedding
     tied: bool
 
     @property
     def head(self) -> int:
-        """The output matrix where it is a parameter of its own."""
+        """Output matrix, if it is a parameter of its own."""
         return 0 if self.tied else self.output
 
     @property
@@ -28,17 +35,17 @@ class ParameterCount:
 
     @property
     def in_block_matrices(self) -> int:
-        """What Muon trains where it is chosen."""
+        """Parameters that Muon trains, if it is the optimizer."""
         return sum(rows * columns * count for rows, columns, count in self.matrices)
 
     @property
     def in_matrix_products(self) -> int:
-        """N of 6·N·D here: the blocks and the output matrix, tied or not; no embedding look-ups."""
+        """N of 6·N·D: the blocks and the output matrix, tied or not; no embedding look-ups."""
         return self.blocks + self.output
 
 
 def head_dim(arch: ArchConfig) -> int:
-    """Width of one attention head."""
+    """Return the width of one attention head."""
     return arch.head_dim or arch.hidden_size // arch.heads
 
 
@@ -52,11 +59,13 @@ def count_parameters(arch: ArchConfig, vocab_size: int) -> ParameterCount:
     query, key_value = arch.heads * head_dim(arch), arch.kv_heads * head_dim(arch)
     output = vocab_size * hidden
     if arch.family == "gpt2":
+        # Queries, keys and values are one matrix; then the output, and two of the MLP.
         matrices = ((3 * hidden, hidden, 1), (hidden, hidden, 1), (inner, hidden, 2))
         vectors = 3 * hidden + hidden + inner + hidden + 4 * hidden
         final_norm = 2 * hidden
         embedding = output + arch.max_positions * hidden
     else:
+        # Queries and output, keys and values, and the three matrices of the gated MLP.
         matrices = ((query, hidden, 2), (key_value, hidden, 2), (inner, hidden, 3))
         vectors = 2 * hidden + (2 * head_dim(arch) if arch.family == "qwen3" else 0)
         final_norm = hidden
@@ -69,3 +78,10 @@ def count_parameters(arch: ArchConfig, vocab_size: int) -> ParameterCount:
         output=output,
         tied=arch.tied_embeddings,
     )
+
+
+def flops_per_token(arch: ArchConfig, vocab_size: int, sequence_length: int) -> float:
+    """Return the forward and backward FLOPs of one token."""
+    parameters = count_parameters(arch, vocab_size).in_matrix_products
+    attention = 12 * arch.layers * arch.heads * head_dim(arch) * sequence_length
+    return float(6 * parameters + attention)

@@ -1,11 +1,14 @@
-"""The plan of a training job in words: what `dry_run=true` prints."""
+"""The plan of a training job as text, which `dry_run=true` prints."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
 
 from rich.console import Console
 
 from raymill.data.store.location import prepared_folder
 from raymill.data.store.manifest import is_finished
+from raymill.data.store.order import PATTERN, pattern_slots
 from raymill.plan.batch import (
     accumulation_steps,
     allowed_workers,
@@ -14,10 +17,8 @@ from raymill.plan.batch import (
     step_tokens,
     total_steps,
 )
-from raymill.plan.flops import flops_per_token
 from raymill.plan.memory import job_memory, moment_bytes
-from raymill.plan.mixture import drawn_shares, rounding_warnings
-from raymill.plan.parameters import ParameterCount, count_parameters
+from raymill.plan.parameters import ParameterCount, count_parameters, flops_per_token
 from raymill.reading import is_folder
 from raymill.redaction import redacted_value
 from raymill.schema.jobs import ParentJob, PretrainJob, RlhfJob, TrainJob
@@ -26,6 +27,7 @@ from raymill.schema.storage import sqlite_address
 
 ASSUMED_MFU = 0.4  # published large runs reach 0.38 to 0.55
 GIB = 2**30
+TOLERANCE = 0.01  # relative deviation of a source's share from its weight that needs no warning
 
 
 def print_plan(lines: list[tuple[str, str]]) -> None:
@@ -36,16 +38,19 @@ def print_plan(lines: list[tuple[str, str]]) -> None:
 
 
 def pretraining_plan(job: PretrainJob) -> list[tuple[str, str]]:
-    """(topic, text) lines of the plan."""
+    """Return the plan as lines of (topic, text)."""
     vocabulary = job.arch.vocab_size or job.tokenizer.vocab_size
-    return [*_computation(job, job.arch, vocabulary), *_places(job, _text_data(job))]
+    return [*_computation(job, job.arch, vocabulary), *_locations(job, _text_data(job))]
 
 
 def fine_tuning_plan(
     job: ParentJob, parent: str, arch: ArchConfig | None, vocab_size: int, data: str
 ) -> list[tuple[str, str]]:
-    """(topic, text) lines; `arch` is the parent's where its shape is known, `vocab_size` with the tokens
-    that the chat template adds. Adapters are planned as if all weights were trained: an upper bound."""
+    """Return the plan as lines of (topic, text).
+
+    `arch` is the parent's if its shape is known; `vocab_size` includes the tokens that the chat template adds.
+    Adapters are planned as if all weights were trained, which is an upper bound.
+    """
     lines = [("parent", parent)]
     if arch is not None:
         vocabulary = max(vocab_size, arch.vocab_size or 0)
@@ -55,13 +60,15 @@ def fine_tuning_plan(
     if job.lora.rank:
         bound = f"rank {job.lora.rank} on {', '.join(job.lora.targets)}"
         lines.append(("adapters", f"{bound}; memory and checkpoints above are upper bounds"))
-    return [*lines, *_places(job, data)]
+    return [*lines, *_locations(job, data)]
 
 
 def _computation(job: TrainJob, arch: ArchConfig, vocabulary: int) -> list[tuple[str, str]]:
     count = count_parameters(arch, vocabulary)
     train, length = job.train, job.forward_length
-    workers = allowed_workers(job)[0]  # which have the most to hold each
+    # The smallest number of workers, which hold the most each.
+    workers = allowed_workers(job)[0]
+    # Answers of RL may be shorter than planned, so the tokens are an upper bound there.
     rows, steps = step_rows(job), total_steps(job)
     tokens = steps * step_tokens(job)
     per_token = flops_per_token(arch, vocabulary, length)
@@ -77,7 +84,7 @@ def _computation(job: TrainJob, arch: ArchConfig, vocabulary: int) -> list[tuple
             "tokens",
             f"{tokens:,} = {steps:,} steps x {rows:,} rows x {length:,}"
             f"{' at most' if rows != train.global_batch else ''}; "
-            f"{tokens / count.total:.1f} a parameter",
+            f"{tokens / count.total:.1f} per parameter",
         ),
         (
             "batch",
@@ -86,7 +93,7 @@ def _computation(job: TrainJob, arch: ArchConfig, vocabulary: int) -> list[tuple
         ),
         (
             "compute",
-            f"{total_flops:.3g} FLOPs, {per_token:.3g} a token{_duration(job, total_flops)}",
+            f"{total_flops:.3g} FLOPs, {per_token:.3g} per token{_duration(job, total_flops)}",
         ),
         ("memory", memory_plan(job, arch, vocabulary)),
         ("checkpoint", _checkpoint(job, count)),
@@ -102,25 +109,28 @@ def _checkpoint(job: TrainJob, count: ParameterCount) -> str:
 
 
 def _samples(job: TrainJob) -> str:
-    unit = job.row_unit
+    noun = job.row_unit
     if isinstance(job, RlhfJob):
-        return f"{unit} an update, to {job.train.global_batch:,} prompts a step"
-    return unit
+        return f"{noun} per update, to {job.train.global_batch:,} prompts per step"
+    return noun
 
 
 def roles_plan(
     job: RlhfJob, arch: ArchConfig | None, vocab_size: int, hosts: tuple[str, str] = ("", "")
 ) -> list[tuple[str, str]]:
-    """(topic, text) lines: who sits where in reinforcement learning, with how much memory, beside the policy
-    in the workers. `hosts`: of the samplers and of the reward models, once they are known."""
+    """Return lines of (topic, text) for the models of reinforcement learning other than the policy.
+
+    They have each model's place and memory. `hosts`: those of the samplers and of the reward models, once
+    known.
+    """
     rollout, reward = job.rollout, job.reward
     weights = "its weights"
     if arch is not None:
         count = count_parameters(arch, max(vocab_size, arch.vocab_size or 0)).total
         gib = count * (4 if job.train.precision == "fp32" else 2) / GIB
         weights = f"{gib:.2f} GiB of weights"
-    on_samplers, on_judges = (f" on {host}" if host else "" for host in hosts)
-    whole = "shared out over the workers" if job.zero.stage == 3 else "on every worker"
+    on_samplers, on_rewards = (f" on {host}" if host else "" for host in hosts)
+    whole = "partitioned over the workers" if job.zero.stage == 3 else "on every worker"
     reference = (
         "the policy with its adapters switched off"
         if job.lora.rank
@@ -129,32 +139,32 @@ def roles_plan(
     lines = [("reference", reference)]
     if job.algorithm.advantage == "gae":
         lines.append(("critic", "in the workers, with memory and checkpoints like the policy's"))
-    each = f"{rollout.cpus_per_actor:g} CPUs, {rollout.gpus_per_actor:g} GPUs"
+    resources = f"{rollout.cpus_per_actor:g} CPUs, {rollout.gpus_per_actor:g} GPUs"
     samplers = (
-        f"{rollout.actors} actors of {each}{on_samplers}, {weights} each and a cache of "
+        f"{rollout.actors} actors of {resources}{on_samplers}, {weights} each and a cache of "
         f"{rollout.batch} answers"
         if rollout.actors
         else f"inside the first worker, {weights}"
     )
-    judges = [f"{len(reward.functions)} functions in {reward.workers} processes"]
+    rewards = [f"{len(reward.functions)} functions in {reward.workers} processes"]
     if reward.model is not None:
-        judges.append(
-            f"{reward.model} in {reward.model_actors} actors of {each}{on_judges}"
+        rewards.append(
+            f"{reward.model} in {reward.model_actors} actors of {resources}{on_rewards}"
             if reward.model_actors
             else f"{reward.model} inside the first worker"
         )
-    return [*lines, ("samplers", f"{rollout.engine}, {samplers}"), ("judges", "; ".join(judges))]
+    return [*lines, ("samplers", f"{rollout.engine}, {samplers}"), ("judges", "; ".join(rewards))]
 
 
 def _other_sizes(job: TrainJob) -> str:
     others = ", ".join(map(str, allowed_workers(job)[1:]))
-    return f"; or {others} workers, as there is room" if others else ""
+    return f"; or {others} workers, as capacity allows" if others else ""
 
 
 def _duration(job: TrainJob, flops: float) -> str:
     peak = job.cluster.peak_tflops
     if peak is None:
-        return "; how long depends on cluster.peak_tflops, which isn't set"
+        return "; set cluster.peak_tflops for an estimate of the time"
     hours = flops / (peak * 1e12 * job.run.most * ASSUMED_MFU) / 3600
     return (
         f"; about {hours:,.1f} h at {ASSUMED_MFU:.0%} of {job.run.most} x {peak:g} TFLOP/s "
@@ -163,16 +173,16 @@ def _duration(job: TrainJob, flops: float) -> str:
 
 
 def memory_plan(job: TrainJob, arch: ArchConfig, vocabulary: int) -> str:
-    """What a worker needs, by what it is for."""
+    """Return a worker's memory by purpose, as text."""
     memory = job_memory(job, arch, vocabulary, allowed_workers(job)[0])
     parts = (
-        f"{memory.device / GIB:.2f} GiB a worker: weights {memory.weights / GIB:.2f}, gradients "
+        f"{memory.device / GIB:.2f} GiB per worker: weights {memory.weights / GIB:.2f}, gradients "
         f"{memory.gradients / GIB:.2f}, optimizer {memory.optimizer / GIB:.2f}, activations "
         f"{memory.activations / GIB:.2f}, logits {memory.logits / GIB:.2f}"
     )
     if memory.update:
         parts += (
-            f"; {memory.update / GIB:.2f} for Muon's update, when activations and logits are gone"
+            f"; {memory.update / GIB:.2f} for Muon's update, after activations and logits are freed"
         )
     if job.cluster.device_memory_gib is not None:
         parts += f" (of {job.cluster.device_memory_gib:g} GiB)"
@@ -187,14 +197,16 @@ def _text_data(job: PretrainJob) -> str:
     return f"{folder} ({state})"
 
 
-def _places(job: TrainJob, data: str) -> list[tuple[str, str]]:
+def _locations(job: TrainJob, data: str) -> list[tuple[str, str]]:
     root = job.storage.folder
     if job.data.mixture:
         data = drawn_shares(job.data.mixture)
     run_dir = root / "runs" / str(job.run.name)
     state = "exists: it would resume" if is_folder(run_dir) else "new"
-    if job.storage.uri is not None:  # which isn't asked
+    # A plan does no network I/O, so an object store isn't asked whether it has the run.
+    if job.storage.uri is not None:
         state = f"kept in {job.storage.uri}"
+    # The address may contain a password, which is redacted below.
     tracking = {None: sqlite_address(root / "mlflow.db"), "none": "off"}.get(
         job.tracking.uri, job.tracking.uri
     )
@@ -207,3 +219,32 @@ def _places(job: TrainJob, data: str) -> list[tuple[str, str]]:
         if job.tracking.register
         else ("registers", "nothing"),
     ]
+
+
+def drawn_shares(mixture: Mapping[str, float]) -> str:
+    """Return each source's share of the samples, as in `wiki 70%, code 30% of the samples`.
+
+    The order deals out the slots of a cycle, so shares are rounded to whole slots.
+    """
+    # The order repeats a pattern of slots, in which every source has a whole number of them.
+    slots = pattern_slots([*mixture.values()])
+    shares = (f"{name} {_percent(n / PATTERN)}" for name, n in zip(mixture, slots, strict=True))
+    return f"{', '.join(shares)} of the samples"
+
+
+def rounding_warnings(mixture: Mapping[str, float]) -> Iterator[str]:
+    """Yield a sentence for each source that will be drawn more or less often than its weight says."""
+    total = sum(mixture.values())
+    slots = pattern_slots([*mixture.values()])
+    for (name, weight), count in zip(mixture.items(), slots, strict=True):
+        wanted, used = weight / total, count / PATTERN
+        if abs(used - wanted) > TOLERANCE * wanted:
+            becomes = f"will be {_percent(used)} of the samples" if count else "will never be drawn"
+            yield (
+                f"data.mixture: weights are rounded to 1/{PATTERN}: {name} has {_percent(wanted)} of the "
+                f"weights and {becomes}"
+            )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g}%"

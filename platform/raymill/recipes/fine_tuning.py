@@ -11,14 +11,13 @@ import torch
 from raymill.data.messages.tokenizer import has_template
 from raymill.data.store.manifest import load_prepared
 from raymill.data.text.control_tokens import ControlTokens
-from raymill.engine.agreement import on_all_ranks
 from raymill.engine.answers import AnsweredQuestions
 from raymill.engine.batches import BatchBuilder
+from raymill.engine.build_models import build_policy, flops_per_token, open_held_out_sets
 from raymill.engine.evaluation import Evaluator, HeldOutLoss
 from raymill.engine.event_log import EventLog
-from raymill.engine.group import WorkerGroup
+from raymill.engine.group import WorkerGroup, on_all_ranks
 from raymill.engine.learner import Learner
-from raymill.engine.parents import flops_per_token, held_out_sets, policy_model
 from raymill.engine.recipe import Recipe
 from raymill.objective.forward import FLAT_KERNELS
 from raymill.objective.language_modeling import AssistantTokens, LanguageModeling
@@ -45,7 +44,7 @@ class FineTuning(Recipe[SftJob]):
 
         job = self.job
         # Also where a checkpoint follows: it holds only the trainable parameters.
-        model = policy_model(self.resolved, job, self.prepared[0])
+        model = build_policy(self.resolved, job, self.prepared[0])
         if job.freeze:
             freeze(model, job.freeze)
         if job.neftune_alpha:
@@ -61,14 +60,14 @@ class FineTuning(Recipe[SftJob]):
     def evaluators(
         self,
         learners: list[Learner],
-        experience: BatchBuilder,
+        batch_builder: BatchBuilder,
         group: WorkerGroup,
         event_log: EventLog | None,
     ) -> list[Evaluator]:
         job, settings = self.job, self.job.evaluation
         objective = learners[0].objective
         assert isinstance(objective, AssistantTokens), "the loss of another recipe"
-        named = held_out_sets(self.prepared, settings, group)
+        named = open_held_out_sets(self.prepared, settings, group)
         weights = self.resolved.weights
         evaluators: list[Evaluator] = [HeldOutLoss(objective, named, weights, settings.every)]
         if settings.questions:
@@ -94,7 +93,7 @@ class FineTuning(Recipe[SftJob]):
             # With the loss of pretraining, in bits per byte, to compare with the parent's.
             watched = on_all_ranks(group, partial(load_prepared, self.resolved.forgetting))
             text = LanguageModeling(watched.manifest.tokenizer.end_of_text_id)
-            rows = held_out_sets([watched], settings, group)
+            rows = open_held_out_sets([watched], settings, group)
             evaluators.append(HeldOutLoss(text, rows, (1.0,), settings.answer_every, "forgetting"))
         return evaluators
 

@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING
 import torch
 
 from raymill.engine.batches import BatchBuilder
+from raymill.engine.build_models import (
+    build_policy,
+    build_reference,
+    flops_per_token,
+    parent_folder,
+    seeded_token_ids,
+)
 from raymill.engine.evaluation import Evaluator
 from raymill.engine.event_log import EventLog
 from raymill.engine.group import WorkerGroup
 from raymill.engine.held_out_pairs import HeldOutPairs
 from raymill.engine.learner import Learner
-from raymill.engine.parents import (
-    drawn_ids,
-    flops_per_token,
-    frozen_reference,
-    policy_model,
-)
 from raymill.engine.recipe import ParentWork, Recipe
 from raymill.engine.reference import CachedReference, LiveReference
 from raymill.objective.pairs import PreferredAnswers, Reference
@@ -37,7 +38,7 @@ class PreferenceTuning(Recipe[DpoJob]):
     def build_model(self, fresh: bool) -> PreTrainedModel:
         from raymill.model.parent import switch_dropout_off
 
-        model = policy_model(self.resolved, self.job, self.prepared[0])
+        model = build_policy(self.resolved, self.job, self.prepared[0])
         # The reference is computed in evaluation mode; with dropout, the policy would differ from it by chance.
         switch_dropout_off(model)
         return model
@@ -49,7 +50,7 @@ class PreferenceTuning(Recipe[DpoJob]):
         if self._cached:
             reference = self._cache
         elif loss.name in NEEDS_REFERENCE:
-            frozen = frozen_reference(self.resolved, self.job, self.prepared[0], model, group)
+            frozen = build_reference(self.resolved, self.job, self.prepared[0], model, group)
             reference = LiveReference(frozen, group.device)
         return PreferredAnswers(
             model.get_output_embeddings(),
@@ -74,11 +75,11 @@ class PreferenceTuning(Recipe[DpoJob]):
     def evaluators(
         self,
         learners: list[Learner],
-        experience: BatchBuilder,
+        batch_builder: BatchBuilder,
         group: WorkerGroup,
         event_log: EventLog | None,
     ) -> list[Evaluator]:
-        return [HeldOutPairs.of(learners[0], self.prepared, self.job.evaluation, group)]
+        return [HeldOutPairs.from_prepared(learners[0], self.prepared, self.job.evaluation, group)]
 
     def flops_per_token(self, model: torch.nn.Module) -> float:
         return flops_per_token(model, self.job.data.sequence_length, 1.0)
@@ -91,5 +92,5 @@ class PreferenceTuning(Recipe[DpoJob]):
     def _cache(self) -> CachedReference:
         # Where the run's seed draws the embeddings of added tokens, the log-probabilities depend on it too.
         digests = tuple(data.manifest.digest for data in self.prepared)
-        draws = bool(drawn_ids(self.resolved, self.prepared[0]))
-        return CachedReference.of(self.resolved, digests, draws)
+        draws = bool(seeded_token_ids(parent_folder(self.resolved), self.prepared[0]))
+        return CachedReference.open(self.resolved, digests, draws)

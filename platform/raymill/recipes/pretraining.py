@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from raymill.engine.batches import BatchBuilder
+from raymill.engine.build_models import open_held_out_sets
 from raymill.engine.evaluation import Evaluator, HeldOutLoss
 from raymill.engine.event_log import EventLog
 from raymill.engine.group import WorkerGroup
 from raymill.engine.learner import Learner
-from raymill.engine.parents import held_out_sets
 from raymill.engine.recipe import Recipe
 from raymill.engine.samples import SampledText
 from raymill.objective.language_modeling import LanguageModeling
-from raymill.plan.flops import flops_per_token
+from raymill.plan.parameters import flops_per_token
 from raymill.schema.jobs import PretrainJob
 
 if TYPE_CHECKING:
@@ -52,12 +52,12 @@ class Pretraining(Recipe[PretrainJob]):
     def evaluators(
         self,
         learners: list[Learner],
-        experience: BatchBuilder,
+        batch_builder: BatchBuilder,
         group: WorkerGroup,
         event_log: EventLog | None,
     ) -> list[Evaluator]:
         job = self.job
-        held_out = held_out_sets(self.prepared, job.evaluation, group)
+        held_out = open_held_out_sets(self.prepared, job.evaluation, group)
         weights = self.resolved.weights
         evaluators: list[Evaluator] = [
             HeldOutLoss(learners[0].objective, held_out, weights, job.evaluation.every)

@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from raymill.data.text.control_tokens import ControlTokens
-from raymill.engine.agreement import on_all_ranks, on_rank_zero
 from raymill.engine.batches import BatchBuilder
+from raymill.engine.build_models import (
+    build_policy,
+    build_reference,
+    build_scalar_model,
+    flops_per_token,
+)
 from raymill.engine.evaluation import Evaluator
 from raymill.engine.event_log import EventLog
-from raymill.engine.group import WorkerGroup
+from raymill.engine.group import WorkerGroup, on_all_ranks, on_rank_zero
 from raymill.engine.learner import Learner
-from raymill.engine.parents import flops_per_token, frozen_reference, policy_model, scalar_model
 from raymill.engine.recipe import LearnerSpec, Recipe
 from raymill.engine.trainer import CRITIC
 from raymill.rl.backend import start_rollout_backend
@@ -47,7 +51,7 @@ class Reinforcement(Recipe[RlhfJob]):
     def build_model(self, fresh: bool) -> PreTrainedModel:
         from raymill.model.parent import switch_dropout_off
 
-        model = policy_model(self.resolved, self.job, self.prepared[0])
+        model = build_policy(self.resolved, self.job, self.prepared[0])
         # The old policy's log-probabilities are computed in evaluation mode; with dropout, the ratio to
         # them wouldn't be 1 before an update.
         switch_dropout_off(model)
@@ -68,7 +72,7 @@ class Reinforcement(Recipe[RlhfJob]):
         assert self.resolved.rl is not None, "reinforcement learning without its resolved part"
         folder = self.resolved.rl.critic_folder
         assert folder is not None, "a critic without initial weights"
-        model, had_head = scalar_model(self.resolved, self.job, self.prepared[0], folder)
+        model, had_head = build_scalar_model(self.resolved, self.job, self.prepared[0], folder)
         # The old values, to which new ones are clipped, are computed in evaluation mode.
         switch_dropout_off(model)
         if not had_head:
@@ -84,7 +88,7 @@ class Reinforcement(Recipe[RlhfJob]):
 
         return Critic(scalar_head(model), self.job.algorithm.value_clip)
 
-    def experience(
+    def batch_builder(
         self, learners: list[Learner], group: WorkerGroup, event_log: EventLog | None
     ) -> BatchBuilder:
         job, rollout = self.job, self.job.rollout
@@ -107,7 +111,7 @@ class Reinforcement(Recipe[RlhfJob]):
             job=job,
             collector=collector,
             learners=learners,
-            reference=frozen_reference(self.resolved, job, prepared, policy, group),
+            reference=build_reference(self.resolved, job, prepared, policy, group),
             group=group,
             event_log=event_log,
         )
@@ -126,12 +130,12 @@ class Reinforcement(Recipe[RlhfJob]):
     def evaluators(
         self,
         learners: list[Learner],
-        experience: BatchBuilder,
+        batch_builder: BatchBuilder,
         group: WorkerGroup,
         event_log: EventLog | None,
     ) -> list[Evaluator]:
-        assert isinstance(experience, RolloutStep), "made by another recipe"
-        collector, reference = experience.collector, experience.reference
+        assert isinstance(batch_builder, RolloutStep), "made by another recipe"
+        collector, reference = batch_builder.collector, batch_builder.reference
         run_dir = self.resolved.run_dir
         return [HeldOutPrompts(self.job, self.prepared, collector, reference, run_dir, event_log)]
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from raymill.engine.batches import BatchBuilder
+from raymill.engine.build_models import build_scalar_model, flops_per_token
 from raymill.engine.evaluation import Evaluator
 from raymill.engine.event_log import EventLog
 from raymill.engine.group import WorkerGroup
 from raymill.engine.held_out_pairs import HeldOutPairs
 from raymill.engine.learner import Learner
-from raymill.engine.parents import flops_per_token, scalar_model
 from raymill.engine.recipe import Recipe
 from raymill.objective.pairs import RewardPairs
 from raymill.schema.jobs import RewardJob
@@ -30,7 +30,7 @@ class RewardModeling(Recipe[RewardJob]):
         from raymill.model.parent import switch_dropout_off
 
         assert self.resolved.model_folder is not None, "a parent is resolved before workers start"
-        model, _ = scalar_model(
+        model, _ = build_scalar_model(
             self.resolved, self.job, self.prepared[0], self.resolved.model_folder
         )
         # With dropout, the two scores of a pair would differ by chance.
@@ -45,11 +45,11 @@ class RewardModeling(Recipe[RewardJob]):
     def evaluators(
         self,
         learners: list[Learner],
-        experience: BatchBuilder,
+        batch_builder: BatchBuilder,
         group: WorkerGroup,
         event_log: EventLog | None,
     ) -> list[Evaluator]:
-        return [HeldOutPairs.of(learners[0], self.prepared, self.job.evaluation, group)]
+        return [HeldOutPairs.from_prepared(learners[0], self.prepared, self.job.evaluation, group)]
 
     def flops_per_token(self, model: torch.nn.Module) -> float:
         return flops_per_token(model, self.job.data.sequence_length, 0.0)

@@ -14,11 +14,12 @@ import numpy as np
 from raymill.checkpoint.manifest import CheckpointManifest, verify
 from raymill.checkpoint.remote import RemoteRun
 from raymill.checkpoint.retention import committed_steps
+from raymill.engine.event_log import Event
 from raymill.engine.guard import noted_windows
 from raymill.errors import CheckpointError, ConfigError
 from raymill.reading import entries, is_file, is_folder
 from raymill.schema.jobs import AuditJob
-from raymill.track.follow import Event, Follower, last_of_each_step
+from raymill.track.follow import Follower, last_of_each_step
 from raymill.track.state_log import HISTORY_NAME, StateLine, read_history
 
 

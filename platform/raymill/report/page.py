@@ -12,11 +12,12 @@ from html import escape
 from pathlib import Path
 from typing import TypedDict
 
+from raymill.data.store.location import source_names
 from raymill.data.store.manifest import PreparedData
-from raymill.engine.source_names import source_names
+from raymill.engine.event_log import Event
 from raymill.reading import entries, read_bytes, read_text
 from raymill.redaction import append_arguments, job_command
-from raymill.track.follow import Event, last_of_each_step
+from raymill.track.follow import last_of_each_step
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2933; --soft: #616e7c; --line: #e4e7eb;

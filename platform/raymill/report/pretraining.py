@@ -6,8 +6,8 @@ import math
 from html import escape
 from pathlib import Path
 
+from raymill.data.store.location import source_names
 from raymill.data.store.manifest import PreparedData
-from raymill.engine.source_names import source_names
 from raymill.errors import DataError
 from raymill.evaluate.baselines import Baselines, baselines
 from raymill.reading import read_json

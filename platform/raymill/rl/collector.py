@@ -18,9 +18,8 @@ import numpy.typing as npt
 
 from raymill.data.prompts.metadata import PromptRecord
 from raymill.data.store.rows import Rows
-from raymill.engine.agreement import on_rank_zero, raise_together
-from raymill.engine.group import WorkerGroup
-from raymill.engine.trainer import gathered
+from raymill.engine.group import WorkerGroup, on_rank_zero, raise_together
+from raymill.engine.trainer import gathered_parameters
 from raymill.errors import DataError
 from raymill.evaluate.reasoning import PROMPT_END, opens_reasoning
 from raymill.model.merged import merged_weights
@@ -212,7 +211,7 @@ class RolloutCollector:
             self.sync_s = 0.0
             return
         self._finish()
-        weights = merged_weights(self.model, gathered)
+        weights = merged_weights(self.model, gathered_parameters)
 
         def send() -> tuple[float, tuple[str, ...]]:
             assert self.backend is not None, "the first rank has a backend"

@@ -15,11 +15,9 @@ import torch
 from raymill.data.store.manifest import PreparedData
 from raymill.data.store.validation import ValidationSet
 from raymill.durable import write_atomic
-from raymill.engine.agreement import on_all_ranks
-from raymill.engine.answer_table import rounded, write_table
 from raymill.engine.evaluation import EvalPoint, evaluating
-from raymill.engine.event_log import EventLog
-from raymill.engine.group import WorkerGroup
+from raymill.engine.event_log import EventLog, round_reward, write_table
+from raymill.engine.group import WorkerGroup, on_all_ranks
 from raymill.engine.reference import FrozenModel
 from raymill.reading import read_json
 from raymill.rl.collector import RolloutCollector, ScoredRollouts, StepPrompt
@@ -96,11 +94,12 @@ class HeldOutPrompts:
         answers = [text.strip() for text in decode([a.tolist() for a in scored.rollout.answers])]
         prompts = [text.strip() for text in decode([p.tolist() for p in scored.rollout.prompts])]
         pairs = [
-            (text, rounded(reward)) for text, reward in zip(answers, scored.rewards, strict=True)
+            (text, round_reward(reward))
+            for text, reward in zip(answers, scored.rewards, strict=True)
         ]
         path = self.run_dir / PARENT_NAME
         if eval_point.first:
-            with event_log.without("the table of the parent's answers", eval_point.step):
+            with event_log.optional_write("the table of the parent's answers", eval_point.step):
                 path.parent.mkdir(exist_ok=True)
                 write_atomic(path, json.dumps(pairs, ensure_ascii=False))
         parent: Sequence[Sequence[object]] = [("", None)] * len(pairs)

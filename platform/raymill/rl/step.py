@@ -15,10 +15,9 @@ import numpy.typing as npt
 import torch
 
 from raymill.data.store.stream import StepBatch
-from raymill.engine.answer_table import rounded, write_table
-from raymill.engine.batches import Floats, Gathered
+from raymill.engine.batches import Floats, UpdateBatches
 from raymill.engine.evaluation import evaluating
-from raymill.engine.event_log import EventLog
+from raymill.engine.event_log import EventLog, round_reward, write_table
 from raymill.engine.group import WorkerGroup
 from raymill.engine.learner import Learner
 from raymill.engine.reference import FrozenModel
@@ -56,7 +55,7 @@ class RolloutStep:
 
     def build_step(
         self, batch: StepBatch, step: int, upcoming: StepBatch | None = None
-    ) -> Gathered:
+    ) -> UpdateBatches:
         """Sample answers, compute their advantages, and split them into updates; see `BatchBuilder`."""
         algorithm, group_size = self.job.algorithm, self.job.rollout.group_size
         prompts = self._all_prompts(batch)
@@ -88,9 +87,11 @@ class RolloutStep:
         ]
         # All tokens of the training pass, so that MFU is computed from the work that was done.
         tokens = sum(len(ids) for ids in (*scored.rollout.prompts, *scored.rollout.answers))
-        return Gathered(updates * algorithm.epochs, samples * algorithm.epochs, tokens, metrics)
+        return UpdateBatches(
+            updates * algorithm.epochs, samples * algorithm.epochs, tokens, metrics
+        )
 
-    def learned(self, losses: Sequence[Floats], batch: StepBatch) -> dict[str, float]:
+    def loss_metrics(self, losses: Sequence[Floats], batch: StepBatch) -> dict[str, float]:
         """Return no metrics: none follow from the losses alone."""
         return {}
 
@@ -297,9 +298,9 @@ class RolloutStep:
             [
                 prompt.strip(),
                 answer.strip(),
-                rounded(scored.rewards[index]),
-                *(rounded(scored.components[name][index]) for name in names),
-                rounded(advantages[index]),
+                round_reward(scored.rewards[index]),
+                *(round_reward(scored.components[name][index]) for name in names),
+                round_reward(advantages[index]),
                 len(rollout.answers[index]),
                 bool(rollout.stopped[index]),
             ]

@@ -1,1 +1,1 @@
-"""What a run leaves behind: followed metrics, MLflow runs, registered versions, lineage."""
+"""Records of a run: terminal output, MLflow runs, registered model versions, lineage."""

@@ -1,4 +1,4 @@
-"""What a run says on the terminal: one live line while it trains, plain lines for what happened."""
+"""Terminal output of a run: one live progress line, and plain lines for its events."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import statistics
 from collections import deque
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
+from raymill.engine.event_log import Event
 from raymill.progress_line import ProgressLine
 
 PLAIN_EVERY_S = 10.0
-MAX_LAG = 1.05  # mean exp|log μ − log π_old| beyond which samplers don't sample from the policy
+# Mean exp|log μ − log π_old| above which the samplers' distribution μ differs from the policy π_old.
+MAX_LAG = 1.05
 
 
 class RunConsole:
-    """Shows a run's events: a progress line, and plain lines for what happened."""
+    """Shows a run's events."""
 
     def __init__(self, peak_is_measured: bool) -> None:
         self._progress_line = ProgressLine(PLAIN_EVERY_S)
@@ -37,17 +39,18 @@ class RunConsole:
         self._progress_line.__exit__(kind, error, trace)
 
     def say(self, text: str) -> None:
-        """One plain line."""
+        """Print a plain line."""
         self._progress_line.say(text)
 
     def waiting(self, text: str) -> None:
-        """What is going on before the first step."""
+        """Show the state of a run that has made no step yet."""
         self._progress_line.wait(text)
 
-    def show(self, event: dict[str, Any]) -> None:
-        """React to one event of the journal."""
+    def show(self, event: Event) -> None:
+        """Show one event of the event log."""
         kind = event["kind"]
         if kind == "step":
+            # Importance weights correct a small lag; a larger one means that sampler and trainer disagree.
             if event.get("sampler/ratio", 1.0) > MAX_LAG:
                 self.say(
                     f"warning: step {event['step']}: the samplers' probabilities differ from the policy's "
@@ -55,6 +58,7 @@ class RunConsole:
                 )
             self._progress(event)
         elif kind == "attempt":
+            # A run that was resumed may have another number of steps.
             self._total = event["total_steps"]
             for message in event["messages"]:
                 self.say(f"warning: {message}")
@@ -73,7 +77,7 @@ class RunConsole:
                 f"({event['seconds']:.1f} s)"
             )
 
-    def _evaluation(self, event: dict[str, Any]) -> None:
+    def _evaluation(self, event: Event) -> None:
         if "eval/loss" in event:
             self._bits = event["eval/bits_per_byte"]
             self.say(
@@ -96,15 +100,15 @@ class RunConsole:
         if "prompts/reward" in event:
             self.say(
                 f"step {event['step']:>6}  held-out prompts: reward {event['prompts/reward']:+.4f}, "
-                f"KL {event['prompts/kl']:.3f}, {event['prompts/length']:.0f} tokens an answer"
+                f"KL {event['prompts/kl']:.3f}, {event['prompts/length']:.0f} tokens per answer"
             )
 
-    def _progress(self, event: dict[str, Any]) -> None:
+    def _progress(self, event: Event) -> None:
         self._recent.append(event["perf/step_s"])
         self._progress_line.show(self._line(event))
 
-    def _line(self, event: dict[str, Any]) -> str:
-        # The first steps of an attempt are slow and say nothing about the rest.
+    def _line(self, event: Event) -> str:
+        # The first steps of an attempt are slower than the rest, so they don't give an estimate.
         known = len(self._recent) >= 4
         left = (self._total - event["step"]) * statistics.median(self._recent)
         bits = "" if self._bits is None else f"  {self._bits:.3f} bits/byte"
@@ -117,13 +121,13 @@ class RunConsole:
         )
 
 
-def _by_source(event: dict[str, Any]) -> str:
-    """` (wiki 1.0312, code 0.7720)`: bits per byte where sources have figures of their own."""
-    ends = "eval/", "/bits_per_byte"
+def _by_source(event: Event) -> str:
+    """Return ` (wiki 1.0312, code 0.7720)`: bits per byte by source, if there are several."""
+    prefix, suffix = "eval/", "/bits_per_byte"
     listed = ", ".join(
-        f"{name.removeprefix(ends[0]).removesuffix(ends[1])} {value:.4f}"
+        f"{name.removeprefix(prefix).removesuffix(suffix)} {value:.4f}"
         for name, value in event.items()
-        if name.startswith(ends[0]) and name.endswith(ends[1]) and name.count("/") > 1
+        if name.startswith(prefix) and name.endswith(suffix) and name.count("/") > 1
     )
     return f" ({listed})" if listed else ""
 
@@ -137,5 +141,5 @@ def _duration(seconds: float) -> str:
 
 
 def _number(value: float | None) -> str:
-    """A figure that isn't finite is null in the journal."""
+    """Format a metric; a non-finite one is null in the event log."""
     return "not finite" if value is None else f"{value:.4f}"

@@ -1,12 +1,11 @@
-"""Files that MLflow's own tools look for in a model's folder, so that they load, serve and evaluate a version.
+"""Files in a model's folder with which MLflow's own tools load, serve and evaluate a version.
 
-They lie beside the exported files, which stay as they are: `MLmodel` describes them in MLflow's transformers
-flavor and names the folder itself as the place of the weights. The tokenizer must lie in a folder of its own,
-so its files are copied there.
+The exported files aren't changed. `MLmodel` describes them in MLflow's transformers flavor and names the folder
+itself as the location of the weights. The tokenizer must be in a folder of its own, so its files are copied.
 
-A model with a chat template takes and gives messages (`llm/v1/chat`), one without takes a prompt
+A model with a chat template takes and returns messages (`llm/v1/chat`), one without takes a prompt
 (`llm/v1/completions`), both as OpenAI's API does. A reward model takes a text, a rendered conversation with its
-last answer, and gives its score.
+last answer, and returns its score.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from __future__ import annotations
 import platform
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import yaml
 
@@ -22,7 +21,7 @@ from raymill.data.messages.folder import own_template
 from raymill.data.messages.template import ChatTemplate
 from raymill.data.messages.tokenizer import has_template
 from raymill.data.text.tokenizer import read_settings, special_token_variables
-from raymill.model.shape import positions_of, read_config
+from raymill.model.shape import context_length_of, read_config
 from raymill.reading import entries, is_file, read_bytes, retried
 
 if TYPE_CHECKING:
@@ -33,36 +32,37 @@ Kind = Literal["chat", "completions", "score"]
 _NOT_TOKENIZERS = ("config.json", "generation_config.json", "saved.json", "raymill.json")
 _QUESTION = {"role": "user", "content": "How are you?"}
 _ANSWER = {"role": "assistant", "content": "Fine."}
-_NEW_TOKENS = 256  # where a request doesn't say
+_NEW_TOKENS = 256  # if a request doesn't set a limit
 _LIBRARIES = ("mlflow", "torch", "transformers", "safetensors")
 _CONDA, _VIRTUALENV, _REQUIREMENTS = "conda.yaml", "python_env.yaml", "requirements.txt"
 
 
-def kind_of(export: Path) -> Kind | None:
-    """Tell what an exported folder takes and gives; None where it's no whole model, as adapters aren't."""
+def model_kind(export: Path) -> Kind | None:
+    """Return the interface of an exported model; None for adapters, which aren't a whole model."""
     if not is_file(export / "config.json"):
         return None
     architectures = read_config(export).get("architectures")
     if not architectures:
         return None
+    # The same rule as for a parent: transformers' sequence classifier is a reward model.
     if architectures[0].endswith("ForSequenceClassification"):
         return "score"
     return "chat" if has_template(export) else "completions"
 
 
-def describe(
-    export: Path, kind: Kind, folder: Path, *, run_id: str, place: str, source: str
+def write_flavor(
+    export: Path, kind: Kind, folder: Path, *, run_id: str, artifact_path: str, source: str
 ) -> None:
-    """Write into `folder` what makes a copy of `export` a model of MLflow's, both put into one place.
+    """Write the files into `folder` that turn `export` into an MLflow model, when uploaded with it.
 
-    `place`: that place among the artifacts of the run; `source`: its name for whoever asks the model, a path
-    where there is one.
+    `artifact_path` is their path among the run's artifacts; `source` is the model's location as its users see
+    it, a path if there is one.
     """
     from mlflow import pyfunc
     from mlflow.models import Model
     from mlflow.models.utils import _save_example
 
-    model = Model(artifact_path=place, run_id=run_id, signature=_signature(kind))
+    model = Model(artifact_path=artifact_path, run_id=run_id, signature=_signature(kind))
     model.add_flavor("transformers", **_flavor(export, kind, source))
     pyfunc.add_to_model(
         model,
@@ -74,18 +74,20 @@ def describe(
     if kind != "score":
         model.metadata = {"task": f"llm/v1/{kind}"}
     model.model_size_bytes = sum(retried(path, path.stat).st_size for path in entries(export))
+    # MLflow's own function, since the example's format is the one that its tools expect.
     _save_example(model, _example(export, kind), str(folder))
     model.save(str(folder / "MLmodel"))
     _write_environment(folder)
     tokenizer = folder / "components" / "tokenizer"
     tokenizer.mkdir(parents=True)
+    # MLflow loads the tokenizer from a folder without the model's weights.
     for path in entries(export):
         if path.name not in _NOT_TOKENIZERS and not path.name.startswith("model"):
             (tokenizer / path.name).write_bytes(read_bytes(path))
 
 
-def _flavor(export: Path, kind: Kind, source: str) -> dict[str, Any]:
-    flavor = {
+def _flavor(export: Path, kind: Kind, source: str) -> dict[str, object]:
+    flavor: dict[str, object] = {
         "transformers_version": version("transformers"),
         "code": None,
         "task": "text-classification" if kind == "score" else "text-generation",
@@ -94,7 +96,7 @@ def _flavor(export: Path, kind: Kind, source: str) -> dict[str, Any]:
         "source_model_name": source,
         "model_binary": ".",
         "components": ["tokenizer"],
-        # A class that transformers doesn't have would be looked for in the folder's own code.
+        # With a class that transformers lacks, MLflow would look for the folder's own code.
         "tokenizer_type": "AutoTokenizer",
     }
     return flavor if kind == "score" else {**flavor, "inference_task": f"llm/v1/{kind}"}
@@ -114,7 +116,7 @@ def _signature(kind: Kind) -> ModelSignature:
     return ModelSignature(Schema([ColSpec("string")]), scores)
 
 
-def _example(export: Path, kind: Kind) -> Any:
+def _example(export: Path, kind: Kind) -> dict[str, object] | str:
     if kind == "chat":
         return {"messages": [_QUESTION], "max_tokens": 16}
     if kind == "completions":
@@ -128,13 +130,13 @@ def _example(export: Path, kind: Kind) -> Any:
 
 
 def _new_tokens(export: Path) -> int:
-    """Half of what the model reads, at most: a prompt comes before them."""
-    return min(_NEW_TOKENS, (positions_of(export) or 2 * _NEW_TOKENS) // 2)
+    """Return the default of new tokens: at most half of the model's positions, since a prompt precedes them."""
+    return min(_NEW_TOKENS, (context_length_of(export) or 2 * _NEW_TOKENS) // 2)
 
 
 def _write_environment(folder: Path) -> None:
-    """Name what MLflow installs for a model that it serves in an environment of its own."""
-    # A build's own suffix, as in 2.13.0+cpu, is none of PyPI's.
+    """Write the packages that MLflow installs if it serves the model in an environment of its own."""
+    # PyPI doesn't have the suffix of a local build, as in 2.13.0+cpu.
     pinned = [f"{name}=={version(name).partition('+')[0]}" for name in _LIBRARIES]
     python = platform.python_version()
     (folder / _REQUIREMENTS).write_text("\n".join(pinned) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Reading a journal while it is being written."""
+"""Reading of an event log while it is being written."""
 
 from __future__ import annotations
 
@@ -6,22 +6,18 @@ import json
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from raymill.engine.event_log import attempts_in
+from raymill.engine.event_log import Event, attempts_in
 from raymill.reading import MISSING, retried, status
 
 _LONGEST_LINE = 2**20  # bytes
 
-# An event of a run's journal: `kind`, `step`, `attempt` and `time`, and the metrics of its kind by name.
-Event = dict[str, Any]
-
 
 class Follower:
-    """Gives a journal's new events at each call; a line not yet complete waits for the next.
+    """Returns an event log's new events at each call; an incomplete line waits for the next call.
 
-    `offset` is the byte behind the last event given, so that following can go on later. What an attempt
-    writes after a newer one has begun is left out: it had lost the run.
+    `offset` is the end of the last event returned, in bytes, from which reading can continue later. Events that
+    an attempt writes after a newer attempt has started are left out, since the run was no longer its own.
     """
 
     def __init__(self, path: Path, offset: int = 0) -> None:
@@ -31,20 +27,23 @@ class Follower:
 
     @classmethod
     def at_end(cls, path: Path) -> Follower:
-        """One that gives what is written from now on. A line that a killed writer left half-written is no
-        end: it will be cut off; and what an attempt of before still writes isn't given."""
-        found = status(path)
-        if found is None:
+        """Return a follower of the events that the next attempt writes.
+
+        It starts at the last complete line, since the next attempt cuts off a half-written one.
+        """
+        stat = status(path)
+        if stat is None:
             return cls(path)
-        begin = max(0, found.st_size - _LONGEST_LINE)
-        tail = b"".join(_lines(path, begin))
-        follower = cls(path, begin + tail.rfind(b"\n") + 1)
+        start = max(0, stat.st_size - _LONGEST_LINE)
+        tail = b"".join(_lines(path, start))
+        follower = cls(path, start + tail.rfind(b"\n") + 1)
         follower._attempt = 1 + attempts_in(path)
         return follower
 
     def read(self, limit: int | None = None) -> list[Event]:
-        """Events since the last call, of at most `limit` lines; none if the journal doesn't exist yet."""
+        """Return the events since the last call, at most `limit` lines; none if the log doesn't exist yet."""
         events: list[Event] = []
+        # An incomplete line is still being written, or will be cut off by the next attempt.
         for line in _lines(self.path, self.offset, limit):
             if not line.endswith(b"\n"):
                 break
@@ -58,7 +57,7 @@ class Follower:
 
 
 def _lines(path: Path, offset: int, limit: int | None = None) -> list[bytes]:
-    """A file's lines from an offset on, at most `limit`; none where there is no file."""
+    """Return a file's lines from an offset on, at most `limit`; none if there is no file."""
 
     def read() -> list[bytes]:
         with path.open("rb") as stream:
@@ -72,6 +71,7 @@ def _lines(path: Path, offset: int, limit: int | None = None) -> list[bytes]:
 
 
 def last_of_each_step(events: Iterable[Event], kind: str) -> list[Event]:
-    """One event of `kind` a step, in order: a step that was replayed counts as last written."""
+    """Return one event of `kind` per step, in order: the last one written, where a step was repeated."""
+    # Later events overwrite earlier ones of the same step.
     latest = {event["step"]: event for event in events if event["kind"] == kind}
     return [latest[step] for step in sorted(latest)]

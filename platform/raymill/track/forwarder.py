@@ -1,8 +1,7 @@
-"""Journal → MLflow: resumable, idempotent, and never in anybody's way.
+"""Forwarding of the event log to MLflow, resumable and idempotent.
 
-The journal is the spool. What has been sent is remembered as a byte offset; sending a line twice is
-harmless, since its metrics carry the line's own time and MLflow keeps one value for each (key, step,
-time).
+The event log is the spool, and a byte offset marks what has been sent. Sending a line twice is harmless, since
+its metrics carry the line's own time and MLflow keeps one value for each (key, step, time).
 """
 
 from __future__ import annotations
@@ -12,9 +11,10 @@ import posixpath
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from raymill.durable import write_atomic
+from raymill.engine.event_log import Event
 from raymill.engine.resolved_run import ResolvedRun
 from raymill.reading import read_json, status
 from raymill.track.follow import Follower
@@ -24,16 +24,26 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 STATE_NAME = "tracking.json"
-_PARAMETER_LIMIT = 6000  # characters; MLflow would cut silently
+_PARAMETER_LIMIT = 6000  # characters; MLflow would cut longer ones silently
 _PARAMETERS_A_CALL = 100
 _METRICS_A_CALL = 900
 _NOT_IN_NAMES = re.compile(r"://|[^\w.\- :/]+")
 _NOT_METRICS = ("step", "attempt", "time")
 
 
+class State(TypedDict, total=False):
+    """Progress of forwarding, as stored in tracking.json."""
+
+    run_id: str
+    offset: int  # bytes of the event log that were sent
+    described: bool  # parameters and datasets were logged
+
+
 class Forwarder:
-    """Sends a run's journal to MLflow. Every method may raise what MLflow raises; calling it again
-    goes on where it stopped."""
+    """Sends a run's event log to MLflow.
+
+    Every method may raise MLflow's errors; calling it again continues from there.
+    """
 
     def __init__(self, resolved: ResolvedRun, client: MlflowClient) -> None:
         self.resolved = resolved
@@ -44,18 +54,17 @@ class Forwarder:
 
     @property
     def run_id(self) -> str | None:
-        found: str | None = self._state.get("run_id")
-        return found
+        return self._state.get("run_id")
 
     @property
     def page(self) -> str:
-        """Place of the run on MLflow's pages, below the server's address."""
-        assert self.run_id is not None
+        """Path of the run's page, below the server's address."""
+        assert self.run_id is not None, "call begin first"
         experiment = self.client.get_run(self.run_id).info.experiment_id
         return f"/experiments/{experiment}/runs/{self.run_id}"
 
     def begin(self) -> None:
-        """Create the MLflow run, or continue the one this run has."""
+        """Create the MLflow run, or continue the one that this run has."""
         if self.run_id is None:
             job = self.resolved.job
             run = self.client.create_run(
@@ -63,16 +72,16 @@ class Forwarder:
                 run_name=job.run.name,
                 tags=self._tags(),
             )
-            self._remember(run_id=run.info.run_id)
+            self._remember({"run_id": run.info.run_id})
         else:
-            self._go_on()
+            self._continue_run()
+        # Remembered after success, so that a failed description is sent again.
         if not self._state.get("described"):
             self._describe()
-            self._remember(described=True)
+            self._remember({"described": True})
 
-    def _go_on(self) -> None:
-        """The run that is there; where it isn't, as with another server or a database that is gone, all is sent
-        anew."""
+    def _continue_run(self) -> None:
+        """Reopen the MLflow run; if it is gone (another server, a lost database), send everything anew."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -80,7 +89,7 @@ class Forwarder:
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            self._state.clear()
+            self._state = {}
             self._follower = Follower(self.resolved.event_log)
             self.begin()
 
@@ -96,12 +105,12 @@ class Forwarder:
         return {key: value for key, value in tags.items() if value}
 
     def _describe(self) -> None:
-        """Parameters and dataset inputs, once a run."""
+        """Log parameters and dataset inputs, once per run."""
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
         from raymill.data.store.manifest import load_prepared
 
-        assert self.run_id is not None
+        assert self.run_id is not None, "call begin first"
         parameters = [
             Param(parameter_name(key), str(value)[:_PARAMETER_LIMIT])
             for key, value in self.resolved.config.items()
@@ -117,6 +126,7 @@ class Forwarder:
                 totals = manifest.splits[split]
                 dataset = Dataset(
                     name=f"{manifest.name}/{split}",
+                    # MLflow allows 36 characters.
                     digest=manifest.digest[:36],
                     source_type="local",
                     source=json.dumps({"uri": str(folder)}),
@@ -128,15 +138,16 @@ class Forwarder:
         self.client.log_inputs(self.run_id, inputs)
 
     def forward(self) -> bool:
-        """Send the next lines; returns whether there were any."""
+        """Send the next lines. Return True if there were any."""
         from mlflow.entities import Metric
 
-        assert self.run_id is not None
+        assert self.run_id is not None, "call begin first"
         offset = self._follower.offset
         try:
             metrics: list[Metric] = []
             artifacts: list[str] = []
             tables: list[str] = []
+            # Few lines at a time, so that closing and system metrics needn't wait for a long backlog.
             for event in self._follower.read(limit=60):
                 metrics += [
                     Metric(key, value, int(event["time"] * 1000), event["step"])
@@ -154,18 +165,20 @@ class Forwarder:
                 self.client.log_artifact(self.run_id, str(self.resolved.run_dir / path), "samples")
             for path in tables:
                 self._log_table(path)
-            self._remember(offset=self._follower.offset)
+            # Only now: a failure above sends the same lines again.
+            self._remember({"offset": self._follower.offset})
         except Exception:
-            self._follower.offset = offset  # the same lines again, next time
+            # The same lines are sent again next time.
+            self._follower.offset = offset
             raise
         return True
 
     def _log_table(self, path: str) -> None:
-        """A file of columns and data as a table that MLflow's page shows and compares.
+        """Log a file of columns and data as a table that MLflow's page shows and compares.
 
-        Not by `log_table`, which appends: sending it twice must be harmless.
+        `log_table` appends, so sending a table twice with it would duplicate its rows.
         """
-        assert self.run_id is not None
+        assert self.run_id is not None, "call begin first"
         self.client.log_artifact(self.run_id, str(self.resolved.run_dir / path), "answers")
         tag = "mlflow.loggedArtifacts"
         known = json.loads(self.client.get_run(self.run_id).data.tags.get(tag, "[]"))
@@ -174,36 +187,36 @@ class Forwarder:
             self.client.set_tag(self.run_id, tag, json.dumps([*known, entry]))
 
     def log_system(self, values: Mapping[str, float], time_s: float, step: int) -> None:
-        """Processor, memory and GPU readings."""
+        """Log readings of processors, memory and GPUs."""
         from mlflow.entities import Metric
 
-        assert self.run_id is not None
+        assert self.run_id is not None, "call begin first"
         metrics = [Metric(key, value, int(time_s * 1000), step) for key, value in values.items()]
         self.client.log_batch(self.run_id, metrics=metrics)
 
     def end(self, status: str) -> None:
         """Close the MLflow run: "finished", "failed" or "stopped"."""
-        assert self.run_id is not None
+        assert self.run_id is not None, "call begin first"
         outcome = {"finished": "FINISHED", "failed": "FAILED"}.get(status, "KILLED")
         self.client.set_terminated(self.run_id, status=outcome)
 
-    def _remember(self, **values: Any) -> None:
-        self._state |= values
+    def _remember(self, state: State) -> None:
+        self._state.update(state)
         write_atomic(self._state_path, json.dumps(self._state))
 
 
 def parameter_name(key: str) -> str:
-    """A key as MLflow takes it: an address among a mapping's names holds what it refuses."""
+    """Return a key in a form that MLflow accepts; it refuses characters of URLs, which may occur in keys."""
     return posixpath.normpath(_NOT_IN_NAMES.sub("_", key))
 
 
-def metrics_of(event: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of an event as MLflow metrics; `samples` and `tokens` serve as other x-axes."""
+def metrics_of(event: Event) -> dict[str, float]:
+    """Return the numbers of an event as MLflow metrics; `samples` and `tokens` serve as other x-axes."""
     if event["kind"] not in ("step", "evaluation", "checkpoint"):
         return {}
-    prefix = {"samples": "train/samples", "tokens": "train/tokens", "seconds": "perf/checkpoint_s"}
+    renamed = {"samples": "train/samples", "tokens": "train/tokens", "seconds": "perf/checkpoint_s"}
     return {
-        prefix.get(key, key): float(value)
+        renamed.get(key, key): float(value)
         for key, value in event.items()
         if isinstance(value, int | float)
         and key not in _NOT_METRICS
@@ -212,16 +225,19 @@ def metrics_of(event: Mapping[str, Any]) -> dict[str, float]:
 
 
 def clamp_offset(run_dir: Path, event_log: Path) -> None:
-    """Where a journal from before was put in a newer one's place, all of it is sent again: twice harms nothing,
-    and the middle of a line is no event."""
+    """Have everything sent again if the log is shorter than the offset: an older copy was put in its place.
+
+    The old offset could point into the middle of a line, and sending twice is harmless.
+    """
     path = run_dir / STATE_NAME
+    # The state may be of a copy of the run that got further than this event log.
     state = _read_state(path)
-    found = status(event_log)
-    size = 0 if found is None else found.st_size
+    stat = status(event_log)
+    size = 0 if stat is None else stat.st_size
     if state.get("offset", 0) > size:
         write_atomic(path, json.dumps(state | {"offset": 0}))
 
 
-def _read_state(path: Path) -> dict[str, Any]:
-    state: dict[str, Any] = read_json(path, missing={})
+def _read_state(path: Path) -> State:
+    state: State = read_json(path, missing={})
     return state

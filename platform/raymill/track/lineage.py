@@ -1,4 +1,4 @@
-"""Which code this is: a commit where there is one, a digest of the sources where there isn't."""
+"""Identity of the running code: its git commit, or a digest of the sources without git."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def code_commit() -> str:
-    """The git commit, with `+changes` if the package differs from it; without git, `sources-<digest>`."""
+    """Return the git commit, with `+changes` if the package differs from it; without git `sources-<digest>`."""
     root = _PACKAGE.parents[1]
     if status(root / ".git") is not None:
         commit = _git(root, "rev-parse", "HEAD")
         if commit:
+            # Other files of the repository, such as notes, don't change a run.
             dirty = _git(root, "status", "--porcelain", "--", "platform", "conf", "jobs")
             return f"{commit}+changes" if dirty else commit
     return f"sources-{sources_digest()[:16]}"
 
 
 def sources_digest() -> str:
-    """sha256 over the package's Python files, by relative path."""
+    """Return the sha256 over the package's Python files, with their relative paths."""
     digest = hashlib.sha256()
     for path in sorted(path for path in files_below(_PACKAGE) if path.suffix == ".py"):
         digest.update(f"{path.relative_to(_PACKAGE).as_posix()}\0".encode())
@@ -33,13 +34,14 @@ def sources_digest() -> str:
 
 def _git(root: Path, *arguments: str) -> str:
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             ["git", "-C", str(root), *arguments],
             capture_output=True,
             text=True,
+            # A network file system may make git hang; the commit isn't worth waiting for.
             timeout=10,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return result.stdout.strip() if result.returncode == 0 else ""

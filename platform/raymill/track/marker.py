@@ -1,7 +1,7 @@
-"""raymill.json beside a model's files: what they were exported from, and their sha256.
+"""Marker of an exported model, raymill.json: the origin of its files, and their sha256.
 
-What it says of the weights is true of the bytes that it vouches for and of no others, so these are read again
-whenever something is concluded from it.
+Its statements hold only for files with these digests, so the files are hashed again before the marker is relied
+on.
 """
 
 from __future__ import annotations
@@ -21,52 +21,53 @@ _FILES = "files"  # name → sha256
 _WEIGHTS = (".safetensors", ".bin")
 
 
-def write_marker(folder: Path, lineage: Mapping[str, Any]) -> None:
-    """Vouch for all files that are in an exported folder now."""
+def write_marker(folder: Path, lineage: Mapping[str, object]) -> None:
+    """Write the marker of an exported folder, with the digests of all its files."""
     names = [path.name for path in entries(folder) if path.name != MARKER_NAME and is_file(path)]
     marker = {**lineage, _FILES: _digests(folder, names)}
     write_atomic(folder / MARKER_NAME, json.dumps(marker, indent=1))
 
 
 def read_marker(folder: Path) -> dict[str, Any]:
-    """Return what an export of ours says of itself; nothing where a folder is none.
+    """Return a folder's marker; empty if it has none.
 
     Raises:
-        DataError: it isn't what an export writes.
-        StorageError: it can't be read.
+        DataError: the file doesn't have the form of a marker.
+        StorageError: the file can't be read.
     """
-    found = read_json(folder / MARKER_NAME, missing={})
-    if not isinstance(found, dict) or not isinstance(found.get(_FILES, {}), dict):
+    marker = read_json(folder / MARKER_NAME, missing={})
+    if not isinstance(marker, dict) or not isinstance(marker.get(_FILES, {}), dict):
         raise DataError(
-            f"{folder / MARKER_NAME} isn't what an export writes: it was damaged or changed; restore it, or "
-            "delete it if the folder is to count as any other model's"
+            f"{folder / MARKER_NAME} isn't the marker of an export: it was damaged or changed; restore it, or "
+            "delete it to use the folder as a model of unknown origin"
         )
-    return found
+    return marker
 
 
-def is_exported(folder: Path, lineage: Mapping[str, Any]) -> bool:
-    """Tell whether a folder was exported from this, and every one of its files is still as it was then.
+def is_exported(folder: Path, lineage: Mapping[str, object]) -> bool:
+    """Return True if a folder was exported from this origin and none of its files has changed since.
 
     Raises:
-        StorageError: that can't be known.
+        StorageError: a file can't be read.
     """
     try:
         marker = read_marker(folder)
     except DataError:
         return False
     files = marker.pop(_FILES, {})
+    # A file that was deleted has no digest, so the comparison fails as it should.
     names = [name for name in files if is_file(folder / name)]
     return bool(files) and marker == lineage and _digests(folder, names) == files
 
 
 def weights_digest(folder: Path) -> str:
-    """sha256 of what decides what a model computes: the bytes of its weights' files and its config.json.
+    """Return the sha256 over a model's files of weights and its config.json.
 
-    Equal models in other files, such as an fp32 and a bf16 export, differ. Files of an export that aren't those
-    that were exported are told of on standard error.
+    Equal models in different files, such as an fp32 and a bf16 export, have different digests. If files of an
+    export were changed afterwards, a warning goes to standard error.
 
     Raises:
-        DataError: raymill.json isn't what an export writes.
+        DataError: raymill.json doesn't have the form of a marker.
         StorageError: a file can't be read.
     """
     names = [
@@ -74,18 +75,18 @@ def weights_digest(folder: Path) -> str:
         for path in entries(folder)
         if path.suffix in _WEIGHTS or path.name == "config.json"
     ]
-    found = _digests(folder, names)
+    digests = _digests(folder, names)
     exported: dict[str, str] = read_marker(folder).get(_FILES, {})
-    changed = [name for name, sha256 in found.items() if exported.get(name, sha256) != sha256]
+    changed = [name for name, sha256 in digests.items() if exported.get(name, sha256) != sha256]
     if changed:
         print(
-            f"warning: {folder}: {', '.join(changed)}: not as exported, says {MARKER_NAME}; what is trained "
-            "from here on stands on these bytes, and its lineage names them. Restore the files if nobody meant "
-            "to change them",
+            f"warning: {folder}: {', '.join(changed)} changed since the export ({MARKER_NAME}); models trained "
+            "from it start from the changed files, and their lineage has the changed digest. Restore the files "
+            "if the change wasn't intended",
             file=sys.stderr,
             flush=True,
         )
-    return sha256_json(found)
+    return sha256_json(digests)
 
 
 def _digests(folder: Path, names: Sequence[str]) -> dict[str, str]:

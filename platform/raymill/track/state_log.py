@@ -1,4 +1,4 @@
-"""history.jsonl: a line for each state that a run was in, written by the driver that holds its lease."""
+"""State log of a run, history.jsonl: one line per state, written by the driver that holds the run's lease."""
 
 from __future__ import annotations
 
@@ -18,28 +18,31 @@ StateLine = dict[str, Any]
 
 
 class StateLog:
-    """Appends; a state that lasts is written once. What can't be written, as on a full disk, is left out: the
-    run matters more than its history."""
+    """Appends states; a state that lasts is written once.
+
+    A line that can't be written, as on a full disk, is left out: the run matters more than its history.
+    """
 
     def __init__(self, run_dir: Path, token: int) -> None:
         self._path = run_dir / HISTORY_NAME
         self._token = token
         self._state: str | None = None
 
-    def enter(self, state: str, **facts: Any) -> None:
-        """The run is in this state from now on."""
+    def enter(self, state: str, **facts: object) -> None:
+        """Record that the run enters a state."""
         if state == self._state and not facts:
             return
         self._state = state
         line = {"time": time.time(), "token": self._token, "state": str(state), **facts}
         with suppress(OSError):
-            cut_torn_line(self._path)  # a disk that was full took a part of the one before
+            # A disk that was full may have taken a part of the line before.
+            cut_torn_line(self._path)
             with self._path.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(line) + "\n")
 
 
 def read_history(run_dir: Path) -> list[StateLine]:
-    """All lines that were written whole, oldest first; none where there is no history."""
+    """Return all complete lines, oldest first; none if there is no history."""
     try:
         lines = read_text(run_dir / HISTORY_NAME).splitlines(keepends=True)
     except MISSING:

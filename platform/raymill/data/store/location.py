@@ -6,10 +6,11 @@ Preparation and training compute the same name from the same configuration, with
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from raymill.data.store.manifest import FORMAT_VERSION
+from raymill.data.store.manifest import FORMAT_VERSION, PreparedData
 from raymill.durable import JsonObject, canonical_json, sha256_text
 from raymill.schema.data_sections import DataConfig, RowsConfig, TokenizerConfig
 from raymill.schema.renamed import first_names
@@ -53,3 +54,12 @@ def prepared_folder(
     tree = {"format_version": FORMAT_VERSION, **shaping_config(data, tokenizer, seed)}
     digest = sha256_text(canonical_json(tree))[:8]
     return Path(storage_root) / "data" / f"{data.name}-{tokenizer.name}-{digest}"
+
+
+def source_names(prepared: Sequence[PreparedData]) -> list[str]:
+    """Return a name per data source, for metrics of its own; equal names get a number (`~2`)."""
+    names: list[str] = []
+    for data in prepared:
+        same = sum(name.partition("~")[0] == data.manifest.name for name in names)
+        names.append(data.manifest.name if not same else f"{data.manifest.name}~{same + 1}")
+    return names

@@ -58,13 +58,13 @@ class RewardModelSpec:
     gpu: bool = False
 
     def build(self) -> RewardModelEngine:
-        """Load the model. Raises DataError and StorageError as `model_of` does."""
+        """Load the model. Raises DataError and StorageError as `load_hf_model` does."""
         from transformers import AutoModelForSequenceClassification
 
-        from raymill.model.quiet import model_of, silence_libraries
+        from raymill.model.loading import load_hf_model, silence_libraries
 
         silence_libraries()
-        model = model_of(
+        model = load_hf_model(
             AutoModelForSequenceClassification,
             Path(self.folder),
             num_labels=1,

@@ -56,11 +56,11 @@ class ModelSpec:
         from transformers import AutoModelForCausalLM
         from transformers.initialization import no_init_weights
 
-        from raymill.model.quiet import config_of, silence_libraries
+        from raymill.model.loading import load_hf_config, silence_libraries
 
         silence_libraries()
         try:
-            config = config_of(Path(self.folder))
+            config = load_hf_config(Path(self.folder))
             text = config.get_text_config(decoder=True)
             text.vocab_size = max(text.vocab_size, self.vocab_size)
             # Built on its device and not on "meta", because buffers that a model computes when it is built

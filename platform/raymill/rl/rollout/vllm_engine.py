@@ -19,7 +19,7 @@ import torch
 
 from raymill.errors import ConfigError
 from raymill.generate.batch import Completion
-from raymill.model.shape import SHAPE_KEYS, context_length, named
+from raymill.model.shape import SHAPE_KEYS, context_length, first_number
 from raymill.rl.rollout.engine import Dtype, RolloutError, Sampling
 from raymill.rl.rollout.weights import DTYPES, Digest, TensorBucket, checked_tensors, saved_weights
 
@@ -111,10 +111,10 @@ def _model_without_memory(spec: VllmSpec) -> PreTrainedModel:
     """Return transformers' model on the "meta" device, for the names and shapes of the policy's weights."""
     from transformers import AutoModelForCausalLM
 
-    from raymill.model.quiet import config_of, silence_libraries
+    from raymill.model.loading import load_hf_config, silence_libraries
 
     silence_libraries()
-    config = config_of(Path(spec.folder))
+    config = load_hf_config(Path(spec.folder))
     text = config.get_text_config(decoder=True)
     text.vocab_size = max(text.vocab_size, spec.vocab_size)
     with torch.device("meta"):
@@ -164,10 +164,10 @@ def _start_vllm(spec: VllmSpec, model: PreTrainedModel, max_tokens: int) -> Any:
 def _cache_bytes(config: PretrainedConfig, dtype: torch.dtype, batch: int, max_tokens: int) -> int:
     """Return the size of the keys and values of `batch` full rows, and of the block that vLLM reserves."""
     hidden, layers, heads, kv_heads = (
-        int(named(config, SHAPE_KEYS[key]) or 1)
+        int(first_number(config, SHAPE_KEYS[key]) or 1)
         for key in ("hidden_size", "layers", "heads", "kv_heads")
     )
-    head_dim = int(named(config, ("head_dim",)) or hidden // heads)
+    head_dim = int(first_number(config, ("head_dim",)) or hidden // heads)
     blocks = batch * -(-max_tokens // BLOCK_TOKENS) + 1
     bytes_per_token = 2 * layers * kv_heads * head_dim * dtype.itemsize
     return int(blocks * BLOCK_TOKENS * bytes_per_token)

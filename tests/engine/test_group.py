@@ -1,4 +1,4 @@
-"""Failures on one rank: the others hear of it in the same call, who failed is named, and nobody is left
+"""Failures on one rank: the others learn of it in the same call, the failed rank is named, and no rank keeps
 waiting."""
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from engine.ranks import run_ranks
 from raymill.engine.failure_note import (
     FailureNote,
     OtherRankError,
-    ending_at_once,
-    leave_note,
+    exit_on_error,
     read_notes,
+    write_note,
 )
 from raymill.errors import ConfigError, DataError, StorageError
 from servers import free_port
@@ -58,12 +58,12 @@ def fails(error: Exception) -> None:
 
 
 def cases(group: WorkerGroup, folder: Path) -> dict[str, Callable[[], object]]:
-    """Return what all ranks do; each is to raise on both, and to leave them in step."""
+    """Return work for all ranks; each raises on both, and leaves them in step."""
     import torch
 
     from raymill.data.store.validation import ValidationSet
-    from raymill.engine.agreement import on_all_ranks, on_rank_zero, seen_by_all
-    from raymill.engine.evaluation import total
+    from raymill.engine.evaluation import evaluate_set
+    from raymill.engine.group import exists_on_all_ranks, on_all_ranks, on_rank_zero
 
     second = group.rank == 1
     rows = ValidationSet(folder / f"data-{group.rank}", rank=group.rank, world_size=2, batch_rows=1)
@@ -71,7 +71,7 @@ def cases(group: WorkerGroup, folder: Path) -> dict[str, Callable[[], object]]:
 
     def evaluate() -> None:
         try:
-            total(torch.nn.Linear(1, 1), objective, rows, group)
+            evaluate_set(torch.nn.Linear(1, 1), objective, rows, group)
         finally:
             assert objective.passes == 2, "the row groups before the damaged one were evaluated"
 
@@ -85,7 +85,7 @@ def cases(group: WorkerGroup, folder: Path) -> dict[str, Callable[[], object]]:
         "configuration": partial(on_rank_zero, group, partial(fails, ConfigError(["no", "nor"]))),
         "first": partial(on_rank_zero, group, partial(fails, ZeroDivisionError("by nothing"))),
         "evaluation": evaluate,
-        "seen": partial(seen_by_all, group, second, "a file"),
+        "seen": partial(exists_on_all_ranks, group, second, "a file"),
     }
 
 
@@ -105,8 +105,8 @@ def work(rank: int, port: int, folder: Path) -> None:
         try:
             do()
         except Exception as error:  # noqa: BLE001
-            found[name] = [type(error).__name__, str(error), getattr(error, "agreed", None)]
-            leave_note(folder / name, rank, error)
+            found[name] = [type(error).__name__, str(error), getattr(error, "on_every_rank", None)]
+            write_note(folder / name, rank, error)
         assert group.gather(name) == [name, name], "in step"
     (folder / f"rank-{rank}.json").write_text(json.dumps(found))
     dist.barrier()
@@ -147,7 +147,7 @@ def test_what_two_ranks_make_of_what_one_meets(tmp_path: Path) -> None:
 
 
 def flip_a_byte(shard: Path) -> None:
-    """In the third row group of a shard."""
+    """Flip a byte in the third row group of a shard."""
     import pyarrow.parquet as pq
 
     column = pq.ParquetFile(shard).metadata.row_group(2).column(0)
@@ -157,11 +157,11 @@ def flip_a_byte(shard: Path) -> None:
 
 
 def test_an_exception_ends_its_process_at_once(tmp_path: Path) -> None:
-    """Whatever else it still does, and with a note of what it was."""
+    """Leave a note, and end other threads too."""
     child = os.fork()
     if child == 0:
         threading.Thread(target=time.sleep, args=(600,)).start()
-        with ending_at_once(tmp_path, 3):
+        with exit_on_error(tmp_path, 3):
             raise RuntimeError("a step failed") from KeyError("mill")
     began = time.monotonic()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
@@ -175,12 +175,12 @@ def test_an_exception_ends_its_process_at_once(tmp_path: Path) -> None:
 
 
 def test_where_no_note_can_be_written_the_error_is_passed_on(tmp_path: Path) -> None:
-    with pytest.raises(DataError), ending_at_once(tmp_path / "nowhere", 0):
+    with pytest.raises(DataError), exit_on_error(tmp_path / "nowhere", 0):
         raise DataError("shard 3 is missing")
 
 
 def test_a_collective_that_failed_is_told_from_what_it_was_given(tmp_path: Path) -> None:
-    """The one waited for others, the other is this rank's own fault."""
+    """The first error is a lost connection, the second a wrong argument of this rank."""
     code = compile(
         "def f(error): raise error", "/lib/torch/distributed/distributed_c10d.py", "exec"
     )
@@ -189,7 +189,7 @@ def test_a_collective_that_failed_is_told_from_what_it_was_given(tmp_path: Path)
     for rank, error in enumerate((RuntimeError("a timeout"), TypeError("no tensor"))):
         with pytest.raises(type(error)) as caught:
             scope["f"](error)
-        leave_note(tmp_path, rank, caught.value)
+        write_note(tmp_path, rank, caught.value)
     assert [note.waited for note in read_notes(tmp_path, 2).values()] == [True, False]
-    leave_note(tmp_path, 0, OtherRankError(1, FailureNote(("X",), "x", "X: x", False)))
+    write_note(tmp_path, 0, OtherRankError(1, FailureNote(("X",), "x", "X: x", False)))
     assert read_notes(tmp_path, 2)[1].cause == "X: x"

@@ -1,4 +1,4 @@
-"""DeepSpeed's configuration, derived from ours: the only place that spells its keys."""
+"""DeepSpeed's configuration, derived from the job's. Its keys are spelled nowhere else."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from raymill.schema.sections import Offload
 
 
 def clips_gradients_itself(job: TrainJob) -> bool:
-    """Whether DeepSpeed clips: not in ZeRO-0 fp32, where it doesn't tell the norm before the update."""
+    """Return True if DeepSpeed clips gradients, which it does except in ZeRO-0 with fp32.
+
+    There it doesn't return the norm before the update, so the trainer computes and clips it.
+    """
     return job.zero.stage > 0 or job.train.precision != "fp32"
 
 
 def deepspeed_config(job: TrainJob, world_size: int) -> dict[str, Any]:
-    """The dictionary that `deepspeed.initialize` takes."""
+    """Return the dictionary that `deepspeed.initialize` takes."""
     zero: dict[str, Any] = {
         "stage": job.zero.stage,
         "reduce_bucket_size": job.zero.bucket_elements,
@@ -24,6 +27,7 @@ def deepspeed_config(job: TrainJob, world_size: int) -> dict[str, Any]:
         "overlap_comm": job.cluster.gpu,
         "contiguous_gradients": job.cluster.gpu or job.zero.stage >= 2,
     }
+    # Parameters below the threshold stay whole on every rank: gathering them would cost more than it saves.
     if job.zero.stage == 3:
         zero["stage3_prefetch_bucket_size"] = job.zero.bucket_elements
         zero["stage3_param_persistence_threshold"] = 100_000
@@ -38,15 +42,17 @@ def deepspeed_config(job: TrainJob, world_size: int) -> dict[str, Any]:
         "gradient_accumulation_steps": accumulation_steps(job, world_size),
         "gradient_clipping": job.optim.grad_clip if clips_gradients_itself(job) else 0.0,
         "zero_optimization": zero,
-        # DeepSpeed's default is that of the forward pass: in bf16 every hop over the ranks would round.
+        # The default is the precision of the forward pass: in bf16 the sum would be rounded on every rank.
         "communication_data_type": job.train.reduce_precision,
-        # A non-finite norm must not become an update; without the check stage 2 would apply it.
+        # Without the check, stage 2 would apply an update with a non-finite norm.
         "bf16": {"enabled": bf16, "check_grad_overflow": bf16},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
+        # The platform logs its own metrics.
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
     }
+    # In bf16 small contributions of micro-batches would be lost when they are added up.
     if bf16 and job.zero.stage > 0:
         config["data_types"] = {"grad_accum_dtype": "fp32"}
     return config

@@ -1,5 +1,7 @@
-"""A saved model compared with the one in memory: what training computes, and what a user of transformers gets
-from the folder. What saving and merging do is measured, not trusted.
+"""Verification of saved models: outputs of the model in memory compared with those of the saved folder.
+
+The first are computed as in training, the second as a user of transformers gets them, so that errors of saving
+and merging show.
 
 Shapes: S sequences, L tokens of the longest.
 """
@@ -10,35 +12,36 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raymill.data.store.manifest import read_tokenizer
 from raymill.durable import write_atomic
 from raymill.errors import CheckpointError
-from raymill.model.quiet import model_of
+from raymill.model.loading import load_hf_model
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Largest |Δ| over the largest |logit| or |score|: rounding of weights, several times over, is below these.
+# Largest |Δ| over the largest |logit| or |score|. The weights' rounding causes several times less.
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
-# Encoded by the saved tokenizer as transformers reads it: spaces, lines, other scripts.
+# Texts on which the saved tokenizer is compared: spaces, lines, other scripts.
 TEXTS = ("How are you?", " two  spaces\n\nand\ta line ", "naïve café — 你好 🙂", "x = {'a': 1}\n")
 
-Probes = Sequence[Sequence[int]]  # sequences of ids, best of unequal lengths
+# Sequences of token ids, best of unequal lengths.
+Probes = Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedComparison:
     """Comparison of a saved model with the one in memory, on a few held-out rows."""
 
     logit_difference: float  # largest |Δ| over the largest |logit|, or |score|
-    same_choice: float  # share of places where the likeliest token is the same
+    same_choice: float  # share of positions where the likeliest token is the same
 
 
-def trained_outputs(model: Any, probes: Probes, scalar: bool) -> list[Tensor]:
-    """[n, V] logits of each sequence, or [1, 1] its score: by the pass and at the places of training."""
+def trained_outputs(model: PreTrainedModel, probes: Probes, scalar: bool) -> list[Tensor]:
+    """Return the logits [n, V] of each sequence, or its score [1, 1], computed as in training."""
     import torch
 
     from raymill.model.parent import scalar_head
@@ -58,9 +61,9 @@ def trained_outputs(model: Any, probes: Probes, scalar: bool) -> list[Tensor]:
 def loaded_outputs(
     folder: Path, probes: Probes, scalar: bool, load: Callable[[], PreTrainedModel] | None = None
 ) -> list[Tensor]:
-    """The same of a folder, as anyone runs it: its tokenizer pads the batch, transformers does the rest.
+    """Return the same for a folder, computed by transformers alone on a batch that the folder's tokenizer pads.
 
-    `load` gives the model where it isn't a whole one.
+    `load` loads the model if the folder has only adapters.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -69,9 +72,10 @@ def loaded_outputs(
         folder, local_files_only=True, trust_remote_code=False
     )
     _check_encoding(folder, tokenizer)
-    cls = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
-    model = (load or _loader(cls, folder))().eval()
-    # Logits of a bare pass: families that count positions from the left want padding on the right.
+    auto_class = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
+    model = load() if load else load_hf_model(auto_class, folder, dtype=torch.float32)
+    model.eval()
+    # A pass without position ids: families that count positions from the left need padding on the right.
     side = None if scalar else "right"
     batch = tokenizer.pad(
         {"input_ids": [list(ids) for ids in probes]},
@@ -88,36 +92,35 @@ def loaded_outputs(
     return [row[: len(ids)] for row, ids in zip(logits, probes, strict=True)]
 
 
-def _loader(cls: Any, folder: Path) -> Callable[[], PreTrainedModel]:
-    import torch
-
-    return lambda: model_of(cls, folder, dtype=torch.float32)
-
-
-def _check_encoding(folder: Path, tokenizer: Any) -> None:
-    """Refuse a folder whose texts transformers encodes otherwise than training did."""
+def _check_encoding(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that transformers encodes texts with the folder's tokenizer as training did."""
     own = read_tokenizer(folder / "tokenizer.json")
     for text in TEXTS:
         theirs = tokenizer(text, add_special_tokens=False)["input_ids"]
         if theirs != own.encode(text, add_special_tokens=False).ids:
             raise CheckpointError(
-                f"transformers reads the tokenizer in {folder} otherwise than training did: it makes "
-                f"other tokens of {text!r}; nothing was exported. Compare tokenizer_config.json with the "
-                "parent's"
+                f"transformers reads the tokenizer in {folder} differently from training: it encodes {text!r} "
+                "as other tokens; nothing was exported. Compare tokenizer_config.json with the parent's"
             )
 
 
-def compared(before: Sequence[Tensor], after: Sequence[Tensor], precision: str) -> Saved:
-    """Hold one's outputs to the other's.
+def compare_outputs(
+    before: Sequence[Tensor], after: Sequence[Tensor], precision: str
+) -> SavedComparison:
+    """Compare the outputs of the trained model (`before`) with those of the saved one.
 
     Raises:
         CheckpointError: they differ by more than rounding.
     """
+    # Relative to the largest output, since rounding errors grow with it.
     scale = max(float(logits.abs().max()) for logits in before)
     pairs = list(zip(before, after, strict=True))
     difference = max(float((a - b).abs().max()) for a, b in pairs)
     same = sum(int((a.argmax(-1) == b.argmax(-1)).sum()) for a, b in pairs)
-    saved = Saved(difference / (scale or 1.0), same / sum(len(logits) for logits in before))
+    saved = SavedComparison(
+        difference / (scale or 1.0), same / sum(len(logits) for logits in before)
+    )
+    # Written so that NaN is refused.
     if not saved.logit_difference <= TOLERANCE[precision]:
         raise CheckpointError(
             f"the saved model's outputs, as transformers loads it, differ from the trained one's by "
@@ -127,7 +130,7 @@ def compared(before: Sequence[Tensor], after: Sequence[Tensor], precision: str) 
     return saved
 
 
-def note(folder: Path, saved: Saved | None) -> None:
-    """Write the comparison beside the model; None where memory had no room for one."""
+def write_comparison(folder: Path, saved: SavedComparison | None) -> None:
+    """Write the comparison next to the model; None if there was no memory for one."""
     text = json.dumps({"compared": False} if saved is None else asdict(saved), indent=1)
     write_atomic(folder / "saved.json", text)
