@@ -20,12 +20,16 @@ from raymill.durable import canonical_json
 DIGESTS: dict[str, dict[str, str]] = json.loads(
     (Path(__file__).parent / "stored_digests.json").read_text()
 )
-# Libraries that write Parquet and tokenizers may change these; they say nothing about what was prepared.
-OF_LIBRARIES = ("file_bytes", "sha256", "footer_sha256", "tokenizer", "digest", "unit_digest")
+# Libraries that write Parquet and tokenizers may change the first of these, and messages about bad records may
+# be reworded; neither changes the prepared data.
+NOT_COMPARED = (
+    "file_bytes", "sha256", "footer_sha256", "tokenizer", "digest", "unit_digest",
+    "why", "examples", "bad_examples",
+)  # fmt: skip
 
 
 def content(value: Any) -> Any:
-    """JSON without the digests of files that libraries write, and without where the input was."""
+    """Return JSON without NOT_COMPARED, and without the location of the input."""
     if isinstance(value, list):
         return [content(item) for item in value]
     if not isinstance(value, dict):
@@ -33,7 +37,7 @@ def content(value: Any) -> Any:
     return {
         key: content(item)
         for key, item in value.items()
-        if key not in OF_LIBRARIES and not (key == "path" and isinstance(item, list))
+        if key not in NOT_COMPARED and not (key == "path" and isinstance(item, list))
     }
 
 
