@@ -74,7 +74,7 @@ from raymill.track.forwarder import STATE_NAME, _read_state
 from raymill.track.marker import MARKER_NAME, is_exported, read_marker, weights_digest, write_marker
 from raymill.track.state_log import StateLog, read_history
 from rl.rollout.faults import ToySpec
-from rl.rollout.tiny import SAMPLING, units
+from rl.rollout.tiny import SAMPLING, batches
 
 Build = Callable[[Path], "Case"]
 
@@ -549,7 +549,7 @@ def rollouts(place: Path) -> Case:
 
         pool.sync([("a", torch.ones(3))], 17)
         found = RolloutRecord.from_results(
-            2, SAMPLING, list(pool.generate(units(2), SAMPLING).results)
+            2, SAMPLING, list(pool.generate(batches(2), SAMPLING).results)
         )
     write_rollout(path, found)
     return Case(path, lambda: read_rollout(path).sample_id.tolist(), DataError)

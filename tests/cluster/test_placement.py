@@ -14,7 +14,7 @@ from raymill.errors import ClusterError
 from raymill.rl.rollout.pool import RolloutPool
 from rl.rollout.faults import ToySpec
 from rl.rollout.test_actor_pool import WEIGHTS, answers
-from rl.rollout.tiny import SAMPLING, sampled, units
+from rl.rollout.tiny import SAMPLING, batches, sampled
 
 
 def free_cpus() -> float:
@@ -38,7 +38,7 @@ def test_actors_run_on_the_resources_that_were_reserved_for_them(
             scheduling_strategies=actors.scheduling_strategies,
         ) as pool:
             pool.sync(WEIGHTS.items(), 1)
-            assert sampled(pool.generate(units(), SAMPLING)) == answers(tmp_path)
+            assert sampled(pool.generate(batches(), SAMPLING)) == answers(tmp_path)
     with reserve_actors(ActorResources(2, 1.0)):
         pass  # the resources were released
 
