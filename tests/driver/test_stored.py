@@ -62,9 +62,11 @@ def test_prepared_data_is_found_and_not_prepared_again(
 
 
 def test_a_run_resumes_to_equal_losses(ray_session: None, root: Path) -> None:
+    before = contents(root / "storage" / "data" / "files-bpe-360bf46e")
     code, output = job.run("pretrain", *DATA, *RUN, cwd=root)
     assert code == 0, output
-    assert "Already prepared" in output
+    after = contents(root / "storage" / "data" / "files-bpe-360bf46e")
+    assert {name: after[name] for name in before} == before, "the data isn't prepared again"
     assert "resumed at step 4" in output
     run_dir = root / "storage" / "runs" / "stored"
     resumed = {
