@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from objective.test_sequences import END, conversations, documents
 
 from engine.probe import ARCH, Case, job_of, join
 from engine.ranks import run_ranks
+from objective.test_forward import END, conversations, documents
 from objective.test_pairs import classifier, rows_of, some_pairs
 from raymill.engine.compilation import CompileTimer, layers_of, uncompiled
 from raymill.engine.evaluation import evaluating

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from objective.test_sequences import END, TEXTS, conversations, documents
 
 from engine.probe import Case, resumed, spawn
 from engine.test_parity import bare_losses
 from engine.test_state import check_every_layout
+from objective.test_forward import END, TEXTS, conversations, documents
 from raymill.data.store.rows import Rows
 from raymill.engine.leaks import leaks
 from raymill.objective.language_modeling import AssistantTokens, LanguageModeling
