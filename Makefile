@@ -60,11 +60,12 @@ learn: $(READY) ## tests that alignment learns, with three seeds each
 chaos: $(READY) ## kills, stops and faults of all kinds, in one run of hundreds of steps
 	@$(PYTEST) -s -m chaos
 
-check: $(READY) ## formatting, lint, types, links
+check: $(READY) ## formatting, lint, types, links, words
 	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/python tools/check_links.py
-	@echo "check: formatting, lint, types and links are fine"
+	@$(BIN)/python tools/check_words.py
+	@echo "check: formatting, lint, types, links and words are fine"
 
 docs: $(READY) ## the pages of docs/ as a site, in storage/site
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet -f tools/mkdocs.yml

@@ -230,7 +230,7 @@ def test_an_import_for_types_alone_is_no_arrow(package: Path) -> None:
 
 
 def test_a_module_imported_from_its_package_is_followed(package: Path) -> None:
-    """What names a room alone tells no room apart: `from house import high` runs up too."""
+    """A statement that names only the package may import any room: `from house import high` runs up too."""
     (package / "low" / "ground.py").write_text("from house import errors, high, version\n")
     (package / "errors.py").touch()
     found = upward(package, ("__init__", "errors", "low", "high"))

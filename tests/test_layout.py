@@ -40,7 +40,7 @@ def test_top_level() -> None:
 
 
 def test_every_module_is_tracked() -> None:
-    """What .gitignore hides is in no clone, and in no submitted job."""
+    """Files that .gitignore hides are in no clone, and in no submitted job."""
     files = {
         path.relative_to(ROOT).as_posix()
         for folder in ("platform", "jobs", "conf", "tests")

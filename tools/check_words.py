@@ -41,7 +41,6 @@ SPELLING = {
     r"rumour\w*": "rumor",
     r"endeavour\w*": "endeavor",
     r"centre[ds]?|centring": "center, centering",
-    r"metres?|litres?": "meter, liter",
     r"cancell(?:ed|ing)": "canceled, canceling",
     r"label(?:led|ling)": "labeled, labeling",
     r"model(?:led|ling)": "modeled, modeling",

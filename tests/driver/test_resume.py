@@ -124,7 +124,7 @@ def test_contradictions_and_damage_are_refused_by_name(
     assert "add to its command: run.name=… run.from=through@15 train.steps=…" in output
     code, output = job.run("pretrain", *again, f"train.steps={STEPS + 10}", cwd=workshop.root)
     assert code == 2
-    assert "would jump from 0% of its peak to 100% after step 24; go on from" in output
+    assert "would jump from 0% of its peak to 100% after step 24; continue from" in output
     assert "run.from=through@15" in output
 
 

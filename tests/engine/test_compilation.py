@@ -123,7 +123,7 @@ def test_no_jobs_rows_compile_layers_anew(tmp_path: Path, cases: Cases) -> None:
 
 
 def test_a_compile_is_told_as_a_phase_of_its_own(tmp_path: Path) -> None:
-    """A compile interrupts a phase without counting as a beat, since the other ranks needn't compile."""
+    """A compile interrupts a phase without counting as a beat, since the other ranks need not compile."""
     heartbeat, seen = Heartbeat(tmp_path, 0), []
     compiles = CompileTimer(heartbeat)
 

@@ -179,7 +179,7 @@ FEW = (("adamw", "bf16", 3), ("adamw", "fp32", 0), ("muon", "bf16", 1), ("muon",
 def test_an_infinite_gradient_is_not_applied(
     tmp_path: Path, cases: tuple[tuple[str, str, int], ...]
 ) -> None:
-    """Under every stage of the real engine, weights and moments stay, and the next update is the same."""
+    """Weights and moments stay under the stages of the real engine, and the next update is the same."""
     from servers import free_port
 
     run_ranks(_infinite_gradient, (free_port(), tmp_path, cases), 1)

@@ -13,7 +13,7 @@ from engine.probe import Case, resumed, spawn
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_resume_is_bit_exact(world: int, tmp_path: Path) -> None:
-    """In a few layouts; in every one by the slow test."""
+    """Check a few layouts; the slow test checks every one."""
     layouts = [(0, "bf16"), (1, "fp32"), (3, "bf16")] if world == 1 else [(1, "bf16"), (3, "fp32")]
     cases = [
         Case(stage, precision=precision, steps=8, save_at=5, optimizer=optimizer)

@@ -80,7 +80,7 @@ def test_weights_that_a_folder_lacks_are_not_drawn(
 
 
 def test_a_head_that_gives_other_numbers_is_no_reward(tmp_path: Path) -> None:
-    """OpenRLHF/OpenRLHF#1039, modelscope/ms-swift#9239: the head was drawn anew."""
+    """OpenRLHF/OpenRLHF#1039, modelscope/ms-swift#9239: the head was drawn again."""
     folder = write_parent(tmp_path, hidden=32)
     _write_scalar(folder, labels=2)
     for read in (_load_scalar, _judge):

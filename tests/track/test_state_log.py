@@ -69,7 +69,7 @@ def test_a_journal_keeps_what_a_full_disk_refuses(tmp_path: Path) -> None:
 
 
 def test_what_the_disk_refuses_beside_the_journal_is_told(tmp_path: Path) -> None:
-    """The run goes on without an optional file, such as a table of samples."""
+    """The run continues without an optional file, such as a table of samples."""
     event_log = EventLog(tmp_path / "metrics.jsonl")
     (tmp_path / "samples").write_text("in the way")
     write_table(tmp_path, event_log, "answers", 7, ("a",), [("b",)])

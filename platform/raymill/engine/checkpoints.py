@@ -1,6 +1,6 @@
 """Checkpoints of a run as the loop sees them: begun at one step and settled at a later one.
 
-The training state is copied to host memory; a background thread writes it while training goes on.
+The training state is copied to host memory; a background thread writes it while training continues.
 """
 
 from __future__ import annotations
@@ -156,9 +156,9 @@ class Checkpoints:
 
 
 def retain(resolved: ResolvedRun, remote: RemoteRun | None = None) -> None:
-    """Delete the checkpoints that needn't be kept, here and in the object store if the run is kept in one.
+    """Delete the checkpoints that need not be kept, here and in the object store if the run is kept in one.
 
-    The newest one from before the learning rate decays stays, so that a longer run can go on from there.
+    The newest one from before the learning rate decays stays, so that a longer run can continue from there.
     """
     settings = resolved.job.checkpoint
     before = decay_start(resolved.job.schedule, resolved.total_steps)

@@ -18,7 +18,7 @@ from raymill.engine.heartbeat import COMPILE, Heartbeat
 from raymill.errors import ConfigError
 
 # Each combination has compiled code of its own: training or evaluation, with masks or without, one row or
-# several, policy or critic, adapters on or off. Beyond this limit torch would go on uncompiled.
+# several, policy or critic, adapters on or off. Beyond this limit torch would run the rest uncompiled.
 _RECOMPILE_LIMIT = 64
 
 

@@ -109,7 +109,7 @@ class HeldOutLoss:
         return metrics
 
     def _mean(self, values: list[float]) -> float:
-        # Weights needn't sum to one.
+        # Weights need not sum to one.
         shares = [weight / sum(self.weights) for weight in self.weights]
         return sum(share * value for share, value in zip(shares, values, strict=True))
 

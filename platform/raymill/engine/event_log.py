@@ -1,6 +1,6 @@
 """Event log of a run, metrics.jsonl: one event per line, written by rank 0 alone.
 
-It is the run's own record, and the spool from which tracking forwards metrics.
+It is the run's own record, and the spool from which tracking sends metrics on.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class EventLog:
             os.fsync(self._stream)
 
     def close(self) -> None:
-        """Close the file; no event can be written afterwards."""
+        """Close the file; no event can be written after that."""
         self._stream.close()
 
 

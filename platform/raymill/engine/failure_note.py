@@ -1,4 +1,4 @@
-"""Notes of failed ranks: a rank that can't go on writes its error down for the driver and ends its process.
+"""Notes of failed ranks: a rank that can't continue writes its error down for the driver and ends its process.
 
 The process ends at once, so that the other ranks, which may be waiting for it in a collective, fail as well
 instead of waiting until their timeout.
@@ -44,7 +44,7 @@ class FailureNote:
 
 
 class OtherRankError(RuntimeError):
-    """Another rank failed in a way that ends its process; this rank can't go on without it."""
+    """Another rank failed in a way that ends its process; this rank can't continue without it."""
 
     def __init__(self, rank: int, note: FailureNote) -> None:
         super().__init__(f"rank {rank} failed: {note.cause}")
@@ -62,7 +62,7 @@ def exit_on_error(folder: Path, rank: int) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        logger.exception("rank %d can't go on", rank)
+        logger.exception("rank %d can't continue", rank)
         try:
             write_note(folder, rank, error)
         except OSError:
@@ -75,7 +75,7 @@ def exit_on_error(folder: Path, rank: int) -> Iterator[None]:
 
 
 def write_note(folder: Path, rank: int, error: BaseException) -> None:
-    """Write down this rank's error, or another rank's that it was told of.
+    """Write down this rank's error, or another rank's that was reported to it.
 
     The other rank may not get to write its own note.
     """

@@ -15,7 +15,7 @@ NODE = "RAYMILL_NODE"
 # Twice what the watchdog allows the longest phase, so that the watchdog names the slow rank before the
 # collectives of the ranks waiting for it time out.
 COLLECTIVE_TIMEOUT_S = 7200
-COMPILE = "compile"  # the phase of a rank that compiles while others needn't
+COMPILE = "compile"  # the phase of a rank that compiles while others need not
 _RECORD_BYTES = 512
 
 
@@ -61,7 +61,7 @@ class Heartbeat:
         self._write(phase)
 
     def aside(self, phase: str | None) -> None:
-        """Record work within the phase that the other ranks needn't do; None ends it. It isn't a beat."""
+        """Record work within the phase that the other ranks need not do; None ends it. It isn't a beat."""
         self._write(phase or self._phase)
 
     def _write(self, phase: str) -> None:

@@ -53,7 +53,7 @@ def refuse_leaks(
     elif over_rows > TOLERANCE[precision]:
         problem = (
             f"{attention}: this model's attention doesn't keep the rows of a batch apart (with another row "
-            f"beside them, hidden states differ by {over_rows:.1e} of their size); set {attention}=sdpa"
+            f"next to them, hidden states differ by {over_rows:.1e} of their size); set {attention}=sdpa"
         )
     elif ahead > TOLERANCE[precision]:
         problem = (
@@ -103,7 +103,7 @@ def _changed(
     other_BT[where] = tokens_BT[where].flip(1)
     opens_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
     opens_BT[:, HALF] = packed
-    # Masks and bounds are computed outside the compiled layers, so the check needn't compile them.
+    # Masks and bounds are computed outside the compiled layers, so the check need not compile them.
     with uncompiled(), evaluating(model):
         before_BTH, after_BTH = (
             _hidden(model, head, Sequences.from_tokens(tokens, opens_BT), device)

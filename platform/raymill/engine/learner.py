@@ -1,6 +1,6 @@
 """A model that learns, with its objective: one optimizer update over a rank's rows.
 
-A job has one learner, or two where a critic learns beside the policy.
+A job has one learner, or two where a critic learns along with the policy.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ class Loop:
                 self.checkpoints.settle(self.step, wait=True)
             self.batch_builder.close()
             raise
-        # Not in a `finally`: any other error ends the process at once, and mustn't wait for lost ranks.
+        # Not in a `finally`: any other error ends the process at once, and must not wait for lost ranks.
         self.batch_builder.close()
         return status
 
@@ -213,7 +213,7 @@ class Loop:
             self.event_log.write("evaluation", self.step, tokens=self.tokens, **metrics)
 
     def _begin_commit(self) -> None:
-        """Copy the training state; a background thread writes the checkpoint while training goes on."""
+        """Copy the training state; a background thread writes the checkpoint while training continues."""
         self._beat("commit")
         position = Position(self.step, self.samples, self.tokens)
         self.checkpoints.begin(position, self.batch_builder.state(), self.guard.state())

@@ -1,4 +1,4 @@
-"""Start of a run: anew, from its own newest checkpoint, or from another run's.
+"""Start of a run: from scratch, from its own newest checkpoint, or from another run's.
 
 Imports no torch, since the driver uses it as well.
 """
@@ -116,7 +116,7 @@ def claim_and_resolve_start(resolved: ResolvedRun, data_digests: tuple[str, ...]
 
 
 def resolve_start(resolved: ResolvedRun, data_digests: tuple[str, ...]) -> StartPoint:
-    """Resume this run, fork another, or start anew; only rank 0 looks at the checkpoints.
+    """Resume this run, fork another, or start from scratch; only rank 0 looks at the checkpoints.
 
     Raises:
         ConfigError: the configuration or the data contradicts the checkpoint, or the learning rate would jump;
@@ -174,7 +174,7 @@ def _changed_length(manifest: CheckpointManifest, resolved: ResolvedRun) -> tupl
     advice = (
         "no checkpoint from before the decay is left, so choose another run.name"
         if kept is None
-        else f"go on from before the decay, as another run: run.name=… run.from={job.run.name}@{kept}"
+        else f"continue from before the decay, as another run: run.name=… run.from={job.run.name}@{kept}"
     )
     raise ConfigError(
         [
@@ -193,7 +193,7 @@ def _kept_before_decay(resolved: ResolvedRun, decay: int) -> int | None:
 
 
 def extension_overrides(resolved: ResolvedRun) -> str | None:
-    """Return the overrides that extend a finished run by more steps; None if it would have to start anew."""
+    """Return the overrides that extend a finished run by more steps; None if it must start from scratch."""
     start = decay_start(resolved.job.schedule, resolved.total_steps)
     if start is None:
         return "train.steps=…"
@@ -246,12 +246,12 @@ def _changed_parent(manifest: CheckpointManifest, resolved: ResolvedRun) -> str:
     if resolved.parent != manifest.parent:
         return (
             f"{setting} now resolves to {resolved.parent}; the run started from {manifest.parent}: name that "
-            "one to go on with the run, or choose another run.name"
+            "one to continue the run, or choose another run.name"
         )
     now, before = resolved.parent_digest or "none", manifest.parent_digest or "none"
     return (
         f"{setting}: {resolved.parent} now has different weights ({now[:12]}; the run started with "
-        f"{before[:12]}): restore them to go on with the run, or choose another run.name"
+        f"{before[:12]}): restore them to continue the run, or choose another run.name"
     )
 
 

@@ -113,7 +113,7 @@ class Trainer:
 
         With a non-finite norm nothing is applied, on every rank alike.
         """
-        # The schedule is a function of the step, so the rate is set for every update anew.
+        # The schedule is a function of the step, so the rate is set again for every update.
         for param_group in self.optimizer.param_groups:
             param_group["lr"] = learning_rate
         if self._own_norm:

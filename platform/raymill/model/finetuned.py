@@ -130,7 +130,7 @@ def load_adapted(parent: Path, adapter: Path, scalar: bool) -> PreTrainedModel:
     tokenizer = AutoTokenizer.from_pretrained(
         adapter, local_files_only=True, trust_remote_code=False
     )
-    # A new head is saved with the adapters, so the parent needn't have one.
+    # A new head is saved with the adapters, so the parent need not have one.
     new = SCALAR_HEADS if scalar else frozenset()
     base = load_hf_model(cls, parent, new, dtype=torch.float32, **settings)
     _extend_embeddings(base, len(tokenizer) - 1)

@@ -53,7 +53,7 @@ def load_hf_model(
 ) -> PreTrainedModel:
     """Return the model of a Hugging Face folder, of a class of transformers and never of the folder's own code.
 
-    `new`: modules that the folder needn't have; their weights are drawn at random. `settings` are passed on to
+    `new`: modules that the folder need not have; their weights are drawn at random. `settings` are passed on to
     `from_pretrained`.
 
     Raises:

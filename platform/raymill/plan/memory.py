@@ -61,7 +61,7 @@ def update_bytes(
     low = 2 if precision == "bf16" else 4
     largest = max(rows * columns for rows, columns, _ in count.matrices)
     smaller = max(min(rows, columns) for rows, columns, _ in count.matrices)
-    # A bucket holds at least one matrix, and no more than a worker's share of all.
+    # A bucket holds at least one matrix, and at most a worker's share of all.
     bucket = max(largest, min(bucket_elements, -(-count.in_block_matrices // workers)))
     if workers == 1:
         exchanged = 0

@@ -81,7 +81,7 @@ class Forwarder:
             self._remember({"described": True})
 
     def _continue_run(self) -> None:
-        """Reopen the MLflow run; if it is gone (another server, a lost database), send everything anew."""
+        """Reopen the MLflow run; if it is gone (another server, a lost database), send everything again."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -147,7 +147,7 @@ class Forwarder:
             metrics: list[Metric] = []
             artifacts: list[str] = []
             tables: list[str] = []
-            # Few lines at a time, so that closing and system metrics needn't wait for a long backlog.
+            # Few lines at a time, so that closing and system metrics need not wait for a long backlog.
             for event in self._follower.read(limit=60):
                 metrics += [
                     Metric(key, value, int(event["time"] * 1000), event["step"])

@@ -64,7 +64,7 @@ def weights_digest(folder: Path) -> str:
     """Return the sha256 over a model's files of weights and its config.json.
 
     Equal models in different files, such as an fp32 and a bf16 export, have different digests. If files of an
-    export were changed afterwards, a warning goes to standard error.
+    export were changed after that, a warning goes to standard error.
 
     Raises:
         DataError: raymill.json doesn't have the form of a marker.

@@ -1,4 +1,4 @@
-"""Tracking of a run by its driver: a thread that forwards the event log, whatever state MLflow is in."""
+"""Tracking of a run by its driver: a thread that sends the event log to MLflow, whatever state MLflow is in."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FIRST_STEP_S = 30.0
 
 
 class Tracker:
-    """Forwards a run to MLflow from a daemon thread.
+    """Send a run to MLflow from a daemon thread.
 
     It never raises into training, blocks it, or shares a process with it. Events that can't be sent stay in the
     event log and are sent when the same command runs again. `readings` is called every `SYSTEM_EVERY_S`, from
@@ -78,7 +78,7 @@ class Tracker:
                 if self._tracking.system_metrics and time.monotonic() >= system_due:
                     system_due = time.monotonic() + SYSTEM_EVERY_S
                     self._system()
-                # The last event was sent, and no more can come.
+                # The last event was sent and no other can come.
                 if closing and not sent:
                     self._end()
                     return
