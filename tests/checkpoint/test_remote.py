@@ -145,7 +145,7 @@ def test_of_writers_at_once_each_change_counts_or_is_refused(uri: str) -> None:
         except FencedError:
             pass
 
-    at_once(*(partial(add, step) for step in range(8)), Ledger(Bucket(uri), 2).hold)
+    at_once(*(partial(add, step) for step in range(8)), Ledger(Bucket(uri), 2).fence_off)
     bucket = Bucket(uri)
     entries = [json.loads(bucket.get(key) or b"") for key in sorted(bucket.sizes("ledger"))]
     assert [entry["token"] for entry in entries] == [*[1] * len(added), 2]
@@ -403,7 +403,7 @@ def test_a_run_to_look_at_is_found_or_named(uri: str, tmp_path: Path) -> None:
     save_as(1, f"{uri}/one", tmp_path / "run", 1)
     RemoteRun(f"{uri}/one").download_files(tmp_path / "there")
     assert (tmp_path / "there" / "metrics.jsonl").read_text() == "1\n"
-    with pytest.raises(ConfigError, match=r"run.name=two: .* has no such run; there is: one"):
+    with pytest.raises(ConfigError, match=r"run.name=two: .* has no such run; existing runs: one"):
         RemoteRun(f"{uri}/two").download_files(tmp_path / "nothing")
 
 

@@ -111,7 +111,7 @@ def test_whatever_is_killed_the_run_is_the_one_that_never_was(
     settings = overrides(place, "killed", "rollout.actors=2")
     standing = with_faults(tmp_path, {"what": "sleep", "rank": 0, "step": 11, "phase": "forward"})
     process = job.start("rlhf", *settings, cwd=place, env=standing)
-    for step, victim in ((2, "SamplingActor"), (4, "RewardActor"), (6, "RayTrainWorker")):
+    for step, victim in ((2, "RolloutActor"), (4, "RewardActor"), (6, "RayTrainWorker")):
         job.wait_for_step(process, run_dir, step)
         kill(process, victim)
     job.kill_after(process, run_dir, 10)

@@ -33,7 +33,7 @@ def test_a_mixture_warns_of_its_shares_and_measures_every_source(workshop: Works
         own = last[f"eval/{name}/{figure}"]
         assert last[f"eval/{name}~2/{figure}"] == own, "the same text twice"
         assert last[f"eval/{figure}"] == pytest.approx(own, rel=1e-12)
-    assert f"the mean by weight of 2 sources\n          {name} " in output
+    assert f"the weighted mean of 2 sources\n          {name} " in output
     assert f"({name} {last['eval/bits_per_byte']:.4f}, {name}~2 " in output
     report = (workshop.run_dir("mixed") / "report.html").read_text()
     assert f"{name}~2: held-out text" in report

@@ -42,7 +42,7 @@ def test_every_entry_can_be_read_by_name_and_sizes_are_right(corpus: Sequence[Co
 def test_another_process_lists_the_same(corpus: Sequence[CorpusEntry]) -> None:
     script = (
         "import sys; sys.path[:0] = sys.argv[1:]\n"
-        "from raymill.data import stdlib_corpus as s\n"
+        "from raymill.data.demo import stdlib_corpus as s\n"
         "sys.unraisablehook = print\n"
         "print(sum(hash((e.size, len(s.read(e.name)))) for e in s.entries() if e.kind != 'source'))"
     )
@@ -60,7 +60,7 @@ def test_another_process_lists_the_same(corpus: Sequence[CorpusEntry]) -> None:
 def test_listing_imports_no_python_module_of_the_corpus() -> None:
     script = (
         "import sys; sys.path[:0] = sys.argv[1:]\n"
-        "from raymill.data import stdlib_corpus as s; s.entries()\n"
+        "from raymill.data.demo import stdlib_corpus as s; s.entries()\n"
         "print({'antigravity', 'this', 'turtle', 'idlelib', 'tkinter'} & set(sys.modules))"
     )
     run = subprocess.run(

@@ -394,7 +394,7 @@ def test_tables_and_texts_without_comparisons(tokenizer: ChatTokenizer, tmp_path
     with pytest.raises(DataError, match="is plain text; preferences are read from"):
         prepared_here(job(tmp_path / "out", tmp_path / "text.txt"), tokenizer)
     path = write_jsonl(tmp_path / "ties.jsonl", [{**record, "tie": True} for record in pairs(5)])
-    with pytest.raises(DataError, match="No pair is to train on: of 0 usable ones"):
+    with pytest.raises(DataError, match="No pair is to train on: there are no usable records"):
         prepared_here(job(tmp_path / "out", path), tokenizer)
 
 

@@ -355,7 +355,9 @@ def test_nothing_held_out_or_readable(
     parent: Path, tokenizer: ChatTokenizer, tmp_path: Path
 ) -> None:
     path = write_jsonl(tmp_path / "in.jsonl", questions(10))
-    with pytest.raises(DataError, match="No prompt is held out: of 10 usable ones"):
+    with pytest.raises(
+        DataError, match="No prompt is held out: all 10 usable ones are in the other split"
+    ):
         prepare(
             job(tmp_path, parent, f"data.path={path}", "data.validation.fraction=1e-6"), tokenizer
         )

@@ -51,6 +51,6 @@ def test_columns_that_hold_json(tmp_path: Path) -> None:
         piece = InputRange(path.name, str(path), "parquet", "train", 0, size, size, changed, 0, 1)
         found += ChatParser(group_column=None, fraction=0.1, seed=0).read(piece, hashlib.sha256())
     for one in found[:2]:
-        assert one.conversation.messages == tuple(said) and one.conversation.tools == tuple(tools)
+        assert one.value.messages == tuple(said) and one.value.tools == tuple(tools)
     assert found[2].cause == "unread" and "'loss_mask'" in found[2].why
     assert found[3].cause == "unreadable" and "column 'messages'" in found[3].why

@@ -41,7 +41,8 @@ def trained() -> Tokenizer:
 def test_training_again_elsewhere_gives_the_same_fingerprint() -> None:
     """Train in processes with other hash seeds and thread counts, on text with many ties."""
     script = (
-        "from raymill.data import tokenizer as t, stdlib_corpus as s;"
+        "from raymill.data.text import tokenizer as t;"
+        "from raymill.data.demo import stdlib_corpus as s;"
         "from sections import plain;"
         "from raymill.schema.data_sections import TokenizerConfig as C;"
         "texts=[s.read('source/json/decoder.py'), s.read('source/ast.py')];"
