@@ -59,7 +59,7 @@ def write_prompts(path: Path, records: Sequence[dict[str, Any]]) -> Path:
 
 def assigned(kind: str, parent: Path, root: Path, *overrides: str) -> ResolvedRun:
     """A job as the driver hands it to its workers; its data is prepared here."""
-    from raymill.driver.reward_resolution import resolve_rewards
+    from raymill.driver.reward_resolution import check_reference_answers, resolve_rewards
     from raymill.driver.tuning_resolution import Parent, resolve_tuning
     from raymill.track.registry import ResolvedModel
 
@@ -73,6 +73,8 @@ def assigned(kind: str, parent: Path, root: Path, *overrides: str) -> ResolvedRu
         prepared = prepare(job.preparation(), tokenizer)
     start = Parent(ResolvedModel(parent, str(parent)), tokenizer)
     rl = resolve_rewards(job, start) if kind == "rlhf" else None
+    if kind == "rlhf":
+        check_reference_answers(job, [prepared.folder])
     resolved = resolve_tuning(job, start, {prepared.folder: 1.0}, rl=rl)
     raise_fence(resolved.checkpoints, resolved.token)
     return resolved

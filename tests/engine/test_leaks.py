@@ -89,7 +89,7 @@ def test_every_job_tries_its_kernel_before_anything_is_learned(name: str) -> Non
     kind = name.split()[0]
     override, message = JOBS[name]
     job: Any = load(kind, [override, *DATA[kind]])
-    resolved: ResolvedRun = SimpleNamespace(job=job)  # type: ignore[assignment]
+    resolved: ResolvedRun = SimpleNamespace(job=job, rl=None)  # type: ignore[assignment]
     recipe = recipe_of(resolved, [])
     model = classifier("llama") if kind == "reward" else tiny_model()
 

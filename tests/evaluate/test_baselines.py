@@ -52,7 +52,7 @@ def test_text_is_given_back_and_measured(tmp_path: Path) -> None:
     pieces = [tokenizer.decode(ids) for ids in documents(prepared, "train")]
     assert sum(map(len, documents(prepared, "train"))) > 300
     assert len(pieces) > 3
-    with pytest.raises(Exception, match="doesn't give its text back"):
+    with pytest.raises(Exception, match="doesn't restore its text"):
         text_bytes(prepared, "train")  # the factory's bytes are made up
 
 

@@ -269,8 +269,8 @@ def test_registration_is_once_a_checkpoint_and_resolves(tmp_path: Path) -> None:
     (export / "config.json").write_text('{"newer": 1}')
     assert "models:/assistant/2" in tracker.register(newer, export, {})
     tracker.close("finished")
-    resolved = resolve_model("models:/assistant@pretrained", resolved.job.tracking, tmp_path)
-    assert resolved.name == "models:/assistant/2"
+    newest = resolve_model("models:/assistant@pretrained", resolved.job.tracking, tmp_path)
+    assert newest.name == "models:/assistant/2"
     first = resolve_model("models:/assistant/1", resolved.job.tracking, tmp_path)
     assert (first.folder / "config.json").read_text() == "{}", "a version never changes"
     assert [path.name for path in registered_checkpoints(resolved.run_dir)] == [
