@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,14 @@ import pytest
 
 from raymill.rl.rollout.vllm_engine import VllmEngine, VllmSpec
 from rl.rollout.vllm.models import load_weights, small_model, spec_of
+
+
+def pytest_unconfigure() -> None:
+    """Let the process end: at its exit vLLM collects garbage once per engine, which can take minutes."""
+    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        found = finalizer.peek()
+        if found is not None and str(getattr(found[1], "__module__", "")).startswith("vllm"):
+            finalizer.atexit = False
 
 
 @pytest.fixture(scope="session")
