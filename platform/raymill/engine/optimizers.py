@@ -18,12 +18,14 @@ def build_optimizer(
     """Build the optimizer of a model whose parameters aren't partitioned yet; AdamW in torch's fused kernel.
 
     Raises:
-        ConfigError: Muon is configured, and no trained parameter is a matrix that it could train.
+        ConfigError: no optimizer has this name, or Muon has no matrix to train.
     """
     rate, betas, eps = optim.learning_rate, (optim.beta1, optim.beta2), optim.eps
     if optim.name == "adamw":
         groups = decay_groups(model, optim.weight_decay)
         return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=eps, fused=True)
+    if optim.name != "muon":
+        raise ConfigError([f"optim.name={optim.name}: no such optimizer; there are adamw and muon"])
     assert optim.momentum is not None, "the configuration's checks require a momentum for Muon"
     return Muon(
         muon_groups(model, optim.weight_decay),

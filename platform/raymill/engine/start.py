@@ -97,7 +97,7 @@ class StartPoint:
 def claim_and_resolve_start(resolved: ResolvedRun, data_digests: tuple[str, ...]) -> StartPoint:
     """Claim the run's checkpoints for this process, tidy them up, and resolve the start.
 
-    The fence is raised first, so that an earlier attempt that is still alive can't commit any more. Then
+    The fence is advanced first, so that an earlier attempt that is still alive can't commit any more. Then
     half-written checkpoints of earlier attempts are removed, and damaged ones set aside.
 
     Raises:

@@ -2,6 +2,7 @@
 
 Chat, preference and prompts are kinds; `raymill.data.kinds` lists them. A new kind is one module with a
 `MessageKind`, the `MessageParser` of its records and the `MessageUnit` that encodes them, and a configuration.
+CONTRIBUTING.md lists what `kind=` on the command line needs besides.
 """
 
 from __future__ import annotations
