@@ -143,7 +143,7 @@ def _require_token() -> None:
     """
     # Ray's controller checks its workers in this interval; with a few of them, often costs nothing.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    # Without a dashboard nobody reads what Ray's agent measures of every process, at a tenth of a core.
+    # Without a dashboard nobody reads what Ray's agent measures of every process.
     os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "60000")
     if "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
