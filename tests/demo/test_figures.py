@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 
 from raymill.data.demo.stdlib_conversations import ConversationEntry
 from raymill.demo.baselines import class_baselines, paired_interval
@@ -59,6 +60,9 @@ def test_functions_end_where_the_indentation_does() -> None:
     assert first_function("def f(a):\n    return a\n\nx = 1\n") == "def f(a):\n    return a\n"
     assert parses(first_function("def f(a):\n    return a\n\nx = 1\n"))
     assert not parses("def f(:\n    pass\n")
+    with warnings.catch_warnings(record=True, action="always") as caught:
+        assert parses("def f():\n    return 1if f else 2\n")
+    assert not caught, "Python's own warning would stand in the terminal"
 
 
 def test_the_points_of_the_reward_rule() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -53,7 +54,9 @@ def first_function(text: str) -> str:
 def parses(function: str) -> bool:
     """Tell whether a function is valid Python."""
     try:
-        ast.parse(function)
+        # Python warns about doubtful literals, on the terminal.
+        with warnings.catch_warnings(action="ignore"):
+            ast.parse(function)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     return True
