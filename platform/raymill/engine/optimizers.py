@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 
@@ -18,24 +18,24 @@ def build_optimizer(
     """Build the optimizer of a model whose parameters aren't partitioned yet; AdamW in torch's fused kernel.
 
     Raises:
-        ConfigError: no optimizer has this name, or Muon has no matrix to train.
+        ConfigError: Muon is configured, and no trained parameter is a matrix that it could train.
     """
     rate, betas, eps = optim.learning_rate, (optim.beta1, optim.beta2), optim.eps
     if optim.name == "adamw":
         groups = decay_groups(model, optim.weight_decay)
         return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=eps, fused=True)
-    if optim.name != "muon":
-        raise ConfigError([f"optim.name={optim.name}: no such optimizer; there are adamw and muon"])
-    assert optim.momentum is not None, "the configuration's checks require a momentum for Muon"
-    return Muon(
-        muon_groups(model, optim.weight_decay),
-        momentum=optim.momentum,
-        # Jordan et al. iterate in bf16, too. In fp32 the iterations keep the precision of the forward pass.
-        dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
-        lr=rate,
-        betas=betas,
-        eps=eps,
-    )
+    if optim.name == "muon":
+        assert optim.momentum is not None, "the configuration's checks require a momentum for Muon"
+        return Muon(
+            muon_groups(model, optim.weight_decay),
+            momentum=optim.momentum,
+            # Jordan et al. iterate in bf16, too. In fp32 the iterations keep the precision of the forward pass.
+            dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
+            lr=rate,
+            betas=betas,
+            eps=eps,
+        )
+    assert_never(optim.name)
 
 
 def decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
