@@ -101,12 +101,15 @@ class Progress:
     """What a step did for a request: tokens in their order, and why the answer ended, if it did.
 
     `prompt`: log-probabilities of the prompt's second token and those after it, once, where they were asked for.
+    `reused`: the prompt's tokens that were still in the cache of an earlier request, once, no later than with the
+    first token.
     """
 
     key: int
     tokens: tuple[DrawnToken, ...] = ()
     finish: Finish | None = None
     prompt: tuple[TokenLogProb, ...] | None = None
+    reused: int | None = None
 
 
 @dataclass(frozen=True)
