@@ -299,7 +299,8 @@ def test_ranks_whiten_as_one(seed: int) -> None:
     values_BT = torch.randn(6, 5, generator=generator) * 3 + 7
     mask_BT = (torch.rand(6, 5, generator=generator) < 0.7).float()
     mask_BT[5] = 0
-    # The first rank's answer lies far from the others' and is counted whole, so that its own mean never is the batch's.
+    # The first rank's answer lies far from the others' and is counted whole, so that its own mean never is the
+    # batch's.
     values_BT[0] += 20
     mask_BT[0] = 1
     cuts = (slice(0, 1), slice(1, 5), slice(5, 6))

@@ -1,7 +1,8 @@
 """Interface of the engines that decode: what is asked for, what comes back, and what an engine does.
 
-An engine takes and returns tokens, never text. It is driven step by step by one thread and starts none itself,
-so that the caller decides what else happens between two steps: a server reads its queue, a trainer does nothing.
+An engine takes and returns tokens, never text. It is driven step by step by one thread and starts none
+itself, so that the caller decides what else happens between two steps: a server reads its queue, a trainer
+does nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class TokenConstraint(Protocol):
     """Grammar that an answer must follow, with the state of one answer; used for one request only."""
 
     def allowed(self) -> torch.Tensor:
-        """[V] bool, on the CPU: tokens that may come next, the end of the answer among them where it may end."""
+        """[V] bool, on the CPU: tokens that may come next, and the end of the answer where it may end."""
         ...
 
     def accept(self, token: int) -> None:
@@ -100,9 +101,9 @@ class DrawnToken:
 class Progress:
     """What a step did for a request: tokens in their order, and why the answer ended, if it did.
 
-    `prompt`: log-probabilities of the prompt's second token and those after it, once, where they were asked for.
-    `reused`: the prompt's tokens that were still in the cache of an earlier request, once, no later than with the
-    first token.
+    `prompt`: log-probabilities of the prompt's second token and those after it, once, where they were asked
+    for. `reused`: the prompt's tokens that were still in the cache of an earlier request, once, no later than
+    with the first token.
     """
 
     key: int
