@@ -44,6 +44,8 @@ def run(job):
     if job.pretrain.dry_run:
         # The parents of the other stages don't exist yet.
         return pretrain.run(job.pretrain)
+    # Importing and starting Ray takes seconds, more on the first run after an installation.
+    print(f"Starting Ray for the stages {' → '.join(job.stages)}", flush=True)
     warm_up(job.pretrain.cluster)
     seconds = {}
     with pipeline_session(job):

@@ -7,13 +7,19 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 
-# Run a function with its output in a log, and show the end of the log if it fails. Nothing is marked as ready
-# then, so the same command tries again. The shell ignores `set -e` inside a function that an `if` tests, hence the
-# chains of `&&` in the functions below.
+# Run a function with its output in a log; show its latest line every ten seconds, and the end of it if the
+# function fails. Nothing is marked as ready then, so the same command tries again. The shell ignores `set -e`
+# inside a function that an `if` tests, hence the chains of `&&` in the functions below.
 logged() {
-  local log=$1
+  local log=$1 waited=0
   shift
-  if ! "$@" > "$log" 2>&1; then
+  "$@" > "$log" 2>&1 &
+  local process=$!
+  while kill -0 "$process" 2> /dev/null; do
+    sleep 1
+    ((++waited % 10)) || echo "  after $waited s: $(tail -n 1 "$log" | cut -c 1-80)"
+  done
+  if ! wait "$process"; then
     tail -n 20 "$log"
     echo "the setup failed; all of its output is in $log, and the same command tries again"
     exit 1
@@ -24,10 +30,18 @@ logged() {
 # a cluster wins over a copy that was installed there.
 install_base() {
   local venv=$1
+  # pip compiles every module in one process, which is half of its time; all cores do it afterwards.
+  export PIP_NO_COMPILE=1
   "$venv/bin/pip" install -c constraints.txt torch==2.13.0 &&
     "$venv/bin/python" -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print("\n".join(p["dependencies"] + p["optional-dependencies"]["dev"]))' \
       > "$venv/requirements.txt" &&
-    "$venv/bin/pip" install -c constraints.txt -r "$venv/requirements.txt"
+    "$venv/bin/pip" install -c constraints.txt -r "$venv/requirements.txt" &&
+    compile_modules "$venv"
+}
+
+# Packages carry templates and tests for other versions of Python that don't compile, so errors are no failure.
+compile_modules() {
+  "$1/bin/python" -m compileall -q -j 0 "$1/lib" || true
 }
 
 # vLLM asks for older versions of three packages than we pin, so their pins are left out. It is tested with our
