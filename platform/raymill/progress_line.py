@@ -30,6 +30,8 @@ class ProgressLine:
         self._live = Live(console=self.console, refresh_per_second=4, transient=True)
         self._plain_every_s = plain_every_s
         self._last_printed = time.monotonic() - (0.0 if patient else plain_every_s)
+        # Time of the last line of any kind.
+        self._last_output = time.monotonic()
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
@@ -48,19 +50,27 @@ class ProgressLine:
     def say(self, text: str) -> None:
         """Print a plain line that stays; a long path in it isn't wrapped, so that it can be
         copied."""
+        self._last_output = time.monotonic()
         self.console.print(Text(text), soft_wrap=True)
 
     def wait(self, text: str) -> None:
         """Report a wait; it doesn't count as a plain line of progress."""
         if self.console.is_terminal:
+            self._last_output = time.monotonic()
             self._live.update(Text(text, style="dim"))
         else:
             self.say(text)
+
+    def idle(self, text: str) -> None:
+        """Report a wait if nothing was printed for the time between two plain lines; call it often."""
+        if time.monotonic() - self._last_output >= self._plain_every_s:
+            self.wait(text)
 
     def show(self, text: str) -> None:
         """Update the text of the line."""
         now = time.monotonic()
         if self.console.is_terminal:
+            self._last_output = now
             self._live.update(Text(text, no_wrap=True, overflow="ellipsis"))
         elif now - self._last_printed >= self._plain_every_s:
             self._last_printed = now

@@ -87,12 +87,14 @@ def test_the_rank_that_is_behind_is_named(
 ) -> None:
     watchdog = Watchdog(tmp_path, len(RANKS), None, clock)
     assert watchdog.look(1.0) == []
+    assert watchdog.slowest is None, "no rank has begun"
     beat(pulses, 7, "data", "forward")
     assert watchdog.look(1.0) == []
     beat(pulses, 7, "backward", "optimizer", but=1)
     clock.now += 1
     assert watchdog.look(1.0) == []
     assert look_for(watchdog, clock, 118, 1.0) == []
+    assert watchdog.slowest == Standing(RANKS[1], 7, "forward", 119.0), "shown on a quiet terminal"
     assert look_for(watchdog, clock, 2, 1.0) == [Standing(RANKS[1], 7, "forward", 121.0)]
 
 

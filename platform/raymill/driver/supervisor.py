@@ -34,6 +34,7 @@ from raymill.driver.failure import (
 from raymill.driver.launch import WorkerRun
 from raymill.driver.watchdog import Watchdog, end_one
 from raymill.engine.failure_note import FailureNote, read_notes
+from raymill.engine.heartbeat import COMPILE
 from raymill.engine.resolved_run import ResolvedRun
 from raymill.errors import CheckpointError, ClusterError, StorageError
 from raymill.plan.batch import allowed_workers
@@ -46,6 +47,14 @@ CAPACITY_CHECK_S = 10.0  # between two looks at the cluster's nodes and free res
 # An autoscaling cluster needs minutes to add a node.
 ROOM_S = 600.0
 STARTING = "starting workers …"
+# Phases of a heartbeat in words; every other one is a part of a training step.
+_PHASES = {
+    "start": "loading the model and the data",
+    "evaluate": "evaluating",
+    "commit": "writing a checkpoint",
+    "gather": "waiting for rows or answers",
+    COMPILE: "compiling",
+}
 
 RunStatus = Literal["finished", "stopped", "waiting", "failed"]
 
@@ -218,6 +227,7 @@ class RunSupervisor:
                 break
             self._lease.check()
             self._end_hanging_rank(resolved.pulses)
+            self._console.idle(self._activity())
             if time.monotonic() > next_check and self._nodes and not self._winding_up:
                 next_check = time.monotonic() + CAPACITY_CHECK_S
                 self._check_capacity()
@@ -247,6 +257,14 @@ class RunSupervisor:
         what = end_one(behind, self._resolved.run_dir / "logs")
         self._console.say(f"warning: {what}")
         self._history.enter(RunState.RECOVERING, what=what)
+
+    def _activity(self) -> str:
+        """Return what the workers are doing, for a terminal on which nothing else appears."""
+        slowest = self._watchdog.slowest if self._watchdog is not None else None
+        if slowest is None:
+            return STARTING
+        doing = _PHASES.get(slowest.phase, "training")
+        return f"step {slowest.step:>6}  {doing} for {slowest.seconds:.0f} s …"
 
     def _measure(self, event: dict[str, Any]) -> None:
         """Note the nodes of the workers and the seconds of their steps."""

@@ -93,6 +93,8 @@ class Watchdog:
         self._long = (*_LONG, _SAMPLING) if samples else _LONG
         self._seen: dict[int, tuple[float, Mapping[str, Any]]] = {}
         self._looked = clock()
+        # The rank that has been longest at the earliest point, as of the last look; None before all have begun.
+        self.slowest: Standing | None = None
 
     def look(self, median_step_s: float | None) -> list[Standing]:
         """Return the ranks at the earliest point if none of them has made progress for too long.
@@ -123,6 +125,7 @@ class Watchdog:
             if record["beat"] == earliest
         ]
         behind.sort(key=lambda standing: standing.seconds, reverse=True)
+        self.slowest = behind[0]
         # Any of them may be the one that the others wait for, so each has its own limit: a rank that compiles
         # has more time, and a rank that has just finished compiling starts again.
         if any(rank.seconds < self._limit(rank.phase, median_step_s) for rank in behind):

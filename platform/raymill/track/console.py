@@ -46,6 +46,10 @@ class RunConsole:
         """Show the state of a run that has made no step yet."""
         self._progress_line.wait(text)
 
+    def idle(self, text: str) -> None:
+        """Show the state of a run of which nothing was printed for ten seconds; call it often."""
+        self._progress_line.idle(text)
+
     def show(self, event: Event) -> None:
         """Show one event of the event log."""
         kind = event["kind"]
