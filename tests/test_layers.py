@@ -15,7 +15,8 @@ PURE = (
     "data/store/manifest.py", "data/chat/pack.py", "data/messages/template.py", "data/messages/encode.py",
     "objective", "rl/advantages.py", "rl/losses.py", "rl/objective.py", "rl/rollout_batch.py",
     "engine/schedule.py", "engine/deepspeed_config.py", "engine/event_log.py",
-    "evaluate", "generate/sampling.py", "report", "errors.py", "causes.py", "reading.py", "durable.py",
+    "evaluate", "generate/engine/request.py", "generate/engine/distribution.py",
+    "generate/engine/row_sampler.py", "report", "errors.py", "causes.py", "reading.py", "durable.py",
     "parent_death.py", "timeline.py", "progress_line.py", "redaction.py",
 )  # fmt: skip
 TORCHLESS = ("schema", "config", "storage", "plan", "checkpoint", "data", "cluster")

@@ -57,7 +57,9 @@ class ScriptedModel:
         self.config = SimpleNamespace(max_position_embeddings=positions)
         self._answers = [list(answer) for answer in answers]
         self.asked: list[list[int]] = []
-        use_mode(self, SamplingMode())  # it can't be tried: it would have nothing left to say
+        use_mode(
+            self, SamplingMode(batched=False)
+        )  # it can't be tried: it would have nothing left to say
 
     def parameters(self) -> Any:
         return iter([torch.zeros(1)])

@@ -11,8 +11,9 @@ import torch
 
 from raymill.config import load
 from raymill.generate.batch import Completion, complete
+from raymill.generate.engine.distribution import nucleus
 from raymill.generate.modes import mode_of
-from raymill.generate.sampling import nucleus, sample
+from raymill.generate.sampling import sample
 from raymill.model.build import build_model
 
 FAMILIES = ("llama", "qwen3", "gpt2")
@@ -62,7 +63,7 @@ def one_by_one(model: Any, settings: dict[str, Any]) -> list[tuple[int, ...]]:
                 max_new_tokens=20,
                 temperature=settings["temperature"],
                 top_p=settings["top_p"],
-                generator=torch.Generator().manual_seed(seed),
+                seed=seed,
                 end_of_text_id=None,
             )
         )

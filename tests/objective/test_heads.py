@@ -248,7 +248,7 @@ def drawn_by_batch(model: Any) -> list[float]:
 def drawn_one_by_one(model: Any) -> list[float]:
     tokens = sample(
         model, [7, 8, 9], max_new_tokens=12, temperature=0.9, top_p=1.0,
-        generator=torch.Generator().manual_seed(4), end_of_text_id=None,
+        seed=4, end_of_text_id=None,
     )  # fmt: skip
     return [0.0 for _ in tokens]
 

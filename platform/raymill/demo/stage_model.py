@@ -111,7 +111,6 @@ class StageModel:
             seeds=[seed * 1_000_003 + number for number in range(len(prompts))],
             stop_ids=stops,
             batch_size=BATCH,
-            pad_id=self.end_of_text_id,
         )
         if cut := sum(completion.left_out > 0 for completion in completions):
             print_note(

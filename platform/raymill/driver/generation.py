@@ -137,8 +137,6 @@ def _answer(
     prompt: str,
     seed: int,
 ) -> None:
-    import torch
-
     from raymill.generate.conversation import print_note
     from raymill.generate.decoding import decode_stream
     from raymill.generate.load import text_prompts
@@ -157,7 +155,7 @@ def _answer(
         max_new_tokens=job.max_new_tokens,
         temperature=job.temperature,
         top_p=job.top_p,
-        generator=torch.Generator().manual_seed(seed),
+        seed=seed,
         end_of_text_id=end_of_text_id,
     )
     sys.stdout.write(prompt)

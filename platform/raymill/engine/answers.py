@@ -159,7 +159,6 @@ class AnsweredQuestions:
             seeds=[self.seed] * len(indices),
             stop_ids=stops,
             batch_size=4 * self.settings.batch,
-            pad_id=self.tokens.padding,
             lockstep=self.lockstep,
         )
         texts = self._tokenizer.decode_batch(

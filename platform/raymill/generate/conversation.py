@@ -12,8 +12,6 @@ from contextlib import closing
 from itertools import count
 from typing import TYPE_CHECKING
 
-import torch
-
 from raymill.data.messages.encode import ChatEncoder
 from raymill.errors import DataError, RaymillError
 from raymill.generate.decoding import StreamTokenizer, decode_stream
@@ -132,7 +130,7 @@ class ChatSession:
             max_new_tokens=min(self._max_new_tokens, self._positions - len(prompt)),
             temperature=self._temperature,
             top_p=self._top_p,
-            generator=torch.Generator().manual_seed(seed),
+            seed=seed,
             end_of_text_id=None,
         )
         for token in tokens:

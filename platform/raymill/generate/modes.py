@@ -1,12 +1,14 @@
-"""Choice of the fastest sampling mode that is correct for a model: batched or row by row, cached or not.
+"""Choice of the fastest way of decoding that is correct for a model: in slots, row by row, without a cache.
 
-Some model families silently compute wrong logits with left padding, with a cache, or after rows have left
-the batch. So before sampling, a few rows are run in each mode and compared with training's logits of each
+Some model families silently compute wrong logits with a ready mask, with a cache, or after rows have left
+the batch. So before sampling, a few rows are decoded in each way and compared with training's logits of each
 row alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -14,16 +16,21 @@ from weakref import WeakKeyDictionary
 import torch
 
 from raymill.errors import ConfigError
-from raymill.generate.rows import GrowingRows
+from raymill.generate.engine.request import SamplingParameters
+from raymill.generate.engine.row_engine import RowEngine
+from raymill.generate.engine.slot_engine import SlotEngine
+from raymill.generate.engine.slots import small_windows
+from raymill.generate.engine.token_engine import TokenEngine, Watch
 from raymill.objective.forward import Sequences, run_model
 from raymill.objective.heads import Fp32Head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Prompt and answer tokens of each probe row; the row with the longest prompt ends first. Together they cost
-# some fifteen forward passes over a few tokens, once per model.
-PROBE_LENGTHS = ((9, 1), (2, 4), (5, 3))
+# Prompt and answer tokens of each probe row. The third joins when the second has left, and the first is still
+# being read then. Together they cost some twenty forward passes over a few tokens, once per model.
+PROBE_LENGTHS = ((9, 3), (2, 2), (5, 3))
+PROBE_SLOTS, PROBE_CHUNK = 2, 4
 # Smaller ids are often special tokens such as padding, which some families treat differently.
 FIRST_ID = 5
 # Relative to the logits' size, in fp32; rounding is at most a tenth of it.
@@ -34,7 +41,7 @@ ROUNDINGS = 8
 
 @dataclass(frozen=True)
 class SamplingMode:
-    """Sampling in batches or row by row (`batched`), with a cache or without (`cached`).
+    """Decoding in batches or row by row (`batched`), with a cache or without (`cached`).
 
     `why`: the problem of the fastest mode, where this is a slower one.
     """
@@ -51,12 +58,40 @@ class SamplingMode:
         how = " and ".join(name for name, true in slow.items() if true)
         return f"{_family(model)} is sampled {how}, which takes longer: {self.why}"
 
+    def engine(
+        self,
+        model: PreTrainedModel,
+        *,
+        slots: int,
+        prefill_tokens: int | None = None,
+        reuse: bool = False,
+        adapters: Sequence[str] = (),
+        inference: bool = False,
+        watch: Watch | None = None,
+    ) -> TokenEngine:
+        """Return an engine that decodes in this mode; see `SlotEngine` for the arguments."""
+        if not self.batched:
+            return RowEngine(
+                model,
+                slots=slots,
+                cached=self.cached,
+                adapters=adapters,
+                inference=inference,
+                watch=watch,
+            )
+        return SlotEngine(
+            model,
+            slots=slots,
+            prefill_tokens=prefill_tokens,
+            reuse=reuse,
+            adapters=adapters,
+            inference=inference,
+            watch=watch,
+        )
+
 
 # From the fastest to the slowest.
-MODES = tuple(
-    SamplingMode(batched, cached)
-    for batched, cached in ((True, True), (False, True), (True, False), (False, False))
-)
+MODES = (SamplingMode(), SamplingMode(batched=False), SamplingMode(batched=False, cached=False))
 _modes: WeakKeyDictionary[PreTrainedModel, SamplingMode] = WeakKeyDictionary()
 
 
@@ -81,13 +116,11 @@ def _fastest_correct(model: PreTrainedModel) -> SamplingMode:
     model.eval()
     why: list[str] = []
     try:
-        with torch.no_grad(), Fp32Head(model.get_output_embeddings()):
-            expected = [_training_logits(model, prompt, answer) for prompt, answer in _probe_rows()]
-            for mode in MODES:
-                problem = _problem(model, mode, expected)
-                if problem is None:
-                    return replace(mode, why=why[0] if why else "")
-                why.append(problem)
+        for mode in MODES:
+            problem = _problem(model, mode)
+            if problem is None:
+                return replace(mode, why=why[0] if why else "")
+            why.append(problem)
     finally:
         model.train(was_training)
     raise ConfigError(
@@ -120,28 +153,26 @@ def _training_logits(model: PreTrainedModel, prompt: list[int], answer: list[int
     return logits_TV
 
 
-def _problem(
-    model: PreTrainedModel, mode: SamplingMode, expected: list[torch.Tensor]
-) -> str | None:
+def _problem(model: PreTrainedModel, mode: SamplingMode) -> str | None:
     """Return the reason why a mode is incorrect, or None if it is correct."""
     rows, cache = (
         "in batches" if mode.batched else "row by row",
         "with" if mode.cached else "without",
     )
     how = f"{rows} {cache} a cache"
-    every = list(range(len(PROBE_LENGTHS)))
-    # The second batch is a single row: the last batch of a real run may be one as well.
-    batches = [every, [1]] if mode.batched else [[row] for row in every]
-    differences: list[torch.Tensor] = []
-    try:
-        for batch in batches:
-            sampled = _sampling_logits(model, batch, mode.cached)
-            differences += [_difference(logits, expected[row]) for row, logits in sampled.items()]
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # noqa: BLE001  (a family may fail in any way)
-        reason = " ".join(str(error).split())[:120]
-        return f"{how}, it fails ({type(error).__name__}: {reason})"
+    # The windows of real models are longer than the probe. Slots mask them like any other.
+    windows = small_windows(model.config) if mode.batched else nullcontext()
+    with windows:
+        with torch.no_grad(), Fp32Head(model.get_output_embeddings()):
+            expected = [_training_logits(model, prompt, answer) for prompt, answer in _probe_rows()]
+        try:
+            found = _decoding_logits(model, mode)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001  (a family may fail in any way)
+            reason = " ".join(str(error).split())[:120]
+            return f"{how}, it fails ({type(error).__name__}: {reason})"
+    differences = [_difference(*both) for both in zip(found, expected, strict=True)]
     allowed = tolerance_of(model)
     # In 16 bits, rounding may route a single token to a different expert, so there the median counts.
     reduce = torch.amax if allowed == TOLERANCE else torch.median
@@ -158,25 +189,43 @@ def tolerance_of(model: torch.nn.Module) -> float:
     return max(TOLERANCE, ROUNDINGS * torch.finfo(next(model.parameters()).dtype).eps)
 
 
-def _sampling_logits(
-    model: PreTrainedModel, rows: list[int], cached: bool
-) -> dict[int, torch.Tensor]:
-    """Return each row's logits, shaped as those of `_training_logits`, computed as sampling computes them."""
-    probes = _probe_rows()
-    growing = GrowingRows(model, [probes[row][0] for row in rows], cached=cached)
-    seen: dict[int, list[torch.Tensor]] = {row: [] for row in rows}
-    active = rows
-    while active:
-        logits_BV = growing.logits()
-        for row, logits_V in zip(active, logits_BV, strict=True):
-            seen[row].append(logits_V)
-        tokens = [probes[row][1][len(seen[row]) - 1] for row in active]
-        growing.append(torch.tensor(tokens, device=logits_BV.device))
-        kept = [i for i, row in enumerate(active) if len(seen[row]) < len(probes[row][1])]
-        if 0 < len(kept) < len(active):
-            growing.keep(kept)
-        active = [active[i] for i in kept]
-    return {row: torch.stack(logits) for row, logits in seen.items()}
+@dataclass
+class _Script:
+    """Constraint that allows the tokens of a probe's answer, one after the other."""
+
+    answer: Sequence[int]
+    place: int = 0
+
+    def allowed(self) -> torch.Tensor:
+        """See `TokenConstraint`."""
+        token = self.answer[self.place]
+        return torch.arange(token + 1) == token
+
+    def accept(self, token: int) -> None:
+        """See `TokenConstraint`."""
+        assert token == self.answer[self.place], "only this token was allowed"
+        self.place += 1
+
+
+def _decoding_logits(model: PreTrainedModel, mode: SamplingMode) -> list[torch.Tensor]:
+    """Return each row's logits, shaped as those of `_training_logits`, computed as decoding computes them."""
+    seen: dict[int, list[torch.Tensor]] = {}
+
+    def watch(keys: Sequence[int], logits_BV: torch.Tensor) -> None:
+        for key, logits_V in zip(keys, logits_BV, strict=True):
+            seen.setdefault(key, []).append(logits_V)
+
+    engine = mode.engine(model, slots=PROBE_SLOTS, prefill_tokens=PROBE_CHUNK, watch=watch)
+    keys = [
+        engine.submit(
+            prompt,
+            SamplingParameters(len(answer), temperature=0.0, constraint=_Script(answer)),
+        )
+        for prompt, answer in _probe_rows()
+    ]
+    while engine.busy:
+        engine.step()
+    return [torch.stack(seen[key]) for key in keys]
 
 
 def _difference(sampled_TV: torch.Tensor, expected_TV: torch.Tensor) -> torch.Tensor:

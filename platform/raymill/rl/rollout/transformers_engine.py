@@ -132,7 +132,6 @@ class TransformersEngine:
                 seeds=seeds,
                 stop_ids=sampling.stop_ids,
                 batch_size=len(prompts),
-                pad_id=sampling.pad_id,
                 log_probs=True,
             )
 
