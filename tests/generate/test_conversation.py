@@ -373,7 +373,7 @@ def test_a_folder_that_cannot_be_used_says_why(
         generate(job(own_folder, "prompt=x"))
 
 
-@pytest.mark.parametrize(("length", "left_out"), [(63, 0), (72, 9)])
+@pytest.mark.parametrize(("length", "left_out"), [(62, 0), (72, 10)])
 def test_a_prompt_that_the_model_does_not_see_whole_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], length: int, left_out: int
 ) -> None:
