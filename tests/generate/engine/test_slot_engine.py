@@ -131,8 +131,11 @@ def test_a_second_turn_does_not_read_the_first_again() -> None:
     [answer] = drawn(engine, [prompt])
     second = [*prompt, *answer, 20, 21]
     before = engine.counts()
-    [again] = drawn(engine, [second])
+    key = engine.submit(second, GREEDY)
+    progress = finished(engine)[key]
+    again = [token.id for one in progress for token in one.tokens]
     counts = engine.counts()
+    assert [one.reused for one in progress] == [counts.reused, *[None] * (len(again) - 1)]
     # The last token of an answer was never read.
     assert counts.reused - before.reused == len(prompt) + len(answer) - 1
     assert counts.prefilled - before.prefilled == 3

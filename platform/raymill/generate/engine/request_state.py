@@ -19,9 +19,10 @@ BLOCK = 64
 class RequestState:
     """A request that waits or runs.
 
-    `tokens`: prompt and answer; `cached`: how many of them the model's cache covers; `limit`: tokens that the
-    two may have together; `numbers`: the answer's own numbers in [0, 1); `prompt_log_probs`: of the prompt's
-    tokens after the first, as far as they were computed.
+    `tokens`: prompt and answer; `cached`: how many of them the model's cache covers; `reused`: prompt tokens
+    that an earlier request's cache covered; `limit`: tokens that prompt and answer may have together;
+    `numbers`: the answer's own numbers in [0, 1); `prompt_log_probs`: of the prompt's tokens after the first,
+    as far as they were computed.
     """
 
     key: int
@@ -31,6 +32,7 @@ class RequestState:
     limit: int
     numbers: Iterator[float]
     cached: int = 0
+    reused: int = 0
     prompt_log_probs: list[TokenLogProb] = field(default_factory=list)
 
     @property

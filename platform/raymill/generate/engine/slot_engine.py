@@ -101,8 +101,8 @@ class SlotEngine(TokenEngine):
             wanted = min(slot + len(self._leftovers) + 1, self._slots)
             self._memory.reserve(wanted, len(row.tokens))
             if self._reuse:
-                row.cached = self._reused_prefix(row, slot)
-                self._reused += row.cached
+                row.cached = row.reused = self._reused_prefix(row, slot)
+                self._reused += row.reused
             self._rows.append(row)
 
     def _reused_prefix(self, row: RequestState, slot: int) -> int:

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -156,11 +157,12 @@ class TokenEngine(ABC):
             drawn = None
             if draws.drawn is not None and row.parameters.drawn_log_probs:
                 drawn = draws.drawn[number]
-            prompt = None
-            if row.parameters.prompt_log_probs and len(row.tokens) == row.prompt_length + 1:
-                prompt = tuple(row.prompt_log_probs)
             one = DrawnToken(token, draws.model.get(number), drawn)
-            progress.append(Progress(row.key, (one,), finish, prompt))
+            made = Progress(row.key, (one,), finish)
+            if len(row.tokens) == row.prompt_length + 1:
+                scores = tuple(row.prompt_log_probs) if row.parameters.prompt_log_probs else None
+                made = replace(made, prompt=scores, reused=row.reused)
+            progress.append(made)
         self._drawn += len(rows)
         self._leave(ended)
         return progress, draws.on_device
