@@ -64,7 +64,7 @@ def slots_that_fit(model: PreTrainedModel, cache_bytes: int | None = None) -> in
     positions = min(context_length(model.config) or USUAL_POSITIONS, USUAL_POSITIONS)
     element = next(model.parameters()).dtype.itemsize
     slot_bytes = positions * cache_numbers(model.config) * element
-    return max(1, min(MOST_SLOTS, cache_bytes // slot_bytes))
+    return max(1, min(MOST_SLOTS, int(cache_bytes // slot_bytes)))
 
 
 def cache_numbers(config: PretrainedConfig) -> int:

@@ -240,7 +240,9 @@ class SlotEngine(TokenEngine):
         Rows are padded at their beginning, so that each ends in the last column, where logits are computed.
         """
         padded, first = max(counts), self._decoding
-        tokens, positions, sources, targets = [], [], [], []
+        tokens, positions = [], []
+        sources: list[int] = []
+        targets: list[int] = []
         for place, (row, n) in enumerate(zip(rows, counts, strict=True)):
             begin, end = row.cached, row.cached + n
             tokens.append([0] * (padded - n) + row.tokens[begin:end])

@@ -60,7 +60,7 @@ class SlotMemory:
         self._most_slots, self._most_width = most_slots, bucketed(most_positions)
         self.slots = self.width = 0
         self.span: Span | None = None
-        self.cache = Cache(layer_class_to_replicate=partial(SlotLayer, self))  # type: ignore[arg-type]
+        self.cache = Cache(layer_class_to_replicate=partial(SlotLayer, self))
 
     def reserve(self, slots: int, width: int) -> None:
         """Grow to hold at least `slots` of `width` positions; both are at least doubled, up to the limits."""
@@ -93,7 +93,7 @@ class SlotMemory:
             yield from (stored for stored in (layer.keys, layer.values) if stored is not None)
 
 
-class SlotLayer(CacheLayerMixin):
+class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
     """Keys and values of one layer, each [S, W, H, D]: a token's numbers lie together, and so do a slot's."""
 
     is_sliding = False

@@ -184,7 +184,7 @@ class TokenEngine(ABC):
         return {"adapter_names": [row.parameters.adapter or "__base__" for row in rows]}
 
 
-def forward_parameters(model: torch.nn.Module) -> frozenset[str]:
+def forward_parameters(model: PreTrainedModel) -> frozenset[str]:
     """Return the names of the arguments that a model's pass takes."""
     # The wrapper of an adapter accepts any argument, so ask the model inside.
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -193,8 +193,9 @@ def forward_parameters(model: torch.nn.Module) -> frozenset[str]:
 
 def _vocab_size(model: PreTrainedModel) -> int | None:
     """Return the number of rows of the input embeddings, where the model tells them."""
-    find = getattr(model, "get_input_embeddings", None)
-    return getattr(find() if find is not None else None, "num_embeddings", None)
+    if not hasattr(model, "get_input_embeddings"):
+        return None
+    return getattr(model.get_input_embeddings(), "num_embeddings", None)
 
 
 def _fp32_head(model: PreTrainedModel) -> AbstractContextManager[None]:
