@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# Two processes, a test file each, in alphabetical order, because jobs mostly wait for processes to start.
-# The slowest tests are printed, so that growth is noticed.
+# Two processes, a test file each, in the order of tests/conftest.py, because jobs mostly wait for processes to
+# start. The slowest tests are printed, so that growth is noticed.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=20
 IN_PAIRS := -n 2 --dist loadfile --no-loadscope-reorder
 # For make demo-large. CLUSTER: local (this machine's CPU), local_gpu, or any other file of conf/cluster.

@@ -24,6 +24,21 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 ).rstrip(os.pathsep)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Spread the files that start jobs evenly among the others, and leave none of them to the end.
+
+    Of two processes, mostly one then waits for a job's processes while the other one computes.
+    """
+    files = list(dict.fromkeys(item.path for item in items))
+    jobs = [path for path in files if path.parent.name == "driver"]
+    others = [path for path in files if path.parent.name != "driver"]
+    place = {
+        path: number / len(group) for group in (jobs, others) for number, path in enumerate(group)
+    }
+    items.sort(key=lambda item: place[item.path])
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """Start a local Ray as jobs do, with enough slots for every test."""

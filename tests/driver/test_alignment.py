@@ -15,10 +15,10 @@ import pytest
 
 from driver import job
 from engine.alignment_probe import write_judge, write_parent, write_prompts
-from faults.injector import with_faults
+from faults.injector import happened, with_faults
 
 pytestmark = pytest.mark.integration
-STEPS = 16
+STEPS = 12
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def overrides(root: Path, name: str, *more: str) -> tuple[str, ...]:
         "reward.model_weight=0.1", "rollout.max_new_tokens=10", "rollout.group_size=4",
         "rollout.batch=8", "train.global_batch=8", "train.micro_batch=16", "train.threads=1",
         f"train.steps={STEPS}",
-        "schedule.warmup_steps=0", "evaluation.rows=8", "evaluation.every=0", "checkpoint.every=5",
+        "schedule.warmup_steps=0", "evaluation.rows=8", "evaluation.every=0", "checkpoint.every=3",
         "optim.learning_rate=3e-3", f"run.name={name}", *more,
     )  # fmt: skip
 
@@ -106,15 +106,24 @@ def test_whatever_is_killed_the_run_is_the_one_that_never_was(
     place: Path, undisturbed: tuple[Path, str], tmp_path: Path
 ) -> None:
     """A sampler and a judge are replaced, a train worker is started again, and after the driver's end the
-    same command continues. It has two samplers instead of one, since their number changes no result."""
+    same command continues. It has two samplers instead of one, since their number changes no result.
+
+    Training is held while something is killed, and goes on when the file `after-<number>` exists.
+    """
     run_dir = place / "storage" / "runs" / "killed"
     settings = overrides(place, "killed", "rollout.actors=2")
-    standing = with_faults(tmp_path, {"what": "sleep", "rank": 0, "step": 11, "phase": "forward"})
-    process = job.start("rlhf", *settings, cwd=place, env=standing)
-    for step, victim in ((2, "RolloutActor"), (4, "RewardActor"), (6, "RayTrainWorker")):
-        job.wait_for_step(process, run_dir, step)
+    victims = ("RolloutActor", "RewardActor", "RayTrainWorker")
+    holds = [
+        {"what": "hold", "until": f"{tmp_path}/after-{n}", "rank": 0, "step": n + 1, "phase": "forward"}
+        for n in range(1, len(victims) + 1)
+    ]  # fmt: skip
+    standing = {"what": "sleep", "rank": 0, "step": 7, "phase": "forward"}
+    process = job.start("rlhf", *settings, cwd=place, env=with_faults(tmp_path, *holds, standing))
+    for number, victim in enumerate(victims, 1):
+        job.wait_for(process, lambda number=number: happened(tmp_path) == number)
         kill(process, victim)
-    job.kill_after(process, run_dir, 10)
+        (tmp_path / f"after-{number}").touch()
+    job.kill_after(process, run_dir, 6)
     code, output = job.run("rlhf", *settings, cwd=place)
     assert code == 0, output
     told = [event["text"] for event in job.events(run_dir, "message")]

@@ -88,6 +88,7 @@ def run_dir_of(overrides: tuple[str, ...], name: str) -> Path:
     return Path(root) / "runs" / name
 
 
+@pytest.mark.slow
 def test_a_model_is_trained_by_a_submitted_job(head: Head, overrides: tuple[str, ...]) -> None:
     code, output = head.submit(ROOT, "python", "jobs/pretrain.py", *overrides, "run.name=submitted")
     assert code == 0, output

@@ -171,6 +171,7 @@ def test_damage_and_absence_are_refused_before_the_first_step(
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_a_flipped_byte_stops_the_run_by_name(workshop: Workshop, tmp_path: Path) -> None:
     import shutil
 

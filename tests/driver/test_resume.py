@@ -43,33 +43,26 @@ def uninterrupted(workshop: Workshop) -> dict[int, tuple[float, float, str]]:
     return found
 
 
-def check_resumed(
-    workshop: Workshop, name: str, expected: dict[int, tuple[float, float, str]]
-) -> None:
-    """Run the same command again; its first step is the last committed one + 1, and all is equal."""
-    run_dir = workshop.run_dir(name)
-    committed = max(int(path.name[5:]) for path in (run_dir / "checkpoints").glob("step-????????"))
-    code, output = job.run(
-        "pretrain", *workshop.overrides, *OFF, f"run.name={name}", cwd=workshop.root
-    )
-    assert code == 0, output
-    assert f"resumed at step {committed}" in output
-    second = [event for event in job.events(run_dir, "step") if event["attempt"] == 2]
-    assert second[0]["step"] == committed + 1
-    assert losses(run_dir) == expected
-    assert (run_dir / "summary.json").exists()
+def first_step(run_dir: Path, attempt: int) -> int:
+    steps = job.events(run_dir, "step")
+    return next(int(event["step"]) for event in steps if event["attempt"] == attempt)
 
 
-def test_ctrl_c_commits_and_says_how_to_resume(
+def test_ctrl_c_commits_and_kill_9_of_the_driver_loses_at_most_an_interval(
     workshop: Workshop, uninterrupted: dict[int, tuple[float, float, str]], tmp_path: Path
 ) -> None:
+    """Ctrl-C stops a run at step 7, and says how to resume; the same command is killed at step 14, and
+    completes it when it is run once more. Each time its first step is the last committed one + 1, and all is
+    equal."""
+    command = ("pretrain", *workshop.overrides, *OFF, "run.name=stopped")
     run_dir = workshop.run_dir("stopped")
     until = f"{run_dir}/stop-requested*"
-    hold = {"what": "hold", "until": until, "rank": 0, "step": 7, "phase": "forward"}
-    process = job.start(
-        "pretrain", *workshop.overrides, *OFF, "run.name=stopped", cwd=workshop.root,
-        env=with_faults(tmp_path, hold),
-    )  # fmt: skip
+    faults = with_faults(
+        tmp_path,
+        {"what": "hold", "until": until, "rank": 0, "step": 7, "phase": "forward"},
+        {"what": "sleep", "rank": 0, "step": 14, "phase": "forward"},
+    )
+    process = job.start(*command, cwd=workshop.root, env=faults)
     job.wait_for(process, lambda: happened(tmp_path) == 1)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=job.TIMEOUT_S)
@@ -77,21 +70,22 @@ def test_ctrl_c_commits_and_says_how_to_resume(
     assert "stopped after a checkpoint" in output
     assert "run.name=stopped" in output.splitlines()[-1], "the resuming command comes last"
     last = job.events(run_dir, "step")[-1]["step"]
-    assert job.events(run_dir, "checkpoint")[-1]["step"] == last < STEPS
-    check_resumed(workshop, "stopped", uninterrupted)
+    assert job.events(run_dir, "checkpoint")[-1]["step"] == last < 14
 
-
-def test_kill_9_of_the_driver_loses_at_most_an_interval(
-    workshop: Workshop, uninterrupted: dict[int, tuple[float, float, str]], tmp_path: Path
-) -> None:
-    run_dir = workshop.run_dir("killed")
-    sleep = {"what": "sleep", "rank": 0, "step": 14, "phase": "forward"}
-    process = job.start(
-        "pretrain", *workshop.overrides, *OFF, "run.name=killed", cwd=workshop.root,
-        env=with_faults(tmp_path, sleep),
-    )  # fmt: skip
-    job.kill_after(process, run_dir, 13)
-    check_resumed(workshop, "killed", uninterrupted)
+    process = job.start(*command, cwd=workshop.root, env=faults)
+    # It is committed while training continues, so it may take longer than the steps after it.
+    job.wait_for(process, (run_dir / "checkpoints" / "step-00000010").exists)
+    output = job.kill_after(process, run_dir, 13)
+    assert f"resumed at step {last}" in output
+    assert first_step(run_dir, 2) == last + 1
+    committed = max(int(path.name[5:]) for path in (run_dir / "checkpoints").glob("step-????????"))
+    assert committed == 10, "at most an interval is lost"
+    code, output = job.run(*command, cwd=workshop.root)
+    assert code == 0, output
+    assert f"resumed at step {committed}" in output
+    assert first_step(run_dir, 3) == committed + 1
+    assert losses(run_dir) == uninterrupted
+    assert (run_dir / "summary.json").exists()
 
 
 def wait_for_no_orphans(run_dir: Path) -> None:

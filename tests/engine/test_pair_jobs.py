@@ -111,24 +111,46 @@ REWARD = {
 }
 
 
-@pytest.fixture(scope="module")
-def trained(place: Path) -> dict[str, list[dict[str, Any]]]:
-    found: dict[str, list[dict[str, Any]]] = {}
-    for world in (1, 2):
+SETTINGS = DPO | ADAPTERS | IN_BF16 | MUON | REWARD
+ALL = {1: ("cached", "lora", "reward"), 2: tuple(SETTINGS)}
+# In every run of the tests; the reference of each group is on one worker, and the others on two.
+FEW = {
+    1: ("cached", "lora", "muon", "reward"),
+    2: ("live zero3", "lora zero3 live", "bf16 zero3", "muon zero3", "reward zero3"),
+}
+Trained = dict[str, list[dict[str, Any]]]
+
+
+def train(place: Path, names: dict[int, tuple[str, ...]], prefix: str) -> Trained:
+    """Return the events of each run, by its number of workers and its name."""
+    found: Trained = {}
+    for world, chosen in names.items():
         cases = {
             name: made(
-                place, "reward" if "reward" in name else "dpo", f"{name}-{world}".replace(" ", "-"),
-                f"run.workers={world}", *more,
+                place, "reward" if "reward" in name else "dpo",
+                f"{prefix}-{name}-{world}".replace(" ", "-"), f"run.workers={world}", *SETTINGS[name],
             )
-            for name, more in (DPO | ADAPTERS | IN_BF16 | MUON | REWARD).items()
-            if world == 2 or name in ("cached", "lora", "reward")
+            for name in chosen
         }  # fmt: skip
         results = run(list(cases.values()), world)
         found |= {f"{world} {name}": one for name, one in zip(cases, results, strict=True)}
     return found
 
 
-def test_the_first_loss_is_ln_2(trained: dict[str, list[dict[str, Any]]]) -> None:
+@pytest.fixture(scope="module")
+def few(place: Path) -> Trained:
+    return train(place, FEW, "few")
+
+
+@pytest.fixture(scope="module", params=["few", pytest.param("all", marks=pytest.mark.slow)])
+def trained(request: pytest.FixtureRequest, place: Path) -> Trained:
+    if request.param == "few":
+        found: Trained = request.getfixturevalue("few")
+        return found
+    return train(place, ALL, "all")
+
+
+def test_the_first_loss_is_ln_2(trained: Trained) -> None:
     """The policy is the reference before the first update, for every kind of reference."""
     for name, found in trained.items():
         if "reward" not in name:
@@ -140,19 +162,18 @@ def test_the_first_loss_is_ln_2(trained: dict[str, list[dict[str, Any]]]) -> Non
             assert steps(found)[0]["train/loss"] == pytest.approx(LN2, abs=1e-7), name
 
 
-def test_how_the_work_is_shared_changes_nothing(
-    trained: dict[str, list[dict[str, Any]]],
-) -> None:
+def test_how_the_work_is_shared_changes_nothing(trained: Trained) -> None:
     for group in (DPO, ADAPTERS, MUON, {"reward": (), "reward zero3": ()}):
         runs = {name: steps(f) for name, f in trained.items() if name.split(" ", 1)[1] in group}
         [(_, reference), *others] = runs.items()
+        assert others, "there is something to compare"
         for name, found in others:
             for ours, theirs in zip(found, reference, strict=True):
                 for key in ("train/loss", "train/grad_norm", "reward/margin"):
                     assert ours[key] == pytest.approx(theirs[key], rel=2e-4, abs=2e-6), (name, key)
 
 
-def test_every_trainable_parameter_learns(trained: dict[str, list[dict[str, Any]]]) -> None:
+def test_every_trainable_parameter_learns(trained: Trained) -> None:
     for name, found in trained.items():
         weights = next(event for event in found if event["kind"] == "weights")
         assert weights["still"] == [], name
@@ -222,10 +243,8 @@ def test_transformers_alone_confirms_the_reward_model(place: Path) -> None:
     assert told["pairs/reward/accuracy"] == pytest.approx(right / weight, abs=1e-6)
 
 
-def test_an_export_is_written_again_where_it_was_changed(
-    place: Path, trained: dict[str, list[dict[str, Any]]]
-) -> None:
-    resolved = made(place, "dpo", "lora-1", "run.workers=1", *ADAPTERS["lora"])
+def test_an_export_is_written_again_where_it_was_changed(place: Path, few: Trained) -> None:
+    resolved = made(place, "dpo", "few-lora-1", "run.workers=1", *ADAPTERS["lora"])
     newest = newest_verified(resolved.checkpoints)
     assert newest is not None
     export = export_checkpoint(resolved, newest)
@@ -250,9 +269,9 @@ def test_an_export_is_written_again_where_it_was_changed(
 
 
 def test_a_run_does_not_go_on_with_other_weights_than_it_began_with(
-    place: Path, trained: dict[str, list[dict[str, Any]]]
+    place: Path, few: Trained
 ) -> None:
-    resolved = made(place, "dpo", "lora-1", "run.workers=1", *ADAPTERS["lora"])
+    resolved = made(place, "dpo", "few-lora-1", "run.workers=1", *ADAPTERS["lora"])
     digests = tuple(load_prepared(folder).manifest.digest for folder in resolved.folders)
     assert resolve_start(resolved, digests).resumed
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Alignment learns, from fixed seeds: one seed here, all three by `make learn`.
+"""Alignment learns, from three fixed seeds: GRPO from one of them in `make test`, the rest by `make learn`.
 
 Bars are far from what the untrained policy reaches; with shuffled rewards nothing may be learned.
 """
@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
+from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,8 @@ from raymill.driver.exports import export_checkpoint
 from raymill.engine.resolved_run import ResolvedRun
 from raymill.generate.batch import complete
 
-SEEDS = (1, pytest.param(2, marks=pytest.mark.learn), pytest.param(3, marks=pytest.mark.learn))
+SEEDS = (1, 2, 3)
+EVERY_SEED = tuple(pytest.param(seed, marks=pytest.mark.learn) for seed in SEEDS)
 LETTERS = list(range(97, 123))  # token ids of a byte-level vocabulary: an arbitrary tenth of it
 COMMON = (
     "data.sequence_length=48", "data.validation.fraction=0.2", "rollout.actors=0",
@@ -39,67 +43,77 @@ def held_out(found: list[dict[str, Any]], key: str = "prompts/reward") -> tuple[
 
 ALGORITHMS = ("ppo", "grpo", "rloo", "reinforce_pp")
 SHUFFLED = "shuffled"
+OWN = {
+    name: (
+        f"algorithm={name}",
+        "reward.functions={token_share: 1.0}",
+        *(["algorithm.kl_coefficient=0.001"] if name != "grpo" else []),
+    )
+    for name in ALGORITHMS
+} | {
+    SHUFFLED: (
+        "reward.functions={}",
+        "reward.functions.token_share=0",
+        "reward.functions.learn.noise:noise=1",
+        "train.steps=24",
+    )
+}
+Risen = Callable[[int, str], list[dict[str, Any]]]
 
 
-@pytest.fixture(scope="module", params=SEEDS)
-def risen(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[int, dict[str, list[dict[str, Any]]]]:
-    """An untrained policy learns to say tokens of a set, by each algorithm; and, by GRPO, from rewards that
-    have nothing to do with its answers, the real ones being just reported."""
-    seed: int = request.param
-    root = tmp_path_factory.mktemp(f"share-{seed}")
-    write_parent(root / "parent", hidden=32)
-    records = [{"prompt": f"say {number}", "tokens": LETTERS} for number in range(100)]
-    write_prompts(root / "prompts.jsonl", records)
-    shared = (
-        f"data.path={root / 'prompts.jsonl'}", *COMMON, "rollout.max_new_tokens=10",
-        "rollout.group_size=8", "rollout.batch=64", "train.global_batch=8", "train.micro_batch=32",
-        "train.steps=36", "evaluation.rows=20", "optim.learning_rate=5e-3",
-        "critic.learning_rate=5e-3", f"run.seed={seed}",
-    )  # fmt: skip
-    own = {
-        name: (
-            f"algorithm={name}", "reward.functions={token_share: 1.0}",
-            *(["algorithm.kl_coefficient=0.001"] if name != "grpo" else []),
-        )
-        for name in ALGORITHMS
-    } | {
-        SHUFFLED: (
-            "reward.functions={}", "reward.functions.token_share=0",
-            "reward.functions.learn.noise:noise=1", "train.steps=24",
-        )
-    }  # fmt: skip
-    cases = [
-        assigned("rlhf", root / "parent", root / "storage", *shared, *more, f"run.name={name}")
-        for name, more in own.items()
-    ]
-    return seed, dict(zip(own, run(cases), strict=True))
+@pytest.fixture(scope="module")
+def risen(tmp_path_factory: pytest.TempPathFactory) -> Risen:
+    """Events of an untrained policy that learns to say tokens of a set, by a seed and an algorithm; SHUFFLED
+    learns by GRPO from rewards that have nothing to do with its answers, the real ones being just reported."""
+
+    @cache
+    def place(seed: int) -> Path:
+        root = tmp_path_factory.mktemp(f"share-{seed}")
+        write_parent(root / "parent", hidden=32)
+        records = [{"prompt": f"say {number}", "tokens": LETTERS} for number in range(100)]
+        write_prompts(root / "prompts.jsonl", records)
+        return root
+
+    def learned(seed: int, name: str) -> list[dict[str, Any]]:
+        root = place(seed)
+        case = assigned(
+            "rlhf", root / "parent", root / "storage", f"data.path={root / 'prompts.jsonl'}",
+            *COMMON, "rollout.max_new_tokens=10", "rollout.group_size=8", "rollout.batch=64",
+            "train.global_batch=8", "train.micro_batch=32", "train.steps=36", "evaluation.rows=20",
+            "optim.learning_rate=5e-3", "critic.learning_rate=5e-3", f"run.seed={seed}",
+            *OWN[name], f"run.name={name}",
+        )  # fmt: skip
+        [found] = run([case])
+        return found
+
+    return learned
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_programmatic_reward_rises(
-    risen: tuple[int, dict[str, list[dict[str, Any]]]], algorithm: str
-) -> None:
+@pytest.mark.parametrize(
+    ("seed", "algorithm"),
+    [
+        pytest.param(*case, marks=() if case == (1, "grpo") else pytest.mark.learn)
+        for case in product(SEEDS, ALGORITHMS)
+    ],
+)
+def test_a_programmatic_reward_rises(risen: Risen, seed: int, algorithm: str) -> None:
     """The share of tokens in a set: about 0.1 for the untrained policy; 0.4 is the bar."""
-    seed, found = risen
-    before, after = held_out(found[algorithm])
-    distance = held_out(found[algorithm], "prompts/kl")[1]
+    found = risen(seed, algorithm)
+    before, after = held_out(found)
+    distance = held_out(found, "prompts/kl")[1]
     print(f"\n{algorithm} seed {seed}: {before:.3f} → {after:.3f}, KL {distance:.2f}")
     assert before < 0.2
     assert after > 0.4
 
 
-def test_nothing_is_learned_from_shuffled_rewards(
-    risen: tuple[int, dict[str, list[dict[str, Any]]]],
-) -> None:
-    seed, found = risen
-    before, after = held_out(found[SHUFFLED], "prompts/reward/token_share")
+@pytest.mark.parametrize("seed", EVERY_SEED)
+def test_nothing_is_learned_from_shuffled_rewards(risen: Risen, seed: int) -> None:
+    before, after = held_out(risen(seed, SHUFFLED), "prompts/reward/token_share")
     print(f"\nshuffled seed {seed}: {before:.3f} → {after:.3f}")
     assert abs(after - before) < 0.15
 
 
-@pytest.fixture(scope="module", params=SEEDS)
+@pytest.fixture(scope="module", params=EVERY_SEED)
 def adder(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, int]:
@@ -157,7 +171,7 @@ def worth(text: str) -> int:
     return sum(letter.isalpha() for letter in text)
 
 
-@pytest.fixture(scope="module", params=SEEDS)
+@pytest.fixture(scope="module", params=EVERY_SEED)
 def compared(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, int, ResolvedRun, ResolvedRun]:

@@ -69,7 +69,7 @@ def track(resolved: ResolvedRun, status: str = "finished") -> float:
     tracker = Tracker(resolved)
     tracker.start()
     started = time.monotonic() - began
-    assert started < 0.5
+    assert started < 2, "it waits for no server"
     tracker.close(status)
     return time.monotonic() - began
 
@@ -217,7 +217,7 @@ def test_a_bad_server_costs_the_flush_timeout_and_nothing_else(
     with server() as port:  # type: ignore[operator]
         resolved = resolved_for(tmp_path, f"http://127.0.0.1:{port}", flush_timeout_s=2)
         write_steps(resolved)
-        assert track(resolved) < 10
+        assert track(resolved) < 20
         assert "nothing is lost" in capsys.readouterr().out
         tracker = Tracker(resolved)
         save(resolved.checkpoints, 1)

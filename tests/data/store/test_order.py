@@ -140,9 +140,9 @@ def test_cost_does_not_depend_on_rows_or_position() -> None:
         order = Order([shape], 1, 16)
         order.locate(0, 1)
         tracemalloc.start()
-        began = time.perf_counter()
+        began = time.thread_time()
         order.locate(start, 4096)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.thread_time() - began)
         assert tracemalloc.get_traced_memory()[1] < 5_000_000
         tracemalloc.stop()
     assert max(seconds) < 1.0

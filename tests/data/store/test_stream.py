@@ -261,7 +261,7 @@ def test_seeking_far_costs_what_starting_costs(ray_session: None, prepared: Prep
         ((batch,),) = consume(spec)
         seconds.append(time.perf_counter() - began)
         assert batch.sample_id[0] == start * 12
-    assert seconds[1] < 5 * seconds[0] + 1
+    assert seconds[1] < 5 * seconds[0] + 30, "reading up to there would take hours"
 
 
 def test_a_flipped_byte_is_named_where_it_is_read(ray_session: None, tmp_path: Path) -> None:

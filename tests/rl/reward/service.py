@@ -22,6 +22,8 @@ class Service(ThreadingHTTPServer):
         self.bodies: list[dict[str, Any]] = []
         self.attempts: dict[str, int] = {}
         self.stop = threading.Event()
+        # Nobody is answered until so many ask at once.
+        self.together = threading.Barrier(8)
 
     def endpoint(self, path: str, timeout_s: float = 5.0, **others: Any) -> Endpoint:
         address = f"http://127.0.0.1:{self.server_port}/{path}"
@@ -43,8 +45,8 @@ class Handler(BaseHTTPRequestHandler):
         if path == "length":
             time.sleep(0.02 * (len(body["answer"]) % 3))
             self.reply(200, {"reward": len(body["answer"])})
-        elif path == "slow":
-            time.sleep(0.3)
+        elif path == "together":
+            self.server.together.wait(20)
             self.reply(200, {"reward": 1})
         elif path.startswith("status"):
             self.reply(int(path[6:]), {"reward": 1.0})

@@ -59,7 +59,7 @@ def test_a_regex_that_backtracks_for_ever_is_given_up(monkeypatch: pytest.Monkey
     begin = time.monotonic()
     with pytest.raises(RewardError, match=r"^timeout:"):
         REWARDS["regex"](sample("a" * 60 + "!", r"^(a+)+$"))
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 30, "it would take years"
     assert REWARDS["regex"](sample("a", "a")) == 1.0
 
 

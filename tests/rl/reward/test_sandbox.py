@@ -145,7 +145,7 @@ def test_leaving_early_is_not_passing(code: str) -> None:
 def test_code_without_end_is_wrong_not_an_error(code: str) -> None:
     begin = time.monotonic()
     assert not passes(code, "pass", seconds=0.5)
-    assert time.monotonic() - begin < 3
+    assert time.monotonic() - begin < 30
 
 
 @needs_kernel
