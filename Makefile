@@ -51,8 +51,9 @@ test-gpu: $(READY) ## the tests that need a GPU; skipped without one
 
 test-all: test test-slow test-gpu learn chaos test-vllm ## all tests, group by group
 
-test-vllm: $(VLLM_READY) ## the tests of sampling with vLLM, in its own environment
+test-vllm: $(VLLM_READY) ## the tests of vLLM, for sampling and serving, in its own environment
 	@$(VLLM_BIN)/python -m pytest -q -m vllm tests/rl/rollout/vllm
+	@$(VLLM_BIN)/python -m pytest -q -m vllm tests/generate/engine/vllm
 
 learn: $(READY) ## tests that alignment learns, with three seeds each
 	@$(BIN)/python -m pytest -q -s tests/learn | grep -v "^  \|Prepar\|prepared"

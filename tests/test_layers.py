@@ -23,7 +23,7 @@ TORCHLESS = ("schema", "config", "storage", "plan", "checkpoint", "data", "clust
 DOORS = {
     "ray": (
         "cluster", "driver", "data/store/stream.py", "data/text/tasks.py",
-        "rl/rollout/actor_pool.py", "rl/rollout/pool.py",
+        "rl/rollout/actor_pool.py", "rl/rollout/pool.py", "serve/ray_replicas.py",
     ),
     "deepspeed": ("engine/device.py", "engine/trainer.py"),
     "mlflow": ("track",),
@@ -35,7 +35,8 @@ DOORS = {
 ROOMS = (
     "__init__", "errors", "causes", "reading", "durable", "parent_death", "timeline", "progress_line",
     "redaction", "schema", "storage", "checkpoint", "cluster", "data", "plan", "objective", "model", "config",
-    "generate", "evaluate", "engine", "rl", "recipes", "track", "report", "demo", "annotate", "driver",
+    "generate", "evaluate", "engine", "rl", "recipes", "track", "report", "demo", "annotate", "serve",
+    "driver",
 )  # fmt: skip
 # The rooms inside two of them, likewise.
 INNER_ROOMS = {

@@ -81,7 +81,8 @@ def _start(spec: VllmDecoderSpec) -> Any:
     lora: dict[str, Any] = {}
     if spec.adapters:
         ranks = [_rank(folder) for folder in spec.adapters.values()]
-        lora = {"enable_lora": True, "max_loras": len(ranks), "max_lora_rank": max(ranks)}
+        # On a CPU vLLM 0.32 gives rows without an adapter the last one, so there is an empty one after ours.
+        lora = {"enable_lora": True, "max_loras": len(ranks) + 1, "max_lora_rank": max(ranks)}
     return LLMEngine.from_engine_args(
         EngineArgs(
             str(spec.folder),
@@ -256,11 +257,17 @@ def _check_parameters(parameters: SamplingParameters, spec: VllmDecoderSpec) -> 
         )
     if parameters.prompt_log_probs and parameters.top_log_probs is None:
         raise RequestError("prompt_log_probs", "prompt_log_probs also needs top_log_probs")
+    if parameters.prompt_log_probs and spec.adapters:
+        # vLLM 0.32 computes a prompt's logits with indices of its last token, which fails.
+        raise RequestError(
+            "prompt_log_probs",
+            "vLLM can't return a prompt's log-probabilities where it has adapters",
+        )
     if parameters.constraint is not None and spec.tensor_parallel > 1:
         raise RequestError(
             "constraint",
-            f"an answer can't be constrained with tensor_parallel={spec.tensor_parallel}, since vLLM then samples "
-            "in other processes",
+            f"an answer can't be constrained with tensor_parallel={spec.tensor_parallel}, since vLLM then "
+            "samples in other processes",
         )
     if parameters.adapter is not None and parameters.adapter not in spec.adapters:
         known = ", ".join(spec.adapters) or "none"
@@ -326,9 +333,7 @@ def _drawn_tokens(parameters: SamplingParameters, answer: Any) -> tuple[DrawnTok
         drawn = None
         if parameters.drawn_log_probs:
             drawn = found.log_prob if parameters.temperature else 0.0
-        tokens.append(
-            DrawnToken(token, None if parameters.top_log_probs is None else found, drawn)
-        )
+        tokens.append(DrawnToken(token, None if parameters.top_log_probs is None else found, drawn))
     return tuple(tokens)
 
 
@@ -353,6 +358,10 @@ def _log_prob(token: int, entry: Mapping[int, Any], count: int) -> TokenLogProb:
 
 
 def _finish(reason: str | None) -> Finish | None:
-    if reason is None or reason == "stop" or reason == "length":
-        return reason
+    if reason is None:
+        return None
+    if reason == "stop":
+        return "stop"
+    if reason == "length":
+        return "length"
     raise RuntimeError(f"vLLM ended an answer for another reason: {reason}")

@@ -111,9 +111,7 @@ def _start_vllm(spec: VllmSpec, model: PreTrainedModel, max_tokens: int) -> Any:
         dtype=DTYPES[spec.dtype],
         max_model_len=max_tokens,
         max_num_seqs=spec.batch,
-        kv_cache_memory_bytes=cache_bytes(
-            model.config, DTYPES[spec.dtype], spec.batch, max_tokens
-        ),
+        kv_cache_memory_bytes=cache_bytes(model.config, DTYPES[spec.dtype], spec.batch, max_tokens),
         enforce_eager=True,
         # With chunked prompts vLLM rewinds the row's random generator, which a CPU's doesn't support.
         enable_chunked_prefill=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,18 @@ def adapter(decoded: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def spec(
-    decoded: Any, adapter: Path, tmp_path_factory: pytest.TempPathFactory
-) -> VllmDecoderSpec:
+def spec(decoded: Any, tmp_path_factory: pytest.TempPathFactory) -> VllmDecoderSpec:
     folder = tmp_path_factory.mktemp("decoded")
     decoded.save_pretrained(folder)
-    return VllmDecoderSpec(folder, torch.float32, 8, 4 * POSITIONS, adapters={"terse": adapter})
+    return VllmDecoderSpec(folder, torch.float32, 8, 4 * POSITIONS)
 
 
 @pytest.fixture(scope="session")
 def decoder(spec: VllmDecoderSpec) -> VllmDecoder:
     return spec.build()
+
+
+@pytest.fixture(scope="session")
+def adapted_decoder(spec: VllmDecoderSpec, adapter: Path, decoder: VllmDecoder) -> VllmDecoder:
+    """A decoder with an adapter, built after the other, which must stay."""
+    return replace(spec, adapters={"terse": adapter}).build()

@@ -22,7 +22,7 @@ from rl.rollout.vllm.models import full_pass
 
 @dataclass
 class Answer:
-    """What a decoder said of one request."""
+    """Tokens of one request, and why they ended."""
 
     tokens: list[DrawnToken]
     finish: Finish | None = None
@@ -44,7 +44,8 @@ def decode(
             assert answer.finish is None
             answer.tokens += progress.tokens
             answer.finish = progress.finish
-            answer.prompt = answer.prompt or progress.prompt
+            if progress.prompt is not None:
+                answer.prompt = progress.prompt
     return list(answers.values())
 
 

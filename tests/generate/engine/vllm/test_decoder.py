@@ -53,7 +53,12 @@ def test_an_answer_ends_where_the_positions_end(decoder: VllmDecoder) -> None:
 
 def test_log_probs_are_of_the_models_own_distribution(decoder: VllmDecoder, decoded: Any) -> None:
     parameters = SamplingParameters(
-        10, temperature=0.7, top_p=0.8, repetition_penalty=1.3, top_log_probs=3, prompt_log_probs=True
+        10,
+        temperature=0.7,
+        top_p=0.8,
+        repetition_penalty=1.3,
+        top_log_probs=3,
+        prompt_log_probs=True,
     )
     found = decode(decoder, [(p, replace(parameters, seed=i)) for i, p in enumerate(asked(6))])
     for prompt, answer in zip(asked(6), found, strict=True):
@@ -169,7 +174,9 @@ def test_constrained_answers(decoder: VllmDecoder, decoded: Any) -> None:
         return logits
 
     constraints = [Alternating() for _ in range(3)]
-    requests = [(p, replace(GREEDY, constraint=c)) for p, c in zip(asked(3), constraints, strict=True)]
+    requests = [
+        (p, replace(GREEDY, constraint=c)) for p, c in zip(asked(3), constraints, strict=True)
+    ]
     # Neighbors without a constraint join and leave.
     requests += [(prompt, replace(GREEDY, max_new_tokens=3)) for prompt in asked(4)]
     found = decode(decoder, requests)
@@ -179,13 +186,13 @@ def test_constrained_answers(decoder: VllmDecoder, decoded: Any) -> None:
         assert answer.ids == greedy(decoded, prompt, 3)
 
 
-def test_an_adapter_per_request(decoder: VllmDecoder, decoded: Any, adapter: Path) -> None:
+def test_an_adapter_per_request(adapted_decoder: VllmDecoder, decoded: Any, adapter: Path) -> None:
     from peft import PeftModel
 
-    assert decoder.adapters == ("terse",)
+    assert adapted_decoder.adapters == ("terse",)
     adapted = PeftModel.from_pretrained(small_model(), str(adapter)).merge_and_unload()
     terse = replace(GREEDY, adapter="terse")
-    found = decode(decoder, [(p, s) for p in asked(4) for s in (GREEDY, terse)])
+    found = decode(adapted_decoder, [(p, s) for p in asked(4) for s in (GREEDY, terse)])
     differing = 0
     for place, prompt in enumerate(asked(4)):
         own, others = found[2 * place].ids, found[2 * place + 1].ids
@@ -193,6 +200,8 @@ def test_an_adapter_per_request(decoder: VllmDecoder, decoded: Any, adapter: Pat
         assert others == greedy(adapted, prompt, 12)
         differing += own != others
     assert differing
+    with pytest.raises(RequestError, match="where it has adapters"):
+        adapted_decoder.submit(PROMPT, replace(GREEDY, top_log_probs=0, prompt_log_probs=True))
 
 
 def test_who_leaves_frees_the_slot(decoder: VllmDecoder) -> None:
@@ -235,7 +244,7 @@ def test_a_second_turn_does_not_prefill_the_first_again(decoder: VllmDecoder, de
         ([1] * 256, GREEDY, "prompt", "has 256 tokens, and the model 256 positions"),
         (PROMPT, replace(GREEDY, temperature=0.005), "temperature", "would sample at 0.01"),
         (PROMPT, SamplingParameters(4, min_p=0.1, top_p=0.9), "min_p", "in another order"),
-        (PROMPT, replace(GREEDY, adapter="x"), "adapter", "there is no adapter 'x'; there is: terse"),
+        (PROMPT, replace(GREEDY, adapter="x"), "adapter", "there is no adapter 'x'; there is: none"),
         (PROMPT, replace(GREEDY, prompt_log_probs=True), "prompt_log_probs", "needs top_log_probs"),
     ],
 )  # fmt: skip

@@ -1,0 +1,1 @@
+"""HTTP in front of engines that decode: the API of OpenAI, its limits and its keys."""

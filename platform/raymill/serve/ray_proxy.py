@@ -1,0 +1,168 @@
+"""Middleware of Ray Serve's HTTP proxy: repeats requests whose replica died, and makes errors readable.
+
+The proxy says nothing when a replica dies: a client's stream just ends, which reads like a short answer. Here
+a request whose answer hasn't begun goes to another replica, and a stream that has begun ends with an error.
+The proxy's own refusals, of a full queue for example, are sent in the form of the API's other errors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from http import HTTPStatus
+from typing import Any
+
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+# Variable that Ray Serve's proxies read, and what it must say for them to use this module.
+CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+CALLBACK = "raymill.serve.ray_proxy.middlewares"
+# A request that kills each replica it reaches must not kill them all.
+ATTEMPTS = 3
+PAUSE_S = 0.2
+# Paths whose requests change nothing, so that a second one does no harm.
+REPEATABLE = ("/v1/", "/tokenize", "/detokenize")
+RETRY_AFTER_S = 2
+ABSENT = "no model is served here at the moment"
+LOST = "the replica that answered this request ended; send the request again"
+
+
+def middlewares() -> list[Middleware]:
+    """Return what each of Ray Serve's proxies wraps around its application."""
+    return [Middleware(ReplicaLoss)]
+
+
+class ReplicaLoss:
+    """ASGI middleware around a proxy; see the module."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Paths that begin with a dash are Ray Serve's own.
+        if scope["type"] != "http" or scope["path"].startswith("/-/"):
+            await self._app(scope, receive, send)
+            return
+        body, answer = _Body(receive), _Answer(send)
+        attempts = ATTEMPTS if _is_repeatable(scope) else 1
+        for attempt in range(attempts):
+            if attempt:
+                await asyncio.sleep(PAUSE_S)
+                body.rewind()
+            # The proxy returns without an answer, or with a part of one, where its replica has died.
+            await self._app(scope, body.receive, answer.send)
+            if answer.begun or body.disconnected:
+                break
+        if not body.disconnected:
+            await answer.finish()
+
+
+def _is_repeatable(scope: Scope) -> bool:
+    return scope["method"] in ("GET", "HEAD") or scope["path"].startswith(REPEATABLE)
+
+
+class _Body:
+    """Messages of a client, kept so that another attempt can read them again."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._kept: list[Message] = []
+        self._read = 0
+        self.disconnected = False
+
+    def rewind(self) -> None:
+        self._read = 0
+
+    async def receive(self) -> Message:
+        if self._read < len(self._kept):
+            message = self._kept[self._read]
+        else:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self.disconnected = True
+                return message
+            self._kept.append(message)
+        self._read += 1
+        return message
+
+
+class _Answer:
+    """Answer on its way to a client."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._started: Message | None = None
+        # Start of an answer by the proxy itself, held back until its text is known.
+        self._refusal: Message | None = None
+        self._ended = False
+
+    @property
+    def begun(self) -> bool:
+        return self._started is not None or self._refusal is not None
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            if _is_refusal(message):
+                self._refusal = message
+                return
+            self._started = message
+        elif self._refusal is not None:
+            await self._refuse(self._refusal, _text(message))
+            return
+        elif message["type"] == "http.response.body":
+            self._ended = not message.get("more_body", False)
+        await self._send(message)
+
+    async def finish(self) -> None:
+        """Complete an answer that its replica didn't complete."""
+        if self._ended:
+            return
+        if self._started is None:
+            await self._error(HTTPStatus.SERVICE_UNAVAILABLE, LOST, RETRY_AFTER_S)
+        elif _header(self._started, b"content-type").startswith(b"text/event-stream"):
+            event = f"event: error\ndata: {_error(HTTPStatus.SERVICE_UNAVAILABLE, LOST)}\n\n"
+            await self._send({"type": "http.response.body", "body": event.encode()})
+        # Any other answer that was cut stays cut: the server closes its connection, as clients expect.
+
+    async def _refuse(self, start: Message, text: str) -> None:
+        if self._ended:
+            return
+        if start["status"] == HTTPStatus.NOT_FOUND:
+            # The application answers every path, so there is none at the moment.
+            await self._error(HTTPStatus.SERVICE_UNAVAILABLE, ABSENT, RETRY_AFTER_S)
+            return
+        pause = _header(start, b"retry-after")
+        await self._error(HTTPStatus(start["status"]), text, int(pause) if pause else None)
+
+    async def _error(self, status: HTTPStatus, text: str, retry_after_s: int | None) -> None:
+        self._ended = True
+        body = _error(status, text).encode()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+        ]
+        if retry_after_s is not None:
+            headers.append((b"retry-after", str(retry_after_s).encode()))
+        start = {"type": "http.response.start", "status": int(status), "headers": headers}
+        await self._send(start)
+        await self._send({"type": "http.response.body", "body": body})
+
+
+def _is_refusal(start: Message) -> bool:
+    """Return whether an answer is the proxy's own: the API's errors are JSON."""
+    return start["status"] >= 400 and _header(start, b"content-type").startswith(b"text/plain")
+
+
+def _header(start: Message, name: bytes) -> bytes:
+    return next((value for key, value in start["headers"] if key.lower() == name), b"")
+
+
+def _text(message: Message) -> str:
+    return bytes(message.get("body", b"")).decode(errors="replace")
+
+
+def _error(status: HTTPStatus, text: str) -> str:
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    content: dict[str, Any] = {"message": text, "type": kind, "param": None, "code": None}
+    return json.dumps({"error": content})

@@ -1,0 +1,145 @@
+"""Ray Serve: replicas of an application, which Ray keeps alive, scales, and replaces by those of a new version.
+
+What the application answers is its own matter; `ray_app.py` gives it models.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ray import serve
+from ray.serve.config import HTTPOptions
+from starlette.types import Receive, Scope, Send
+
+from raymill.errors import ClusterError
+from raymill.serve.ray_proxy import CALLBACK, CALLBACK_VARIABLE, RETRY_AFTER_S
+
+APPLICATION = "raymill"
+# Beyond the time limit of a request, for its last event.
+LAST_EVENT_S = 15.0
+HEALTH_EVERY_S = 5.0
+HEALTH_TIMEOUT_S = 30.0
+
+
+class CheckedApplication(Protocol):
+    """ASGI application that knows whether it works."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        ...
+
+    def check(self) -> None:
+        """Raise an error if no request can be answered any more."""
+        ...
+
+
+@dataclass(frozen=True)
+class ReplicaOptions:
+    """Number of replicas, their resources, their queue, and how they come and go.
+
+    `most`: replicas while many requests are open; None: always `replicas`. `open_requests`: those that a
+    replica works on at the same time, of which `target` are few enough to need no further replica. `queue`:
+    requests that wait in front of all replicas; more get status 503. `longest_s`: time limit of a request,
+    which a replica that is stopped gets to finish. `surge`: a new version's replica starts before an old one
+    stops, on resources of its own; otherwise the other way round.
+    """
+
+    replicas: int
+    most: int | None
+    cpus: float
+    gpus: float
+    open_requests: int
+    target: int
+    queue: int
+    longest_s: float
+    surge: bool
+
+    def deployment(self) -> dict[str, Any]:
+        """Return Ray Serve's names and values."""
+        found: dict[str, Any] = {
+            "ray_actor_options": {"num_cpus": self.cpus, "num_gpus": self.gpus},
+            "max_ongoing_requests": self.open_requests,
+            "max_queued_requests": self.queue,
+            "backpressure_config": {"status_code": 503, "retry_after_s": RETRY_AFTER_S},
+            "graceful_shutdown_timeout_s": self.longest_s + LAST_EVENT_S,
+            "graceful_shutdown_wait_loop_s": 0.5,
+            "health_check_period_s": HEALTH_EVERY_S,
+            "health_check_timeout_s": HEALTH_TIMEOUT_S,
+            # At most one replica more than usual: Ray Serve rounds shares up to whole replicas.
+            "max_surge_percent": math.floor(100 / (self.most or self.replicas))
+            if self.surge
+            else 0,
+        }
+        if self.most is None:
+            return {**found, "num_replicas": self.replicas}
+        scaling = {
+            "min_replicas": self.replicas,
+            "initial_replicas": self.replicas,
+            "max_replicas": self.most,
+            "target_ongoing_requests": self.target,
+        }
+        return {**found, "autoscaling_config": scaling}
+
+
+@serve.ingress()
+class Replica:
+    """One process with the application. `open_application` loads it, in that process."""
+
+    def __init__(self, open_application: Callable[[], CheckedApplication]) -> None:
+        self._application = open_application()
+
+    def __serve_build_asgi_app__(self) -> CheckedApplication:
+        """Return what answers requests; Ray Serve calls this once."""
+        return self._application
+
+    def check_health(self) -> None:
+        """Raise an error where the application doesn't work; Ray Serve then replaces the replica."""
+        self._application.check()
+
+
+def replicas_of(
+    open_application: Callable[[], CheckedApplication], options: ReplicaOptions
+) -> serve.Application:
+    """Return Ray Serve's description of replicas; `open_application` is pickled."""
+    deployment = serve.deployment(Replica, name="replica", **options.deployment())
+    return deployment.bind(open_application)
+
+
+def start_proxies(host: str, port: int, longest_s: float) -> None:
+    """Start Ray Serve's HTTP proxies; on a cluster that has them already, theirs remain as they are."""
+    # Its messages are in Ray's folder of logs; ours say what a user must know.
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    serve.start(
+        proxy_location="EveryNode",
+        http_options=HTTPOptions(host=host, port=port, request_timeout_s=longest_s + LAST_EVENT_S),
+        # Proxies are children of the controller, which inherit its environment.
+        controller_options={"runtime_env": {"env_vars": {CALLBACK_VARIABLE: CALLBACK}}},
+        logging_config={"enable_access_log": False, "log_level": "WARNING"},
+    )
+
+
+def deploy(application: serve.Application, described: str) -> None:
+    """Deploy, or replace the running replicas by these one after the other; return when all are served.
+
+    Raises:
+        ClusterError: none of these replicas starts. Those that were running continue.
+    """
+    try:
+        serve.run(application, name=APPLICATION, route_prefix="/")
+    except RuntimeError as error:
+        status = serve.status().applications.get(APPLICATION)
+        messages = [one.message for one in status.deployments.values()] if status else []
+        # A message ends with the stack trace of the replica, and that with the error.
+        lines = [line.strip() for line in "\n".join(messages or [str(error)]).splitlines()]
+        reason = next((line for line in reversed(lines) if line), "for no reason that Ray knows")
+        raise ClusterError(f"no replica of {described} started: {reason}") from error
+
+
+def stop() -> None:
+    """Let replicas finish what they have begun, then end Ray Serve."""
+    serve.delete(APPLICATION)
+    serve.shutdown()

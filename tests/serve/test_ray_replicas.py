@@ -1,0 +1,200 @@
+"""Replicas on Ray Serve, with an application that counts: deaths, updates, queues and clients that leave."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
+from typing import Any
+from urllib.request import Request, urlopen
+
+import aiohttp
+import pytest
+
+from raymill.errors import ClusterError
+from raymill.serve.ray_replicas import ReplicaOptions, deploy, replicas_of, start_proxies, stop
+from serve.counting import Counting
+from servers import free_port
+
+OPTIONS = ReplicaOptions(
+    replicas=1, most=None, cpus=0.1, gpus=0, open_requests=64, target=8, queue=32, longest_s=60, surge=True
+)  # fmt: skip
+TWO = replace(OPTIONS, replicas=2)
+
+
+@pytest.fixture(scope="session")
+def proxies(ray_session: None) -> Iterator[str]:
+    """Ray Serve on this session's Ray; yields its address."""
+    port = free_port()
+    start_proxies("127.0.0.1", port, 60)
+    yield f"http://127.0.0.1:{port}"
+    stop()
+
+
+def put(version: str, options: ReplicaOptions) -> None:
+    deploy(replicas_of(Counting(version), options), version)
+
+
+def body(count: int, every_s: float, stream: bool = True) -> dict[str, Any]:
+    return {"count": count, "every_s": every_s, "stream": stream}
+
+
+async def events(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any] | str]:
+    async for line in response.content:
+        if line.startswith(b"event: "):
+            yield line.decode().strip()
+        elif line.startswith(b"data: [DONE]"):
+            yield "[DONE]"
+        elif line.startswith(b"data: "):
+            yield json.loads(line[6:])
+
+
+async def streamed(
+    session: aiohttp.ClientSession, asked: dict[str, Any]
+) -> list[dict[str, Any] | str]:
+    async with session.post("/v1/completions", json=asked) as response:
+        assert response.status == 200
+        return [event async for event in events(response)]
+
+
+def talk(address: str, work: Callable[[aiohttp.ClientSession], Awaitable[Any]]) -> Any:
+    async def talking() -> Any:
+        timeout = aiohttp.ClientTimeout(total=100)
+        async with aiohttp.ClientSession(address, timeout=timeout) as session:
+            return await work(session)
+
+    return asyncio.run(talking())
+
+
+def said(address: str) -> dict[str, Any]:
+    with urlopen(f"{address}/v1/open", timeout=60) as response:
+        return dict(json.load(response))
+
+
+def test_it_streams_through_ray_and_notices_who_leaves(proxies: str) -> None:
+    """The one test of Ray Serve in `make test`."""
+    put("one", OPTIONS)
+
+    async def leaving(session: aiohttp.ClientSession) -> None:
+        async with session.post("/v1/completions", json=body(1000, 0.05)) as response:
+            async for event in events(response):
+                assert event["number"] == 0
+                return
+
+    whole = talk(proxies, lambda session: streamed(session, body(5, 0)))
+    assert [event["number"] for event in whole[:-1]] == [0, 1, 2, 3, 4]
+    assert whole[-1] == "[DONE]"
+    talk(proxies, leaving)
+    left = time.monotonic()
+    while said(proxies)["open"]:
+        assert time.monotonic() < left + 5
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_a_replica_is_killed_under_load(proxies: str) -> None:
+    """No request hangs: streams that it had begun end with an error, all other requests are answered."""
+    put("two", TWO)
+    processes = {said(proxies)["process"] for _ in range(40)}
+    assert len(processes) == 2
+    victim = min(processes)
+
+    async def load(session: aiohttp.ClientSession) -> list[Any]:
+        streams = [asyncio.create_task(streamed(session, body(60, 0.05))) for _ in range(16)]
+
+        async def whole() -> Any:
+            async with session.post("/v1/completions", json=body(60, 0.05, False)) as response:
+                return response.status, await response.json()
+
+        wholes = [asyncio.create_task(whole()) for _ in range(8)]
+        await asyncio.sleep(1)
+        os.kill(victim, signal.SIGKILL)
+        later = [asyncio.create_task(streamed(session, body(5, 0.05))) for _ in range(8)]
+        return [await asyncio.gather(*tasks) for tasks in (streams, wholes, later)]
+
+    streams, wholes, later = talk(proxies, load)
+    broken = [answer for answer in streams if answer[-1] != "[DONE]" or "event: error" in answer]
+    assert broken
+    assert len(broken) < len(streams)
+    for answer in broken:
+        assert answer[0]["process"] == victim
+        place = answer.index("event: error")
+        assert answer[place + 1]["error"]["type"] == "server_error"
+    for answer in streams:
+        if answer not in broken:
+            assert len(answer) == 61
+    for status, answer in wholes:
+        assert status == 200
+        assert answer["process"] != victim
+    assert all(answer[-1] == "[DONE]" and len(answer) == 6 for answer in later)
+
+
+@pytest.mark.slow
+def test_a_new_version_rolls_in_and_loses_nothing(proxies: str) -> None:
+    put("three", TWO)
+    stopping = asyncio.Event()
+
+    async def load(session: aiohttp.ClientSession) -> list[list[Any]]:
+        answers: list[list[Any]] = []
+
+        async def again_and_again() -> None:
+            while not stopping.is_set():
+                answers.append(await streamed(session, body(20, 0.05)))
+
+        asking = [asyncio.create_task(again_and_again()) for _ in range(8)]
+        await asyncio.sleep(1)
+        await asyncio.to_thread(put, "four", TWO)
+        stopping.set()
+        await asyncio.gather(*asking)
+        return answers
+
+    answers = talk(proxies, load)
+    assert {event["version"] for answer in answers for event in answer[:-1]} == {"three", "four"}
+    for answer in answers:
+        assert len(answer) == 21
+        assert answer[-1] == "[DONE]"
+        assert len({event["version"] for event in answer[:-1]}) == 1
+    assert said(proxies)["version"] == "four"
+
+
+@pytest.mark.slow
+def test_a_version_that_does_not_start_leaves_the_old_one(proxies: str) -> None:
+    put("five", OPTIONS)
+    with pytest.raises(ClusterError, match=r"no replica of six started: .*version six is damaged"):
+        deploy(replicas_of(Counting("six", fails=True), OPTIONS), "six")
+    assert said(proxies)["version"] == "five"
+
+
+@pytest.mark.slow
+def test_a_full_queue_answers_503(proxies: str) -> None:
+    put("seven", replace(OPTIONS, open_requests=2, queue=2))
+
+    async def load(session: aiohttp.ClientSession) -> list[Any]:
+        async def one() -> Any:
+            async with session.post("/v1/completions", json=body(10, 0.1, False)) as response:
+                return response.status, response.headers.get("retry-after"), await response.json()
+
+        return list(await asyncio.gather(*(one() for _ in range(10))))
+
+    answers = talk(proxies, load)
+    refused = [answer for answer in answers if answer[0] != 200]
+    assert 4 <= len(refused) < 10
+    for status, retry_after, answer in refused:
+        assert (status, retry_after) == (503, "2")
+        assert answer["error"]["type"] == "server_error"
+
+
+@pytest.mark.slow
+def test_what_fails_its_check_is_replaced(proxies: str) -> None:
+    put("eight", OPTIONS)
+    request = Request(f"{proxies}/break", method="POST", data=b"{}")
+    with urlopen(request, timeout=30) as response:
+        broken = json.load(response)["process"]
+    deadline = time.monotonic() + 90
+    while said(proxies)["process"] == broken:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
