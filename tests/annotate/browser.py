@@ -151,9 +151,36 @@ class Tab:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
 
 
+class Browser:
+    """A running browser."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, session: aiohttp.ClientSession, port: int
+    ) -> None:
+        self._loop, self._session, self._port = loop, session, port
+
+    def first(self) -> Tab:
+        """Return the tab that the browser started with."""
+        return Tab(self._loop, self._loop.run_until_complete(_connect(self._session, self._port)))
+
+    def window(self, beside: Tab) -> Tab:
+        """Open a window beside a tab; both are visible, so that both draw."""
+        made = beside.call("Target.createTarget", url="about:blank", newWindow=True)
+        address = f"ws://127.0.0.1:{self._port}/devtools/page/{made['targetId']}"
+        connecting = self._session.ws_connect(address, max_msg_size=0)
+        return Tab(self._loop, self._loop.run_until_complete(connecting))
+
+
 @contextmanager
 def browser(folder: Path) -> Iterator[Tab]:
     """Start a fresh browser with one tab."""
+    with running_browser(folder) as running:
+        yield running.first()
+
+
+@contextmanager
+def running_browser(folder: Path) -> Iterator[Browser]:
+    """Start a fresh browser."""
     assert CHROMIUM is not None
     process = subprocess.Popen(
         [CHROMIUM, *_FLAGS, f"--user-data-dir={folder}", "about:blank"],
@@ -165,7 +192,7 @@ def browser(folder: Path) -> Iterator[Tab]:
         port = _port(folder / "DevToolsActivePort", process)
         session = loop.run_until_complete(_session())
         try:
-            yield Tab(loop, loop.run_until_complete(_connect(session, port)))
+            yield Browser(loop, session, port)
         finally:
             loop.run_until_complete(session.close())
     finally:

@@ -27,7 +27,7 @@ PAGE = Path(__file__).parent / "page"
 TEXT_CHARACTERS = 100_000
 # No decision takes longer than a day; more seconds than that are an error of the page.
 DAY_S = 86_400.0
-_MEDIA_TYPES = {
+MEDIA_TYPES = {
     ".html": "text/html",
     ".css": "text/css",
     ".js": "text/javascript",
@@ -110,9 +110,9 @@ def _serve_page(app: FastAPI) -> None:
     """Route exactly the files of the page, each by its name."""
     # The files are read once, so no request can reach any other path.
     for path in sorted(PAGE.iterdir()):
-        if path.suffix in _MEDIA_TYPES:
+        if path.suffix in MEDIA_TYPES:
             address = "/" if path.name == "index.html" else f"/{path.name}"
-            app.get(address)(_static(path.read_bytes(), _MEDIA_TYPES[path.suffix]))
+            app.get(address)(_static(path.read_bytes(), MEDIA_TYPES[path.suffix]))
 
 
 def _static(content: bytes, media_type: str) -> Callable[[], Response]:

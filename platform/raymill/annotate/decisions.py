@@ -40,7 +40,8 @@ class Submission:
 
     `ranks[i]`: the rank of the answer shown at index i, 1 for the best, equal for ties. `text`: an answer
     written by the annotator; in a ranking it counts as better than all shown answers. `about`: the number
-    of the written answer under review.
+    of the written answer under review. `order`: numbers of the answers in the order in which they were shown,
+    where that isn't `shown_order`.
     """
 
     judgement_id: str
@@ -54,6 +55,7 @@ class Submission:
     reason: str | None = None
     about: int | None = None
     judge: str = HUMAN
+    order: tuple[int, ...] | None = None
 
 
 def annotator_name(database: Database, name: str) -> str:
@@ -101,7 +103,8 @@ def record(database: Database, submission: Submission) -> bool:
         if submission.kind == "rank":
             shown, ranks = _check_ranking(database, submission, item)
             if ranks is not None:
-                decision = "tie" if len(set(ranks)) == 1 else "ranked"
+                # A single answer, ranked below the annotator's own, is no tie.
+                decision = "tie" if len(set(ranks)) == 1 < len(ranks) else "ranked"
         elif submission.kind == "write":
             _check_writing(connection, submission, item)
         else:
@@ -136,7 +139,9 @@ def _check_ranking(
 ) -> tuple[str, list[int] | None]:
     """Return the shown answers' evidence as JSON and their ranks without gaps, or refuse the ranking."""
     answers = answers_to(database, item.item_id)
-    order = shown_order(submission.annotator, item.item_id, len(answers))
+    order = submission.order or shown_order(submission.annotator, item.item_id, len(answers))
+    if sorted(order) != [*range(len(answers))]:
+        raise RefusalError(f"Expected an order of {len(answers)} answers, got {order}.")
     ranks, needs_ranks = submission.ranks, submission.decision in ("ranked", "tie")
     if needs_ranks != (ranks is not None) or (
         ranks is not None
@@ -253,6 +258,27 @@ def undo(database: Database, annotator: str, request_id: str, lease_s: float) ->
         )
         lease(connection, annotator, task_name(last["item_id"], last["about"]), lease_s)
     return str(last["item_id"])
+
+
+def withdraw(database: Database, annotator: str, judgement_id: str) -> None:
+    """Take back one ranking of an annotator, whichever they made since; a repeated request changes nothing.
+
+    Raises:
+        RefusalError: this annotator has made no such ranking.
+    """
+    with database.transaction() as connection:
+        found = connection.execute(
+            "SELECT undone FROM judgements WHERE judgement_id = ? AND annotator = ? "  # words: keep
+            "AND kind = 'rank'",
+            (judgement_id, annotator),
+        ).fetchone()
+        if found is None:
+            raise RefusalError("There is nothing to take back.")
+        connection.execute(
+            "UPDATE judgements SET undone = ?, undone_by = ? "  # words: keep
+            "WHERE judgement_id = ? AND undone IS NULL",
+            (_now(), f"withdrawn {judgement_id}", judgement_id),
+        )
 
 
 def task_name(item_id: str, about: int | None = None) -> str:

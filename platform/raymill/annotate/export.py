@@ -208,7 +208,7 @@ def _first_shown(standing: Sequence[sqlite3.Row]) -> dict[str, int]:
     A share far from 1 / answers reveals a position bias of the annotators.
     """
     ranked = [json.loads(row["ranks"]) for row in standing if row["ranks"]]
-    decided = [ranks for ranks in ranked if ranks.count(1) == 1]
+    decided = [ranks for ranks in ranked if ranks.count(1) == 1 < len(ranks)]
     return {"preferred": sum(ranks[0] == 1 for ranks in decided), "of": len(decided)}
 
 

@@ -33,7 +33,10 @@ class Item:
 
 @dataclass(frozen=True)
 class SampledAnswer:
-    """A model's answer. `text` and `ids` exclude the end-of-turn token; `finish` "length": cut off."""
+    """A model's answer. `text` and `ids` exclude the end-of-turn token; `finish` "length": cut off.
+
+    `ids` is empty where only the text is known.
+    """
 
     text: str
     ids: tuple[int, ...]
@@ -77,6 +80,11 @@ def make_item(
     return Item(sha256_json(identity)[:32], prompt_id, tuple(messages), reference)
 
 
+def messages_name(messages: Sequence[Mapping[str, object]]) -> str:
+    """Return the id of a prompt that has none of its own: a digest of its messages."""
+    return sha256_text(canonical_json(list(messages)))[:16]
+
+
 def set_items(database: Database, mode: Mode, items: Sequence[Item]) -> None:
     """Make these items the active ones, in this order; answers and judgments of known items stay."""
     with database.transaction() as connection:
@@ -113,25 +121,49 @@ def waiting_items(database: Database, limit: int) -> list[tuple[int, Item]]:
 def keep_answers(database: Database, item: Item, answers: Sequence[SampledAnswer]) -> None:
     """Store an item's answers for good: judgments refer to exactly these texts."""
     with database.transaction() as connection:
-        connection.executemany(
-            "INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [
-                (
-                    item.item_id,
-                    number,
-                    sha256_text(answer.text),
-                    answer.text,
-                    json.dumps(answer.ids),
-                    answer.finish,
-                    answer.model,
-                    answer.model_digest,
-                    answer.seed,
-                    canonical_json(answer.settings),
-                )
-                for number, answer in enumerate(answers)
-            ],
-        )
+        _insert_answers(connection, item, answers)
         connection.execute("UPDATE items SET ready = 1 WHERE item_id = ?", (item.item_id,))
+
+
+def add_ready_item(database: Database, item: Item, answers: Sequence[SampledAnswer]) -> None:
+    """Add one item for ranking with its answers to the active ones; a known item becomes active again.
+
+    The answers are part of the item's name, as `make_item` received them, so a known item has these answers.
+    """
+    with database.transaction() as connection:
+        known = connection.execute(
+            "UPDATE items SET active = 1 WHERE item_id = ?", (item.item_id,)
+        ).rowcount
+        if known:
+            return
+        connection.execute(
+            "INSERT INTO items SELECT ?, ifnull(max(place) + 1, 0), 1, 'rank', ?, ?, ?, 1, NULL FROM items",
+            (item.item_id, item.prompt_id, canonical_json(list(item.messages)), item.reference),
+        )
+        _insert_answers(connection, item, answers)
+
+
+def _insert_answers(
+    connection: sqlite3.Connection, item: Item, answers: Sequence[SampledAnswer]
+) -> None:
+    connection.executemany(
+        "INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [
+            (
+                item.item_id,
+                number,
+                sha256_text(answer.text),
+                answer.text,
+                json.dumps(answer.ids),
+                answer.finish,
+                answer.model,
+                answer.model_digest,
+                answer.seed,
+                canonical_json(answer.settings),
+            )
+            for number, answer in enumerate(answers)
+        ],
+    )
 
 
 def set_unusable(database: Database, item: Item, reason: str) -> None:

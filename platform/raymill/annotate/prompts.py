@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from heapq import nsmallest
 
+from raymill.annotate.items import messages_name
 from raymill.data.prompts.kind import PromptKind, PromptParser
 from raymill.data.prompts.prompt import Prompt
 from raymill.data.store.split import TRAIN, hash_fraction
@@ -57,7 +58,7 @@ def choose_prompts(data: PromptsConfig, limit: int, seed: int) -> ChosenPrompts:
 
 def prompt_name(prompt: Prompt) -> str:
     """Return the prompt's own id, or else a digest of its messages."""
-    return prompt.id or sha256_text(_content(prompt))[:16]
+    return prompt.id or messages_name(prompt.messages)
 
 
 def _distinct(data: PromptsConfig, seed: int, chosen: ChosenPrompts) -> Iterator[Prompt]:
