@@ -51,19 +51,19 @@ def one_after_the_other(start: int, rank: int) -> None:
     elif start == 2:
         from raymill.data.store.stream import RankStream
 
-        unit = RankStream._unit
+        batches = RankStream._batches
 
         def unreadable(self: RankStream, *arguments: Any) -> Iterator[Any]:
-            for number, batch in enumerate(unit(self, *arguments)):
+            for number, batch in enumerate(batches(self, *arguments)):
                 if number == 1:
                     raise RuntimeError("injected where rows are read")
                 yield batch
 
-        RankStream._unit = unreadable  # type: ignore[method-assign]
+        RankStream._batches = unreadable  # type: ignore[method-assign]
     else:
         from raymill.data.store.validation import ValidationSet
 
-        rows = ValidationSet._my_rows
+        rows = ValidationSet._rank_rows
 
         def damaged(self: ValidationSet) -> Iterator[Any]:
             for number, part in enumerate(rows(self)):
@@ -71,7 +71,7 @@ def one_after_the_other(start: int, rank: int) -> None:
                     raise DataError("injected damage of held-out rows")
                 yield part
 
-        ValidationSet._my_rows = damaged  # type: ignore[method-assign]
+        ValidationSet._rank_rows = damaged  # type: ignore[method-assign]
 
 
 def damage_alone(start: int, rank: int) -> None:
