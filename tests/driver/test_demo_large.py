@@ -98,6 +98,7 @@ def test_what_cannot_be_continued_is_refused(folder: Path, tmp_path: Path) -> No
         load("pretrain", ["arch=from_model", f"model={tmp_path}"])
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_a_folder_goes_through_to_an_assistant(
     ray_session: None, folder: Path, tmp_path: Path

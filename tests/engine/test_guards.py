@@ -172,7 +172,7 @@ def test_an_error_on_one_rank_is_raised_on_all() -> None:
 
 
 EVERY = tuple(product(("adamw", "muon"), ("fp32", "bf16"), range(4)))
-FEW = (("adamw", "bf16", 3), ("adamw", "fp32", 0), ("muon", "bf16", 1), ("muon", "fp32", 2))
+FEW = (("adamw", "bf16", 3), ("muon", "fp32", 2))
 
 
 @pytest.mark.parametrize("cases", [FEW, pytest.param(EVERY, marks=pytest.mark.slow)], ids=len)
