@@ -35,13 +35,13 @@ help: ## list the targets
 demo: $(READY) ## text → tokenizer → base model → assistant → ranked answers → reward model → aligned assistant
 	@$(BIN)/python jobs/pipeline.py experiment=demo
 	@echo
-	@echo "talk to it:    $(BIN)/python jobs/generate.py"
+	@echo "talk to it:    $(BIN)/python jobs/chat.py"
 	@echo "open MLflow:   $(BIN)/mlflow ui --backend-store-uri sqlite:///storage/mlflow.db"
 
 demo-large: $(READY) ## the same stages at GPT-2 size: CLUSTER=local_gpu for a GPU, MODEL=folder to start from, SET="key=value …"
 	@$(BIN)/python jobs/pipeline.py $(LARGE)
 	@echo
-	@echo "talk to it:    $(BIN)/python jobs/generate.py storage.root=storage/large"
+	@echo "talk to it:    $(BIN)/python jobs/chat.py storage.root=storage/large"
 
 test: $(READY) ## the tests, without the groups below
 	@$(IN_MEMORY) $(PYTEST) $(IN_PAIRS) -o tmp_path_retention_count=1 -m "not slow and not chaos and not gpu and not learn and not vllm"

@@ -41,7 +41,7 @@ def test_suggested_commands_are_understood(
         job = loaded(command)
         assert job.storage.root == str(folder) and job.data.path == (f"{folder}/x",)
     summary = {"export": str(folder), "command": "python jobs/sft.py", "going_on": "train.steps=9"}
-    use, go_on = _commands(summary, ("generate", "model")).split("\n\n")
+    use, go_on = _commands(summary, ("chat", "model")).split("\n\n")
     assert loaded(use.splitlines()[1]).model == str(folder)
     assert go_on.splitlines()[1] == "python jobs/sft.py train.steps=9"
     monkeypatch.setattr(sys, "argv", ["jobs/pretrain.py", root, "tracking.uri=http://u:secret@h"])
@@ -52,7 +52,7 @@ def test_suggested_commands_are_understood(
 
 
 def test_a_shell_parses_them_as_intended() -> None:
-    commands = [job_command("generate", f"model=/m/{name}") for name in HOSTILE]
+    commands = [job_command("chat", f"model=/m/{name}") for name in HOSTILE]
     script = "\n".join(command.replace("python", r"printf '%s\0'", 1) for command in commands)
     output = subprocess.run(["sh", "-c", script], capture_output=True, check=True).stdout.decode()
     parsed = [text for text in output.split("\0") if text.startswith("model=")]

@@ -30,6 +30,8 @@ DOORS = {
     "hydra": ("config/compose.py", "config/values.py"),
     "fastapi": ("annotate",),
     "obstore": ("storage/bucket.py",),
+    "httpx2": ("driver/remote_chat.py",),
+    "llguidance": ("generate/constraint.py",),
 }  # fmt: skip
 # From the ground up; a room may import itself and what stands before it. Every room stands here.
 ROOMS = (

@@ -50,7 +50,7 @@ from raymill.data.text.inputs_check import range_sha256
 from raymill.data.text.records import read_records
 from raymill.data.text.sources import find_files, plan_units
 from raymill.data.text.unit import UNITS_FOLDER, Settings, finished, run_unit
-from raymill.driver.generation import _read_prompt
+from raymill.driver.chat import _read_prompt
 from raymill.durable import sha256_file
 from raymill.engine.event_log import EventLog, attempts_in
 from raymill.engine.guard import LEFT_OUT_NAME, leave_out, noted_windows
@@ -514,7 +514,7 @@ def a_template(place: Path) -> Case:
 def a_prompts_file(place: Path) -> Case:
     path = place / "prompt.txt"
     path.write_text("The red mill")
-    job = load("generate", [f"prompt_file={path}"])
+    job = load("chat", [f"prompt_file={path}"])
     return Case(path, lambda: _read_prompt(job), ConfigError)
 
 

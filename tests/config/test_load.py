@@ -52,7 +52,7 @@ def test_values_groups_lists_and_numbers() -> None:
 
 def test_text_is_taken_verbatim() -> None:
     prompt = "  a, {b: [c]} ${oc.env:SECRET} 'quoted' = \\n "
-    assert load("generate", [f"prompt={prompt}"]).prompt == prompt
+    assert load("chat", [f"prompt={prompt}"]).prompt == prompt
     assert load("prepare", ["data=files", "data.path=x/{a,b} c*.txt"]).data.path == (
         "x/{a,b} c*.txt",
     )
@@ -240,10 +240,10 @@ def test_the_option_surface_is_frozen() -> None:
 
 def surface() -> str:
     lines = []
-    jobs = ("pretrain", "sft", "reward", "dpo", "rlhf", "rank", "pipeline", "generate", "audit")
+    jobs = ("pretrain", "sft", "reward", "dpo", "rlhf", "rank", "pipeline", "chat", "audit")
     for job in jobs:
         overrides = ["storage.root=/storage"]
-        overrides += ["run.name=x"] if job not in ("generate", "rank") else []
+        overrides += ["run.name=x"] if job not in ("chat", "rank") else []
         overrides += ["data.path=pairs/"] if job in ("reward", "dpo") else []
         flat = flatten(load(job, overrides))
         lines += [f"{job} {key} = {value!r}" for key, value in flat.items()]

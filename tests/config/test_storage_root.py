@@ -55,7 +55,7 @@ def test_a_read_only_file_system_is_named(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 def test_who_only_reads_needs_no_root(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert main("generate", lambda _: 0, [f"storage.root={tmp_path / 'file'}"]) == 0
+    assert main("chat", lambda _: 0, [f"storage.root={tmp_path / 'file'}"]) == 0
 
 
 @pytest.mark.parametrize("name", HOSTILE)

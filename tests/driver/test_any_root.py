@@ -35,7 +35,5 @@ def test_a_run_below_a_folder_of_any_name(tmp_path: Path) -> None:
     assert found.folder.is_relative_to(root / "mlartifacts")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["roots", "texts"]
     assert [path.name for path in (tmp_path / "roots").iterdir()] == [NAME]
-    code, said = run(
-        "generate", f"model={root / 'runs' / 'r' / 'export'}", "prompt=The", cwd=tmp_path
-    )
+    code, said = run("chat", f"model={root / 'runs' / 'r' / 'export'}", "prompt=The", cwd=tmp_path)
     assert code == 0 and said.startswith(str(root))

@@ -68,7 +68,7 @@ def test_another_machine_goes_on_from_the_store(
     assert len(left) == 3, "the last two, and the newest from before the decay"
     shutil.rmtree(two)
     code, output = job.run(
-        "generate", f"model={uri}/runs/kept/export", "prompt=The red mill", "max_new_tokens=4",
+        "chat", f"model={uri}/runs/kept/export", "prompt=The red mill", "max_new_tokens=4",
         f"storage.root={uri}", f"storage.scratch={two}", cwd=root,
     )  # fmt: skip
     assert code == 0, output

@@ -107,7 +107,7 @@ def test_the_model_talks_and_its_prompt_is_verbatim(finished: tuple[Path, str]) 
     prompt = "  The {red}, mill: "
     said = [
         job.run(
-            "generate",
+            "chat",
             f"prompt={prompt}",
             "max_new_tokens=12",
             "seed=3",
@@ -120,7 +120,7 @@ def test_the_model_talks_and_its_prompt_is_verbatim(finished: tuple[Path, str]) 
     code, output = said[0]
     assert code == 0, output
     assert output.startswith(f"models:/assistant/1\n{prompt}")
-    code, output = job.run("generate", "model=models:/assistant@nothing", "prompt=x", cwd=root)
+    code, output = job.run("chat", "model=models:/assistant@nothing", "prompt=x", cwd=root)
     assert code == 2
     assert "there is: models:/assistant@aligned, models:/assistant@pretrained, " in output
 

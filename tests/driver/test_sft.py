@@ -105,7 +105,7 @@ def test_the_version_has_its_lineage_and_the_table_is_in_mlflow(
 
 def test_it_converses_and_any_tool_reads_it(shop: Workshop, assistant: str) -> None:
     code, output = job.run(
-        "generate", "prompt=What does the red mill grind on day 3?", "temperature=0",
+        "chat", "prompt=What does the red mill grind on day 3?", "temperature=0",
         "max_new_tokens=24", cwd=shop.root,
     )  # fmt: skip
     assert code == 0, output

@@ -66,7 +66,7 @@ def test_a_parent_is_prepared_for_continued_exported_and_asked(
     [sample] = json.loads((export.parent / "samples" / "step-00000002.json").read_text())
     assert sample["prompt"] == "Two plus"
     code, output = job.run(
-        "generate", f"model={export}", "prompt=Two plus", "chat=false", "max_new_tokens=6",
+        "chat", f"model={export}", "prompt=Two plus", "chat=false", "max_new_tokens=6",
         "tracking=none", cwd=tmp_path,
     )  # fmt: skip
     assert code == 0, output

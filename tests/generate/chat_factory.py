@@ -1,20 +1,27 @@
-"""A tiny chat model: a folder as SFT exports it, and a model with scripted answers."""
+"""A tiny chat model: a folder as SFT exports it, and an engine with scripted answers."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import torch
 from tokenizers import AddedToken, Tokenizer
 
 from data.prepared_factory import _write_tokenizer
 from raymill.config import load
+from raymill.data.messages.encode import ChatEncoder
 from raymill.data.messages.template import CHATML
-from raymill.generate.modes import SamplingMode, use_mode
+from raymill.generate.conversation import ChatSession
+from raymill.generate.engine.request import (
+    DrawnToken,
+    EngineCounts,
+    Progress,
+    RequestError,
+    SamplingParameters,
+)
 from raymill.model.build import build_model
 
 END_OF_TEXT, FILLERS, START, END = 0, range(257, 300), 300, 301
@@ -47,33 +54,83 @@ def move_template_into_settings(folder: Path, named: bool) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
-class ScriptedModel:
-    """Says `answers` one after the other, whatever it is asked; `asked`: the prompts it was given.
+class ScriptedEngine:
+    """Engine that says `answers` one after the other, whatever it is asked; `asked`: the prompts it was given.
 
     An answer may end in KeyboardInterrupt, which is then raised instead of a token.
     """
 
-    def __init__(self, answers: Sequence[Sequence[Any]], positions: int = 256) -> None:
-        self.config = SimpleNamespace(max_position_embeddings=positions)
+    adapters = ()
+
+    def __init__(self, answers: Sequence[Sequence[Any]], positions: int | None = 256) -> None:
+        self.positions = positions
         self._answers = [list(answer) for answer in answers]
+        self._left = 0
+        self._stops: frozenset[int] = frozenset()
         self.asked: list[list[int]] = []
-        use_mode(
-            self, SamplingMode(batched=False)
-        )  # it can't be tried: it would have nothing left to say
+        self.seeds: list[int] = []
 
-    def parameters(self) -> Any:
-        return iter([torch.zeros(1)])
+    @property
+    def busy(self) -> bool:
+        return self._left > 0
 
-    def get_output_embeddings(self) -> torch.nn.Module:
-        return torch.nn.Identity()
+    def submit(self, prompt: Sequence[int], parameters: SamplingParameters) -> int:
+        room = self.positions - len(prompt) if self.positions else parameters.max_new_tokens
+        if room < 1:
+            raise RequestError("prompt", "the prompt is too long")
+        self.asked.append(list(prompt))
+        self.seeds.append(parameters.seed)
+        self._left, self._stops = min(room, parameters.max_new_tokens), parameters.stop_ids
+        return len(self.asked)
 
-    def __call__(self, input_ids: torch.Tensor, cache: Any, use_cache: bool) -> Any:
-        if cache is None:
-            self.asked.append(input_ids[0].tolist())
-            cache = iter(self._answers[len(self.asked) - 1])
-        token = next(cache)
+    def cancel(self, key: int) -> None:
+        self._left = 0
+
+    def step(self) -> list[Progress]:
+        token = self._answers[len(self.asked) - 1].pop(0)
         if token is KeyboardInterrupt:
             raise KeyboardInterrupt
-        logits = torch.zeros(1, input_ids.shape[1], VOCAB_SIZE)
-        logits[0, -1, token] = 1
-        return SimpleNamespace(logits=logits, cache=cache)
+        self._left -= 1
+        finish = "stop" if token in self._stops else None if self._left else "length"
+        self._left = 0 if finish else self._left
+        return [Progress(len(self.asked), (DrawnToken(token),), finish)]
+
+    def counts(self) -> EngineCounts:
+        raise NotImplementedError
+
+
+class Talk:
+    """A conversation with a scripted engine."""
+
+    def __init__(self, encoder: ChatEncoder, tokenizer: Tokenizer, *answers: list[Any],
+                 positions: int = 256, system: str | None = None, **changes: Any) -> None:  # fmt: skip
+        self.engine = ScriptedEngine(answers, positions)
+        self.notes: list[str] = []
+        parameters = SamplingParameters(max_new_tokens=20, temperature=0)
+        self.conversation = ChatSession(
+            self.engine, tokenizer, encoder, replace(parameters, **changes), system=system,
+            note=self.notes.append,
+        )  # fmt: skip
+
+    def ask(self, text: str) -> str:
+        return "".join(self.conversation.ask(text, 0))
+
+    @property
+    def spoken(self) -> list[list[int]]:
+        """The tokens of the turns that the model still sees."""
+        seen = self.conversation.turns[self.conversation.forgotten :]
+        return [list(turn.tokens) for turn in seen]
+
+    def asked(self, tokenizer: Tokenizer) -> list[str]:
+        """The prompts as text, without the special tokens' brackets."""
+        return [
+            tokenizer.decode(ids, skip_special_tokens=False)
+            .replace("<|im_start|>", "[")
+            .replace("<|im_end|>\n", "]")
+            for ids in self.engine.asked
+        ]
+
+
+def said(tokenizer: Tokenizer, text: str) -> list[Any]:
+    """The tokens of an answer."""
+    return [*tokenizer.encode(text).ids, END]

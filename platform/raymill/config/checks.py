@@ -16,6 +16,7 @@ from raymill.config.alignment_checks import (
 from raymill.config.memory_check import memory_problems
 from raymill.config.ranges import above, at_least, fraction, safe_name
 from raymill.config.run_checks import run_problems
+from raymill.schema.chat import ChatJob
 from raymill.schema.data_sections import (
     ChatConfig,
     DataConfig,
@@ -28,7 +29,6 @@ from raymill.schema.jobs import (
     AuditJob,
     ChatPrepareJob,
     DpoJob,
-    GenerateJob,
     ParentJob,
     PreferencePrepareJob,
     PrepareJob,
@@ -81,7 +81,7 @@ def _(job: AuditJob) -> list[str]:
 
 
 @check.register
-def _(job: GenerateJob) -> list[str]:
+def _(job: ChatJob) -> list[str]:
     return [
         *at_least("max_new_tokens", job.max_new_tokens, 1),
         *at_least("temperature", job.temperature, 0),
@@ -97,6 +97,11 @@ def _(job: GenerateJob) -> list[str]:
                 "system: chat=false continues text, which has no system message; leave one of them out"
             ]
             if job.chat is False and job.system is not None
+            else []
+        ),
+        *(
+            ["api_key: it is for url=, which isn't set; leave it out, or give the server's address"]
+            if job.api_key is not None and job.url is None
             else []
         ),
     ]

@@ -29,12 +29,12 @@ from raymill.config.stages import PREFIXED, deal
 from raymill.config.values import UNREADABLE, VERBATIM, read_value
 from raymill.errors import ConfigError
 from raymill.reading import is_file, user_path
+from raymill.schema.chat import ChatJob
 from raymill.schema.identity import is_changeable
 from raymill.schema.jobs import (
     AuditJob,
     ChatPreparation,
     DpoJob,
-    GenerateJob,
     PipelineJob,
     PreferencePreparation,
     PretrainJob,
@@ -60,7 +60,7 @@ JOBS: dict[str, type] = {
     "dpo": DpoJob,
     "rlhf": RlhfJob,
     "rank": RankJob,
-    "generate": GenerateJob,
+    "chat": ChatJob,
     "audit": AuditJob,
 }
 # Configurations of jobs/prepare.py by kind=….

@@ -10,7 +10,8 @@ from typing import Any
 from raymill.config.compose import load
 from raymill.errors import ConfigError, RaymillError
 from raymill.redaction import job_command, redacted
-from raymill.schema.jobs import AuditJob, GenerateJob, PipelineJob
+from raymill.schema.chat import ChatJob
+from raymill.schema.jobs import AuditJob, PipelineJob
 from raymill.schema.storage import root_problems
 from raymill.timeline import mark
 
@@ -29,7 +30,7 @@ _STORAGE_ERRORS = {
 
 def _refuse_unusable_root(job: Any) -> None:
     """Raise ConfigError for a job that couldn't write below its storage root."""
-    if isinstance(job, GenerateJob | AuditJob):
+    if isinstance(job, ChatJob | AuditJob):
         return
     storage = job.pretrain.storage if isinstance(job, PipelineJob) else job.storage
     if problems := root_problems(storage):

@@ -230,20 +230,21 @@ TOPICS = {
         ),
         "nothing; the exit code is 1 where something is wrong",
     ),
-    "generate": Topic(
-        "Continue a prompt, or answer it if the model was fine-tuned to: from prompt=, prompt_file=, standard\n"
-        "input, or turn after turn at a terminal.",
+    "chat": Topic(
+        "Converse with a model, or let one that wasn't fine-tuned continue text: from prompt=, prompt_file=,\n"
+        "standard input, or turn after turn at a terminal. With url=, the model answers behind an address.",
         ("tracking",),
         (
-            "model", "prompt", "prompt_file", "chat", "system", "max_new_tokens", "temperature", "top_p",
-            "seed", "tracking.uri", "storage.root",
+            "model", "url", "api_key", "prompt", "prompt_file", "chat", "system", "max_new_tokens",
+            "temperature", "top_p", "seed", "tracking.uri", "storage.root",
         ),
         (
-            ("'prompt=def main('", "one continuation"),
             ("model=models:/assistant@sft", "a conversation at the terminal"),
+            ("url=http://127.0.0.1:8000/v1", "the same with a server, such as jobs/serve.py"),
+            ("'prompt=def main('", "one answer, or one continuation"),
             ("model=storage/runs/demo/export temperature=0", "from a folder, greedily"),
             ("max_new_tokens=64 < prompt.txt", "a prompt from standard input"),
         ),
-        "nothing",
+        "nothing, but for /save",
     ),
 }  # fmt: skip

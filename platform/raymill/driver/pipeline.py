@@ -18,7 +18,8 @@ from raymill.driver.finish import SUMMARY_NAME
 from raymill.driver.interrupt import end_preempted, on_termination, preemption_message
 from raymill.driver.reward_resolution import actor_resources
 from raymill.reading import is_file, read_json
-from raymill.schema.jobs import GenerateJob, ParentJob, PipelineJob, PrepareJob, RankJob, TrainJob
+from raymill.schema.chat import ChatJob
+from raymill.schema.jobs import ParentJob, PipelineJob, PrepareJob, RankJob, TrainJob
 from raymill.track.state_log import read_history
 
 P = TypeVar("P", bound=ParentJob)
@@ -117,7 +118,7 @@ def show_demo(job: PipelineJob) -> None:
 
 def ask_questions(job: PipelineJob) -> None:
     """Put the pipeline's questions to the last model; to both assistants where alignment made a second one."""
-    from raymill.driver.generation import generate
+    from raymill.driver.chat import chat
 
     trained = _trained(job, [stage for stage in job.stages if stage != "reward"])
     assistants: list[str] = [stage for stage in ("sft", "rlhf") if stage in trained]
@@ -129,9 +130,11 @@ def ask_questions(job: PipelineJob) -> None:
         for stage in asked:
             if len(asked) > 1:
                 print(f"@{trained[stage].tracking.alias}", flush=True)
-            generate(
-                GenerateJob(
+            chat(
+                ChatJob(
                     model=str(_run_dir(trained[stage]) / "export"),
+                    url=None,
+                    api_key=None,
                     storage=trained[stage].storage,
                     tracking=trained[stage].tracking,
                     prompt=question,

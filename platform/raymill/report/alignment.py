@@ -62,7 +62,7 @@ def pairs_card(run: FinishedRun) -> Card:
         PAIR_COLUMNS if policy else PAIR_COLUMNS[:-1],
         (),
         by_source(run.prepared, _pairs),
-        ("generate", "model") if policy else ("rlhf", "reward.model"),
+        ("chat", "model") if policy else ("rlhf", "reward.model"),
         PAIR_CURVE,
     )
 
@@ -121,7 +121,7 @@ def reward_card(run: FinishedRun) -> Card:
         tuple(columns),
         (_tables(run.folder),),
         by_source(run.prepared, _prompts),
-        ("generate", "model"),
+        ("chat", "model"),
         REWARD_CURVE,
     )
 

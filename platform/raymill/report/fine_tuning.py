@@ -66,7 +66,7 @@ def fine_tuning_card(run: FinishedRun) -> Card:
         tiles.append(Tile(f"{after - before:+.3f}", "bits per byte forgotten"))
     return Card(
         tuple(headlines), tuple(tiles), COLUMNS, (_answers(run.folder),), by_source(run.prepared, _data),
-        ("generate", "model"),
+        ("chat", "model"),
     )  # fmt: skip
 
 

@@ -43,7 +43,7 @@ def pretraining_card(run: FinishedRun) -> Card:
             headlines.append(f"          {name} {_change(figures, figure)}{comparison}")
     return Card(
         tuple(headlines), tuple(tiles), tuple(columns), (_samples(run.folder),), by_source(run.prepared, _data),
-        ("generate", "model"),
+        ("chat", "model"),
     )  # fmt: skip
 
 

@@ -376,23 +376,6 @@ class PipelineJob:
 
 
 @dataclass(frozen=True)
-class GenerateJob:
-    """`jobs/generate.py`: continue a prompt, or converse, with a model."""
-
-    model: str
-    storage: StorageConfig
-    tracking: TrackingConfig
-    prompt: str | None
-    prompt_file: str | None
-    chat: bool | None
-    system: str | None
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-    seed: int
-
-
-@dataclass(frozen=True)
 class AuditJob:
     """`jobs/audit.py`: report what became of a run."""
 

@@ -17,7 +17,7 @@ from raymill.config import load
 from raymill.data.store.manifest import DataManifest, PreparedData
 from raymill.data.store.shards import row_groups
 from raymill.data.text import prepare
-from raymill.driver import generation
+from raymill.driver.chat import chat
 from raymill.errors import DataError
 from raymill.evaluate.baselines import documents
 from raymill.generate import sampling
@@ -206,7 +206,7 @@ def test_a_model_is_trained_and_asked_in_the_same_way(
     trained(prepared.manifest, prepared).save_pretrained(export)
     copy_tokenizer(prepared.tokenizer_folder, export)
     capsys.readouterr()
-    model, tokenizer, end = load_model(export)
+    tokenizer = load_model(export)[1]
     asked, drawn = list[int](), list[int]()
     sample = sampling.sample
 
@@ -218,9 +218,9 @@ def test_a_model_is_trained_and_asked_in_the_same_way(
 
     monkeypatch.setattr(sampling, "sample", watched)
     prompt = "Two plus two"
-    job = load("generate", [f"model={export}", f"prompt={prompt}", "chat=false", "max_new_tokens=12",
-                            "tracking=none", f"storage.root={tmp_path}"])  # fmt: skip
-    generation._answer(job, model, tokenizer, end, prompt, 0)
+    job = load("chat", [f"model={export}", f"prompt={prompt}", "chat=false", "max_new_tokens=12",
+                        "tracking=none", f"storage.root={tmp_path}"])  # fmt: skip
+    chat(job)
     printed = capsys.readouterr().out
 
     put = AutoTokenizer.from_pretrained(export)(prompt).input_ids

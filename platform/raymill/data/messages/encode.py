@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from raymill.data.messages.completeness import missing_from_context, missing_from_turn
 from raymill.data.messages.conversation import Conversation, Problem
-from raymill.data.messages.guard import RESERVED
+from raymill.data.messages.guard import without_reserved
 from raymill.data.messages.keys import JsonObject, Record
 from raymill.data.messages.problems import Refused
 from raymill.data.messages.segment_encoder import EncodedSegment, SegmentEncoder, special_ids
@@ -77,7 +77,8 @@ class ChatEncoder:
         self, tokenizer: Tokenizer, template: ChatTemplate, end_of_text_id: int | None = None
     ) -> None:
         self._segments = SegmentEncoder(tokenizer)
-        self._template = template.with_special_tokens(tuple(self._segments.special_ids))
+        self.special_ids = self._segments.special_ids
+        self.template = template.with_special_tokens(tuple(self.special_ids))
         self.end_of_turn_id = self._find_end_of_turn()
         self.call_end_ids = self._find_call_ends()
         known = () if end_of_text_id is None else (end_of_text_id,)
@@ -127,8 +128,8 @@ class ChatEncoder:
         """
         guard = self._segments.guard
         count = len(generated)
-        escaped = [guard.escaped_message(one) for one in _without_reserved(messages, count)]
-        segments = self._template.prompt(escaped, guard.escaped(tools), turns=count)
+        escaped = [guard.escaped_message(one) for one in without_reserved(messages, count)]
+        segments = self.template.prompt(escaped, guard.escaped(tools), turns=count)
         [encoded] = self._segments.encode([segments])
         if isinstance(encoded, Problem):
             raise DataError(f"The conversation can't be encoded: {encoded.why}.")
@@ -154,13 +155,14 @@ class ChatEncoder:
         Thinking is separated where the turn has the form in which the template writes it.
         """
         text = self._segments.decode(ids)
-        message = self._turn_parser.read(text)
+        message = self.turn_parser.read(text)
         split = self._segments.guard.split
         return {key: "".join(split(value)[::2]) for key, value in message.items()}
 
     @cached_property
-    def _turn_parser(self) -> TurnParser:
-        return build_turn_parser(self._template)
+    def turn_parser(self) -> TurnParser:
+        """Parser of generated turns."""
+        return build_turn_parser(self.template)
 
     def _rendered(
         self, conversation: Conversation, train_on: TrainOn, thinking: Thinking
@@ -186,7 +188,7 @@ class ChatEncoder:
         wanted = [turn for turn in wanted if turn not in left_out]
         if not wanted:
             raise Refused("no_assistant", _nothing_learned(conversation, train_on))
-        segments = self._template.segments(messages, tools, train_on=wanted)
+        segments = self.template.segments(messages, tools, train_on=wanted)
         for turn in wanted:
             if thinking == "mask":
                 check_thought(messages[indices[turn]], indices[turn] + 1)
@@ -197,7 +199,7 @@ class ChatEncoder:
         if missing is not None:
             raise _LeftOutError(f"The chat template leaves out {missing}")
         if thinking == "mask":
-            begin = (self._turn_parser.thinking or ("", ""))[0]
+            begin = (self.turn_parser.thinking or ("", ""))[0]
             segments = [
                 one
                 if one.turn is None
@@ -328,13 +330,13 @@ class ChatEncoder:
     def _end_of_answer(self, unusable: DataError) -> int:
         """Return the special token behind an answer, for a template that can only be used for generation."""
         answer = str(ANSWER["content"])
-        _, separator, behind = self._template.text(PROBES[0].messages).rpartition(answer)
+        _, separator, behind = self.template.text(PROBES[0].messages).rpartition(answer)
         texts = self._segments.guard.split(behind)
         if not separator or len(texts) == 1:
             raise unusable
         # Several special tokens may end a turn together: the last before any further text counts.
         last = next((n for n in range(2, len(texts), 2) if texts[n]), len(texts) - 1) - 1
-        return self._segments.special_ids[texts[last]]
+        return self.special_ids[texts[last]]
 
 
 def _masked(segment: RenderedSegment, thought: str, begin: str) -> RenderedSegment:
@@ -371,25 +373,6 @@ def _nothing_learned(conversation: Conversation, train_on: TrainOn) -> str:
             "use data.train_on=all, or give that turn another weight"
         )
     return "all of the assistant's turns have weight 0; give one another, or leave the record out"
-
-
-def _without_reserved(messages: Sequence[Record], generated: int) -> list[JsonObject]:
-    """Return messages without nulls, as transformers renders them.
-
-    In generated turns, which are replaced by their tokens, noncharacters are replaced: a model may write any
-    text.
-    """
-    cleaned = []
-    turn = 0
-    for message in messages:
-        copy = {key: value for key, value in message.items() if value is not None}
-        if copy.get("role") == "assistant":
-            for key in ("content", "reasoning_content") if turn < generated else ():
-                if isinstance(copy.get(key), str):
-                    copy[key] = RESERVED.sub("\ufffd", copy[key])
-            turn += 1
-        cleaned.append(copy)
-    return cleaned
 
 
 def _within_turn(segments: Sequence[RenderedSegment], number: int, generated: int) -> bool:

@@ -95,3 +95,22 @@ class SpecialTokenGuard:
                 raise DataError("A message spells a special token that is a single character.")
             text = self._pattern.sub(lambda match: match[0][0] + BREAK + match[0][1:], text)
         return text
+
+
+def without_reserved(messages: Sequence[Record], generated: int) -> list[JsonObject]:
+    """Return messages without nulls, as transformers renders them.
+
+    In generated turns, which are replaced by their tokens, noncharacters are replaced: a model may write any
+    text.
+    """
+    cleaned = []
+    turn = 0
+    for message in messages:
+        copy = {key: value for key, value in message.items() if value is not None}
+        if copy.get("role") == "assistant":
+            for key in ("content", "reasoning_content") if turn < generated else ():
+                if isinstance(copy.get(key), str):
+                    copy[key] = RESERVED.sub("\ufffd", copy[key])
+            turn += 1
+        cleaned.append(copy)
+    return cleaned

@@ -1,4 +1,4 @@
-"""A model continues a prompt: `python jobs/generate.py --help`."""
+"""Converse with a model, or let it continue a prompt: `python jobs/chat.py --help`."""
 
 import sys
 from pathlib import Path
@@ -12,10 +12,10 @@ from raymill.config.entry import main
 def run(job):
     """Answer a prompt, or those that are typed; return the exit code."""
     # Imported late, so that --help and a refused configuration answer at once.
-    from raymill.driver.generation import generate
+    from raymill.driver.chat import chat
 
-    return generate(job)
+    return chat(job)
 
 
 if __name__ == "__main__":
-    sys.exit(main("generate", run))
+    sys.exit(main("chat", run))
