@@ -29,6 +29,7 @@ DOORS = {
     "mlflow": ("track",),
     "hydra": ("config/compose.py", "config/values.py"),
     "fastapi": ("annotate",),
+    "prometheus_client": ("serve",),
     "obstore": ("storage/bucket.py",),
     "httpx2": ("driver/remote_chat.py",),
     "llguidance": ("generate/constraint.py",),

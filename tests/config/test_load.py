@@ -241,9 +241,9 @@ def test_the_option_surface_is_frozen() -> None:
 def surface() -> str:
     lines = []
     jobs = ("pretrain", "sft", "reward", "dpo", "rlhf", "rank", "pipeline", "chat", "audit")
-    for job in jobs:
+    for job in (*jobs, "serve"):
         overrides = ["storage.root=/storage"]
-        overrides += ["run.name=x"] if job not in ("chat", "rank") else []
+        overrides += ["run.name=x"] if job not in ("chat", "rank", "serve") else []
         overrides += ["data.path=pairs/"] if job in ("reward", "dpo") else []
         flat = flatten(load(job, overrides))
         lines += [f"{job} {key} = {value!r}" for key, value in flat.items()]

@@ -6,7 +6,6 @@ Decisions are stored in `<storage root>/rankings/<name>/` and exported from ther
 from __future__ import annotations
 
 import secrets
-import socket
 import sys
 from pathlib import Path
 
@@ -15,9 +14,11 @@ from raymill.annotate.candidates import BackgroundSampler, SamplingPlan, sample_
 from raymill.annotate.database import DATABASE_NAME, Database
 from raymill.annotate.export import export_conversations, export_preferences
 from raymill.annotate.items import count_items, make_item, set_items, unusable_reasons
+from raymill.annotate.listening import address, listen
 from raymill.annotate.prompts import choose_prompts, prompt_name
 from raymill.annotate.ranking_rules import RankingRule, rank_with_rule, resolve_rule
 from raymill.annotate.sampler import ModelSampler
+from raymill.config.serve_checks import LOCAL
 from raymill.durable import exclusive_lock
 from raymill.errors import ConfigError, DataError
 from raymill.progress_line import ProgressLine
@@ -32,7 +33,6 @@ PAGE_GROUP, RULE_GROUP = 4, 64
 PLAIN_EVERY_S = 10.0
 # Requests that are still open at shutdown get this time to finish.
 GRACE_S = 5
-LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 def run(job: RankJob) -> int:
@@ -182,7 +182,7 @@ def _serve(
             print(f"error: sampling answers failed: {error}", file=sys.stderr, flush=True)
 
     # The port is claimed before sampling starts, so that a wrong host= fails at once.
-    listening = _listen(job.host, job.port)
+    listening = listen(job.host, job.port)
     sampling = None if plan is None else BackgroundSampler(database, plan, PAGE_GROUP, on_end)
 
     def failure() -> str | None:
@@ -204,7 +204,7 @@ def _serve(
         server_header=False,
         timeout_graceful_shutdown=GRACE_S,
     )
-    print(f"page       {_address(listening, job.host)}/?token={token}")
+    print(f"page       {address(listening, job.host)}/?token={token}")
     if job.host not in LOCAL:
         print("           the connection is not encrypted: put a TLS proxy in front of it")
     print(f"judgments  {database.path}")
@@ -222,22 +222,6 @@ def _serve(
         if sampling is not None:
             sampling.stop()
     return None if sampling is None else sampling.failure
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise ConfigError(
-            [f"host={host} port={port}: can't listen there ({error.strerror or error})"]
-        ) from error
-
-
-def _address(listening: socket.socket, host: str) -> str:
-    name = socket.gethostname() if host in ("0.0.0.0", "::") else host
-    name = f"[{name}]" if ":" in name else name
-    return f"http://{name}:{listening.getsockname()[1]}"
 
 
 def _instructions(job: RankJob) -> str:

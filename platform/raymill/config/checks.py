@@ -16,6 +16,7 @@ from raymill.config.alignment_checks import (
 from raymill.config.memory_check import memory_problems
 from raymill.config.ranges import above, at_least, fraction, safe_name
 from raymill.config.run_checks import run_problems
+from raymill.config.serve_checks import serving
 from raymill.schema.chat import ChatJob
 from raymill.schema.data_sections import (
     ChatConfig,
@@ -47,6 +48,7 @@ from raymill.schema.sections import (
     TextEvaluation,
     TrackingConfig,
 )
+from raymill.schema.serving import ServeJob
 from raymill.schema.storage import path_problems
 
 
@@ -158,6 +160,11 @@ def _(job: RlhfJob) -> list[str]:
 @check.register
 def _(job: RankJob) -> list[str]:
     return [*_messages(job.data), *_tracking(job.tracking), *ranking(job)]
+
+
+@check.register
+def _(job: ServeJob) -> list[str]:
+    return [*_tracking(job.tracking), *serving(job)]
 
 
 def _from_parent(job: ParentJob) -> Iterator[str]:

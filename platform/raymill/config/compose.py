@@ -45,6 +45,7 @@ from raymill.schema.jobs import (
     SftJob,
     TrainJob,
 )
+from raymill.schema.serving import ServeJob
 from raymill.schema.storage import placed
 from raymill.schema.tree import Tree, digest
 
@@ -61,6 +62,7 @@ JOBS: dict[str, type] = {
     "rlhf": RlhfJob,
     "rank": RankJob,
     "chat": ChatJob,
+    "serve": ServeJob,
     "audit": AuditJob,
 }
 # Configurations of jobs/prepare.py by kind=….

@@ -12,6 +12,7 @@ from raymill.errors import ConfigError, RaymillError
 from raymill.redaction import job_command, redacted
 from raymill.schema.chat import ChatJob
 from raymill.schema.jobs import AuditJob, PipelineJob
+from raymill.schema.serving import ServeJob
 from raymill.schema.storage import root_problems
 from raymill.timeline import mark
 
@@ -31,6 +32,9 @@ _STORAGE_ERRORS = {
 def _refuse_unusable_root(job: Any) -> None:
     """Raise ConfigError for a job that couldn't write below its storage root."""
     if isinstance(job, ChatJob | AuditJob):
+        return
+    # A service writes nothing but votes.
+    if isinstance(job, ServeJob) and job.votes is None:
         return
     storage = job.pretrain.storage if isinstance(job, PipelineJob) else job.storage
     if problems := root_problems(storage):

@@ -230,6 +230,22 @@ TOPICS = {
         ),
         "nothing; the exit code is 1 where something is wrong",
     ),
+    "serve": Topic(
+        "Serve models by OpenAI's API, with a page to talk to them at /, until Ctrl-C or SIGTERM.",
+        ("tracking",),
+        (
+            "model", "adapters", "host", "port", "serve.slots", "serve.queue", "serve.max_tokens",
+            "serve.keys", "new_key", "serve.cors", "votes", "serve.engine", "storage.root",
+        ),
+        (
+            ("", "the aligned assistant on this machine"),
+            ("model=storage/runs/demo/export port=8080", "from a folder"),
+            ("'model=[models:/assistant@sft,models:/assistant@aligned]'", "two models side by side"),
+            ("serve.keys=keys.txt new_key=laptop", "an API key, printed once"),
+            ("host=0.0.0.0 serve.keys=keys.txt", "for other machines; put a TLS proxy in front of it"),
+        ),
+        "storage.root/rankings/<votes>/",
+    ),
     "chat": Topic(
         "Converse with a model, or let one that wasn't fine-tuned continue text: from prompt=, prompt_file=,\n"
         "standard input, or turn after turn at a terminal. With url=, the model answers behind an address.",

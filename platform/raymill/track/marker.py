@@ -70,12 +70,7 @@ def weights_digest(folder: Path) -> str:
         DataError: raymill.json doesn't have the form of a marker.
         StorageError: a file can't be read.
     """
-    names = [
-        path.name
-        for path in entries(folder)
-        if path.suffix in _WEIGHTS or path.name == "config.json"
-    ]
-    digests = _digests(folder, names)
+    digests = _digests(folder, _weight_files(folder))
     exported: dict[str, str] = read_marker(folder).get(_FILES, {})
     changed = [name for name, sha256 in digests.items() if exported.get(name, sha256) != sha256]
     if changed:
@@ -87,6 +82,37 @@ def weights_digest(folder: Path) -> str:
             flush=True,
         )
     return sha256_json(digests)
+
+
+def verified_digest(folder: Path) -> str:
+    """Return `weights_digest` of a folder whose files are all as they were exported.
+
+    Raises:
+        DataError: a file was changed or is missing, or raymill.json doesn't have the form of a marker.
+        StorageError: a file can't be read.
+    """
+    exported: dict[str, str] = read_marker(folder).get(_FILES, {})
+    missing = [name for name in exported if not is_file(folder / name)]
+    present = [name for name in exported if name not in missing]
+    found = _digests(folder, present) | _digests(
+        folder, [name for name in _weight_files(folder) if name not in exported]
+    )
+    changed = [name for name in present if found[name] != exported[name]]
+    for what, names in (("missing", missing), ("changed since the export", changed)):
+        if names:
+            raise DataError(
+                f"{folder}: {', '.join(sorted(names))} {'is' if len(names) == 1 else 'are'} {what}; restore "
+                f"the folder, or delete its {MARKER_NAME} to use it as a model of unknown origin"
+            )
+    return sha256_json({name: found[name] for name in _weight_files(folder)})
+
+
+def _weight_files(folder: Path) -> list[str]:
+    return [
+        path.name
+        for path in entries(folder)
+        if path.suffix in _WEIGHTS or path.name == "config.json"
+    ]
 
 
 def _digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
