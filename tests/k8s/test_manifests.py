@@ -7,14 +7,18 @@ CRDs; see docs/kubernetes.md.
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
+from ray.serve.schema import ServeDeploySchema
 
 from raymill.config import load
+from raymill.config.serve_checks import KEYS_VARIABLE
+from raymill.serve.ray_proxy import CALLBACK, CALLBACK_VARIABLE
 
 K8S = Path(__file__).resolve().parents[2] / "k8s"
 CRDS = os.environ.get("RAYMILL_KUBERAY_CRDS")
@@ -81,12 +85,15 @@ def containers(objects: Any) -> list[dict[str, Any]]:
 
 
 def cluster_specs(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        o["spec"].get("rayClusterSpec", o["spec"]) for o in objects if o["kind"].startswith("Ray")
-    ]
+    found = []
+    for rendered in objects:
+        spec = rendered["spec"] if rendered["kind"].startswith("Ray") else {}
+        if spec:
+            found.append(spec.get("rayClusterSpec") or spec.get("rayClusterConfig") or spec)
+    return found
 
 
-@pytest.fixture(params=["base", "overlays/gpu8"])
+@pytest.fixture(params=["base", "overlays/gpu8", "serve"])
 def objects(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     return render(K8S / request.param)
 
@@ -94,9 +101,15 @@ def objects(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
 def test_every_object_is_named_once(objects: list[dict[str, Any]]) -> None:
     names = [(found["kind"], found["metadata"]["name"]) for found in objects]
     assert len(names) == len(set(names))
-    assert ("RayJob", "raymill-prepare") in names
-    assert ("RayJob", "raymill-pretrain") in names
-    assert ("RayCluster", "raymill") in names
+    training = {
+        ("RayJob", "raymill-prepare"),
+        ("RayJob", "raymill-pretrain"),
+        ("RayCluster", "raymill"),
+    }
+    assert {name for name in names if name[0].startswith("Ray")} in (
+        training,
+        {("RayService", "raymill-serve")},
+    )
 
 
 def test_ray_is_guarded_and_work_outlives_the_cluster(objects: list[dict[str, Any]]) -> None:
@@ -129,6 +142,47 @@ def test_a_retried_job_resumes(objects: list[dict[str, Any]]) -> None:
                 assert groups[0]["replicas"] == 2
 
 
+def test_the_service_is_what_jobs_serve_would_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEYS_VARIABLE, "sk-one")
+    service, policy, ingress = render(K8S / "serve")
+    served = yaml.safe_load(service["spec"]["serveConfigV2"])
+    (application,) = served["applications"]
+    module, _, name = application["import_path"].partition(":")
+    assert callable(getattr(import_module(module), name))
+    job = load("serve", application["args"]["overrides"])
+    assert job.storage.root == "/storage"
+    assert served["http_options"]["port"] == job.port == 8000
+    assert served["http_options"]["host"] == job.host
+    assert served["http_options"]["request_timeout_s"] > job.serve.request_s
+    assert ServeDeploySchema.model_validate(served)
+    (cluster,) = cluster_specs([service])
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        (container,) = group["template"]["spec"]["containers"]
+        environment = {one["name"]: one.get("value") for one in container["env"]}
+        assert environment[CALLBACK_VARIABLE] == CALLBACK
+        assert KEYS_VARIABLE in environment
+        assert container["ports"] == [{"name": "serve", "containerPort": 8000}]
+    (workers,) = cluster["workerGroupSpecs"]
+    assert workers["replicas"] >= job.serve.replicas
+    grace_s = workers["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert grace_s > job.serve.request_s
+    (rule,) = policy["spec"]["ingress"]
+    assert rule["ports"] == [{"protocol": "TCP", "port": 8000}]
+    annotations = ingress["metadata"]["annotations"]
+    assert annotations["nginx.ingress.kubernetes.io/proxy-buffering"] == "off"
+
+
+def test_the_systemd_unit_starts_what_exists() -> None:
+    lines = (K8S / "raymill-serve.service").read_text().splitlines()
+    settings = dict(line.split("=", 1) for line in lines if "=" in line and line[0] != "#")
+    python, script, *overrides = settings["ExecStart"].split()
+    assert python.endswith(".venv/bin/python")
+    assert (K8S.parent / script).is_file()
+    job = load("serve", overrides)
+    assert int(settings["TimeoutStopSec"]) > job.serve.drain_s
+    assert f"127.0.0.1:{job.port}" in (K8S / "nginx.conf").read_text()
+
+
 @pytest.mark.skipif(CRDS is None, reason="RAYMILL_KUBERAY_CRDS names no folder of KubeRay's CRDs")
 def test_kuberays_own_schema(objects: list[dict[str, Any]]) -> None:
     schemas = {}
@@ -148,7 +202,7 @@ def test_kuberays_own_schema(objects: list[dict[str, Any]]) -> None:
             ]
             assert problems == []
             checked += 1
-    assert checked == 3
+    assert checked in (1, 3)
 
 
 def closed(schema: Any) -> Any:
