@@ -23,7 +23,8 @@ TORCHLESS = ("schema", "config", "storage", "plan", "checkpoint", "data", "clust
 DOORS = {
     "ray": (
         "cluster", "driver", "data/store/stream.py", "data/text/tasks.py",
-        "rl/rollout/actor_pool.py", "rl/rollout/pool.py", "serve/ray_replicas.py",
+        "rl/rollout/actor_pool.py", "rl/rollout/pool.py", "serve/ray_app.py",
+        "serve/ray_replicas.py",
     ),
     "deepspeed": ("engine/device.py", "engine/trainer.py"),
     "mlflow": ("track",),

@@ -29,17 +29,41 @@ def serving(job: ServeJob) -> Iterator[str]:
     yield from safe_name("votes", job.votes)
     yield from _limits(job)
     yield from _access(job)
+    yield from _replicas(job)
 
 
 def _limits(job: ServeJob) -> Iterator[str]:
     settings = job.serve
-    for key in ("slots", "requests", "max_tokens"):
+    for key in ("slots", "requests", "max_tokens", "tensor_parallel"):
         yield from at_least(f"serve.{key}", getattr(settings, key), 1)
     yield from at_least("serve.body_bytes", settings.body_bytes, 1024)
     for key in ("queue", "drain_s", "write_every_s"):
         yield from at_least(f"serve.{key}", getattr(settings, key), 0)
     for key in ("request_s", "keep_alive_s"):
         yield from above(f"serve.{key}", getattr(settings, key), 0)
+
+
+def _replicas(job: ServeJob) -> Iterator[str]:
+    settings = job.serve
+    yield from at_least("serve.replicas", settings.replicas, 1)
+    yield from above("serve.follow_every_s", settings.follow_every_s, 0)
+    if settings.decoder == "slots" and settings.tensor_parallel > 1:
+        yield f"serve.tensor_parallel={settings.tensor_parallel}: only serve.decoder=vllm shares a model"
+    if settings.decoder == "vllm" and settings.slots is None:
+        yield "serve.decoder=vllm: set serve.slots, from which vLLM's memory is computed"
+    if settings.engine == "local":
+        for key, value in (("replicas", settings.replicas > 1), ("follow", settings.follow)):
+            if value:
+                yield f"serve.{key}: one process has none; use serve.engine=ray"
+        if settings.max_replicas is not None:
+            yield "serve.max_replicas: one process has none; use serve.engine=ray"
+        return
+    if job.port == 0:
+        yield "port=0: Ray Serve takes a fixed port; give one"
+    if settings.max_replicas is not None:
+        yield from at_least("serve.max_replicas", settings.max_replicas, settings.replicas)
+        if settings.slots is None:
+            yield "serve.max_replicas: set serve.slots, the requests for which one replica is enough"
 
 
 def _access(job: ServeJob) -> Iterator[str]:

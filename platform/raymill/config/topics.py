@@ -232,10 +232,11 @@ TOPICS = {
     ),
     "serve": Topic(
         "Serve models by OpenAI's API, with a page to talk to them at /, until Ctrl-C or SIGTERM.",
-        ("tracking",),
+        ("cluster", "tracking"),
         (
             "model", "adapters", "host", "port", "serve.slots", "serve.queue", "serve.max_tokens",
-            "serve.keys", "new_key", "serve.cors", "votes", "serve.engine", "storage.root",
+            "serve.keys", "new_key", "serve.cors", "votes", "serve.engine", "serve.decoder",
+            "serve.replicas", "serve.follow", "storage.root",
         ),
         (
             ("", "the aligned assistant on this machine"),
@@ -243,6 +244,7 @@ TOPICS = {
             ("'model=[models:/assistant@sft,models:/assistant@aligned]'", "two models side by side"),
             ("serve.keys=keys.txt new_key=laptop", "an API key, printed once"),
             ("host=0.0.0.0 serve.keys=keys.txt", "for other machines; put a TLS proxy in front of it"),
+            ("serve.engine=ray serve.replicas=2 serve.follow=true", "replicas that follow the alias"),
         ),
         "storage.root/rankings/<votes>/",
     ),

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import signal
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import uvicorn
 
 from raymill.annotate.database import DATABASE_NAME, Database
 from raymill.annotate.listening import address, listen
 from raymill.config.serve_checks import LOCAL
-from raymill.errors import ConfigError
 from raymill.reading import user_path
 from raymill.schema.serving import ServeJob
 from raymill.serve.app import ServeApplication, create_app
-from raymill.serve.feedback import Feedback
 from raymill.serve.keys import add_key, read_keys
-from raymill.serve.opening import model_names, open_model
+from raymill.serve.opening import feedback_on, open_models
 from raymill.serve.served_model import ServedModel
 from raymill.storage.mirror import pull_newest, push_newest
-from raymill.track.ancestry import ancestry
-from raymill.track.registry import resolve_model
 
 # After the limit on draining, answers get this time to tell their clients that they ended.
 _LAST_WORDS_S = 3
@@ -41,26 +38,34 @@ def serve(job: ServeJob) -> int:
         return 0
     keys = read_keys(keys_file)
     if job.serve.engine == "ray":
-        raise ConfigError(["serve.engine=ray: only local is available yet"])
+        # Importing Ray Serve takes seconds.
+        from raymill.serve.ray_app import serve_on_ray
+
+        with kept_votes(job) as votes:
+            serve_on_ray(job, keys, votes)
+        return 0
     # Claimed before models are loaded, so that a wrong host or port fails at once.
     listening = listen(job.host, job.port)
     with ExitStack() as stack:
         stack.callback(listening.close)
         models = {}
-        for model in open_models(job):
+        for model in open_models(job, job.model):
             stack.callback(model.runner.close)
             models[model.id] = model
-        feedback = stack.enter_context(open_feedback(job, models.values()))
+        votes, feedback = stack.enter_context(kept_votes(job)), None
+        if votes is not None:
+            database = stack.enter_context(Database(votes))
+            feedback = feedback_on(database, models.values())
         _run(job, create_app(models, job.serve, keys, feedback), listening, models)
     return 0
 
 
 @contextmanager
-def open_feedback(job: ServeJob, models: Iterable[ServedModel]) -> Iterator[Feedback | None]:
-    """Open the ranking that takes the page's votes; it is uploaded at the end.
+def kept_votes(job: ServeJob) -> Iterator[Path | None]:
+    """Yield the file of the ranking that takes the page's votes; it is uploaded at the end.
 
     Raises:
-        RaymillError: the folder isn't a ranking's, or the object store can't be reached.
+        StorageError: the object store can't be reached.
     """
     if job.votes is None:
         yield None
@@ -68,25 +73,10 @@ def open_feedback(job: ServeJob, models: Iterable[ServedModel]) -> Iterator[Feed
     folder = job.storage.folder / "rankings" / job.votes
     folder.mkdir(parents=True, exist_ok=True)
     pull_newest(job.storage, folder, DATABASE_NAME)
-    digests = {version: digest for model in models for version, digest in model.digests.items()}
     try:
-        with Database(folder / DATABASE_NAME) as database:
-            yield Feedback(database, digests.get)
+        yield folder / DATABASE_NAME
     finally:
         push_newest(job.storage, folder, DATABASE_NAME)
-
-
-def open_models(job: ServeJob) -> Iterator[ServedModel]:
-    """Load the models, one after the other. Raises RaymillError; see `serve`."""
-    root = job.storage.folder
-    adapters = {
-        name: resolve_model(reference, job.tracking, root, f"adapters.{name}").folder
-        for name, reference in job.adapters.items()
-    }
-    for name, reference in zip(model_names(job.model), job.model, strict=True):
-        resolved = resolve_model(reference, job.tracking, root)
-        lineage = ancestry(resolved, job.tracking, root)
-        yield open_model(name, resolved, lineage, job.serve, adapters)
 
 
 def _run(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from raymill.schema.sections import TrackingConfig
+from raymill.schema.sections import ClusterConfig, TrackingConfig
 from raymill.schema.storage import StorageConfig
 
 
@@ -14,10 +14,12 @@ class ServeConfig:
     """Limits and access of a service. Times are in seconds.
 
     `slots`: answers that are drawn at the same time, per model. `queue`: answers that wait for a slot;
-    `requests`: requests that are open at the same time.
+    `requests`: requests that are open at the same time. The keys from `replicas` on are for `engine="ray"`.
     """
 
     engine: Literal["local", "ray"]
+    decoder: Literal["slots", "vllm"]
+    tensor_parallel: int
     slots: int | None
     queue: int
     requests: int
@@ -29,6 +31,11 @@ class ServeConfig:
     write_every_s: float
     keys: str | None
     cors: tuple[str, ...]
+    replicas: int
+    max_replicas: int | None
+    surge: bool
+    follow: bool
+    follow_every_s: float
 
 
 @dataclass(frozen=True)
@@ -45,5 +52,6 @@ class ServeJob:
     new_key: str | None
     votes: str | None
     serve: ServeConfig
+    cluster: ClusterConfig
     tracking: TrackingConfig
     storage: StorageConfig

@@ -2,30 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from raymill.annotate.database import Database
 from raymill.errors import ConfigError
-from raymill.generate.build import build_engine
+from raymill.generate.build import USUAL_POSITIONS, build_engine
+from raymill.generate.engine.request import DecodingEngine
+from raymill.generate.engine.vllm_engine import VllmDecoderSpec
 from raymill.generate.load import load_model
-from raymill.model.shape import is_reward_model
+from raymill.model.loading import load_hf_config
+from raymill.model.shape import context_length, is_reward_model
 from raymill.reading import status
-from raymill.schema.serving import ServeConfig
+from raymill.schema.serving import ServeJob
+from raymill.serve.feedback import Feedback
 from raymill.serve.model_text import ModelText
 from raymill.serve.runner import EngineRunner
 from raymill.serve.served_model import ServedModel
+from raymill.track.ancestry import ancestry
 from raymill.track.marker import verified_digest
-from raymill.track.registry import ResolvedModel
+from raymill.track.registry import ResolvedModel, resolve_model
 
 # Names of an export's folder, which say less than that of its run.
 _EXPORTS = ("export", "adapter")
+
+
+def open_models(job: ServeJob, references: Sequence[str]) -> Iterator[ServedModel]:
+    """Load the models, one after the other.
+
+    `references`: what to load under the names of `job.model`: the same, or the exact versions that they name.
+
+    Raises:
+        RaymillError: a model can't be found, or see `open_model`.
+    """
+    root = job.storage.folder
+    adapters = {
+        name: resolve_model(reference, job.tracking, root, f"adapters.{name}").folder
+        for name, reference in job.adapters.items()
+    }
+    for name, reference in zip(model_names(job.model), references, strict=True):
+        resolved = resolve_model(reference, job.tracking, root)
+        lineage = ancestry(resolved, job.tracking, root)
+        yield open_model(name, resolved, lineage, job, adapters)
 
 
 def open_model(
     name: str,
     resolved: ResolvedModel,
     lineage: Sequence[Mapping[str, object]],
-    settings: ServeConfig,
+    job: ServeJob,
     adapters: Mapping[str, Path],
 ) -> ServedModel:
     """Load a model and start its engine.
@@ -40,12 +65,45 @@ def open_model(
     digest = verified_digest(folder)
     text = ModelText(folder)
     digests = {name: verified_digest(adapter) for name, adapter in adapters.items()}
-    model, _, _ = load_model(folder)
-    engine = build_engine(model, slots=settings.slots, adapters=adapters)
+    settings = job.serve
+    engine = (
+        _vllm(folder, job, adapters)
+        if settings.decoder == "vllm"
+        else _slots(folder, job, adapters)
+    )
     runner = EngineRunner(engine, waiting=settings.queue, write_every_s=settings.write_every_s)
     written = status(folder / "config.json")
     created = int(written.st_mtime) if written is not None else 0
     return ServedModel(name, resolved.name, digest, digests, created, lineage, text, runner)
+
+
+def _slots(folder: Path, job: ServeJob, adapters: Mapping[str, Path]) -> DecodingEngine:
+    model, _, _ = load_model(folder)
+    return build_engine(model, slots=job.serve.slots, adapters=adapters)
+
+
+def _vllm(folder: Path, job: ServeJob, adapters: Mapping[str, Path]) -> DecodingEngine:
+    import torch
+
+    config = load_hf_config(folder)
+    assert job.serve.slots is not None, "the configuration's checks require it"
+    spec = VllmDecoderSpec(
+        folder,
+        config.dtype or torch.float32,
+        job.serve.slots,
+        context_length(config) or USUAL_POSITIONS,
+        threads=torch.get_num_threads(),
+        gpu=job.cluster.gpu,
+        tensor_parallel=job.serve.tensor_parallel,
+        adapters=adapters,
+    )
+    return spec.build()
+
+
+def feedback_on(database: Database, models: Iterable[ServedModel]) -> Feedback:
+    """Return the votes of a page, for answers of these models alone."""
+    digests = {version: digest for model in models for version, digest in model.digests.items()}
+    return Feedback(database, digests.get)
 
 
 def model_names(references: Sequence[str]) -> list[str]:

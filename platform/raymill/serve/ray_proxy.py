@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import json
 from http import HTTPStatus
-from typing import Any
 
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from raymill.serve.errors import ApiError
 
 # Variable that Ray Serve's proxies read, and what it must say for them to use this module.
 CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
@@ -121,7 +122,8 @@ class _Answer:
         if self._started is None:
             await self._error(HTTPStatus.SERVICE_UNAVAILABLE, LOST, RETRY_AFTER_S)
         elif _header(self._started, b"content-type").startswith(b"text/event-stream"):
-            event = f"event: error\ndata: {_error(HTTPStatus.SERVICE_UNAVAILABLE, LOST)}\n\n"
+            error = _error(HTTPStatus.SERVICE_UNAVAILABLE, LOST)
+            event = f"event: error\ndata: {error}\n\ndata: [DONE]\n\n"
             await self._send({"type": "http.response.body", "body": event.encode()})
         # Any other answer that was cut stays cut: the server closes its connection, as clients expect.
 
@@ -163,6 +165,4 @@ def _text(message: Message) -> str:
 
 
 def _error(status: HTTPStatus, text: str) -> str:
-    kind = "server_error" if status >= 500 else "invalid_request_error"
-    content: dict[str, Any] = {"message": text, "type": kind, "param": None, "code": None}
-    return json.dumps({"error": content})
+    return json.dumps(ApiError(status, text).body())
