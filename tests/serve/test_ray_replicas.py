@@ -9,13 +9,18 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
 import aiohttp
 import pytest
 
+from generate.chat_factory import write_chat_folder
+from raymill.config import load
 from raymill.errors import ClusterError
+from raymill.serve.keys import ApiKeys
+from raymill.serve.ray_app import ServedVersions, application, exact_versions
 from raymill.serve.ray_replicas import ReplicaOptions, deploy, replicas_of, start_proxies, stop
 from serve.counting import Counting
 from servers import free_port
@@ -198,3 +203,44 @@ def test_what_fails_its_check_is_replaced(proxies: str) -> None:
     while said(proxies)["process"] == broken:
         assert time.monotonic() < deadline
         time.sleep(0.5)
+
+
+@pytest.mark.slow
+def test_a_model_in_two_replicas_rolls_over_to_another(proxies: str, tmp_path: Path) -> None:
+    """Whole answers of the API: all of one version, and the same whichever replica gives them."""
+    asked = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 12, "temperature": 0}
+
+    def deployed(name: str) -> str:
+        folder = write_chat_folder(tmp_path / name / "model")
+        overrides = [f"model={folder}", "serve.engine=ray", "serve.replicas=2", "serve.slots=4"]
+        job = load("serve", [*overrides, "tracking=none", f"storage.root={tmp_path}"])
+        served = ServedVersions(job, exact_versions(job), ApiKeys(()))
+        deploy(application(served), str(served))
+        return str(folder)
+
+    async def answers(session: aiohttp.ClientSession) -> list[Any]:
+        async def one() -> Any:
+            wanted = {"model": "model", **asked}
+            async with session.post("/v1/chat/completions", json=wanted) as response:
+                assert response.status == 200, await response.text()
+                return response.headers["x-raymill-version"], await response.json()
+
+        return list(await asyncio.gather(*(one() for _ in range(12))))
+
+    async def rolling(session: aiohttp.ClientSession) -> list[Any]:
+        task = asyncio.create_task(asyncio.to_thread(deployed, "second"))
+        found: list[Any] = []
+        while not task.done():
+            found += await answers(session)
+        return [await task, found]
+
+    first = deployed("first")
+    before = talk(proxies, answers)
+    second, during = talk(proxies, rolling)
+    after = talk(proxies, answers)
+    assert {version for version, _ in before} == {first}
+    assert {version for version, _ in during} <= {first, second}
+    assert {version for version, _ in after} == {second}
+    texts = {body["choices"][0]["message"]["content"] for _, body in (*before, *during, *after)}
+    assert len(texts) == 1
+    assert {body["usage"]["completion_tokens"] for _, body in before} == {12}
