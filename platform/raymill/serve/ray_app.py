@@ -33,7 +33,7 @@ from raymill.track.registry import resolve_model
 
 @dataclass(frozen=True)
 class ServedVersions:
-    """What replicas open: the job, exact versions of its models, its API keys.
+    """Recipe for the application of a replica: the job, exact versions of its models, its API keys.
 
     `votes`: the file for the page's votes, which all replicas can open.
     """
