@@ -80,7 +80,7 @@ bench-models: $(READY) ## the data and models that the benchmarks start from
 	@$(BIN)/python jobs/pretrain.py experiment=bench tracking=none
 	@$(BIN)/python jobs/sft.py experiment=sft_bench tracking=none parent=storage/runs/bench/export
 
-bench: bench-models ## benchmarks against bare PyTorch, torchrun, a DataLoader and TRL
+bench: bench-models ## benchmarks against bare PyTorch, torchrun, a DataLoader, TRL and transformers serve
 	@$(BIN)/python bench/start.py
 	@$(BIN)/python bench/stream.py
 	@$(BIN)/python bench/sft.py 2>/dev/null
@@ -90,6 +90,7 @@ bench: bench-models ## benchmarks against bare PyTorch, torchrun, a DataLoader a
 	@$(BIN)/python bench/checkpoint.py
 	@$(BIN)/python bench/tracking.py
 	@$(BIN)/python bench/grpo.py 2>/dev/null
+	@$(BIN)/python bench/serve.py 2>/dev/null
 
 vllm: $(VLLM_READY) ## set up .venv-vllm, which adds vLLM, for rollout.engine=vllm
 

@@ -50,10 +50,14 @@ def names_in(path: Path) -> frozenset[str]:
     """Functions, classes and methods of a module, as `function`, `Class` and `Class.method`."""
     names: set[str] = set()
     for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             names.add(node.name)
         if isinstance(node, ast.ClassDef):
-            methods = (item for item in node.body if isinstance(item, ast.FunctionDef))
+            methods = (
+                item
+                for item in node.body
+                if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef)
+            )
             names.update(f"{node.name}.{method.name}" for method in methods)
     return frozenset(names)
 

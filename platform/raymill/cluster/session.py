@@ -101,15 +101,16 @@ def warm_up(cluster: ClusterConfig) -> None:
     """Start importing the modules that a training job needs.
 
     Ray Train needs torch in the driver, so a thread imports it; a separate process imports the
-    modules for workers of a Ray that will be started here.
+    modules for workers of a Ray that will be started here. Call it before anything imports Ray, which
+    reads its settings from the environment then.
     """
     threading.Thread(target=import_module, args=("torch",), daemon=True).start()
+    _silence_ray()
     if cluster.address != "local":
         return
     from raymill.cluster import local_ray
 
     # Forks inherit the server's environment, so it must be complete when the server starts.
-    _silence_ray()
     _require_token()
     local_ray.warm_up(cluster.gpu)
 

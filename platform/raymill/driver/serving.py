@@ -12,6 +12,7 @@ import uvicorn
 
 from raymill.annotate.database import DATABASE_NAME, Database
 from raymill.annotate.listening import address, listen
+from raymill.cluster.session import warm_up
 from raymill.config.serve_checks import LOCAL
 from raymill.reading import user_path
 from raymill.schema.serving import ServeJob
@@ -38,7 +39,8 @@ def serve(job: ServeJob) -> int:
         return 0
     keys = read_keys(keys_file)
     if job.serve.engine == "ray":
-        # Importing Ray Serve takes seconds.
+        # Before the import, which takes seconds, since Ray reads its settings there.
+        warm_up(job.cluster)
         from raymill.serve.ray_app import serve_on_ray
 
         with kept_votes(job) as votes:

@@ -140,6 +140,8 @@ def deploy(application: serve.Application, described: str) -> None:
 
 
 def stop() -> None:
-    """Let replicas finish what they have begun, then end Ray Serve."""
+    """Let replicas finish what they have begun, and end them.
+
+    Ray Serve itself stays: a cluster may serve other applications, and a Ray that was started here ends.
+    """
     serve.delete(APPLICATION)
-    serve.shutdown()
