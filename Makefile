@@ -56,7 +56,7 @@ test-all: test test-slow test-gpu learn chaos test-vllm ## all tests, group by g
 
 test-vllm: $(VLLM_READY) ## the tests of vLLM, for sampling and serving, in its own environment
 	@$(VLLM_BIN)/python -m pytest -q -m vllm tests/rl/rollout/vllm
-	@$(VLLM_BIN)/python -m pytest -q -m vllm tests/generate/engine/vllm
+	@$(VLLM_BIN)/python -m pytest -q -m vllm tests/generate/engine/vllm tests/serve/test_vllm.py
 
 learn: $(READY) ## tests that alignment learns, with three seeds each
 	@$(BIN)/python -m pytest -q -s tests/learn | grep -v "^  \|Prepar\|prepared"

@@ -120,3 +120,35 @@ def test_it_follows_and_survives_what_fails(
         "still serving m/1: no replica of m/2 started: it is too large",
         "now serving m/3",
     ]
+
+
+@pytest.mark.slow
+def test_it_follows_an_alias_of_the_registry_past_a_damaged_version(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    client.create_registered_model("tiny")
+    for number in (1, 2, 3):
+        folder = write_chat_folder(tmp_path / str(number))
+        write_marker(folder, {"run": str(number)})
+        client.create_model_version("tiny", str(folder))
+    (tmp_path / "2" / "model.safetensors").write_bytes(b"damaged")
+    client.set_registered_model_alias("tiny", "live", "1")
+    overrides = ["model=models:/tiny@live", "serve.engine=ray", "serve.follow_every_s=0.05"]
+    job = load("serve", [*overrides, f"storage.root={tmp_path}"])
+    served = ServedVersions(job, exact_versions(job), ApiKeys(()))
+    assert served.versions == ("models:/tiny/1",)
+
+    stopped = threading.Event()
+    client.set_registered_model_alias("tiny", "live", "2")
+    move = threading.Timer(3, client.set_registered_model_alias, ("tiny", "live", "3"))
+    move.start()
+    served = follow(served, stopped, lambda _: stopped.set())
+    move.join()
+    assert served.versions == ("models:/tiny/3",)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("still serving models:/tiny/1: ")
+    assert "model.safetensors is changed since the export" in first
+    assert second == "now serving models:/tiny/3"
