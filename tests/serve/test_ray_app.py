@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from generate.chat_factory import write_chat_folder
 from raymill.config import load
+from raymill.driver.serving import serve
 from raymill.errors import ClusterError, ConfigError, DataError, RaymillError, TrackingError
 from raymill.schema.serving import ServeJob
 from raymill.serve import ray_app
@@ -120,6 +122,13 @@ def test_it_follows_and_survives_what_fails(
         "still serving m/1: no replica of m/2 started: it is too large",
         "now serving m/3",
     ]
+
+
+def test_an_address_in_use_is_refused_before_ray_starts(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        job = job_of(f"model={folder}", f"port={taken.getsockname()[1]}")
+        with pytest.raises(ConfigError, match=f"port={job.port}"):
+            serve(job)
 
 
 @pytest.mark.slow

@@ -39,6 +39,9 @@ def serve(job: ServeJob) -> int:
         return 0
     keys = read_keys(keys_file)
     if job.serve.engine == "ray":
+        if job.cluster.address == "local":
+            # The proxy that will listen there reports an address in use late, and in Ray's log.
+            listen(job.host, job.port).close()
         # Before the import, which takes seconds, since Ray reads its settings there.
         warm_up(job.cluster)
         from raymill.serve.ray_app import serve_on_ray
