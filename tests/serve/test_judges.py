@@ -120,9 +120,11 @@ def test_the_client_stops_at_strings(client: OpenAI) -> None:
 
 
 def test_the_client_completes(client: OpenAI) -> None:
-    answer = client.completions.create(
-        model=MODEL, prompt=["ab", "cd"], echo=True, logprobs=2, max_tokens=1, temperature=0
-    )
+    asked: Any = {"prompt": ["ab", "cd"], "echo": True, "logprobs": 2, "max_tokens": 1}
+    first = client.completions.create(model=MODEL, temperature=0, **asked)
+    # The second time, the prompts are in the cache, which has no log-probabilities.
+    answer = client.completions.create(model=MODEL, temperature=0, **asked)
+    assert [one.logprobs for one in answer.choices] == [one.logprobs for one in first.choices]
     for choice, prompt in zip(answer.choices, ("ab", "cd"), strict=True):
         found = choice.logprobs
         assert choice.text.startswith(prompt) and found is not None
@@ -211,21 +213,27 @@ COMPLY = (
 
 
 def test_the_conformance_suite(server: ServerProcess, tmp_path: Path) -> None:
-    """All of llm-comply but images and tools, which this model can't take."""
-    command = [
-        "llm-comply",
-        "--json",
-        "--format",
-        "openai-chat",
-        "--base-url",
-        f"{server.address}/v1",
-    ]
-    done = judged(
-        [*command, "--model", MODEL, "--api-key", "none", "--filter", ",".join(COMPLY)], tmp_path
-    )
-    results = json.loads(done.stdout)
-    assert done.returncode == 0, results
-    assert sorted(one["id"] for one in results["results"]) == sorted(COMPLY)
+    """All of llm-comply but images and tools, which this model can't take.
+
+    A random model may draw the end of its turn at once, which the suite takes for a failure, so what failed is
+    asked again.
+    """
+    failed, why = set(COMPLY), ""
+    for _ in range(3):
+        done = judged(
+            [
+                "llm-comply", "--json", "--format", "openai-chat", "--base-url", f"{server.address}/v1",
+                "--model", MODEL, "--api-key", "none", "--filter", ",".join(sorted(failed)),
+            ],
+            tmp_path,
+        )  # fmt: skip
+        results = json.loads(done.stdout)["results"]
+        assert {one["id"] for one in results} == failed, done.stdout
+        failed = {one["id"] for one in results if one["status"] != "passed"}
+        why += "".join(json.dumps(one) for one in results if one["id"] in failed)
+        if not failed:
+            break
+    assert not failed, why
 
 
 @pytest.mark.parametrize(

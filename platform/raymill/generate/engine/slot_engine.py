@@ -114,7 +114,8 @@ class SlotEngine(TokenEngine):
         common = {
             place: _common_length(left.tokens, row.tokens)
             for place, left in self._leftovers.items()
-            if left.adapter == row.parameters.adapter
+            # Log-probabilities of a prompt need the logits of all of its tokens.
+            if left.adapter == row.parameters.adapter and not row.parameters.prompt_log_probs
         }
         best = max(common, key=lambda place: common[place], default=None)
         free = range(slot, self._memory.slots)
