@@ -6,14 +6,19 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from driver.test_chat import type_lines
+from generate.chat_factory import write_chat_folder
 from raymill.config import load
 from raymill.config.entry import main
 from raymill.driver.chat import chat
+from raymill.generate.build import build_engine
+from raymill.generate.load import load_model
+from serve.service import Service, at_address
 
 KEY = "sk-very-secret"
 
@@ -81,7 +86,7 @@ def delta(**fields: str) -> dict[str, Any]:
 
 
 def test_a_conversation_with_a_server(
-    start: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server = start(
         [delta(role="assistant"), delta(content="Hé"), delta(content="llo."), {"choices": []}],
@@ -195,3 +200,26 @@ def test_an_interrupted_answer_is_remembered(
     pieces.close()
     assert [message["content"] for message in session.messages] == ["Hi", "One"]
     assert session.seeds == [3]
+
+
+def test_the_same_model_says_the_same_here_and_behind_an_address(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_chat_folder(tmp_path / "model")
+    engine = build_engine(load_model(folder)[0], slots=2)
+    capsys.readouterr()
+    given = [
+        "tracking=none",
+        "prompt=What is it?",
+        "system=Sys",
+        "max_new_tokens=20",
+        "temperature=1",
+    ]
+    chat(load("chat", [f"model={folder}", *given, "seed=3"]))
+    here = capsys.readouterr().out
+    with Service(folder, engine) as service, at_address(service.app) as address:
+        chat(load("chat", [f"url={address}/v1", *given, "seed=3"]))
+        there = capsys.readouterr()
+        chat(load("chat", [f"url={address}/v1", *given, "seed=4"]))
+    assert there.out == here != capsys.readouterr().out
+    assert there.err == "tiny\n"

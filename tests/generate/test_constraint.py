@@ -121,6 +121,10 @@ def test_two_answers_have_states_of_their_own() -> None:
     assert first.broken == ""
 
 
+def nested(depth: int) -> Any:
+    return {"items": nested(depth - 1)} if depth else {}
+
+
 @pytest.mark.parametrize(
     ("schema", "message"),
     [
@@ -134,6 +138,15 @@ def test_two_answers_have_states_of_their_own() -> None:
         ({"properties": {"a": {"pattern": "(x"}}}, r"at properties\.a\.pattern: .*unclosed group"),
         ({"type": "integer", "minimum": 3, "maximum": 1}, "minimum"),
         ({"type": 3}, "type"),
+        ({"const": float("nan")}, "enforced: ."),
+        ({"const": "\ud800"}, "enforced: ."),
+        ({"$ref": "#"}, "no token .* spells what must come next"),
+        (
+            {"oneOf": [{"type": "number"}, {"type": "integer"}]},
+            "oneOf constraints are not supported$",
+        ),
+        (nested(300), "recursion"),
+        ({"type": "object", "x-guidance": {"lenient": True}, "not": {}}, "at not"),
     ],
 )
 def test_a_schema_that_cannot_be_enforced_is_refused(schema: Any, message: str) -> None:
@@ -143,14 +156,20 @@ def test_a_schema_that_cannot_be_enforced_is_refused(schema: Any, message: str) 
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("pattern", ["(", "(?=a)b", r"(a)\1"])
+@pytest.mark.parametrize("pattern", ["(", "(?=a)b", r"(a)\1", "\ud800"])
 def test_an_expression_that_cannot_be_enforced_is_refused(pattern: str) -> None:
     with pytest.raises(RequestError, match=r"regular expression can't be enforced: \S"):
         factory_of(family("byte level")).regex(pattern)
 
 
-def test_a_vocabulary_that_cannot_spell_the_answer_ends_it() -> None:
+def test_a_vocabulary_that_cannot_spell_the_answer_is_told() -> None:
     tokenizer = family("words")
-    constraint = factory_of(tokenizer).json_object()
-    assert constraint.allowed().nonzero().flatten().tolist() == [tokenizer.token_to_id(EOS)]
-    assert "vocabulary" in constraint.broken
+    with pytest.raises(RequestError, match="no token of the model's vocabulary"):
+        factory_of(tokenizer).json_object()
+    hello, end = (tokenizer.token_to_id(word) for word in ("Hello", EOS))
+    constraint = factory_of(tokenizer).regex("( Hello){2}!")
+    constraint.accept(hello)
+    assert not constraint.broken
+    constraint.accept(hello)
+    assert constraint.allowed().nonzero().flatten().tolist() == [end]
+    assert "no token" in constraint.broken

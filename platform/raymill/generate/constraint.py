@@ -49,20 +49,19 @@ class ConstraintFactory:
         """
         from llguidance import LLMatcher
 
-        grammar = LLMatcher.grammar_from_json_schema(
-            json.dumps(schema),
-            overrides={
-                "whitespace_pattern": _WHITE_SPACE, "lenient": False, "coerce_one_of": False,
-            },
-        )  # fmt: skip
-        matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
-        if matcher.is_error():
-            error = matcher.get_error()
-            place = _place(schema, error)
+        try:
+            grammar = LLMatcher.grammar_from_json_schema(
+                json.dumps(schema),
+                overrides={
+                    "whitespace_pattern": _WHITE_SPACE, "lenient": False, "coerce_one_of": False,
+                },
+            )  # fmt: skip
+            return self._constraint(grammar)
+        except (ValueError, RecursionError) as error:
+            where, reason = _place(schema, str(error)), _reason(str(error))
             raise RequestError(
-                "constraint", f"the JSON schema can't be enforced{place}: {_reason(error)}"
-            )
-        return MatcherConstraint(matcher, self._vocab_size, self._stop_ids)
+                "constraint", f"the JSON schema can't be enforced{where}: {reason}"
+            ) from error
 
     def json_object(self) -> MatcherConstraint:
         """Return a constraint to JSON objects."""
@@ -76,12 +75,29 @@ class ConstraintFactory:
         """
         from llguidance import LLMatcher
 
-        grammar = LLMatcher.grammar_from_regex(pattern)
+        try:
+            return self._constraint(LLMatcher.grammar_from_regex(pattern))
+        except ValueError as error:
+            raise RequestError(
+                "constraint", f"the regular expression can't be enforced: {_reason(str(error))}"
+            ) from error
+
+    def _constraint(self, grammar: str) -> MatcherConstraint:
+        """Return a constraint to a grammar, whose first mask is known: that may take long.
+
+        Raises:
+            ValueError: the grammar can't be enforced.
+        """
+        from llguidance import LLMatcher
+
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
         if matcher.is_error():
-            reason = _reason(matcher.get_error())
-            raise RequestError("constraint", f"the regular expression can't be enforced: {reason}")
-        return MatcherConstraint(matcher, self._vocab_size, self._stop_ids)
+            raise ValueError(matcher.get_error())
+        constraint = MatcherConstraint(matcher, self._vocab_size, self._stop_ids)
+        constraint.allowed()
+        if constraint.broken:
+            raise ValueError(constraint.broken)
+        return constraint
 
 
 class _Vocabulary:
@@ -176,6 +192,8 @@ class MatcherConstraint:
 
 def _reason(error: str) -> str:
     """Return the sentence of one of llguidance's errors, which may have an excerpt in its middle."""
+    # Its advice names options that aren't a user's.
+    error = error.partition(". Enable ")[0]
     lines = [line.strip() for line in error.strip().splitlines()] or ["unknown error"]
     end = lines[-1].removeprefix("error: ")
     return (f"{lines[0]} {end}" if len(lines) > 1 and lines[0].endswith(":") else lines[0]).rstrip(
@@ -186,9 +204,12 @@ def _reason(error: str) -> str:
 def _place(schema: Mapping[str, Any], error: str) -> str:
     """Return where a schema has what an error quotes, as " at properties.a.not", or ""."""
     quoted = {*_QUOTED.findall(error), *map(str.strip, error.splitlines())}
-    for path, value in _leaves(schema, ()):
-        if path and (path[-1] in quoted or (isinstance(value, str) and value in quoted)):
-            return f" at {'.'.join(path)}"
+    try:
+        for path, value in _leaves(schema, ()):
+            if path and (path[-1] in quoted or (isinstance(value, str) and value in quoted)):
+                return f" at {'.'.join(path)}"
+    except RecursionError:
+        return ""
     return ""
 
 
