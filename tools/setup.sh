@@ -44,7 +44,7 @@ compile_modules() {
   "$1/bin/python" -m compileall -q -j 0 "$1/lib" || true
 }
 
-# vLLM asks for older versions of three packages than we pin, so their pins are left out. It is tested with our
+# vLLM asks for older versions of four packages than we pin, so their pins are left out. It is tested with our
 # transformers, which therefore stays .venv's; torchvision and its like come built for GPUs, and transformers
 # fails on them.
 install_vllm() {
@@ -76,7 +76,7 @@ vllm() {
   # The new environment sees the packages of the base, so only what vLLM needs in addition is installed.
   local site='import sysconfig; print(sysconfig.get_path("purelib"))'
   "$base/bin/python" -c "$site" > "$("$venv/bin/python" -c "$site")/raymill.pth"
-  grep -v '^transformers=\|^fastapi=\|^numpy=' constraints.txt > "$venv/constraints.txt"
+  grep -v '^transformers=\|^fastapi=\|^numpy=\|^llguidance=' constraints.txt > "$venv/constraints.txt"
   logged "$venv/setup.log" install_vllm "$venv" "$group"
   touch "$venv/.ready"
 }
