@@ -23,7 +23,7 @@ import torch
 from raymill.generate.engine.request import Progress
 from raymill.generate.engine.request_state import RequestState
 from raymill.generate.engine.row_sampler import RowSampler
-from raymill.generate.engine.slots import Masks, Reaches, SlotMemory, Span, bucketed, masked_kernel
+from raymill.generate.engine.slots import Masks, Reaches, SlotMemory, Span, masked_kernel
 from raymill.generate.engine.token_engine import TokenEngine, Watch, forward_parameters
 from raymill.model.shape import NO_LIMIT
 
@@ -70,7 +70,7 @@ class SlotEngine(TokenEngine):
         self._reaches = Reaches.of(model.config)
         self._takes = forward_parameters(model)
         self._dtype = next(model.parameters()).dtype
-        self._memory = SlotMemory(slots, self._positions or NO_LIMIT)
+        self._memory = SlotMemory(slots, self._positions or NO_LIMIT, self._device)
         # The first rows decode, the others prefill; row i has slot i.
         self._decoding = 0
         self._decode: _DecodePass | None = None
@@ -176,7 +176,7 @@ class SlotEngine(TokenEngine):
     def _decode_step(self) -> list[Progress]:
         """Draw a token for every row that decodes."""
         rows = self._rows[: self._decoding]
-        width = bucketed(max(len(row.tokens) for row in rows))
+        width = self._memory.bucketed(max(len(row.tokens) for row in rows))
         self._memory.reserve(len(rows), width)
         shape = (width, self._memory.width)
         if self._decode is not None and self._decode.shape == shape:
@@ -201,7 +201,9 @@ class SlotEngine(TokenEngine):
             return []
         counts = [min(row.uncached, chunk) for row in rows]
         padded = max(counts)
-        width = bucketed(max(row.cached + n for row, n in zip(rows, counts, strict=True)))
+        width = self._memory.bucketed(
+            max(row.cached + n for row, n in zip(rows, counts, strict=True))
+        )
         self._memory.reserve(len(self._rows), width)
         token_BT, position_BT, self._memory.span = self._chunk_tensors(rows, counts, width)
         scored = any(row.parameters.prompt_log_probs for row in rows)

@@ -18,21 +18,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from raymill.errors import ConfigError
 from raymill.objective.forward import FLAT_KERNELS
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-# Attended widths are multiples of this, so that few shapes occur.
-BUCKET = 64
+# Attended widths are multiples of this by type of device: on a GPU few shapes should occur, and on a CPU little
+# be computed in vain.
+BUCKETS = {"cpu": 16, "cuda": 64}
 # Window that stands in for a model's own while it is tried; see `small_windows`.
 SMALL_WINDOW = 4
-
-
-def bucketed(width: int) -> int:
-    """Round a width up to a multiple of `BUCKET`."""
-    return -(-width // BUCKET) * BUCKET
 
 
 @dataclass(frozen=True)
@@ -56,11 +51,16 @@ class SlotMemory:
     `cache` is what a model is given; a pass is made between setting `span` and the next change of it.
     """
 
-    def __init__(self, most_slots: int, most_positions: int) -> None:
-        self._most_slots, self._most_width = most_slots, bucketed(most_positions)
+    def __init__(self, most_slots: int, most_positions: int, device: torch.device) -> None:
+        self._bucket = BUCKETS.get(device.type, 64)
+        self._most_slots, self._most_width = most_slots, self.bucketed(most_positions)
         self.slots = self.width = 0
         self.span: Span | None = None
         self.cache = Cache(layer_class_to_replicate=partial(SlotLayer, self))
+
+    def bucketed(self, width: int) -> int:
+        """Round a width up to one that passes attend to."""
+        return -(-width // self._bucket) * self._bucket
 
     def reserve(self, slots: int, width: int) -> None:
         """Grow to hold at least `slots` of `width` positions; both are at least doubled, up to the limits."""
@@ -69,7 +69,7 @@ class SlotMemory:
         if slots > self.slots:
             self.slots = min(max(slots, 2 * self.slots), self._most_slots)
         if width > self.width:
-            self.width = min(max(bucketed(width), 2 * self.width), self._most_width)
+            self.width = min(max(self.bucketed(width), 2 * self.width), self._most_width)
         for layer in self._layers():
             layer.grow(self.slots, self.width)
 
@@ -211,7 +211,7 @@ class Reaches:
         """Return the reaches of a model.
 
         Raises:
-            ConfigError: it has layers of another kind than attention to keys and values by position.
+            NotImplementedError: it has layers of another kind than attention to keys and values by position.
         """
         text = _text_config(config)
         window = getattr(text, "sliding_window", None)
@@ -224,7 +224,7 @@ class Reaches:
         if not kinds:
             return cls({"": Reach(window=window)})
         if strange := kinds - known.keys():
-            raise ConfigError([f"model: {min(strange)} has no keys and values by position"])
+            raise NotImplementedError(f"{min(strange)} has no keys and values by position")
         return cls({kind: known[kind] for kind in sorted(kinds)})
 
     def masks(self, position_BT: torch.Tensor, width: int, dtype: torch.dtype) -> Masks:
