@@ -22,6 +22,8 @@ from generate.engine.decoding import (
     generated,
 )
 from model.families import build
+from raymill.generate.engine import recorded_pass
+from raymill.generate.engine.recorded_pass import can_record
 from raymill.generate.engine.request import RequestError, SamplingParameters
 from raymill.generate.engine.slot_engine import SlotEngine
 
@@ -245,3 +247,32 @@ def test_rows_with_adapters_are_what_each_adapter_gives_alone(tmp_path: Any) -> 
     assert engine.counts().reused - reused <= 1, "what another adapter computed isn't reused"
     with pytest.raises(RequestError, match="adapter=green isn't loaded; loaded are: red, blue"):
         engine.submit([5], replace(GREEDY, adapter="green"))
+
+
+def test_recorded_passes_give_the_same_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows join and leave, widths and memory grow; what is recorded gives bit-equal log-probabilities."""
+    monkeypatch.setattr(recorded_pass, "FIRST_PASSES", 2)
+    model = build("qwen3").eval()
+    asked = SamplingParameters(40, seed=3, top_log_probs=3)
+
+    def answers(engine: SlotEngine) -> list[list[Any]]:
+        keys = [engine.submit(prompt, asked) for prompt in PROMPTS]
+        seen = finished(engine)
+        return [[progress.tokens for progress in seen[key]] for key in keys]
+
+    plain = answers(SlotEngine(model, slots=3, reuse=False))
+    passes: list[int] = []
+    model.register_forward_pre_hook(lambda *_: passes.append(1))
+    engine = SlotEngine(model, slots=3, reuse=False, inference=True)
+    assert answers(engine) == plain
+    first = len(passes)
+    assert answers(engine) == plain
+    assert len(passes) - first < engine.counts().passes // 4, "most were repeated"
+
+
+def test_families_that_compute_differently_from_token_to_token_are_not_recorded() -> None:
+    assert can_record(tiny("llama"))
+    assert not can_record(tiny("qwen3_moe"))
+    assert not can_record(
+        build("llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4})
+    )

@@ -1,4 +1,4 @@
-"""From logits to tokens: the distributions that answers are drawn from, and the draw itself.
+"""Distributions that answers are drawn from, computed from logits, and the draw itself.
 
 Shapes: B rows, V vocabulary. Settings of rows are numbers, or tensors [B, 1] where rows differ.
 """
@@ -14,7 +14,7 @@ def draw(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw one token per row, [B], by inverting its distribution function; return also its log-probability.
 
-    The probabilities, in float64, needn't sum to 1; the log-probability, [B] in float64, is of the renormalized
+    The probabilities, in float64, may have any sum; the log-probability, [B] in float64, is of the renormalized
     distribution. `uniform_B`: numbers in [0, 1) in float64, on the same device.
     """
     reached_BV = probabilities_BV.cumsum(dim=-1)

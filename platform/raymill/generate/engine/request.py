@@ -44,7 +44,7 @@ class TokenConstraint(Protocol):
 
 @dataclass(frozen=True)
 class SamplingParameters:
-    """How one answer is drawn. The values that are left out change nothing.
+    """Settings of one answer's draw. The values that are left out change nothing.
 
     The logits of a token pass, in this order: `logit_bias`, the penalties, the constraint, the temperature,
     `top_k`, `top_p`, `min_p`. Definitions: `repetition_penalty` as in Keskar et al. 2019, over prompt and
@@ -99,7 +99,7 @@ class DrawnToken:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a step did for a request: tokens in their order, and why the answer ended, if it did.
+    """Result of a step for a request: tokens in their order, and why the answer ended, if it did.
 
     `prompt`: log-probabilities of the prompt's second token and those after it, once, where they were asked
     for. `reused`: the prompt's tokens that were still in the cache of an earlier request, once, no later than
@@ -145,7 +145,7 @@ class DecodingEngine(Protocol):
 
     @property
     def busy(self) -> bool:
-        """Whether a request is waiting or running."""
+        """True while a request is waiting or running."""
         ...
 
     def submit(self, prompt: Sequence[int], parameters: SamplingParameters) -> int:

@@ -27,7 +27,7 @@ class Draws:
 
 
 class RowSampler:
-    """Draws the tokens of a fixed sequence of rows; made anew when rows join or leave.
+    """Draws the tokens of a fixed sequence of rows; replaced when rows join or leave.
 
     What no row asks for isn't computed.
     """

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from raymill.generate.engine.recorded_pass import RecordedPasses, can_record
 from raymill.generate.engine.request import Progress
 from raymill.generate.engine.request_state import RequestState
 from raymill.generate.engine.row_sampler import RowSampler
@@ -71,6 +72,9 @@ class SlotEngine(TokenEngine):
         self._takes = forward_parameters(model)
         self._dtype = next(model.parameters()).dtype
         self._memory = SlotMemory(slots, self._positions or NO_LIMIT, self._device)
+        # Only where the caller asked for speed, not for results that don't depend on earlier requests.
+        recorded = inference and not adapters and can_record(model)
+        self._recorded = RecordedPasses(model, self._memory) if recorded else None
         # The first rows decode, the others prefill; row i has slot i.
         self._decoding = 0
         self._decode: _DecodePass | None = None
@@ -186,7 +190,12 @@ class SlotEngine(TokenEngine):
             decode = _DecodePass(rows, *shape, self._reaches, self._dtype, self._device)
             self._decode = decode
         self._memory.span = decode.span
-        logits_BTV = self._forward(rows, decode.token_B1, decode.position_B1, decode.masks)
+        inputs = (decode.token_B1, decode.position_B1)
+        if self._recorded is not None and isinstance(decode.masks, torch.Tensor):
+            self._passes += 1
+            logits_BTV = self._recorded.logits(*inputs, decode.masks)
+        else:
+            logits_BTV = self._forward(rows, *inputs, decode.masks)
         for row in rows:
             row.cached += 1
         progress, decode.drawn_B = self._record(rows, decode.sampler, logits_BTV[:, -1].float())
@@ -317,7 +326,7 @@ class _DecodePass:
         self.drawn_B = self.token_B1[:, 0]
 
     def advance(self) -> None:
-        """Go on to the tokens that were drawn."""
+        """Continue with the tokens that were drawn."""
         self.token_B1.copy_(self.drawn_B[:, None])
         self.position_B1.add_(1)
         self.span.targets.add_(1)

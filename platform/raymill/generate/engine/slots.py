@@ -9,7 +9,7 @@ a row, N new tokens in all.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,13 +26,15 @@ if TYPE_CHECKING:
 # Attended widths are multiples of this by type of device: on a GPU few shapes should occur, and on a CPU little
 # be computed in vain.
 BUCKETS = {"cpu": 16, "cuda": 64}
+# A slot's width at first; it is doubled when it is used up.
+FIRST_WIDTH = 256
 # Window that stands in for a model's own while it is tried; see `small_windows`.
 SMALL_WINDOW = 4
 
 
 @dataclass(frozen=True)
 class Span:
-    """What a pass reads and writes: slots `first` to `first + rows`, of which it attends to `width` positions.
+    """Places that a pass reads and writes: `rows` slots from `first` on, of whose positions it sees `width`.
 
     `targets`, [N]: place of each new token among the S · W of the memory; `sources`, [N]: its place among the
     B · T of the pass, None where all of them are new.
@@ -69,7 +71,9 @@ class SlotMemory:
         if slots > self.slots:
             self.slots = min(max(slots, 2 * self.slots), self._most_slots)
         if width > self.width:
-            self.width = min(max(self.bucketed(width), 2 * self.width), self._most_width)
+            self.width = min(
+                max(self.bucketed(width), 2 * self.width, FIRST_WIDTH), self._most_width
+            )
         for layer in self._layers():
             layer.grow(self.slots, self.width)
 
@@ -84,6 +88,17 @@ class SlotMemory:
         """Copy the first `width` positions of a slot to another."""
         for stored_SWHD in self._stored():
             stored_SWHD[target, :width] = stored_SWHD[source, :width]
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Return keys and values, [S, W, H, D], layer by layer; none before the first pass."""
+        return list(self._stored())
+
+    def use(self, stored_SWHD: Sequence[torch.Tensor]) -> None:
+        """Take these tensors, as `tensors` returned them, for keys and values."""
+        for layer, keys, values in zip(
+            self._layers(), stored_SWHD[::2], stored_SWHD[1::2], strict=True
+        ):
+            layer.keys, layer.values = keys, values
 
     def _layers(self) -> Iterator[SlotLayer]:
         yield from self.cache.layers

@@ -1,4 +1,4 @@
-"""What the engines over transformers share: the queue, drawing and recording of tokens, the end of an answer.
+"""The part that engines over transformers share: queue, drawing and recording of tokens, end of an answer.
 
 Shapes: B rows of a pass, T tokens of a row in it, V vocabulary.
 """
