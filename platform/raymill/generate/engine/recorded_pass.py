@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -85,7 +86,8 @@ class RecordedPasses:
         with warnings.catch_warnings():
             # torch warns of sizes that become constants, as they are meant to.
             warnings.simplefilter("ignore")
-            recording = torch.jit.trace(self._pass, others, check_trace=False, strict=False)
+            trace: Callable[..., Any] = torch.jit.trace
+            recording = trace(self._pass, others, check_trace=False, strict=False)
         found_B1V = recording(*inputs)
         # Last, because each of the three writes keys and values.
         expected_B1V = self._plain(span, inputs)
