@@ -164,7 +164,7 @@ class Browser:
         return Tab(self._loop, self._loop.run_until_complete(_connect(self._session, self._port)))
 
     def window(self, beside: Tab) -> Tab:
-        """Open a window beside a tab; both are visible, so that both draw."""
+        """Open a window next to a tab; both are visible, so that both draw."""
         made = beside.call("Target.createTarget", url="about:blank", newWindow=True)
         address = f"ws://127.0.0.1:{self._port}/devtools/page/{made['targetId']}"
         connecting = self._session.ws_connect(address, max_msg_size=0)

@@ -108,7 +108,7 @@ def test_whatever_is_killed_the_run_is_the_one_that_never_was(
     """A sampler and a judge are replaced, a train worker is started again, and after the driver's end the
     same command continues. It has two samplers instead of one, since their number changes no result.
 
-    Training is held while something is killed, and goes on when the file `after-<number>` exists.
+    Training is held while something is killed, and continues when the file `after-<number>` exists.
     """
     run_dir = place / "storage" / "runs" / "killed"
     settings = overrides(place, "killed", "rollout.actors=2")
