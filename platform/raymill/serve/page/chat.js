@@ -237,6 +237,7 @@ function onTextKey(event) {
 function fillModels() {
   for (const id of ["model", "other"]) find(id).replaceChildren(...models.map((model) => make("option", { value: model.id, text: shortName(model.id) })));
   const [first] = models;
+  find("greeting-votes").hidden = !server.votes;
   find("greeting-title").textContent = `Talk to ${shortName(first.version ?? first.id)}`;
 }
 

@@ -163,7 +163,13 @@ export class AnswerView extends MessageView {
   }
 }
 
-export const shortName = (version) => (version ?? "Model").replace(/^models:\//, "").replace(/^.*\/(?=[^/]+\/[^/]+$)/, "");
+// `assistant/3` for models:/assistant/3; of a folder, the name of its run.
+export function shortName(version) {
+  if (!version) return "Model";
+  if (version.startsWith("models:/")) return version.slice("models:/".length);
+  const parts = version.split("/").filter(Boolean);
+  return (["export", "adapter"].includes(parts.at(-1)) && parts.at(-2)) || parts.at(-1);
+}
 
 function tagsOf(message, more = []) {
   const tags = [...more];
