@@ -60,7 +60,7 @@ def test_killed_stopped_and_taken_over(
     run_dir = workshop.run_dir("storm")
     faults = with_faults(
         tmp_path,
-        {"what": "kill", "rank": 1, "step": 7, "phase": "forward"},
+        {"what": "kill", "rank": 1, "step": 11, "phase": "forward"},
         {"what": "stop", "rank": 0, "step": 12, "phase": "forward"},
         {
             "what": "hold",

@@ -102,11 +102,11 @@ def test_a_prompt_that_the_model_does_not_see_whole_is_told(tmp_path: Path) -> N
     prepared = write_prepared(tmp_path / "data")
     arch = load("pretrain", [*ARCH, "arch.max_positions=16"]).arch
     model = build_model(arch, prepared.manifest.tokenizer.vocab_size, 0, 1)
-    settings = plain(TextEvaluation, prompts=("abc", "x" * 15, "y" * 40), sample_tokens=2)
+    settings = plain(TextEvaluation, prompts=("abc", "x" * 14, "y" * 40), sample_tokens=2)
     heard = Heard()
     sampled = SampledText(prepared, settings, tmp_path, 1, heard)
     sampled.measure(model, WorkerGroup(torch.device("cpu")), EvalPoint(3, first=False, last=True))
     assert heard.messages == [
-        f"evaluation.prompts: prompt {'y' * 40!r}: the model has no positions for the first 25 of its "
+        f"evaluation.prompts: prompt {'y' * 40!r}: the model has no positions for the first 26 of its "
         "41 tokens, and continues the rest"
     ]

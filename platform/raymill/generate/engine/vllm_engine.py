@@ -88,6 +88,7 @@ def _start(spec: VllmDecoderSpec) -> Any:
             str(spec.folder),
             # Prompts and answers are tokens.
             skip_tokenizer_init=True,
+            trust_remote_code=False,
             dtype=spec.dtype,
             max_model_len=spec.positions,
             max_num_seqs=spec.slots,
