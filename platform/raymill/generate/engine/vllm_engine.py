@@ -27,6 +27,7 @@ from raymill.generate.engine.vllm_library import (
     prepare_process,
     require_vllm,
 )
+from raymill.reading import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -116,9 +117,7 @@ def _start(spec: VllmDecoderSpec) -> Any:
 
 
 def _rank(folder: Path) -> int:
-    from peft import PeftConfig
-
-    return int(PeftConfig.from_pretrained(str(folder)).r)
+    return int(read_json(folder / "adapter_config.json")["r"])
 
 
 @dataclass
