@@ -45,7 +45,9 @@ def open_models(job: ServeJob, references: Sequence[str]) -> Iterator[ServedMode
     }
     names = model_names(job.model)
     found = [resolve_model(reference, job.tracking, root) for reference in references]
-    _choose_threads([model.folder for model in found])
+    # vLLM distributes its work over the cores that it finds itself, and fails with fewer threads.
+    if job.serve.decoder == "slots":
+        _choose_threads([model.folder for model in found])
     for name, resolved in zip(names, found, strict=True):
         lineage = ancestry(resolved, job.tracking, root)
         yield open_model(name, resolved, lineage, job, adapters)
