@@ -12,10 +12,10 @@ from raymill.errors import ConfigError
 from raymill.generate.engine.slot_engine import PREFILL_TOKENS
 from raymill.generate.engine.token_engine import TokenEngine
 from raymill.generate.modes import mode_of
-from raymill.model.shape import SHAPE_KEYS, context_length, first_number
+from raymill.model.shape import cache_numbers, context_length
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 # Positions that are reckoned for a model without a limit, or with one that few requests reach.
 USUAL_POSITIONS = 8192
@@ -65,20 +65,6 @@ def slots_that_fit(model: PreTrainedModel, cache_bytes: int | None = None) -> in
     element = next(model.parameters()).dtype.itemsize
     slot_bytes = positions * cache_numbers(model.config) * element
     return max(1, min(MOST_SLOTS, int(cache_bytes // slot_bytes)))
-
-
-def cache_numbers(config: PretrainedConfig) -> int:
-    """Return how many numbers the keys and values of a token have in all layers; 1 if the model doesn't tell.
-
-    Layers count as if all of them attended to all positions.
-    """
-
-    def number(key: str) -> int:
-        return int(first_number(config, SHAPE_KEYS[key]) or 0)
-
-    heads = number("heads")
-    size = first_number(config, ("head_dim",)) or number("hidden_size") / max(1, heads)
-    return max(1, int(2 * number("layers") * number("kv_heads") * size))
 
 
 def _free_bytes(device: torch.device) -> int:

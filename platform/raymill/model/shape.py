@@ -105,6 +105,20 @@ def first_number(config: Config, names: tuple[str, ...]) -> float | None:
     return None
 
 
+def cache_numbers(config: Config) -> int:
+    """Return how many numbers the keys and values of a token have in all layers; 1 if the model doesn't tell.
+
+    Layers count as if all of them attended to all positions.
+    """
+
+    def number(key: str) -> int:
+        return int(first_number(config, SHAPE_KEYS[key]) or 0)
+
+    heads = number("heads")
+    size = first_number(config, ("head_dim",)) or number("hidden_size") / max(1, heads)
+    return max(1, int(2 * number("layers") * number("kv_heads") * size))
+
+
 def architecture_of(folder: Path) -> ArchConfig | None:
     """Return the parent's architecture for the plan; None if config.json lacks a number.
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raymill.errors import ConfigError
 from raymill.generate.engine.request import (
     DrawnToken,
     EngineCounts,
@@ -24,8 +23,7 @@ from raymill.generate.engine.request import (
 from raymill.generate.engine.vllm_library import (
     LEAST_TEMPERATURE,
     cache_bytes,
-    prepare_process,
-    require_vllm,
+    starting_vllm,
 )
 from raymill.reading import read_json
 
@@ -57,18 +55,14 @@ class VllmDecoderSpec:
         Raises:
             ConfigError: vLLM isn't installed here, doesn't support the model, or lacks memory.
         """
-        require_vllm(self.gpu, "serve.decoder=vllm", "serve.decoder=slots")
-        prepare_process(self.threads)
-        try:
+        with starting_vllm(
+            gpu=self.gpu,
+            threads=self.threads,
+            setting="serve.decoder=vllm",
+            instead="serve.decoder=slots",
+            work=f"the model of {self.folder} with memory for {self.slots} requests of {self.positions} tokens",
+        ):
             engine = _start(self)
-        except (OSError, ValueError, RuntimeError, ImportError) as error:
-            reason = " ".join(str(error).split())[:400] or type(error).__name__
-            raise ConfigError(
-                [
-                    f"serve.decoder=vllm: vLLM can't run the model of {self.folder} with memory for "
-                    f"{self.slots} requests of {self.positions} tokens: {reason}"
-                ]
-            ) from error
         return VllmDecoder(engine, self)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from raymill.errors import ConfigError
-from raymill.model.shape import SHAPE_KEYS, first_number
+from raymill.model.shape import cache_numbers
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +56,26 @@ def require_vllm(gpu: bool, setting: str, instead: str) -> None:
         )
 
 
+@contextmanager
+def starting_vllm(
+    *, gpu: bool, threads: int, setting: str, instead: str, work: str
+) -> Iterator[None]:
+    """Check and set up this process for vLLM, and say what couldn't be started within the block.
+
+    `work`: the model and the answers that memory is reserved for. See `require_vllm` for the rest.
+
+    Raises:
+        ConfigError: vLLM isn't installed here, doesn't support the model, or lacks memory.
+    """
+    require_vllm(gpu, setting, instead)
+    prepare_process(threads)
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        reason = " ".join(str(error).split())[:400] or type(error).__name__
+        raise ConfigError([f"{setting}: vLLM can't run {work}: {reason}"]) from error
+
+
 def prepare_process(threads: int) -> None:
     """Set this process up for vLLM on `threads` threads; results depend on their number, in the last bits."""
     import torch
@@ -65,11 +87,5 @@ def prepare_process(threads: int) -> None:
 
 def cache_bytes(config: PretrainedConfig, dtype: torch.dtype, batch: int, positions: int) -> int:
     """Return the size of the keys and values of `batch` full rows, and of the block that vLLM reserves."""
-    hidden, layers, heads, kv_heads = (
-        int(first_number(config, SHAPE_KEYS[key]) or 1)
-        for key in ("hidden_size", "layers", "heads", "kv_heads")
-    )
-    head_dim = int(first_number(config, ("head_dim",)) or hidden // heads)
     blocks = batch * -(-positions // BLOCK_TOKENS) + 1
-    bytes_per_token = 2 * layers * kv_heads * head_dim * dtype.itemsize
-    return int(blocks * BLOCK_TOKENS * bytes_per_token)
+    return int(blocks * BLOCK_TOKENS * cache_numbers(config) * dtype.itemsize)

@@ -15,13 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from raymill.errors import ConfigError
 from raymill.generate.batch import Completion
 from raymill.generate.engine.vllm_library import (
     LEAST_TEMPERATURE,
     cache_bytes,
-    prepare_process,
-    require_vllm,
+    starting_vllm,
 )
 from raymill.model.shape import context_length
 from raymill.rl.rollout.engine import Dtype, RolloutError, Sampling
@@ -58,22 +56,18 @@ class VllmSpec:
         Raises:
             ConfigError: vLLM isn't installed here, doesn't support the model, or lacks memory.
         """
-        require_vllm(self.gpu, "rollout.engine=vllm", "rollout.engine=transformers")
-        prepare_process(self.threads)
-        try:
+        with starting_vllm(
+            gpu=self.gpu,
+            threads=self.threads,
+            setting="rollout.engine=vllm",
+            instead="rollout.engine=transformers",
+            work=f"the model of {self.folder} with memory for rollout.batch={self.batch} answers of "
+            f"{self.max_tokens} tokens",
+        ):
             model = _model_without_memory(self)
             max_tokens = min(self.max_tokens, context_length(model.config) or self.max_tokens)
             llm = _start_vllm(self, model, max_tokens)
-            engine = VllmEngine(llm, saved_weights(model), max_tokens)
-        except (OSError, ValueError, RuntimeError, ImportError) as error:
-            reason = " ".join(str(error).split())[:400] or type(error).__name__
-            raise ConfigError(
-                [
-                    f"rollout.engine=vllm: vLLM can't run the model of {self.folder} with memory for "
-                    f"rollout.batch={self.batch} answers of {self.max_tokens} tokens: {reason}"
-                ]
-            ) from error
-        return engine
+            return VllmEngine(llm, saved_weights(model), max_tokens)
 
 
 def _model_without_memory(spec: VllmSpec) -> PreTrainedModel:
