@@ -16,6 +16,8 @@ from starlette.datastructures import Headers
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from raymill.annotate.request_body import BodyTooLargeError, is_json, read_body, replayed
+
 BODY_BYTES = 512 * 2**10
 HEADERS = {
     "content-security-policy": (
@@ -96,31 +98,17 @@ class AuthMiddleware:
         self, scope: Scope, receive: Receive, send: Send, headers: Headers
     ) -> None:
         """Read the body of a request up to the limit, then pass the request on with that body."""
-        content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-        # A form on another site can't send JSON without the browser asking this server first.
-        if content_type != "application/json":
+        if not is_json(headers):
             await _error(415, "expected content-type application/json")(scope, receive, send)
             return
-        body = b""
-        while True:
-            message = await receive()
-            if message["type"] != "http.request":
-                return
-            body += message.get("body", b"")
-            if len(body) > BODY_BYTES:
-                text = f"the body is larger than {BODY_BYTES >> 10} KiB"
-                await _error(413, text)(scope, receive, send)
-                return
-            if not message.get("more_body", False):
-                break
-        whole: Message | None = {"type": "http.request", "body": body, "more_body": False}
-
-        async def replay() -> Message:
-            nonlocal whole
-            first, whole = whole, None
-            return await receive() if first is None else first
-
-        await self._app(scope, replay, send)
+        try:
+            body, complete = await read_body(receive, BODY_BYTES)
+        except BodyTooLargeError:
+            text = f"the body is larger than {BODY_BYTES >> 10} KiB"
+            await _error(413, text)(scope, receive, send)
+            return
+        if complete:
+            await self._app(scope, replayed(body, receive), send)
 
 
 def _unauthorized(path: str) -> Response:

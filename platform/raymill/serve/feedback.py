@@ -34,8 +34,10 @@ from raymill.annotate.items import (
     make_item,
     messages_name,
 )
+from raymill.annotate.request_body import is_json
 from raymill.data.messages.conversation import read_conversation
 from raymill.data.messages.problems import Problem
+from raymill.serve.errors import ApiError
 
 MESSAGES = 4_096  # of one conversation
 
@@ -194,16 +196,15 @@ def feedback_routes(feedback: Feedback) -> list[Route]:
 
 async def _read(request: Request, model: type[B]) -> B | Response:
     """Parse a body, or return the response that refuses it."""
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    # A form on another site can't send JSON without the browser asking this server first.
-    if content_type != "application/json":
-        return _error(415, "expected content-type application/json")
+    if not is_json(request.headers):
+        return ApiError(415, "expected content-type application/json").response()
     try:
         return model.model_validate_json(await request.body())
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        return _error(400, f"{field}: {first['msg']}".removeprefix(": "), field or None)
+        message = f"{field}: {first['msg']}".removeprefix(": ")
+        return ApiError(400, message, param=field or None).response()
 
 
 async def _answer(work: Callable[[], dict[str, bool]]) -> Response:
@@ -211,9 +212,4 @@ async def _answer(work: Callable[[], dict[str, bool]]) -> Response:
         # SQLite flushes to the disk before it returns, and streams must not wait for that.
         return JSONResponse(await run_in_threadpool(work))
     except RefusalError as refusal:
-        return _error(409, str(refusal))
-
-
-def _error(status: int, message: str, parameter: str | None = None) -> Response:
-    error = {"message": message, "type": "invalid_request_error", "param": parameter, "code": None}
-    return JSONResponse({"error": error}, status)
+        return ApiError(409, str(refusal)).response()

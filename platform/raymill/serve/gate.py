@@ -10,6 +10,7 @@ from collections.abc import Collection
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from raymill.annotate.request_body import BodyTooLargeError, is_json, read_body, replayed
 from raymill.schema.serving import ServeConfig
 from raymill.serve.errors import ApiError
 from raymill.serve.keys import ApiKeys
@@ -112,31 +113,16 @@ class Gate:
 
     async def _with_body(self, receive: Receive, headers: Headers) -> Receive:
         """Read a body up to the limit; return what replays it."""
-        content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-        # A form on another site can't send JSON without the browser asking this server first.
-        if content_type != "application/json":
+        if not is_json(headers):
             raise ApiError(415, "expected content-type application/json")
-        body, most = bytearray(), self._settings.body_bytes
+        most = self._settings.body_bytes
         try:
             async with asyncio.timeout(_BODY_S):
-                while True:
-                    message = await receive()
-                    if message["type"] != "http.request":
-                        break
-                    body += message.get("body", b"")
-                    if len(body) > most:
-                        raise ApiError(
-                            413, f"the body is larger than {most} bytes, the server's limit"
-                        )
-                    if not message.get("more_body", False):
-                        break
+                body, _ = await read_body(receive, most)
+        except BodyTooLargeError as error:
+            raise ApiError(
+                413, f"the body is larger than {most} bytes, the server's limit"
+            ) from error
         except TimeoutError as error:
             raise ApiError(408, f"the body wasn't complete after {_BODY_S:g} s") from error
-        whole: Message | None = {"type": "http.request", "body": bytes(body), "more_body": False}
-
-        async def replay() -> Message:
-            nonlocal whole
-            first, whole = whole, None
-            return await receive() if first is None else first
-
-        return replay
+        return replayed(body, receive)
