@@ -17,7 +17,7 @@ from raymill.config import load
 from raymill.generate.engine.request import DecodingEngine
 from raymill.generate.token_text import byte_alphabet
 from raymill.schema.serving import ServeConfig
-from raymill.serve.app import ServeApplication, create_app
+from raymill.serve.app import ServeApplication
 from raymill.serve.keys import ApiKeys
 from raymill.serve.model_text import ModelText
 from raymill.serve.runner import EngineRunner
@@ -80,7 +80,7 @@ class Service:
         self.engine: Any = engine or ScriptedEngine(says(TEXT))
         self.config = settings(**changes)
         self.model = served_model(folder, self.engine, self.config)
-        self.app: ServeApplication = create_app(
+        self.app: ServeApplication = ServeApplication(
             {self.model.id: self.model}, self.config, keys or ApiKeys(())
         )
 

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from generate.chat_factory import write_chat_folder
 from raymill.annotate.database import DATABASE_NAME, Database
-from raymill.serve.app import create_app
+from raymill.serve.app import ServeApplication
 from raymill.serve.feedback import Feedback
 from raymill.serve.keys import ApiKeys, add_key, read_keys
 from serve.conftest import client_of
@@ -477,7 +477,7 @@ def test_metrics_count_tokens_and_responses(client: TestClient, service: Service
 def test_the_page_votes_on_what_answered(folder: Path, tmp_path: Path) -> None:
     with Database(tmp_path / DATABASE_NAME) as database, Service(folder) as service:
         feedback = Feedback(database, service.model.digests.get)
-        app = create_app({"tiny": service.model}, service.config, ApiKeys(()), feedback)
+        app = ServeApplication({"tiny": service.model}, service.config, ApiKeys(()), feedback)
         client = client_of(service, app)
         page = client.get("/")
         assert page.headers["content-type"].startswith("text/html")

@@ -16,7 +16,7 @@ from raymill.cluster.session import warm_up
 from raymill.config.serve_checks import LOCAL
 from raymill.reading import user_path
 from raymill.schema.serving import ServeJob
-from raymill.serve.app import ServeApplication, create_app
+from raymill.serve.app import ServeApplication
 from raymill.serve.keys import add_key, read_keys
 from raymill.serve.opening import feedback_on, open_models
 from raymill.serve.served_model import ServedModel
@@ -61,7 +61,7 @@ def serve(job: ServeJob) -> int:
         if votes is not None:
             database = stack.enter_context(Database(votes))
             feedback = feedback_on(database, models.values())
-        _run(job, create_app(models, job.serve, keys, feedback), listening, models)
+        _run(job, ServeApplication(models, job.serve, keys, feedback), listening, models)
     return 0
 
 

@@ -1,6 +1,6 @@
 """The application: OpenAI's API, health, metrics and the page, for a set of models.
 
-    app = create_app({model.id: model}, settings, keys)
+    app = ServeApplication({model.id: model}, settings, keys)
 
 It holds nothing that a server or Ray Serve has to know but whether it is shutting down.
 """
@@ -44,14 +44,14 @@ _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 class ServeApplication:
     """ASGI application. `check` tells whether it works; `drain` makes it refuse new requests and end the open
-    ones in time."""
+    ones in time. Without `feedback`, the page takes no votes."""
 
     def __init__(
         self,
         models: Mapping[str, ServedModel],
         settings: ServeConfig,
         keys: ApiKeys,
-        feedback: Feedback | None,
+        feedback: Feedback | None = None,
     ) -> None:
         self._models, self._table, self._settings = models, ModelTable(models), settings
         self._draining = False
@@ -193,16 +193,6 @@ class ServeApplication:
             raise ApiError(
                 503, "the server is shutting down", code="shutting_down", retry_after_s=1
             )
-
-
-def create_app(
-    models: Mapping[str, ServedModel],
-    settings: ServeConfig,
-    keys: ApiKeys,
-    feedback: Feedback | None = None,
-) -> ServeApplication:
-    """Build the application; without `feedback`, the page takes no votes."""
-    return ServeApplication(models, settings, keys, feedback)
 
 
 async def _refuse(_request: Request, error: Exception) -> Response:

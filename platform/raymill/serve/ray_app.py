@@ -23,7 +23,7 @@ from raymill.config.compose import load
 from raymill.errors import RaymillError
 from raymill.reading import user_path
 from raymill.schema.serving import ServeJob
-from raymill.serve.app import ServeApplication, create_app
+from raymill.serve.app import ServeApplication
 from raymill.serve.keys import ApiKeys, read_keys
 from raymill.serve.opening import feedback_on, open_models
 from raymill.serve.ray_replicas import ReplicaOptions, deploy, replicas_of, start_proxies, stop
@@ -69,7 +69,7 @@ def open_application(served: ServedVersions) -> ServeApplication:
     feedback = None
     if served.votes is not None:
         feedback = feedback_on(Database(served.votes), models.values())
-    return create_app(models, served.job.serve, served.keys, feedback)
+    return ServeApplication(models, served.job.serve, served.keys, feedback)
 
 
 def replica_options(job: ServeJob) -> ReplicaOptions:
