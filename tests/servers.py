@@ -13,7 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.request import Request, urlopen
+
+import uvicorn
+from starlette.types import ASGIApp
 
 
 def free_port() -> int:
@@ -41,6 +45,23 @@ def refusing_server(port: int = 0) -> Iterator[int]:
     yield server.server_address[1]
     server.shutdown()
     server.server_close()
+
+
+@contextmanager
+def served_in_thread(app: ASGIApp, port: int = 0, **settings: Any) -> Iterator[str]:
+    """Serve an application by uvicorn; give its address."""
+    bound = socket.create_server(("127.0.0.1", port))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", **settings))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        bound.close()
 
 
 @contextmanager

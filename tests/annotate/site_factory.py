@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import socket
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import uvicorn
 
 from raymill.annotate.app import Site, create_app
 from raymill.annotate.candidates import SamplingPlan, sample_answers
 from raymill.annotate.database import DATABASE_NAME, Database
 from raymill.annotate.items import Item, Messages, SampledAnswer, make_item, set_items
 from raymill.data.messages.problems import Problem
+from servers import served_in_thread
 
 TOKEN = "a-token-for-tests"
 SECRET_MODEL = "models:/sphinx/7"  # no answer of the server may contain it
@@ -92,15 +88,5 @@ def asked(
 @contextmanager
 def served(site: Site, token: str = TOKEN) -> Iterator[str]:
     """Serve the site in a thread; give its address."""
-    bound = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(site, token), log_level="warning"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
-    thread.start()
-    try:
-        while not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
-        bound.close()
+    with served_in_thread(create_app(site, token)) as address:
+        yield address

@@ -5,16 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import socket
-import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -23,6 +19,7 @@ from starlette.routing import Route
 from raymill.annotate.database import DATABASE_NAME, Database
 from raymill.serve.feedback import Feedback, feedback_routes
 from raymill.serve.site import PageSettings, page_routes
+from servers import served_in_thread
 
 VERSIONS = {"assistant": "models:/assistant/3", "base": "models:/base/1"}
 DIGESTS = {"models:/assistant/3": "3f" * 32, "models:/base/1": "b1" * 32}
@@ -131,19 +128,10 @@ class ScriptedServer:
     @contextmanager
     def running(self, port: int = 0) -> Iterator[str]:
         """Serve in a thread; give the address."""
-        bound = socket.create_server(("127.0.0.1", port))
-        config = uvicorn.Config(self.app(), log_level="warning", timeout_graceful_shutdown=1)
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
-        thread.start()
         try:
-            while not server.started:
-                time.sleep(0.01)
-            yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+            with served_in_thread(self.app(), port, timeout_graceful_shutdown=1) as address:
+                yield address
         finally:
-            server.should_exit = True
-            thread.join()
-            bound.close()
             self.database.close()
 
 
