@@ -22,7 +22,6 @@ from generate.engine.decoding import (
     generated,
 )
 from model.families import build
-from raymill.generate.engine import recorded_pass
 from raymill.generate.engine.recorded_pass import can_record
 from raymill.generate.engine.request import RequestError, SamplingParameters
 from raymill.generate.engine.slot_engine import SlotEngine
@@ -249,10 +248,10 @@ def test_rows_with_adapters_are_what_each_adapter_gives_alone(tmp_path: Any) -> 
         engine.submit([5], replace(GREEDY, adapter="green"))
 
 
-def test_recorded_passes_give_the_same_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
+def test_a_recorded_pass_gives_the_same_answers(family: str) -> None:
     """Rows join and leave, widths and memory grow; what is recorded gives bit-equal log-probabilities."""
-    monkeypatch.setattr(recorded_pass, "FIRST_PASSES", 2)
-    model = build("qwen3").eval()
+    model = build(family).eval()
     asked = SamplingParameters(40, seed=3, top_log_probs=3)
 
     def answers(engine: SlotEngine) -> list[list[Any]]:
@@ -261,13 +260,11 @@ def test_recorded_passes_give_the_same_answers(monkeypatch: pytest.MonkeyPatch) 
         return [[progress.tokens for progress in seen[key]] for key in keys]
 
     plain = answers(SlotEngine(model, slots=3, reuse=False))
+    engine = SlotEngine(model, slots=3, reuse=False, inference=True)
     passes: list[int] = []
     model.register_forward_pre_hook(lambda *_: passes.append(1))
-    engine = SlotEngine(model, slots=3, reuse=False, inference=True)
     assert answers(engine) == plain
-    first = len(passes)
-    assert answers(engine) == plain
-    assert len(passes) - first < engine.counts().passes // 4, "most were repeated"
+    assert len(passes) < engine.counts().passes // 4, "only prompts were read by the model itself"
 
 
 def test_families_that_compute_differently_from_token_to_token_are_not_recorded() -> None:

@@ -1,8 +1,9 @@
 """Decode passes on a CPU without Python: the operations of a pass are recorded, and repeated by torch.
 
-In a small model Python takes half of a pass. A recording holds for one shape and for models that compute the
-same operations whatever the tokens are, so only families that are known to do so are recorded. The operations
-are the same, and so are their results, which the first use of every recording checks.
+In a small model Python takes half of a pass. One recording serves all numbers of rows and all widths, because
+they are read from its inputs. That holds for models that compute the same operations whatever the tokens are,
+so only families that are known to do so are recorded. The operations are the same, and so are their results,
+which is checked in other shapes than the recorded one.
 
 Shapes: B rows, W attended positions, V vocabulary; keys and values as in `slots.py`.
 """
@@ -10,93 +11,106 @@ Shapes: B rows, W attended positions, V vocabulary; keys and values as in `slots
 from __future__ import annotations
 
 import warnings
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from raymill.generate.engine.slots import SlotMemory, Span
-from raymill.model.shape import FAMILIES
+from raymill.generate.engine.slots import Reaches, SlotMemory, Span
+from raymill.model.shape import FAMILIES, context_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # Others choose frequencies by the length of the text.
 ROPES = ("default", "linear", "llama3")
-# Passes of a shape before it is recorded, which takes as long as some dozens of them.
-FIRST_PASSES = 16
-# Recordings that are kept, the most recently used ones.
-KEPT = 64
+# Python's share of a larger model's pass is small, and recording takes a dozen passes.
+MOST_PARAMETERS = 300_000_000
+Recording = Callable[..., torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Rows and attended width of a pass, and slots of the memory that it reads; all differ, so none hides."""
+
+    rows: int
+    width: int
+    slots: int
+    slot_width: int
+
+
+RECORDED = Shape(3, 32, 5, 64)
+# torch prepares a recording for speed in its first two runs, so there are at least two.
+CHECKED = (Shape(4, 48, 6, 96), Shape(1, 16, 2, 32), Shape(2, 64, 3, 128))
 
 
 def can_record(model: PreTrainedModel) -> bool:
-    """Tell whether passes of a model may be recorded."""
+    """Tell whether passes of a model may be recorded, and gain from it."""
     rope = getattr(model.config, "rope_parameters", None) or {}
     return (
         next(model.parameters()).device.type == "cpu"
         and getattr(model.config, "model_type", None) in FAMILIES
         and rope.get("rope_type", "default") in ROPES
+        and len(Reaches.of(model.config).by_kind) == 1
+        and sum(one.numel() for one in model.parameters()) <= MOST_PARAMETERS
     )
 
 
-class RecordedPasses:
-    """Passes of a model over one token per row, recorded by their shape once this is seen to recur."""
+class RecordedPass:
+    """Pass of a model over one token per row; `logits` repeats it on the memory's tensors."""
 
-    def __init__(self, model: PreTrainedModel, memory: SlotMemory) -> None:
-        self._pass = _Pass(model, memory).eval()
-        self._memory = memory
-        self._counts: dict[tuple[int, ...], int] = {}
-        self._recordings: OrderedDict[tuple[int, ...], Any] = OrderedDict()
-        # False once a recording gave other logits than the model.
-        self._right = True
+    def __init__(self, recording: Recording) -> None:
+        self._recording = recording
 
     def logits(
-        self, token_B1: torch.Tensor, position_B1: torch.Tensor, mask_B11W: torch.Tensor
+        self,
+        token_B1: torch.Tensor,
+        position_B1: torch.Tensor,
+        mask_B11W: torch.Tensor,
+        memory: SlotMemory,
     ) -> torch.Tensor:
-        """[B, 1, V] Logits of the pass that the memory's span describes."""
-        span = self._memory.span
-        assert span is not None, "a pass needs a span"
-        inputs = (token_B1, position_B1, span.targets, mask_B11W, *self._memory.tensors())
-        if not inputs[4:] or not self._right:
-            return self._plain(span, inputs)
-        shape = (span.rows, span.width, self._memory.slots, self._memory.width)
-        if shape in self._recordings:
-            self._recordings.move_to_end(shape)
-            logits_B1V: torch.Tensor = self._recordings[shape](*inputs)
-            return logits_B1V
-        count = self._counts[shape] = self._counts.get(shape, 0) + 1
-        # All ones would hide an exchanged dimension from the recording.
-        if count < FIRST_PASSES or span.rows == 1:
-            return self._plain(span, inputs)
-        return self._recorded(shape, span, inputs)
+        """[B, 1, V] Logits of the pass that the memory's span describes; it begins at the first slot."""
+        span = memory.span
+        assert span is not None and span.first == 0, "rows that decode have the first slots"
+        return self._recording(token_B1, position_B1, span.targets, mask_B11W, *memory.tensors())
 
-    def _plain(self, span: Span, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        self._pass.span = span
-        logits_B1V: torch.Tensor = self._pass(*inputs)
-        return logits_B1V
 
-    def _recorded(
-        self, shape: tuple[int, ...], span: Span, inputs: tuple[torch.Tensor, ...]
-    ) -> torch.Tensor:
-        """Record a pass, and return its logits; keep the recording if it gives the same."""
-        self._pass.span = span
-        # Other tokens than those of the check, so that what depends on them is found out.
-        others = (inputs[0].flip(0), *inputs[1:])
-        with warnings.catch_warnings():
-            # torch warns of sizes that become constants, as they are meant to.
-            warnings.simplefilter("ignore")
-            trace: Callable[..., Any] = torch.jit.trace
-            recording = trace(self._pass, others, check_trace=False, strict=False)
-        found_B1V = recording(*inputs)
-        # Last, because each of the three writes keys and values.
-        expected_B1V = self._plain(span, inputs)
-        self._right = torch.equal(found_B1V, expected_B1V)
-        if self._right:
-            self._recordings[shape] = recording
-            if len(self._recordings) > KEPT:
-                self._recordings.popitem(last=False)
-        return expected_B1V
+def record_pass(model: PreTrainedModel) -> RecordedPass | None:
+    """Record a pass; return None if the recording gives other logits than the model in some shape."""
+    example = _Example(model, RECORDED)
+    with warnings.catch_warnings():
+        # torch warns of sizes that become constants; those that must not are found by the check.
+        warnings.simplefilter("ignore")
+        trace: Callable[..., Recording] = torch.jit.trace
+        recording = trace(example.pass_, example.inputs, check_trace=False, strict=False)
+    for shape in CHECKED:
+        example = _Example(model, shape)
+        found_B1V = recording(*example.inputs)
+        if not torch.equal(found_B1V, example.pass_(*example.inputs)):
+            return None
+    return RecordedPass(recording)
+
+
+class _Example:
+    """A pass in a shape, on a memory of its own, and inputs for it."""
+
+    def __init__(self, model: PreTrainedModel, shape: Shape) -> None:
+        device, dtype = next(model.parameters()).device, next(model.parameters()).dtype
+        memory = SlotMemory(shape.slots, shape.slot_width, device)
+        memory.reserve(shape.slots, shape.slot_width)
+        self.pass_ = _Pass(model, memory).eval()
+        rows_B1 = torch.arange(shape.rows, device=device)[:, None]
+        position_B1 = (rows_B1 + shape.width // 2) % (context_length(model.config) or shape.width)
+        inputs = (
+            rows_B1 + 1,
+            position_B1,
+            (rows_B1 * shape.slot_width + position_B1)[:, 0],
+            Reaches.of(model.config).masks(position_B1, shape.width, dtype),
+        )
+        # Memory is allocated in a first pass, which knows the shape of keys and values.
+        self.pass_(*inputs)
+        self.inputs: Sequence[Any] = (*inputs, *memory.tensors())
 
 
 class _Pass(torch.nn.Module):
@@ -105,7 +119,6 @@ class _Pass(torch.nn.Module):
     def __init__(self, model: PreTrainedModel, memory: SlotMemory) -> None:
         super().__init__()
         self._model, self._memory = model, memory
-        self.span: Span | None = None
 
     def forward(
         self,
@@ -116,10 +129,10 @@ class _Pass(torch.nn.Module):
         *stored_SWHD: torch.Tensor,
     ) -> torch.Tensor:
         """Return the logits; keys and values are written in place."""
-        span = self.span
-        assert span is not None, "a pass needs a span"
-        self._memory.span = Span(span.first, span.rows, span.width, targets)
-        self._memory.use(stored_SWHD)
+        # Sizes of tensors are recorded as such, where numbers would become constants.
+        self._memory.span = Span(0, token_B1.shape[0], mask_B11W.shape[-1], targets)
+        if stored_SWHD:
+            self._memory.use(stored_SWHD)
         output = self._model(
             input_ids=token_B1,
             position_ids=position_B1,

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from raymill.generate.engine.recorded_pass import RecordedPasses, can_record
+from raymill.generate.engine.recorded_pass import can_record, record_pass
 from raymill.generate.engine.request import Progress
 from raymill.generate.engine.request_state import RequestState
 from raymill.generate.engine.row_sampler import RowSampler
@@ -73,8 +73,10 @@ class SlotEngine(TokenEngine):
         self._dtype = next(model.parameters()).dtype
         self._memory = SlotMemory(slots, self._positions or NO_LIMIT, self._device)
         # Only where the caller asked for speed, not for results that don't depend on earlier requests.
-        recorded = inference and not adapters and can_record(model)
-        self._recorded = RecordedPasses(model, self._memory) if recorded else None
+        self._recorded = None
+        if inference and not adapters and can_record(model):
+            with self._gradients(), self._head, masked_kernel(model.config):
+                self._recorded = record_pass(model)
         # The first rows decode, the others prefill; row i has slot i.
         self._decoding = 0
         self._decode: _DecodePass | None = None
@@ -193,7 +195,7 @@ class SlotEngine(TokenEngine):
         inputs = (decode.token_B1, decode.position_B1)
         if self._recorded is not None and isinstance(decode.masks, torch.Tensor):
             self._passes += 1
-            logits_BTV = self._recorded.logits(*inputs, decode.masks)
+            logits_BTV = self._recorded.logits(*inputs, decode.masks, self._memory)
         else:
             logits_BTV = self._forward(rows, *inputs, decode.masks)
         for row in rows:
