@@ -229,7 +229,16 @@ def a_row_group_whose_footer_is_known(place: Path) -> Case:
 def a_shards_size(place: Path) -> Case:
     prepared = write_prepared(place / "prepared")
     shard = prepared.manifest.splits["train"].shards[0]
-    return Case(prepared.shard_path(shard), lambda: check_shard_size(prepared.folder, shard))
+    path = prepared.shard_path(shard)
+    return Case(path, lambda: check_shard_size(path, shard))
+
+
+@case
+def a_table_of_shards(place: Path) -> Case:
+    folder = write_prepared(place / "prepared").folder
+    return Case(
+        folder / "train.arrow", lambda: len(load_prepared(folder).manifest.splits), DataError
+    )
 
 
 @case

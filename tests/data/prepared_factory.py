@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from raymill.data.store.facts import BadInputs, Contamination
 from raymill.data.store.manifest import (
     FORMAT_VERSION,
-    BadInputs,
-    Contamination,
     DataManifest,
     PreparedData,
     Shard,

@@ -91,12 +91,13 @@ class DirectStream:
         """Nothing is read ahead."""
 
     def __iter__(self) -> Iterator[Any]:
+        from raymill.data.store.reader import RowReader
         from raymill.data.store.rows import Rows
-        from raymill.data.store.stream import StepBatch, read_rows
+        from raymill.data.store.stream import StepBatch
 
         for step in range(self.spec.steps):
             sample, located = self.spec.rank_samples(step, 1, self.rank)
-            rows: Rows = read_rows(self.spec.folders, located)
+            rows: Rows = RowReader(self.spec.folders).read(located)
             yield StepBatch(sample, located.source, rows)
 
 

@@ -39,7 +39,7 @@ class FakeJournal(EventLog):
 
 def answered(model: Any, folder: Path, count: int, event_log: FakeJournal) -> AnsweredQuestions:
     """Asked without a prepared folder: questions are given directly."""
-    from raymill.data.store.manifest import ChatFacts
+    from raymill.data.store.facts import ChatFacts
 
     class Prepared:
         tokenizer_folder = folder / "parent"

@@ -169,12 +169,8 @@ def _log_attempt(
 def open_stream(
     resolved: ResolvedRun, order: Order, start: StartPoint, group: WorkerGroup
 ) -> RankStream:
-    """Open this rank's stream of batches, from the run's position on.
-
-    Rank 0 builds the Ray Data pipelines and sends each rank its iterator.
-    """
-    from raymill.data.store.stream import RankStream, StreamSpec, build_iterators
-    from raymill.engine.group import on_rank_zero
+    """Open this rank's stream of batches, from the run's position on."""
+    from raymill.data.store.stream import RankStream, StreamSpec
 
     job = resolved.job
     spec = StreamSpec(
@@ -185,11 +181,7 @@ def open_stream(
         start_sample=start.samples,
         total_samples=start.samples + (resolved.total_steps - start.step) * job.train.global_batch,
     )
-    return RankStream(
-        spec,
-        group.rank,
-        lambda segment: on_rank_zero(group, lambda: build_iterators(spec, segment))[group.rank],
-    )
+    return RankStream(spec, group.rank)
 
 
 def _peak_of_all(resolved: ResolvedRun, group: WorkerGroup) -> float:

@@ -40,7 +40,7 @@ def open_data(resolved: ResolvedRun) -> tuple[list[PreparedData], Order]:
             name=str(index),
             weight=weight,
             row_group_rows=data.manifest.row_group_rows,
-            shard_rows=tuple(shard.rows for shard in data.manifest.splits["train"].shards),
+            shard_rows=tuple(data.manifest.splits["train"].shards.column("rows").tolist()),
         )
         for index, (data, weight) in enumerate(zip(prepared, resolved.weights, strict=True))
     ]

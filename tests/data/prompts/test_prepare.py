@@ -25,7 +25,8 @@ from raymill.data.messages.folder import load_chat_encoder
 from raymill.data.messages.tokenizer import ChatTokenizer, chat_tokenizer
 from raymill.data.prompts.kind import PromptKind
 from raymill.data.prompts.metadata import PromptRecord, read_metadata
-from raymill.data.store.manifest import PreparedData, PromptsFacts, load_prepared
+from raymill.data.store.facts import PromptsFacts
+from raymill.data.store.manifest import PreparedData, load_prepared
 from raymill.data.store.split import is_held_out
 from raymill.data.store.validation import ValidationSet
 from raymill.errors import DataError

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from data.prepared_factory import write_prepared
@@ -16,14 +17,9 @@ from faults.weather import Weather
 from raymill import reading
 from raymill.data.store.manifest import PreparedData
 from raymill.data.store.order import Order, SourceShape
-from raymill.data.store.stream import (
-    RankStream,
-    StepBatch,
-    StreamSpec,
-    _read_chunk,
-    build_iterators,
-    read_rows,
-)
+from raymill.data.store.reader import RowReader
+from raymill.data.store.rows import Rows
+from raymill.data.store.stream import RankStream, StepBatch, StreamSpec, _read_units, read_unit
 from raymill.data.store.validation import ValidationSet
 from raymill.errors import DataError, StorageError
 
@@ -57,23 +53,18 @@ def spec_of(
     )
 
 
+def rows_at(spec: StreamSpec, start: int, count: int) -> Rows:
+    return RowReader(spec.folders).read(spec.order.locate(start, count))
+
+
 def consume(spec: StreamSpec, slow_rank: int | None = None) -> list[list[StepBatch]]:
     """Return the batches of each rank, while all ranks read at once."""
-    opened: dict[int, list[object]] = {}
-    lock = threading.Lock()
-
-    def open_for(rank: int, segment: int) -> object:
-        with lock:
-            if segment not in opened:
-                opened[segment] = list(build_iterators(spec, segment))
-        return opened[segment][rank]
-
     received: list[list[StepBatch]] = [[] for _ in range(spec.world_size)]
     errors: list[BaseException] = []
 
     def read(rank: int) -> None:
         try:
-            for batch in RankStream(spec, rank, lambda segment: open_for(rank, segment)):  # type: ignore[arg-type, return-value]
+            for batch in RankStream(spec, rank):
                 received[rank].append(batch)
                 if rank == slow_rank:
                     time.sleep(0.05)
@@ -104,50 +95,52 @@ def global_rows(received: list[list[StepBatch]]) -> list[tuple[int, bytes]]:
 def test_the_global_order_is_the_same_for_every_world_size(
     ray_session: None, prepared: PreparedData, world: int
 ) -> None:
-    spec = spec_of(prepared, world, chunk_rows=12 // world)  # several chunks per rank
-    assert spec.steps_per_chunk == 1
+    spec = spec_of(prepared, world, unit_rows=12 // world)  # several units per rank
+    assert spec.steps_per_unit == 1
     rows = global_rows(consume(spec, slow_rank=world - 1))
-    expected = read_rows(spec.folders, spec.order.locate(0, 144)).tokens
+    expected = rows_at(spec, 0, 144).tokens
     assert rows == [(i, tokens.tobytes()) for i, tokens in enumerate(expected)]
 
 
-class Blocks:
-    """A rank's iterator over blocks that were read before, or over an error."""
+class Units:
+    """A rank's iterator over units that were read before, or over an error."""
 
-    def __init__(
-        self, blocks: list[dict[str, np.ndarray[Any, Any]]], error: Exception | None
-    ) -> None:
-        self.blocks, self.error, self.asked = blocks, error, threading.Event()
+    def __init__(self, units: Sequence[pa.Table], error: Exception | None = None) -> None:
+        self.units, self.error, self.asked = units, error, threading.Event()
 
-    def iter_batches(self, **_: object) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
+    def iter_batches(self, **_: object) -> Iterator[pa.Table]:
         self.asked.set()
         if self.error is not None:
             raise self.error
-        yield from self.blocks
+        yield from self.units
 
 
-def blocks_of(spec: StreamSpec, error: Exception | None = None) -> Blocks:
-    """One segment's chunks, as Ray Data's task reads them for the one rank."""
-    chunks = range(spec.chunks_in(0))
-    return Blocks([_read_chunk({"id": np.array([chunk])}, spec, 0) for chunk in chunks], error)
+def units_of(spec: StreamSpec, first_step: int = 0) -> list[pa.Table]:
+    """The units of a pipeline, as Ray Data's tasks read them for rank 0."""
+    return list(_read_units({"id": np.array([0])}, spec, 0, first_step))
+
+
+def stream_of(spec: StreamSpec, units: Units) -> RankStream:
+    return RankStream(spec, 0, lambda *_: units)  # type: ignore[arg-type, return-value]
 
 
 def test_a_stream_that_was_opened_early_gives_the_same_batches(prepared: PreparedData) -> None:
-    spec = spec_of(prepared, 1, steps=5, chunk_rows=24)
-    expected = read_rows(spec.folders, spec.order.locate(0, 60)).tokens
+    spec = spec_of(prepared, 1, steps=5, unit_rows=24)
+    expected = rows_at(spec, 0, 60).tokens
     for early in (False, True):
-        opened = []
+        opened: list[int] = []
 
-        def open_segment(segment: int, opened: list[int] = opened) -> Any:
-            opened.append(segment)
-            return blocks_of(spec)
+        def open_pipeline(
+            spec: StreamSpec, rank: int, step: int, opened: list[int] = opened
+        ) -> Any:
+            opened.append(step)
+            return Units(units_of(spec, step))
 
-        stream = RankStream(spec, 0, open_segment)
+        stream = RankStream(spec, 0, open_pipeline)
         if early:
             stream.open()
-            assert opened == [0]
         batches = list(stream)
-        assert opened == [0], "a segment is opened once"
+        assert opened == [0], "a pipeline is opened once"
         assert [len(batch.sample_id) for batch in batches] == [12] * 5
         assert np.concatenate([batch.sample_id for batch in batches]).tolist() == list(range(60))
         np.testing.assert_array_equal(
@@ -157,75 +150,69 @@ def test_a_stream_that_was_opened_early_gives_the_same_batches(prepared: Prepare
 
 def test_the_first_batch_is_read_before_anyone_asks_for_it(prepared: PreparedData) -> None:
     spec = spec_of(prepared, 1, steps=2)
-    blocks = blocks_of(spec)
-    stream = RankStream(spec, 0, lambda _: blocks)  # type: ignore[arg-type, return-value]
-    assert not blocks.asked.wait(0.05)
+    units = Units(units_of(spec))
+    stream = stream_of(spec, units)
+    assert not units.asked.wait(0.05)
     stream.open()
-    assert blocks.asked.wait(10)
+    assert units.asked.wait(10)
     assert next(stream).sample_id.tolist() == list(range(12))
 
 
 @pytest.mark.parametrize("error", [DataError("a shard is damaged"), RuntimeError("Ray has gone")])
 def test_an_error_reaches_who_asks_for_the_batch(prepared: PreparedData, error: Exception) -> None:
-    blocks = blocks_of(spec_of(prepared, 1), error)
-    stream = RankStream(spec_of(prepared, 1), 0, lambda _: blocks)  # type: ignore[arg-type, return-value]
+    units = Units([], error)
+    stream = stream_of(spec_of(prepared, 1), units)
     stream.open()
-    assert blocks.asked.wait(10), "opening raises nothing"
+    assert units.asked.wait(10), "opening raises nothing"
     with pytest.raises(type(error), match=str(error)):
         next(stream)
 
 
 @pytest.mark.parametrize(("what", "error"), [("away", StorageError), ("damaged", DataError)])
-def test_the_error_that_kept_a_chunk_from_being_read_arrives_unchanged(
+def test_the_error_that_kept_a_unit_from_being_read_arrives_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, error: type[Exception]
 ) -> None:
     """A shard that can't be read for now isn't one that is damaged."""
     prepared = write_prepared(tmp_path / "prepared", shard_rows=(40,))
     [shard] = prepared.manifest.splits["train"].shards
     path, spec = prepared.shard_path(shard), spec_of(prepared, 1, steps=2)
-    assert spec.chunks_in(0) == 1, "the manifest is read here, while it can be"
+    assert spec.steps_per_unit > 2, "the manifest is read here, while it can be"
     monkeypatch.setattr(reading, "PAUSE_S", 0.0)
     weather = Weather(monkeypatch)
     if what == "away":
         weather.away(path, times=10**6)
     else:
         path.write_bytes(b"?" * shard.file_bytes)
-    blocks = blocks_of(spec)
+    units = Units(units_of(spec))
     with pytest.raises(error, match=r"00000\.parquet"):
-        next(RankStream(spec, 0, lambda _: blocks))  # type: ignore[arg-type, return-value]
+        next(stream_of(spec, units))
 
 
-def test_no_segment_is_opened_before_the_other_ranks_do(prepared: PreparedData) -> None:
-    """Opening one is a call that all ranks make at the same step: neither a stream that ends early nor one that
-    has more to say leads to it, or past it."""
-    spec = spec_of(prepared, 1, steps=6, chunk_rows=12, segment_chunks=3)
-    opened = []
+def test_pipelines_follow_one_another(prepared: PreparedData) -> None:
+    spec = spec_of(prepared, 1, steps=7, unit_rows=12, task_units=3, pipeline_tasks=1)
+    opened: list[int] = []
 
-    class Broken(Blocks):
-        """Ends with an error after its last block."""
+    def open_pipeline(spec: StreamSpec, rank: int, step: int) -> Any:
+        opened.append(step)
+        return Units(units_of(spec, step))
 
-        def iter_batches(self, **_: object) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
-            yield from self.blocks
-            raise RuntimeError("after the last block")
+    ids = [batch.sample_id for batch in RankStream(spec, 0, open_pipeline)]
+    assert np.concatenate(ids).tolist() == list(range(84))
+    assert opened == [0, 3, 6]
 
-    def open_segment(segment: int, chunks: int, kind: type[Blocks] = Blocks) -> Any:
-        opened.append(segment)
-        blocks = [_read_chunk({"id": np.array([chunk])}, spec, segment) for chunk in range(chunks)]
-        return kind(blocks, None)
 
-    stream = RankStream(spec, 0, lambda segment: open_segment(segment, 2))
+def test_a_pipeline_that_gives_nothing_ends_the_stream(prepared: PreparedData) -> None:
+    spec = spec_of(prepared, 1, steps=6, unit_rows=12)
+    gives = [units_of(spec)[:2], []]
+    stream = RankStream(spec, 0, lambda *_: Units(gives.pop(0)))  # type: ignore[arg-type, return-value]
     assert [len(next(stream).sample_id) for _ in range(2)] == [12, 12]
     with pytest.raises(DataError, match="rank 0: the stream ended at step 2 of 6"):
         next(stream)
-    assert opened == [0]
-    stream = RankStream(spec, 0, lambda segment: open_segment(segment, 3, Broken))
-    assert np.concatenate([batch.sample_id for batch in stream]).tolist() == list(range(72))
-    assert opened == [0, 0, 1]
 
 
 def test_a_stream_without_steps_opens_nothing(prepared: PreparedData) -> None:
-    def never(_: int) -> Any:
-        raise AssertionError("a segment was opened")
+    def never(*_: object) -> Any:
+        raise AssertionError("a pipeline was opened")
 
     stream = RankStream(spec_of(prepared, 1, start=3, steps=0), 0, never)
     stream.open()
@@ -235,8 +222,7 @@ def test_a_stream_without_steps_opens_nothing(prepared: PreparedData) -> None:
 def test_any_restart_goes_on_where_it_stopped(ray_session: None, prepared: PreparedData) -> None:
     whole = global_rows(consume(spec_of(prepared, 1, steps=12)))
     # Several pipelines one after another.
-    spec = spec_of(prepared, 2, start=5, steps=7, chunk_rows=6, segment_chunks=2)
-    assert spec.segments == 4
+    spec = spec_of(prepared, 2, start=5, steps=7, unit_rows=6, task_units=2, pipeline_tasks=2)
     assert global_rows(consume(spec)) == whole[60:]
 
 
@@ -248,7 +234,7 @@ def test_a_mixture_streams_every_source(ray_session: None, tmp_path: Path) -> No
     rows = global_rows(consume(spec))
     located = order.locate(0, 160)
     assert [tokens for _, tokens in rows] == [
-        tokens.tobytes() for tokens in read_rows(spec.folders, located).tokens
+        tokens.tobytes() for tokens in rows_at(spec, 0, 160).tokens
     ]
     assert 100 < int((located.source == 0).sum()) < 140
 
@@ -276,14 +262,9 @@ def test_a_flipped_byte_is_named_where_it_is_read(ray_session: None, tmp_path: P
 
 def test_a_stream_out_of_order_is_refused(prepared: PreparedData) -> None:
     spec = spec_of(prepared, 2)
-    other = spec.rank_samples(0, spec.steps_per_chunk, 1)[0]
-
-    class Swapped:
-        def iter_batches(self, **_: object) -> list[dict[str, np.ndarray]]:
-            return [{"sample_id": other}]
-
+    other = read_unit(spec, 1, 0, RowReader(spec.folders))
     with pytest.raises(DataError, match="rank 0: the stream is out of order at step 0"):
-        next(RankStream(spec, 0, lambda _: Swapped()))  # type: ignore[arg-type, return-value]
+        next(stream_of(spec, Units([other])))
 
 
 def test_ranks_share_a_batch_completely_and_by_place(prepared: PreparedData) -> None:

@@ -46,7 +46,8 @@ from raymill.data.messages.unit import (
     statistics_by_split,
     text_digest,
 )
-from raymill.data.store.manifest import ChatFacts, DataManifest, PreparedData
+from raymill.data.store.facts import ChatFacts
+from raymill.data.store.manifest import DataManifest, PreparedData
 from raymill.data.store.split import TRAIN, VALIDATION
 from raymill.data.text.counters import Counters, histogram, length_class
 from raymill.data.text.sources import Unit

@@ -17,13 +17,8 @@ from rich.console import Console
 
 from raymill.data.messages.records import MessageParser, MessageValue
 from raymill.data.messages.tokenizer import ChatTokenizer
-from raymill.data.store.manifest import (
-    ChatFacts,
-    DataManifest,
-    PreferenceFacts,
-    PreparedData,
-    PromptsFacts,
-)
+from raymill.data.store.facts import ChatFacts, PreferenceFacts, PromptsFacts
+from raymill.data.store.manifest import DataManifest, PreparedData
 from raymill.data.store.split import TRAIN, VALIDATION
 from raymill.data.text.counters import Counters
 from raymill.data.text.sources import BY_RECORD, EMBEDDED, InputRange, Unit, plan_units

@@ -23,10 +23,12 @@ from raymill.data.messages.tokenizer import ChatTokenizer
 from raymill.data.store.location import NOT_SHAPING
 from raymill.data.store.manifest import (
     FORMAT_VERSION,
+    NAMING_VERSION,
     TOKENIZER_FOLDER,
     DataManifest,
     PreparedData,
     Split,
+    check_shard_sizes,
     is_finished,
     load_prepared,
     write_manifest,
@@ -73,7 +75,7 @@ class Preparation(Generic[C, V]):
     ) -> None:
         self._kind, self._data, self._tokenizer, self._seed = kind, data, tokenizer, seed
         # The folder is named by all that shapes the bytes in it, so that training finds it by the same rule.
-        digest = sha256_text(canonical_json({"format_version": FORMAT_VERSION, **self.shaping}))
+        digest = sha256_text(canonical_json({"format_version": NAMING_VERSION, **self.shaping}))
         self.folder = (Path(storage_root) / "data" / f"{data.name}-{digest[:8]}").absolute()
 
     @cached_property
@@ -167,7 +169,7 @@ class Preparation(Generic[C, V]):
         bad = check_bad_inputs(data, results, quarantine)
         documents = sum(result.documents for result in results)
         splits = {
-            split: Split.from_shards(tuple(r.shards[split] for r in results if split in r.shards))
+            split: Split.from_shards(r.shards[split] for r in results if split in r.shards)
             for split in (TRAIN, VALIDATION)
         }
         for split, missing in ((TRAIN, "to train on"), (VALIDATION, "held out")):
@@ -194,6 +196,7 @@ class Preparation(Generic[C, V]):
 
     def _existing(self, units: Sequence[Unit]) -> PreparedData:
         prepared = load_prepared(self.folder)
+        check_shard_sizes(prepared)
         refuse_changed_inputs(prepared, units, self.settings)
         announce_existing(prepared)
         return prepared

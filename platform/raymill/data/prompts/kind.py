@@ -38,7 +38,8 @@ from raymill.data.prompts.metadata import (
     write_metadata,
 )
 from raymill.data.prompts.prompt import COLUMNS, OTHER_COLUMNS, Prompt, read_prompt
-from raymill.data.store.manifest import DataManifest, PreparedData, PromptsFacts
+from raymill.data.store.facts import PromptsFacts
+from raymill.data.store.manifest import DataManifest, PreparedData
 from raymill.data.store.shards import row_groups
 from raymill.data.store.split import TRAIN, VALIDATION
 from raymill.data.text.counters import Counters, histogram, length_class

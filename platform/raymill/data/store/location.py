@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from raymill.data.store.manifest import FORMAT_VERSION, PreparedData
+from raymill.data.store.manifest import NAMING_VERSION, PreparedData
 from raymill.durable import JsonObject, canonical_json, sha256_text
 from raymill.schema.data_sections import DataConfig, RowsConfig, TokenizerConfig
 from raymill.schema.renamed import first_names
@@ -51,7 +51,7 @@ def prepared_folder(
     data: DataConfig, tokenizer: TokenizerConfig, seed: int, storage_root: str | Path
 ) -> Path:
     """Return `<storage root>/data/<data.name>-<tokenizer.name>-<first 8 digits of the digest>`."""
-    tree = {"format_version": FORMAT_VERSION, **shaping_config(data, tokenizer, seed)}
+    tree = {"format_version": NAMING_VERSION, **shaping_config(data, tokenizer, seed)}
     digest = sha256_text(canonical_json(tree))[:8]
     return Path(storage_root) / "data" / f"{data.name}-{tokenizer.name}-{digest}"
 

@@ -1,17 +1,28 @@
 """Manifest of a prepared folder: the shards, their inputs, and the digests that prove them whole.
 
-A prepared folder is finished when its `manifest.json` exists: that file is written last, and names
-every shard with its size and digests. A checkpoint stores only the manifest's own digest, and that
-still proves which bytes a run was trained on.
+A prepared folder is finished when its `manifest.json` exists: that file is written last. Tables
+beside it name every shard and every input with its size and digests, and `manifest.json` has their
+digests (format version 1 had the records themselves). A checkpoint stores only the manifest's own
+digest, and that still proves which bytes a run was trained on.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from raymill.data.store.facts import (
+    BadInputs,
+    ChatFacts,
+    Contamination,
+    PreferenceFacts,
+    PromptsFacts,
+)
+from raymill.data.store.tables import Table, TableFile
 from raymill.durable import JsonObject, canonical_json, sha256_file, sha256_text, write_atomic
 from raymill.errors import DataError, StorageError
 from raymill.reading import MISSING, is_file, is_folder, read_text, status
@@ -19,7 +30,11 @@ from raymill.reading import MISSING, is_file, is_folder, read_text, status
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-FORMAT_VERSION = 1
+T = TypeVar("T")
+
+FORMAT_VERSION = 2
+# Folders are named by digests that contain the first version, so that those that exist are found.
+NAMING_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 TOKENIZER_FOLDER = "tokenizer"
 DTYPES = ("uint16", "uint32")
@@ -53,18 +68,14 @@ class Split:
     tokens: int
     predicted_tokens: int
     bytes: int
-    shards: tuple[Shard, ...]
+    shards: Table[Shard]
 
     @classmethod
-    def from_shards(cls, shards: tuple[Shard, ...]) -> Split:
-        """Sum up the shards."""
-        return cls(
-            rows=sum(shard.rows for shard in shards),
-            tokens=sum(shard.tokens for shard in shards),
-            predicted_tokens=sum(shard.predicted_tokens for shard in shards),
-            bytes=sum(shard.bytes for shard in shards),
-            shards=shards,
-        )
+    def from_shards(cls, shards: Iterable[Shard]) -> Split:
+        """Sum up the shards, which are consumed one after another."""
+        table = Table.of(Shard, shards)
+        totals = ("rows", "tokens", "predicted_tokens", "bytes")
+        return cls(**{name: int(table.column(name).sum()) for name in totals}, shards=table)
 
 
 @dataclass(frozen=True)
@@ -93,81 +104,6 @@ class InputDigest:
 
 
 @dataclass(frozen=True)
-class BadInputs:
-    """Number of records that were left out; `examples` names the first few as "file:line:
-    reason"."""
-
-    count: int
-    examples: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Contamination:
-    """Share of the held-out text that also occurs in training text.
-
-    `share` is over the positions of held-out n-grams (of `unit`s, inside one document);
-    `distinct_share` counts each different n-gram once. `sampled` is the fraction of n-grams that
-    was examined, chosen by hash.
-    """
-
-    n: int
-    unit: str
-    share: float
-    distinct_share: float
-    held_out: int
-    sampled: float
-
-
-@dataclass(frozen=True)
-class ChatFacts:
-    """Facts about prepared conversations.
-
-    `questions` is a file of held-out questions and their answers next to the shards, for scoring
-    generated answers. `learned_tokens` and `conversations` count training rows only; `packing` is
-    the share of the rows' positions that hold a token.
-    """
-
-    template_sha256: str
-    end_of_turn_id: int
-    conversations: int
-    learned_tokens: int
-    packing: float
-    questions: str
-    questions_sha256: str
-    statistics: JsonObject
-
-
-@dataclass(frozen=True)
-class PreferenceFacts:
-    """Facts about prepared preferences; `pairs` and `prompts` count training rows only.
-
-    `prompts` counts distinct prompts: all pairs of one prompt together weigh 1.
-    """
-
-    template_sha256: str
-    end_of_turn_id: int
-    pairs: int
-    prompts: int
-    statistics: JsonObject
-
-
-@dataclass(frozen=True)
-class PromptsFacts:
-    """Facts about prepared prompts; `prompts` counts training rows only.
-
-    `book` is a file next to the shards with every prompt's messages, answer and verifier, indexed
-    by the number in a row's `record` column.
-    """
-
-    template_sha256: str
-    end_of_turn_id: int
-    prompts: int
-    book: str
-    book_sha256: str
-    statistics: JsonObject
-
-
-@dataclass(frozen=True)
 class DataManifest:
     """Contents of `manifest.json`; `digest` is the sha256 of its canonical JSON without
     `digest`."""
@@ -179,7 +115,7 @@ class DataManifest:
     dtype: str
     tokenizer: TokenizerIdentity
     splits: dict[str, Split]
-    inputs: tuple[InputDigest, ...]
+    inputs: Sequence[InputDigest]
     documents: int
     bad_inputs: BadInputs
     contamination: Contamination | None
@@ -189,6 +125,8 @@ class DataManifest:
     chat: ChatFacts | None = None
     preference: PreferenceFacts | None = None
     prompts: PromptsFacts | None = None
+    # The digest of the tokenizer's file; its fingerprint takes long to compute.
+    tokenizer_sha256: str = ""
     digest: str = ""
 
     @property
@@ -222,17 +160,22 @@ def is_finished(folder: Path) -> bool:
 
 
 def write_manifest(folder: Path, manifest: DataManifest) -> DataManifest:
-    """Commit a prepared folder: write `manifest.json`, and return it with its digest filled in."""
-    tree = asdict(manifest)
+    """Commit a prepared folder: write the tables, then `manifest.json`; return what it holds."""
+    tree = asdict(replace(manifest, splits={}, inputs=()))
     del tree["digest"]
-    digest = sha256_text(canonical_json(tree))
-    tree["digest"] = digest
+    tree["tokenizer_sha256"] = sha256_file(_tokenizer_file(folder))
+    for name, split in manifest.splits.items():
+        totals = asdict(replace(split, shards=None))  # type: ignore[arg-type]
+        file = split.shards.write(folder, f"{name}.arrow")
+        tree["splits"][name] = {**totals, "shards": asdict(file)}
+    tree["inputs"] = asdict(Table.of(InputDigest, manifest.inputs).write(folder, "inputs.arrow"))
+    tree["digest"] = sha256_text(canonical_json(tree))
     write_atomic(folder / MANIFEST_NAME, canonical_json(tree) + "\n")
-    return _from_tree(tree)
+    return _from_tree(folder, tree)
 
 
 def read_manifest(folder: Path) -> DataManifest:
-    """Read `manifest.json` and verify its digest and version, without opening the shards.
+    """Read `manifest.json` and verify its digest and version; tables are opened when needed.
 
     Raises:
         DataError: there is no manifest, it isn't JSON, has another format version, or doesn't match
@@ -259,10 +202,10 @@ def read_manifest(folder: Path) -> DataManifest:
             f"{path}: expected a JSON object, found {type(tree).__name__}; delete it and {AGAIN}."
         )
     version = tree.get("format_version")
-    if version != FORMAT_VERSION:
+    if version not in (1, FORMAT_VERSION):
         raise DataError(
-            f"{path} has format version {version!r}, this Raymill reads {FORMAT_VERSION}; {AGAIN} "
-            "with this version."
+            f"{path} has format version {version!r}, this Raymill reads 1 to {FORMAT_VERSION}; "
+            f"{AGAIN} with this version."
         )
     stated = tree.pop("digest", None)
     actual = sha256_text(canonical_json(tree))
@@ -273,7 +216,7 @@ def read_manifest(folder: Path) -> DataManifest:
         )
     tree["digest"] = stated
     try:
-        return _from_tree(tree)
+        return _from_tree(folder, tree)
     except (KeyError, TypeError) as error:
         raise DataError(
             f"{path} lacks or misspells an entry ({error}); delete it and {AGAIN}."
@@ -281,9 +224,9 @@ def read_manifest(folder: Path) -> DataManifest:
 
 
 def load_prepared(folder: Path) -> PreparedData:
-    """Open a finished prepared folder; verify manifest, tokenizer, and the size of every shard.
+    """Open a finished prepared folder; verify the manifest, its tables, and the tokenizer.
 
-    Contents are verified later, row group by row group, by `shards.read_row_group`.
+    Shards aren't touched: `shards.read_row_group` verifies them row group by row group.
 
     Raises:
         DataError: a file doesn't match; names it, with the expected and the actual value.
@@ -291,20 +234,37 @@ def load_prepared(folder: Path) -> PreparedData:
     """
     manifest = read_manifest(folder)
     for split in manifest.splits.values():
-        for shard in split.shards:
-            check_shard_size(folder, shard)
-    path = folder / TOKENIZER_FOLDER / "tokenizer.json"
-    fingerprint = tokenizer_fingerprint(path)
-    # Shards are verified group by group when they are read, but these files only here.
+        split.shards.verify()
     for name, sha256 in _other_files(manifest):
         _check_file(folder / name, sha256)
-    if fingerprint != manifest.tokenizer.fingerprint:
-        raise DataError(
-            f"{path} has fingerprint {fingerprint[:12]}, the manifest expects "
-            f"{manifest.tokenizer.fingerprint[:12]}: it isn't the tokenizer that wrote these "
-            f"shards; restore it, or delete {MANIFEST_NAME} and {AGAIN}."
-        )
+    path = _tokenizer_file(folder)
+    # Equal bytes are the same tokenizer; other bytes may be, if they were only laid out anew.
+    if not is_file(path) or sha256_file(path) != manifest.tokenizer_sha256:
+        fingerprint = tokenizer_fingerprint(path)
+        if fingerprint != manifest.tokenizer.fingerprint:
+            raise DataError(
+                f"{path} has fingerprint {fingerprint[:12]}, the manifest expects "
+                f"{manifest.tokenizer.fingerprint[:12]}: it isn't the tokenizer that wrote these "
+                f"shards; restore it, or delete {MANIFEST_NAME} and {AGAIN}."
+            )
     return PreparedData(folder, manifest)
+
+
+def check_shard_sizes(prepared: PreparedData) -> None:
+    """Raise DataError unless every shard exists with its size: a request to the storage for each.
+
+    A preparation that finds its folder finished does so. Training finds a missing shard when it
+    reads it.
+    """
+    with ThreadPoolExecutor(16) as pool:
+        for split in prepared.manifest.splits.values():
+            paths = map(prepared.shard_path, split.shards)
+            for _ in pool.map(check_shard_size, paths, split.shards):
+                pass
+
+
+def _tokenizer_file(folder: Path) -> Path:
+    return folder / TOKENIZER_FOLDER / "tokenizer.json"
 
 
 def _other_files(manifest: DataManifest) -> list[tuple[str, str]]:
@@ -352,9 +312,8 @@ def tokenizer_fingerprint(path: Path) -> str:
         raise DataError(f"{path} can't be read as JSON ({error}).") from error
 
 
-def check_shard_size(folder: Path, shard: Shard) -> None:
+def check_shard_size(path: Path, shard: Shard) -> None:
     """Raise DataError unless the shard exists with the size that its manifest states."""
-    path = folder / shard.path
     file = status(path)
     if file is None:
         raise DataError(
@@ -369,11 +328,11 @@ def check_shard_size(folder: Path, shard: Shard) -> None:
         )
 
 
-def _from_tree(tree: JsonObject) -> DataManifest:
+def _from_tree(folder: Path, tree: JsonObject) -> DataManifest:
     """Build the dataclasses; an unknown or missing entry raises TypeError or KeyError."""
     values = dict(tree)
     splits = {
-        name: Split(**{**split, "shards": tuple(Shard(**shard) for shard in split["shards"])})
+        name: Split(**{**split, "shards": _table(Shard, folder, split["shards"])})
         for name, split in values.pop("splits").items()
     }
     # JSON has no tuples, so nested values are converted one by one.
@@ -387,9 +346,16 @@ def _from_tree(tree: JsonObject) -> DataManifest:
     return DataManifest(
         tokenizer=TokenizerIdentity.from_tree(values.pop("tokenizer")),
         splits=splits,
-        inputs=tuple(InputDigest(**entry) for entry in values.pop("inputs")),
+        inputs=_table(InputDigest, folder, values.pop("inputs")),
         bad_inputs=BadInputs(bad["count"], tuple(bad["examples"])),
         contamination=None if contamination is None else Contamination(**contamination),
         **facts,
         **values,
     )
+
+
+def _table(record: type[T], folder: Path, stored: JsonObject | list[JsonObject]) -> Table[T]:
+    """Return a table's records; format version 1 stores themselves in place of the table's file."""
+    if isinstance(stored, list):
+        return Table.of(record, (record(**entry) for entry in stored))
+    return Table.stored(record, folder, TableFile(**stored))

@@ -49,6 +49,11 @@ class Rows:
     def __len__(self) -> int:
         return int(self.tokens.shape[0])
 
+    @property
+    def memory(self) -> int:
+        """Bytes of all columns."""
+        return sum(column.nbytes for column in self.columns().values())
+
     @classmethod
     def from_columns(cls, columns: Mapping[str, AnyArray]) -> Rows:
         """Build rows from arrays by name; other names are ignored."""

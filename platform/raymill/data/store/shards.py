@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raymill.causes import first_line
-from raymill.data.store.manifest import AGAIN, Shard
+from raymill.data.store.manifest import AGAIN, Shard, check_shard_size
 from raymill.data.store.pack import RowGroup
 from raymill.data.store.rows import ROW_COLUMNS, TOKEN_COLUMNS, AnyArray, Rows
 from raymill.durable import fsync_path, sha256_file
@@ -41,8 +41,9 @@ READ_BYTES = 1 << 20
 DIGESTS_KEY = b"raymill.row_group_digests"
 LENGTH_KEY = b"raymill.sequence_length"
 DIGEST_HEX = 16
-# Parsed footers that a process keeps.
-OPEN_FOOTERS = 512
+# Memory for the parsed footers that a process keeps, and how much larger than in the file they are.
+FOOTERS_BYTES = 64 * 2**20
+PARSED_SIZE = 14
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ class Footer:
     parquet: pq.FileMetaData
     digests: str
     sequence_length: int
+
+    @property
+    def memory(self) -> int:
+        """Approximate size in memory."""
+        return int(self.parquet.serialized_size) * PARSED_SIZE
 
 
 _footers: OrderedDict[tuple[str, str], Footer] = OrderedDict()
@@ -289,6 +295,8 @@ def _footer(path: Path, shard: Shard, dtype: str, kind: str) -> Footer:
         if key in _footers:
             _footers.move_to_end(key)
             return _footers[key]
+    # A shard that is gone or was cut short is named as such, before its bytes are judged.
+    check_shard_size(path, shard)
     raw = read_footer(path)
     actual = hashlib.sha256(raw).hexdigest()
     if actual != shard.footer_sha256:
@@ -317,7 +325,7 @@ def _footer(path: Path, shard: Shard, dtype: str, kind: str) -> Footer:
     with _footers_lock:
         _footers[key] = footer
         # Least recently used footers are dropped first.
-        while len(_footers) > OPEN_FOOTERS:
+        while sum(kept.memory for kept in _footers.values()) > FOOTERS_BYTES and len(_footers) > 1:
             _footers.popitem(last=False)
     return footer
 

@@ -1,13 +1,9 @@
-"""Stream of rows to each rank, in their exact order, through Ray Data.
+"""Stream of a rank's rows, in their exact order, through Ray Data.
 
-One pipeline serves the whole worker group. It is cut into chunks: the rows of one rank for a few
-consecutive steps. Chunk c belongs to rank c mod n, all chunks have equally many rows, and the
-pipeline keeps their order, so `streaming_split` deals chunk c to rank c mod n. Ray Data doesn't
-document that as a promise; therefore every row carries its global sample id, and the consumer
-checks each id against the pure order.
-
-Within a global batch, rows are assigned to ranks by their location: the batch is sorted by row
-group and cut into n parts, so that the n ranks don't all read every row group.
+Each rank has a pipeline of its own: one reading task at a time, on the rank's node, which yields
+units. A unit holds the rows of a few consecutive steps. The rank computes the sample ids that it
+must receive and compares them with those that came; nothing here depends on the other ranks, and
+nothing grows with their number.
 """
 
 from __future__ import annotations
@@ -15,31 +11,34 @@ from __future__ import annotations
 import math
 import pickle
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
-from raymill.data.store.manifest import PreparedData, load_prepared
 from raymill.data.store.order import Ints, Order, RowLocations
-from raymill.data.store.rows import TOKEN_COLUMNS, AnyArray, Rows
-from raymill.data.store.shards import read_row_group
+from raymill.data.store.reader import OPEN_BYTES, RowReader, opened_folder
+from raymill.data.store.rows import Rows
 from raymill.errors import DataError, RaymillError
 
 if TYPE_CHECKING:
     from ray.data import DataIterator
 
-CHUNK_WINDOWS = 4
-CHUNK_BYTES = 64 * 2**20
-# Cores that the task of a chunk claims: so little that it fits next to the workers.
+UNIT_BYTES = 16 * 2**20
+# Units of a rank that exist at once: in the pipeline, being received, being used.
+UNITS_IN_MEMORY = 6
+# Cores that a reading task claims: so little that it fits next to the workers.
 READ_CPUS = 0.25
+# A reading task's successor may be another process, which reads the open row groups again: a task
+# uses so many of them up that this doesn't count.
+TASK_ROW_GROUPS = 16
+TASK_UNITS = 128
+PIPELINE_TASKS = 64
 
 
 @dataclass(frozen=True)
@@ -56,9 +55,9 @@ class StepBatch:
 class StreamSpec:
     """Everything that determines the rows of every rank; small, because it travels with every task.
 
-    `folders` are prepared folders, one per source of `order`. `chunk_rows` is the approximate
-    number of rows per chunk (None: a few windows). `segment_chunks` is the number of chunks per
-    rank and pipeline; the wait for a pipeline's first batch grows with it.
+    `folders` are prepared folders, one per source of `order`. `unit_rows` is the approximate number
+    of rows per unit (None: by bytes); `task_units` and `pipeline_tasks` limit a reading task and a
+    pipeline.
 
     Raises:
         DataError: a global batch can't be divided evenly among the ranks.
@@ -70,8 +69,9 @@ class StreamSpec:
     world_size: int
     start_sample: int
     total_samples: int
-    chunk_rows: int | None = None
-    segment_chunks: int = 128
+    unit_rows: int | None = None
+    task_units: int | None = None
+    pipeline_tasks: int = PIPELINE_TASKS
 
     def __post_init__(self) -> None:
         if self.global_batch % self.world_size:
@@ -85,35 +85,22 @@ class StreamSpec:
         return self.global_batch // self.world_size
 
     @property
-    def steps_per_chunk(self) -> int:
-        """Number of steps whose rows form one chunk."""
-        return max(1, (self.chunk_rows or self._default_chunk_rows) // self.rank_rows)
-
-    @property
-    def _default_chunk_rows(self) -> int:
-        """Rows per chunk for several windows, within memory.
-
-        Chunks aren't aligned with windows, so the windows at both ends are read in part only:
-        several windows per chunk keep that share small.
-        """
-        window = self.order.window_row_groups * max(s.row_group_rows for s in self.order.sources)
-        return min(CHUNK_WINDOWS * window, CHUNK_BYTES // _row_bytes(self))
-
-    @property
     def steps(self) -> int:
         """Number of steps from the start to the end of the run."""
         return max(0, self.total_samples - self.start_sample) // self.global_batch
 
     @property
-    def segments(self) -> int:
-        """Number of consecutive pipelines that the steps take."""
-        return math.ceil(self.steps / (self.steps_per_chunk * self.segment_chunks))
+    def steps_per_unit(self) -> int:
+        """Number of steps whose rows form one unit."""
+        rows = self.unit_rows or UNIT_BYTES // row_bytes(self.folders[0])
+        return max(1, rows // self.rank_rows)
 
-    def chunks_in(self, segment: int) -> int:
-        """Return the number of chunks per rank in a segment."""
-        per_segment = self.steps_per_chunk * self.segment_chunks
-        left = self.steps - segment * per_segment
-        return math.ceil(min(left, per_segment) / self.steps_per_chunk)
+    @property
+    def steps_per_task(self) -> int:
+        """Number of steps that one reading task reads."""
+        row_group_rows = max(source.row_group_rows for source in self.order.sources)
+        used_up = math.ceil(TASK_ROW_GROUPS * row_group_rows / self.steps_per_unit)
+        return self.steps_per_unit * (self.task_units or max(TASK_UNITS, used_up))
 
     def rank_samples(self, first_step: int, steps: int, rank: int) -> tuple[Ints, RowLocations]:
         """Return a rank's global sample ids of `steps` steps, counted from the start, and their
@@ -143,10 +130,36 @@ class StreamSpec:
         )
 
 
-def build_iterators(spec: StreamSpec, segment: int) -> list[DataIterator]:
-    """Build one iterator per rank over a segment's chunks; they can be sent to other processes."""
+def row_bytes(folder: Path) -> int:
+    """Return the bytes of one row of a prepared folder in memory."""
+    manifest = opened_folder(folder).manifest
+    empty = Rows.empty(manifest.sequence_length + 1, manifest.dtype, manifest.kind)
+    return sum(math.prod(column.shape[1:]) * column.itemsize for column in empty.columns().values())
+
+
+def reading_bytes(spec: StreamSpec) -> int:
+    """Return the bound of the host memory in which a rank's rows are read and delivered.
+
+    It is made of the units between the reading task and the step, and of the row groups in use: a
+    global batch's rows come from as many (more with several sources, or a small batch), of which
+    each rank has its share.
+    """
+    order, width = spec.order, row_bytes(spec.folders[0])
+    rows = max(source.row_group_rows for source in order.sources)
+    in_use = spec.global_batch + len(order.sources) * order.window_row_groups
+    row_groups = math.ceil(in_use / spec.world_size) + len(order.sources)
+    unit = spec.steps_per_unit * spec.rank_rows * width
+    return min(row_groups * rows * width, OPEN_BYTES) + UNITS_IN_MEMORY * unit
+
+
+def open_pipeline(spec: StreamSpec, rank: int, first_step: int) -> DataIterator:
+    """Build a rank's pipeline from a step on; it reads when it is iterated over."""
+    import ray
     import ray.data
-    from ray.data import DataContext, ExecutionResources
+    from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from raymill.cluster.lean_data import lean_execution
 
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
@@ -155,123 +168,97 @@ def build_iterators(spec: StreamSpec, segment: int) -> list[DataIterator]:
     context.execution_options.verbose_progress = False
     # An evaluation may pause training for long, which isn't a stall.
     context.execution_no_progress_timeout_s = -1
-    # A chunk must stay one block, or else `streaming_split` could deal out parts of it.
-    context.target_max_block_size = 2**40
-    chunk_bytes = spec.steps_per_chunk * spec.rank_rows * _row_bytes(spec)
+    # A unit is a block of one row. Any row is larger than this, so none is put beside another.
+    context.target_max_block_size = 1
+    unit_bytes = spec.steps_per_unit * spec.rank_rows * row_bytes(spec.folders[0])
     context.execution_options.resource_limits = ExecutionResources(
-        # A few chunks per rank may be in memory; Ray Data would otherwise prefetch as many as fit.
-        object_store_memory=max(64 * 2**20, 4 * spec.world_size * chunk_bytes)
+        # Ray Data would otherwise read ahead as many units as fit.
+        object_store_memory=max(64 * 2**20, 4 * unit_bytes)
     )
-    chunks = spec.chunks_in(segment) * spec.world_size
-    with DataContext.current(context):
-        dataset = ray.data.range(chunks, override_num_blocks=chunks).map_batches(
-            _read_chunk,
-            fn_kwargs={"spec": spec, "segment": segment},
-            batch_size=None,
-            num_cpus=READ_CPUS,
+    tasks = min(spec.pipeline_tasks, math.ceil((spec.steps - first_step) / spec.steps_per_task))
+    with lean_execution(context):
+        return (
+            ray.data.range(tasks, override_num_blocks=tasks)
+            .map_batches(
+                _read_units,
+                fn_kwargs={"spec": spec, "rank": rank, "first_step": first_step},
+                batch_size=None,
+                num_cpus=READ_CPUS,
+                # The tasks of a rank follow one another, so that row groups are read once.
+                compute=TaskPoolStrategy(size=1),
+                scheduling_strategy=NodeAffinitySchedulingStrategy(
+                    ray.get_runtime_context().get_node_id(), soft=True
+                ),
+            )
+            .iterator()
         )
-        return list(dataset.streaming_split(spec.world_size, equal=False))
 
 
-def _row_bytes(spec: StreamSpec) -> int:
-    manifest = _opened(spec.folders[0]).manifest
-    dtypes = [manifest.dtype, *TOKEN_COLUMNS[manifest.kind].values()]
-    return (manifest.sequence_length + 1) * sum(np.dtype(name).itemsize for name in dtypes) + 16
+def _read_units(
+    batch: dict[str, Ints], spec: StreamSpec, rank: int, first_step: int
+) -> Iterator[pa.Table]:
+    """Yield a rank's units, as a task of Ray Data does."""
+    start = first_step + int(batch["id"][0]) * spec.steps_per_task
+    reader = _reader(spec.folders)
+    for step in range(start, min(start + spec.steps_per_task, spec.steps), spec.steps_per_unit):
+        unit = read_unit(spec, rank, step, reader)
+        yield unit
+        if "error" in unit.column_names:
+            return
 
 
-def _read_chunk(batch: dict[str, AnyArray], spec: StreamSpec, segment: int) -> dict[str, AnyArray]:
-    """Read a chunk's rows by its number; a task of Ray Data.
+# Ray reuses a process for the next task, which then finds the open row groups.
+_readers: dict[tuple[Path, ...], RowReader] = {}
 
-    An error that Raymill raised travels as a column: so it arrives unchanged, and Ray Data doesn't
+
+def _reader(folders: tuple[Path, ...]) -> RowReader:
+    if folders not in _readers:
+        # Another run's row groups are of no use any more.
+        _readers.clear()
+        _readers[folders] = RowReader(folders)
+    return _readers[folders]
+
+
+def read_unit(spec: StreamSpec, rank: int, first_step: int, reader: RowReader) -> pa.Table:
+    """Read the rows of a unit: a table of one row, with a list for each column of `Rows`.
+
+    An error that Raymill raised becomes a column: so it arrives unchanged, and Ray Data doesn't
     retry the task.
     """
-    chunk = int(batch["id"][0])
-    step = (segment * spec.segment_chunks + chunk // spec.world_size) * spec.steps_per_chunk
-    sample, located = spec.rank_samples(step, spec.steps_per_chunk, chunk % spec.world_size)
+    sample, located = spec.rank_samples(first_step, _unit_steps(spec, first_step), rank)
     try:
-        return {"sample_id": sample, **read_rows(spec.folders, located).columns()}
+        columns = reader.read(located).columns()
     except RaymillError as error:
-        return {"sample_id": sample, "error": np.full(len(sample), pickle.dumps(error), object)}
+        columns = {"error": np.frombuffer(pickle.dumps(error), dtype=np.uint8)}
+    columns["sample_id"] = sample
+    lists = {}
+    for name, column in columns.items():
+        flat = pa.array(column.reshape(-1))
+        lists[name] = pa.LargeListArray.from_arrays(pa.array([0, len(flat)], pa.int64()), flat)
+    return pa.table(lists)
 
 
-def read_rows(folders: tuple[Path, ...], located: RowLocations) -> Rows:
-    """Read the rows at `located`, and each row group once.
-
-    Raises:
-        DataError: a row group is missing or damaged; names it and its file.
-        StorageError: a file can't be read; names it.
-    """
-    manifest = _opened(folders[0]).manifest
-    count, width = len(located.row), manifest.sequence_length + 1
-    columns = {
-        name: np.empty((count, *column.shape[1:]), dtype=column.dtype)
-        for name, column in Rows.empty(width, manifest.dtype, manifest.kind).columns().items()
-    }
-    keys = np.stack([located.source, located.shard, located.row_group], axis=1)
-    # Rows are read group by group, however they are ordered in the batch.
-    groups, inverse = np.unique(keys, axis=0, return_inverse=True)
-    by_group = np.argsort(inverse.reshape(-1), kind="stable")
-    ends = np.cumsum(np.bincount(inverse.reshape(-1), minlength=len(groups)))
-    for (source, shard, group), stop, start in zip(
-        groups.tolist(), ends, np.concatenate([[0], ends[:-1]]), strict=True
-    ):
-        selected = by_group[start:stop]
-        rows = _row_groups.get(folders[source], shard, group).take(located.row[selected])
-        rows = rows.with_source(source)
-        for name, column in rows.columns().items():
-            columns[name][selected] = column
-    return Rows.from_columns(columns)
-
-
-class _RowGroupCache:
-    """Cache of recently read row groups: a window's are needed again where a chunk ends inside
-    it."""
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._rows: OrderedDict[tuple[Path, int, int], Rows] = OrderedDict()
-
-    def get(self, folder: Path, shard_index: int, group: int) -> Rows:
-        key = (folder, shard_index, group)
-        if key in self._rows:
-            self._rows.move_to_end(key)
-            return self._rows[key]
-        prepared = _opened(folder)
-        shard = prepared.manifest.splits["train"].shards[shard_index]
-        manifest = prepared.manifest
-        path = prepared.shard_path(shard)
-        rows = read_row_group(path, shard, group, manifest.dtype, manifest.kind)
-        self._rows[key] = rows
-        if len(self._rows) > self._capacity:
-            self._rows.popitem(last=False)
-        return rows
-
-
-# The cache belongs to the process: Ray reuses a worker for many chunks.
-_row_groups = _RowGroupCache(capacity=32)
-
-
-@lru_cache(maxsize=16)
-def _opened(folder: Path) -> PreparedData:
-    return load_prepared(folder)
+def _unit_steps(spec: StreamSpec, first_step: int) -> int:
+    return min(spec.steps_per_unit, spec.steps - first_step)
 
 
 class RankStream:
     """Batches of one rank, step by step, each checked against the pure order.
 
-    `open_segment` returns this rank's iterator over a segment's chunks; all ranks reach the same
-    segment at the same step, so it may be a collective.
+    `open_pipeline` opens the rank's pipeline from a step on.
     """
 
     def __init__(
-        self, spec: StreamSpec, rank: int, open_segment: Callable[[int], DataIterator]
+        self,
+        spec: StreamSpec,
+        rank: int,
+        open_pipeline: Callable[[StreamSpec, int, int], DataIterator] = open_pipeline,
     ) -> None:
         self.spec = spec
         self.rank = rank
         # Seconds spent waiting for rows since the start.
         self.wait_s = 0.0
-        self._open_segment = open_segment
-        self._opened: DataIterator | None = None
+        self._open_pipeline = open_pipeline
         # The first batch, while a thread reads it.
         self._first: Future[StepBatch] | None = None
         self._steps = self._run()
@@ -280,13 +267,9 @@ class RankStream:
         return self
 
     def open(self) -> None:
-        """Start reading the first batch in a thread, while the caller does something else.
-
-        All ranks must call it at the same point.
-        """
-        if not self.spec.segments:
+        """Start reading the first batch in a thread, while the caller does something else."""
+        if not self.spec.steps:
             return
-        self._opened = self._open_segment(0)
         self._first = future = Future[StepBatch]()
 
         def read() -> None:
@@ -311,25 +294,24 @@ class RankStream:
 
     def _run(self) -> Iterator[StepBatch]:
         step = 0
-        for segment in range(self.spec.segments):
-            opened, self._opened = self._opened, None
-            if opened is None:
-                opened = self._open_segment(segment)
-            blocks = opened.iter_batches(batch_size=None, prefetch_batches=2, batch_format="numpy")
-            end = step + self.spec.chunks_in(segment) * self.spec.steps_per_chunk
-            # Requesting one more block, or opening the next segment early, would be a collective
-            # that the other ranks don't join at this step.
-            for block in islice(blocks, self.spec.chunks_in(segment)):
-                yield from self._batches(block, step)
-                step += self.spec.steps_per_chunk
-            if step < end:
+        while step < self.spec.steps:
+            before = step
+            units = self._open_pipeline(self.spec, self.rank, step).iter_batches(
+                batch_size=None, prefetch_batches=2, batch_format="pyarrow"
+            )
+            for unit in units:
+                yield from self._batches(unit, step)
+                step += _unit_steps(self.spec, step)
+            if step == before:
                 raise DataError(
                     f"rank {self.rank}: the stream ended at step {step} of {self.spec.steps}"
                 )
 
-    def _batches(self, block: dict[str, AnyArray], first_step: int) -> Iterator[StepBatch]:
-        expected, located = self.spec.rank_samples(first_step, self.spec.steps_per_chunk, self.rank)
-        actual = block["sample_id"]
+    def _batches(self, unit: pa.Table, first_step: int) -> Iterator[StepBatch]:
+        steps, count = _unit_steps(self.spec, first_step), self.spec.rank_rows
+        expected, located = self.spec.rank_samples(first_step, steps, self.rank)
+        columns = {name: unit.column(name).chunk(0).values.to_numpy() for name in unit.column_names}
+        actual = columns.pop("sample_id")
         if not np.array_equal(actual, expected):
             differ = np.flatnonzero(actual[: len(expected)] != expected[: len(actual)])
             index = int(differ[0]) if differ.size else min(len(actual), len(expected))
@@ -338,13 +320,17 @@ class RankStream:
                 f"expected {len(expected)} rows with global sample {_at(expected, index)} at index "
                 f"{index}, found {len(actual)} rows with {_at(actual, index)}"
             )
-        # The task couldn't read the chunk; see `_read_chunk`.
-        if "error" in block:
-            error: RaymillError = pickle.loads(block["error"][0])
+        # The task couldn't read the unit; see `read_unit`.
+        if "error" in columns:
+            error: RaymillError = pickle.loads(columns["error"].tobytes())
             raise error
-        rows, count = Rows.from_columns(block), self.spec.rank_rows
-        # The last chunk may reach past the end of the run.
-        steps = min(self.spec.steps_per_chunk, self.spec.steps - first_step)
+        rows = Rows.from_columns(
+            {
+                # Values per token are [rows, tokens], values per row are [rows].
+                name: column if len(column) == len(actual) else column.reshape(len(actual), -1)
+                for name, column in columns.items()
+            }
+        )
         for start in range(0, steps * count, count):
             part = slice(start, start + count)
             yield StepBatch(actual[part], located.source[part], rows.take(part))

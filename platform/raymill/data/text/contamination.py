@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from raymill.data.store.manifest import Contamination, Shard, Split
+from raymill.data.store.facts import Contamination
+from raymill.data.store.manifest import Shard, Split
 from raymill.data.store.shards import row_groups
 
 N = 13

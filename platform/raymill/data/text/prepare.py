@@ -22,6 +22,7 @@ from raymill.data.store.manifest import (
     PreparedData,
     Split,
     TokenizerIdentity,
+    check_shard_sizes,
     is_finished,
     load_prepared,
     tokenizer_fingerprint,
@@ -84,6 +85,7 @@ def job_folder(job: PrepareJob) -> Path:
 def existing(job: PrepareJob, units: Sequence[Unit]) -> PreparedData:
     """Verify and open the finished folder; raise DataError if its inputs have changed."""
     prepared = load_prepared(job_folder(job))
+    check_shard_sizes(prepared)
     settings = _settings(job, prepared.folder, prepared.manifest.tokenizer)
     refuse_changed_inputs(prepared, units, settings)
     if job.tokenizer.path is not None:
@@ -181,7 +183,7 @@ def _manifest(
     """Check the results as a whole and assemble the manifest."""
     bad = check_bad_inputs(job.data, results)
     splits = {
-        name: Split.from_shards(tuple(r.shards[name] for r in results if name in r.shards))
+        name: Split.from_shards(r.shards[name] for r in results if name in r.shards)
         for name in ("train", "validation")
     }
     if not splits["validation"].rows:

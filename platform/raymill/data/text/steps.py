@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from raymill.data.store.manifest import BadInputs, DataManifest
+from raymill.data.store.facts import BadInputs
+from raymill.data.store.manifest import DataManifest
 from raymill.data.text.report import PreparationProgress
 from raymill.data.text.sources import Unit
 from raymill.data.text.tasks import parallel, prepare_unit

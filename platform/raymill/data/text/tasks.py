@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from raymill.data.store.manifest import Contamination, Shard, Split, TokenizerIdentity
+from raymill.data.store.facts import Contamination
+from raymill.data.store.manifest import Shard, Split, TokenizerIdentity
 from raymill.data.store.split import TRAIN, hash_fraction
 from raymill.data.text import contamination, unit
 from raymill.data.text.documents import DocumentParser
