@@ -30,7 +30,7 @@ def help_text(job: str, overrides: Sequence[str] = ()) -> str:
         lines.append(f"  {key:<{width}}{explained[key]}{default}")
     lines += [f"  {name:<{width}}{text}" for name, text in topic.others]
     # These jobs have nothing to plan.
-    if job not in ("audit", "chat", "rank", "serve"):
+    if job not in ("audit", "chat", "rank"):
         lines.append(f"  {'dry_run=true':<{width}}Print the plan and exit.")
     lines += ["", "Examples:"]
     for example, text in topic.examples:

@@ -18,7 +18,7 @@ from raymill.reading import user_path
 from raymill.schema.serving import ServeJob
 from raymill.serve.app import ServeApplication
 from raymill.serve.keys import add_key, read_keys
-from raymill.serve.opening import feedback_on, open_models
+from raymill.serve.opening import feedback_on, memory_table, open_models
 from raymill.serve.served_model import ServedModel
 from raymill.storage.mirror import pull_newest, push_newest
 
@@ -36,6 +36,9 @@ def serve(job: ServeJob) -> int:
     if job.new_key is not None:
         assert keys_file is not None, "the configuration's checks require serve.keys"
         print(add_key(keys_file, job.new_key))
+        return 0
+    if job.dry_run:
+        print("\n".join(memory_table(job)))
         return 0
     keys = read_keys(keys_file)
     if job.serve.engine == "ray":

@@ -1,4 +1,4 @@
-"""Engines for servers and terminals: a saved model, its adapters, and as many slots as fit."""
+"""Engines for servers and terminals, with adapters; and the numbers by which their slots are planned."""
 
 from __future__ import annotations
 
@@ -12,28 +12,33 @@ from raymill.errors import ConfigError
 from raymill.generate.engine.slot_engine import PREFILL_TOKENS
 from raymill.generate.engine.token_engine import TokenEngine
 from raymill.generate.modes import mode_of
-from raymill.model.shape import cache_numbers, context_length
+from raymill.model.shape import (
+    SHAPE_KEYS,
+    cache_numbers,
+    context_length,
+    first_number,
+    read_config,
+)
+from raymill.plan.serving import ServedNumbers
+from raymill.reading import entries
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Positions that are reckoned for a model without a limit, or with one that few requests reach.
+# Positions that are planned for a model without a limit, or with one that few requests reach.
 USUAL_POSITIONS = 8192
-# Requests at the same time, whatever the memory: a step's overhead for each is no longer small then.
-MOST_SLOTS = 256
 
 
 def build_engine(
     model: PreTrainedModel,
     *,
-    slots: int | None = None,
-    cache_bytes: int | None = None,
+    slots: int,
     prefill_tokens: int = PREFILL_TOKENS,
     adapters: Mapping[str, Path] | None = None,
 ) -> TokenEngine:
     """Return an engine for a model that `load_model` returned and that is only decoded from.
 
-    `slots`: requests at the same time; None takes as many as fit into `cache_bytes` (see `slots_that_fit`).
+    `slots`: requests at the same time.
     `adapters`: folders of peft adapters by the name under which requests choose them.
 
     Raises:
@@ -42,8 +47,6 @@ def build_engine(
     mode = mode_of(model)
     if adapters:
         model = _with_adapters(model, adapters)
-    if slots is None:
-        slots = slots_that_fit(model, cache_bytes)
     return mode.engine(
         model,
         slots=slots,
@@ -54,22 +57,40 @@ def build_engine(
     )
 
 
-def slots_that_fit(model: PreTrainedModel, cache_bytes: int | None = None) -> int:
-    """Return the number of slots whose keys and values fit into memory, at least 1.
+def served_numbers(folder: Path) -> ServedNumbers:
+    """Return a saved model's numbers for the plan of its memory; those that it doesn't tell count as 0.
 
-    `cache_bytes`: None takes half of what the device has free, since passes need memory as well.
+    Raises:
+        ConfigError: its config.json can't be read.
     """
-    if cache_bytes is None:
-        cache_bytes = _free_bytes(next(model.parameters()).device) // 2
-    positions = min(context_length(model.config) or USUAL_POSITIONS, USUAL_POSITIONS)
-    element = next(model.parameters()).dtype.itemsize
-    slot_bytes = positions * cache_numbers(model.config) * element
-    return max(1, min(MOST_SLOTS, int(cache_bytes // slot_bytes)))
+    config = read_config(folder)
+
+    def number(key: str) -> int:
+        return int(first_number(config, SHAPE_KEYS[key]) or 0)
+
+    hidden, cache = number("hidden_size"), cache_numbers(config)
+    inner = number("intermediate_size") or 4 * hidden
+    named = config.get("dtype") or config.get("torch_dtype") or "float32"
+    return ServedNumbers(
+        weights=weight_bytes(folder),
+        element=getattr(torch, str(named), torch.float32).itemsize,
+        cache=cache,
+        # Input, norm, output; queries, keys, values and what attention returns; gate, up, and their product.
+        block=4 * hidden + 2 * hidden + cache // max(1, number("layers")) + 4 * inner,
+        vocabulary=int(first_number(config, ("vocab_size",)) or 0),
+        positions=min(context_length(config) or USUAL_POSITIONS, USUAL_POSITIONS),
+    )
 
 
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+def weight_bytes(folder: Path) -> int:
+    """Return the size of a saved model's weights."""
+    return sum(path.stat().st_size for path in entries(folder) if path.suffix == ".safetensors")
+
+
+def free_bytes() -> int:
+    """Return the free memory of the device that models are loaded to."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0])
     import psutil
 
     return int(psutil.virtual_memory().available)

@@ -51,6 +51,7 @@ class ServeJob:
     port: int
     new_key: str | None
     votes: str | None
+    dry_run: bool
     serve: ServeConfig
     cluster: ClusterConfig
     tracking: TrackingConfig

@@ -7,13 +7,21 @@ from pathlib import Path
 
 from raymill.annotate.database import Database
 from raymill.errors import ConfigError
-from raymill.generate.build import USUAL_POSITIONS, build_engine
+from raymill.generate.build import (
+    USUAL_POSITIONS,
+    build_engine,
+    free_bytes,
+    served_numbers,
+    weight_bytes,
+)
 from raymill.generate.engine.request import DecodingEngine
+from raymill.generate.engine.slot_engine import PREFILL_TOKENS
 from raymill.generate.engine.vllm_engine import VllmDecoderSpec
 from raymill.generate.load import load_model
 from raymill.model.loading import load_hf_config
 from raymill.model.shape import context_length, is_reward_model
-from raymill.reading import entries, status
+from raymill.plan.serving import ServingMemory, serving_memory, serving_table
+from raymill.reading import status
 from raymill.schema.serving import ServeJob
 from raymill.serve.feedback import Feedback
 from raymill.serve.model_text import ModelText
@@ -48,9 +56,45 @@ def open_models(job: ServeJob, references: Sequence[str]) -> Iterator[ServedMode
     # vLLM distributes its work over the cores that it finds itself, and fails with fewer threads.
     if job.serve.decoder == "slots":
         _choose_threads([model.folder for model in found])
-    for name, resolved in zip(names, found, strict=True):
+    planned = plan_memory(job, [model.folder for model in found])
+    for name, resolved, memory in zip(names, found, planned, strict=True):
+        # vLLM checks its memory itself.
+        if job.serve.decoder == "slots":
+            _check_memory(name, memory)
         lineage = ancestry(resolved, job.tracking, root)
-        yield open_model(name, resolved, lineage, job, adapters)
+        slots = job.serve.slots or memory.fitting
+        yield open_model(name, resolved, lineage, job, adapters, slots)
+
+
+def plan_memory(job: ServeJob, folders: Sequence[Path]) -> list[ServingMemory]:
+    """Plan the memory of models that share what this machine, or its device, has free."""
+    sharing = len(folders)
+    if job.serve.engine == "ray" and not job.cluster.gpu:
+        # They may all be on this machine.
+        sharing *= job.serve.max_replicas or job.serve.replicas
+    free = free_bytes() // sharing
+    return [serving_memory(served_numbers(folder), free, PREFILL_TOKENS) for folder in folders]
+
+
+def memory_table(job: ServeJob) -> list[str]:
+    """Return the planned memory of a job's models as a table; nothing is loaded.
+
+    Raises:
+        RaymillError: a model can't be found, or not even one of its answers fits.
+    """
+    folders = [
+        resolve_model(reference, job.tracking, job.storage.folder).folder for reference in job.model
+    ]
+    names, planned = model_names(job.model), plan_memory(job, folders)
+    for name, memory in zip(names, planned, strict=True):
+        _check_memory(name, memory)
+    asked = [job.serve.slots] * len(names)
+    return serving_table(list(zip(names, planned, asked, strict=True)))
+
+
+def _check_memory(name: str, memory: ServingMemory) -> None:
+    if memory.problem is not None:
+        raise ConfigError([f"model={name}: {memory.problem}"])
 
 
 def open_model(
@@ -59,8 +103,9 @@ def open_model(
     lineage: Sequence[Mapping[str, object]],
     job: ServeJob,
     adapters: Mapping[str, Path],
+    slots: int,
 ) -> ServedModel:
-    """Load a model and start its engine.
+    """Load a model and start its engine, with `slots` answers at the same time.
 
     Raises:
         ConfigError: it is a reward model, or its family can't be sampled.
@@ -76,7 +121,7 @@ def open_model(
     engine = (
         _vllm(folder, job, adapters)
         if settings.decoder == "vllm"
-        else _slots(folder, job, adapters)
+        else build_engine(load_model(folder)[0], slots=slots, adapters=adapters)
     )
     runner = EngineRunner(engine, waiting=settings.queue, write_every_s=settings.write_every_s)
     written = status(folder / "config.json")
@@ -88,17 +133,8 @@ def _choose_threads(folders: Sequence[Path]) -> None:
     """Let small models compute on one thread: a second one would only compete with HTTP for a core."""
     import torch
 
-    sizes = [
-        sum(path.stat().st_size for path in entries(folder) if path.suffix == ".safetensors")
-        for folder in folders
-    ]
-    if 0 < max(sizes) < SMALL_BYTES:
+    if 0 < max(map(weight_bytes, folders)) < SMALL_BYTES:
         torch.set_num_threads(1)
-
-
-def _slots(folder: Path, job: ServeJob, adapters: Mapping[str, Path]) -> DecodingEngine:
-    model, _, _ = load_model(folder)
-    return build_engine(model, slots=job.serve.slots, adapters=adapters)
 
 
 def _vllm(folder: Path, job: ServeJob, adapters: Mapping[str, Path]) -> DecodingEngine:
