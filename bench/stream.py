@@ -29,7 +29,8 @@ os.environ["PYTHONPATH"] = str(ROOT / "platform")
 
 from data.prepared_factory import write_prepared
 from raymill.data.store.manifest import PreparedData, load_prepared
-from raymill.data.store.order import Order, SourceShape
+from raymill.data.store.blocks import SourceShape
+from raymill.data.store.order import Order
 from raymill.data.store.stream import RankStream, StreamSpec, build_iterators, read_rows
 
 LENGTH, GROUP, WINDOW, BATCH, ROWS = 1024, 64, 16, 32, 32_768
@@ -77,7 +78,7 @@ def stream_rows_per_s(spec: StreamSpec) -> float:
 
 def order_of(prepared: PreparedData) -> Order:
     shards = tuple(shard.rows for shard in prepared.manifest.splits["train"].shards)
-    return Order([SourceShape("bench", 1.0, GROUP, shards)], 1, WINDOW)
+    return Order([SourceShape("bench", 1.0, GROUP, shards)], 1, WINDOW, BATCH)
 
 
 def main() -> None:

@@ -11,7 +11,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "platform" / "raymill"
 PURE = (
-    "schema", "config", "plan", "checkpoint", "data/store/order.py", "data/store/pack.py", "data/store/rows.py",
+    "schema", "config", "plan", "checkpoint", "data/store/order.py", "data/store/order_v1.py",
+    "data/store/mixture.py", "data/store/pack.py", "data/store/rows.py",
     "data/store/manifest.py", "data/chat/pack.py", "data/messages/template.py", "data/messages/encode.py",
     "objective", "rl/advantages.py", "rl/losses.py", "rl/objective.py", "rl/rollout_batch.py",
     "engine/schedule.py", "engine/deepspeed_config.py", "engine/event_log.py",

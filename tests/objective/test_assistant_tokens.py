@@ -14,7 +14,7 @@ from data.chat_factory import chat_encoder, conversations, encoded, rows_of, wri
 from raymill.config import load
 from raymill.data.chat.pack import pack
 from raymill.data.messages.encode import EncodedChat
-from raymill.data.store.order import hash_key
+from raymill.data.store.hashing import hash_key
 from raymill.data.store.rows import Rows
 from raymill.model.build import build_model
 from raymill.model.parent import add_embedding_noise, load_parent

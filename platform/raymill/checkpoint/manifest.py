@@ -40,7 +40,8 @@ class CheckpointManifest:
     weights. `model_digests` are those of other models, by configuration key. `updates` counts
     optimizer updates where they differ from `step`. `state` is further state of the job; `guard` is
     the guard's memory, with the samples that it left out. `token` and `start` identify the lease,
-    and the holder's start of workers, under which the checkpoint was written.
+    and the holder's start of workers, under which the checkpoint was written. `order_version` is that
+    of the order of the data, which a run and its forks keep.
     """
 
     step: int
@@ -62,6 +63,8 @@ class CheckpointManifest:
     guard: Mapping[str, Any] = field(default_factory=dict)
     token: int = 0
     start: int = 0
+    # Manifests from before there were versions lack it.
+    order_version: int = 1
     format_version: int = FORMAT_VERSION
     digest: str = ""
 

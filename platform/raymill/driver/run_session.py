@@ -32,7 +32,6 @@ from raymill.durable import write_atomic
 from raymill.engine.resolved_run import ResolvedRun
 from raymill.engine.start import extension_overrides
 from raymill.errors import CheckpointError, StorageError
-from raymill.plan.report import rounding_warnings
 from raymill.reading import entries, is_folder
 from raymill.redaction import typed_command
 from raymill.schema.tree import to_tree
@@ -210,8 +209,6 @@ def training_session(
     tracker.start()
     console = RunConsole(peak_is_measured=job.cluster.peak_tflops is None)
     console.say(f"run {job.run.name} → {resolved.run_dir}")
-    for text in rounding_warnings(job.data.mixture):
-        console.say(f"warning: {text}")
     history = StateLog(resolved.run_dir, lease.token)
     supervisor = RunSupervisor(resolved, lease, console, history, typed_command(), actors)
     session = TrainingSession(resolved, lease, console, tracker, supervisor)

@@ -16,7 +16,7 @@ from raymill.errors import RaymillError, RewindError, ends_run
 from raymill.timeline import mark
 
 if TYPE_CHECKING:
-    from raymill.data.store.order import Order
+    from raymill.data.store.order import SampleOrder
     from raymill.data.store.stream import RankStream
     from raymill.engine.event_log import EventLog
     from raymill.engine.group import WorkerGroup
@@ -110,14 +110,15 @@ def build_loop(
     from raymill.engine.loop import Loop
     from raymill.engine.samples import settle_sampling
     from raymill.engine.setup import build_learners
-    from raymill.engine.start import claim_and_resolve_start, open_data
+    from raymill.engine.start import claim_and_resolve_start, open_data, open_order
     from raymill.recipes.registry import recipe_of
 
-    prepared, order = on_all_ranks(group, lambda: open_data(resolved))
+    prepared = on_all_ranks(group, lambda: open_data(resolved))
     digests = tuple(data.manifest.digest for data in prepared)
     # One rank decides, since a checkpoint may be committed or deleted between two looks.
     start = on_rank_zero(group, lambda: claim_and_resolve_start(resolved, digests))
     _log_attempt(resolved, start, event_log, group)
+    order = on_all_ranks(group, lambda: open_order(resolved, prepared, start))
     stream = open_stream(resolved, order, start, group)
     # Reading starts here, so that the first rows are ready when the models are built.
     stream.open()
@@ -167,7 +168,7 @@ def _log_attempt(
 
 
 def open_stream(
-    resolved: ResolvedRun, order: Order, start: StartPoint, group: WorkerGroup
+    resolved: ResolvedRun, order: SampleOrder, start: StartPoint, group: WorkerGroup
 ) -> RankStream:
     """Open this rank's stream of batches, from the run's position on."""
     from raymill.data.store.stream import RankStream, StreamSpec

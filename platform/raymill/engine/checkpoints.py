@@ -53,8 +53,10 @@ class Checkpoints:
         group: WorkerGroup,
         event_log: EventLog | None,
         committed: int,
+        order_version: int,
     ) -> None:
         self.committed = committed
+        self._order_version = order_version
         self._resolved = resolved
         self._prepared = prepared
         self._learners = learners
@@ -99,6 +101,7 @@ class Checkpoints:
             guard=guard,
             token=resolved.token,
             start=resolved.start,
+            order_version=self._order_version,
             files={},
         )
         trainers = [learner.trainer for learner in self._learners]

@@ -78,8 +78,9 @@ class Loop:
         self.guard.restore(start.guard)
         self.guard.add_skipped(start.windows)
         self.checkpoints = Checkpoints(
-            self.resolved, self.prepared, self.learners, group, event_log, start.consumed
-        )
+            self.resolved, self.prepared, self.learners, group, event_log, start.consumed,
+            start.order_version,
+        )  # fmt: skip
         self._divergence = Divergence(
             self.guard, self.resolved, start, self.checkpoints, group, event_log
         )

@@ -19,8 +19,10 @@ from raymill.checkpoint.resume import (
     newest_verified,
 )
 from raymill.checkpoint.retention import committed_steps, newest_until, remove_leftovers, set_aside
+from raymill.data.store.blocks import SourceShape
 from raymill.data.store.manifest import PreparedData, load_prepared
-from raymill.data.store.order import Order, SourceShape
+from raymill.data.store.order import Order, SampleOrder
+from raymill.data.store.order_v1 import OrderV1
 from raymill.engine.guard import windows_from
 from raymill.engine.resolved_run import ResolvedRun
 from raymill.engine.schedule import decay_start, learning_rate_factor
@@ -31,20 +33,27 @@ from raymill.schema.identity import CHANGEABLE_ON_FORK, CHANGEABLE_ON_RESUME
 logger = logging.getLogger(__name__)
 
 
-def open_data(resolved: ResolvedRun) -> tuple[list[PreparedData], Order]:
-    """Verify the manifests of the prepared folders and derive the order of all samples."""
+def open_data(resolved: ResolvedRun) -> list[PreparedData]:
+    """Verify the manifests of the prepared folders."""
+    return [load_prepared(folder) for folder in resolved.folders]
+
+
+def open_order(
+    resolved: ResolvedRun, prepared: list[PreparedData], start: StartPoint
+) -> SampleOrder:
+    """Derive the order of all samples, of the version that the run started with."""
     job = resolved.job
-    prepared = [load_prepared(folder) for folder in resolved.folders]
     sources = [
         SourceShape(
-            name=str(index),
+            name=data.folder.name,
             weight=weight,
             row_group_rows=data.manifest.row_group_rows,
             shard_rows=tuple(data.manifest.splits["train"].shards.column("rows").tolist()),
         )
-        for index, (data, weight) in enumerate(zip(prepared, resolved.weights, strict=True))
+        for data, weight in zip(prepared, resolved.weights, strict=True)
     ]
-    return prepared, Order(sources, job.run.seed, job.data.window_row_groups)
+    order = OrderV1 if start.order_version == OrderV1.version else Order
+    return order(sources, job.run.seed, job.data.window_row_groups, job.train.global_batch)
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,15 @@ class StartPoint:
     def samples(self) -> int:
         """Global sample to continue with: the first after the windows left out."""
         return self.windows[-1][1] + 1 if self.windows else self.consumed
+
+    @property
+    def order_version(self) -> int:
+        """Version of the order of the data.
+
+        A fork goes on with the version of its origin, too: it keeps the position, and a position means the same
+        rows in one version only.
+        """
+        return self.checkpoint.manifest.order_version if self.checkpoint else Order.version
 
     @property
     def tokens(self) -> int:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from rich.console import Console
 
 from raymill.data.store.location import prepared_folder
 from raymill.data.store.manifest import is_finished
-from raymill.data.store.order import PATTERN, pattern_slots
 from raymill.plan.batch import (
     accumulation_steps,
     allowed_workers,
@@ -27,7 +26,6 @@ from raymill.schema.storage import sqlite_address
 
 ASSUMED_MFU = 0.4  # published large runs reach 0.38 to 0.55
 GIB = 2**30
-TOLERANCE = 0.01  # relative deviation of a source's share from its weight that needs no warning
 
 
 def print_plan(lines: list[tuple[str, str]]) -> None:
@@ -212,7 +210,6 @@ def _locations(job: TrainJob, data: str) -> list[tuple[str, str]]:
     )
     return [
         ("data", data),
-        *(("warning", text) for text in rounding_warnings(job.data.mixture)),
         ("run", f"{run_dir} ({state})"),
         ("tracking", redacted_value(f"{tracking}")),
         ("registers", f"models:/{job.tracking.registered_model}@{job.tracking.alias}")
@@ -222,28 +219,10 @@ def _locations(job: TrainJob, data: str) -> list[tuple[str, str]]:
 
 
 def drawn_shares(mixture: Mapping[str, float]) -> str:
-    """Return each source's share of the samples, as in `wiki 70%, code 30% of the samples`.
-
-    The order deals out the slots of a cycle, so shares are rounded to whole slots.
-    """
-    # The order repeats a pattern of slots, in which every source has a whole number of them.
-    slots = pattern_slots([*mixture.values()])
-    shares = (f"{name} {_percent(n / PATTERN)}" for name, n in zip(mixture, slots, strict=True))
-    return f"{', '.join(shares)} of the samples"
-
-
-def rounding_warnings(mixture: Mapping[str, float]) -> Iterator[str]:
-    """Yield a sentence for each source that will be drawn more or less often than its weight says."""
+    """Return each source's share of the samples, as in `wiki 70%, code 30% of the samples`."""
     total = sum(mixture.values())
-    slots = pattern_slots([*mixture.values()])
-    for (name, weight), count in zip(mixture.items(), slots, strict=True):
-        wanted, used = weight / total, count / PATTERN
-        if abs(used - wanted) > TOLERANCE * wanted:
-            becomes = f"will be {_percent(used)} of the samples" if count else "will never be drawn"
-            yield (
-                f"data.mixture: weights are rounded to 1/{PATTERN}: {name} has {_percent(wanted)} of the "
-                f"weights and {becomes}"
-            )
+    shares = (f"{name} {_percent(weight / total)}" for name, weight in mixture.items())
+    return f"{', '.join(shares)} of the samples"
 
 
 def _percent(share: float) -> str:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raymill.data.chat.pack import efficiency, fill_rows, pack
-from raymill.data.store.order import hash_key
+from raymill.data.store.hashing import hash_key
 
 
 def naive(lengths: list[int], capacity: int) -> list[list[int]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from raymill.data.store.order import Ints, random_permutation
+from raymill.data.store.hashing import Ints, random_permutation
 
 
 def pack(

@@ -22,8 +22,8 @@ from raymill.data.messages.encode import ChatEncoder
 from raymill.data.messages.folder import load_chat_encoder
 from raymill.data.messages.problems import Problem
 from raymill.data.messages.records import MessageParser, MessageValue, ParsedRecord, RecordReader
+from raymill.data.store.hashing import hash_key, random_permutation
 from raymill.data.store.manifest import TOKENIZER_FOLDER, Shard, TokenizerIdentity
-from raymill.data.store.order import hash_key, random_permutation
 from raymill.data.store.pack import RowGroup, dtype_for
 from raymill.data.store.rows import ROW_COLUMNS, TOKEN_COLUMNS
 from raymill.data.store.shards import ShardWriter

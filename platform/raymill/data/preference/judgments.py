@@ -15,7 +15,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from raymill.data.store.order import Ints
+from raymill.data.store.hashing import Ints
 
 # `pair`, `prompt` and `annotator` are hashes: of two answers in either order, of their prompt, and of the
 # annotator's name (0: unknown). `value` names the better answer, 0 for the one with the lower hash, 1 for the

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from raymill.data.store.blocks import RowLocations
 from raymill.data.store.manifest import PreparedData, load_prepared
-from raymill.data.store.order import RowLocations
 from raymill.data.store.rows import Rows
 from raymill.data.store.shards import read_row_group
 

@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from raymill.data.store.order import Ints, Order, RowLocations
+from raymill.data.store.blocks import RowLocations
+from raymill.data.store.hashing import Ints
+from raymill.data.store.order import SampleOrder
 from raymill.data.store.reader import OPEN_BYTES, RowReader, opened_folder
 from raymill.data.store.rows import Rows
 from raymill.errors import DataError, RaymillError
@@ -64,7 +66,7 @@ class StreamSpec:
     """
 
     folders: tuple[Path, ...]
-    order: Order
+    order: SampleOrder
     global_batch: int
     world_size: int
     start_sample: int
@@ -106,28 +108,7 @@ class StreamSpec:
         """Return a rank's global sample ids of `steps` steps, counted from the start, and their
         locations."""
         first = self.start_sample + first_step * self.global_batch
-        count = steps * self.global_batch
-        located = self.order.locate(first, count)
-        sample = np.arange(first, first + count, dtype=np.int64)
-        # One rank gets the whole batch, in order.
-        if self.world_size == 1:
-            return sample, located
-        step = np.repeat(np.arange(steps), self.global_batch)
-        # Sorted by step first, then by location: each rank gets neighbors within one global batch.
-        by_location = np.lexsort(
-            (sample, located.row_group, located.shard, located.source, step)
-        ).reshape(steps, self.global_batch)
-        selected = np.sort(
-            by_location[:, rank * self.rank_rows : (rank + 1) * self.rank_rows], axis=1
-        )
-        chosen = selected.reshape(-1)
-        return sample[chosen], RowLocations(
-            located.source[chosen],
-            located.epoch[chosen],
-            located.shard[chosen],
-            located.row_group[chosen],
-            located.row[chosen],
-        )
+        return self.order.rank_rows(first, steps, rank, self.world_size)
 
 
 def row_bytes(folder: Path) -> int:
