@@ -59,6 +59,10 @@ class ClusterError(RaymillError):
     """Ray can't be reached, or lacks the resources that the job needs."""
 
 
+class GroupError(RaymillError):
+    """Ranks can't form their process group; it counts as a lost connection, which may come back."""
+
+
 class StorageError(RaymillError):
     """Storage failed: an object store, or a file system from which a file can't be read.
 

@@ -25,7 +25,7 @@ from raymill.driver.failure import (
 )
 from raymill.driver.interrupt import end_preempted, on_termination
 from raymill.engine.failure_note import FailureNote
-from raymill.errors import ConfigError, DataError, StorageError
+from raymill.errors import ConfigError, DataError, GroupError, StorageError
 
 
 def lost(step: int, committed: int) -> Failure:
@@ -90,6 +90,11 @@ def test_what_workers_raised(failures: dict[int, Exception], expected: tuple[Cau
     assert diagnose(WorkerGroupError("text", failures)) == expected
 
 
+def test_a_failed_rank_is_described_with_its_host() -> None:
+    failed = WorkerGroupError("text", {1: KeyError("x y")})
+    assert diagnose(failed, {}, "rank {} on b".format)[1] == "rank 1 on b: KeyError: 'x y'"
+
+
 def test_a_lost_worker_is_named_before_the_ranks_that_noticed() -> None:
     gone = WorkerHealthCheckFailedError("check", ActorDiedError())
     echo = RuntimeError("gloo: Connection closed by peer")
@@ -144,6 +149,9 @@ def test_what_ray_passes_on_is_the_cause_of_who_raised_it() -> None:
 
     formed = ControllerError(passed_on(RuntimeError("[/gloo/pair.cc:7] Connection refused")))
     assert diagnose(formed) == (Cause.LOST, "RuntimeError: Connection refused")
+    apart = ControllerError(GroupError("the process group didn't form: rank 1 on b: no route"))
+    assert diagnose(apart)[0] is Cause.LOST
+    assert final_error(apart, {}) is None
     own = ControllerError(passed_on(UserCodeException("no such mill")))
     assert diagnose(own) == (Cause.RAISED, "UserCodeException: no such mill")
     assert diagnose(ControllerError(passed_on(StorageError("it is away"))))[0] is Cause.LOST

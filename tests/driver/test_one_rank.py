@@ -7,15 +7,15 @@ import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 import psutil
 import pytest
-from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend
 
 from driver import faulty, job
 from driver.conftest import Workshop
+from raymill.cluster.process_group import GroupBackend, GroupConfig
 from raymill.driver import launch
 
 # Whole runs of two workers: a minute together.
@@ -51,8 +51,8 @@ def test_one_after_the_other(workshop: Workshop, monkeypatch: pytest.MonkeyPatch
     assert code == 1, output
     run_dir = workshop.run_dir("one")
     assert failures(run_dir) == [
-        ("raised", "rank 1: ValueError: injected in a forward pass"),
-        ("raised", "rank 1: RuntimeError: injected where rows are read"),
+        ("raised", f"rank 1 on {gethostname()}: ValueError: injected in a forward pass"),
+        ("raised", f"rank 1 on {gethostname()}: RuntimeError: injected where rows are read"),
     ]
     assert "error: injected damage of held-out rows" in output
     [end] = job.events(run_dir, "status")
@@ -75,10 +75,10 @@ def test_what_another_start_would_meet_again(
     code, output = run(workshop, name, "evaluation.every=0")
     assert (code, told in output) == (expected, True), output
     [(cause, what)] = failures(workshop.run_dir(name))
-    assert cause == "raised" and f"rank {2 - expected}: " in what
+    assert cause == "raised" and f"rank {2 - expected} on {gethostname()}: " in what
 
 
-class Apart(_TorchBackend):
+class Apart(GroupBackend):
     """A process group that can't form: its interface isn't there. It notes the workers, and those of before
     that are still there."""
 
@@ -98,11 +98,11 @@ def _part() -> int:
 
 
 @dataclass
-class ApartConfig(TorchConfig):
+class ApartConfig(GroupConfig):
     folder: Path = Path()
 
     @property
-    def backend_cls(self) -> type[_TorchBackend]:
+    def backend_cls(self) -> type[GroupBackend]:
         return Apart
 
 
@@ -111,7 +111,9 @@ def test_a_process_group_that_cannot_form(
 ) -> None:
     """The run says why, and the next attempt gets the resources of the one before."""
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
-    monkeypatch.setattr("ray.train.torch.TorchConfig", partial(ApartConfig, folder=tmp_path))
+    monkeypatch.setattr(
+        "raymill.cluster.process_group.GroupConfig", partial(ApartConfig, folder=tmp_path)
+    )
     # Of the session's eight slots, so that there is room for one attempt at a time.
     code, output = run(workshop, "apart", "cluster.cpus_per_worker=3", "run.max_failures=1")
     assert code == 1, output

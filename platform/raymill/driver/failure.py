@@ -6,12 +6,12 @@ Everything here is pure, so that tests can state it as a table of cases.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from raymill.engine.failure_note import FailureNote
-from raymill.errors import ConfigError, RaymillError, StorageError
+from raymill.errors import ConfigError, GroupError, RaymillError, StorageError
 
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
@@ -116,18 +116,21 @@ def _without_progress(failures: Sequence[Failure]) -> int:
 
 
 def diagnose(
-    error: BaseException | None, notes: Mapping[int, FailureNote] | None = None
+    error: BaseException | None,
+    notes: Mapping[int, FailureNote] | None = None,
+    describe: Callable[[int], str] = "rank {}".format,
 ) -> tuple[Cause, str]:
     """Return the cause of an attempt's end and one line about it.
 
-    `error` is what Ray Train raised; `notes` are those of the ranks that could leave one.
+    `error` is what Ray Train raised; `notes` are those of the ranks that could leave one; `describe` names a
+    rank and its host.
     """
     rank, note = _first_failure(error, notes or {})
     if note is None:
         return Cause.LOST, "the workers ended without a word"
     # A rank whose peer vanished reports that; the one that vanished may have left nothing.
     cause = Cause.LOST if _is_echo(note) else _cause(note)
-    return cause, note.cause if rank is None else f"rank {rank}: {note.cause}"
+    return cause, note.cause if rank is None else f"{describe(rank)}: {note.cause}"
 
 
 def final_error(
@@ -173,7 +176,8 @@ def _cause(note: FailureNote) -> Cause:
     text = f"{note.text} {note.cause}".lower()
     if MemoryError.__name__ in kinds or any(sign in text for sign in _OUT_OF_MEMORY):
         return Cause.MEMORY
-    if StorageError.__name__ in kinds or any(sign in text for sign in _STORAGE_FAILED):
+    lost = {StorageError.__name__, GroupError.__name__}
+    if kinds & lost or any(sign in text for sign in _STORAGE_FAILED):
         return Cause.LOST
     of_ray = kinds & {"RayError", "RayTrainError"} and note.kinds[0] not in _WRAPPERS
     return Cause.LOST if of_ray else Cause.RAISED

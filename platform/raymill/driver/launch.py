@@ -85,9 +85,9 @@ def _work(config: WorkerConfig) -> None:
 
 def _fit(resolved: ResolvedRun, workers: int, scratch: Path) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig
 
     from raymill.cluster.lean_trainer import AttemptTrainer, LeanTrainer
+    from raymill.cluster.process_group import GroupConfig
 
     mark("trainer")
     job = resolved.job
@@ -103,7 +103,7 @@ def _fit(resolved: ResolvedRun, workers: int, scratch: Path) -> None:
             use_gpu=job.cluster.gpu,
             resources_per_worker=resources,
         ),
-        torch_config=TorchConfig(
+        torch_config=GroupConfig(
             backend="nccl" if job.cluster.gpu else "gloo", timeout_s=collective_timeout_s(resolved)
         ),
         run_config=RunConfig(

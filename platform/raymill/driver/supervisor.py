@@ -34,7 +34,7 @@ from raymill.driver.failure import (
 from raymill.driver.launch import WorkerRun
 from raymill.driver.watchdog import Watchdog, end_one
 from raymill.engine.failure_note import FailureNote, read_notes
-from raymill.engine.heartbeat import COMPILE
+from raymill.engine.heartbeat import COMPILE, read_heartbeat
 from raymill.engine.resolved_run import ResolvedRun
 from raymill.errors import CheckpointError, ClusterError, StorageError
 from raymill.plan.batch import allowed_workers
@@ -313,6 +313,14 @@ class RunSupervisor:
             self._resizing = True
             self._resolved.stop_request.touch()
 
+    def _describe(self, rank: int) -> str:
+        """Describe a rank of the last attempt, as in `rank 3 on host-b`."""
+        try:
+            record = read_heartbeat(replace(self._resolved, start=self._starts).pulses, rank)
+        except StorageError:
+            record = None
+        return f"rank {rank} on {record['host']}" if record else f"rank {rank}"
+
     def _recover(self, end: AttemptEnd) -> bool:
         """Report a failure, and wait before the next start. Return False if the run was asked to end meanwhile.
 
@@ -320,7 +328,7 @@ class RunSupervisor:
             ClusterError: `decide_retry` gives up.
             RaymillError: a rank's own, which another attempt would meet again.
         """
-        cause, what = diagnose(end.error, end.notes)
+        cause, what = diagnose(end.error, end.notes, self._describe)
         committed = last_committed(self._resolved.checkpoints)
         self._failures.append(Failure(cause, what, end.step, committed))
         facts = {"cause": cause.value, "what": what, "step": end.step, "committed": committed}

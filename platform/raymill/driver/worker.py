@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from raymill.cluster.interface import GLOO
 from raymill.engine.failure_note import exit_on_error
 from raymill.engine.heartbeat import Heartbeat, process_location
 from raymill.engine.resolved_run import ResolvedRun
@@ -151,7 +152,7 @@ def _log_attempt(
     resolved: ResolvedRun, start: StartPoint, event_log: EventLog | None, group: WorkerGroup
 ) -> None:
     # The driver watches these nodes: whether they are drained, and for their metrics.
-    ranks = group.gather(process_location())
+    ranks = group.gather(process_location() | _place_in_group())
     if event_log is None:
         return
     origin = start.checkpoint.directory if start.checkpoint else resolved.model_folder
@@ -165,6 +166,16 @@ def _log_attempt(
         total_steps=resolved.total_steps,
         messages=list(start.messages),
     )
+
+
+def _place_in_group() -> dict[str, int | str]:
+    """Return this rank's numbers, as Ray Train set them, and the interface of its process groups.
+
+    The interface is "" where it is torch's own choice, because all ranks are on one host.
+    """
+    numbers = {"node_rank": "0", "local_rank": "0", "local_world_size": "1"}
+    found = {name: int(os.environ.get(name.upper(), alone)) for name, alone in numbers.items()}
+    return found | {"interface": os.environ.get(GLOO, "")}
 
 
 def open_stream(

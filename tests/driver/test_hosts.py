@@ -1,0 +1,176 @@
+"""Training on several hosts, each with its own network, name and Ray node: interfaces are found, and a run that
+meets failing links and hosts is the run that never did."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from driver import job
+from driver.conftest import Workshop
+from driver.head import RAY
+from driver.hosts import Hosts, hosts, join, start_cluster, why_not
+from driver.job import ROOT
+from driver.test_kills import check_attempts, found
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(3000)]
+STEPS = 600
+COMMON = ("zero=stage3", "evaluation.every=0", "train.micro_batch=2", "checkpoint.keep_last=1000")
+
+
+@pytest.fixture
+def network() -> Iterator[Hosts]:
+    if (reason := why_not()) is not None:
+        print(f"\n{reason}")
+        pytest.skip(reason)
+    with hosts() as made:
+        yield made
+
+
+@dataclass
+class Submitted:
+    """Job that was submitted from a host, and what it has printed and written so far."""
+
+    process: subprocess.Popen[bytes]
+    printed: Path
+    run_dir: Path
+
+    def output(self) -> str:
+        return self.printed.read_text(errors="replace")
+
+    def wait_for(self, condition: Callable[[], bool], limit_s: float = 300.0) -> float:
+        """Wait until a condition holds; the seconds that it took."""
+        began = time.monotonic()
+        while not condition():
+            assert self.process.poll() is None, self.output()
+            assert time.monotonic() - began < limit_s, self.output()
+            time.sleep(0.05)
+        return time.monotonic() - began
+
+    def end(self, limit_s: float = 300.0) -> None:
+        assert self.process.wait(limit_s) == 0, self.output()
+        assert "Traceback" not in self.output(), self.output()
+
+    def attempts(self) -> list[dict[str, Any]]:
+        return job.events(self.run_dir, "attempt")
+
+    def steps(self) -> list[dict[str, Any]]:
+        return job.events(self.run_dir, "step")
+
+    def hosts(self) -> set[str]:
+        return {rank["host"] for rank in self.attempts()[-1]["ranks"]}
+
+    def steps_from_now(self, count: int) -> float:
+        """Wait until so many steps were made from now on; the seconds that they took."""
+        made = len(self.steps())
+        return self.wait_for(lambda: len(self.steps()) >= made + count)
+
+    def next_attempt(self) -> float:
+        """Wait until another attempt has made a step; the seconds until then."""
+        number = len(self.attempts()) + 1
+        return self.wait_for(lambda: any(step["attempt"] >= number for step in self.steps()))
+
+
+def submit(
+    network: Hosts, address: str, workshop: Workshop, name: str, *settings: str
+) -> Submitted:
+    """Submit a run of two workers from the host without Ray."""
+    desk, printed = network.made["desk"], workshop.root / f"{name}.txt"
+    command = (
+        *RAY, "job", "submit", "--address", address, "--working-dir", str(ROOT), "--",
+        "python", "jobs/pretrain.py", *workshop.overrides, *COMMON, f"run.name={name}", *settings,
+        "cluster=auto", "cluster.cpus_per_worker=2", f"storage.root={workshop.root / 'storage'}",
+    )  # fmt: skip
+    with printed.open("wb") as out:
+        process = subprocess.Popen(
+            desk.command(*command), env=desk.env, stdout=out, stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    return Submitted(process, printed, workshop.run_dir(name))
+
+
+@pytest.mark.slow
+def test_a_run_on_two_hosts(network: Hosts, workshop: Workshop) -> None:
+    """Submitted from a fourth host, without a word about interfaces: trained, exported and registered."""
+    address = start_cluster(network, ("mill-1", "mill-2"))
+    submitted = submit(network, address, workshop, "hosts", "run.workers=2", "train.steps=12")
+    submitted.end()
+    [attempt] = submitted.attempts()
+    assert {rank["host"] for rank in attempt["ranks"]} == {"mill-1", "mill-2"}
+    assert [rank["node_rank"] for rank in attempt["ranks"]] == [0, 1]
+    for rank in attempt["ranks"]:
+        assert (rank["local_rank"], rank["local_world_size"], rank["interface"]) == (0, 1, "eth0")
+    assert json.loads((submitted.run_dir / "summary.json").read_text())["figures"]["steps"] == 12
+    assert (submitted.run_dir / "export" / "model.safetensors").exists()
+    assert "registered models:/" in submitted.output()
+
+
+@pytest.mark.chaos
+def test_links_and_hosts_that_fail(network: Hosts, workshop: Workshop) -> None:
+    """Unnoticed: a link cut for seconds, little bandwidth, delay and loss. At the cost of an attempt: a link cut
+    for good, a host removed, hosts that reach the head but not each other."""
+    address = start_cluster(network, ("mill-1", "mill-2"), forwarded=("mill-2",))
+    run = submit(
+        network, address, workshop, "weather", "run.workers=2", f"train.steps={STEPS}", "tracking=none",
+        "checkpoint.every=20", "watchdog.timeout_s=30", "run.max_failures=30",
+    )  # fmt: skip
+    run.wait_for(lambda: len(run.steps()) >= 20)
+    mill_2 = network.made["mill-2"]
+
+    network.cut("mill-2")
+    time.sleep(4)
+    network.mend("mill-2")
+    note(run, "a link cut for 4 s, from its mending", run.steps_from_now(5))
+    network.limit("mill-2", "4mbit")
+    note(run, "5 steps at 4 Mbit/s", run.steps_from_now(5))
+    network.limit("mill-2", None)
+    mill_2.worsen(delay_s=0.02, loss=0.02)
+    note(run, "5 steps with 20 ms of delay and 2% of loss each way", run.steps_from_now(5))
+    mill_2.worsen(delay_s=0.0, loss=0.0)
+    note(run, "5 steps without", run.steps_from_now(5))
+    assert len(run.attempts()) == 1, run.output()
+
+    network.add("mill-3", 9)
+    join(network, "mill-3")
+    network.cut("mill-2")
+    note(run, "a link cut for good, with a spare host", run.next_attempt())
+    assert run.hosts() == {"mill-1", "mill-3"}
+    assert "mill-2" in run.output()
+
+    network.made["mill-1"].remove()
+    removed = time.monotonic()
+    run.wait_for(lambda: "the cluster has room for 1 workers" in run.output())
+    note(run, "a host removed, until the run waits for another", time.monotonic() - removed)
+    network.add("mill-1", 2)
+    join(network, "mill-1")
+    note(run, "a host returned, from its joining", run.next_attempt())
+    assert run.hosts() == {"mill-1", "mill-3"}
+
+    for name in run.hosts():
+        network.isolate(name, True)
+    apart = time.monotonic()
+    run.wait_for(lambda: "can't reach rank" in run.output())
+    note(run, "hosts that can't reach each other, until that is told", time.monotonic() - apart)
+    for name in run.hosts():
+        network.isolate(name, False)
+    note(run, "from the mending", run.next_attempt())
+
+    run.end()
+    code, output = job.run(
+        "pretrain", *workshop.overrides, *COMMON, "run.name=calm", "run.workers=2", f"train.steps={STEPS}",
+        "checkpoint.every=20", "tracking=none", cwd=workshop.root,
+    )  # fmt: skip
+    assert code == 0, output
+    check_attempts(run.run_dir, 20)
+    assert found(run.run_dir) == found(workshop.run_dir("calm")), "bit-equal"
+
+
+def note(run: Submitted, what: str, seconds: float) -> None:
+    print(f"\n{what}: {seconds:.1f} s (step {run.steps()[-1]['step']})", flush=True)
