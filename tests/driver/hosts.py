@@ -126,13 +126,12 @@ class Host:
         self.forwarder.stdin.write(json.dumps(conditions) + "\n")
         self.forwarder.stdin.flush()
 
-    def remove(self) -> None:
-        """Take the host away without a word: all its processes, its session folder and its link."""
-        os.kill(self.first, 9)
-        self.process.wait()
-        if self.forwarder is not None:
-            self.forwarder.kill()
-            self.forwarder.wait()
+    def end(self) -> None:
+        """Kill all its processes; its session folder goes with them."""
+        for process in (self.process, self.forwarder):
+            if process is not None:
+                process.kill()
+                process.wait()
 
 
 @dataclass
@@ -170,6 +169,15 @@ class Hosts:
     def ip(self, *arguments: str) -> None:
         """Run `ip` where the bridge is."""
         self._in_switch("ip", *arguments)
+
+    def remove(self, name: str) -> None:
+        """Take a host away without a word: its link and all its processes."""
+        self.cut(name)
+        host = self.made.pop(name)
+        host.end()
+        # A namespace is dissolved some time after its last process; a TAP device goes with its forwarder.
+        if host.forwarder is None:
+            self.ip("link", "delete", f"to-{name}")
 
     def cut(self, name: str) -> None:
         """Cut the host's link: at both ends there is no carrier."""
@@ -229,8 +237,7 @@ def hosts() -> Iterator[Hosts]:
         yield found
     finally:
         for host in found.made.values():
-            if host.process.poll() is None:
-                host.remove()
+            host.end()
         switch.kill()
         switch.wait()
 

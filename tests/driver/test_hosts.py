@@ -114,7 +114,7 @@ def test_a_run_on_two_hosts(network: Hosts, workshop: Workshop) -> None:
 
 @pytest.mark.chaos
 def test_links_and_hosts_that_fail(network: Hosts, workshop: Workshop) -> None:
-    """Unnoticed: a link cut for seconds, little bandwidth, delay and loss. At the cost of an attempt: a link cut
+    """Unnoticed: a link cut for seconds, little bandwidth, delay and loss. It costs an attempt: a link cut
     for good, a host removed, hosts that reach the head but not each other."""
     address = start_cluster(network, ("mill-1", "mill-2"), forwarded=("mill-2",))
     run = submit(
@@ -144,7 +144,7 @@ def test_links_and_hosts_that_fail(network: Hosts, workshop: Workshop) -> None:
     assert run.hosts() == {"mill-1", "mill-3"}
     assert "mill-2" in run.output()
 
-    network.made["mill-1"].remove()
+    network.remove("mill-1")
     removed = time.monotonic()
     run.wait_for(lambda: "the cluster has room for 1 workers" in run.output())
     note(run, "a host removed, until the run waits for another", time.monotonic() - removed)
