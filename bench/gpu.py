@@ -115,13 +115,13 @@ def saves(trainer: Trainer, step: Callable[[], None]) -> None:
         copy = HostCopy()
         # The first copy also allocates the buffers.
         copy.take([trainer])
-        save = partial(commit, folder, manifest, trainer.shapes)
+        save = partial(commit, folder, manifest, trainer.checkpoint_layout())
         waited = timed(lambda: save(list(copy.take([trainer])), group))
         commits = BackgroundCommits(folder, group, lambda _: None)
         calm = [timed(step) for _ in range(20)]
         started = time.perf_counter()
         manifest = CheckpointManifest(2, 2, 2, 1, 1, {}, "", (), "", None, None, {})
-        commits.start(manifest, trainer.shapes, copy.take([trainer]))
+        commits.start(manifest, trainer.checkpoint_layout(), copy.take([trainer]))
         stall = time.perf_counter() - started
         during = []
         while commits.busy:

@@ -26,7 +26,7 @@ from raymill import reading
 from raymill.checkpoint.commit import _is_committed
 from raymill.checkpoint.fence import advance_fence, check_fence, raise_fence, writing_folder
 from raymill.checkpoint.fencing_tokens import FolderTokens
-from raymill.checkpoint.fragments import FragmentReader, read_index
+from raymill.checkpoint.fragments import FragmentReader
 from raymill.checkpoint.manifest import INDEX_NAME, MANIFEST_NAME, verify
 from raymill.checkpoint.resume import newest_verified
 from raymill.checkpoint.retention import REGISTERED_NAME, committed_steps, registered_checkpoints
@@ -153,17 +153,20 @@ def a_checkpoint_to_be_audited(place: Path) -> Case:
 
 @case
 def a_checkpoints_index(place: Path) -> Case:
-    path = save(place, 1) / INDEX_NAME
-    return Case(path, lambda: sorted(read_index(path)), CheckpointError)
+    directory = save(place, 1)
+    return Case(
+        directory / INDEX_NAME,
+        lambda: sorted(FragmentReader.open(directory).index),
+        CheckpointError,
+    )
 
 
 @case
 def a_checkpoints_fragments(place: Path) -> Case:
     directory = save(place, 1)
-    index = read_index(directory / INDEX_NAME)
     return Case(
         directory / "rank-00000.safetensors",
-        lambda: FragmentReader(directory, index).read("fp32", "b").tolist(),
+        lambda: FragmentReader.open(directory).read("fp32", "b").tolist(),
         CheckpointError,
     )
 

@@ -175,6 +175,20 @@ def read_bytes(path: Path) -> bytes:
     return retried(path, path.read_bytes)
 
 
+def read_range(path: Path, offset: int, buffer: memoryview) -> int:
+    """Fill the buffer with a file's bytes from an offset on; return how many there were. Raises as
+    `retried` does."""
+
+    def read() -> int:
+        with io.FileIO(path) as file:
+            count = 0
+            while got := os.preadv(file.fileno(), [buffer[count:]], offset + count):
+                count += got
+            return count
+
+    return retried(path, read)
+
+
 def read_text(path: Path) -> str:
     """Read a file's text in UTF-8, without a byte order mark. Raises as `retried` does, and
     UnicodeDecodeError."""

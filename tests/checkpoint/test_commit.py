@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import threading
 import tracemalloc
@@ -18,17 +19,16 @@ from safetensors.numpy import load_file
 
 from faults.weather import Weather
 from raymill import reading
+from raymill.checkpoint.chunks import CHUNK_BYTES
 from raymill.checkpoint.commit import commit
 from raymill.checkpoint.fence import FencedError, advance_fence, raise_fence, writing_folder
+from raymill.checkpoint.file_record import FileRecord
 from raymill.checkpoint.fragments import (
     ADAMW_MOMENTS,
     FragmentReader,
-    Slice,
-    index_to_json,
-    merge_slices,
-    read_index,
     write_fragments,
 )
+from raymill.checkpoint.layout import Layout, ParameterEntry
 from raymill.checkpoint.manifest import INDEX_NAME, MANIFEST_NAME, CheckpointManifest, verify
 from raymill.checkpoint.resume import contradictions, find_fork, newest_verified, parse_fork
 from raymill.checkpoint.retention import (
@@ -39,8 +39,8 @@ from raymill.checkpoint.retention import (
     set_aside,
     steps_to_delete,
 )
-from raymill.checkpoint.safetensors_file import write_safetensors
-from raymill.durable import sha256_file
+from raymill.checkpoint.safetensors_file import TABLE_NAME, data_start_for, write_safetensors
+from raymill.checkpoint.votes import VOTE_BYTES, CommitVote, layout_digest, refusals
 from raymill.errors import CheckpointError, ConfigError, StorageError
 from raymill.schema.identity import CHANGEABLE_ON_FORK, CHANGEABLE_ON_RESUME
 
@@ -48,6 +48,9 @@ KINDS = ("fp32", *ADAMW_MOMENTS)
 
 T = TypeVar("T")
 SHAPES = {"a": (4, 3), "b": (5,)}
+LAYOUT = Layout.equal_parts(1, {name: ParameterEntry(shape) for name, shape in SHAPES.items()})
+# Of two ranks, the first of which holds everything.
+UNEVEN = replace(LAYOUT, world_size=2)
 
 
 class Alone:
@@ -56,8 +59,8 @@ class Alone:
     rank = 0
     world_size = 1
 
-    def gather(self, value: T) -> list[T]:
-        return [value]
+    def gather_to_zero(self, data: bytes) -> list[bytes]:
+        return [data]
 
     def broadcast(self, value: T) -> T:
         return value
@@ -68,8 +71,8 @@ class RefusedByRankOne(Alone):
 
     world_size = 2
 
-    def gather(self, value: T) -> list[T]:
-        return [value, "OSError: no space left on device"]  # type: ignore[list-item]
+    def gather_to_zero(self, data: bytes) -> list[bytes]:
+        return [data, CommitVote(refusal="OSError: no space left on device").encode()]
 
 
 def manifest(step: int) -> CheckpointManifest:
@@ -91,14 +94,15 @@ def save(folder: Path, step: int, group: Any = None) -> Path:
     values = state(step)
     fragments = [(name, 0, arrays) for name, arrays in values.items()]
     raise_fence(folder, 0)
-    return commit(folder, manifest(step), SHAPES, fragments, group or Alone())
+    layout = LAYOUT if group is None else UNEVEN
+    return commit(folder, manifest(step), layout, fragments, group or Alone())
 
 
 def test_what_was_committed_is_read_back_bit_by_bit_and_by_ranges(tmp_path: Path) -> None:
     directory = save(tmp_path, 3)
     assert directory.name == "step-00000003"
     assert verify(directory).step == 3
-    reader = FragmentReader(directory, read_index(directory / INDEX_NAME))
+    reader = FragmentReader.open(directory)
     for name, arrays in state(3).items():
         for kind, values in arrays.items():
             assert np.array_equal(reader.read(kind, name), values)
@@ -119,14 +123,15 @@ def test_reading_holds_a_parameter_at_a_time_and_not_the_checkpoint(tmp_path: Pa
         for name, shape in shapes.items()
     ]
     raise_fence(tmp_path, 0)
-    directory = commit(tmp_path, manifest(1), shapes, fragments, Alone())
+    layout = Layout.equal_parts(1, {name: ParameterEntry(shape) for name, shape in shapes.items()})
+    directory = commit(tmp_path, manifest(1), layout, fragments, Alone())
     written = sum(path.stat().st_size for path in directory.glob("rank-*"))
     assert written > 40 * 2**20
     del fragments
     tracemalloc.start()
     try:
         verify(directory)
-        reader = FragmentReader(directory, read_index(directory / INDEX_NAME))
+        reader = FragmentReader.open(directory)
         hashed = tracemalloc.get_traced_memory()[1]
         tracemalloc.reset_peak()
         for name in shapes:
@@ -212,7 +217,7 @@ def test_an_exception_while_gathering_state_is_a_vote_not_a_hang(tmp_path: Path)
 
     raise_fence(tmp_path, 0)
     with pytest.raises(CheckpointError, match="MemoryError: host memory"):
-        commit(tmp_path, manifest(1), SHAPES, broken(), Alone())
+        commit(tmp_path, manifest(1), LAYOUT, broken(), Alone())
     assert left(tmp_path) == []
 
 
@@ -220,7 +225,7 @@ def test_who_lost_the_run_commits_nothing_and_spoils_nothing(tmp_path: Path) -> 
     save(tmp_path, 1)
     raise_fence(tmp_path, 1)
     with pytest.raises(FencedError, match="taken this run over"):
-        commit(tmp_path, manifest(2), SHAPES, [], Alone())
+        commit(tmp_path, manifest(2), LAYOUT, [], Alone())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "writing-1"]
 
 
@@ -228,14 +233,14 @@ def test_a_writer_fenced_off_between_writing_and_renaming_commits_nothing(tmp_pa
     class TakenOver(Alone):
         """Group in which another process takes the run between a rank's write and the vote."""
 
-        def gather(self, value: T) -> list[T]:
+        def gather_to_zero(self, data: bytes) -> list[bytes]:
             raise_fence(tmp_path, 1)
-            return [value]
+            return [data]
 
     raise_fence(tmp_path, 0)
     fragments = [(name, 0, arrays) for name, arrays in state(2).items()]
     with pytest.raises(FencedError):
-        commit(tmp_path, manifest(2), SHAPES, fragments, TakenOver())
+        commit(tmp_path, manifest(2), LAYOUT, fragments, TakenOver())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["writing-1"]
 
 
@@ -254,14 +259,14 @@ def test_storage_that_doesnt_answer_is_no_other_writer(
         broken.setattr(Path, "is_dir", unreachable)
         broken.setattr(Path, "mkdir", unreachable)
         with pytest.raises(CheckpointError, match="Input/output error") as refusal:
-            commit(checkpoints, manifest(1), SHAPES, fragments, Alone())
+            commit(checkpoints, manifest(1), LAYOUT, fragments, Alone())
         assert not isinstance(refusal.value, FencedError)
     hidden = checkpoints.rename(tmp_path / "unmounted")
     with pytest.raises(CheckpointError) as refusal:
-        commit(checkpoints, manifest(1), SHAPES, fragments, Alone())
+        commit(checkpoints, manifest(1), LAYOUT, fragments, Alone())
     assert not isinstance(refusal.value, FencedError)
     hidden.rename(checkpoints)
-    assert commit(checkpoints, manifest(1), SHAPES, fragments, Alone()).is_dir()
+    assert commit(checkpoints, manifest(1), LAYOUT, fragments, Alone()).is_dir()
 
 
 def test_a_late_fence_leaves_a_newer_holders_alone(tmp_path: Path) -> None:
@@ -279,11 +284,11 @@ def test_workers_of_before_commit_nothing_once_others_have_started(tmp_path: Pat
     second = advance_fence(tmp_path, 0, 2)
     assert [path.name for path in second.iterdir()] == ["half-written"]
     with pytest.raises(FencedError, match="newer workers have been started"):
-        commit(tmp_path, of[1], SHAPES, fragments, Alone())
+        commit(tmp_path, of[1], LAYOUT, fragments, Alone())
     with pytest.raises(FencedError):
         advance_fence(tmp_path, 0, 1)
     assert advance_fence(tmp_path, 0, 2) == second
-    commit(tmp_path, of[2], SHAPES, fragments, Alone())
+    commit(tmp_path, of[2], LAYOUT, fragments, Alone())
     raise_fence(tmp_path, 1)
     with pytest.raises(FencedError):
         advance_fence(tmp_path, 0, 3)
@@ -311,38 +316,84 @@ def test_of_a_holder_of_before_and_a_new_one_at_once_the_new_one_stays(tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["writing-2"]
 
 
-def test_the_file_is_what_the_library_writes(tmp_path: Path) -> None:
-    arrays = {"a": np.arange(7, dtype=np.float32), "b/é": np.zeros(0, dtype=np.float32)}
-    size, sha256 = write_safetensors(tmp_path / "x", arrays)
-    assert (size, sha256) == ((tmp_path / "x").stat().st_size, sha256_file(tmp_path / "x"))
+def test_the_file_is_what_the_library_reads_and_its_table_proves_it(tmp_path: Path) -> None:
+    arrays = {
+        "a": np.arange(CHUNK_BYTES // 4 + 7, dtype=np.float32),
+        "b/é": np.zeros(0, dtype=np.float32),
+    }
+    start = data_start_for(arrays)
+    size, sha256 = write_safetensors(tmp_path / "x", arrays, start)
     found = load_file(tmp_path / "x")
+    table = found.pop(TABLE_NAME)
     assert found.keys() == arrays.keys()
     assert all(np.array_equal(found[name], values) for name, values in arrays.items())
+    data = (tmp_path / "x").read_bytes()
+    assert data[start : start + 4 * arrays["a"].size] == arrays["a"].tobytes()
+    content = data[: -table.nbytes]
+    chunks = [content[n : n + CHUNK_BYTES] for n in range(0, len(content), CHUNK_BYTES)]
+    assert len(chunks) == 2
+    assert table.tobytes() == b"".join(hashlib.sha256(chunk).digest() for chunk in chunks)
+    assert (size, sha256) == (len(data), hashlib.sha256(table.tobytes()).hexdigest())
 
 
-def test_parameters_must_be_covered_once_and_wholly(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="slices cover 4 of 5"):
-        merge_slices({"b": (5,)}, [{"b": Slice("f", 0, 4)}])
-    with pytest.raises(CheckpointError, match="expected a slice at element 3, found 2"):
-        merge_slices({"b": (5,)}, [{"b": Slice("f", 0, 3)}, {"b": Slice("g", 2, 3)}])
-    with pytest.raises(CheckpointError, match="don't keep the same moments"):
-        merge_slices(
-            {"b": (5,)}, [{"b": Slice("f", 0, 3)}, {"b": Slice("g", 3, 2, ("momentum_buffer",))}]
-        )
+def test_a_rank_writes_what_the_layout_gives_it_and_nothing_else(tmp_path: Path) -> None:
+    values = state(1)
+    whole = [(name, 0, arrays) for name, arrays in values.items()]
+    weights = [(name, 0, {"fp32": arrays["fp32"]}) for name, arrays in values.items()]
+    halves = Layout.equal_parts(2, LAYOUT.entries)
+    for layout, rank, fragments in (
+        (halves, 0, whole), (halves, 1, whole), (LAYOUT, 0, whole[:1]), (LAYOUT, 0, weights),
+        (LAYOUT, 0, [*whole, ("c", 0, values["b"])]), (LAYOUT, 0, [("a", 1, values["a"])]),
+    ):  # fmt: skip
+        with pytest.raises(CheckpointError, match="the layout"):
+            write_fragments(tmp_path, rank, layout, fragments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_ranks_that_disagree_on_the_layout_commit_nothing(tmp_path: Path) -> None:
+    class Another(Alone):
+        """Group whose rank 1 wrote by a layout of its own."""
+
+        world_size = 2
+
+        def __init__(self, layout: str, size: int) -> None:
+            self.vote = CommitVote(FileRecord(size, "0" * 64), layout)
+
+        def gather_to_zero(self, data: bytes) -> list[bytes]:
+            return [data, self.vote.encode()]
+
+    digest, size = layout_digest(UNEVEN), UNEVEN.file_sizes()[1]
+    for group in (Another("f" * 64, size), Another(digest, size + 1)):
+        with pytest.raises(CheckpointError, match="rank 1: it wrote by another layout"):
+            save(tmp_path, 1, group)
+    assert left(tmp_path) == []
+    save(tmp_path, 1, Another(digest, size))
+
+
+def test_votes_have_a_fixed_size_and_long_refusals_lose_their_middle() -> None:
+    for vote in (
+        CommitVote(FileRecord(2**60 + 5, "ab" * 32, CHUNK_BYTES), "cd" * 32),
+        CommitVote(refusal="OSError: é"),
+    ):
+        assert len(vote.encode()) == VOTE_BYTES
+        assert CommitVote.decode(vote.encode()) == vote
+    long = CommitVote(refusal="OSError: no space: " + "x" * 999 + "/rank-00001")
+    assert len(long.encode()) == VOTE_BYTES
+    text = CommitVote.decode(long.encode()).refusal
+    assert text.startswith("OSError: no space: ") and text.endswith("/rank-00001")
+    many = refusals([CommitVote(refusal="full")] * 9, Layout.equal_parts(9, LAYOUT.entries))
+    assert many == [*(f"rank {rank}: full" for rank in range(4)), "and 5 more ranks"]
 
 
 def test_the_index_says_which_moments_a_parameter_has(tmp_path: Path) -> None:
+    layout = Layout.equal_parts(1, {"m": ParameterEntry((3,), ("momentum_buffer",))})
     values = {"fp32": np.ones(3, np.float32), "momentum_buffer": np.full(3, 2, np.float32)}
-    slices, _, _ = write_fragments(tmp_path, "f", [("m", 0, values)])
-    index = merge_slices({"m": (3,)}, [slices])
-    (tmp_path / INDEX_NAME).write_text(json.dumps(index_to_json(index)))
-    reader = FragmentReader(tmp_path, read_index(tmp_path / INDEX_NAME))
+    raise_fence(tmp_path, 0)
+    directory = commit(tmp_path, manifest(1), layout, [("m", 0, values)], Alone())
+    reader = FragmentReader.open(directory)
     assert reader.read("momentum_buffer", "m").tolist() == [2, 2, 2]
     with pytest.raises(CheckpointError, match="has the moments momentum_buffer, and no exp_avg"):
         reader.read("exp_avg", "m")
-    # One of before there was Muon.
-    (tmp_path / INDEX_NAME).write_text('{"m": {"shape": [3], "slices": [["f", 0, 3]]}}')
-    assert read_index(tmp_path / INDEX_NAME)["m"].moments == ("exp_avg", "exp_avg_sq")
 
 
 def test_a_damaged_checkpoint_makes_room_for_the_same_step(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from at_once import at_once
-from checkpoint.test_commit import SHAPES, Alone, manifest, state
+from checkpoint.test_commit import LAYOUT, Alone, manifest, state
 from checkpoint.test_crash_points import injected
 from faults.injector import happened
 from raymill.checkpoint.commit import commit
@@ -47,7 +47,7 @@ def save_as(token: int, uri: str, run_dir: Path, step: int) -> None:
     (run_dir / "metrics.jsonl").write_text("".join(f"{n}\n" for n in range(1, step + 1)))
     remote = RemoteRun(uri, token)
     commit(
-        checkpoints, replace(manifest(step), token=token), SHAPES, fragments, Alone(), remote
+        checkpoints, replace(manifest(step), token=token), LAYOUT, fragments, Alone(), remote
     )  # fmt: skip
 
 

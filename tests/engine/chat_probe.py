@@ -125,10 +125,17 @@ def run_cases(rank: int, world: int, port: int, cases: list[Case], folder: Path)
                     step + 1, 0, 0, world, 1, {}, "", (), "", None, None, {}
                 )
                 on_rank_zero(group, partial(raise_fence, checkpoints, 0))
-                commit(checkpoints, manifest, trainer.shapes, trainer.fragments(), group)
+                commit(
+                    checkpoints, manifest, trainer.checkpoint_layout(), trainer.fragments(), group
+                )
         after = {name: a["fp32"] for name, _, a in trainer.fragments()}
         still = [name for name in before if np.array_equal(before[name], after[name])]
-        report.update(losses=losses, norms=norms, trained=sorted(trainer.shapes), still=still)
+        report.update(
+            losses=losses,
+            norms=norms,
+            trained=sorted(trainer.checkpoint_layout().entries),
+            still=still,
+        )
         if rank == 0:
             suffix = "-resumed" if case.resume else ""
             (folder / f"{case.name}{suffix}.json").write_text(json.dumps(report))

@@ -201,7 +201,9 @@ def run_cases(
                     step + 1, (step + 1) * case.batch, 0, world, 1, {}, "", (), "", None, None, {}
                 )
                 on_rank_zero(group, partial(raise_fence, checkpoints, 0))
-                commit(checkpoints, manifest, trainer.shapes, trainer.fragments(), group)
+                commit(
+                    checkpoints, manifest, trainer.checkpoint_layout(), trainer.fragments(), group
+                )
         report.update(losses=losses, norms=norms)
         if rank == 0:
             suffix = "-resumed" if case.resume else ""

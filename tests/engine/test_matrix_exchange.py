@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from raymill.engine.matrix_exchange import Matrix, MatrixExchange, Partition
+from raymill.checkpoint.partition import Partition
+from raymill.engine.matrix_exchange import Matrix, MatrixExchange
 
 SHAPES = [(8, 8), (4, 6), (16, 2), (1, 5), (12, 12), (3, 7), (8, 8), (2, 2)]
 

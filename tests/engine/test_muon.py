@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from engine.muon_reference import MuonReference, orthogonalized
 from engine.probe import ARCH, VOCAB
-from raymill.engine.matrix_exchange import Matrix, Partition, assign_owners, plan_rounds
+from raymill.checkpoint.partition import Partition
+from raymill.engine.matrix_exchange import Matrix, assign_owners, plan_rounds
 from raymill.engine.muon import Muon, orthogonalize, update_scale
 from raymill.engine.optimizers import build_optimizer, moments_of, muon_names
 from raymill.errors import ConfigError

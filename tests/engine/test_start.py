@@ -10,6 +10,7 @@ import pytest
 
 from raymill.checkpoint.commit import commit
 from raymill.checkpoint.fence import raise_fence
+from raymill.checkpoint.layout import Layout, ParameterEntry
 from raymill.checkpoint.manifest import CheckpointManifest
 from raymill.checkpoint.retention import committed_steps
 from raymill.config import load
@@ -29,8 +30,8 @@ class Alone:
     rank = 0
     world_size = 1
 
-    def gather(self, value: object) -> list[object]:
-        return [value]
+    def gather_to_zero(self, data: bytes) -> list[bytes]:
+        return [data]
 
     def broadcast(self, value: object) -> object:
         return value
@@ -51,7 +52,8 @@ def commit_at(resolved: ResolvedRun, *steps: int) -> None:
             "t" * 64, None, None, {},
         )  # fmt: skip
         values = {"fp32": np.zeros(4, dtype=np.float32)}
-        commit(resolved.checkpoints, manifest, {"a": (4,)}, [("a", 0, values)], Alone())
+        layout = Layout.equal_parts(1, {"a": ParameterEntry((4,), ())})
+        commit(resolved.checkpoints, manifest, layout, [("a", 0, values)], Alone())
 
 
 @pytest.mark.parametrize("steps", ["train.steps=200", "train.steps=90"])

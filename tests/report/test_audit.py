@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from checkpoint.test_commit import SHAPES, Alone, manifest, state
+from checkpoint.test_commit import LAYOUT, Alone, manifest, state
 from raymill.checkpoint.commit import commit
 from raymill.checkpoint.fence import raise_fence
 from raymill.config.compose import load
@@ -82,7 +82,7 @@ def run_dir(tmp_path: Path) -> Path:
     raise_fence(checkpoints, 0)
     for step in (6, 8):
         fragments = [(name, 0, arrays) for name, arrays in state(step).items()]
-        commit(checkpoints, manifest(step), SHAPES, fragments, Alone())
+        commit(checkpoints, manifest(step), LAYOUT, fragments, Alone())
     return writer.run_dir
 
 
@@ -189,7 +189,7 @@ def test_windows_that_the_guard_left_out_are_no_gap(tmp_path: Path) -> None:
     raise_fence(checkpoints, 0)
     rewound = replace(manifest(3), samples=40, guard={"skipped": [[8, 15], [16, 23]]})
     fragments = [(name, 0, arrays) for name, arrays in state(3).items()]
-    commit(checkpoints, rewound, SHAPES, fragments, Alone())
+    commit(checkpoints, rewound, LAYOUT, fragments, Alone())
     found = audit(writer.run_dir)
     assert found.problems == []
     assert (found.left_out, found.replayed, found.lost_steps) == (16, 0, 2)

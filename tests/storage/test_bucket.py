@@ -38,7 +38,12 @@ def test_files_go_there_and_come_back(uri: str, tmp_path: Path, size: int) -> No
     assert bucket.folders() == ["a"]
     bucket.download("a/b/file", back)
     assert back.read_bytes() == path.read_bytes()
-    assert bucket.sha256("a/b/file")[0] == size
+    for offset, wanted in ((0, size), (size // 2, size), (max(0, size - 3), 7), (size + 5, 4)):
+        part = bytearray(wanted)
+        count = bucket.read_range("a/b/file", offset, memoryview(part))
+        assert part[:count] == path.read_bytes()[offset : offset + wanted]
+    with pytest.raises(FileNotFoundError):
+        bucket.read_range("a/b/none", 0, memoryview(bytearray(4)))
     bucket.delete(["a/b/file", "nothing"])
     assert bucket.get("a/b/file") is None
 

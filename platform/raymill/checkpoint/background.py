@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from raymill.checkpoint.commit import CommitGroup, commit
 from raymill.checkpoint.fence import FencedError
 from raymill.checkpoint.fragments import Fragments
+from raymill.checkpoint.layout import Layout
 from raymill.checkpoint.manifest import CheckpointManifest
 from raymill.checkpoint.remote import RemoteRun
 from raymill.errors import CheckpointError
@@ -78,7 +79,7 @@ class BackgroundCommits:
     def start(
         self,
         manifest: CheckpointManifest,
-        shapes: Mapping[str, Sequence[int]],
+        layout: Layout,
         fragments: Fragments,
     ) -> None:
         """Start a commit of these fragments, which nobody may change until it ends.
@@ -95,7 +96,7 @@ class BackgroundCommits:
             self._share = min(1.0, max(self._least, needed))
         self._started, self._worked = now, 0.0
         self._thread = threading.Thread(
-            target=self._run, args=(manifest, shapes, fragments), name="raymill-commit", daemon=True
+            target=self._run, args=(manifest, layout, fragments), name="raymill-commit", daemon=True
         )
         self._thread.start()
 
@@ -130,7 +131,7 @@ class BackgroundCommits:
     def _run(
         self,
         manifest: CheckpointManifest,
-        shapes: Mapping[str, Sequence[int]],
+        layout: Layout,
         fragments: Fragments,
     ) -> None:
         started = time.perf_counter()
@@ -140,7 +141,7 @@ class BackgroundCommits:
         try:
             if self._before is not None:
                 self._before()
-            directory = self._try(manifest, shapes, arrays_of_rank)
+            directory = self._try(manifest, layout, arrays_of_rank)
         # Whatever it is, the training loop must learn of it: it waits for this thread.
         except BaseException as raised:
             error = raised
@@ -151,7 +152,7 @@ class BackgroundCommits:
     def _try(
         self,
         manifest: CheckpointManifest,
-        shapes: Mapping[str, Sequence[int]],
+        layout: Layout,
         fragments: Fragments,
     ) -> Path:
         """Try the commit up to TRIES times; every rank sees the same result of a try, so all retry
@@ -159,7 +160,7 @@ class BackgroundCommits:
         for left in reversed(range(TRIES)):
             try:
                 directory = commit(
-                    self._checkpoints, manifest, shapes, fragments, self._group, self._remote,
+                    self._checkpoints, manifest, layout, fragments, self._group, self._remote,
                     throttle=self._throttle,
                 )  # fmt: skip
             # Another try can't succeed, since the run is another process's.

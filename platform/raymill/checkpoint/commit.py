@@ -10,31 +10,26 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from raymill.checkpoint.fence import FencedError, check_fence, writing_folder
-from raymill.checkpoint.fragments import (
-    Fragments,
-    Slice,
-    Throttle,
-    index_to_json,
-    merge_slices,
-    write_fragments,
-)
+from raymill.checkpoint.file_record import FileRecord
+from raymill.checkpoint.fragments import Fragments, Throttle, write_fragments
+from raymill.checkpoint.layout import Layout, file_of
 from raymill.checkpoint.ledger import Commit
 from raymill.checkpoint.manifest import (
     INDEX_NAME,
     MANIFEST_NAME,
     CheckpointManifest,
-    FileRecord,
-    verify,
+    inspect,
 )
 from raymill.checkpoint.remote import RemoteRun
 from raymill.checkpoint.retention import step_directory_name
+from raymill.checkpoint.votes import CommitVote, layout_digest, refusals
 from raymill.durable import fsync_path, sha256_file, write_atomic
 from raymill.errors import CheckpointError, StorageError
 from raymill.reading import is_folder
@@ -48,8 +43,8 @@ class CommitGroup(Protocol):
     rank: int
     world_size: int
 
-    def gather(self, value: T) -> list[T]:
-        """Return every rank's value, on every rank."""
+    def gather_to_zero(self, data: bytes) -> list[bytes]:
+        """Return every rank's bytes, of which all have equally many, on rank 0; [] elsewhere."""
         ...
 
     def broadcast(self, value: T) -> T:
@@ -60,7 +55,7 @@ class CommitGroup(Protocol):
 def commit(
     checkpoints: Path,
     manifest: CheckpointManifest,
-    shapes: Mapping[str, Sequence[int]],
+    layout: Layout,
     fragments: Fragments,
     group: CommitGroup,
     remote: RemoteRun | None = None,
@@ -69,9 +64,11 @@ def commit(
     """Write a checkpoint of `manifest.step` with all ranks, as the holder of `manifest.token`;
     collective.
 
-    `manifest.files` is filled in here. `fragments` are this rank's own. Where the run is kept in an
-    object store, `remote`, the checkpoint is committed once the store's ledger names it. `throttle`
-    is called between the pieces that are written.
+    `manifest.files` is filled in here. `fragments` are this rank's own, those that `layout` gives
+    it. Where the run is kept in an object store, `remote`, the checkpoint is committed once the
+    store's ledger names it. `throttle` is called between the pieces that are written.
+
+    Rank 0 receives VOTE_BYTES from each rank, and the others its decision alone.
 
     Raises:
         FencedError: on every rank: another process holds the run by now.
@@ -83,15 +80,17 @@ def commit(
     attempt = group.broadcast(uuid.uuid4().hex)
     writing = writing_folder(checkpoints, manifest.token, manifest.start)
     temporary = writing / f"{name}-{manifest.token}.{manifest.start}-{attempt}"
-    votes = group.gather(_write_rank(temporary, fragments, group.rank, remote, throttle))
-    refusals = [f"rank {rank}: {vote}" for rank, vote in enumerate(votes) if isinstance(vote, str)]
+    vote = _write_rank(temporary, layout, fragments, group.rank, remote, throttle)
+    gathered = group.gather_to_zero(vote.encode())
     outcome: CheckpointError | None = None
     if group.rank == 0:
         try:
-            if refusals:
-                raise CheckpointError("; ".join(refusals))
-            written = [vote for vote in votes if not isinstance(vote, str)]
-            _commit_rank_zero(temporary, checkpoints / name, manifest, shapes, written, remote)
+            layout.check()
+            votes = [CommitVote.decode(data) for data in gathered]
+            if reasons := refusals(votes, layout):
+                raise CheckpointError("; ".join(reasons))
+            records = [vote.record for vote in votes if vote.record is not None]
+            _commit_rank_zero(temporary, checkpoints / name, manifest, layout, records, remote)
         except CheckpointError as error:
             outcome = _failure(error, checkpoints, manifest, remote)
             shutil.rmtree(temporary, ignore_errors=True)
@@ -128,36 +127,33 @@ def _failure(
     )
 
 
-_Written = tuple[str, FileRecord, dict[str, Slice]]
-
-
 def _write_rank(
     directory: Path,
+    layout: Layout,
     fragments: Fragments,
     rank: int,
     remote: RemoteRun | None,
     throttle: Throttle | None,
-) -> _Written | str:
-    """Write this rank's file; return a failure as text, so that the vote always takes place."""
-    file = f"rank-{rank:05d}.safetensors"
+) -> CommitVote:
+    """Write this rank's file; return a failure as a vote, so that the vote always takes place."""
     try:
         # Not its parent: if the fence's folder is gone, another process has taken the run over.
         directory.mkdir(exist_ok=True)
-        slices, size, sha256 = write_fragments(directory, file, fragments, throttle)
+        record = write_fragments(directory, rank, layout, fragments, throttle)
         if remote is not None:
-            remote.upload(directory / file, directory.name)
-        return file, FileRecord(size, sha256), slices
+            remote.upload(directory / file_of(rank), directory.name)
+        return CommitVote(record, layout_digest(layout))
     # The other ranks wait for this vote, so any failure must become one.
     except Exception as error:
-        return f"{type(error).__name__}: {error}"
+        return CommitVote(refusal=f"{type(error).__name__}: {error}")
 
 
 def _commit_rank_zero(
     temporary: Path,
     final: Path,
     manifest: CheckpointManifest,
-    shapes: Mapping[str, Sequence[int]],
-    written: Sequence[_Written],
+    layout: Layout,
+    records: Sequence[FileRecord],
     remote: RemoteRun | None,
 ) -> None:
     """Write index and manifest, publish to the object store's ledger if there is one, and rename.
@@ -166,10 +162,9 @@ def _commit_rank_zero(
         CheckpointError: one of the steps failed.
     """
     try:
-        files = {file: record for file, record, _ in written}
-        index = merge_slices(shapes, [slices for _, _, slices in written])
+        files = {file_of(rank): record for rank, record in enumerate(records)}
         index_path = temporary / INDEX_NAME
-        write_atomic(index_path, json.dumps(index_to_json(index)))
+        write_atomic(index_path, json.dumps(layout.to_json()))
         files[INDEX_NAME] = FileRecord(index_path.stat().st_size, sha256_file(index_path))
         body = replace(manifest, files=files).to_json()
         write_atomic(temporary / MANIFEST_NAME, json.dumps(body, indent=1))
@@ -195,6 +190,6 @@ def _is_committed(final: Path, digest: str) -> bool:
     """Return whether this very checkpoint is committed; one that can't be read isn't taken for
     absent."""
     try:
-        return is_folder(final) and verify(final).digest == digest
+        return is_folder(final) and inspect(final).digest == digest
     except CheckpointError:
         return False

@@ -1,213 +1,152 @@
 """Fragment files: parameters and optimizer state as flat slices that any layout can load.
 
 Each rank writes what it owns, `kind/name` → a one-dimensional fp32 slice, into one safetensors
-file. The index maps every parameter to the slices that form it, so that a reader of any world size
-and ZeRO stage copies just the elements it needs: no pickle, no conversion, no whole model in
-memory.
+file. The layout (`layout.py`) tells where each element is, so that a reader of any world size and
+ZeRO stage reads just what it needs: no pickle, no conversion, no whole model in memory.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from raymill.checkpoint.chunks import CHUNK_BYTES
+from raymill.checkpoint.file_record import FileRecord
+from raymill.checkpoint.layout import ADAMW_MOMENTS as ADAMW_MOMENTS
+from raymill.checkpoint.layout import MUON_MOMENTS as MUON_MOMENTS
+from raymill.checkpoint.layout import WEIGHT as WEIGHT
+from raymill.checkpoint.layout import Index as Index
+from raymill.checkpoint.layout import Layout, Want, file_of
+from raymill.checkpoint.listed_layout import ListedLayout
+from raymill.checkpoint.manifest import INDEX_NAME, CheckpointManifest, read_manifest
 from raymill.checkpoint.safetensors_file import FloatArray as FloatArray
 from raymill.checkpoint.safetensors_file import Throttle as Throttle
 from raymill.checkpoint.safetensors_file import write_safetensors
-from raymill.durable import JsonObject
+from raymill.checkpoint.verified_files import CheckpointFiles, LocalFiles, VerifiedFiles
 from raymill.errors import CheckpointError
-from raymill.reading import MISSING, is_file, read_text, retried
-
-WEIGHT = "fp32"
-ADAMW_MOMENTS = ("exp_avg", "exp_avg_sq")
-MUON_MOMENTS = ("momentum_buffer",)
-
-
-@dataclass(frozen=True)
-class Slice:
-    """Elements [start, start + numel) of a flattened parameter and of its moments, stored in
-    `file`."""
-
-    file: str
-    start: int
-    numel: int
-    moments: tuple[str, ...] = ADAMW_MOMENTS
-
-
-@dataclass(frozen=True)
-class ParameterEntry:
-    """Shape and moments of a parameter, and its slices in order and without gaps."""
-
-    shape: tuple[int, ...]
-    slices: tuple[Slice, ...]
-
-    @property
-    def moments(self) -> tuple[str, ...]:
-        """Names of the optimizer moments that are stored with the parameter."""
-        return self.slices[0].moments
-
-    @property
-    def numel(self) -> int:
-        """Number of elements of the parameter."""
-        return int(np.prod(self.shape, dtype=np.int64))
-
-
-Index = Mapping[str, ParameterEntry]
-
 
 # The state of one rank: (parameter name, start element, kind → flat array).
 Fragments = Iterable[tuple[str, int, Mapping[str, FloatArray]]]
 
 
 def write_fragments(
-    directory: Path, file: str, fragments: Fragments, throttle: Throttle | None = None
-) -> tuple[dict[str, Slice], int, str]:
-    """Write and flush one rank's fragments; return their slices, the file's size and its sha256."""
-    arrays: dict[str, FloatArray] = {}
-    slices: dict[str, Slice] = {}
-    for name, start, values in fragments:
-        for kind, array in values.items():
-            arrays[f"{kind}/{name}"] = array
-        moments = tuple(kind for kind in values if kind != WEIGHT)
-        slices[name] = Slice(file, start, values[WEIGHT].size, moments)
-    size, sha256 = write_safetensors(directory / file, arrays, throttle)
-    return slices, size, sha256
-
-
-def merge_slices(
-    shapes: Mapping[str, Sequence[int]], per_rank: Iterable[Mapping[str, Slice]]
-) -> dict[str, ParameterEntry]:
-    """Combine the ranks' slices into an index.
+    directory: Path,
+    rank: int,
+    layout: Layout,
+    fragments: Fragments,
+    throttle: Throttle | None = None,
+) -> FileRecord:
+    """Write and flush one rank's fragments, which are those that the layout gives it.
 
     Raises:
-        CheckpointError: an element of a parameter is held by no rank, or by two; or the ranks hold
-            different moments of one parameter.
+        CheckpointError: the rank has other elements or moments than the layout says.
     """
-    by_parameter: dict[str, list[Slice]] = {name: [] for name in shapes}
-    for slices in per_rank:
-        for name, piece in slices.items():
-            by_parameter[name].append(piece)
-    index: dict[str, ParameterEntry] = {}
-    for name, pieces in by_parameter.items():
-        entry = ParameterEntry(
-            tuple(shapes[name]), tuple(sorted(pieces, key=lambda piece: piece.start))
-        )
-        position = 0
-        for piece in entry.slices:
-            # Slices are sorted, so a gap or an overlap shows at its first element.
-            if piece.start != position:
-                raise CheckpointError(
-                    f"parameter {name}: expected a slice at element {position}, found {piece.start}"
-                )
-            position += piece.numel
-        if position != entry.numel:
-            raise CheckpointError(
-                f"parameter {name}: slices cover {position} of {entry.numel} elements"
-            )
-        if len({piece.moments for piece in entry.slices}) > 1:
-            raise CheckpointError(f"parameter {name}: the ranks don't keep the same moments")
-        index[name] = entry
-    return index
-
-
-def index_to_json(index: Index) -> JsonObject:
-    """Return the index in the form that index.json stores."""
-    return {
-        name: {
-            "shape": list(entry.shape),
-            "moments": list(entry.moments),
-            "slices": [[piece.file, piece.start, piece.numel] for piece in entry.slices],
-        }
-        for name, entry in index.items()
+    owned = {
+        (kind, name): (start, array)
+        for name, start, arrays in fragments
+        for kind, array in arrays.items()
     }
-
-
-def read_index(path: Path) -> dict[str, ParameterEntry]:
-    """Read index.json.
-
-    Raises:
-        CheckpointError: the file is missing, or isn't an index.
-        StorageError: it can't be read.
-    """
-    try:
-        stored = json.loads(read_text(path))
-        return {name: _entry(**entry) for name, entry in stored.items()}
-    except MISSING:
-        raise CheckpointError(f"{path} is missing: the checkpoint isn't whole") from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{path} can't be read as a checkpoint index: {error}") from error
-
-
-def _entry(
-    shape: Sequence[int],
-    slices: Sequence[tuple[str, int, int]],
-    # Checkpoints from before Muon don't record their moments, which are AdamW's.
-    moments: Sequence[str] = ADAMW_MOMENTS,
-) -> ParameterEntry:
-    return ParameterEntry(
-        tuple(shape),
-        tuple(Slice(file, start, numel, tuple(moments)) for file, start, numel in slices),
-    )
+    arrays: dict[str, FloatArray] = {}
+    for kind, name, start, numel in layout.tensors(rank):
+        first, array = owned.pop((kind, name), (0, np.empty(0, np.float32)))
+        # A reader computes what is where, so a rank that holds anything else must not write it.
+        if (first, array.size) != (start, numel):
+            raise CheckpointError(
+                f"{kind} of parameter {name}: the layout gives this rank {numel} elements from "
+                f"{start} on, and it holds {array.size} from {first} on"
+            )
+        arrays[f"{kind}/{name}"] = array
+    if owned:
+        kind, name = next(iter(owned))
+        raise CheckpointError(
+            f"{kind} of parameter {name} is held by this rank, to which the layout doesn't give it"
+        )
+    path = directory / file_of(rank)
+    return FileRecord(*write_safetensors(path, arrays, layout.data_start, throttle), CHUNK_BYTES)
 
 
 class FragmentReader:
-    """Reader of any range of any parameter of a checkpoint; it holds only that range in memory."""
+    """Reader of any ranges of a checkpoint's parameters, whose bytes it verifies as it reads them.
 
-    def __init__(self, directory: Path, index: Index) -> None:
-        self.directory = directory
-        self.index = index
-        self._files: dict[str, Any] = {}
+    Raises:
+        DamagedError: in every method: a file is missing, or has other bytes than were committed.
+        StorageError: in every method: a file can't be read, which says nothing about it.
+    """
 
-    def _open(self, file: str) -> Any:
-        if file not in self._files:
-            from safetensors import SafetensorError, safe_open
+    def __init__(self, files: CheckpointFiles, manifest: CheckpointManifest) -> None:
+        self.location = files.location
+        self._files = VerifiedFiles(files, manifest.files)
+        try:
+            stored = json.loads(self._files.whole(INDEX_NAME))
+            self._layout: Layout | ListedLayout = (
+                ListedLayout.from_json(stored, self._files)
+                if manifest.format_version == 1
+                else Layout.from_json(stored)
+            )
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise self._files.damaged(INDEX_NAME, f"isn't an index: {error!r}") from error
 
-            path = self.directory / file
-            if not is_file(path):
-                raise CheckpointError(f"{path} is missing: the checkpoint isn't whole")
-            try:
-                self._files[file] = retried(
-                    path, lambda: safe_open(path, framework="numpy"), parses=True
-                )
-            except (OSError, SafetensorError) as error:
-                raise CheckpointError(f"{path} isn't a safetensors file: {error}") from error
-        return self._files[file]
+    @classmethod
+    def open(cls, directory: Path) -> FragmentReader:
+        """Open the checkpoint in a folder."""
+        return cls(LocalFiles(directory), read_manifest(directory))
+
+    @property
+    def index(self) -> Index:
+        """Shape and moments of each parameter."""
+        return self._layout.entries
+
+    def load(self, wants: Sequence[Want]) -> None:
+        """Read all that is wanted, in few large reads.
+
+        Raises:
+            CheckpointError: the checkpoint has no such parameter, kind or range.
+        """
+        for want in wants:
+            self._refuse_unknown(want)
+        self._files.scatter(self._layout.pieces(wants))
 
     def read(self, kind: str, name: str, start: int = 0, numel: int | None = None) -> FloatArray:
         """Read elements [start, start + numel) of a parameter's `kind`: "fp32", or one of its
-        moments.
+        moments. Many such reads are faster in one call of `load`.
 
         Raises:
-            CheckpointError: the checkpoint has no such parameter, kind or range, or lacks a file.
-            StorageError: a file can't be read.
+            CheckpointError: the checkpoint has no such parameter, kind or range.
         """
-        entry = self.index.get(name)
-        if entry is None:
-            raise CheckpointError(f"{self.directory} holds no parameter {name}")
-        if kind not in (WEIGHT, *entry.moments):
-            raise CheckpointError(
-                f"{self.directory}: parameter {name} has the moments {', '.join(entry.moments)}, and no {kind}"
-            )
-        stop = entry.numel if numel is None else start + numel
-        if not 0 <= start <= stop <= entry.numel:
-            raise CheckpointError(
-                f"{self.directory}: parameter {name} has {entry.numel} elements, requested "
-                f"[{start}, {stop})"
-            )
-        out = np.empty(stop - start, dtype=np.float32)
-        for piece in entry.slices:
-            # Only the part of the slice that overlaps the requested range is read.
-            low, high = max(start, piece.start), min(stop, piece.start + piece.numel)
-            if low < high:
-                stored = self._open(piece.file).get_slice(f"{kind}/{name}")
-                out[low - start : high - start] = stored[low - piece.start : high - piece.start]
+        if numel is None:
+            numel = self._entry_numel(name) - start
+        out = np.empty(max(0, numel), dtype=np.float32)
+        self.load([Want(kind, name, out, start)])
         return out
 
     def tensor(self, name: str, kind: str = WEIGHT) -> FloatArray:
         """Read a whole parameter in its shape."""
         return self.read(kind, name).reshape(self.index[name].shape)
+
+    def tensors(self, names: Iterable[str], kind: str = WEIGHT) -> dict[str, FloatArray]:
+        """Read several whole parameters in their shapes, in few large reads."""
+        found = {name: np.empty(self._entry_numel(name), np.float32) for name in names}
+        self.load([Want(kind, name, out) for name, out in found.items()])
+        return {name: out.reshape(self.index[name].shape) for name, out in found.items()}
+
+    def _entry_numel(self, name: str) -> int:
+        entry = self.index.get(name)
+        if entry is None:
+            raise CheckpointError(f"{self.location} holds no parameter {name}")
+        return entry.numel
+
+    def _refuse_unknown(self, want: Want) -> None:
+        numel, moments = self._entry_numel(want.name), self.index[want.name].moments
+        if want.kind not in (WEIGHT, *moments):
+            raise CheckpointError(
+                f"{self.location}: parameter {want.name} has the moments {', '.join(moments)}, and no "
+                f"{want.kind}"
+            )
+        if not 0 <= want.start <= want.stop <= numel:
+            raise CheckpointError(
+                f"{self.location}: parameter {want.name} has {numel} elements, requested "
+                f"[{want.start}, {want.stop})"
+            )

@@ -32,6 +32,8 @@ from raymill.checkpoint.retention import (
     step_directory_name,
     steps_to_delete,
 )
+from raymill.checkpoint.store_files import StoreFiles
+from raymill.checkpoint.verified_files import VerifiedFiles
 from raymill.durable import write_atomic
 from raymill.errors import CheckpointError, ConfigError, StorageError
 from raymill.reading import entries, is_file, is_folder, read_bytes, read_text
@@ -262,13 +264,8 @@ class RemoteRun:
         manifest = parse_manifest(data.decode(errors="replace"), f"{self.uri}/{folder}")
         if manifest.digest != commit.digest:
             raise CheckpointError(f"{self.uri}/{folder} isn't the checkpoint that was committed")
-        sizes = self._bucket.sizes(folder)
-        for name, record in manifest.files.items():
-            key = f"{folder}/{name}"
-            if key not in sizes:
-                raise CheckpointError(f"{self.uri}/{key} is missing")
-            if self._bucket.sha256(key) != (record.bytes, record.sha256):
-                raise CheckpointError(f"{self.uri}/{key} is damaged: its manifest says otherwise")
+        files = VerifiedFiles(StoreFiles(f"{self.uri}/{folder}"), manifest.files)
+        files.verify(manifest.files)
         return manifest
 
     def download_files(self, folder: Path) -> None:

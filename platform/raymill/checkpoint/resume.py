@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raymill.checkpoint.fragments import FragmentReader, read_index
-from raymill.checkpoint.manifest import INDEX_NAME, CheckpointManifest, verify
+from raymill.checkpoint.fragments import FragmentReader
+from raymill.checkpoint.manifest import CheckpointManifest, verify
 from raymill.checkpoint.retention import committed_steps, step_directory_name
+from raymill.checkpoint.verified_files import LocalFiles
 from raymill.durable import JsonObject
 from raymill.errors import CheckpointError, ConfigError
 from raymill.schema.identity import FORMERLY, is_changeable
@@ -32,7 +33,7 @@ class VerifiedCheckpoint:
 
     def reader(self) -> FragmentReader:
         """Open the checkpoint's parameters and moments."""
-        return FragmentReader(self.directory, read_index(self.directory / INDEX_NAME))
+        return FragmentReader(LocalFiles(self.directory), self.manifest)
 
 
 def newest_verified(

@@ -17,6 +17,7 @@ import torch
 from raymill.checkpoint.background import CPU_SHARE, BackgroundCommits, CommitOutcome
 from raymill.checkpoint.fence import FencedError
 from raymill.checkpoint.fragments import Fragments
+from raymill.checkpoint.layout import merged
 from raymill.checkpoint.manifest import CheckpointManifest
 from raymill.checkpoint.remote import RemoteRun
 from raymill.checkpoint.retention import RetentionPolicy, apply_retention, registered_checkpoints
@@ -105,10 +106,10 @@ class Checkpoints:
             files={},
         )
         trainers = [learner.trainer for learner in self._learners]
-        shapes = {name: shape for trainer in trainers for name, shape in trainer.shapes.items()}
+        layout = merged(trainer.checkpoint_layout() for trainer in trainers)
         # They become `committed` once this checkpoint is settled.
         self._samples = position.samples
-        self._commits.start(manifest, shapes, self._copy.take(trainers))
+        self._commits.start(manifest, layout, self._copy.take(trainers))
         self._stall_s = time.perf_counter() - started
 
     def settle(self, step: int, wait: bool = False, last: bool = False) -> CheckpointError | None:

@@ -42,6 +42,17 @@ class WorkerGroup:
         dist.all_gather_object(values, value, group=self._process_group)
         return values  # type: ignore[return-value]
 
+    def gather_to_zero(self, data: bytes) -> list[bytes]:
+        """Return every rank's bytes, of which all have equally many, on rank 0; [] elsewhere."""
+        if self.world_size == 1:
+            return [data]
+        sent = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(self.device)
+        received = (
+            [torch.empty_like(sent) for _ in range(self.world_size)] if self.rank == 0 else None
+        )
+        dist.gather(sent, received, dst=0, group=self._process_group)
+        return [part.cpu().numpy().tobytes() for part in received or ()]
+
     def broadcast(self, value: T) -> T:
         """Return rank 0's value on every rank."""
         if self.world_size == 1:

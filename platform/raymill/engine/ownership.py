@@ -16,12 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from raymill.checkpoint.fragments import ADAMW_MOMENTS, WEIGHT, FloatArray
-from raymill.engine.matrix_exchange import Partition
+from raymill.checkpoint.fragments import ADAMW_MOMENTS, WEIGHT, FloatArray, FragmentReader
+from raymill.checkpoint.layout import ParameterEntry, Want
+from raymill.checkpoint.partition import Partition
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
     from deepspeed.runtime.base_optimizer import ZeROOptimizer
+
+
+# Elements that are held in host memory at once on their way to a GPU.
+_COPIED_ELEMENTS = 2**26
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,11 @@ class Owned:
     @property
     def name(self) -> str:
         return self.parameter.name
+
+    @property
+    def entry(self) -> ParameterEntry:
+        """The parameter as a checkpoint's index describes it."""
+        return ParameterEntry(self.parameter.shape, self.parameter.moments)
 
     def weight(self) -> torch.Tensor:
         """Return a live view of the fp32 weights."""
@@ -88,6 +98,39 @@ class Owned:
         state = self.state(optimizer)
         if "step" in state:
             state["step"].fill_(float(updates))
+
+
+class Destinations:
+    """Live views that a checkpoint is read into, many at once.
+
+    Those on the host are read into directly. Those on a GPU are copied from host memory, of which
+    no more than a few hundred MiB are used.
+    """
+
+    def __init__(self, reader: FragmentReader) -> None:
+        self._reader = reader
+        self._wants: list[tuple[Want, torch.Tensor | None]] = []
+        self._copied = 0
+
+    def add(self, kind: str, owned: Owned, optimizer: torch.optim.Optimizer) -> None:
+        """Add the view of one kind of a rank's part of a parameter."""
+        view = owned.weight() if kind == WEIGHT else owned.moment(optimizer, kind)
+        on_host = view.device.type == "cpu" and view.dtype == torch.float32
+        memory = view if on_host else torch.empty(view.numel(), dtype=torch.float32)
+        want = Want(kind, owned.name, memory.numpy(), owned.start)
+        self._wants.append((want, None if on_host else view))
+        self._copied += 0 if on_host else view.numel()
+        if self._copied >= _COPIED_ELEMENTS:
+            self.fill()
+
+    @torch.no_grad()
+    def fill(self) -> None:
+        """Read into the views that were added since the last call."""
+        self._reader.load([want for want, _ in self._wants])
+        for want, view in self._wants:
+            if view is not None:
+                view.copy_(torch.from_numpy(want.out))
+        self._wants, self._copied = [], 0
 
 
 def owned_by_this_rank(

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from raymill.checkpoint.fragments import MUON_MOMENTS, WEIGHT, FloatArray, FragmentReader
+from raymill.checkpoint.layout import Layout
 from raymill.engine.compilation import compile_layers, layers_of
 from raymill.engine.deepspeed_config import clips_gradients_itself, deepspeed_config
 from raymill.engine.group import WorkerGroup
 from raymill.engine.matrix_exchange import Matrix, MatrixExchange
 from raymill.engine.muon import Muon
 from raymill.engine.optimizers import build_optimizer, moments_of
-from raymill.engine.ownership import Owned, Trained, layout, owned_by_this_rank
+from raymill.engine.ownership import Destinations, Owned, Trained, layout, owned_by_this_rank
 from raymill.errors import CheckpointError
 from raymill.plan.batch import accumulation_steps
 from raymill.schema.jobs import TrainJob
@@ -46,7 +47,6 @@ class Trainer:
             for name, parameter in model.named_parameters()
             if name in moments
         }
-        self.shapes = {parameter.name: parameter.shape for parameter in trained.values()}
         # Where DeepSpeed doesn't return the norm, the trainer computes it and clips.
         self._own_norm = not clips_gradients_itself(job)
         self._grad_clip = job.optim.grad_clip or math.inf
@@ -137,6 +137,12 @@ class Trainer:
             self.engine, self._parameters, self.group.rank, self.group.world_size
         )
 
+    def checkpoint_layout(self) -> Layout:
+        """Return which rank has which part of the training state; the same on all ranks."""
+        world_size = self.group.world_size
+        owned = layout(self.engine, self._parameters, self.group.rank, world_size)
+        return Layout.of(world_size, {part.name: (part.entry, part.partition) for part in owned})
+
     def fragments(self) -> Iterator[tuple[str, int, Mapping[str, FloatArray]]]:
         """Yield this rank's part in the form of a checkpoint: (name, start, kind → values)."""
         for owned in self.owned():
@@ -152,13 +158,17 @@ class Trainer:
         # Unpartitioned state (stage 0) is written in shares, but every rank needs all of it.
         shares = 1 if self._replicated else self.group.world_size
         rank = self.group.rank if shares > 1 else 0
-        with torch.no_grad():
-            for owned in owned_by_this_rank(self.engine, self._parameters, rank, shares):
-                views = owned.views(self.optimizer) if moments else {WEIGHT: owned.weight()}
-                for kind, view in views.items():
-                    values = reader.read(kind, owned.name, owned.start, owned.numel)
-                    view.copy_(torch.from_numpy(values))
-                owned.set_updates(self.optimizer, updates)
+        parts = list(owned_by_this_rank(self.engine, self._parameters, rank, shares))
+        # The order of a checkpoint's files, in which parameters that follow each other are read at once.
+        kinds = dict.fromkeys(kind for part in parts for kind in (WEIGHT, *part.parameter.moments))
+        destinations = Destinations(reader)
+        for kind in kinds if moments else (WEIGHT,):
+            for part in parts:
+                if kind in (WEIGHT, *part.parameter.moments):
+                    destinations.add(kind, part, self.optimizer)
+        destinations.fill()
+        for part in parts:
+            part.set_updates(self.optimizer, updates)
 
     def _undo_warm_up_step(self) -> None:
         """Restore what DeepSpeed changed while starting up.
@@ -200,7 +210,7 @@ def load_weights(model: torch.nn.Module, reader: FragmentReader, prefix: str = "
     missing = sorted(set(parameters) ^ saved)
     if missing:
         raise CheckpointError(
-            f"{reader.directory} and the model differ in {len(missing)} parameters, "
+            f"{reader.location} and the model differ in {len(missing)} parameters, "
             f"first {missing[0]}: the parameters to train aren't those that were saved"
         )
     with torch.no_grad():

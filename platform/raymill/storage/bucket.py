@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -105,13 +104,29 @@ class Bucket:
                 stream.write(chunk)
                 on_bytes(len(chunk))
 
-    def sha256(self, key: str) -> tuple[int, str]:
-        """Return an object's size and digest, computed from its bytes."""
-        digest, size = hashlib.sha256(), 0
-        for chunk in self._chunks(key):
-            digest.update(chunk)
-            size += len(chunk)
-        return size, digest.hexdigest()
+    def read_range(self, key: str, offset: int, buffer: memoryview) -> int:
+        """Fill the buffer with an object's bytes from an offset on; return how many there were.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+        """
+        import obstore
+        from obstore.exceptions import BaseError
+
+        if not len(buffer):
+            return 0
+        with self._translate_errors(f"reading {key}", missing=True):
+            try:
+                data = obstore.get_range(self._store, key, start=offset, length=len(buffer))
+            except BaseError:
+                # Stores refuse ranges that don't lie in the object, each in its own words.
+                left = max(0, int(obstore.head(self._store, key)["size"]) - offset)
+                if left >= len(buffer):
+                    raise
+                return self.read_range(key, offset, buffer[:left]) if left else 0
+            count = len(data)
+            buffer[:count] = memoryview(data)
+            return count
 
     def sizes(self, prefix: str = "", after: str | None = None) -> dict[str, int]:
         """Return the size of every object under a prefix, which ends at a `/`, by key.
@@ -167,13 +182,18 @@ class Bucket:
                 yield bytes(obstore.get(self._store, key, options=options).bytes())
 
     @contextmanager
-    def _translate_errors(self, doing: str) -> Iterator[None]:
-        """Raise the store's errors as StorageError, each shortened to one sentence."""
+    def _translate_errors(self, doing: str, missing: bool = False) -> Iterator[None]:
+        """Raise the store's errors as StorageError, each shortened to one sentence.
+
+        With `missing`, FileNotFoundError is left as it is.
+        """
         from obstore.exceptions import BaseError
 
         try:
             yield
         except (BaseError, FileNotFoundError, PermissionError, TimeoutError) as error:
+            if missing and isinstance(error, FileNotFoundError):
+                raise
             raise StorageError(f"{self.uri}: {doing}: {_reason(error)}") from error
 
 
