@@ -6,11 +6,17 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from sections import plain
 from servers import s3_server
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from raymill.data.messages.encode import ChatEncoder
 
 # Only this test session talks to its Ray.
 os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -52,6 +58,32 @@ def ray_session() -> Iterator[None]:
     local_ray.start_local_ray(slots=8)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def chat_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a tiny chat model, which no test changes."""
+    from generate.chat_factory import write_chat_folder
+
+    return write_chat_folder(tmp_path_factory.mktemp("chat"))
+
+
+@pytest.fixture(scope="session")
+def chat_tokenizer(chat_folder: Path) -> Tokenizer:
+    """Return the tiny chat model's tokenizer."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(chat_folder / "tokenizer.json"))
+
+
+@pytest.fixture(scope="session")
+def chat_encoder(chat_folder: Path) -> ChatEncoder:
+    """Return the encoder of the tiny chat model's template."""
+    from raymill.data.messages.folder import load_chat_encoder
+
+    found = load_chat_encoder(chat_folder)
+    assert found is not None, "the folder has a template"
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,6 @@ from generate.chat_factory import Talk, said, write_chat_folder
 from raymill.config import load
 from raymill.config.entry import main
 from raymill.data.messages.encode import ChatEncoder
-from raymill.data.messages.folder import load_chat_encoder
 from raymill.driver.chat import chat
 from raymill.driver.terminal import HELP, converse
 from raymill.generate import sampling
@@ -27,30 +26,13 @@ from tokenizer_families import BOS, EOS, PAD, UNK, beginning_with, family, write
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_chat_folder(tmp_path_factory.mktemp("chat"))
-
-
-@pytest.fixture(scope="module")
 def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_chat_folder(tmp_path_factory.mktemp("base"), template=None)
 
 
-@pytest.fixture(scope="module")
-def tokenizer(folder: Path) -> Tokenizer:
-    return Tokenizer.from_file(str(folder / "tokenizer.json"))
-
-
-@pytest.fixture(scope="module")
-def encoder(folder: Path) -> ChatEncoder:
-    found = load_chat_encoder(folder)
-    assert found is not None
-    return found
-
-
-def job(folder: Path, *overrides: str) -> Any:
+def job(chat_folder: Path, *overrides: str) -> Any:
     settings = ["tracking=none", "temperature=0", "max_new_tokens=12"]
-    return load("chat", [f"model={folder}", *settings, *overrides])
+    return load("chat", [f"model={chat_folder}", *settings, *overrides])
 
 
 def type_lines(monkeypatch: pytest.MonkeyPatch, *lines: str) -> list[str]:
@@ -89,34 +71,34 @@ GIVEN = pytest.mark.parametrize("given", ["prompt", "prompt_file", "stdin"])
 
 @GIVEN
 def test_the_answer_alone_is_printed(
-    given: str, folder: Path, encoder: ChatEncoder, tokenizer: Tokenizer, tmp_path: Path,
+    given: str, chat_folder: Path, chat_encoder: ChatEncoder, chat_tokenizer: Tokenizer, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     system = "Be brief, ${or} not."
     # The last newline isn't part of the message.
     overrides = prompt_overrides(given, "What is it?\n", tmp_path, monkeypatch)
-    assert chat(job(folder, f"system={system}", *overrides)) == 0
+    assert chat(job(chat_folder, f"system={system}", *overrides)) == 0
     messages = [{"role": "system", "content": system}, {"role": "user", "content": "What is it?"}]
     import torch
 
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    ids = torch.tensor([encoder.prompt_ids(messages)])
+    model = AutoModelForCausalLM.from_pretrained(chat_folder)
+    ids = torch.tensor([chat_encoder.prompt_ids(messages)])
     drawn = model.generate(
-        ids, do_sample=False, max_new_tokens=12, eos_token_id=[*encoder.stop_ids]
+        ids, do_sample=False, max_new_tokens=12, eos_token_id=[*chat_encoder.stop_ids]
     )
-    answer = tokenizer.decode(drawn[0, ids.shape[1] :].tolist())
+    answer = chat_tokenizer.decode(drawn[0, ids.shape[1] :].tolist())
     assert answer
     assert capsys.readouterr().out == answer + "\n"
 
 
 def test_a_base_model_continues_text_as_ever(
-    folder: Path, base_folder: Path, capsys: pytest.CaptureFixture[str]
+    chat_folder: Path, base_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chat(job(base_folder, "prompt=def f("))
     continued = capsys.readouterr().out
     assert continued.startswith("def f(")
     assert len(continued) > len("def f(\n")
-    chat(job(folder, "prompt=def f(", "chat=false"))  # the same weights
+    chat(job(chat_folder, "prompt=def f(", "chat=false"))  # the same weights
     assert capsys.readouterr().out == continued
 
 
@@ -156,12 +138,14 @@ def test_contradictions_are_refused(overrides: list[str], message: str) -> None:
 
 
 def test_a_terminal_converses(
-    encoder: ChatEncoder, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch,
+    chat_encoder: ChatEncoder, chat_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    stopped = [*said(tokenizer, "Sto")[:-1], KeyboardInterrupt]
-    answers = [said(tokenizer, text) for text in ("Hi", "Ho", "Ha")]
-    talk = Talk(encoder, tokenizer, answers[0], stopped, [KeyboardInterrupt], *answers[1:])
+    stopped = [*said(chat_tokenizer, "Sto")[:-1], KeyboardInterrupt]
+    answers = [said(chat_tokenizer, text) for text in ("Hi", "Ho", "Ha")]
+    talk = Talk(
+        chat_encoder, chat_tokenizer, answers[0], stopped, [KeyboardInterrupt], *answers[1:]
+    )
     shown = type_lines(
         monkeypatch, "Hello", "Go on", "Never", "\ufdd0", "And?", "/reset", "New", " ", "x"
     )
@@ -170,18 +154,18 @@ def test_a_terminal_converses(
     printed = capsys.readouterr()
     assert printed.out == "Hi\nSto\n\nHo\nHa\n"
     assert "noncharacter" in printed.err
-    prompts = talk.asked(tokenizer)
+    prompts = talk.asked(chat_tokenizer)
     cut = "[user\nHello][assistant\nHi][user\nGo on][assistant\nSto]"
     assert prompts[3] == f"{cut}[user\nAnd?][assistant\n", "what never got an answer wasn't asked"
     assert prompts[4] == "[user\nNew][assistant\n"
 
 
 def test_commands(
-    encoder: ChatEncoder, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    chat_encoder: ChatEncoder, chat_tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    answers = [said(tokenizer, text) for text in ("Hi", "Ho", "Ha")]
-    talk = Talk(encoder, tokenizer, *answers, system="Sys")
+    answers = [said(chat_tokenizer, text) for text in ("Hi", "Ho", "Ha")]
+    talk = Talk(chat_encoder, chat_tokenizer, *answers, system="Sys")
     file = tmp_path / "talk.json"
     type_lines(
         monkeypatch, "Hello", "Wrong", "/undo", "/what is it", "/save", f"/save {tmp_path}/no/x",
@@ -209,16 +193,16 @@ def test_commands(
 
 
 def test_a_folder_converses_at_a_terminal(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    chat_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     type_lines(monkeypatch, "Hello", "Again", f"/save {tmp_path / 'x.json'}")
-    assert chat(job(folder)) == 0
+    assert chat(job(chat_folder)) == 0
     printed = capsys.readouterr()
     assert len(printed.out) > 2
     assert "Ctrl-D ends" in printed.err and "positions" not in printed.err
     saved = json.loads((tmp_path / "x.json").read_text())
-    assert saved["model"] == str(folder)
+    assert saved["model"] == str(chat_folder)
     assert (saved["temperature"], saved["max_new_tokens"], saved["seeds"]) == (0, 12, [0, 1])
 
 

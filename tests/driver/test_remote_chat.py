@@ -191,10 +191,10 @@ def test_a_key_that_no_header_can_hold_is_not_repeated(
 def test_an_interrupted_answer_is_remembered(
     start: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from raymill.driver.remote_chat import RemoteModel, RemoteSession, RemoteSettings
+    from raymill.driver.remote_chat import RemoteModel, RemoteSession
 
     server = start([delta(content="One"), delta(content="Two")])
-    session = RemoteSession(RemoteModel(RemoteSettings(server.url, None, None, 9, 0.0, 1.0)), None)
+    session = RemoteSession(RemoteModel(load("chat", [f"url={server.url}"])), None)
     pieces = session.ask("Hi", 3)
     assert next(pieces) == "One"
     pieces.close()

@@ -35,51 +35,38 @@ FILLER = FILLERS[0]  # decodes to text that encodes to other ids
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_chat_folder(tmp_path_factory.mktemp("chat"))
-
-
-@pytest.fixture(scope="module")
-def tokenizer(folder: Path) -> Tokenizer:
-    return Tokenizer.from_file(str(folder / "tokenizer.json"))
-
-
-@pytest.fixture(scope="module")
-def encoder(folder: Path) -> ChatEncoder:
-    found = load_chat_encoder(folder)
-    assert found is not None
-    return found
-
-
-@pytest.fixture(scope="module")
-def said(tokenizer: Tokenizer) -> Any:
-    return partial(chat_factory.said, tokenizer)
+def said(chat_tokenizer: Tokenizer) -> Any:
+    return partial(chat_factory.said, chat_tokenizer)
 
 
 def test_turns_give_back_the_very_tokens(
-    encoder: ChatEncoder, tokenizer: Tokenizer, said: Any
+    chat_encoder: ChatEncoder, chat_tokenizer: Tokenizer, said: Any
 ) -> None:
-    first = [*tokenizer.encode("It is ").ids, FILLER, END]
-    talk = Talk(encoder, tokenizer, first, said("Yes."), system="Be brief.")
-    assert talk.ask("What?") == f"It is {tokenizer.id_to_token(FILLER)}"
+    first = [*chat_tokenizer.encode("It is ").ids, FILLER, END]
+    talk = Talk(chat_encoder, chat_tokenizer, first, said("Yes."), system="Be brief.")
+    assert talk.ask("What?") == f"It is {chat_tokenizer.id_to_token(FILLER)}"
     assert talk.ask("Really?") == "Yes."
     before = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What?"}]
-    opening = encoder.prompt_ids(before)
+    opening = chat_encoder.prompt_ids(before)
     assert talk.engine.asked[0] == opening
-    expected = [*opening, *first, *tokenizer.encode("\n<|im_start|>user\nReally?<|im_end|>\n").ids]
+    expected = [
+        *opening,
+        *first,
+        *chat_tokenizer.encode("\n<|im_start|>user\nReally?<|im_end|>\n").ids,
+    ]
     assert talk.engine.asked[1][: len(expected)] == expected
-    assert talk.asked(tokenizer)[1].endswith("[user\nReally?][assistant\n")
+    assert talk.asked(chat_tokenizer)[1].endswith("[user\nReally?][assistant\n")
     assert talk.spoken == [first, said("Yes.")]
 
 
 def test_an_answer_ends_with_its_turn(
-    encoder: ChatEncoder, tokenizer: Tokenizer, said: Any
+    chat_encoder: ChatEncoder, chat_tokenizer: Tokenizer, said: Any
 ) -> None:
     """An answer that ends with the text or at `max_new_tokens` still ends its turn for the next one."""
     word = said("word")[:-1]
     other = FILLERS[3]
     talk = Talk(
-        encoder, tokenizer, [*word, END, 7], [*word, END_OF_TEXT, 7], [*word, other, 7], word * 9,
+        chat_encoder, chat_tokenizer, [*word, END, 7], [*word, END_OF_TEXT, 7], [*word, other, 7], word * 9,
         [END], stop_ids=frozenset([other]),
     )  # fmt: skip
     answers = [talk.ask("?") for _ in range(5)]
@@ -89,13 +76,13 @@ def test_an_answer_ends_with_its_turn(
 
 
 def test_an_outgrown_conversation_drops_the_oldest_pair(
-    encoder: ChatEncoder, tokenizer: Tokenizer, said: Any
+    chat_encoder: ChatEncoder, chat_tokenizer: Tokenizer, said: Any
 ) -> None:
     answers = [said(f"answer {number}") for number in range(4)]
-    talk = Talk(encoder, tokenizer, *answers, positions=130, system="Sys")
+    talk = Talk(chat_encoder, chat_tokenizer, *answers, positions=130, system="Sys")
     for number in range(4):
         talk.ask(f"question {number}")
-    prompts = talk.asked(tokenizer)
+    prompts = talk.asked(chat_tokenizer)
     assert all(prompt.startswith("[system\nSys]") for prompt in prompts)
     assert [prompt.count("question") for prompt in prompts] == [1, 2, 2, 2]
     assert "answer 1" in prompts[2] and "question 0" not in prompts[2]
@@ -107,9 +94,11 @@ def test_an_outgrown_conversation_drops_the_oldest_pair(
 
 
 def test_a_message_that_cannot_fit_changes_nothing(
-    encoder: ChatEncoder, tokenizer: Tokenizer, said: Any
+    chat_encoder: ChatEncoder, chat_tokenizer: Tokenizer, said: Any
 ) -> None:
-    talk = Talk(encoder, tokenizer, said("Hi"), said("x" * 100), said("Ho"), positions=100)
+    talk = Talk(
+        chat_encoder, chat_tokenizer, said("Hi"), said("x" * 100), said("Ho"), positions=100
+    )
     talk.ask("Hello")
     with pytest.raises(DataError, match=r"too long: .* 100 positions"):
         talk.ask("x" * 100)
@@ -123,16 +112,18 @@ def test_a_message_that_cannot_fit_changes_nothing(
 
 
 def test_more_tokens_than_positions_keep_the_memory(
-    encoder: ChatEncoder, tokenizer: Tokenizer, said: Any
+    chat_encoder: ChatEncoder, chat_tokenizer: Tokenizer, said: Any
 ) -> None:
-    talk = Talk(encoder, tokenizer, said("Hi"), said("Ho"), max_new_tokens=999, positions=256)
+    talk = Talk(
+        chat_encoder, chat_tokenizer, said("Hi"), said("Ho"), max_new_tokens=999, positions=256
+    )
     talk.ask("Hello")
     talk.ask("Again")
-    assert "Hello" in talk.asked(tokenizer)[1]
+    assert "Hello" in talk.asked(chat_tokenizer)[1]
 
 
 def test_thoughts_come_back_as_the_template_has_them(
-    tmp_path: Path, tokenizer: Tokenizer, said: Any
+    tmp_path: Path, chat_tokenizer: Tokenizer, said: Any
 ) -> None:
     """The prompt opens a thought that the answer ends; what was thought in earlier turns goes."""
     thinks = CHATML.replace("message.reasoning_content -%}", "loop.last -%}").replace(
@@ -142,15 +133,15 @@ def test_thoughts_come_back_as_the_template_has_them(
     encoder = load_chat_encoder(write_chat_folder(tmp_path / "m", template=source))
     assert encoder is not None
     first = said("Hm.\n</think>\n\nIt is one.")
-    talk = Talk(encoder, tokenizer, first, said("Two."), max_new_tokens=40)
+    talk = Talk(encoder, chat_tokenizer, first, said("Two."), max_new_tokens=40)
     assert talk.ask("Is it?") == "Hm.\n</think>\n\nIt is one."
     talk.ask("And?")
     asked = "[user\nIs it?][assistant\n<think>\n", "[user\nIs it?][assistant\nIt is one.]"
-    assert talk.asked(tokenizer) == [asked[0], asked[1] + "[user\nAnd?][assistant\n<think>\n"]
+    assert talk.asked(chat_tokenizer) == [asked[0], asked[1] + "[user\nAnd?][assistant\n<think>\n"]
 
 
 def test_a_template_that_rewrites_turns_has_its_way(
-    tokenizer: Tokenizer, said: Any, tmp_path: Path
+    chat_tokenizer: Tokenizer, said: Any, tmp_path: Path
 ) -> None:
     source = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n"
@@ -159,18 +150,20 @@ def test_a_template_that_rewrites_turns_has_its_way(
     )
     encoder = load_chat_encoder(write_chat_folder(tmp_path / "m", template=source))
     assert encoder is not None
-    talk = Talk(encoder, tokenizer, said("thought!answer"), said("Ho"))
+    talk = Talk(encoder, chat_tokenizer, said("thought!answer"), said("Ho"))
     assert talk.ask("Hello") == "thought!answer"
     talk.ask("Again")
-    assert talk.asked(tokenizer)[1] == "[user\nHello][assistant\nanswer][user\nAgain][assistant\n"
+    assert (
+        talk.asked(chat_tokenizer)[1] == "[user\nHello][assistant\nanswer][user\nAgain][assistant\n"
+    )
 
 
-def test_seeds_differ_by_turn(encoder: ChatEncoder, folder: Path) -> None:
-    model, tokenizer, _ = load_model(folder)
+def test_seeds_differ_by_turn(chat_encoder: ChatEncoder, chat_folder: Path) -> None:
+    model, tokenizer, _ = load_model(chat_folder)
     engine = build_engine(model, slots=1)
 
     def answer(seed: int) -> str:
-        session = ChatSession(engine, tokenizer, encoder, SamplingParameters(max_new_tokens=8))
+        session = ChatSession(engine, tokenizer, chat_encoder, SamplingParameters(max_new_tokens=8))
         return "".join(session.ask("Hello", seed))
 
     before = torch.get_rng_state()
@@ -178,28 +171,32 @@ def test_seeds_differ_by_turn(encoder: ChatEncoder, folder: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_second_turn_does_not_read_the_first_again(encoder: ChatEncoder, folder: Path) -> None:
-    model, tokenizer, _ = load_model(folder)
+def test_a_second_turn_does_not_read_the_first_again(
+    chat_encoder: ChatEncoder, chat_folder: Path
+) -> None:
+    model, tokenizer, _ = load_model(chat_folder)
     engine = build_engine(model, slots=1)
-    session = ChatSession(engine, tokenizer, encoder, SamplingParameters(max_new_tokens=8))
+    session = ChatSession(engine, tokenizer, chat_encoder, SamplingParameters(max_new_tokens=8))
     for number, question in enumerate(("Hello", "And then?")):
         before = engine.counts()
         assert "".join(session.ask(question, number))
-    known = len(encoder.prompt_ids(session.messages[:1])) + 7
+    known = len(chat_encoder.prompt_ids(session.messages[:1])) + 7
     assert engine.counts().reused - before.reused >= known
     asked = engine.counts().prefilled - before.prefilled
-    assert asked < len(encoder.prompt_ids(session.messages[2:3])) + 6
+    assert asked < len(chat_encoder.prompt_ids(session.messages[2:3])) + 6
 
 
-def test_undo_takes_back_a_turn(encoder: ChatEncoder, tokenizer: Tokenizer, said: Any) -> None:
-    talk = Talk(encoder, tokenizer, said("Hi"), said("Ho"), said("Ha"), positions=110)
+def test_undo_takes_back_a_turn(
+    chat_encoder: ChatEncoder, chat_tokenizer: Tokenizer, said: Any
+) -> None:
+    talk = Talk(chat_encoder, chat_tokenizer, said("Hi"), said("Ho"), said("Ha"), positions=110)
     talk.ask("Hello")
     talk.ask("x" * 60)
     assert talk.conversation.forgotten == 1
     talk.conversation.undo()
     assert [message["content"] for message in talk.conversation.messages] == ["Hello", "Hi"]
     talk.ask("Again")
-    assert "Hello" in talk.asked(tokenizer)[2], "it fits again"
+    assert "Hello" in talk.asked(chat_tokenizer)[2], "it fits again"
     talk.conversation.undo()
     talk.conversation.undo()
     assert talk.conversation.messages == []

@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from generate.chat_factory import write_chat_folder
 from raymill.serve.app import ServeApplication
 from serve.service import Service
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_chat_folder(tmp_path_factory.mktemp("served"))
+def folder(chat_folder: Path) -> Path:
+    return chat_folder
 
 
 @pytest.fixture

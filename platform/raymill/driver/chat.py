@@ -42,26 +42,16 @@ def chat(job: ChatJob) -> int:
     # Before the model is loaded, which takes seconds: a missing prompt file is reported at once.
     prompt = _read_prompt(job)
     if job.url is not None:
-        _chat_with_server(job, job.url, prompt)
+        _chat_with_server(job, prompt)
     else:
         _chat_here(job, prompt)
     return 0
 
 
-def _chat_with_server(job: ChatJob, url: str, prompt: str | None) -> None:
-    from raymill.driver.remote_chat import RemoteModel, RemoteSession, RemoteSettings
-    from raymill.track.registry import FURTHEST
+def _chat_with_server(job: ChatJob, prompt: str | None) -> None:
+    from raymill.driver.remote_chat import RemoteModel, RemoteSession
 
-    model = RemoteModel(
-        RemoteSettings(
-            url,
-            None if job.model == FURTHEST else job.model,
-            job.api_key,
-            job.max_new_tokens,
-            job.temperature,
-            job.top_p,
-        )
-    )
+    model = RemoteModel(job)
     print(model.name, file=sys.stderr)
     if job.chat is False:
         _continue(job, model.continue_text, prompt)

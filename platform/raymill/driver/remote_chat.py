@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
@@ -14,6 +13,8 @@ import httpx2
 from raymill.errors import ConfigError, DataError, RaymillError
 from raymill.generate.conversation import user_message
 from raymill.redaction import redacted
+from raymill.schema.chat import ChatJob
+from raymill.track.registry import FURTHEST
 
 # Seconds until a server is reached, and between two pieces of an answer: it may be waiting for a slot.
 _TIMEOUT = httpx2.Timeout(600, connect=10)
@@ -24,41 +25,26 @@ class ServerError(RaymillError):
     """A server can't be reached, or refuses a request, or fails in the middle of an answer."""
 
 
-@dataclass(frozen=True)
-class RemoteSettings:
-    """Address of a server, and parameters of its answers. `model` None: the first that the server offers."""
-
-    url: str
-    model: str | None
-    api_key: str | None = field(repr=False)
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-
-    @property
-    def sampling(self) -> dict[str, float]:
-        """Fields of a request."""
-        return {
-            "max_tokens": self.max_new_tokens,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-        }
-
-
 class RemoteModel:
-    """Model behind an address such as `http://127.0.0.1:8000/v1`.
+    """Model behind the `url` of a job, such as `http://127.0.0.1:8000/v1`.
 
-    `name`: as requests name it; `answered`: as the last answer named the model that drew it.
+    `name`: as requests name it, the first that the server offers if the job names none; `answered`: as the last
+    answer named the model that drew it.
 
     Raises:
         ConfigError: the address isn't one.
         ServerError: the server can't be reached, or offers no model.
     """
 
-    def __init__(self, settings: RemoteSettings) -> None:
-        self.settings = settings
-        self._url = settings.url.rstrip("/")
-        key = settings.api_key or os.environ.get("OPENAI_API_KEY")
+    def __init__(self, job: ChatJob) -> None:
+        assert job.url is not None, "only a job with an address gets here"
+        self._url = job.url.rstrip("/")
+        self._sampling = {
+            "max_tokens": job.max_new_tokens,
+            "temperature": job.temperature,
+            "top_p": job.top_p,
+        }
+        key = job.api_key or os.environ.get("OPENAI_API_KEY")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
             if httpx2.URL(self._url).scheme not in ("http", "https"):
@@ -68,8 +54,8 @@ class RemoteModel:
         except (httpx2.InvalidURL, UnicodeEncodeError) as error:
             # The error of a key with odd characters would spell the key.
             reason = error if isinstance(error, httpx2.InvalidURL) else "the key isn't ASCII"
-            raise ConfigError([f"url={redacted(settings.url)}: {reason}"]) from None
-        self.name = settings.model or self._first_model()
+            raise ConfigError([f"url={redacted(job.url)}: {reason}"]) from None
+        self.name = self._first_model() if job.model == FURTHEST else job.model
         self.answered = self.name
 
     def chat(self, messages: list[dict[str, str]], seed: int) -> Generator[str]:
@@ -105,7 +91,7 @@ class RemoteModel:
     def _stream(self, path: str, request: Mapping[str, Any], seed: int) -> Iterator[dict[str, Any]]:
         """Yield the first choice of each chunk of a streamed answer."""
         body = {
-            "model": self.name, "stream": True, "seed": seed, **self.settings.sampling, **request,
+            "model": self.name, "stream": True, "seed": seed, **self._sampling, **request,
         }  # fmt: skip
         with (
             self._errors(),

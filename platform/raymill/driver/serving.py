@@ -14,10 +14,9 @@ from raymill.annotate.database import DATABASE_NAME, Database
 from raymill.annotate.listening import address, listen
 from raymill.cluster.session import warm_up
 from raymill.config.serve_checks import LOCAL
-from raymill.reading import user_path
 from raymill.schema.serving import ServeJob
 from raymill.serve.app import ServeApplication
-from raymill.serve.keys import add_key, read_keys
+from raymill.serve.keys import add_key, keys_file, read_keys
 from raymill.serve.opening import feedback_on, memory_table, open_models
 from raymill.serve.served_model import ServedModel
 from raymill.storage.mirror import pull_newest, push_newest
@@ -32,15 +31,15 @@ def serve(job: ServeJob) -> int:
     Raises:
         RaymillError: a model can't be found or is damaged, or the address is in use.
     """
-    keys_file = None if job.serve.keys is None else user_path(job.serve.keys)
+    file = keys_file(job.serve)
     if job.new_key is not None:
-        assert keys_file is not None, "the configuration's checks require serve.keys"
-        print(add_key(keys_file, job.new_key))
+        assert file is not None, "the configuration's checks require serve.keys"
+        print(add_key(file, job.new_key))
         return 0
     if job.dry_run:
         print("\n".join(memory_table(job)))
         return 0
-    keys = read_keys(keys_file)
+    keys = read_keys(file)
     if job.serve.engine == "ray":
         if job.cluster.address == "local":
             # The proxy that will listen there reports an address in use late, and in Ray's log.

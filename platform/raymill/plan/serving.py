@@ -61,7 +61,7 @@ class ServingMemory:
 
     @property
     def problem(self) -> str | None:
-        """Why not even one answer fits, in numbers; None if one does."""
+        """Say in numbers that not even one answer fits; None if one does."""
         if self.fitting:
             return None
         return (

@@ -11,12 +11,14 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raymill.annotate.request_body import BodyTooLargeError, is_json, read_body, replayed
+from raymill.config.serve_checks import LOCAL
 from raymill.schema.serving import ServeConfig
 from raymill.serve.errors import ApiError
 from raymill.serve.keys import ApiKeys
 from raymill.serve.metrics import ServiceMetrics
 
-LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+# As hosts are written in addresses.
+LOCAL_HOSTS = tuple(f"[{host}]" if ":" in host else host for host in LOCAL)
 # All other paths need a key, where there are keys.
 _OPEN = ("/", "/health", "/ready")
 _PAGE = "/page/"

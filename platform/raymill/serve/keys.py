@@ -13,7 +13,8 @@ from pathlib import Path
 from raymill.config.serve_checks import KEYS_VARIABLE
 from raymill.durable import write_atomic
 from raymill.errors import ConfigError
-from raymill.reading import MISSING, is_file, read_text
+from raymill.reading import MISSING, is_file, read_text, user_path
+from raymill.schema.serving import ServeConfig
 
 _LINE = re.compile(r"(?P<name>[A-Za-z0-9._-]{1,64}) (?P<sha256>[0-9a-f]{64})")
 _PREFIX = "sk-raymill-"
@@ -33,6 +34,11 @@ class ApiKeys:
         given = _digest(key)
         # All are compared, so that the time doesn't depend on which one it is.
         return sum(hmac.compare_digest(given, known) for known in self._digests) > 0
+
+
+def keys_file(settings: ServeConfig) -> Path | None:
+    """Return the file of a service's keys."""
+    return None if settings.keys is None else user_path(settings.keys)
 
 
 def read_keys(path: Path | None) -> ApiKeys:

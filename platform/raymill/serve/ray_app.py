@@ -21,10 +21,9 @@ from raymill.annotate.database import Database
 from raymill.cluster.session import ActorResources, connect
 from raymill.config.compose import load
 from raymill.errors import RaymillError
-from raymill.reading import user_path
 from raymill.schema.serving import ServeJob
 from raymill.serve.app import ServeApplication
-from raymill.serve.keys import ApiKeys, read_keys
+from raymill.serve.keys import ApiKeys, keys_file, read_keys
 from raymill.serve.opening import feedback_on, open_models
 from raymill.serve.ray_replicas import ReplicaOptions, deploy, replicas_of, start_proxies, stop
 from raymill.track.marker import verified_digest
@@ -54,8 +53,7 @@ def build(arguments: Mapping[str, Any]) -> serve.Application:
         RaymillError: the overrides are refused, or a model can't be found or is damaged.
     """
     job: ServeJob = load("serve", list(arguments["overrides"]))
-    keys = read_keys(None if job.serve.keys is None else user_path(job.serve.keys))
-    return application(ServedVersions(job, exact_versions(job), keys))
+    return application(ServedVersions(job, exact_versions(job), read_keys(keys_file(job.serve))))
 
 
 def application(served: ServedVersions) -> serve.Application:

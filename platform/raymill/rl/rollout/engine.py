@@ -30,7 +30,10 @@ class RolloutError(RaymillError):
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings of sampling."""
+    """Settings of sampling.
+
+    `pad_id` decides nothing; it belongs to the digest by which stored rollouts are checked.
+    """
 
     max_new_tokens: int
     temperature: float
