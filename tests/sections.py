@@ -62,7 +62,7 @@ PLAIN: dict[str, dict[str, Any]] = {
     "LoraConfig": {"rank": 0, "alpha": 16.0, "dropout": 0.0, "targets": ("all-linear",)},
     "ClusterConfig": {
         "gpu": False, "cpus_per_worker": 1.0, "device_memory_gib": None, "host_memory_gib": None,
-        "peak_tflops": None,
+        "workers_per_node": 8, "peak_tflops": None,
     },
     "TrackingConfig": {
         "uri": None, "experiment": "raymill", "registered_model": "assistant", "alias": "pretrained",

@@ -15,7 +15,8 @@ from raymill.data.messages.tokenizer import chat_tokenizer
 from raymill.data.store.rows import Rows
 from raymill.data.text.control_tokens import ControlTokens
 from raymill.errors import ConfigError
-from raymill.model.finetuned import save_finetuned
+from raymill.model.export import save_model
+from raymill.model.lazy import LazyModel
 from raymill.model.parent import freeze, load_parent, with_adapters
 from raymill.schema.sections import LoraConfig
 from sections import plain
@@ -111,12 +112,12 @@ def test_merging_is_checked_by_logits(parent: Path, tmp_path: Path) -> None:
         adapted = model(input_ids=torch.tensor(ids)).logits
     tokenizer = tmp_path / "tokenizer"
     chat_tokenizer(parent, "chatml", ()).save(tokenizer)
-    saved = save_finetuned(
-        model, tokenizer, tmp_path / "export", precision="fp32",
+    saved = save_model(
+        LazyModel(model), tokenizer, tmp_path / "export", precision="fp32",
         tokens=ControlTokens(None, 0, (258, 0)), probe_ids=ids, parent=parent,
     )  # fmt: skip
-    assert saved.logit_difference < 1e-5
-    assert saved.same_choice == 1.0
+    assert saved.comparison.logit_difference < 1e-5
+    assert saved.comparison.same_choice == 1.0
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 

@@ -23,7 +23,8 @@ from raymill.engine.group import WorkerGroup
 from raymill.engine.leaks import refuse_leaks, sees_ahead
 from raymill.errors import RaymillError
 from raymill.generate.modes import mode_of
-from raymill.model.finetuned import save_finetuned
+from raymill.model.export import save_model
+from raymill.model.lazy import LazyModel
 from raymill.model.loading import silence_libraries
 from raymill.model.parent import load_parent, with_adapters
 from raymill.objective.forward import Sequences, run_model
@@ -243,8 +244,8 @@ def _samples(model: Any) -> str:
 
 
 def _exports(model: Any, folder: Path) -> str:
-    save_finetuned(
-        model, folder / "tokenizer", folder / "export", precision="fp32",
+    save_model(
+        LazyModel(model), folder / "tokenizer", folder / "export", precision="fp32",
         tokens=ControlTokens(None, 0, (2,)), probe_ids=[list(range(5, 5 + LENGTH))],
     )  # fmt: skip
     return "yes"

@@ -22,8 +22,8 @@ from raymill.data.messages.tokenizer import chat_tokenizer, encodes_as, new_toke
 from raymill.data.store.manifest import TOKENIZER_FOLDER, PreparedData
 from raymill.data.text.control_tokens import ControlTokens
 from raymill.errors import CheckpointError
-from raymill.model.export import copy_tokenizer
-from raymill.model.finetuned import save_finetuned
+from raymill.model.export import copy_tokenizer, save_model
+from raymill.model.lazy import LazyModel
 from raymill.model.parent import load_parent, load_scalar_model, with_adapters
 from raymill.model.shape import read_config
 from raymill.model.verification import TEXTS, compare_outputs, loaded_outputs, trained_outputs
@@ -63,8 +63,8 @@ def exported(
     encoder = load_chat_encoder(prepared.tokenizer_folder)
     assert encoder is not None
     ids = encoder.prompt_ids(EXCHANGE)
-    save_finetuned(
-        model, prepared.tokenizer_folder, folder / "export", precision=precision, tokens=tokens,
+    save_model(
+        LazyModel(model), prepared.tokenizer_folder, folder / "export", precision=precision, tokens=tokens,
         probe_ids=[ids, ids[:9], [*ids[:5], encoder.end_of_turn_id]], parent=parent, scalar=scalar,
     )  # fmt: skip
     return folder / "export"
@@ -225,11 +225,9 @@ def test_adapters_alone_compute_what_the_merged_model_does(
     weights = load_file(adapter / "adapter_model.safetensors")
     name = next(name for name in weights if "lora_B" in name)
     save_file(weights | {name: weights[name] + 0.5}, adapter / "adapter_model.safetensors")
-    from raymill.model.finetuned import load_adapted
-
     probes = [[5, 6, 7, 8], [9, 10]]
     right = loaded_outputs(export, probes, scalar)
-    wrong = loaded_outputs(adapter, probes, scalar, lambda: load_adapted(parent, adapter, scalar))
+    wrong = loaded_outputs(adapter, probes, scalar, parent)
     with pytest.raises(CheckpointError, match="as transformers loads it, differ"):
         compare_outputs(right, wrong, "fp32")
 
@@ -240,7 +238,7 @@ def test_the_check_sees_what_only_another_tool_would(tmp_path: Path) -> None:
     export = exported(parent, tmp_path, scalar=True)
     model = AutoModelForSequenceClassification.from_pretrained(export, dtype=torch.float32)
     probes = [[5, 6, 7, 0], [9, 0]]
-    ours = trained_outputs(model, probes, scalar=True)
+    ours = trained_outputs(LazyModel(model), probes, scalar=True)
     compare_outputs(ours, loaded_outputs(export, probes, scalar=True), "fp32")
     config = json.loads((export / "config.json").read_text())
     (export / "config.json").write_text(json.dumps(config | {"pad_token_id": 0}))

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from raymill.config import load
 from raymill.engine.optimizers import moments_of, muon_names
+from raymill.errors import ConfigError
 from raymill.model.build import hugging_face_config
+from raymill.objective.preferences import NEEDS_REFERENCE
 from raymill.plan.batch import step_tokens, total_steps
-from raymill.plan.memory import moment_bytes, state_bytes, worker_memory
-from raymill.plan.parameters import count_parameters, flops_per_token
-from raymill.plan.report import pretraining_plan
+from raymill.plan.memory import Memory, job_memory, state_bytes
+from raymill.plan.models import WITH_REFERENCE, held_models, moment_bytes
+from raymill.plan.node import node_memory
+from raymill.plan.parameters import adapter_parameters, count_parameters, flops_per_token
+from raymill.plan.report import GIB, pretraining_plan
 from raymill.schema.sections import ArchConfig
 
 PUBLISHED = {
@@ -57,15 +62,20 @@ def test_muons_moments_are_those_of_the_model(preset: str) -> None:
     assert moment_bytes(count, "muon") == sum(4 * len(moments[n]) * sizes[n] for n in sizes)
     assert moment_bytes(count, "adamw") == 8 * count.total
     assert count.in_block_matrices == sum(sizes[name] for name in muon_names(model))
-    settings = {"stage": 1, "workers": 2, "precision": "bf16", "micro_batch": 1,
-                "sequence_length": 64, "recompute": False}  # fmt: skip
-    adamw = worker_memory(job.arch, vocabulary, **settings)
-    muon = worker_memory(
-        job.arch, vocabulary, **settings, optimizer_name="muon", bucket_elements=10**8
-    )
+    adamw = memory(f"arch={preset}", "zero.stage=1", vocabulary=vocabulary)
+    muon = memory(f"arch={preset}", "zero.stage=1", "optim=muon", vocabulary=vocabulary)
     saved = 4 * count.in_block_matrices / 2
-    assert adamw.optimizer - muon.optimizer == adamw.host - muon.host == saved
+    assert adamw.optimizer - muon.optimizer == adamw.copy - muon.copy == saved
     assert 0 < muon.update < 20 * count.in_block_matrices
+
+
+def memory(
+    *overrides: str, vocabulary: int = 4096, workers: int = 2, kind: str = "pretrain"
+) -> Memory:
+    """Return the plan of a worker, in bf16 unless the overrides say otherwise."""
+    job = load(kind, ["train.precision=bf16", *overrides])
+    arch = getattr(job, "arch", None) or load("pretrain", []).arch
+    return job_memory(job, arch, vocabulary, workers)
 
 
 def test_zero_memory_is_the_papers() -> None:
@@ -83,30 +93,90 @@ def test_fp32_state() -> None:
 
 
 def test_offloaded_state_moves_to_the_host() -> None:
-    arch = load("pretrain", []).arch
-    settings = {"stage": 3, "workers": 2, "precision": "bf16", "micro_batch": 1,
-                "sequence_length": 64, "recompute": False}  # fmt: skip
-    here = worker_memory(arch, 4096, **settings)
-    away = worker_memory(arch, 4096, **settings, offload_optimizer="cpu", offload_params="cpu")
-    assert away.host - here.host == here.optimizer + here.weights
+    here = memory("zero=stage3")
+    away = memory("zero=stage3_offload", "cluster.host_memory_gib=8")
+    assert away.host(gpu=True) - here.host(gpu=True) == here.optimizer + here.weights
     assert away.state == here.gradients
+    assert here.host(gpu=False) - here.host(gpu=True) == here.device
 
 
 def test_an_output_matrix_in_fp32_is_counted() -> None:
-    arch = load("pretrain", []).arch
-    settings = {
-        "stage": 0,
-        "workers": 1,
-        "micro_batch": 1,
-        "sequence_length": 64,
-        "recompute": False,
-    }
-    for precision, elements in (("fp32", 0), ("bf16", 4096 * arch.hidden_size)):
-        plain, wide = (
-            worker_memory(arch, 4096, precision=precision, **settings, fp32_head=head).device
-            for head in (False, True)
+    hidden = load("pretrain", []).arch.hidden_size
+    for precision, elements in (("fp32", 0), ("bf16", 4096 * hidden)):
+        both = ["data.path=x", "zero.stage=0", f"train.precision={precision}"]
+        plain, wide = (memory(*both, kind=kind, workers=1) for kind in ("reward", "dpo"))
+        assert wide.logits - plain.logits == 8 * elements
+
+
+@pytest.mark.parametrize(
+    ("kind", "overrides", "models"),
+    [
+        ("sft", (), ["model"]),
+        ("dpo", (), ["model"]),
+        ("dpo", ("loss.reference=live",), ["model", "reference"]),
+        ("dpo", ("loss.reference=live", "lora.rank=4"), ["model"]),
+        ("rlhf", ("algorithm=grpo",), ["model", "reference"]),
+        ("rlhf", ("algorithm=ppo",), ["model", "critic", "reference"]),
+    ],
+)
+def test_every_model_in_a_worker_is_counted(
+    kind: str, overrides: tuple[str, ...], models: list[str]
+) -> None:
+    job = load(kind, ["data.path=x", *overrides] if kind != "rlhf" else list(overrides))
+    held = held_models(job, load("pretrain", []).arch, 4096)
+    assert [model.name for model in held] == models
+    assert held[-1].trained == 0 if models[-1] == "reference" else held[-1].trained > 0
+
+
+def test_references_are_planned_for_the_losses_that_need_one() -> None:
+    assert WITH_REFERENCE == NEEDS_REFERENCE
+
+
+@pytest.mark.parametrize("family", ["nano", "gpt2_124m"])
+@pytest.mark.parametrize("targets", [["all-linear"], ["q_proj", "up_proj", "c_attn"]])
+def test_adapters_are_as_many_as_pefts(family: str, targets: list[str]) -> None:
+    arch = load("pretrain", [f"arch={family}", "arch.layers=2"]).arch
+    model = meta_model(arch, 300)
+    with torch.device("meta"):
+        adapted = get_peft_model(
+            model,
+            LoraConfig(r=4, target_modules="all-linear" if "all-linear" in targets else targets),
         )
-        assert wide - plain == 8 * elements
+    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    assert adapter_parameters(arch, targets, 4) == trained
+
+
+LARGE = (
+    "arch=llama3_70b", "cluster=h100", "run.workers=64", "train.precision=bf16", "train.global_batch=512",
+    "train.micro_batch=1", "data.sequence_length=4096", "train.activation_checkpointing=true",
+)  # fmt: skip
+
+
+def test_a_start_of_70b_is_planned_at_its_share() -> None:
+    job = load("pretrain", [*LARGE, "zero=stage3"])
+    count = count_parameters(job.arch, 128256)
+    planned = job_memory(job, job.arch, 128256, 64)
+    largest = 4 * 128256 * 8192
+    # Weights, fp32 weights and moments: 14 bytes per parameter.
+    assert planned.start == pytest.approx(14 * count.total / 64 + largest)
+    node = node_memory(job, job.arch, 128256, 64)
+    assert (node.workers, node.export) == (8, 4 * largest + 256 * 2**20)
+    assert node.total / GIB < 128
+
+
+def test_70b_unpartitioned_is_refused_with_both_numbers() -> None:
+    with pytest.raises(ConfigError) as refused:
+        load("pretrain", [*LARGE, "zero=stage1"])
+    assert "one worker needs about 417.9 GiB (start 266.7; step 417.9" in str(refused.value)
+    assert "106.7 GiB of host memory" in str(refused.value)
+    assert "it fits with zero.stage=3" in str(refused.value)
+
+
+def test_a_node_without_memory_for_its_workers_is_refused() -> None:
+    on_host = ["zero=stage3", "cluster.host_memory_gib=64"]
+    with pytest.raises(ConfigError, match=r"a node needs about 106\.7 GiB .*: 8 workers of 13\.2"):
+        load("pretrain", [*LARGE, *on_host])
+    assert load("pretrain", [*LARGE, *on_host, "cluster.workers_per_node=4"])
 
 
 def test_flops_of_gpt3() -> None:

@@ -269,6 +269,7 @@ def _tokenizer(tokenizer: TokenizerConfig) -> Iterator[str]:
 
 def _cluster(cluster: ClusterConfig) -> Iterator[str]:
     yield from at_least("cluster.cpus_per_worker", cluster.cpus_per_worker, 0)
+    yield from at_least("cluster.workers_per_node", cluster.workers_per_node, 1)
     for key in ("device_memory_gib", "host_memory_gib", "peak_tflops"):
         yield from above(f"cluster.{key}", getattr(cluster, key), 0)
 

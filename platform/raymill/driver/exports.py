@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,11 +14,10 @@ from raymill.data.store.split import VALIDATION
 from raymill.data.store.validation import ValidationSet
 from raymill.data.text.control_tokens import ControlTokens
 from raymill.engine.resolved_run import ResolvedRun
-from raymill.schema.jobs import PretrainJob
 from raymill.track.marker import is_exported, write_marker
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from raymill.model.lazy import LazyModel
 
 PROBES = 4  # held-out conversations on which a saved model is compared with the trained one
 PROBE_TOKENS = 256
@@ -53,51 +52,23 @@ def export_checkpoint(resolved: ResolvedRun, checkpoint: VerifiedCheckpoint) -> 
     }
     folders = [target] if adapter is None else [target, adapter]
     if not all(is_exported(folder, lineage) for folder in folders):
-        prepared = [load_prepared(folder) for folder in resolved.folders]
-        if isinstance(job, PretrainJob):
-            _export_pretrained(resolved, job, prepared, checkpoint, target)
-        else:
-            _export_tuned(resolved, prepared, checkpoint, target)
+        digests = _export(resolved, checkpoint, target)
         # The marker comes last, so that a folder without one is incomplete.
-        for folder in folders:
-            write_marker(folder, lineage)
+        write_marker(target, lineage, digests)
+        if adapter is not None:
+            write_marker(adapter, lineage)
     return Export(target, adapter)
 
 
-def _export_pretrained(
-    resolved: ResolvedRun,
-    job: PretrainJob,
-    prepared: list[PreparedData],
-    checkpoint: VerifiedCheckpoint,
-    target: Path,
-) -> None:
-    from raymill.model.export import export_folder
+def _export(
+    resolved: ResolvedRun, checkpoint: VerifiedCheckpoint, target: Path
+) -> Mapping[str, str]:
+    """Write the folders; return the sha256 of the model's files of weights."""
+    from raymill.model.export import save_model
 
-    first = prepared[0]
-    export_folder(
-        checkpoint.reader(),
-        job.arch,
-        job.arch.vocab_size or first.manifest.tokenizer.vocab_size,
-        ControlTokens.from_prepared(first, resolved.model_folder),
-        first.tokenizer_folder,
-        target,
-        job.train.precision,
-        parent=resolved.model_folder,
-        trained=partial(_trained_model, resolved, prepared, checkpoint),
-        probe_ids=_probe_ids(first),
-    )
-
-
-def _export_tuned(
-    resolved: ResolvedRun,
-    prepared: list[PreparedData],
-    checkpoint: VerifiedCheckpoint,
-    target: Path,
-) -> None:
-    from raymill.model.finetuned import save_finetuned
-
+    prepared = [load_prepared(folder) for folder in resolved.folders]
     scalar = resolved.job.scalar_head
-    save_finetuned(
+    saved = save_model(
         _trained_model(resolved, prepared, checkpoint),
         prepared[0].tokenizer_folder,
         target,
@@ -107,20 +78,22 @@ def _export_tuned(
         parent=resolved.model_folder,
         scalar=scalar,
     )
+    return saved.digests
 
 
 def _trained_model(
     resolved: ResolvedRun, prepared: list[PreparedData], checkpoint: VerifiedCheckpoint
-) -> PreTrainedModel:
+) -> LazyModel:
     """Build the model as the workers did, since a checkpoint holds only the trained parameters."""
     from raymill.engine.trainer import load_weights
+    from raymill.model.lazy import LazyModel
     from raymill.model.loading import silence_libraries
     from raymill.recipes.registry import recipe_of
 
     silence_libraries()
     model = recipe_of(resolved, prepared).build_model(fresh=False)
     load_weights(model, checkpoint.reader())
-    return model
+    return LazyModel(model)
 
 
 def _probe_ids(prepared: PreparedData, *, whole: bool = False) -> list[list[int]]:

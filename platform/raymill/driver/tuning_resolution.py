@@ -63,8 +63,7 @@ def _check_parent(job: ParentJob, parent: Parent) -> None:
             [f"parent={job.parent}: {name} is a reward model, which has no words to learn"]
         )
     arch = architecture_of(folder)
-    # Adapters need far less memory than the plan's upper bound, so that they aren't refused by it.
-    if arch is not None and not job.has_adapters:
+    if arch is not None:
         vocab_size = max(parent.tokenizer.identity.vocab_size, arch.vocab_size or 0)
         if problems := memory_problems(job, arch, vocab_size):
             raise ConfigError(problems)

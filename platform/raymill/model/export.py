@@ -1,24 +1,27 @@
-"""Export of a checkpoint's weights as a standard Hugging Face folder.
+"""Export of a trained model as standard Hugging Face folders: the whole model, and its adapters if any.
 
-The folder is written from the fragment files, one shard's tensors at a time. This needs neither the worker
-group that trained the model nor memory for all of it.
+Weights are read, merged, written and checked one tensor at a time, so that the memory needed is a few times the
+largest tensor, whatever the model's size.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import psutil
-
-from raymill.checkpoint.fragments import FragmentReader, Index
-from raymill.data.text.control_tokens import GENERATION_NAME, ControlTokens, write_generation
-from raymill.durable import fsync_path, write_atomic
+from raymill.data.text.control_tokens import (
+    GENERATION_NAME,
+    ControlTokens,
+    give_own_padding,
+    write_generation,
+)
+from raymill.durable import fsync_path
+from raymill.model.lazy import LazyModel
+from raymill.model.saved_tensors import DTYPES, SavedTensors, plain_model
 from raymill.model.verification import (
     Probes,
     SavedComparison,
@@ -27,29 +30,62 @@ from raymill.model.verification import (
     trained_outputs,
     write_comparison,
 )
+from raymill.model.weight_files import SHARD_BYTES, write_weights
 from raymill.reading import entries, is_folder, read_bytes, read_json
-from raymill.schema.sections import ArchConfig
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
-
-_SHARD_BYTES = 5 * 2**30
 
 
-def plan_shards(
-    index: Index, bytes_per_element: int, shard_bytes: int = _SHARD_BYTES
-) -> list[list[str]]:
-    """Return the parameter names per weight file, in order; a file of several stays within `shard_bytes`."""
-    shards: list[list[str]] = [[]]
-    filled = 0
-    for name, entry in index.items():
-        size = entry.numel * bytes_per_element
-        if shards[-1] and filled + size > shard_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(name)
-        filled += size
-    return shards
+@dataclass(frozen=True)
+class SavedModel:
+    """A saved folder: its comparison with the trained model, and the sha256 of its files of weights."""
+
+    comparison: SavedComparison
+    digests: Mapping[str, str]
+
+
+def save_model(
+    trained: LazyModel,
+    tokenizer_folder: Path,
+    target: Path,
+    *,
+    precision: str,
+    tokens: ControlTokens,
+    probe_ids: Probes,
+    parent: Path | None = None,
+    scalar: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+) -> SavedModel:
+    """Write `target` so that `AutoModelForCausalLM.from_pretrained(target)` loads it.
+
+    The whole folder is replaced, and compared with the trained model, which stays as it is. Adapters are merged
+    into copies of the weights; they are also saved in `target`/../adapter, to be loaded onto `parent`, whose
+    sampling settings are kept.
+
+    `scalar`: the model gives one number, and `AutoModelForSequenceClassification` loads it. Its tokenizer gets
+    a padding token of its own, by which transformers finds the last token.
+
+    Raises:
+        CheckpointError: a saved model gives other outputs than the trained one, or a file has other tensors.
+    """
+    before = trained_outputs(trained, probe_ids, scalar)
+    with ExitStack() as stack:
+        # Only peft's models have this attribute.
+        if hasattr(trained.model, "peft_config"):
+            adapter = stack.enter_context(replaced_folder(target.with_name("adapter")))
+            _write_adapter(trained, tokenizer_folder, adapter, tokens, scalar)
+            if parent is not None:
+                # Adapters are saved in fp32, whatever the precision of training.
+                after = loaded_outputs(adapter, probe_ids, scalar, parent)
+                compare_outputs(before, after, "fp32")
+        whole = stack.enter_context(replaced_folder(target))
+        # The scalar model's padding token may be a new one, for which the model needs a row.
+        padding = _write_tokenizer(tokenizer_folder, whole, tokens, scalar)
+        saved = SavedTensors(trained, precision, rows=padding + 1 if scalar else 0)
+        digests = write_weights(whole, saved.forms, saved.tensor, shard_bytes)
+        _write_settings(trained, whole, precision, replace(tokens, padding=padding), scalar, parent)
+        comparison = compare_outputs(before, loaded_outputs(whole, probe_ids, scalar), precision)
+        write_comparison(whole, comparison)
+        flush(whole)
+    return SavedModel(comparison, digests)
 
 
 @contextmanager
@@ -78,7 +114,7 @@ def replaced_folder(target: Path) -> Iterator[Path]:
 
 
 def _follow_umask(folder: Path) -> None:
-    """Give every file the mode of a new one, since safetensors writes through private temporary files."""
+    """Give every file the mode of a new one, since peft writes through private temporary files."""
     probe = folder / uuid.uuid4().hex
     probe.touch()
     mode = probe.stat().st_mode
@@ -86,86 +122,6 @@ def _follow_umask(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(mode & 0o777)
-
-
-def export_folder(
-    reader: FragmentReader,
-    arch: ArchConfig,
-    vocab_size: int,
-    tokens: ControlTokens,
-    tokenizer_folder: Path,
-    target: Path,
-    precision: str,
-    *,
-    parent: Path | None = None,
-    trained: Callable[[], PreTrainedModel] | None = None,
-    probe_ids: Probes = (),
-) -> Path:
-    """Write `target` so that `AutoModelForCausalLM.from_pretrained(target)` loads it.
-
-    The whole folder is replaced. Tied weights are stored once, under the input embedding's name, as
-    transformers expects. The sampling settings of `parent` are kept. The model that `trained` builds in memory
-    is compared with the folder on `probe_ids`.
-
-    Raises:
-        CheckpointError: the folder's model gives other outputs than the trained one.
-    """
-    import torch
-    from safetensors.torch import save_file
-
-    from raymill.model.build import hugging_face_config
-
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    config = hugging_face_config(arch, vocab_size, tokens.stops[0])
-    config.update(tokens.settings())
-    # transformers sets it when a model is saved; here only its configuration exists.
-    config.architectures = [_architecture_name(config)]
-    config.dtype = dtype
-    with replaced_folder(target) as temporary:
-        config.save_pretrained(temporary)
-        shards = plan_shards(reader.index, dtype.itemsize)
-        weight_map: dict[str, str] = {}
-        total_bytes = 0
-        for number, names in enumerate(shards, 1):
-            file = (
-                "model.safetensors"
-                if len(shards) == 1
-                else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            )
-            tensors = {name: torch.from_numpy(reader.tensor(name)).to(dtype) for name in names}
-            save_file(tensors, temporary / file, metadata={"format": "pt"})
-            # The index tells transformers in which file it finds each tensor.
-            weight_map.update(dict.fromkeys(names, file))
-            total_bytes += sum(tensor.numel() * dtype.itemsize for tensor in tensors.values())
-        if len(shards) > 1:
-            body = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
-            write_atomic(temporary / "model.safetensors.index.json", json.dumps(body, indent=1))
-        copy_tokenizer(tokenizer_folder, temporary)
-        settings = {} if parent is None else read_json(parent / GENERATION_NAME, missing={})
-        write_generation(temporary, settings, tokens)
-        if trained is not None:
-            write_comparison(
-                temporary, _compared(trained, temporary, probe_ids, precision, reader.index)
-            )
-        flush(temporary)
-    return target
-
-
-def _compared(
-    trained: Callable[[], PreTrainedModel],
-    folder: Path,
-    probe_ids: Probes,
-    precision: str,
-    index: Index,
-) -> SavedComparison | None:
-    """Compare the folder with the trained model; None if that doesn't fit into memory, as writing does."""
-    size = 4 * sum(entry.numel for entry in index.values())
-    # The outputs and the loader's buffers come on top of the fp32 weights.
-    if 1.5 * size > psutil.virtual_memory().available:
-        return None
-    # One after the other, so that only one model is in memory at a time.
-    before = trained_outputs(trained(), probe_ids, scalar=False)
-    return compare_outputs(before, loaded_outputs(folder, probe_ids, scalar=False), precision)
 
 
 def flush(folder: Path) -> None:
@@ -182,8 +138,49 @@ def copy_tokenizer(tokenizer_folder: Path, target: Path) -> None:
         (target / path.name).write_bytes(read_bytes(path))
 
 
-def _architecture_name(config: PretrainedConfig) -> str:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+def _write_adapter(
+    trained: LazyModel,
+    tokenizer_folder: Path,
+    target: Path,
+    tokens: ControlTokens,
+    scalar: bool,
+) -> None:
+    # Only what is trained is saved, and it is small.
+    with trained.gather(p for p in trained.model.parameters() if p.requires_grad):
+        trained.model.save_pretrained(target)
+    # peft writes a template of a model card with nothing filled in.
+    (target / "README.md").unlink(missing_ok=True)
+    _write_tokenizer(tokenizer_folder, target, tokens, scalar)
 
-    name: str = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]
-    return name
+
+def _write_tokenizer(source: Path, target: Path, tokens: ControlTokens, scalar: bool) -> int:
+    """Copy the tokenizer; return the id of its padding token."""
+    copy_tokenizer(source, target)
+    return give_own_padding(target, tokens.stops) if scalar else tokens.padding
+
+
+def _write_settings(
+    trained: LazyModel,
+    target: Path,
+    precision: str,
+    tokens: ControlTokens,
+    scalar: bool,
+    parent: Path | None,
+) -> None:
+    """Write config.json and, for a language model, generation_config.json."""
+    model = plain_model(trained.model)
+    config = model.config.__class__.from_dict(model.config.to_dict())
+    # Multimodal models have the token ids in a nested configuration as well.
+    for part in (config, config.get_text_config()):
+        part.update(tokens.settings())
+    if scalar:
+        text = config.get_text_config()
+        text.vocab_size = max(text.vocab_size, tokens.padding + 1)
+    config.architectures = [type(model).__name__]
+    config.dtype = DTYPES[precision]
+    config.save_pretrained(target)
+    if not scalar:
+        # The file has settings that transformers reads and doesn't keep.
+        file = None if parent is None else read_json(parent / GENERATION_NAME)
+        settings = model.generation_config.to_diff_dict() if file is None else file
+        write_generation(target, settings, tokens)

@@ -1,7 +1,8 @@
 """Verification of saved models: outputs of the model in memory compared with those of the saved folder.
 
 The first are computed as in training, the second as a user of transformers gets them, so that errors of saving
-and merging show.
+and merging show. Each side's weights are read layer by layer, so that no whole model is in memory. The
+files are compared with the weights as they are written (`weight_files.py`).
 
 Shapes: S sequences, L tokens of the longest.
 """
@@ -9,7 +10,7 @@ Shapes: S sequences, L tokens of the longest.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,11 +18,12 @@ from typing import TYPE_CHECKING
 from raymill.data.store.manifest import read_tokenizer
 from raymill.durable import write_atomic
 from raymill.errors import CheckpointError
-from raymill.model.loading import load_hf_model
+from raymill.model.folder import open_adapted, open_folder
+from raymill.model.lazy import LazyModel
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 # Largest |Δ| over the largest |logit| or |score|. The weights' rounding causes several times less.
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
@@ -40,17 +42,17 @@ class SavedComparison:
     same_choice: float  # share of positions where the likeliest token is the same
 
 
-def trained_outputs(model: PreTrainedModel, probes: Probes, scalar: bool) -> list[Tensor]:
+def trained_outputs(trained: LazyModel, probes: Probes, scalar: bool) -> list[Tensor]:
     """Return the logits [n, V] of each sequence, or its score [1, 1], computed as in training."""
     import torch
 
     from raymill.model.parent import scalar_head
     from raymill.objective.forward import Sequences, pad_right, run_model, scores_at
 
-    model.eval()
+    trained.model.eval()
     device = torch.device("cpu")
     tokens_SL, length_S = pad_right(probes)
-    with torch.no_grad():
+    with torch.no_grad(), trained.computing() as model:
         if scalar:
             scores_S = scores_at(model, scalar_head(model), tokens_SL, length_S - 1, device)
             return list(scores_S.float().view(-1, 1, 1))
@@ -59,22 +61,21 @@ def trained_outputs(model: PreTrainedModel, probes: Probes, scalar: bool) -> lis
 
 
 def loaded_outputs(
-    folder: Path, probes: Probes, scalar: bool, load: Callable[[], PreTrainedModel] | None = None
+    folder: Path, probes: Probes, scalar: bool, parent: Path | None = None
 ) -> list[Tensor]:
     """Return the same for a folder, computed by transformers alone on a batch that the folder's tokenizer pads.
 
-    `load` loads the model if the folder has only adapters.
+    The folder holds adapters alone if `parent` is given.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(
         folder, local_files_only=True, trust_remote_code=False
     )
     _check_encoding(folder, tokenizer)
-    auto_class = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
-    model = load() if load else load_hf_model(auto_class, folder, dtype=torch.float32)
-    model.eval()
+    loaded = open_folder(folder, scalar) if parent is None else open_adapted(parent, folder, scalar)
+    loaded.model.eval()
     # A pass without position ids: families that count positions from the left need padding on the right.
     side = None if scalar else "right"
     batch = tokenizer.pad(
@@ -83,7 +84,7 @@ def loaded_outputs(
         padding_side=side,
         return_tensors="pt",
     )
-    with torch.no_grad():
+    with torch.no_grad(), loaded.computing() as model:
         logits = model(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
         ).logits.float()

@@ -1,4 +1,4 @@
-"""Estimate of a worker's memory, part by part.
+"""Estimate of a worker's memory, part by part and moment by moment: the start, a step, a checkpoint's copy.
 
 State: Rajbhandari et al. 2020 ("ZeRO"), section 3 and figure 1: mixed precision holds 2 bytes of weights,
 2 of gradients and 12 of fp32 weights and Adam moments per parameter. Stage 1 partitions the 12 over the
@@ -6,7 +6,11 @@ workers, stage 2 the gradients too, stage 3 everything. Gradients are accumulate
 which the paper doesn't count; `accumulate_fp32` says so. In fp32, weights and gradients take 4 bytes each and
 moments 8; stages 1 to 3 keep a partitioned fp32 copy of the weights besides. With Muon a matrix of the blocks
 has one moment, 4 bytes. After the activations are freed, a worker holds a bucket of whole matrices, their
-updates, and the products of the largest (`update_bytes`).
+updates, and the products of the largest (`update_bytes`). Under ZeRO-3
+the weights in use are whole (`buffers`).
+
+The start: every worker makes its share of the state alone, one parameter after the other. Under ZeRO-0 to 2
+DeepSpeed then copies the weights into one buffer; a resumed run has its moments before the first step.
 
 Activations: Korthikanti et al. 2022 ("Reducing activation recomputation"), redone for these blocks with
 attention that doesn't keep its matrix (SDPA, flash). Kept per token and layer, in elements, for a gated
@@ -17,41 +21,62 @@ two times f. Full recomputation keeps the block's input alone (h) and one block'
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from raymill.plan.models import HeldModel, held_models
 from raymill.plan.parameters import ParameterCount, count_parameters, head_dim
 from raymill.schema.jobs import TrainJob
-from raymill.schema.sections import ArchConfig, Offload
+from raymill.schema.sections import ArchConfig
+
+# DeepSpeed's default of stage3_max_live_parameters: weights that may be whole at a time.
+LIVE_ELEMENTS = 10**9
+# A worker's rows between the disk and a step, at most.
+READING_BYTES = 256 * 2**20
+# An export holds a tensor, its adapters' product, their sum, and its rounding.
+EXPORTED_TENSORS = 4
+EXPORT_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one worker on its device and on the host.
+    """Bytes of one worker, over what it takes after its imports.
 
-    The host holds the offloaded state, and the copy that checkpoints are written from: fp32 weights and
-    moments, partitioned over the workers under every stage.
+    `start` and the parts of a step are on the device, which is the host where there is no GPU. `offloaded`,
+    `reading` and `copy`, from which checkpoints are written (fp32 weights and moments, partitioned under every
+    stage), are on the host.
     """
 
     weights: float
     gradients: float
     optimizer: float
+    buffers: float  # of gathered weights and of reductions
     activations: float
     logits: float
-    host: float
-    update: float = 0.0  # buffers of Muon's update, after the backward pass
+    update: float  # buffers of Muon's update, after the backward pass
+    start: float  # peak while the models are made
+    offloaded: float
+    copy: float
+    reading: float = READING_BYTES
 
     @property
     def state(self) -> float:
         return self.weights + self.gradients + self.optimizer
 
     @property
+    def step(self) -> float:
+        return self.state + self.buffers + max(self.activations + self.logits, self.update)
+
+    @property
     def device(self) -> float:
-        return self.state + max(self.activations + self.logits, self.update)
+        """The larger of start and step."""
+        return max(self.start, self.step)
 
-
-def moment_bytes(count: ParameterCount, optimizer: str) -> int:
-    """Return the bytes of the whole model's fp32 moments."""
-    return 8 * count.total - (4 * count.in_block_matrices if optimizer == "muon" else 0)
+    def host(self, gpu: bool) -> float:
+        """Return the bytes on the host, with the device's if there is no GPU."""
+        kept = self.offloaded + self.copy + self.reading
+        # The copy is made between two steps, and stays.
+        return kept if gpu else kept + self.device
 
 
 def update_bytes(
@@ -135,69 +160,75 @@ def head_bytes(arch: ArchConfig, vocab_size: int, precision: str) -> float:
 
 
 def job_memory(job: TrainJob, arch: ArchConfig, vocab_size: int, workers: int) -> Memory:
-    """Estimate the memory of one worker of a job on `workers` workers."""
-    return worker_memory(
-        arch,
-        vocab_size,
-        stage=job.zero.stage,
-        workers=workers,
-        precision=job.train.precision,
-        micro_batch=job.train.micro_batch * job.sequences_per_row,
-        sequence_length=job.forward_length,
-        recompute=job.train.activation_checkpointing,
-        offload_optimizer=job.zero.offload_optimizer,
-        offload_params=job.zero.offload_params,
-        optimizer_name=job.optim.name,
-        bucket_elements=job.zero.bucket_elements,
-        fp32_head=job.fp32_head,
-    )
-
-
-def worker_memory(
-    arch: ArchConfig,
-    vocab_size: int,
-    *,
-    stage: int,
-    workers: int,
-    precision: str,
-    micro_batch: int,
-    sequence_length: int,
-    recompute: bool,
-    offload_optimizer: Offload = "none",
-    offload_params: Offload = "none",
-    optimizer_name: str = "adamw",
-    bucket_elements: int = 0,
-    fp32_head: bool = False,
-) -> Memory:
-    """Estimate a worker's memory, without allocator overhead and communication buffers (except Muon's)."""
-    count = count_parameters(arch, vocab_size)
-    moments = moment_bytes(count, optimizer_name)
-    weights, gradients, optimizer = state_bytes(
-        count.total, stage, workers, precision, accumulate_fp32=True, moments=moments
-    )
+    """Estimate the memory of one worker of a job on `workers` workers, without the allocator's overhead."""
+    zero, precision = job.zero, job.train.precision
+    models = held_models(job, arch, vocab_size)
+    states = [_state(model, zero.stage, workers, precision) for model in models]
+    weights, gradients, optimizer = (sum(parts) for parts in zip(*states, strict=True))
+    low = 2 if precision == "bf16" else 4
+    elements = sum(model.parameters for model in models)
+    trained = sum(model.trained for model in models)
     update = 0.0
-    if optimizer_name == "muon":
-        update = update_bytes(count, stage, workers, precision, bucket_elements)
-    # Checkpoints are written from a copy in host memory.
-    host = (4 * count.total + moments) / workers
-    if offload_optimizer == "cpu":
-        host += optimizer
-    # On NVMe the state takes neither device nor host memory.
-    if offload_optimizer != "none":
+    if job.optim.name == "muon":
+        count = count_parameters(arch, vocab_size)
+        update = update_bytes(count, zero.stage, workers, precision, zero.bucket_elements)
+    buffers = 0.0
+    if zero.stage == 3 and workers > 1:
+        buffers = low * min(elements, LIVE_ELEMENTS)
+    if zero.stage > 0 and workers > 1:
+        # Two, since one is filled while the other is reduced.
+        buffers += low * min(trained, zero.bucket_elements) * (2 if job.cluster.gpu else 1)
+    offloaded = 0.0
+    if zero.offload_optimizer == "cpu":
+        offloaded += optimizer
+    if zero.offload_optimizer != "none":
         optimizer = 0.0
-    if offload_params == "cpu":
-        host += weights
-    if offload_params != "none":
+    if zero.offload_params == "cpu":
+        offloaded += weights
+    if zero.offload_params != "none":
+        # On NVMe it takes neither device nor host memory.
         weights = 0.0
-    logits = logits_bytes(vocab_size, micro_batch, sequence_length, precision)
-    if fp32_head:
+    length, micro_batch = job.forward_length, job.train.micro_batch * job.sequences_per_row
+    logits = logits_bytes(vocab_size, micro_batch, length, precision)
+    if job.fp32_head:
         logits += head_bytes(arch, vocab_size, precision)
     return Memory(
         weights=weights,
         gradients=gradients,
         optimizer=optimizer,
-        activations=activation_bytes(arch, micro_batch, sequence_length, precision, recompute),
+        buffers=buffers,
+        activations=activation_bytes(
+            arch, micro_batch, length, precision, job.train.activation_checkpointing
+        ),
         logits=logits,
-        host=host,
         update=update,
+        start=_start(job, models, weights, optimizer),
+        offloaded=offloaded,
+        copy=sum(4 * model.trained + model.moments for model in models) / workers,
     )
+
+
+def _state(
+    model: HeldModel, stage: int, workers: int, precision: str
+) -> tuple[float, float, float]:
+    """Return a model's (weights, gradients, optimizer) on one worker."""
+    weights, _, _ = state_bytes(model.parameters, stage, workers, precision)
+    _, gradients, optimizer = state_bytes(
+        model.trained, stage, workers, precision, accumulate_fp32=True, moments=model.moments
+    )
+    return weights, gradients, optimizer
+
+
+def _start(job: TrainJob, models: Sequence[HeldModel], weights: float, optimizer: float) -> float:
+    """Return the peak while the models are made, one parameter at a time."""
+    copied = 0.0
+    if job.zero.stage < 3 and weights:
+        # DeepSpeed copies what is trained into one buffer before it frees the parameters.
+        share = sum(model.trained for model in models) / sum(model.parameters for model in models)
+        copied = weights * share if job.zero.stage else 0.0
+    return weights + max(copied, optimizer) + 4 * max(model.largest for model in models)
+
+
+def export_bytes(arch: ArchConfig, vocab_size: int) -> float:
+    """Return the bytes that an export takes in the driver, over what it takes after its imports."""
+    return EXPORTED_TENSORS * 4 * count_parameters(arch, vocab_size).largest + EXPORT_BYTES

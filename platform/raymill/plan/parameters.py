@@ -9,6 +9,7 @@ utilization.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raymill.schema.sections import ArchConfig
@@ -37,6 +38,11 @@ class ParameterCount:
     def in_block_matrices(self) -> int:
         """Parameters that Muon trains, if it is the optimizer."""
         return sum(rows * columns * count for rows, columns, count in self.matrices)
+
+    @property
+    def largest(self) -> int:
+        """Elements of the largest parameter, where positions aren't learned: an embedding or a matrix."""
+        return max(self.output, *(rows * columns for rows, columns, _ in self.matrices))
 
     @property
     def in_matrix_products(self) -> int:
@@ -78,6 +84,33 @@ def count_parameters(arch: ArchConfig, vocab_size: int) -> ParameterCount:
         output=output,
         tied=arch.tied_embeddings,
     )
+
+
+def adapter_parameters(arch: ArchConfig, targets: Sequence[str], rank: int) -> int:
+    """Count the parameters of LoRA adapters (Hu et al. 2022): rank x (inputs + outputs) per adapted matrix.
+
+    `targets` are names of modules, or "all-linear" for all matrices of the blocks. A name that this family's
+    blocks don't have adapts nothing here.
+    """
+    hidden, inner = arch.hidden_size, arch.intermediate_size
+    query, key_value = arch.heads * head_dim(arch), arch.kv_heads * head_dim(arch)
+    sizes = {
+        "q_proj": (hidden, query), "k_proj": (hidden, key_value), "v_proj": (hidden, key_value),
+        "o_proj": (query, hidden), "gate_proj": (hidden, inner), "up_proj": (hidden, inner),
+        "down_proj": (inner, hidden),
+    }  # fmt: skip
+    if arch.family == "gpt2":
+        # Two matrices of a block are called c_proj.
+        sizes = {
+            "c_attn": (hidden, 3 * hidden), "attn.c_proj": (hidden, hidden),
+            "c_fc": (hidden, inner), "mlp.c_proj": (inner, hidden),
+        }  # fmt: skip
+    adapted = [
+        sum(size)
+        for name, size in sizes.items()
+        if "all-linear" in targets or any(name.endswith(target) for target in targets)
+    ]
+    return arch.layers * rank * sum(adapted)
 
 
 def flops_per_token(arch: ArchConfig, vocab_size: int, sequence_length: int) -> float:

@@ -16,8 +16,10 @@ from raymill.plan.batch import (
     step_tokens,
     total_steps,
 )
-from raymill.plan.memory import job_memory, moment_bytes
-from raymill.plan.parameters import ParameterCount, count_parameters, flops_per_token
+from raymill.plan.memory import job_memory
+from raymill.plan.models import held_models
+from raymill.plan.node import node_memory
+from raymill.plan.parameters import count_parameters, flops_per_token
 from raymill.reading import is_folder
 from raymill.redaction import redacted_value
 from raymill.schema.jobs import ParentJob, PretrainJob, RlhfJob, TrainJob
@@ -47,7 +49,6 @@ def fine_tuning_plan(
     """Return the plan as lines of (topic, text).
 
     `arch` is the parent's if its shape is known; `vocab_size` includes the tokens that the chat template adds.
-    Adapters are planned as if all weights were trained, which is an upper bound.
     """
     lines = [("parent", parent)]
     if arch is not None:
@@ -56,8 +57,7 @@ def fine_tuning_plan(
     if isinstance(job, RlhfJob):
         lines += roles_plan(job, arch, vocab_size)
     if job.lora.rank:
-        bound = f"rank {job.lora.rank} on {', '.join(job.lora.targets)}"
-        lines.append(("adapters", f"{bound}; memory and checkpoints above are upper bounds"))
+        lines.append(("adapters", f"rank {job.lora.rank} on {', '.join(job.lora.targets)}"))
     return [*lines, *_locations(job, data)]
 
 
@@ -94,12 +94,12 @@ def _computation(job: TrainJob, arch: ArchConfig, vocabulary: int) -> list[tuple
             f"{total_flops:.3g} FLOPs, {per_token:.3g} per token{_duration(job, total_flops)}",
         ),
         ("memory", memory_plan(job, arch, vocabulary)),
-        ("checkpoint", _checkpoint(job, count)),
+        ("checkpoint", _checkpoint(job, arch, vocabulary)),
     ]
 
 
-def _checkpoint(job: TrainJob, count: ParameterCount) -> str:
-    size = 4 * count.total + moment_bytes(count, job.optim.name)
+def _checkpoint(job: TrainJob, arch: ArchConfig, vocabulary: int) -> str:
+    size = sum(4 * model.trained + model.moments for model in held_models(job, arch, vocabulary))
     moments = "two moments"
     if job.optim.name == "muon":
         moments += ", one of the blocks' matrices"
@@ -171,12 +171,16 @@ def _duration(job: TrainJob, flops: float) -> str:
 
 
 def memory_plan(job: TrainJob, arch: ArchConfig, vocabulary: int) -> str:
-    """Return a worker's memory by purpose, as text."""
-    memory = job_memory(job, arch, vocabulary, allowed_workers(job)[0])
+    """Return a worker's memory by moment and purpose, and its node's, as text."""
+    workers = allowed_workers(job)[0]
+    memory = job_memory(job, arch, vocabulary, workers)
+    node = node_memory(job, arch, vocabulary, workers)
     parts = (
-        f"{memory.device / GIB:.2f} GiB per worker: weights {memory.weights / GIB:.2f}, gradients "
-        f"{memory.gradients / GIB:.2f}, optimizer {memory.optimizer / GIB:.2f}, activations "
-        f"{memory.activations / GIB:.2f}, logits {memory.logits / GIB:.2f}"
+        f"{memory.device / GIB:.2f} GiB per worker: start {memory.start / GIB:.2f}, step "
+        f"{memory.step / GIB:.2f} (weights {memory.weights / GIB:.2f}, gradients "
+        f"{memory.gradients / GIB:.2f}, optimizer {memory.optimizer / GIB:.2f}, buffers "
+        f"{memory.buffers / GIB:.2f}, activations {memory.activations / GIB:.2f}, logits "
+        f"{memory.logits / GIB:.2f})"
     )
     if memory.update:
         parts += (
@@ -184,7 +188,13 @@ def memory_plan(job: TrainJob, arch: ArchConfig, vocabulary: int) -> str:
         )
     if job.cluster.device_memory_gib is not None:
         parts += f" (of {job.cluster.device_memory_gib:g} GiB)"
-    parts += f"; {memory.host / GIB:.2f} GiB of host memory"
+    parts += (
+        f"; host {node.total / GIB:.2f} GiB per node: {node.workers} workers of {node.each / GIB:.2f} "
+        f"(copy for checkpoints {memory.copy / GIB:.2f}, offloaded {memory.offloaded / GIB:.2f}), later an "
+        f"export of {node.export / GIB:.2f}"
+    )
+    if job.cluster.host_memory_gib is not None:
+        parts += f" (of {job.cluster.host_memory_gib:g} GiB)"
     return f"{parts}; ZeRO {job.zero.stage}, {job.train.precision}"
 
 

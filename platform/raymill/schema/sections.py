@@ -227,6 +227,7 @@ class ClusterConfig:
     cpus_per_worker: float
     device_memory_gib: float | None
     host_memory_gib: float | None
+    workers_per_node: int
     peak_tflops: float | None
 
 

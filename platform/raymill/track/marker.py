@@ -21,10 +21,17 @@ _FILES = "files"  # name → sha256
 _WEIGHTS = (".safetensors", ".bin")
 
 
-def write_marker(folder: Path, lineage: Mapping[str, object]) -> None:
-    """Write the marker of an exported folder, with the digests of all its files."""
+def write_marker(
+    folder: Path, lineage: Mapping[str, object], known: Mapping[str, str] | None = None
+) -> None:
+    """Write the marker of an exported folder, with the digests of all its files.
+
+    `known` are those of files that were hashed as they were written.
+    """
+    known = known or {}
     names = [path.name for path in entries(folder) if path.name != MARKER_NAME and is_file(path)]
-    marker = {**lineage, _FILES: _digests(folder, names)}
+    unknown = [name for name in names if name not in known]
+    marker = {**lineage, _FILES: dict(sorted((dict(known) | _digests(folder, unknown)).items()))}
     write_atomic(folder / MARKER_NAME, json.dumps(marker, indent=1))
 
 
