@@ -3,8 +3,8 @@
     .venv/bin/python bench/scale/plan.py [--cases pretrain-0 dpo-live-3 …] [--json FILE]
 
 Each case is a real run of two processes (gloo) on this machine: the models are made, two optimizer steps are
-taken, and the training state is copied as for a checkpoint. Numbers are peaks of rank 0's resident memory over that
-after its imports.
+taken, and the training state is copied as for a checkpoint. Numbers are peaks of rank 0's resident memory, over
+that after its imports.
 """
 
 from __future__ import annotations
@@ -143,9 +143,7 @@ def _rank(rank: int, port: int, case: Case, folder: Path, result: Path) -> None:
             last = first + job.train.micro_batch >= len(rows)
             trainer.begin_micro_batch(last=last)
             part = rows.part(first, first + job.train.micro_batch)
-            trainer.backward(
-                objective.losses(trainer.engine, part, group.device).sum(), weight
-            )
+            trainer.backward(objective.losses(trainer.engine, part, group.device).sum(), weight)
         trainer.update(1e-4)
     step = _resident("VmHWM") - base
     _reset_peak()
@@ -172,9 +170,7 @@ def _blueprint(case: Case, job: Any, arch: Any, folder: Path) -> Any:
     return with_adapters(blueprint, job.lora, (), 1) if job.lora.rank else blueprint
 
 
-def _objective(
-    case: Case, job: Any, arch: Any, folder: Path, model: Any, group: Any
-) -> Any:
+def _objective(case: Case, job: Any, arch: Any, folder: Path, model: Any, group: Any) -> Any:
     from raymill.engine.reference import FrozenModel, LiveReference
     from raymill.engine.trainer import freeze_for_inference
     from raymill.objective.language_modeling import AssistantTokens, LanguageModeling

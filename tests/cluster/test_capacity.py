@@ -34,6 +34,9 @@ def test_workers_fit_node_by_node_once_the_actors_have_theirs() -> None:
     gpus = plain(ClusterConfig, "x", "auto", gpu=True, cpus_per_worker=1.0)
     assert workers_that_fit([{"CPU": 64.0, "GPU": 8.0}, {"CPU": 64.0}], gpus, ActorResources()) == 8
     assert workers_that_fit([], gpus, ActorResources()) == 0
+    # Of 8 GPUs, the memory of the node is enough for 3 workers.
+    node = {"CPU": 64.0, "GPU": 8.0, "memory": 100e9}
+    assert workers_that_fit([node], gpus, ActorResources(), 30e9) == 3
 
 
 def test_a_range_of_workers() -> None:

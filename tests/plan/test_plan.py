@@ -174,7 +174,7 @@ def test_70b_unpartitioned_is_refused_with_both_numbers() -> None:
 
 def test_a_node_without_memory_for_its_workers_is_refused() -> None:
     on_host = ["zero=stage3", "cluster.host_memory_gib=64"]
-    with pytest.raises(ConfigError, match=r"a node needs about 106\.7 GiB .*: 8 workers of 13\.2"):
+    with pytest.raises(ConfigError, match=r"a node needs about 106\.7 GiB .*: 8 workers of 13\.3"):
         load("pretrain", [*LARGE, *on_host])
     assert load("pretrain", [*LARGE, *on_host, "cluster.workers_per_node=4"])
 

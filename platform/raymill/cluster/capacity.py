@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from raymill.cluster.session import DATA_READING_CPUS, NO_ACTORS, ActorResources
 from raymill.schema.sections import ClusterConfig
@@ -14,26 +15,38 @@ def largest_fit(allowed: Sequence[int], capacity: int) -> int | None:
     return max((size for size in allowed if size <= capacity), default=None)
 
 
-def worker_capacity(cluster: ClusterConfig, actor_resources: ActorResources = NO_ACTORS) -> int:
+def worker_capacity(
+    cluster: ClusterConfig,
+    actor_resources: ActorResources = NO_ACTORS,
+    worker_bytes: float = 0.0,
+) -> int:
     """Return the number of workers that fit on the living nodes, next to a job's actors.
 
-    Nodes that are about to leave don't count.
+    Nodes that are about to leave don't count. `worker_bytes` are the host memory that a worker needs.
     """
     import ray
 
     leaving = draining_nodes()
     nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
-    return workers_that_fit([node["Resources"] for node in nodes], cluster, actor_resources)
+    # The memory of this machine was checked before Ray was started on it.
+    needed = 0.0 if cluster.address == "local" else worker_bytes
+    return workers_that_fit([node["Resources"] for node in nodes], cluster, actor_resources, needed)
 
 
 def workers_that_fit(
-    nodes: Sequence[Mapping[str, float]], cluster: ClusterConfig, actor_resources: ActorResources
+    nodes: Sequence[Mapping[str, float]],
+    cluster: ClusterConfig,
+    actor_resources: ActorResources,
+    worker_bytes: float = 0.0,
 ) -> int:
     """Return the number of workers that fit on nodes of these resources.
 
     Workers are placed node by node, after the actors; a rest must stay free for reading data.
     """
     worker = _worker_resources(cluster)
+    # Ray's own count of a node's bytes; workers don't reserve them, since the plan is an estimate.
+    if worker_bytes:
+        worker["memory"] = worker_bytes
     actor = {"CPU": actor_resources.cpus_each, "GPU": actor_resources.gpus_each}
     free = [dict(node) for node in nodes]
     # Actors come first, because a job can't run without all of them.
@@ -86,3 +99,15 @@ def draining_nodes() -> set[str]:
     # There is no public call for it; Ray Train reads it in this way too.
     draining: dict[str, int] = ray._private.state.state.get_draining_nodes() or {}
     return set(draining)
+
+
+def machine_memory() -> int:
+    """Return the bytes of memory of this machine, or of this container if it is limited to less."""
+    import psutil
+
+    total = int(psutil.virtual_memory().total)
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:
+        return total
+    return min(total, int(limit)) if limit.isdigit() else total

@@ -81,7 +81,7 @@ def _advice(job: TrainJob, arch: ArchConfig, vocab_size: int) -> str:
         return f"it fits with {together}"
     if more := _more_workers(least, arch, vocab_size):
         return f"it fits with {together} {more[0]}"
-    rows = _sizes(job)[-1]
+    rows = _sizes(least)[-1]
     return f"it doesn't fit with {together} on {rows} workers, one for each row of an update"
 
 

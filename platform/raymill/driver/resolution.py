@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
+from raymill.cluster.capacity import machine_memory
+from raymill.config.memory_check import memory_problems
 from raymill.data.store.location import prepared_folder
 from raymill.data.store.manifest import MANIFEST_NAME, PreparedData, is_finished, load_prepared
 from raymill.driver.preparation import fetched_mixture
 from raymill.engine.resolved_run import ResolvedRl, ResolvedRun
 from raymill.errors import ConfigError, DataError
-from raymill.plan.batch import total_steps
-from raymill.plan.report import memory_plan
+from raymill.plan.batch import allowed_workers, total_steps
+from raymill.plan.node import node_memory
+from raymill.plan.report import GIB, memory_plan
 from raymill.redaction import job_command
 from raymill.schema.identity import is_changeable
 from raymill.schema.jobs import PretrainJob, TrainJob
+from raymill.schema.sections import ArchConfig
 from raymill.schema.tree import digest, flatten
 from raymill.storage.mirror import download_folder
 from raymill.track.lineage import code_commit
@@ -31,6 +36,7 @@ def resolved_run(
     parent: str | None = None,
     parent_digest: str | None = None,
     memory_plan: str = "",
+    worker_bytes: float = 0.0,
     forgetting: Path | None = None,
     rl: ResolvedRl | None = None,
 ) -> ResolvedRun:
@@ -57,6 +63,7 @@ def resolved_run(
         rl=rl,
         forgetting=forgetting,
         memory_plan=memory_plan,
+        worker_bytes=worker_bytes,
         uri=None if job.storage.uri is None else f"{job.storage.uri}/runs/{job.run.name}",
     )
 
@@ -72,6 +79,8 @@ def resolve_pretraining(job: PretrainJob) -> ResolvedRun:
     folders = prepared_folders(job)
     prepared = [_open_prepared(folder, job) for folder in folders]
     _check_together(prepared, job)
+    vocab_size = job.arch.vocab_size or prepared[0].manifest.tokenizer.vocab_size
+    refuse_too_large(job, job.arch, vocab_size)
     model_folder, parent, parent_digest = None, None, None
     if job.model is not None:
         model = resolve_model(job.model, job.tracking, job.storage.folder)
@@ -86,8 +95,23 @@ def resolve_pretraining(job: PretrainJob) -> ResolvedRun:
         model_folder=model_folder,
         parent=parent,
         parent_digest=parent_digest,
-        memory_plan=memory_plan(job, job.arch, prepared[0].manifest.tokenizer.vocab_size),
+        memory_plan=memory_plan(job, job.arch, vocab_size),
+        worker_bytes=node_memory(job, job.arch, vocab_size, allowed_workers(job)[0]).each,
     )
+
+
+def refuse_too_large(job: TrainJob, arch: ArchConfig, vocab_size: int) -> None:
+    """Refuse a job that doesn't fit the devices, or this machine's memory if its workers will run here.
+
+    Raises:
+        ConfigError: with the numbers, and changes with which it fits.
+    """
+    cluster = job.cluster
+    if cluster.address == "local" and cluster.host_memory_gib is None:
+        here = replace(cluster, host_memory_gib=round(machine_memory() / GIB, 1))
+        job = replace(job, cluster=here)
+    if problems := memory_problems(job, arch, vocab_size):
+        raise ConfigError(problems)
 
 
 def prepared_folders(job: PretrainJob) -> dict[Path, float]:

@@ -173,7 +173,7 @@ class RunSupervisor:
             while self._ending is None:
                 # Waiting may take minutes, in which another process can take the run over.
                 self._lease.check()
-                room = worker_capacity(cluster, self._actors)
+                room = worker_capacity(cluster, self._actors, self._resolved.worker_bytes)
                 size = largest_fit(allowed, room)
                 if size is not None:
                     return size
@@ -183,7 +183,8 @@ class RunSupervisor:
                 if time.monotonic() > deadline:
                     raise ClusterError(
                         f"the cluster had room for {room} workers for {ROOM_S:.0f} s, and the run takes "
-                        f"{wanted}; what was committed stays, and the same command resumes:\n"
+                        f"{wanted}{self._memory_each()}; what was committed stays, and the same command "
+                        f"resumes:\n"
                         f"  {self._resume_command}"
                     )
                 if not announced:
@@ -195,6 +196,10 @@ class RunSupervisor:
                     announced = True
                 time.sleep(POLL_S * 5)
         return 0
+
+    def _memory_each(self) -> str:
+        needed = self._resolved.worker_bytes
+        return f", of about {needed / 2**30:.1f} GiB of host memory each" if needed else ""
 
     def _attempt(self) -> AttemptEnd:
         """Start workers, and show the run's events until they have ended."""
@@ -296,7 +301,7 @@ class RunSupervisor:
         leaving = draining_nodes() & self._nodes
         size = largest_fit(
             allowed_workers(self._resolved.job),
-            worker_capacity(self._resolved.job.cluster, self._actors),
+            worker_capacity(self._resolved.job.cluster, self._actors, self._resolved.worker_bytes),
         )
         if leaving and size is None:
             self._console.say(

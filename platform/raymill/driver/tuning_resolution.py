@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from raymill.cluster.placement import ActorPlacement
-from raymill.config.memory_check import memory_problems
 from raymill.data.kinds import kind_of, preparation_of
 from raymill.data.messages.tokenizer import ChatTokenizer, chat_tokenizer
 from raymill.data.store.manifest import (
@@ -20,10 +19,12 @@ from raymill.data.store.manifest import (
     tokenizer_fingerprint,
 )
 from raymill.driver.preparation import fetched_mixture, prepared_messages
-from raymill.driver.resolution import resolved_run
+from raymill.driver.resolution import refuse_too_large, resolved_run
 from raymill.engine.resolved_run import ResolvedRl, ResolvedRun
 from raymill.errors import ConfigError, DataError
 from raymill.model.shape import architecture_of, context_length_of, is_reward_model
+from raymill.plan.batch import allowed_workers
+from raymill.plan.node import node_memory
 from raymill.plan.report import fine_tuning_plan, memory_plan, print_plan, roles_plan
 from raymill.reading import is_folder
 from raymill.schema.jobs import DpoJob, ParentJob, RewardJob, RlhfJob, SftJob
@@ -65,8 +66,7 @@ def _check_parent(job: ParentJob, parent: Parent) -> None:
     arch = architecture_of(folder)
     if arch is not None:
         vocab_size = max(parent.tokenizer.identity.vocab_size, arch.vocab_size or 0)
-        if problems := memory_problems(job, arch, vocab_size):
-            raise ConfigError(problems)
+        refuse_too_large(job, arch, vocab_size)
     # None: the model has no limit, as with ALiBi or a recurrent state.
     positions = context_length_of(folder)
     problems = [
@@ -134,6 +134,9 @@ def resolve_tuning(
         # A folder may be overwritten, and an alias may move: resuming compares the weights themselves.
         parent_digest=weights_digest(parent.model.folder),
         memory_plan="" if arch is None else memory_plan(job, arch, vocab_size),
+        worker_bytes=0.0
+        if arch is None
+        else node_memory(job, arch, vocab_size, allowed_workers(job)[0]).each,
         forgetting=forgetting,
         rl=rl,
     )

@@ -47,6 +47,7 @@ class ResolvedRun:
     rl: ResolvedRl | None = None
     forgetting: Path | None = None  # prepared text on which fine-tuning's forgetting is measured
     memory_plan: str = ""  # of a worker, for the message when one runs out of memory
+    worker_bytes: float = 0.0  # planned host memory of a worker; 0: unknown
     token: int = 0  # of the lease under which this process writes the run
     start: int = 0  # number of this start of workers, counted by this process
     uri: str | None = None  # of the run in an object store, if it is kept in one
