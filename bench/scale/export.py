@@ -3,8 +3,8 @@
     .venv/bin/python bench/scale/export.py [--gib 1 3.5] [--kinds pretrained adapted reward] [--json FILE]
 
 Each export is one process: it opens a model whose weights lie in a folder, and writes, checks and compares the
-exported folder as a finished run does. Peaks are of resident memory, over that after the imports. Nothing depends
-on the number of ranks: what they committed is read one tensor at a time.
+exported folder as a finished run does. Peaks are of resident memory, over that after the imports. Nothing
+depends on the number of ranks: what they committed is read one tensor at a time.
 """
 
 from __future__ import annotations

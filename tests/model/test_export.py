@@ -100,7 +100,9 @@ def test_a_base_models_export_is_compared_and_keeps_its_parents_settings(tmp_pat
     assert 0 <= compared["logit_difference"] < 1e-5
     # Weights that are others when they are written than when the trained model computed.
     times = count()
-    changing = LazyModel(model, {"model.norm.weight": lambda: torch.ones(32) + next(times)})
+    changing = LazyModel(
+        build_model(arch, VOCAB, 0, 1), {"model.norm.weight": lambda: torch.ones(32) + next(times)}
+    )
     with pytest.raises(CheckpointError, match="nothing was exported"):
         export(changing)
     assert json.loads((tmp_path / "export" / "saved.json").read_text()) == compared
