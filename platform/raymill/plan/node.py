@@ -8,7 +8,7 @@ from raymill.plan.memory import Memory, export_bytes, job_memory
 from raymill.schema.jobs import TrainJob
 from raymill.schema.sections import ArchConfig
 
-# Of a worker after its imports, and of the driver; measured by bench/scale/plan.py.
+# Of a worker after its imports, and of the driver.
 PROCESS_BYTES = 700 * 2**20
 
 
