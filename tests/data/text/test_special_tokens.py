@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from raymill.data.text import tokenizer as room
+from raymill.data.text.encoder import Encoded, Encoder
 from raymill.data.text.special_tokens import (
     MARK,
     begins_with,
@@ -33,11 +34,11 @@ from tokenizer_families import (
 )
 
 
-def encoder(tokenizer: Tokenizer) -> room.Encoder:
-    return room.Encoder(tokenizer, tokenizer.token_to_id(EOS))
+def encoder(tokenizer: Tokenizer) -> Encoder:
+    return Encoder(tokenizer, tokenizer.token_to_id(EOS))
 
 
-def encoded(tokenizer: Tokenizer, text: str) -> room.Encoded:
+def encoded(tokenizer: Tokenizer, text: str) -> Encoded:
     [found] = encoder(tokenizer).encode([text])
     return found
 
@@ -105,7 +106,7 @@ def test_a_token_for_unknown_characters_that_also_ends_texts_is_told() -> None:
     """GPT-2's way of naming one token for everything, without GPT-2's bytes."""
     tokenizer = family("unigram")
     unknown = tokenizer.token_to_id(UNK)
-    [found, known] = room.Encoder(tokenizer, unknown).encode(["an é", "the end"])
+    [found, known] = Encoder(tokenizer, unknown).encode(["an é", "the end"])
     assert "'<unk>'" in found.problem
     assert not known.problem
     assert not encoded(tokenizer, "an é").problem, (
@@ -125,7 +126,7 @@ def test_a_character_without_a_token_is_told_and_not_dropped(kind: str) -> None:
     if kind == "words":
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens([AddedToken(EOS, special=True, normalized=False)])
-    good, bad, after = room.Encoder(tokenizer, 0).encode(["a", "漢 a", "b"])
+    good, bad, after = Encoder(tokenizer, 0).encode(["a", "漢 a", "b"])
     assert not good.problem and good.ids.tolist() == [1]
     assert bad.problem
     assert not after.problem and after.ids.tolist() == [2]
@@ -138,7 +139,7 @@ def test_a_letter_that_pads_still_pads_and_no_text_becomes_it() -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken("!", special=True, normalized=False)])
-    [found, plain] = room.Encoder(tokenizer, -1).encode(["Oh!", "Oh"])
+    [found, plain] = Encoder(tokenizer, -1).encode(["Oh!", "Oh"])
     assert "'!'" in found.problem
     assert not plain.problem
 

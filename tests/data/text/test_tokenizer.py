@@ -19,9 +19,11 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from raymill.data.demo.stdlib_corpus import read as read_stdlib
 from raymill.data.store.manifest import tokenizer_fingerprint
+from raymill.data.text import encoder as encoder_module
 from raymill.data.text import tasks
 from raymill.data.text import tokenizer as room
 from raymill.data.text.documents import DocumentParser
+from raymill.data.text.encoder import Encoder
 from raymill.data.text.records import read_records
 from raymill.data.text.sources import InputRange, plan_units
 from raymill.errors import DataError
@@ -68,7 +70,7 @@ def test_training_again_elsewhere_gives_the_same_fingerprint() -> None:
 def test_text_that_spells_a_special_token_stays_text(trained: Tokenizer) -> None:
     eot = trained.token_to_id(EOT)
     text = f"before{EOT}after"
-    [encoded] = room.Encoder(trained, eot).encode([text])
+    [encoded] = Encoder(trained, eot).encode([text])
     assert eot not in encoded.ids
     assert encoded.token_bytes.sum() == len(text)
     assert trained.decode(encoded.ids.tolist(), skip_special_tokens=False) == text
@@ -77,7 +79,7 @@ def test_text_that_spells_a_special_token_stays_text(trained: Tokenizer) -> None
 @settings(deadline=None)
 @given(st.lists(st.text(max_size=200), max_size=5))
 def test_bytes_add_up_for_every_text(trained: Tokenizer, texts: list[str]) -> None:
-    encoder = room.Encoder(trained, trained.token_to_id(EOT))
+    encoder = Encoder(trained, trained.token_to_id(EOT))
     for text, encoded in zip(texts, encoder.encode(texts), strict=True):
         assert encoded.token_bytes.sum() == len(text.encode())
         assert len(encoded.ids) == len(encoded.token_bytes)
@@ -91,7 +93,7 @@ def test_bytes_add_up_where_a_normaliser_changes_the_text(text: str) -> None:
     tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, EOT: 1, "a": 2}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKD(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    [encoded] = room.Encoder(tokenizer, 1).encode([text])
+    [encoded] = Encoder(tokenizer, 1).encode([text])
     assert not len(encoded.ids) or encoded.token_bytes.sum() == len(text.encode())
     assert (encoded.token_bytes >= 0).all()
 
@@ -99,9 +101,9 @@ def test_bytes_add_up_where_a_normaliser_changes_the_text(text: str) -> None:
 def test_a_long_document_is_encoded_in_slices(
     trained: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "SLICE_CHARACTERS", 50)
+    monkeypatch.setattr(encoder_module, "SLICE_CHARACTERS", 50)
     text = "".join(f"line {i} größe\n" for i in range(40)) + "e" * 200
-    encoder = room.Encoder(trained, trained.token_to_id(EOT))
+    encoder = Encoder(trained, trained.token_to_id(EOT))
     encoded = list(encoder.encode(["", text, "short"]))
     assert [int(e.token_bytes.sum()) for e in encoded] == [0, len(text.encode()), 5]
     assert trained.decode(encoded[1].ids.tolist()) == text
@@ -139,7 +141,7 @@ def test_padding_truncation_and_added_bos_of_a_loaded_tokenizer_are_undone(
     trained.no_truncation()
     trained.no_padding()
     loaded = room.load(tmp_path, EOT)
-    [encoded] = room.Encoder(loaded, loaded.token_to_id(EOT)).encode(["the cat sat on the mat"])
+    [encoded] = Encoder(loaded, loaded.token_to_id(EOT)).encode(["the cat sat on the mat"])
     assert encoded.token_bytes.sum() == 22
 
 
@@ -169,7 +171,7 @@ def test_an_existing_tokenizer_names_its_own_end_of_text(eos: object, tmp_path: 
 
 
 def test_ids_fit_the_byte_table(trained: Tokenizer) -> None:
-    encoder = room.Encoder(trained, trained.token_to_id(EOT))
+    encoder = Encoder(trained, trained.token_to_id(EOT))
     [encoded] = encoder.encode(["漢"])
     assert int(encoded.token_bytes.sum()) == 3
     assert encoded.ids.dtype == encoded.token_bytes.dtype == np.uint32

@@ -8,8 +8,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from raymill.data.text import tokenizer as room
+from raymill.data.text import encoder as encoder_module
 from raymill.data.text import windows
+from raymill.data.text.encoder import Encoder
 from tokenizer_families import EOS, FAMILIES, TEXTS, family
 
 WORDS = [
@@ -18,13 +19,13 @@ WORDS = [
 SIZE = 320
 
 
-def encoder(tokenizer: Tokenizer) -> room.Encoder:
-    return room.Encoder(tokenizer, tokenizer.token_to_id(EOS))
+def encoder(tokenizer: Tokenizer) -> Encoder:
+    return Encoder(tokenizer, tokenizer.token_to_id(EOS))
 
 
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "SLICE_CHARACTERS", SIZE)
+    monkeypatch.setattr(encoder_module, "SLICE_CHARACTERS", SIZE)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -44,7 +45,8 @@ def test_no_more_is_encoded_at_once_than_a_window(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Windows of ordinary text do agree: the whole isn't encoded after all."""
-    monkeypatch.setattr(room, "SLICE_CHARACTERS", 600)
+    monkeypatch.setattr(encoder_module, "SLICE_CHARACTERS", 600)
+    monkeypatch.setattr(encoder_module, "COMPARED_CHARACTERS", 600)
     one, asked = encoder(family(name)), list[int]()
     tokens = one._tokens
     monkeypatch.setattr(one, "_tokens", lambda text: asked.append(len(text)) or tokens(text))

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from raymill.data.messages.guard import BREAK, SpecialTokenGuard
 from raymill.data.messages.problems import Problem
 from raymill.data.messages.template import RenderedSegment
+from raymill.data.text.encoder import Encoder, byte_table, bytes_by_offsets
 from raymill.data.text.special_tokens import unknown_id
-from raymill.data.text.tokenizer import Encoder, _byte_table, _bytes_by_offsets
 from raymill.errors import DataError
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ class SegmentEncoder:
         expected = [index for index in written if index != self._unknown_id]
         if BREAK in text or len(expected) != int(special.sum()):
             return _forged()
-        token_bytes = _bytes_by_offsets(text, encoding.offsets, len(text.encode("utf-8")))
+        token_bytes = bytes_by_offsets(text, encoding.offsets, len(text.encode("utf-8")))
         token_bytes[special] = 0
         ends = np.cumsum([len(segment.text) for segment in parts])
         starts, stops = self._extents(text, encoding, special)
@@ -189,7 +189,7 @@ class SegmentEncoder:
 
     def _is_concatenative(self) -> bool:
         """Try out whether texts encoded separately give the tokens of the whole text."""
-        if _byte_table(self._plain) is None:
+        if byte_table(self._plain) is None:
             return False
         added = self._control.get_added_tokens_decoder().values()
         # Such tokens absorb spaces of their neighbors, so texts can't be encoded separately.

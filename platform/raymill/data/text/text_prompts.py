@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raymill.data.store.manifest import read_tokenizer
+from raymill.data.text.encoder import Encoder
 from raymill.data.text.special_tokens import (
     TokenizerSettings,
     apply_settings,
     special_token_variables,
     text_beginning,
 )
-from raymill.data.text.tokenizer import Encoder, read_settings
+from raymill.data.text.tokenizer import read_settings
 from raymill.errors import DataError
 
 if TYPE_CHECKING:

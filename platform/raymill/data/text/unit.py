@@ -24,6 +24,7 @@ from raymill.data.store.pack import Packer, dtype_for
 from raymill.data.store.shards import ShardWriter
 from raymill.data.text import tokenizer as text_tokenizer
 from raymill.data.text.documents import Document, DocumentParser
+from raymill.data.text.encoder import BATCH_CHARACTERS, Encoder
 from raymill.data.text.raw_streams import record_location
 from raymill.data.text.records import Bad, read_records
 from raymill.data.text.sources import InputRange, Unit
@@ -231,7 +232,7 @@ def _batches(
     for pair in records:
         batch.append(pair)
         size += len(pair[1].text)
-        if size >= text_tokenizer.BATCH_CHARACTERS or len(batch) >= 4096:
+        if size >= BATCH_CHARACTERS or len(batch) >= 4096:
             yield batch
             batch, size = [], 0
     if batch:
@@ -239,7 +240,7 @@ def _batches(
 
 
 @lru_cache(maxsize=2)
-def _encoder(folder: str, expected: TokenizerIdentity, end_of_text: str) -> text_tokenizer.Encoder:
+def _encoder(folder: str, expected: TokenizerIdentity, end_of_text: str) -> Encoder:
     # Ray gives a unit one core; the library's own threads would compete with the other units.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     tokenizer = text_tokenizer.load(Path(folder) / TOKENIZER_FOLDER, end_of_text)
@@ -249,7 +250,7 @@ def _encoder(folder: str, expected: TokenizerIdentity, end_of_text: str) -> text
             f"{folder}/{TOKENIZER_FOLDER} changed while text was being encoded: expected "
             f"fingerprint {expected.fingerprint[:12]}, found {actual.fingerprint[:12]}."
         )
-    return text_tokenizer.Encoder(tokenizer, expected.end_of_text_id)
+    return Encoder(tokenizer, expected.end_of_text_id)
 
 
 def _sidecar(folder: Path, index: int) -> Path:
