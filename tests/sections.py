@@ -17,6 +17,7 @@ PLAIN: dict[str, dict[str, Any]] = {
     "RowsConfig": {
         "path": None, "sequence_length": 256, "row_group_rows": 64, "window_row_groups": 16,
         "shard_input_bytes": 64 * 2**20, "max_bad_fraction": 0.001, "validation": HELD_OUT, "mixture": {},
+        "mixture_changes": {}, "max_epochs": {},
     },
     "DataConfig": {"text_column": "text", "document_mask": False},
     "ChatConfig": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -132,3 +133,41 @@ def test_the_checkpoint_from_before_the_decay_is_kept(tmp_path: Path) -> None:
         commit_at(run, step)
         retain(run)
     assert [step for step, _ in committed_steps(run.checkpoints)] == [80, 100]
+
+
+CHANGED = ("data.mixture={a: 1, b: 1}", "data.mixture_changes={50%: {a: 1}}")
+
+
+def test_another_number_of_steps_may_not_move_a_change_of_weights_in_the_past(
+    tmp_path: Path,
+) -> None:
+    resolved = assigned(tmp_path, *CHANGED, "schedule=constant")
+    commit_at(resolved, 40)
+    longer = assigned(tmp_path, *CHANGED, "schedule=constant", "train.steps=120")
+    assert resolve_start(longer, DIGESTS).step == 40, "it lies ahead: after step 50, and then 60"
+    commit_at(resolved, 70)
+    problem = r"mixture_changes\[50%\]: weights would change after step 60, and not 50 as planned"
+    with pytest.raises(ConfigError, match=problem):
+        resolve_start(longer, DIGESTS)
+    assert resolve_start(resolved, DIGESTS).step == 70
+
+
+def test_a_run_from_before_there_were_changes_of_weights_resumes(tmp_path: Path) -> None:
+    resolved = assigned(tmp_path)
+    before = {key: v for key, v in resolved.config.items() if not key.startswith("data.m")}
+    before |= {key: v for key, v in resolved.config.items() if key == "data.mixture"}
+    before["data.max_bad_fraction"] = resolved.config["data.max_bad_fraction"]
+    commit_at(replace(resolved, config=before), 10)
+    start = resolve_start(resolved, DIGESTS)
+    assert start.step == 10 and start.order_version == 1
+    changed = assigned(tmp_path, *CHANGED)
+    with pytest.raises(ConfigError, match="mixture_changes"):
+        resolve_start(changed, DIGESTS)
+
+
+def test_a_fork_keeps_the_version_of_the_order_with_the_position(tmp_path: Path) -> None:
+    commit_at(assigned(tmp_path), 10)
+    fork = assigned(tmp_path, "run.name=fork", "run.from=base@10")
+    start = resolve_start(fork, DIGESTS)
+    assert (start.samples, start.order_version) == (320, 1)
+    assert resolve_start(assigned(tmp_path, "run.name=new"), DIGESTS).order_version == 2

@@ -15,7 +15,7 @@ from raymill.checkpoint.retention import committed_steps, step_directory_name
 from raymill.checkpoint.verified_files import LocalFiles
 from raymill.durable import JsonObject
 from raymill.errors import CheckpointError, ConfigError
-from raymill.schema.identity import FORMERLY, is_changeable
+from raymill.schema.identity import CAME_LATER, FORMERLY, is_changeable
 from raymill.schema.renamed import current_names
 from raymill.schema.tree import without_secrets
 
@@ -111,10 +111,11 @@ def contradictions(
     kept: JsonObject = without_secrets(current_names(stored))
     stored = {key: kept.get(other) for key, other in FORMERLY.items() if key in requested} | kept
     for key in sorted({*stored, *requested}):
-        if is_changeable(key, changeable) or stored.get(key) == requested.get(key):
+        before = stored.get(key, CAME_LATER.get(key))
+        if is_changeable(key, changeable) or before == requested.get(key, CAME_LATER.get(key)):
             continue
         problems.append(
-            f"{key}={requested.get(key)!r}: the checkpoint was trained with {stored.get(key)!r}; "
+            f"{key}={requested.get(key)!r}: the checkpoint was trained with {before!r}; "
             "this key can't change within a run (choose another run.name, or fork with run.from)"
         )
     return problems

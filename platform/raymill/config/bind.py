@@ -186,5 +186,6 @@ def describe(hint: object) -> str:
     if origin is tuple:
         return f"a list of {describe(arguments[0])}s".replace("a list of a ", "a list of ")
     if origin is dict:
-        return "a mapping such as {name: 0.5}"
+        inner = "0.5" if typing.get_origin(arguments[1]) is not dict else "{name: 0.5}"
+        return f"a mapping such as {{name: {inner}}}"
     return _SCALARS[hint]

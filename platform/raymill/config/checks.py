@@ -17,6 +17,7 @@ from raymill.config.memory_check import memory_problems
 from raymill.config.ranges import above, at_least, fraction, safe_name
 from raymill.config.run_checks import run_problems
 from raymill.config.serve_checks import serving
+from raymill.plan.mixture import mixture_problems
 from raymill.schema.chat import ChatJob
 from raymill.schema.data_sections import (
     ChatConfig,
@@ -253,8 +254,7 @@ def _rows(data: RowsConfig) -> Iterator[str]:
         yield from path_problems("data.path", pattern)
     for pattern in data.validation.path or ():
         yield from path_problems("data.validation.path", pattern)
-    for folder, weight in data.mixture.items():
-        yield from above(f"data.mixture[{folder}]", weight, 0)
+    yield from mixture_problems(data)
 
 
 def _tokenizer(tokenizer: TokenizerConfig) -> Iterator[str]:

@@ -13,6 +13,7 @@ from raymill.data.store.location import prepared_folder
 from raymill.data.store.manifest import MANIFEST_NAME, PreparedData, is_finished, load_prepared
 from raymill.driver.preparation import fetched_mixture
 from raymill.engine.resolved_run import ResolvedRl, ResolvedRun
+from raymill.engine.start import order_of
 from raymill.errors import ConfigError, DataError
 from raymill.plan.batch import allowed_workers, total_steps
 from raymill.plan.node import node_memory
@@ -43,9 +44,16 @@ def resolved_run(
     """Return the run of a job on prepared data, `folders`, with their weights in the mixture.
 
     The other arguments are the fields of `ResolvedRun` that are resolved in different ways for different jobs.
+
+    Raises:
+        DataError: the sources' `max_epochs` are reached before the run's end.
     """
     root = job.storage.folder
     assert job.run.name is not None, "the configuration names every run"
+    if job.data.max_epochs:
+        prepared = [load_prepared(folder) for folder in folders]
+        order = order_of(job, prepared, tuple(folders.values()))
+        order.mixture.check(total_steps(job) * job.train.global_batch)
     return ResolvedRun(
         job=job,
         run_dir=root / "runs" / job.run.name,

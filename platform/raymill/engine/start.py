@@ -6,7 +6,7 @@ Imports no torch, since the driver uses it as well.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,7 +28,9 @@ from raymill.engine.resolved_run import ResolvedRun
 from raymill.engine.schedule import decay_start, learning_rate_factor
 from raymill.errors import ConfigError
 from raymill.plan.batch import total_steps
+from raymill.plan.mixture import change_step, max_epochs, mixture_changes
 from raymill.schema.identity import CHANGEABLE_ON_FORK, CHANGEABLE_ON_RESUME
+from raymill.schema.jobs import TrainJob
 
 logger = logging.getLogger(__name__)
 
@@ -38,22 +40,50 @@ def open_data(resolved: ResolvedRun) -> list[PreparedData]:
     return [load_prepared(folder) for folder in resolved.folders]
 
 
+def order_of(job: TrainJob, prepared: Sequence[PreparedData], weights: Sequence[float]) -> Order:
+    """Derive the order of all samples of a new run."""
+    changes = mixture_changes(job.data, total_steps(job), job.train.global_batch)
+    return Order(
+        _sources(job, prepared, weights),
+        job.run.seed,
+        job.data.window_row_groups,
+        job.train.global_batch,
+        changes,
+    )
+
+
 def open_order(
-    resolved: ResolvedRun, prepared: list[PreparedData], start: StartPoint
+    resolved: ResolvedRun, prepared: Sequence[PreparedData], start: StartPoint
 ) -> SampleOrder:
-    """Derive the order of all samples, of the version that the run started with."""
-    job = resolved.job
-    sources = [
+    """Derive the order of all samples, of the version that the run started with.
+
+    Raises:
+        DataError: the sources' `max_epochs` are reached before the run's end.
+    """
+    job, weights = resolved.job, resolved.weights
+    if start.order_version == OrderV1.version:
+        sources = _sources(job, prepared, weights)
+        return OrderV1(sources, job.run.seed, job.data.window_row_groups, job.train.global_batch)
+    order = order_of(job, prepared, weights)
+    left = resolved.total_steps - start.step
+    order.mixture.check(start.samples + left * job.train.global_batch)
+    return order
+
+
+def _sources(
+    job: TrainJob, prepared: Sequence[PreparedData], weights: Sequence[float]
+) -> list[SourceShape]:
+    limits = max_epochs(job.data)
+    return [
         SourceShape(
             name=data.folder.name,
             weight=weight,
             row_group_rows=data.manifest.row_group_rows,
-            shard_rows=tuple(data.manifest.splits["train"].shards.column("rows").tolist()),
+            shard_rows=tuple(shard.rows for shard in data.manifest.splits["train"].shards),
+            max_epochs=limit,
         )
-        for data, weight in zip(prepared, resolved.weights, strict=True)
+        for data, weight, limit in zip(prepared, weights, limits, strict=True)
     ]
-    order = OrderV1 if start.order_version == OrderV1.version else Order
-    return order(sources, job.run.seed, job.data.window_row_groups, job.train.global_batch)
 
 
 @dataclass(frozen=True)
@@ -144,6 +174,7 @@ def resolve_start(resolved: ResolvedRun, data_digests: tuple[str, ...]) -> Start
     newest = newest_verified(resolved.checkpoints)
     if newest is not None:
         _refuse_contradictions(newest.manifest, resolved, CHANGEABLE_ON_RESUME, data_digests)
+        _refuse_moved_changes(newest.manifest, resolved)
         # Training can't go backwards; a shorter run is another run.
         if newest.manifest.step > resolved.total_steps:
             raise ConfigError(
@@ -159,6 +190,7 @@ def resolve_start(resolved: ResolvedRun, data_digests: tuple[str, ...]) -> Start
     if resolved.job.run.from_ is not None:
         fork_point = find_fork(resolved.runs, resolved.job.run.from_)
         _refuse_contradictions(fork_point.manifest, resolved, CHANGEABLE_ON_FORK, data_digests)
+        _refuse_moved_changes(fork_point.manifest, resolved)
         return fork(fork_point, resolved)
     return StartPoint(None, resumed=False)
 
@@ -171,9 +203,7 @@ def _changed_length(manifest: CheckpointManifest, resolved: ResolvedRun) -> tupl
             jump; names the checkpoint to continue from.
     """
     job, now = resolved.job, resolved.total_steps
-    # The manifest has the steps, or tokens, that were planned when it was written.
-    planned = {key: manifest.config[f"train.{key}"] for key in ("steps", "tokens")}
-    before = total_steps(replace(job, train=replace(job.train, **planned)))
+    before = _planned_steps(manifest, job)
     start, new_start = (decay_start(job.schedule, total) for total in (before, now))
     if now in (before, manifest.step) or start is None or new_start is None:
         return ()
@@ -200,6 +230,32 @@ def _changed_length(manifest: CheckpointManifest, resolved: ResolvedRun) -> tupl
             f"would jump from {rates[0]:.0%} of its peak to {rates[1]:.0%} after step {manifest.step}; {advice}"
         ]
     )
+
+
+def _planned_steps(manifest: CheckpointManifest, job: TrainJob) -> int:
+    """Return the steps of the run that were planned when the manifest was written."""
+    planned = {key: manifest.config[f"train.{key}"] for key in ("steps", "tokens")}
+    return total_steps(replace(job, train=replace(job.train, **planned)))
+
+
+def _refuse_moved_changes(manifest: CheckpointManifest, resolved: ResolvedRun) -> None:
+    """Refuse another length of a run that moves a change of weights into or out of its past.
+
+    The order of the samples so far would be another one: some would come again, others never.
+    """
+    data = resolved.job.data
+    before = _planned_steps(manifest, resolved.job)
+    problems = []
+    for point in data.mixture_changes:
+        then, now = change_step(point, before), change_step(point, resolved.total_steps)
+        if then != now and min(then, now) * resolved.job.train.global_batch < manifest.samples:
+            problems.append(
+                f"data.mixture_changes[{point}]: weights would change after step {now}, and not {then} as "
+                f"planned for {before} steps, and the run is at step {manifest.step}; keep its length, or "
+                "choose another run.name"
+            )
+    if problems:
+        raise ConfigError(problems)
 
 
 def _kept_before_decay(resolved: ResolvedRun, decay: int) -> int | None:

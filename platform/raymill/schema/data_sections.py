@@ -36,6 +36,8 @@ class RowsConfig:
     max_bad_fraction: float
     validation: ValidationConfig
     mixture: dict[str, float]
+    mixture_changes: dict[str, dict[str, float]]
+    max_epochs: dict[str, float]
 
     @property
     def row_predictions(self) -> int:

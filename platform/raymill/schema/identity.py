@@ -54,6 +54,9 @@ CHANGEABLE_ON_FORK = (
 
 # Keys that older runs were stored without, and the key whose value they had.
 FORMERLY = {"train.reduce_precision": "train.precision"}
+# Keys that came later, and the value by which runs without them behave. Digests leave a key out while it has
+# this value, so that these runs keep their names.
+CAME_LATER: dict[str, object] = {"data.mixture_changes": {}, "data.max_epochs": {}}
 
 
 def is_changeable(key: str, patterns: tuple[str, ...] = CHANGEABLE_ON_RESUME) -> bool:

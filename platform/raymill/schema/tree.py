@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from raymill.redaction import redacted_names, redacted_value
+from raymill.schema.identity import CAME_LATER
 from raymill.schema.renamed import first_names
 
 # Keys and values of a configuration; a group of keys is a tree itself.
@@ -41,7 +42,11 @@ def flatten(job: object) -> Tree:
 
 def digest(job: object, ignore: Callable[[str], bool] = lambda key: False) -> str:
     """Return the sha256 of the flattened configuration, without the keys that `ignore` selects."""
-    kept = {key: value for key, value in _flat(_plain(job)).items() if not ignore(key)}
+    kept = {
+        key: value
+        for key, value in _flat(_plain(job)).items()
+        if not ignore(key) and not (key in CAME_LATER and value == CAME_LATER[key])
+    }
     text = json.dumps(first_names(kept), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -16,7 +16,9 @@ from raymill.schema.data_sections import DataConfig, RowsConfig, TokenizerConfig
 from raymill.schema.renamed import first_names
 
 # These keys act after preparation, or decide only whether its result is accepted.
-NOT_SHAPING = ("max_bad_fraction", "window_row_groups", "document_mask", "mixture")
+NOT_SHAPING = (
+    "max_bad_fraction", "window_row_groups", "document_mask", "mixture", "mixture_changes", "max_epochs",
+)  # fmt: skip
 
 
 def shaping_config(data: DataConfig, tokenizer: TokenizerConfig, seed: int) -> JsonObject:
