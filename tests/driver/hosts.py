@@ -1,7 +1,7 @@
 """Hosts on this machine: namespaces on a bridge, each with its own name, address, processes and Ray node.
 
 All of them end with the process that made them, even if it is killed: namespaces and links live only as long
-as a process in them. They share the file system except Ray's session folder, as hosts share a volume.
+as a process in them. They share the file system except Ray's session folder and /dev/shm, as hosts share a volume.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ set -e
 hostname {name}
 ip link set lo up
 mount -t tmpfs -o size=1g tmpfs {sessions}
+mount -t tmpfs -o size=1g tmpfs /dev/shm
 printf '127.0.0.1 localhost\\n127.0.1.1 {name}\\n' > {sessions}/names
 mount --bind {sessions}/names /etc/hosts
 echo ready
@@ -227,6 +228,8 @@ def hosts() -> Iterator[Hosts]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray's default makes workers wait for everything else on a busy machine.
+        "RAY_worker_niceness": "0",
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     }
     switch, first = _in_namespaces(

@@ -92,7 +92,9 @@ def test_what_workers_raised(failures: dict[int, Exception], expected: tuple[Cau
 
 def test_a_failed_rank_is_described_with_its_host() -> None:
     failed = WorkerGroupError("text", {1: KeyError("x y")})
-    assert diagnose(failed, {}, "rank {} on b".format)[1] == "rank 1 on b: KeyError: 'x y'"
+    assert diagnose(failed, {}, {0: "a", 1: "b"})[1] == "rank 1 on b: KeyError: 'x y'"
+    note = replace(FailureNote.from_error(KeyError("x y")), host="c")
+    assert diagnose(failed, {1: note}, {})[1] == "rank 1 on c: KeyError: 'x y'"
 
 
 def test_a_lost_worker_is_named_before_the_ranks_that_noticed() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -169,7 +170,7 @@ def test_an_exception_ends_its_process_at_once(tmp_path: Path) -> None:
     assert read_notes(tmp_path, 4) == {
         3: FailureNote(
             ("KeyError", "LookupError", "Exception", "BaseException", "object"),
-            "'mill'", "RuntimeError: a step failed", False,
+            "'mill'", "RuntimeError: a step failed", False, socket.gethostname(),
         )
     }  # fmt: skip
 

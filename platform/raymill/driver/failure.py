@@ -6,7 +6,7 @@ Everything here is pure, so that tests can state it as a table of cases.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -118,19 +118,22 @@ def _without_progress(failures: Sequence[Failure]) -> int:
 def diagnose(
     error: BaseException | None,
     notes: Mapping[int, FailureNote] | None = None,
-    describe: Callable[[int], str] = "rank {}".format,
+    hosts: Mapping[int, str] | None = None,
 ) -> tuple[Cause, str]:
     """Return the cause of an attempt's end and one line about it.
 
-    `error` is what Ray Train raised; `notes` are those of the ranks that could leave one; `describe` names a
-    rank and its host.
+    `error` is what Ray Train raised; `notes` are those of the ranks that could leave one; `hosts` are
+    those of all ranks, as far as they are known.
     """
     rank, note = _first_failure(error, notes or {})
     if note is None:
         return Cause.LOST, "the workers ended without a word"
     # A rank whose peer vanished reports that; the one that vanished may have left nothing.
     cause = Cause.LOST if _is_echo(note) else _cause(note)
-    return cause, note.cause if rank is None else f"{describe(rank)}: {note.cause}"
+    if rank is None:
+        return cause, note.cause
+    host = note.host or (hosts or {}).get(rank, "")
+    return cause, f"rank {rank}{f' on {host}' if host else ''}: {note.cause}"
 
 
 def final_error(

@@ -34,7 +34,7 @@ from raymill.driver.failure import (
 from raymill.driver.launch import WorkerRun
 from raymill.driver.watchdog import Watchdog, end_one
 from raymill.engine.failure_note import FailureNote, read_notes
-from raymill.engine.heartbeat import COMPILE, read_heartbeat
+from raymill.engine.heartbeat import COMPILE
 from raymill.engine.resolved_run import ResolvedRun
 from raymill.errors import CheckpointError, ClusterError, StorageError
 from raymill.plan.batch import allowed_workers
@@ -98,8 +98,9 @@ class RunSupervisor:
         self._workers = 0
         # Number of starts of workers; each one fences off the workers of those before.
         self._starts = 0
-        # Nodes of the current attempt's workers, once they have started.
+        # Nodes of the current attempt's workers, and the host of each rank, once they have started.
         self._nodes: set[str] = set()
+        self._hosts: dict[int, str] = {}
         self._watchdog: Watchdog | None = None
         self._step_s: deque[float] = deque(maxlen=50)
 
@@ -206,6 +207,7 @@ class RunSupervisor:
         resolved = self._resolved
         self._console.waiting(STARTING)
         self._nodes.clear()
+        self._hosts.clear()
         self._step_s.clear()
         # Only the heartbeats of this process's previous start are deleted: those of another process, which
         # may hold the run by now, aren't ours.
@@ -275,6 +277,7 @@ class RunSupervisor:
         """Note the nodes of the workers and the seconds of their steps."""
         if event["kind"] == "attempt":
             self._nodes = {rank["node"] for rank in event["ranks"]}
+            self._hosts = {number: rank["host"] for number, rank in enumerate(event["ranks"])}
         elif event["kind"] == "step":
             self._step_s.append(event["perf/step_s"])
 
@@ -318,14 +321,6 @@ class RunSupervisor:
             self._resizing = True
             self._resolved.stop_request.touch()
 
-    def _describe(self, rank: int) -> str:
-        """Describe a rank of the last attempt, as in `rank 3 on host-b`."""
-        try:
-            record = read_heartbeat(replace(self._resolved, start=self._starts).pulses, rank)
-        except StorageError:
-            record = None
-        return f"rank {rank} on {record['host']}" if record else f"rank {rank}"
-
     def _recover(self, end: AttemptEnd) -> bool:
         """Report a failure, and wait before the next start. Return False if the run was asked to end meanwhile.
 
@@ -333,7 +328,7 @@ class RunSupervisor:
             ClusterError: `decide_retry` gives up.
             RaymillError: a rank's own, which another attempt would meet again.
         """
-        cause, what = diagnose(end.error, end.notes, self._describe)
+        cause, what = diagnose(end.error, end.notes, self._hosts)
         committed = last_committed(self._resolved.checkpoints)
         self._failures.append(Failure(cause, what, end.step, committed))
         facts = {"cause": cause.value, "what": what, "step": end.step, "committed": committed}

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from raymill.causes import cause_of, innermost
@@ -34,6 +35,7 @@ class FailureNote:
     text: str  # the message as raised
     cause: str  # the innermost cause, on one line
     waited: bool  # raised where a rank waits for others, and so probably the consequence of their failure
+    host: str = ""  # "" where another process than the rank's describes the error
 
     @classmethod
     def from_error(cls, error: BaseException) -> FailureNote:
@@ -41,6 +43,11 @@ class FailureNote:
         inner = innermost(error)
         kinds = tuple(kind.__name__ for kind in type(inner).__mro__)
         return cls(kinds, str(inner), cause_of(error), _is_from_communication(inner))
+
+    @classmethod
+    def of_this_rank(cls, error: BaseException) -> FailureNote:
+        """Describe an error of this process, with its host."""
+        return replace(cls.from_error(error), host=socket.gethostname())
 
 
 class OtherRankError(RuntimeError):
@@ -82,7 +89,7 @@ def write_note(folder: Path, rank: int, error: BaseException) -> None:
     if isinstance(error, OtherRankError):
         rank, note = error.rank, error.note
     else:
-        note = FailureNote.from_error(error)
+        note = FailureNote.of_this_rank(error)
     write_atomic(_path(folder, rank), json.dumps(asdict(note)))
 
 

@@ -184,7 +184,7 @@ def _report(error: Exception | None, rank: int) -> RaymillError | tuple[int, Fai
     """Return an error as the other ranks receive it: the error itself if all are to raise it, else a note."""
     if error is None or ends_run(error):
         return error
-    return rank, FailureNote.from_error(error)
+    return rank, FailureNote.of_this_rank(error)
 
 
 def _raise(error: Exception | None, report: RaymillError | tuple[int, FailureNote]) -> NoReturn:
