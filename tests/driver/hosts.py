@@ -1,7 +1,8 @@
 """Hosts on this machine: namespaces on a bridge, each with its own name, address, processes and Ray node.
 
 All of them end with the process that made them, even if it is killed: namespaces and links live only as long
-as a process in them. They share the file system except Ray's session folder and /dev/shm, as hosts share a volume.
+as a process in them. They share the file system, except Ray's session folder and /dev/shm, as hosts share a
+volume.
 """
 
 from __future__ import annotations

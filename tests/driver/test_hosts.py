@@ -4,6 +4,7 @@ meets failing links and hosts is the run that never did."""
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -18,10 +19,11 @@ from driver.conftest import Workshop
 from driver.head import RAY
 from driver.hosts import Hosts, hosts, join, start_cluster, why_not
 from driver.job import ROOT
-from driver.test_kills import check_attempts, found
+from driver.test_kills import check_attempts, found, history
+from driver.test_storm import check_near
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(3000)]
-STEPS = 600
+STEPS = 300
 COMMON = ("zero=stage3", "evaluation.every=0", "train.micro_batch=2", "checkpoint.keep_last=1000")
 
 
@@ -79,12 +81,18 @@ class Submitted:
 
 
 def submit(
-    network: Hosts, address: str, workshop: Workshop, name: str, *settings: str
+    network: Hosts,
+    address: str,
+    workshop: Workshop,
+    name: str,
+    *settings: str,
+    env_vars: dict[str, str] | None = None,
 ) -> Submitted:
-    """Submit a run of two workers from the host without Ray."""
+    """Submit a run from the host without Ray."""
     desk, printed = network.made["desk"], workshop.root / f"{name}.txt"
     command = (
-        *RAY, "job", "submit", "--address", address, "--working-dir", str(ROOT), "--",
+        *RAY, "job", "submit", "--address", address, "--working-dir", str(ROOT),
+        "--runtime-env-json", json.dumps({"env_vars": env_vars or {}}), "--",
         "python", "jobs/pretrain.py", *workshop.overrides, *COMMON, f"run.name={name}", *settings,
         "cluster=auto", "cluster.cpus_per_worker=2", f"storage.root={workshop.root / 'storage'}",
     )  # fmt: skip
@@ -153,24 +161,69 @@ def test_links_and_hosts_that_fail(network: Hosts, workshop: Workshop) -> None:
     note(run, "a host returned, from its joining", run.next_attempt())
     assert run.hosts() == {"mill-1", "mill-3"}
 
-    for name in run.hosts():
+    for name in ("mill-1", "mill-3"):
         network.isolate(name, True)
     apart = time.monotonic()
     run.wait_for(lambda: "can't reach rank" in run.output())
     note(run, "hosts that can't reach each other, until that is told", time.monotonic() - apart)
-    for name in run.hosts():
+    for name in ("mill-1", "mill-3"):
         network.isolate(name, False)
     note(run, "from the mending", run.next_attempt())
 
     run.end()
-    code, output = job.run(
-        "pretrain", *workshop.overrides, *COMMON, "run.name=calm", "run.workers=2", f"train.steps={STEPS}",
-        "checkpoint.every=20", "tracking=none", cwd=workshop.root,
-    )  # fmt: skip
-    assert code == 0, output
+    check_interface_that_leads_nowhere(network, address, workshop)
     check_attempts(run.run_dir, 20)
-    assert found(run.run_dir) == found(workshop.run_dir("calm")), "bit-equal"
+    assert found(run.run_dir) == calm(workshop), "bit-equal"
+
+
+def check_interface_that_leads_nowhere(network: Hosts, address: str, workshop: Workshop) -> None:
+    """A user's own choice wins, and what comes of it is told with hosts and addresses; twice, and at once."""
+    run = submit(
+        network, address, workshop, "aside", "run.workers=2", "tracking=none", "run.max_failures=1",
+        env_vars={"GLOO_SOCKET_IFNAME": "lo"},
+    )  # fmt: skip
+    assert run.process.wait(300) != 0, run.output()
+    assert "2 failures without a new checkpoint" in run.output()
+    assert "Traceback" not in run.output()
+    rank = r"rank \d on (mill-\d) \(10.77.0.\d\)"
+    told = rf"{rank}: can't reach {rank} at 127.0.0.1: .*refused"
+    hosts = re.search(told, run.output())
+    assert hosts is not None and set(hosts.groups()) == {"mill-1", "mill-3"}, run.output()
+    entered = [line["time"] for line in history(run.run_dir) if line["state"] == "starting"]
+    print(f"\nbetween two attempts at a group that can't form: {entered[1] - entered[0]:.1f} s")
 
 
 def note(run: Submitted, what: str, seconds: float) -> None:
     print(f"\n{what}: {seconds:.1f} s (step {run.steps()[-1]['step']})", flush=True)
+
+
+@pytest.mark.chaos
+def test_a_host_that_leaves_and_returns(network: Hosts, workshop: Workshop) -> None:
+    """Two workers, one when a host is removed, two when it has returned: the same samples in each step."""
+    address = start_cluster(network, ("mill-1", "mill-2"))
+    run = submit(
+        network, address, workshop, "returns", "run.workers=1..2", f"train.steps={STEPS}", "tracking=none",
+        "checkpoint.every=20",
+    )  # fmt: skip
+    run.wait_for(lambda: len(run.steps()) >= 30)
+    network.remove("mill-2")
+    note(run, "a host removed, until one worker goes on", run.next_attempt())
+    assert run.hosts() == {"mill-1"}
+    network.add("mill-2", 3)
+    join(network, "mill-2")
+    note(run, "a host returned, until two workers go on", run.next_attempt())
+    assert run.hosts() == {"mill-1", "mill-2"}
+    run.end()
+    check_attempts(run.run_dir, 20)
+    check_near(found(run.run_dir), calm(workshop))
+
+
+def calm(workshop: Workshop) -> dict[int, tuple[float, float, str]]:
+    """Steps of a run that met nothing, on this machine alone."""
+    if not workshop.run_dir("calm").exists():
+        code, output = job.run(
+            "pretrain", *workshop.overrides, *COMMON, "run.name=calm", "run.workers=2",
+            f"train.steps={STEPS}", "checkpoint.every=20", "tracking=none", cwd=workshop.root,
+        )  # fmt: skip
+        assert code == 0, output
+    return found(workshop.run_dir("calm"))
