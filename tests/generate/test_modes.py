@@ -155,7 +155,7 @@ def test_a_model_is_tried_once_and_left_as_it_was() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("family", ["mamba", "lfm2", "bamba"])
+@pytest.mark.parametrize("family", ["lfm2", "bamba", pytest.param("mamba", marks=pytest.mark.slow)])
 def test_recurrent_families_answer_as_if_alone(family: str) -> None:
     """Rows end before others, and are padded: padding must not reach a state."""
     model = build(family).eval()

@@ -44,6 +44,9 @@ class CountingApplication:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)
 
+    def metrics(self) -> bytes:
+        return f"# TYPE counting_open gauge\ncounting_open {self.open}\n".encode()
+
     def check(self) -> None:
         if self._broken:
             raise RuntimeError("it was broken")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,18 @@ def says(text: str) -> Answer:
 
 def settings(**changes: Any) -> ServeConfig:
     """The settings of conf/, with changes."""
-    return replace(load("serve", []).serve, **changes)
+    return replace(_defaults(), **changes)
+
+
+@cache
+def _defaults() -> ServeConfig:
+    defaults: ServeConfig = load("serve", []).serve
+    return defaults
+
+
+@cache
+def _text(folder: Path) -> ModelText:
+    return ModelText(folder)
 
 
 def served_model(
@@ -62,7 +74,7 @@ def served_model(
         dict.fromkeys(engine.adapters, "cd" * 32),
         1_700_000_000,
         lineage,
-        ModelText(folder),
+        _text(folder),
         runner,
     )
 

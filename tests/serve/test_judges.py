@@ -238,7 +238,7 @@ def test_the_conformance_suite(server: ServerProcess, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("cases", "least", "most"),
-    [(20, 30, 100), pytest.param(600, 1000, None, marks=pytest.mark.slow)],
+    [(10, 15, 100), pytest.param(600, 1000, None, marks=pytest.mark.slow)],
 )
 def test_the_specification(
     server: ServerProcess, tmp_path: Path, cases: int, least: int, most: int | None

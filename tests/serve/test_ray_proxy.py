@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from raymill.serve import ray_proxy
+from raymill.serve.conversation_key import CHAT, conversation_key
 from raymill.serve.ray_proxy import ABSENT, ATTEMPTS, LOST, ReplicaLoss
 
 Proxy = Callable[[Any, Any, Any], Awaitable[None]]
@@ -163,3 +164,62 @@ def test_rays_own_pages_are_left_alone() -> None:
         part("unhealthy", more=False),
     ]
     assert ask(proxy_of(refused)[0], "/-/healthz", "GET") == refused
+
+
+def chat_body(*contents: object, model: str = "m", system: str | None = None) -> bytes:
+    roles = ("user", "assistant")
+    messages = [{"role": roles[n % 2], "content": text} for n, text in enumerate(contents)]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    return json.dumps({"model": model, "messages": messages}).encode()
+
+
+def test_all_turns_of_a_conversation_have_one_key() -> None:
+    first = conversation_key(CHAT, chat_body("Hi"))
+    assert first is not None
+    assert conversation_key(CHAT, chat_body("Hi", "Hello!", "And?")) == first
+    others = [
+        chat_body("Ho"), chat_body("Hi", model="n"), chat_body("Hi", system="Be brief."), chat_body(["Hi"]),
+    ]  # fmt: skip
+    keys = {conversation_key(CHAT, other) for other in others}
+    assert len(keys) == 4 and not keys & {first, None}
+    assert conversation_key("/v1/completions", chat_body("Hi")) is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b'{"model": "m"}', b'{"model": "m", "messages": [3]}', b"[" * 100_000],
+)
+def test_what_is_not_a_conversation_has_no_key(body: bytes) -> None:
+    assert conversation_key(CHAT, body) is None
+
+
+@pytest.mark.parametrize("given", [None, b"mine"])
+def test_a_chat_names_its_conversation_and_keeps_its_body(given: bytes | None) -> None:
+    whole = chat_body("Hi")
+    parts = [
+        {"type": "http.request", "body": whole[:9], "more_body": True},
+        {"type": "http.request", "body": whole[9:], "more_body": False},
+    ]
+    seen: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return parts.pop(0)
+
+    async def send(message: dict[str, Any]) -> None:
+        del message
+
+    async def proxy(scope: Any, receive: Any, send: Any) -> None:
+        read = [await receive(), await receive()]
+        seen.append((dict(scope["headers"]), b"".join(message["body"] for message in read)))
+        await send(JSON)
+        await send(part("{}", more=False))
+
+    headers = [] if given is None else [(b"X-Session-Id", given)]
+    scope = {"type": "http", "path": CHAT, "method": "POST", "headers": headers}
+    asyncio.run(ReplicaLoss(proxy)(scope, receive, send))
+    [(found, body)] = seen
+    assert body == whole
+    key = conversation_key(CHAT, whole)
+    assert key is not None
+    assert found == ({b"x-session-id": key.encode()} if given is None else {b"X-Session-Id": given})

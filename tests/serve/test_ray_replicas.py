@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import signal
@@ -15,6 +16,8 @@ from urllib.request import Request, urlopen
 
 import aiohttp
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from ray import serve
 
 from generate.chat_factory import write_chat_folder
 from raymill.config import load
@@ -244,3 +247,71 @@ def test_a_model_in_two_replicas_rolls_over_to_another(proxies: str, tmp_path: P
     texts = {body["choices"][0]["message"]["content"] for _, body in (*before, *during, *after)}
     assert len(texts) == 1
     assert {body["usage"]["completion_tokens"] for _, body in before} == {12}
+
+
+@pytest.mark.slow
+def test_turns_go_to_one_replica_and_metrics_come_from_all(proxies: str, tmp_path: Path) -> None:
+    """Each turn finds the earlier ones in a cache; conversations are spread over both replicas."""
+    folder = write_chat_folder(tmp_path / "model", positions=512)
+    overrides = [f"model={folder}", "serve.engine=ray", "serve.replicas=2", "serve.slots=4"]
+    job = load("serve", [*overrides, "tracking=none", f"storage.root={tmp_path}"])
+    served = ServedVersions(job, exact_versions(job), ApiKeys(()))
+    deploy(application(served), str(served))
+
+    async def talked(session: aiohttp.ClientSession, number: int) -> list[tuple[int, int]]:
+        messages = [{"role": "user", "content": f"Question {number}, which is long enough."}]
+        read = []
+        for _ in range(4):
+            asked = {"model": "model", "messages": messages, "guided_regex": "[a-z]{8}"}
+            async with session.post("/v1/chat/completions", json=asked) as response:
+                answer = await response.json()
+            assert response.status == 200, answer
+            usage = answer["usage"]
+            cached = usage["prompt_tokens_details"]["cached_tokens"]
+            read.append((usage["prompt_tokens"], cached))
+            messages += [answer["choices"][0]["message"], {"role": "user", "content": "And?"}]
+            for message in messages:
+                message.pop("refusal", None)
+        return read
+
+    async def conversations(session: aiohttp.ClientSession) -> list[list[tuple[int, int]]]:
+        # One after the other, so that no slot's leftovers give way; more than there are replicas.
+        return [await talked(session, number) for number in range(8)]
+
+    for turns in talk(proxies, conversations):
+        for (before, _), (_, cached) in itertools.pairwise(turns):
+            assert cached >= before - 1
+    with urlopen(f"{proxies}/metrics", timeout=60) as response:
+        families = list(text_string_to_metric_families(response.read().decode()))
+    [drawn] = [family for family in families if family.name == "raymill_drawn_tokens"]
+    by_replica = {one.labels["replica"]: one.value for one in drawn.samples}
+    assert len(by_replica) == 2 and min(by_replica.values()) > 0
+    assert sum(by_replica.values()) == 8 * 4 * 9
+
+
+@pytest.mark.slow
+def test_replicas_come_under_load_and_go_after_it(proxies: str) -> None:
+    limits = replace(OPTIONS, most=2, target=2, more_after_s=1, fewer_after_s=3)
+    put("nine", limits)
+
+    def running() -> int:
+        deployments = serve.status().applications["raymill"].deployments
+        return int(deployments["replica"].replica_states.get("RUNNING", 0))
+
+    async def load(session: aiohttp.ClientSession) -> tuple[int, int, list[list[Any]]]:
+        before = await asyncio.to_thread(running)
+        streams = [asyncio.create_task(streamed(session, body(300, 0.1))) for _ in range(8)]
+        most = before
+        while most < 2 and not all(stream.done() for stream in streams):
+            await asyncio.sleep(0.5)
+            most = max(most, await asyncio.to_thread(running))
+        return before, most, await asyncio.gather(*streams)
+
+    before, most, answers = talk(proxies, load)
+    assert (before, most) == (1, 2)
+    assert all(answer[-1] == "[DONE]" and len(answer) == 301 for answer in answers)
+    deadline = time.monotonic() + 60
+    while running() > 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert said(proxies)["version"] == "nine"

@@ -8,7 +8,7 @@ It holds nothing that a server or Ray Serve has to know but whether it is shutti
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -44,7 +44,8 @@ _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 class ServeApplication:
     """ASGI application. `check` tells whether it works; `drain` makes it refuse new requests and end the open
-    ones in time. Without `feedback`, the page takes no votes."""
+    ones in time. Without `feedback`, the page takes no votes. `all_metrics`: what `/metrics` shows where this
+    is one of several processes; its own otherwise."""
 
     def __init__(
         self,
@@ -52,7 +53,9 @@ class ServeApplication:
         settings: ServeConfig,
         keys: ApiKeys,
         feedback: Feedback | None = None,
+        all_metrics: Callable[[], Awaitable[bytes]] | None = None,
     ) -> None:
+        self._all_metrics = all_metrics
         self._models, self._table, self._settings = models, ModelTable(models), settings
         self._draining = False
         self._metrics = ServiceMetrics({name: one.runner for name, one in models.items()})
@@ -103,6 +106,10 @@ class ServeApplication:
         for model in self._models.values():
             if model.runner.failure is not None:
                 raise model.runner.failure
+
+    def metrics(self) -> bytes:
+        """Return the metrics of this process, in Prometheus' form."""
+        return self._metrics.text()
 
     def drain(self) -> None:
         """Refuse new requests from now on, and end those that are still open after `drain_s`."""
@@ -182,7 +189,8 @@ class ServeApplication:
         return JSONResponse({"status": state, **failed}, 200 if state == "ready" else 503)
 
     async def _show_metrics(self, _request: Request) -> Response:
-        return Response(self._metrics.text(), headers={"content-type": _METRICS_TYPE})
+        text = self.metrics() if self._all_metrics is None else await self._all_metrics()
+        return Response(text, headers={"content-type": _METRICS_TYPE})
 
     def _failures(self) -> dict[str, str]:
         runners = {name: model.runner for name, model in self._models.items()}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
@@ -56,6 +57,31 @@ class ServiceMetrics:
     def text(self) -> bytes:
         """Return all metrics as Prometheus reads them."""
         return generate_latest(self._registry)
+
+
+def merged(texts: Mapping[str, bytes], label: str) -> bytes:
+    """Return the metrics of several processes as one text, each sample with its process's name in a label."""
+    families: dict[str, Metric] = {}
+    for name, text in texts.items():
+        for family in text_string_to_metric_families(text.decode()):
+            told = Metric(family.name, family.documentation, family.type)
+            whole = families.setdefault(family.name, told)
+            whole.samples += [
+                sample._replace(labels={**sample.labels, label: name}) for sample in family.samples
+            ]
+    registry = CollectorRegistry()
+    registry.register(_Told(families.values()))
+    return generate_latest(registry)
+
+
+class _Told(Collector):
+    """Metrics that are known already."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
 
 
 class _EngineCollector(Collector):

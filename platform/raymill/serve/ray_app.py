@@ -25,7 +25,14 @@ from raymill.schema.serving import ServeJob
 from raymill.serve.app import ServeApplication
 from raymill.serve.keys import ApiKeys, keys_file, read_keys
 from raymill.serve.opening import feedback_on, open_models
-from raymill.serve.ray_replicas import ReplicaOptions, deploy, replicas_of, start_proxies, stop
+from raymill.serve.ray_replicas import (
+    ReplicaOptions,
+    all_metrics,
+    deploy,
+    replicas_of,
+    start_proxies,
+    stop,
+)
 from raymill.track.marker import verified_digest
 from raymill.track.registry import resolve_model
 
@@ -67,7 +74,7 @@ def open_application(served: ServedVersions) -> ServeApplication:
     feedback = None
     if served.votes is not None:
         feedback = feedback_on(Database(served.votes), models.values())
-    return ServeApplication(models, served.job.serve, served.keys, feedback)
+    return ServeApplication(models, served.job.serve, served.keys, feedback, all_metrics)
 
 
 def replica_options(job: ServeJob) -> ReplicaOptions:
@@ -78,9 +85,11 @@ def replica_options(job: ServeJob) -> ReplicaOptions:
         settings.max_replicas,
         cpus=job.cluster.cpus_per_worker,
         gpus=settings.tensor_parallel if job.cluster.gpu else 0,
+        # A few more than are drawn, so that a slot finds its next answer at once; others wait in front of all
+        # replicas, of which any may take them.
         open_requests=settings.requests
         if settings.slots is None
-        else min(settings.requests, settings.slots + settings.queue),
+        else min(settings.requests, settings.slots + max(4, settings.slots // 4)),
         # Without slots the number of replicas is fixed.
         target=settings.slots or settings.requests,
         queue=settings.queue,

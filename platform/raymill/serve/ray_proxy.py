@@ -1,19 +1,24 @@
-"""Middleware of Ray Serve's HTTP proxy: repeats requests whose replica died, and makes errors readable.
+"""Middleware of Ray Serve's HTTP proxy: repeats requests whose replica died, and names conversations.
 
 The proxy says nothing when a replica dies: a client's stream just ends, which reads like a short answer. Here
 a request whose answer hasn't begun goes to another replica, and a stream that has begun ends with an error.
-The proxy's own refusals, of a full queue for example, are sent in the form of the API's other errors.
+The proxy's own refusals, of a full queue for example, are sent in the form of the API's other errors. All turns
+of a conversation get the same value of a header, by which Ray Serve's router sends them to the same replica: it
+has the earlier turns in its cache.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
+from contextlib import suppress
 from http import HTTPStatus
 
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from raymill.serve.conversation_key import CHAT, conversation_key
 from raymill.serve.errors import ApiError
 
 # Variable that Ray Serve's proxies read, and what it must say for them to use this module.
@@ -26,6 +31,11 @@ PAUSE_S = 0.2
 REPEATABLE = ("/v1/", "/tokenize", "/detokenize")
 RETRY_AFTER_S = 2
 ABSENT = "no model is served here at the moment"
+# Name under which Ray Serve's router looks for a session, unless the cluster has another.
+SESSION_VARIABLE, SESSION = "RAY_SERVE_SESSION_ID_HEADER_KEY", "x-session-id"
+# Larger bodies, and those that take longer to arrive, are passed on without a key.
+MOST_READ_BYTES = 4 * 2**20
+READ_S = 30.0
 LOST = "the replica that answered this request ended; send the request again"
 
 
@@ -46,6 +56,8 @@ class ReplicaLoss:
             await self._app(scope, receive, send)
             return
         body, answer = _Body(receive), _Answer(send)
+        if scope["path"] == CHAT:
+            scope = await _named(scope, body)
         attempts = ATTEMPTS if _is_repeatable(scope) else 1
         for attempt in range(attempts):
             if attempt:
@@ -57,6 +69,23 @@ class ReplicaLoss:
                 break
         if not body.disconnected:
             await answer.finish()
+
+
+async def _named(scope: Scope, body: _Body) -> Scope:
+    """Return the scope of a chat with its conversation's key as its session, unless the client gave one."""
+    name = os.environ.get(SESSION_VARIABLE, SESSION).lower().encode()
+    # Ray Serve takes both signs, since some proxies exchange them.
+    if any(
+        key.lower().replace(b"_", b"-") == name.replace(b"_", b"-") for key, _ in scope["headers"]
+    ):
+        return scope
+    with suppress(TimeoutError):
+        async with asyncio.timeout(READ_S):
+            await body.read_ahead(MOST_READ_BYTES)
+    key = conversation_key(scope["path"], body.content)
+    if key is None:
+        return scope
+    return {**scope, "headers": [*scope["headers"], (name, key.encode())]}
 
 
 def _is_repeatable(scope: Scope) -> bool:
@@ -72,19 +101,31 @@ class _Body:
         self._read = 0
         self.disconnected = False
 
+    @property
+    def content(self) -> bytes:
+        """Return what has arrived so far."""
+        return b"".join(message.get("body", b"") for message in self._kept)
+
     def rewind(self) -> None:
         self._read = 0
 
-    async def receive(self) -> Message:
-        if self._read < len(self._kept):
-            message = self._kept[self._read]
-        else:
+    async def read_ahead(self, most: int) -> None:
+        """Wait for the whole body, or the first `most` bytes of it; `receive` begins with them."""
+        size, more = 0, True
+        while more and size <= most:
             message = await self._receive()
-            if message["type"] == "http.disconnect":
-                self.disconnected = True
-                return message
             self._kept.append(message)
-        self._read += 1
+            size += len(message.get("body", b""))
+            more = bool(message.get("more_body", False))
+
+    async def receive(self) -> Message:
+        if self._read == len(self._kept):
+            self._kept.append(await self._receive())
+        message = self._kept[self._read]
+        if message["type"] == "http.disconnect":
+            self.disconnected = True
+        else:
+            self._read += 1
         return message
 
 

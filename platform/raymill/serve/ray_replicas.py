@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ray import serve
-from ray.serve.config import HTTPOptions
+from ray.serve.config import HTTPOptions, RequestRouterConfig
 from starlette.types import Receive, Scope, Send
 
 from raymill.errors import ClusterError
+from raymill.serve.metrics import merged
 from raymill.serve.ray_proxy import CALLBACK, CALLBACK_VARIABLE, RETRY_AFTER_S
 
 APPLICATION = "raymill"
@@ -23,6 +24,11 @@ APPLICATION = "raymill"
 LAST_EVENT_S = 15.0
 HEALTH_EVERY_S = 5.0
 HEALTH_TIMEOUT_S = 30.0
+METRICS_EVERY_S = 5.0
+ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
+DEPLOYMENT = "replica"
+# Time in which the replicas tell their metrics; one that starts or ends may tell none.
+TELL_S = 5.0
 
 
 class CheckedApplication(Protocol):
@@ -30,6 +36,10 @@ class CheckedApplication(Protocol):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
+        ...
+
+    def metrics(self) -> bytes:
+        """Return the metrics of this process, in Prometheus' form."""
         ...
 
     def check(self) -> None:
@@ -44,8 +54,9 @@ class ReplicaOptions:
     `most`: replicas while many requests are open; None: always `replicas`. `open_requests`: those that a
     replica works on at the same time, of which `target` are few enough to need no further replica. `queue`:
     requests that wait in front of all replicas; more get status 503. `longest_s`: time limit of a request,
-    which a replica that is stopped gets to finish. `surge`: a new version's replica starts before an old one
-    stops, on resources of its own; otherwise the other way round.
+    which a replica that is stopped gets to finish. `more_after_s`, `fewer_after_s`: how long there must have
+    been too many or too few requests before replicas come and go. `surge`: a new version's replica starts
+    before an old one stops, on resources of its own; otherwise the other way round.
     """
 
     replicas: int
@@ -57,6 +68,8 @@ class ReplicaOptions:
     queue: int
     longest_s: float
     surge: bool
+    more_after_s: float = 10.0
+    fewer_after_s: float = 300.0
 
     def deployment(self) -> dict[str, Any]:
         """Return Ray Serve's names and values."""
@@ -69,6 +82,8 @@ class ReplicaOptions:
             "graceful_shutdown_wait_loop_s": 0.5,
             "health_check_period_s": HEALTH_EVERY_S,
             "health_check_timeout_s": HEALTH_TIMEOUT_S,
+            # Turns of a conversation go to one replica, or to the next where that one is full or gone.
+            "request_router_config": RequestRouterConfig(request_router_class=ROUTER),
             # At most one replica more than usual: Ray Serve rounds shares up to whole replicas.
             "max_surge_percent": math.floor(100 / (self.most or self.replicas))
             if self.surge
@@ -81,6 +96,10 @@ class ReplicaOptions:
             "initial_replicas": self.replicas,
             "max_replicas": self.most,
             "target_ongoing_requests": self.target,
+            "upscale_delay_s": self.more_after_s,
+            "downscale_delay_s": self.fewer_after_s,
+            "look_back_period_s": self.more_after_s,
+            "metrics_interval_s": min(self.more_after_s, METRICS_EVERY_S),
         }
         return {**found, "autoscaling_config": scaling}
 
@@ -96,6 +115,10 @@ class Replica:
         """Return what answers requests; Ray Serve calls this once."""
         return self._application
 
+    def metrics(self) -> tuple[str, bytes]:
+        """Return the replica's name, and the metrics of its application."""
+        return serve.get_replica_context().replica_id.unique_id, self._application.metrics()
+
     def check_health(self) -> None:
         """Raise an error where the application doesn't work; Ray Serve then replaces the replica."""
         self._application.check()
@@ -105,8 +128,15 @@ def replicas_of(
     open_application: Callable[[], CheckedApplication], options: ReplicaOptions
 ) -> serve.Application:
     """Return Ray Serve's description of replicas; `open_application` is pickled."""
-    deployment = serve.deployment(Replica, name="replica", **options.deployment())
+    deployment = serve.deployment(Replica, name=DEPLOYMENT, **options.deployment())
     return deployment.bind(open_application)
+
+
+async def all_metrics() -> bytes:
+    """Return the metrics of all replicas, in one of them; each sample has the label `replica`."""
+    handle = serve.get_deployment_handle(DEPLOYMENT, APPLICATION)
+    told = await handle.broadcast("metrics").results_async(timeout_s=TELL_S, return_exceptions=True)
+    return merged(dict(one for one in told if isinstance(one, tuple)), "replica")
 
 
 def start_proxies(host: str, port: int, longest_s: float) -> None:

@@ -22,7 +22,7 @@ from raymill.generate.engine.row_engine import RowEngine
 from raymill.generate.modes import mode_of
 
 
-@pytest.mark.parametrize("family", ["mamba", "lfm2", "bloom"])
+@pytest.mark.parametrize("family", ["lfm2", "bloom", pytest.param("mamba", marks=pytest.mark.slow)])
 def test_greedy_answers_are_those_of_transformers(family: str) -> None:
     model = build(family).eval()
     assert not mode_of(model).batched
