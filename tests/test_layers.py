@@ -49,8 +49,8 @@ INNER_ROOMS = {
         "__init__", "store", "demo", "text", "messages", "chat", "preference", "prompts", "kinds",
     ),
     "rl": (
-        "__init__", "rollout", "reward", "losses", "rollout_batch", "advantages", "objective", "collector",
-        "backend", "evaluation", "step",
+        "__init__", "rollout", "reward", "losses", "rollout_batch", "shares", "rollout_backend", "advantages",
+        "objective", "collector", "backend", "evaluation", "step",
     ),
 }  # fmt: skip
 

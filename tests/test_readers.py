@@ -54,7 +54,7 @@ from raymill.driver.chat import _read_prompt
 from raymill.durable import sha256_file
 from raymill.engine.event_log import EventLog, attempts_in
 from raymill.engine.guard import LEFT_OUT_NAME, leave_out, noted_windows
-from raymill.engine.heartbeat import Heartbeat, read_heartbeat
+from raymill.engine.heartbeat import Heartbeat, read_heartbeats
 from raymill.engine.reference import CachedReference
 from raymill.errors import CheckpointError, ConfigError, DataError, RaymillError, StorageError
 from raymill.evaluate.baselines import baselines
@@ -614,7 +614,7 @@ def a_journals_end(place: Path) -> Case:
 @without_bytes
 def a_sign_of_life(place: Path) -> Case:
     Heartbeat(place, 0).beat("forward")
-    return Case(place / "rank-00000.pulse", lambda: read_heartbeat(place, 0))
+    return Case(place / "rank-00000.pulse", lambda: read_heartbeats(place)[0])
 
 
 @without_bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,7 @@ from raymill.driver.watchdog import (
     Watchdog,
     pick_culprit,
 )
-from raymill.engine.heartbeat import Heartbeat, process_location, read_heartbeat
-from raymill.engine.loop import Stragglers
+from raymill.engine.heartbeat import Heartbeat, process_location, read_heartbeats
 
 RANKS = [Rank(number, **process_location()) for number in range(3)]
 
@@ -70,7 +70,7 @@ def test_nobody_is_blamed_for_a_record_that_cannot_be_read(
 ) -> None:
     monkeypatch.setattr(reading, "PAUSE_S", 0.0)
     weather = Weather(monkeypatch)
-    watchdog = Watchdog(tmp_path, len(RANKS), None, clock)
+    watchdog = Watchdog(partial(read_heartbeats, tmp_path), len(RANKS), None, clock)
     beat(pulses, 7, "data", "forward")
     assert watchdog.look(1.0) == []
     weather.away(tmp_path / "rank-00001.pulse", times=10**6)
@@ -85,7 +85,7 @@ def test_nobody_is_blamed_for_a_record_that_cannot_be_read(
 def test_the_rank_that_is_behind_is_named(
     tmp_path: Path, pulses: list[Heartbeat], clock: Clock
 ) -> None:
-    watchdog = Watchdog(tmp_path, len(RANKS), None, clock)
+    watchdog = Watchdog(partial(read_heartbeats, tmp_path), len(RANKS), None, clock)
     assert watchdog.look(1.0) == []
     assert watchdog.slowest is None, "no rank has begun"
     beat(pulses, 7, "data", "forward")
@@ -102,7 +102,7 @@ def test_a_time_in_which_nobody_looked_counts_for_nothing(
     tmp_path: Path, pulses: list[Heartbeat], clock: Clock
 ) -> None:
     """The driver was stopped, or the whole machine was: its ranks were too, perhaps."""
-    watchdog = Watchdog(tmp_path, len(RANKS), None, clock)
+    watchdog = Watchdog(partial(read_heartbeats, tmp_path), len(RANKS), None, clock)
     beat(pulses, 7, "forward")
     assert watchdog.look(1.0) == []
     assert look_for(watchdog, clock, 100, 1.0) == []
@@ -157,7 +157,7 @@ def test_of_those_at_the_same_point_the_one_that_does_not_wait_is_blamed(
 
 
 def test_slow_is_not_still(tmp_path: Path, pulses: list[Heartbeat], clock: Clock) -> None:
-    watchdog = Watchdog(tmp_path, len(RANKS), 10.0, clock)
+    watchdog = Watchdog(partial(read_heartbeats, tmp_path), len(RANKS), 10.0, clock)
     for step in range(1, 20):
         beat(pulses, step, "data")
         clock.now += 9
@@ -184,7 +184,9 @@ def test_limits(
     tmp_path: Path, pulses: list[Heartbeat], clock: Clock,
     timeout: float | None, median: float | None, phase: str, limit: float,
 ) -> None:  # fmt: skip
-    watchdog = Watchdog(tmp_path, len(RANKS), timeout, clock, samples=True)
+    watchdog = Watchdog(
+        partial(read_heartbeats, tmp_path), len(RANKS), timeout, clock, samples=True
+    )
     beat(pulses, 3, phase)
     assert watchdog.look(median) == []
     assert look_for(watchdog, clock, limit - 0.1, median) == []
@@ -195,7 +197,7 @@ def test_who_compiles_alone_is_waited_for(
     tmp_path: Path, pulses: list[Heartbeat], clock: Clock
 ) -> None:
     """The rank isn't behind for that, in any phase; the ranks that are through wait longer than their limit."""
-    watchdog = Watchdog(tmp_path, len(RANKS), 10.0, clock)
+    watchdog = Watchdog(partial(read_heartbeats, tmp_path), len(RANKS), 10.0, clock)
     beat(pulses, 7, "forward")
     assert watchdog.look(1.0) == []
     clock.now += 5
@@ -218,7 +220,7 @@ def test_who_compiles_alone_is_waited_for(
 def test_rows_that_are_given_are_gathered_in_no_time(
     tmp_path: Path, pulses: list[Heartbeat], clock: Clock
 ) -> None:
-    watchdog = Watchdog(tmp_path, len(RANKS), None, clock)
+    watchdog = Watchdog(partial(read_heartbeats, tmp_path), len(RANKS), None, clock)
     beat(pulses, 3, "gather")
     assert watchdog.look(1.0) == []
     assert look_for(watchdog, clock, 119, 1.0) == []
@@ -227,25 +229,7 @@ def test_rows_that_are_given_are_gathered_in_no_time(
 
 def test_an_attempt_before_says_nothing(tmp_path: Path, pulses: list[Heartbeat]) -> None:
     beat(pulses, 9, "data")
-    assert (
-        read_heartbeat(tmp_path, 2) == {"beat": 1, "step": 9, "phase": "data"} | process_location()
-    )
+    last = {"beat": 1, "step": 9, "phase": "data"} | process_location()
+    assert read_heartbeats(tmp_path) == dict.fromkeys(range(3), last)
     Heartbeat(tmp_path, 2)
-    assert read_heartbeat(tmp_path, 2) is None
-
-
-def test_stragglers_are_told_once_in_so_many_steps() -> None:
-    stragglers = Stragglers()
-    fast, slow = {"data": 0.1, "forward": 1.0}, {"data": 0.1, "forward": 2.0}
-    told = [stragglers.add(step, [fast, fast, slow]) for step in range(1, 2 * Stragglers.STEPS + 1)]
-    assert [step for step, texts in enumerate(told, 1) if texts] == [
-        Stragglers.STEPS,
-        2 * Stragglers.STEPS,
-    ]
-    [text] = told[Stragglers.STEPS - 1]
-    assert text == (
-        "rank 2 was 1.9 times as slow as the median rank in steps 1 to 50: data 5.00 s, "
-        "forward 100.00 s, median in all 55.00 s"
-    )
-    even = Stragglers()
-    assert not any(even.add(step, [fast, fast, fast]) for step in range(1, 3 * Stragglers.STEPS))
+    assert list(read_heartbeats(tmp_path)) == [0, 1]

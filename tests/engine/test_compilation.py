@@ -20,7 +20,7 @@ from objective.test_forward import END, conversations, documents
 from objective.test_pairs import classifier, rows_of, some_pairs
 from raymill.engine.compilation import CompileTimer, layers_of, uncompiled
 from raymill.engine.evaluation import evaluating
-from raymill.engine.heartbeat import Heartbeat, read_heartbeat
+from raymill.engine.heartbeat import Heartbeat, read_heartbeats
 from raymill.errors import ConfigError
 from raymill.model.build import build_model
 from raymill.objective.language_modeling import AssistantTokens, LanguageModeling
@@ -128,16 +128,16 @@ def test_a_compile_is_told_as_a_phase_of_its_own(tmp_path: Path) -> None:
     compiles = CompileTimer(heartbeat)
 
     def backend(graph: Any, _inputs: Any) -> Any:
-        seen.append(read_heartbeat(tmp_path, 0))
+        seen.append(read_heartbeats(tmp_path)[0])
         return graph.forward
 
     doubled = torch.compile(lambda x: x * 2, backend=backend)
     heartbeat.beat("data")
     heartbeat.beat("forward")
-    before = read_heartbeat(tmp_path, 0)
+    before = read_heartbeats(tmp_path)[0]
     with compiles.recording():
         assert doubled(torch.ones(3)).tolist() == [2.0, 2.0, 2.0]
-        after = read_heartbeat(tmp_path, 0)
+        after = read_heartbeats(tmp_path)[0]
         with uncompiled():
             doubled(torch.ones(3, 3, 3))
     assert before is not None and before == after
@@ -145,7 +145,7 @@ def test_a_compile_is_told_as_a_phase_of_its_own(tmp_path: Path) -> None:
     assert compiles.metrics()["perf/compile_s"] > 0
     assert compiles.metrics() == {}, "told once"
     doubled(torch.ones(2, 2, dtype=torch.long))
-    assert len(seen) == 2 and read_heartbeat(tmp_path, 0) == after, "nobody is told any longer"
+    assert len(seen) == 2 and read_heartbeats(tmp_path)[0] == after, "nobody is told any longer"
 
 
 def test_what_is_not_made_of_layers_is_refused() -> None:

@@ -44,7 +44,7 @@ def measured(tmp_path: Path, weights: dict[str, float]) -> tuple[dict[str, float
     model, group = recipe.build_model(fresh=True), WorkerGroup(torch.device("cpu"))
     objective = recipe.objective(model, group)
     learner = cast(Learner, SimpleNamespace(objective=objective, model=model))
-    batch_builder = DatasetBatches(objective, group, prepared)
+    batch_builder = DatasetBatches(objective, prepared)
     figures: dict[str, float] = {}
     for evaluator in recipe.evaluators([learner], batch_builder, group, None):
         figures |= evaluator.measure(model, group, EvalPoint(0, first=True, last=False))

@@ -148,10 +148,10 @@ def test_what_two_ranks_make_of_what_one_meets(tmp_path: Path) -> None:
 
 
 def flip_a_byte(shard: Path) -> None:
-    """Flip a byte in the third row group of a shard."""
+    """Flip a byte in the last row group of a shard, the second that rank 1 reads."""
     import pyarrow.parquet as pq
 
-    column = pq.ParquetFile(shard).metadata.row_group(2).column(0)
+    column = pq.ParquetFile(shard).metadata.row_group(3).column(0)
     content = bytearray(shard.read_bytes())
     content[column.data_page_offset + column.total_compressed_size // 2] ^= 1
     shard.write_bytes(content)

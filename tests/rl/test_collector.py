@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from raymill.data.prompts.metadata import PromptRecord
-from raymill.rl.collector import RolloutBackend, StepPrompt
 from raymill.rl.reward.computer import CombinedRewards
 from raymill.rl.reward.functions import REWARDS
 from raymill.rl.reward.task import Sample
 from raymill.rl.rollout.engine import Sampling
 from raymill.rl.rollout.record import RolloutRecord
+from raymill.rl.rollout_backend import RolloutBackend
+from raymill.rl.shares import StepPrompts
 
 
 class Recorder:
@@ -52,6 +53,7 @@ def test_an_answer_that_begins_in_its_prompts_reasoning_is_known_as_such() -> No
     backend = RolloutBackend(
         pool=None, reward_computer=recorder, prompt_metadata=metadata, decode=spell,  # type: ignore[arg-type]
     )  # fmt: skip
-    backend.compute_rewards(rollout, [StepPrompt(n, n, ()) for n in range(2)])
+    drawn = StepPrompts(numbers, numbers, np.zeros(2, int), np.zeros((2, 1), int))
+    backend.compute_rewards(rollout, drawn)
     assert [sample.in_reasoning for sample in recorder.samples] == [True, False]
     assert [REWARDS["exact"](sample) for sample in recorder.samples] == [0.0, 1.0]

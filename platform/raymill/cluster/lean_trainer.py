@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
@@ -10,9 +11,15 @@ from typing import TYPE_CHECKING
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.constants import (
+    DEFAULT_HEALTH_CHECK_INTERVAL_S,
+    DEFAULT_WORKER_GROUP_START_TIMEOUT_S,
+    HEALTH_CHECK_INTERVAL_S_ENV_VAR,
+    WORKER_GROUP_START_TIMEOUT_S_ENV_VAR,
+)
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 
-from raymill.cluster.placement import result_or_error, start_on_node
+from raymill.cluster.placement import results_or_errors, start_on_node
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
@@ -23,8 +30,27 @@ if TYPE_CHECKING:
 # the placement group of a killed controller: it polls the dashboard, which a local Ray lacks, and the
 # end of a run waits for it.
 _OMITTED = (DatasetsCallback, PlacementGroupCleanerCallback)
+# Ray's limit for the start of a group, 60 s, and what is added for each worker: Ray starts some tens per
+# second.
+START_S = 60.0
+START_S_PER_WORKER = 0.1
+# Workers that the controller asks per second for their state; each takes it about 0.3 ms.
+CHECKS_PER_S = 500
 # Within this time the system ends a killed process, however much memory it must reclaim.
 GONE_S = 30.0
+
+
+def fit_limits(workers: int) -> None:
+    """Set Ray Train's limits for a group of so many workers; higher ones in the environment stay.
+
+    Ray reads them when a trainer starts, and passes them on to its controller.
+    """
+    start_s = START_S + START_S_PER_WORKER * workers
+    for name, default, least in (
+        (WORKER_GROUP_START_TIMEOUT_S_ENV_VAR, DEFAULT_WORKER_GROUP_START_TIMEOUT_S, start_s),
+        (HEALTH_CHECK_INTERVAL_S_ENV_VAR, DEFAULT_HEALTH_CHECK_INTERVAL_S, workers / CHECKS_PER_S),
+    ):
+        os.environ[name] = str(max(least, float(os.environ.get(name, default))))
 
 
 class FailedWorkers(WorkerGroupCallback, ControllerCallback):  # type: ignore[misc]
@@ -57,8 +83,7 @@ class FailedWorkers(WorkerGroupCallback, ControllerCallback):  # type: ignore[mi
             pids_by_node[worker.metadata.node_id].append(worker.metadata.pid)
         waits = [start_on_node(node, wait_until_gone, pids) for node, pids in pids_by_node.items()]
         # An error is ignored, because the processes of a lost node are as good as gone.
-        for wait in waits:
-            result_or_error(wait, 2 * GONE_S)
+        results_or_errors(waits, 2 * GONE_S)
 
     async def before_controller_shutdown(self) -> None:
         """Release workers that the controller doesn't know, because their start failed."""

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 NOTICE_AFTER_S = 5.0
 # A cluster that grows on demand takes minutes.
 TIMEOUT_S = 600.0
+# Time to fetch the result of a task that has ended.
+FETCH_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -105,11 +107,20 @@ def start_on_node(node: str, work: Callable[..., object], *arguments: object) ->
     return task.remote(*arguments)
 
 
-def result_or_error(reference: ray.ObjectRef, timeout_s: float) -> Any:
-    """Return a task's result, or Ray's error if it failed, or its node is lost or doesn't answer."""
+def results_or_errors(references: Sequence[ray.ObjectRef], timeout_s: float) -> list[Any]:
+    """Return each task's result, or Ray's error if it failed, or its node is lost or doesn't answer.
+
+    All tasks together are waited for no longer than `timeout_s`.
+    """
     import ray
 
-    try:
-        return ray.get(reference, timeout=timeout_s)
-    except ray.exceptions.RayError as error:
-        return error
+    if not references:
+        return []
+    ready = set(ray.wait(list(references), num_returns=len(references), timeout=timeout_s)[0])
+    results: list[Any] = []
+    for reference in references:
+        try:
+            results.append(ray.get(reference, timeout=FETCH_S if reference in ready else 0))
+        except ray.exceptions.RayError as error:
+            results.append(error)
+    return results

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from raymill.engine.failure_note import FailureNote
+from raymill.engine.resolved_run import ResolvedRun
 from raymill.errors import ConfigError, GroupError, RaymillError, StorageError
 
 FIRST_PAUSE_S = 1.0
@@ -191,3 +192,17 @@ def _is_echo(note: FailureNote) -> bool:
     if RaymillError.__name__ in note.kinds:
         return False
     return note.waited or any(sign in note.text.lower() for sign in _PEER_LOST)
+
+
+def memory_advice(resolved: ResolvedRun) -> str:
+    """Return the planned memory per worker, and the settings that lower it."""
+    train, zero = resolved.job.train, resolved.job.zero
+    hints = [
+        f"lower train.micro_batch (now {train.micro_batch})" if train.micro_batch > 1 else "",
+        f"raise zero.stage (now {zero.stage}) or run.workers"
+        if zero.stage < 3
+        else "raise run.workers",
+        "" if train.activation_checkpointing else "set train.activation_checkpointing=true",
+    ]
+    planned = resolved.memory_plan or "unknown"
+    return f"\nplanned: {planned}; to need less: {', or '.join(filter(None, hints))}."

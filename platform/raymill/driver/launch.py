@@ -86,10 +86,11 @@ def _work(config: WorkerConfig) -> None:
 def _fit(resolved: ResolvedRun, workers: int, scratch: Path) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
 
-    from raymill.cluster.lean_trainer import AttemptTrainer, LeanTrainer
+    from raymill.cluster.lean_trainer import AttemptTrainer, LeanTrainer, fit_limits
     from raymill.cluster.process_group import GroupConfig
 
     mark("trainer")
+    fit_limits(workers)
     job = resolved.job
     resources = {"CPU": job.cluster.cpus_per_worker}
     if job.cluster.gpu:

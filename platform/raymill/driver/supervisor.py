@@ -7,7 +7,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +30,9 @@ from raymill.driver.failure import (
     decide_retry,
     diagnose,
     final_error,
+    memory_advice,
 )
+from raymill.driver.heartbeats import HeartbeatReaders
 from raymill.driver.launch import WorkerRun
 from raymill.driver.watchdog import Watchdog, end_one
 from raymill.engine.failure_note import FailureNote, read_notes
@@ -101,7 +103,9 @@ class RunSupervisor:
         # Nodes of the current attempt's workers, and the host of each rank, once they have started.
         self._nodes: set[str] = set()
         self._hosts: dict[int, str] = {}
+        self._heartbeats: HeartbeatReaders | None = None
         self._watchdog: Watchdog | None = None
+        self._next_look = 0.0
         self._step_s: deque[float] = deque(maxlen=50)
 
     def stop(self) -> None:
@@ -209,35 +213,17 @@ class RunSupervisor:
         self._nodes.clear()
         self._hosts.clear()
         self._step_s.clear()
-        # Only the heartbeats of this process's previous start are deleted: those of another process, which
+        # Only the notes of this process's previous start are deleted: those of another process, which
         # may hold the run by now, aren't ours.
         shutil.rmtree(replace(resolved, start=self._starts).pulses, ignore_errors=True)
         self._starts += 1
         # Events that workers of an earlier attempt still write, should any live, are ignored from here on.
         follower = Follower.at_end(resolved.event_log)
         resolved = replace(resolved, start=self._starts)
-        self._watch_from_now(resolved.pulses)
-        workers = WorkerRun(resolved, self._workers)
-        next_check = time.monotonic() + CAPACITY_CHECK_S
-        last: dict[str, Any] = {}
-        step = last_committed(resolved.checkpoints)
-        while True:
-            ended = workers.wait(POLL_S)
-            for event in _new_events(follower):
-                self._console.show(event)
-                step = event["step"] if event["kind"] == "step" else step
-                if event["kind"] in ("status", "attempt"):
-                    last = event
-                self._measure(event)
-                self._enter(event)
-            if ended:
-                break
-            self._lease.check()
-            self._end_hanging_rank(resolved.pulses)
-            self._console.idle(self._activity())
-            if time.monotonic() > next_check and self._nodes and not self._winding_up:
-                next_check = time.monotonic() + CAPACITY_CHECK_S
-                self._check_capacity()
+        with closing(HeartbeatReaders(resolved.start_name)) as self._heartbeats:
+            self._watch_from_now()
+            workers = WorkerRun(resolved, self._workers)
+            last, step = self._follow(workers, follower)
         if last.get("status") == "failed":
             error = as_raised(last["error_type"], last["error"])
             if not self._moving or last["error_type"] != CheckpointError.__name__:
@@ -251,16 +237,43 @@ class RunSupervisor:
         notes = read_notes(resolved.pulses, self._workers)
         return AttemptEnd(last.get("status"), workers.error, step, notes)
 
-    def _end_hanging_rank(self, pulses: Path) -> None:
+    def _follow(self, workers: WorkerRun, follower: Follower) -> tuple[dict[str, Any], int]:
+        """Show the run's events until the workers have ended; return the last status and step."""
+        next_check = time.monotonic() + CAPACITY_CHECK_S
+        last: dict[str, Any] = {}
+        step = last_committed(self._resolved.checkpoints)
+        while True:
+            ended = workers.wait(POLL_S)
+            for event in _new_events(follower):
+                self._console.show(event)
+                step = event["step"] if event["kind"] == "step" else step
+                if event["kind"] in ("status", "attempt"):
+                    last = event
+                self._measure(event)
+                self._enter(event)
+            if ended:
+                return last, step
+            self._lease.check()
+            self._end_hanging_rank()
+            self._console.idle(self._activity())
+            if time.monotonic() > next_check and self._nodes and not self._winding_up:
+                next_check = time.monotonic() + CAPACITY_CHECK_S
+                self._check_capacity()
+
+    def _end_hanging_rank(self) -> None:
         """End a rank that hangs; the others end with it, and the run restarts from its last commit."""
         assert self._watchdog is not None, "the watchdog starts with the attempt"
+        assert self._heartbeats is not None, "heartbeats are read from the start of the attempt"
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + self._heartbeats.interval_s
         behind = self._watchdog.look(
             statistics.median(self._step_s) if len(self._step_s) > 2 else None
         )
         if not behind:
             return
         # A new watchdog starts its timers again, should the signal not end the rank.
-        self._watch_from_now(pulses)
+        self._watch_from_now()
         what = end_one(behind, self._resolved.run_dir / "logs")
         self._console.say(f"warning: {what}")
         self._history.enter(RunState.RECOVERING, what=what)
@@ -278,13 +291,16 @@ class RunSupervisor:
         if event["kind"] == "attempt":
             self._nodes = {rank["node"] for rank in event["ranks"]}
             self._hosts = {number: rank["host"] for number, rank in enumerate(event["ranks"])}
+            if self._heartbeats is not None:
+                self._heartbeats.follow(self._nodes)
         elif event["kind"] == "step":
             self._step_s.append(event["perf/step_s"])
 
-    def _watch_from_now(self, pulses: Path) -> None:
+    def _watch_from_now(self) -> None:
+        assert self._heartbeats is not None, "heartbeats are read from the start of the attempt"
         job = self._resolved.job
         self._watchdog = Watchdog(
-            pulses,
+            self._heartbeats.read,
             self._workers,
             job.watchdog.timeout_s,
             samples=self._resolved.rl is not None,
@@ -338,7 +354,7 @@ class RunSupervisor:
         decision = decide_retry(self._failures, self._resolved.job.run.max_failures)
         logs = self._resolved.run_dir / "logs"
         if isinstance(decision, GiveUp):
-            advice = _memory_advice(self._resolved) if cause is Cause.MEMORY else ""
+            advice = memory_advice(self._resolved) if cause is Cause.MEMORY else ""
             self._history.enter(RunState.FAILED, why=decision.why, **facts)
             raise ClusterError(
                 f"{decision.why}: {what}{advice}\nTheir output is in {logs}; what was committed stays, and the "
@@ -368,17 +384,3 @@ def last_committed(checkpoints: Path) -> int:
     """Return the newest checkpoint's step; 0 where there is none."""
     steps = committed_steps(checkpoints)
     return steps[-1][0] if steps else 0
-
-
-def _memory_advice(resolved: ResolvedRun) -> str:
-    """Return the planned memory per worker, and the settings that lower it."""
-    train, zero = resolved.job.train, resolved.job.zero
-    hints = [
-        f"lower train.micro_batch (now {train.micro_batch})" if train.micro_batch > 1 else "",
-        f"raise zero.stage (now {zero.stage}) or run.workers"
-        if zero.stage < 3
-        else "raise run.workers",
-        "" if train.activation_checkpointing else "set train.activation_checkpointing=true",
-    ]
-    planned = resolved.memory_plan or "unknown"
-    return f"\nplanned: {planned}; to need less: {', or '.join(filter(None, hints))}."

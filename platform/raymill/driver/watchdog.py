@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import re
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from raymill.cluster.placement import result_or_error, start_on_node
-from raymill.engine.heartbeat import COMPILE, read_heartbeat
+from raymill.cluster.placement import results_or_errors, start_on_node
+from raymill.engine.heartbeat import COMPILE, HeartbeatRecord
 from raymill.errors import StorageError
 
 LEAST_S = 120.0
@@ -33,6 +34,12 @@ START_S = 24 * 3600.0
 # isn't counted against the ranks.
 FROZEN_S = 10.0
 _STACK_S = 30.0
+# Stacks that are kept, that of the rank that is ended first; and those that a node reads at once.
+STACKS = 64
+_AT_ONCE = 16
+
+# Returns rank → latest record; None where nothing could be read.
+ReadHeartbeats = Callable[[], Mapping[int, HeartbeatRecord] | None]
 _WAITING = re.compile(r"torch/distributed/|deepspeed/comm/")
 _COMMIT_THREAD = '"raymill-commit"'
 
@@ -80,18 +87,18 @@ class Watchdog:
 
     def __init__(
         self,
-        folder: Path,
+        read: ReadHeartbeats,
         workers: int,
         timeout_s: float | None,
         clock: Callable[[], float] = time.monotonic,
         samples: bool = False,
     ) -> None:
-        self._folder = folder
+        self._read = read
         self._workers = workers
         self._timeout_s = timeout_s
         self._clock = clock
         self._long = (*_LONG, _SAMPLING) if samples else _LONG
-        self._seen: dict[int, tuple[float, Mapping[str, Any]]] = {}
+        self._seen: dict[int, tuple[float, HeartbeatRecord]] = {}
         self._looked = clock()
         # The rank that has been longest at the earliest point, as of the last look; None before all have begun.
         self.slowest: Standing | None = None
@@ -101,10 +108,12 @@ class Watchdog:
 
         One of them keeps all the others waiting. The one that has been there longest comes first.
         """
+        # Time in which no heartbeats can be read isn't counted, now or later.
         try:
-            records = [read_heartbeat(self._folder, number) for number in range(self._workers)]
+            records = self._read()
         except StorageError:
-            # Time in which the heartbeats can't be read isn't counted, now or later.
+            return []
+        if records is None:
             return []
         now = self._clock()
         if (unseen := now - self._looked) > FROZEN_S:
@@ -112,9 +121,9 @@ class Watchdog:
                 number: (since + unseen, record) for number, (since, record) in self._seen.items()
             }
         self._looked = now
-        for number, record in enumerate(records):
+        for number, record in records.items():
             before = self._seen.get(number)
-            if record is not None and (before is None or before[1] != record):
+            if before is None or before[1] != record:
                 self._seen[number] = (now, record)
         if len(self._seen) < self._workers:
             return []
@@ -144,14 +153,14 @@ class Watchdog:
         return self._timeout_s or max(LEAST_S, STEPS * median_step_s)
 
 
-def _rank(number: int, record: Mapping[str, Any]) -> Rank:
+def _rank(number: int, record: HeartbeatRecord) -> Rank:
     return Rank(number, record["host"], record["pid"], record["node"])
 
 
 def end_one(behind: Sequence[Standing], logs: Path) -> str:
-    """Kill the process of the rank that keeps the others waiting, and write the stacks of all candidates.
+    """Kill the process of the rank that keeps the others waiting, and write its and other candidates' stacks.
 
-    Return one line that describes the rank.
+    Return one line that describes the rank. All nodes are asked at once, so it takes about two minutes at most.
     """
     seen = _look_at([standing.rank for standing in behind])
     culprit, process = pick_culprit(list(zip(behind, seen, strict=True)))
@@ -164,15 +173,21 @@ def end_one(behind: Sequence[Standing], logs: Path) -> str:
     )
     if process is None:
         return f"{what}: its node doesn't answer"
-    if isinstance(_answer(killed), Exception):
+    [answer] = results_or_errors([killed], 2 * _STACK_S)
+    if isinstance(answer, Exception):
         return f"{what}: its process was {process.state} and can't be killed"
     try:
+        stacks = {rank.number: process.stack}
         for standing, candidate in zip(behind, seen, strict=True):
-            if candidate is not None:
-                _stack_path(logs, standing.rank).write_text(candidate.stack, encoding="utf-8")
+            if candidate is not None and len(stacks) < STACKS:
+                stacks.setdefault(standing.rank.number, candidate.stack)
+        for number, stack in stacks.items():
+            _stack_path(logs, number).write_text(stack, encoding="utf-8")
     except OSError as error:
         return f"{what}: its process was {process.state}; its stack can't be written: {error}"
-    return f"{what}: its process was {process.state}; its stack is in {_stack_path(logs, rank)}"
+    return (
+        f"{what}: its process was {process.state}; its stack is in {_stack_path(logs, rank.number)}"
+    )
 
 
 def pick_culprit(
@@ -193,23 +208,36 @@ def pick_culprit(
     return min(candidates, key=order)
 
 
-def _stack_path(logs: Path, rank: Rank) -> Path:
-    return logs / f"rank-{rank.number:05d}.stack"
+def _stack_path(logs: Path, rank: int) -> Path:
+    return logs / f"rank-{rank:05d}.stack"
 
 
 def _look_at(ranks: Sequence[Rank]) -> list[ProcessState | None]:
     """Return the state of each rank's process; None for one whose node doesn't answer."""
+    by_node: dict[str, list[Rank]] = defaultdict(list)
+    for rank in ranks:
+        by_node[rank.node].append(rank)
     # All nodes are asked before the first answer is waited for.
-    calls = [start_on_node(rank.node, _look_here, rank.pid) for rank in ranks]
-    states = [_answer(call) for call in calls]
-    return [None if isinstance(state, Exception) else ProcessState(*state) for state in states]
+    calls = [
+        start_on_node(node, _look_here, [rank.pid for rank in there])
+        for node, there in by_node.items()
+    ]
+    answers = results_or_errors(calls, 3 * _STACK_S)
+    states: dict[int, ProcessState] = {}
+    for there, answer in zip(by_node.values(), answers, strict=True):
+        if not isinstance(answer, Exception):
+            for rank, state in zip(there, answer, strict=True):
+                states[rank.number] = ProcessState(*state)
+    return [states.get(rank.number) for rank in ranks]
 
 
-def _answer(call: Any) -> Any:
-    return result_or_error(call, 2 * _STACK_S)
+def _look_here(pids: Sequence[int]) -> list[tuple[str, str]]:
+    """Return the state and stack of processes of this machine."""
+    with ThreadPoolExecutor(max_workers=_AT_ONCE) as threads:
+        return list(threads.map(_look_at_process, pids))
 
 
-def _look_here(pid: int) -> tuple[str, str]:
+def _look_at_process(pid: int) -> tuple[str, str]:
     """Return a process's state and stack, without pausing it: a stopped process can't be paused."""
     import subprocess
     import sys

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from raymill.cluster.interface import GLOO
 from raymill.engine.failure_note import exit_on_error
-from raymill.engine.heartbeat import Heartbeat, process_location
+from raymill.engine.heartbeat import Heartbeat, heartbeat_folder, process_location
 from raymill.engine.resolved_run import ResolvedRun
 from raymill.errors import RaymillError, RewindError, ends_run
 from raymill.timeline import mark
@@ -35,8 +35,10 @@ def train_worker(resolved: ResolvedRun) -> None:
     at once, and with it the group: a rank that merely returned would keep the others waiting for it.
     """
     rank = int(os.environ.get("RANK", "0"))
-    heartbeat = Heartbeat(resolved.pulses, rank)
+    folder = heartbeat_folder(resolved.start_name, process_location()["node"])
+    heartbeat = Heartbeat(folder, rank)
     heartbeat.beat("start")
+    resolved.pulses.mkdir(parents=True, exist_ok=True)
     with exit_on_error(resolved.pulses, rank):
         _train(resolved, rank, heartbeat)
 

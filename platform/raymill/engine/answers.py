@@ -6,7 +6,7 @@ Legend: Q questions, T tokens of the longest with its answer.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,13 +21,14 @@ from raymill.data.store.split import VALIDATION
 from raymill.data.text.control_tokens import ControlTokens
 from raymill.data.text.text_prompts import TextPrompts
 from raymill.durable import write_atomic
+from raymill.engine.batches import Floats
 from raymill.engine.compilation import uncompiled
 from raymill.engine.evaluation import EvalPoint, evaluating
 from raymill.engine.event_log import EventLog, write_table
 from raymill.engine.group import WorkerGroup, on_all_ranks
 from raymill.evaluate.answers import Answer, score
 from raymill.evaluate.reasoning import PROMPT_END, opens_reasoning
-from raymill.generate.batch import complete
+from raymill.generate.batch import Completion, complete
 from raymill.objective.language_modeling import AssistantTokens
 from raymill.reading import read_json
 from raymill.schema.sections import ChatEvaluation
@@ -161,23 +162,38 @@ class AnsweredQuestions:
             batch_size=4 * self.settings.batch,
             lockstep=self.lockstep,
         )
+        # Every question is counted for the first rank that answers it. The others add zeros, so that what is
+        # sent depends on the questions and not on the number of ranks.
+        own = {
+            index: completion
+            for number, (index, completion) in enumerate(zip(indices, completions, strict=True))
+            if first + number < len(prompts)
+        }
+        of_rank = _completion_table(own, len(prompts), self.settings.answer_tokens)
+        table_QK = group.sum_array(of_rank).astype(np.int64)
         texts = self._tokenizer.decode_batch(
-            [[i for i in completion.ids if i not in stops] for completion in completions],
+            [
+                [i for i in ids[:length].tolist() if i not in stops]
+                for length, ids in zip(table_QK[:, 0], table_QK[:, 3:], strict=True)
+            ],
             skip_special_tokens=False,
         )
-        results = [
-            (text.strip(), completion.finish == "stop", completion.left_out > 0)
-            for text, completion in zip(texts, completions, strict=True)
-        ]
-        results = [result for part in group.gather(results) for result in part][: len(prompts)]
         ends = self._tokenizer.decode_batch(
             [prompt[-PROMPT_END:] for prompt in prompts], skip_special_tokens=False
         )
         answers = [
-            Answer(question.question, question.reference, text, ended, opens_reasoning(end))
-            for question, end, (text, ended, _) in zip(self._questions, ends, results, strict=True)
+            Answer(
+                question.question,
+                question.reference,
+                text.strip(),
+                bool(stopped),
+                opens_reasoning(end),
+            )
+            for question, end, text, stopped in zip(
+                self._questions, ends, texts, table_QK[:, 1], strict=True
+            )
         ]
-        return answers, sum(cut for _, _, cut in results)
+        return answers, int(table_QK[:, 2].sum())
 
     def _write(self, event_log: EventLog, answers: Sequence[Answer], eval_point: EvalPoint) -> None:
         """Write the answers as a table next to the parent's, which are kept from the first evaluation."""
@@ -222,6 +238,18 @@ class AnsweredQuestions:
     @cached_property
     def _tokenizer(self) -> Tokenizer:
         return read_tokenizer(self.prepared.tokenizer_folder / "tokenizer.json")
+
+
+def _completion_table(
+    completions: Mapping[int, Completion], questions: int, answer_tokens: int
+) -> Floats:
+    """[Q, 3 + tokens] Length, end and cut of each completion, by its question, and its tokens; 0 elsewhere."""
+    table_QK = np.zeros((questions, 3 + answer_tokens))
+    for index, completion in completions.items():
+        count = len(completion.ids)
+        table_QK[index, :3] = count, completion.finish == "stop", completion.left_out > 0
+        table_QK[index, 3 : 3 + count] = completion.ids
+    return table_QK
 
 
 def _rows(pairs: Sequence[Pair], width: int) -> Rows:

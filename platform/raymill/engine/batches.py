@@ -12,7 +12,6 @@ import numpy.typing as npt
 from raymill.data.store.location import source_names
 from raymill.data.store.manifest import PreparedData
 from raymill.data.store.stream import StepBatch
-from raymill.engine.group import WorkerGroup
 from raymill.objective.objective import Objective, predicted_tokens
 
 Floats = npt.NDArray[np.float64]
@@ -33,8 +32,9 @@ class RowBatch(Protocol):
 class UpdateBatches:
     """Rows of one rank for each optimizer update of a step, in order.
 
-    Every rank has equally many updates, with equally many rows in each. `tokens` and `metrics` are of all
-    ranks, and the same on all.
+    Every rank has equally many updates, with equally many rows in each. `tokens` and `sums` are this rank's:
+    its tokens, and numerators and denominators of means by their logged names. `metrics` are of all ranks, and
+    complete on rank 0, which logs them.
     """
 
     updates: Sequence[RowBatch]
@@ -42,11 +42,12 @@ class UpdateBatches:
         npt.NDArray[np.int64]
     ]  # per update: ids of the samples that its rows come from
     tokens: int
+    sums: Mapping[str, Sequence[float]] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 class BatchBuilder(Protocol):
-    """Source of the batches that a step trains on. Every method is collective."""
+    """Source of the batches that a step trains on. Every rank calls every method, which may be collective."""
 
     @property
     def lookahead(self) -> bool:
@@ -59,8 +60,11 @@ class BatchBuilder(Protocol):
         """Build the batches of step number `step` from the samples drawn for it."""
         ...
 
-    def loss_metrics(self, losses: Sequence[Floats], batch: StepBatch) -> dict[str, float]:
-        """Return metrics that follow from the losses by row, one array per update."""
+    def loss_sums(self, losses: Sequence[Floats], batch: StepBatch) -> dict[str, list[float]]:
+        """Return numerators and denominators of means that follow from the losses by row, an array per update.
+
+        They are this rank's, and have the same names on all.
+        """
         ...
 
     def state(self) -> dict[str, Any]:
@@ -81,7 +85,6 @@ class DatasetBatches:
     """The drawn rows themselves, in one update."""
 
     objective: Objective
-    group: WorkerGroup
     prepared: list[PreparedData]
 
     @property
@@ -91,30 +94,25 @@ class DatasetBatches:
     def build_step(
         self, batch: StepBatch, step: int, upcoming: StepBatch | None = None
     ) -> UpdateBatches:
-        weight, tokens = self.group.sum(
-            self.objective.weight(batch.rows.unweighted()), predicted_tokens(batch.rows)
-        )
-        metrics = {"perf/learned_share": weight / tokens}
-        return UpdateBatches([batch.rows], [batch.sample_id], int(tokens), metrics)
+        weight = self.objective.weight(batch.rows.unweighted())
+        tokens = predicted_tokens(batch.rows)
+        sums = {"perf/learned_share": (weight, float(tokens))}
+        return UpdateBatches([batch.rows], [batch.sample_id], tokens, sums)
 
-    def loss_metrics(self, losses: Sequence[Floats], batch: StepBatch) -> dict[str, float]:
+    def loss_sums(self, losses: Sequence[Floats], batch: StepBatch) -> dict[str, list[float]]:
         """Return each data source's own loss, where there are several sources."""
         names = source_names(self.prepared)
         if len(names) == 1:
             return {}
-        sums = []
-        for source in range(len(names)):
+        by_source = {}
+        for source, name in enumerate(names):
             of_source = batch.source == source
-            sums += [
-                float(losses[0][of_source].sum()),
+            nats = float(losses[0][of_source].sum())
+            by_source[f"train/{name}/loss"] = [
+                nats,
                 self.objective.weight(batch.rows.take(of_source)),
             ]
-        sums = self.group.sum(*sums)
-        return {
-            f"train/{name}/loss": sums[2 * source] / sums[2 * source + 1]
-            for source, name in enumerate(names)
-            if sums[2 * source + 1] > 0
-        }
+        return by_source
 
     def state(self) -> dict[str, Any]:
         return {}

@@ -40,7 +40,7 @@ class Evaluator(Protocol):
     def measure(
         self, model: PreTrainedModel, group: WorkerGroup, eval_point: EvalPoint
     ) -> dict[str, float]:
-        """Return metrics by their logged names, the same on every rank; none where it isn't due."""
+        """Return metrics by their logged names, of which rank 0's are logged; none where it isn't due."""
         ...
 
 

@@ -13,6 +13,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,6 +23,8 @@ from raymill.durable import write_atomic
 from raymill.errors import StorageError
 from raymill.reading import MISSING, read_text
 
+# Notes that are read at once.
+READERS = 32
 _COMMUNICATION = (f"torch{os.sep}distributed{os.sep}", f"deepspeed{os.sep}comm{os.sep}")
 
 logger = logging.getLogger(__name__)
@@ -95,13 +98,18 @@ def write_note(folder: Path, rank: int, error: BaseException) -> None:
 
 def read_notes(folder: Path, ranks: int) -> dict[int, FailureNote]:
     """Return rank → note for those of the first `ranks` ranks that left a readable one."""
-    notes = {}
-    for rank in range(ranks):
+
+    def read(rank: int) -> FailureNote | None:
         # By name, since a network file system may list a folder as it was a minute ago.
         with suppress(*MISSING, StorageError, ValueError):
             stored = json.loads(read_text(_path(folder, rank)))
-            notes[rank] = FailureNote(**stored | {"kinds": tuple(stored["kinds"])})
-    return notes
+            return FailureNote(**stored | {"kinds": tuple(stored["kinds"])})
+        return None
+
+    # Almost all of them are missing, and a server takes about a millisecond to say so.
+    with ThreadPoolExecutor(max_workers=READERS) as threads:
+        notes = list(threads.map(read, range(ranks)))
+    return {rank: note for rank, note in enumerate(notes) if note is not None}
 
 
 def _path(folder: Path, rank: int) -> Path:

@@ -12,6 +12,8 @@ from datetime import timedelta
 from itertools import islice
 from typing import NoReturn, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
@@ -35,7 +37,11 @@ class WorkerGroup:
         self.device = device
 
     def gather(self, value: T) -> list[T]:
-        """Return every rank's value, in rank order, on every rank."""
+        """Return every rank's value, in rank order, on every rank.
+
+        Every rank receives and unpickles as many values as there are ranks, each padded to the largest. So it
+        is for starts and failures, not for steps; docs/reliability.md lists its uses.
+        """
         if self.world_size == 1:
             return [value]
         values: list[T | None] = [None] * self.world_size
@@ -53,23 +59,71 @@ class WorkerGroup:
         dist.gather(sent, received, dst=0, group=self._process_group)
         return [part.cpu().numpy().tobytes() for part in received or ()]
 
-    def broadcast(self, value: T) -> T:
-        """Return rank 0's value on every rank."""
+    def broadcast(self, value: T, source: int = 0) -> T:
+        """Return the value of rank `source` on every rank."""
         if self.world_size == 1:
             return value
         # torch broadcasts into a list, in place.
         box = [value]
-        dist.broadcast_object_list(box, src=0, group=self._process_group)
+        dist.broadcast_object_list(box, src=source, group=self._process_group)
         return box[0]
 
     def sum(self, *values: float) -> list[float]:
         """Return the sum of each value over the ranks, in float64."""
         if self.world_size == 1:
             return list(values)
-        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        total: list[float] = self.sum_array(np.array(values, dtype=np.float64)).tolist()
+        return total
+
+    def sum_array(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return the sum of an array over the ranks, which all have one of this shape."""
+        if self.world_size == 1:
+            return values
+        total = torch.from_numpy(values.copy()).to(self.device)
         dist.all_reduce(total, group=self._process_group)
-        result: list[float] = total.tolist()
-        return result
+        summed: npt.NDArray[np.float64] = total.cpu().numpy()
+        return summed
+
+    def first(self, applies: bool) -> int | None:
+        """Return the lowest rank for which `applies` is true; None if there is none."""
+        if self.world_size == 1:
+            return 0 if applies else None
+        number = self.rank if applies else self.world_size
+        lowest = torch.tensor(number, dtype=torch.int64, device=self.device)
+        dist.all_reduce(lowest, op=dist.ReduceOp.MIN, group=self._process_group)
+        return None if lowest == self.world_size else int(lowest)
+
+    def largest(self, value: int) -> int:
+        """Return the largest of the ranks' values."""
+        if self.world_size == 1:
+            return value
+        most = torch.tensor(value, dtype=torch.int64, device=self.device)
+        dist.all_reduce(most, op=dist.ReduceOp.MAX, group=self._process_group)
+        return int(most)
+
+    def scatter(self, parts: Sequence[T] | None) -> T:
+        """Return this rank's one of the parts that rank 0 has; it receives no other's.
+
+        Parts travel pickled, padded to the largest.
+        """
+        if self.world_size == 1:
+            assert parts is not None, "rank 0 has the parts"
+            return parts[0]
+        box: list[T | None] = [None]
+        dist.scatter_object_list(
+            box, None if parts is None else list(parts), src=0, group=self._process_group
+        )
+        return box[0]  # type: ignore[return-value]
+
+    def stack(self, values: Sequence[float]) -> npt.NDArray[np.float64]:
+        """[N, K] Return every rank's K numbers on every rank: 8 bytes each, without pickling."""
+        own = torch.tensor(values, dtype=torch.float64, device=self.device)
+        if self.world_size == 1:
+            return own[None].cpu().numpy()
+        table = torch.empty(self.world_size * len(values), dtype=own.dtype, device=self.device)
+        dist.all_gather_single(table, own, group=self._process_group)
+        stacked: npt.NDArray[np.float64] = table.view(self.world_size, -1).cpu().numpy()
+        return stacked
 
     def all_to_all(
         self,
@@ -176,8 +230,11 @@ def raise_together(group: WorkerGroup, error: Exception | None) -> NoReturn:
     Raises:
         RaymillError, OtherRankError: see `on_all_ranks`.
     """
-    reports = [report for report in group.gather(_report(error, group.rank)) if report is not None]
-    _raise(error, reports[0])
+    failed = group.first(error is not None)
+    assert failed is not None, "some rank has an error"
+    report = group.broadcast(_report(error, group.rank), failed)
+    assert report is not None, "the rank that reports has an error"
+    _raise(error, report)
 
 
 def _report(error: Exception | None, rank: int) -> RaymillError | tuple[int, FailureNote] | None:

@@ -1,14 +1,20 @@
-"""Heartbeat of a rank: its step and phase, in one small file that the driver's watchdog reads."""
+"""Heartbeat of a rank: its step and phase, in one small file in the memory of its machine.
+
+No shared storage is involved: the driver reads the files of its own node, and has those of other nodes read
+there (`driver/heartbeats.py`).
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
+import tempfile
 from pathlib import Path
 from typing import TypedDict
 
-from raymill.reading import MISSING, read_bytes
+from raymill.reading import MISSING, entries, read_bytes
 
 # The environment variable with the id of the Ray node that a worker runs on.
 NODE = "RAYMILL_NODE"
@@ -17,6 +23,8 @@ NODE = "RAYMILL_NODE"
 COLLECTIVE_TIMEOUT_S = 7200
 COMPILE = "compile"  # the phase of a rank that compiles while others need not
 _RECORD_BYTES = 512
+_SUFFIX = ".pulse"
+_MEMORY = Path("/dev/shm")
 
 
 class Location(TypedDict):
@@ -40,6 +48,15 @@ def process_location() -> Location:
     return {"host": socket.gethostname(), "pid": os.getpid(), "node": os.environ.get(NODE, "")}
 
 
+def heartbeat_folder(start: str, node: str) -> Path:
+    """Return the folder, on a Ray node's own machine, of the heartbeats of a run's start.
+
+    The node's id is part of the path, since several simulated nodes may share a machine.
+    """
+    root = _MEMORY if _MEMORY.is_dir() else Path(tempfile.gettempdir())
+    return root / f"raymill-{os.getuid()}" / (node or "local") / start
+
+
 class Heartbeat:
     """Writer of a rank's heartbeat, used by its training thread alone.
 
@@ -47,7 +64,7 @@ class Heartbeat:
     """
 
     def __init__(self, folder: Path, rank: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._file = os.open(_path(folder, rank), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         # Looked up once: a heartbeat is written several times per step.
         self._location = process_location()
@@ -71,18 +88,40 @@ class Heartbeat:
         os.pwrite(self._file, record.ljust(_RECORD_BYTES).encode(), 0)
 
 
-def read_heartbeat(folder: Path, rank: int) -> HeartbeatRecord | None:
-    """Return a rank's last record; None before its first, and while it is being written.
+def read_heartbeats(folder: Path) -> dict[int, HeartbeatRecord]:
+    """Return rank → last record of all ranks that have one in a folder.
 
     Raises:
-        StorageError: the file can't be read, which says nothing about the rank.
+        StorageError: a file can't be read, which says nothing about the ranks.
     """
+    records = {}
+    for path in entries(folder):
+        if path.suffix == _SUFFIX and (record := _read(path)) is not None:
+            records[int(path.stem.removeprefix("rank-"))] = record
+    return records
+
+
+def remove_heartbeats(folder: Path) -> None:
+    """Delete a start's heartbeats, and those of its run's earlier starts that nobody deleted."""
+    run, _, number = folder.name.rpartition("-")
+    for other in entries(folder.parent):
+        earlier_run, _, earlier = other.name.rpartition("-")
+        if earlier_run == run and _counted(earlier) <= _counted(number):
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def _counted(number: str) -> tuple[int, ...]:
+    """Return the numbers of the lease's token and of the start."""
+    return tuple(map(int, number.split(".")))
+
+
+def _read(path: Path) -> HeartbeatRecord | None:
     try:
-        record: HeartbeatRecord = json.loads(read_bytes(_path(folder, rank)))
+        record: HeartbeatRecord = json.loads(read_bytes(path))
     except (*MISSING, ValueError):
         return None
     return record
 
 
 def _path(folder: Path, rank: int) -> Path:
-    return folder / f"rank-{rank:05d}.pulse"
+    return folder / f"rank-{rank:05d}{_SUFFIX}"

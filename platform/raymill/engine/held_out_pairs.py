@@ -14,7 +14,8 @@ from raymill.engine.batches import Floats
 from raymill.engine.build_models import open_held_out_sets
 from raymill.engine.evaluation import EvalPoint, evaluating
 from raymill.engine.group import WorkerGroup, iterate_on_all_ranks
-from raymill.engine.learner import Learner, mean_metrics
+from raymill.engine.learner import Learner
+from raymill.engine.step_sums import StepSums, means
 from raymill.evaluate.calibration import Bins
 from raymill.objective.objective import MetricSums
 from raymill.objective.pairs import PairObjective
@@ -54,22 +55,21 @@ class HeldOutPairs:
         """See `Evaluator`."""
         if not (eval_point.first or eval_point.due(self.every)):
             return {}
-        metrics: dict[str, float] = {}
+        sums: dict[str, list[float]] = {}
         # Over all sets every pair counts alike, so sums are added and not means.
         together, all_bins = MetricSums(), Bins()
         for name, rows in self.sets:
             metric_sums, bins = self._measure_set(model, rows, group)
-            sums = metric_sums.drain()
-            for key, (total, weight) in sums.items():
-                together.add(key, total, weight)
+            of_set = metric_sums.drain()
+            for key, (total, weight) in of_set.items():
+                together.add(f"pairs/{key}", total, weight)
             all_bins = all_bins + bins
             if len(self.sets) > 1:
-                prefixed = {f"pairs/{name}/{key}": value for key, value in sums.items()}
-                metrics |= mean_metrics(prefixed, group)
-        overall = {f"pairs/{key}": value for key, value in together.drain().items()}
-        metrics |= mean_metrics(overall, group)
-        summed = Bins.from_sums(group.sum(*all_bins.sums()))
-        return {**metrics, "pairs/calibration_error": summed.error}
+                sums |= {f"pairs/{name}/{key}": value for key, value in of_set.items()}
+        sums |= together.drain()
+        reduced = StepSums(group).reduce({**sums, "bins": all_bins.sums()})
+        summed = Bins.from_sums(reduced.pop("bins"))
+        return {**means(reduced), "pairs/calibration_error": summed.error}
 
     def _measure_set(
         self, model: PreTrainedModel, rows: ValidationSet, group: WorkerGroup

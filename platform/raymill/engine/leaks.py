@@ -13,7 +13,7 @@ import torch
 
 from raymill.engine.compilation import uncompiled
 from raymill.engine.evaluation import evaluating
-from raymill.engine.group import WorkerGroup, agreed
+from raymill.engine.group import WorkerGroup, on_all_ranks
 from raymill.errors import ConfigError
 from raymill.objective.forward import Sequences, run_model
 
@@ -61,10 +61,13 @@ def refuse_leaks(
             f"by {ahead:.1e} of their size), so it would learn to copy; choose a model whose tokens don't "
             "(encoders have is_decoder in config.json for it)"
         )
+
+    def refuse() -> None:
+        if problem is not None:
+            raise ConfigError([problem])
+
     # Ranks may round differently, so one may find a leak that the others don't.
-    for refusal in group.gather(problem):
-        if refusal is not None:
-            raise agreed(ConfigError([refusal]))
+    on_all_ranks(group, refuse)
 
 
 def leaks(

@@ -48,13 +48,13 @@ class Phases:
 
 @dataclass(frozen=True)
 class Update:
-    """Result of an update: this rank's losses by row, and the global metrics."""
+    """Result of an update: its global loss and norm, and this rank's losses by row and sums of metrics."""
 
     losses: Floats  # [B]
     loss: float  # over the global weight
-    weight: float
+    weight: float  # global
     norm: float
-    metrics: dict[str, float]
+    sums: dict[str, list[float]]  # numerators and denominators of means
     refused: str | None = (
         None  # the value that was refused and the reason, where nothing was applied
     )
@@ -79,13 +79,14 @@ class Learner:
     def model(self) -> PreTrainedModel:
         return self.trainer.model
 
-    def update(self, rows: RowBatch, rate: float, phases: Phases, refusal: Refusal) -> Update:
+    def update(
+        self, rows: RowBatch, weight: float, rate: float, phases: Phases, refusal: Refusal
+    ) -> Update:
         """Run forward, backward and one optimizer step over this rank's rows; collective.
 
-        Nothing is applied where no row carries weight on any rank, or the loss or the gradient is refused.
+        `weight` is that of the whole update, over all ranks and micro-batches: the denominator of the loss.
+        Nothing is applied where it is 0, or the loss or the gradient is refused.
         """
-        # The denominator of the loss is the weight of the whole update, over all ranks and micro-batches.
-        [weight] = self.group.sum(self.objective.weight(rows))
         if weight == 0:
             self.objective.metric_sums.drain()
             return Update(np.zeros(len(rows)), 0.0, 0.0, 0.0, {})
@@ -93,15 +94,15 @@ class Learner:
         phases.enter("optimizer")
         norm = self.trainer.update(rate)
         phases.enter(None)
-        metrics = mean_metrics(self.objective.metric_sums.drain(), self.group)
+        sums = self.objective.metric_sums.drain()
         model = self.prefix.replace("/", "'s ")
         if why is not None:
             local = not np.isfinite(losses.sum())
-            return Update(losses, loss, weight, norm, {}, f"the {model}loss {why}", local)
+            return Update(losses, loss, weight, norm, sums, f"the {model}loss {why}", local)
         if not np.isfinite(norm):
             why = f"the {model}gradient norm is not finite"
-            return Update(losses, loss, weight, norm, {}, why, local=True)
-        return Update(losses, loss, weight, norm, metrics)
+            return Update(losses, loss, weight, norm, sums, why, local=True)
+        return Update(losses, loss, weight, norm, sums)
 
     def _accumulate(
         self, rows: RowBatch, weight: float, phases: Phases, refusal: Refusal
@@ -142,13 +143,3 @@ def global_loss(nats: float, weight: float, group: WorkerGroup) -> float:
     # Non-finite values are counted instead of added, so that the result is the same on every rank.
     total, bad = group.sum(nats if finite else 0.0, not finite)
     return math.nan if bad else total / weight
-
-
-def mean_metrics(sums: dict[str, list[float]], group: WorkerGroup) -> dict[str, float]:
-    """Return each numerator over its denominator, both summed over all ranks; collective."""
-    names = sorted(sums)
-    if not names:
-        return {}
-    flat = group.sum(*(value for name in names for value in sums[name]))
-    pairs = zip(names, flat[::2], flat[1::2], strict=True)
-    return {name: total / weight for name, total, weight in pairs if weight > 0}

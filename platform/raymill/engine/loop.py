@@ -8,7 +8,6 @@ and `Evaluator`s measure the first model between steps.
 from __future__ import annotations
 
 import hashlib
-import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,9 +17,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from raymill.data.store.hashing import mix
 from raymill.data.store.manifest import PreparedData
 from raymill.data.store.stream import RankStream, StepBatch
-from raymill.engine.batches import BatchBuilder, Floats, Ints, RowBatch
+from raymill.engine.batches import BatchBuilder, Ints, RowBatch, UpdateBatches
 from raymill.engine.checkpoints import Checkpoints, Position
 from raymill.engine.compilation import CompileTimer
 from raymill.engine.device import device_memory
@@ -35,9 +35,14 @@ from raymill.engine.learner import Learner, Phases, Update
 from raymill.engine.resolved_run import ResolvedRun
 from raymill.engine.schedule import learning_rate_factor
 from raymill.engine.start import StartPoint
-from raymill.errors import RaymillError
+from raymill.engine.step_sums import StepSums, means
+from raymill.engine.stragglers import Stragglers
+from raymill.errors import DataError, RaymillError
 from raymill.reading import is_file
 from raymill.timeline import mark
+
+# Sums of so many ranks' checksums are exact in float64: 2^53 / 2^32.
+CHECKSUMS = 2**32
 
 
 @dataclass
@@ -67,13 +72,15 @@ class Loop:
     _ahead: StepBatch | None = field(default=None, init=False)  # drawn already, for the next step
     _divergence: Divergence = field(init=False)
     _stragglers: Stragglers = field(init=False)
+    _step_sums: StepSums = field(init=False)
     _compile_timer: CompileTimer = field(init=False)
 
     def __post_init__(self) -> None:
         start, group, event_log = self.start, self.group, self.event_log
         self.step, self.samples, self.tokens = start.step, start.samples, start.tokens
         self._compile_timer = CompileTimer(self.heartbeat)
-        self._stragglers = Stragglers()
+        self._stragglers = Stragglers(group)
+        self._step_sums = StepSums(group)
         self.guard = Guard(self.resolved.job.guard)
         self.guard.restore(start.guard)
         self.guard.add_skipped(start.windows)
@@ -123,33 +130,34 @@ class Loop:
             # Metrics and the watchdog know this phase as "gather".
             phases.enter("gather")
             batches = self.batch_builder.build_step(batch, step, upcoming)
+            weights = self._global_weights(batches)
             phases.enter(None)
 
             # Forward, backward and optimizer, once per update and model. Seeding each step by its number makes
             # dropout depend on the position alone, so there is no generator state to save.
             torch.manual_seed(step_seed(job.run.seed, step, self.group.rank))
             rate_factor = learning_rate_factor(job.schedule, step, total)
-            metrics: dict[str, float] = {}
-            losses: list[Floats] = []
-            for learner in self.learners:
-                rate = learner.peak_rate * rate_factor
-                updates = [
-                    self._update(learner, rows, samples, rate, phases)
-                    for rows, samples in zip(batches.updates, batches.samples, strict=True)
+            updates = [
+                [
+                    self._update(
+                        learner, rows, weight, samples, learner.peak_rate * rate_factor, phases
+                    )
+                    for rows, weight, samples in zip(
+                        batches.updates, of_learner, batches.samples, strict=True
+                    )
                 ]
-                metrics |= update_metrics(updates, learner.prefix)
-                losses = losses or [update.losses for update in updates]
+                for learner, of_learner in zip(self.learners, weights, strict=True)
+            ]
+            self.step = step
+            self.samples += job.train.global_batch
+            metrics, tokens = self._metrics(updates, batches, batch)
+            self.tokens += tokens
             # A refused loss must not shift the median that later losses are compared with.
             if "train/loss" in metrics and not metrics.get("train/skipped"):
                 self.guard.record_loss(metrics["train/loss"])
-
-            self.step = step
-            self.samples += job.train.global_batch
-            self.tokens += batches.tokens
-            metrics |= self.batch_builder.loss_metrics(losses, batch)
             metrics["train/learning_rate"] = self.learners[0].peak_rate * rate_factor
             metrics |= batches.metrics
-            self._log_step(metrics, batch, batches.tokens, time.perf_counter() - started, phases)
+            self._log_step(metrics, tokens, time.perf_counter() - started, phases)
             if step == first_step:
                 mark("first step")
 
@@ -191,11 +199,30 @@ class Loop:
         assert batch is not None, "without an error, a batch was drawn"
         return batch, self._ahead
 
+    def _global_weights(self, batches: UpdateBatches) -> list[list[float]]:
+        """Return the weight over all ranks of every update, learner by learner; collective."""
+        flat = iter(
+            self.group.sum(
+                *(
+                    learner.objective.weight(rows)
+                    for learner in self.learners
+                    for rows in batches.updates
+                )
+            )
+        )
+        return [[next(flat) for _ in batches.updates] for _ in self.learners]
+
     def _update(
-        self, learner: Learner, rows: RowBatch, samples: Ints, rate: float, phases: Phases
+        self,
+        learner: Learner,
+        rows: RowBatch,
+        weight: float,
+        samples: Ints,
+        rate: float,
+        phases: Phases,
     ) -> Update:
         """Make one optimizer update of a model, and handle a loss or gradient that is refused."""
-        update = learner.update(rows, rate, phases, self.guard.refusal)
+        update = learner.update(rows, weight, rate, phases, self.guard.refusal)
         if update.refused is not None:
             # Handling it may wait for a commit, for which the watchdog allows more time.
             self._beat("commit")
@@ -226,24 +253,58 @@ class Loop:
         if self.step > self.start.step and self.checkpoints.committed != self.samples:
             self._begin_commit()
 
+    def _metrics(
+        self, updates: Sequence[Sequence[Update]], batches: UpdateBatches, batch: StepBatch
+    ) -> tuple[dict[str, float], int]:
+        """Return the metrics of a step's updates over all ranks, and the step's tokens; collective.
+
+        Raises:
+            DataError: on rank 0; the ranks together have drawn other samples than the order has for this step.
+        """
+        losses = [update.losses for update in updates[0]]
+        builder_sums = {**batches.sums, **self.batch_builder.loss_sums(losses, batch)}
+        numbers: dict[str, Sequence[float]] = {
+            "tokens": [batches.tokens],
+            "samples": [samples_checksum(batch.sample_id)],
+            **{f"builder {name}": values for name, values in builder_sums.items()},
+        }
+        for model, of_model in enumerate(updates):
+            for number, update in enumerate(of_model):
+                numbers |= {f"{model} {number} {name}": v for name, v in update.sums.items()}
+        totals = self._step_sums.reduce(numbers)
+        if self.group.rank == 0:
+            expected = samples_checksum(self._step_samples())
+            if (totals["samples"][0] - expected) % CHECKSUMS:
+                raise DataError(
+                    f"the ranks drew other samples in step {self.step} than {self._step_samples()[0]} to "
+                    f"{self._step_samples()[-1]}"
+                )
+        metrics: dict[str, float] = {}
+        for model, (learner, of_model) in enumerate(zip(self.learners, updates, strict=True)):
+            of_updates = [
+                means({name: totals[f"{model} {number} {name}"] for name in update.sums})
+                for number, update in enumerate(of_model)
+            ]
+            metrics |= update_metrics(of_model, of_updates, learner.prefix)
+        metrics |= means({name: totals[f"builder {name}"] for name in builder_sums})
+        return metrics, int(totals["tokens"][0])
+
+    def _step_samples(self) -> Ints:
+        """Return the global samples of the step that was just made, those of all ranks."""
+        return np.arange(
+            self.samples - self.resolved.job.train.global_batch, self.samples, dtype=np.int64
+        )
+
     def _log_step(
-        self,
-        metrics: Mapping[str, float],
-        batch: StepBatch,
-        tokens: int,
-        seconds: float,
-        phases: Phases,
+        self, metrics: Mapping[str, float], tokens: int, seconds: float, phases: Phases
     ) -> None:
         """Log a step's metrics, throughput and phase times, and a digest of the samples it trained on."""
-        # Gathered on all ranks, since only they know their own samples and times.
-        independent = {phase: phases.seconds[phase] for phase in Stragglers.PHASES}
-        ranks = self.group.gather((batch.sample_id, independent))
+        slow = self._stragglers.add(self.step, phases.seconds)
         if self.event_log is None:
             return
-        # Sorted over all ranks, so that the digest is the same for every number of workers.
-        ids = np.sort(np.concatenate([samples for samples, _ in ranks]))
-        for text in self._stragglers.add(self.step, [seconds for _, seconds in ranks]):
+        for text in slow:
             self.event_log.write("message", self.step, text=text)
+        ids = self._step_samples()
         per_second = tokens / seconds
         self.event_log.write(
             "step",
@@ -272,18 +333,22 @@ class Loop:
         self.heartbeat.beat(phase)
 
 
-def update_metrics(updates: Sequence[Update], prefix: str) -> dict[str, float]:
-    """Return the means over a step's updates of one model.
+def update_metrics(
+    updates: Sequence[Update], metrics: Sequence[Mapping[str, float]], prefix: str
+) -> dict[str, float]:
+    """Return the means over a step's updates of one model; `metrics` are those of each update.
 
     Updates without any weight, which have nothing to learn from, are left out. If all others were refused, loss
     and gradient norm are those of the refused ones.
     """
     # A refused update has metrics of a gradient that was never applied.
-    applied = [update for update in updates if update.weight and update.refused is None]
+    applied = []
     values: dict[str, list[float]] = defaultdict(list)
-    for update in applied:
-        for name, value in update.metrics.items():
-            values[name].append(value)
+    for update, of_update in zip(updates, metrics, strict=True):
+        if update.weight and update.refused is None:
+            applied.append(update)
+            for name, value in of_update.items():
+                values[name].append(value)
     means = {name: sum(entries) / len(entries) for name, entries in values.items()}
     shown = applied or [update for update in updates if update.refused is not None]
     count = max(1, len(shown))
@@ -298,48 +363,12 @@ def update_metrics(updates: Sequence[Update], prefix: str) -> dict[str, float]:
     }
 
 
+def samples_checksum(sample_id: Ints) -> float:
+    """Return a checksum below `CHECKSUMS`; those of disjoint parts add up, modulo it, to that of the whole."""
+    return float(int(mix(sample_id.astype(np.uint64)).sum(dtype=np.uint64)) % CHECKSUMS)
+
+
 def step_seed(seed: int, step: int, rank: int) -> int:
     """Return a 63-bit seed for one rank's randomness in one step."""
     text = f"raymill/{seed}/{step}/{rank}".encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1
-
-
-class Stragglers:
-    """Finds ranks that are slower than the others, by the time they spend in phases without communication."""
-
-    # The other phases end on all ranks when the slowest rank is done, so their times say nothing about a rank.
-    # Under ZeRO-3 the forward pass gathers weights, and shows a straggler less clearly.
-    PHASES = ("data", "forward")
-    STEPS = 50
-    FACTOR = 1.5
-
-    def __init__(self) -> None:
-        self._first: int | None = None
-        self._totals: list[dict[str, float]] = []
-
-    def add(self, step: int, seconds: Sequence[Mapping[str, float]]) -> list[str]:
-        """Add a step's seconds by phase, rank by rank.
-
-        After each `STEPS` steps, return a message for every rank that took more than `FACTOR` times as long as
-        the median rank.
-        """
-        if self._first is None:
-            self._first, self._totals = step, [dict.fromkeys(self.PHASES, 0.0) for _ in seconds]
-        for total, of_rank in zip(self._totals, seconds, strict=True):
-            for phase in self.PHASES:
-                total[phase] += of_rank[phase]
-        if step - self._first + 1 < self.STEPS:
-            return []
-        first, totals = self._first, self._totals
-        self._first = None
-        sums = [sum(total.values()) for total in totals]
-        # The lower median, so that of two ranks the slower one can be named.
-        median = statistics.median_low(sums)
-        return [
-            f"rank {rank} was {rank_sum / median:.1f} times as slow as the median rank in steps {first} to "
-            f"{step}: "
-            + ", ".join(f"{phase} {totals[rank][phase]:.2f} s" for phase in self.PHASES)
-            + f", median in all {median:.2f} s"
-            for rank, rank_sum in enumerate(sums)
-            if rank_sum > self.FACTOR * median
-        ]

@@ -102,4 +102,4 @@ class Recipe(ABC, Generic[J]):
     ) -> BatchBuilder:
         """Return the builder of each step's batch; by default, of the rows as they are drawn."""
         # Only reinforcement learning builds its batches otherwise: from answers to the drawn prompts.
-        return DatasetBatches(learners[0].objective, group, self.prepared)
+        return DatasetBatches(learners[0].objective, self.prepared)

@@ -7,7 +7,9 @@ the parent's weights again, whose digest the checkpoint carries.
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 
 # Version of the cached values; in version 1, log-probabilities were of logits in the parent's precision.
 FORMAT = 2
+# Parts of the cache that rank 0 reads at once.
+PARTS_AT_ONCE = 32
 Floats32 = npt.NDArray[np.float32]
 
 
@@ -126,7 +130,8 @@ class CachedReference:
         self, model: PreTrainedModel, folders: tuple[Path, ...], batch: int, group: WorkerGroup
     ) -> None:
         """Compute all values with a model that has the parent's weights, and save them; collective."""
-        computed: dict[int, tuple[float, float]] = {}
+        records: list[Ints] = [np.empty(0, np.int64)]
+        values: list[Floats32] = [np.empty((0, 2), np.float32)]
         with evaluating(model):
             head = model.get_output_embeddings()
             for source, folder in enumerate(folders):
@@ -148,16 +153,25 @@ class CachedReference:
                             assert rows.record is not None, (
                                 "rows of pairs carry their record numbers"
                             )
-                            values = torch.stack(pair, dim=1).cpu().tolist()
-                            computed |= zip(rows.record.tolist(), map(tuple, values), strict=True)
+                            records.append(rows.record.astype(np.int64))
+                            values.append(torch.stack(pair, dim=1).float().cpu().numpy())
         # Every rank computed its share of the pairs, and training draws any of them on any rank.
-        merged: dict[int, tuple[float, float]] = {}
-        for part in group.gather(computed):
-            merged |= part
-        self.record = np.array(sorted(merged), dtype=np.int64)
-        ordered = [merged[number] for number in self.record.tolist()]
-        self.values = np.array(ordered, dtype=np.float32).reshape(-1, 2)
-        on_rank_zero(group, self._save)
+        parts = self.path.with_suffix(f".{group.world_size}-parts")
+        part = np.concatenate(records), np.concatenate(values)
+        on_all_ranks(group, partial(_save_part, parts, group.rank, *part))
+        on_rank_zero(group, partial(self._merge, parts, group.world_size))
+        on_all_ranks(group, self.load)
+
+    def _merge(self, parts: Path, count: int) -> None:
+        """Save the parts of all ranks as one file, and delete them."""
+        with ThreadPoolExecutor(max_workers=PARTS_AT_ONCE) as threads:
+            loaded = list(threads.map(partial(_load_part, parts), range(count)))
+        record = np.concatenate([record for record, _ in loaded])
+        order = np.argsort(record, kind="stable")
+        self.record = record[order]
+        self.values = np.concatenate([values for _, values in loaded])[order]
+        self._save()
+        shutil.rmtree(parts, ignore_errors=True)
 
     def load(self) -> None:
         """Read the file.
@@ -184,3 +198,19 @@ class CachedReference:
 
     def _digest(self) -> str:
         return hashlib.sha256(self.record.tobytes() + self.values.tobytes()).hexdigest()
+
+
+def _save_part(parts: Path, rank: int, record: Ints, values: Floats32) -> None:
+    """Save what one rank has computed; a part that an ended attempt has left is replaced."""
+    parts.mkdir(parents=True, exist_ok=True)
+    with atomic_replacement(_part_path(parts, rank)) as temporary, temporary.open("wb") as file:
+        np.savez(file, record=record, values=values)
+
+
+def _load_part(parts: Path, rank: int) -> tuple[Ints, Floats32]:
+    with np.load(BytesIO(read_bytes(_part_path(parts, rank))), allow_pickle=False) as stored:
+        return stored["record"], stored["values"]
+
+
+def _part_path(parts: Path, rank: int) -> Path:
+    return parts / f"rank-{rank:05d}.npz"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raymill.checkpoint.remote import RemoteRun
+from raymill.durable import sha256_text
 from raymill.schema.jobs import TrainJob
 
 if TYPE_CHECKING:
@@ -67,8 +68,13 @@ class ResolvedRun:
 
     @property
     def pulses(self) -> Path:
-        """Folder of this start's heartbeats, one file per rank."""
+        """Folder of this start's failure notes, one file per failed rank."""
         return self.run_dir / "pulse" / f"{self.token}.{self.start}"
+
+    @property
+    def start_name(self) -> str:
+        """Name of this start that no other run's start has, for `heartbeat_folder`."""
+        return f"{sha256_text(str(self.run_dir))[:16]}-{self.token}.{self.start}"
 
     @property
     def stop_request(self) -> Path:

@@ -14,7 +14,7 @@ from raymill.durable import write_atomic
 from raymill.engine.compilation import uncompiled
 from raymill.engine.evaluation import EvalPoint
 from raymill.engine.event_log import EventLog
-from raymill.engine.group import WorkerGroup, agreed, on_all_ranks
+from raymill.engine.group import WorkerGroup, on_all_ranks
 from raymill.errors import ConfigError
 from raymill.generate.modes import MODES, SamplingMode, mode_of, use_mode
 from raymill.generate.sampling import sample_texts
@@ -102,12 +102,20 @@ def settle_sampling(
             mode = mode_of(model)
     except ConfigError as error:
         problem = error
-    ranks = group.gather((mode, problem))
-    for _, refusal in ranks:
-        if refusal is not None:
-            raise agreed(refusal)
+
+    def refuse() -> None:
+        if problem is not None:
+            raise problem
+
+    on_all_ranks(group, refuse)
     # MODES stands in the order of speed, fastest first.
-    mode = max((mode for mode, _ in ranks), key=lambda mode: MODES.index(replace(mode, why="")))
+    number = MODES.index(replace(mode, why=""))
+    ranks_by_mode = group.sum(*(number == other for other in range(len(MODES))))
+    slowest = max(other for other, ranks in enumerate(ranks_by_mode) if ranks)
+    # The reason comes from a rank that found it.
+    source = group.first(number == slowest)
+    assert source is not None, "some rank has the slowest mode"
+    mode = group.broadcast(mode, source)
     use_mode(model, mode)
     if event_log is not None and (note := mode.note(model)) is not None:
         event_log.write("message", step, text=note)

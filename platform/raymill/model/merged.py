@@ -24,8 +24,8 @@ Gather = Callable[[Sequence[torch.nn.Parameter]], AbstractContextManager[None]]
 class PlainWeight:
     """A weight of the plain model.
 
-    `compute` returns it on the host while `parameters`, from which it is computed, are whole; the first has its
-    shape.
+    `compute` returns it on its device while `parameters`, from which it is computed, are whole; the first has
+    its shape.
     """
 
     parameters: tuple[torch.nn.Parameter, ...]
@@ -33,7 +33,7 @@ class PlainWeight:
 
 
 def merged_weights(model: PreTrainedModel, gather: Gather) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield (name, tensor on the host) of every weight, tied ones once; a tensor is valid until the next one.
+    """Yield (name, tensor on its device) of every weight, tied ones once; a tensor is valid until the next one.
 
     Collective where `gather` is: exhaust it on every rank.
     """
@@ -67,7 +67,7 @@ def plain_weights(model: PreTrainedModel) -> dict[str, PlainWeight]:
 
 
 def _unchanged(parameter: torch.nn.Parameter) -> PlainWeight:
-    return PlainWeight((parameter,), lambda: parameter.detach().cpu())
+    return PlainWeight((parameter,), parameter.detach)
 
 
 def _is_adapted(module: torch.nn.Module) -> bool:
@@ -109,7 +109,7 @@ def _adapted(module: Any) -> Iterator[tuple[str, PlainWeight]]:
 
 def _with_tokens(module: Any) -> torch.Tensor:
     merged: torch.Tensor = module.token_adapter.get_merged_weights(module.active_adapters)
-    return merged.detach().cpu()
+    return merged.detach()
 
 
 @torch.no_grad()
@@ -118,7 +118,7 @@ def _merged(parameter: torch.nn.Parameter, adapting: Sequence[Any]) -> torch.Ten
     for layer in adapting:
         for adapter in layer.active_adapters:
             weight += layer.get_delta_weight(adapter).to(weight.dtype)
-    return weight.cpu()
+    return weight
 
 
 def _layers(module: Any) -> Iterator[Any]:

@@ -71,7 +71,7 @@ class SavedTensors:
     def _value(self, name: str) -> torch.Tensor:
         weight = self._weights[name]
         with self._trained.gather(weight.parameters):
-            value = weight.compute()
+            value = weight.compute().cpu()
         return _with_rows(value, self._added) if name == self._table and self._added else value
 
     def _shape_alone(self, weight: PlainWeight) -> torch.Tensor:

@@ -22,10 +22,11 @@ from raymill.engine.learner import Learner
 from raymill.engine.recipe import LearnerSpec, Recipe
 from raymill.engine.trainer import CRITIC
 from raymill.rl.backend import start_rollout_backend
-from raymill.rl.collector import RolloutBackend, RolloutCollector
+from raymill.rl.collector import RolloutCollector
 from raymill.rl.evaluation import HeldOutPrompts
 from raymill.rl.objective import Critic, PolicyGradient
 from raymill.rl.rollout.engine import Sampling
+from raymill.rl.rollout_backend import RolloutBackend
 from raymill.rl.step import RolloutStep
 from raymill.schema.jobs import RlhfJob
 

@@ -13,7 +13,6 @@ from raymill.engine.resolved_run import ResolvedRl, ResolvedRun
 from raymill.errors import ConfigError
 from raymill.generate.batch import Completion
 from raymill.objective.forward import FLAT_KERNELS
-from raymill.rl.collector import RolloutBackend
 from raymill.rl.reward.computer import MODEL, Combination, RewardComputer, Scorer
 from raymill.rl.reward.functions import AUTO
 from raymill.rl.reward.model import (
@@ -27,6 +26,7 @@ from raymill.rl.rollout.engine import EngineSpec
 from raymill.rl.rollout.pool import LocalPool, Pool, RolloutPool
 from raymill.rl.rollout.transformers_engine import ModelSpec
 from raymill.rl.rollout.vllm_engine import VllmSpec
+from raymill.rl.rollout_backend import RolloutBackend
 from raymill.schema.jobs import RlhfJob
 
 

@@ -17,11 +17,13 @@ from raymill.data.store.validation import ValidationSet
 from raymill.durable import write_atomic
 from raymill.engine.evaluation import EvalPoint, evaluating
 from raymill.engine.event_log import EventLog, round_reward, write_table
-from raymill.engine.group import WorkerGroup, on_all_ranks
+from raymill.engine.group import WorkerGroup, on_rank_zero
 from raymill.engine.reference import FrozenModel
 from raymill.reading import read_json
-from raymill.rl.collector import RolloutCollector, ScoredRollouts, StepPrompt
+from raymill.rl.collector import RolloutCollector
+from raymill.rl.rollout_backend import ScoredRollouts
 from raymill.rl.rollout_batch import token_log_probs
+from raymill.rl.shares import StepPrompts
 from raymill.schema.jobs import RlhfJob
 
 if TYPE_CHECKING:
@@ -50,26 +52,31 @@ class HeldOutPrompts:
         """See `Evaluator`."""
         if not (eval_point.first or eval_point.due(self.job.evaluation.every)):
             return {}
-        prompts = on_all_ranks(group, lambda: self._prompts)
-        if not prompts:
+        if not on_rank_zero(group, lambda: len(self._prompts)):
             return {}
         self.collector.sync_weights(eval_point.step)
-        scored = self.collector.sample(-1, prompts, 1)
-        if self.event_log is not None:
+        scored = self.collector.sample(-1, self._prompts if group.rank == 0 else None, 1)
+        if self.event_log is not None and scored is not None:
             self._write_table(self.event_log, scored, eval_point)
-        return scored.metrics("prompts") | {"prompts/kl": self._distance(model, scored, group)}
+        metrics = {} if scored is None else scored.metrics("prompts")
+        return metrics | {"prompts/kl": self._distance(model, scored, group)}
 
     def _distance(
-        self, model: PreTrainedModel, scored: ScoredRollouts, group: WorkerGroup
+        self, model: PreTrainedModel, scored: ScoredRollouts | None, group: WorkerGroup
     ) -> float:
-        """Return the mean distance from the reference, in nats per answer."""
-        rollout, temperature = scored.rollout, self.job.rollout.temperature
+        """Return the mean distance from the reference, in nats per answer; collective."""
+        temperature = self.job.rollout.temperature
+        answers = on_rank_zero(group, lambda: 0 if scored is None else len(scored.rollout))
         # Ranks take equal shares, because forward passes may be collective; where the answers don't divide
         # evenly, the last one is repeated and not counted.
-        count = -(-len(rollout) // group.world_size)
-        indices = np.arange(group.rank * count, (group.rank + 1) * count)
-        counted = indices < len(rollout)
-        rollouts = scored.to_batch(indices.clip(max=len(rollout) - 1))
+        count = -(-answers // group.world_size)
+        first_of_rank = group.rank * count
+        indices = [
+            np.arange(rank * count, (rank + 1) * count).clip(max=answers - 1)
+            for rank in range(group.world_size if scored is not None else 0)
+        ]
+        rollouts = self.collector.share(scored, indices).to_batch()
+        counted = np.arange(first_of_rank, first_of_rank + count) < answers
         size, device = self.job.evaluation.batch, group.device
         total = 0.0
         for first in range(0, count, size):
@@ -82,7 +89,7 @@ class HeldOutPrompts:
                 reference_BT, _ = token_log_probs(frozen, head, part, temperature, device)
             distance_B = (policy_BT - reference_BT).double().sum(dim=1).cpu()
             total += float(distance_B[torch.from_numpy(counted[first : first + size])].sum())
-        return group.sum(total)[0] / len(rollout)
+        return group.sum(total)[0] / answers
 
     def _write_table(
         self, event_log: EventLog, scored: ScoredRollouts, eval_point: EvalPoint
@@ -112,9 +119,10 @@ class HeldOutPrompts:
         write_table(self.run_dir, event_log, "prompts", eval_point.step, columns, rows[:shown])
 
     @cached_property
-    def _prompts(self) -> list[StepPrompt]:
-        """Held-out prompts of all sources, with sample ids from 0."""
-        prompts: list[StepPrompt] = []
+    def _prompts(self) -> StepPrompts:
+        """Held-out prompts of all sources, with sample ids from 0; rank 0 alone reads them."""
+        tables: list[bytes] = []
+        count, width = 0, self.prepared[0].manifest.sequence_length + 1
         for source, data in enumerate(self.prepared):
             validation = ValidationSet(
                 data.folder,
@@ -125,6 +133,7 @@ class HeldOutPrompts:
                 source=source,
             )
             for rows in validation:
-                numbers = np.arange(len(prompts), len(prompts) + len(rows), dtype=np.int64)
-                prompts += StepPrompt.from_rows(numbers, rows)
-        return prompts
+                numbers = np.arange(count, count + len(rows), dtype=np.int64)
+                count += len(rows)
+                tables.append(StepPrompts.from_rows(numbers, rows).table(width).tobytes())
+        return StepPrompts.from_bytes(tables, width)

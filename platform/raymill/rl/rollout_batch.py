@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from raymill.objective.forward import selected_logits
@@ -38,23 +40,27 @@ class RolloutBatch:
     @classmethod
     def from_columns(
         cls,
-        prompts: Sequence[Sequence[int]],
-        answers: Sequence[Sequence[int]],
-        log_probs: Sequence[Sequence[float]],
+        prompts: Sequence[npt.ArrayLike],
+        answers: Sequence[npt.ArrayLike],
+        log_probs: Sequence[npt.ArrayLike],
     ) -> RolloutBatch:
         """Build a batch from token ids, and the sampler's log-probabilities of the answers' tokens."""
-        sizes = [len(p) + len(a) for p, a in zip(prompts, answers, strict=True)]
+        prompt_ids = [np.asarray(prompt, np.int64) for prompt in prompts]
+        answer_ids = [np.asarray(answer, np.int64) for answer in answers]
+        sizes = [len(p) + len(a) for p, a in zip(prompt_ids, answer_ids, strict=True)]
         width = max([*sizes, 2])
         count = len(prompts)
         tokens_BL = torch.zeros(count, width, dtype=torch.long)
         mask_BT = torch.zeros(count, width - 1)
         sampler_BT = torch.zeros(count, width - 1)
         for row, (prompt, answer, drawn) in enumerate(
-            zip(prompts, answers, log_probs, strict=True)
+            zip(prompt_ids, answer_ids, log_probs, strict=True)
         ):
-            tokens_BL[row, : sizes[row]] = torch.tensor([*prompt, *answer])
+            tokens_BL[row, : sizes[row]] = torch.from_numpy(np.concatenate([prompt, answer]))
             mask_BT[row, len(prompt) - 1 : sizes[row] - 1] = 1.0
-            sampler_BT[row, len(prompt) - 1 : sizes[row] - 1] = torch.tensor(drawn)
+            sampler_BT[row, len(prompt) - 1 : sizes[row] - 1] = torch.from_numpy(
+                np.asarray(drawn, np.float32)
+            )
         return cls(tokens_BL, torch.tensor(sizes), mask_BT, sampler_BT)
 
     def __len__(self) -> int:

@@ -1,7 +1,8 @@
 """Batches of a reinforcement-learning step: prompts become answers, answers get rewards and advantages.
 
 A sample is a drawn prompt. All of a step's prompts are divided into minibatches by their sample ids, and each
-minibatch into equal parts for the ranks, so which answers share an update depends on nothing else.
+minibatch into parts for the ranks (`shares.share_groups`), so which answers share an update depends on nothing
+else. Rank 0 has all answers; the others have their own.
 """
 
 from __future__ import annotations
@@ -11,11 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from raymill.data.store.stream import StepBatch
-from raymill.engine.batches import Floats, UpdateBatches
+from raymill.engine.batches import Floats, Ints, UpdateBatches
 from raymill.engine.evaluation import evaluating
 from raymill.engine.event_log import EventLog, round_reward, write_table
 from raymill.engine.group import WorkerGroup
@@ -23,10 +23,18 @@ from raymill.engine.learner import Learner
 from raymill.engine.reference import FrozenModel
 from raymill.engine.resolved_run import ResolvedRun
 from raymill.rl.advantages import compute_advantages
-from raymill.rl.collector import RolloutCollector, ScoredRollouts, StepPrompt
+from raymill.rl.collector import RolloutCollector
 from raymill.rl.losses import AdaptiveKl, kl
 from raymill.rl.objective import Critic, PolicyGradient
+from raymill.rl.rollout_backend import ScoredRollouts
 from raymill.rl.rollout_batch import RolloutBatch, token_log_probs
+from raymill.rl.shares import (
+    AnswerShare,
+    StepPrompts,
+    answers_of,
+    share_groups,
+    tokens_by_group,
+)
 from raymill.schema.jobs import RlhfJob
 
 if TYPE_CHECKING:
@@ -58,41 +66,38 @@ class RolloutStep:
     ) -> UpdateBatches:
         """Sample answers, compute their advantages, and split them into updates; see `BatchBuilder`."""
         algorithm, group_size = self.job.algorithm, self.job.rollout.group_size
-        prompts = self._all_prompts(batch)
         if self.collector.pending_step != step:
             self.collector.sync_weights(step - 1)
-            self.collector.start(step, prompts, group_size)
+            self.collector.start(step, self._gather_prompts(batch), group_size)
         scored = self.collector.collect()
         if self.lookahead and upcoming is not None:
             # The next step's answers are sampled while this step's are learned from.
             self.collector.sync_weights(step - 1)
-            self.collector.start(step + 1, self._all_prompts(upcoming), group_size)
-        indices = self._rank_indices(len(prompts))
+            self.collector.start(step + 1, self._gather_prompts(upcoming), group_size)
+        share = self.collector.share(scored, None if scored is None else self._assigned(scored))
         rollouts = compute_advantages(
-            self._with_model_outputs(scored.to_batch(indices)),
-            torch.from_numpy(scored.rewards[indices]),
-            torch.from_numpy(scored.rollout.stopped[indices]),
+            self._with_model_outputs(share.to_batch()),
+            torch.from_numpy(share.rewards),
+            torch.from_numpy(share.stopped),
             group_size,
             algorithm,
             self._all_reduce,
         )
         metrics = self._metrics(scored, rollouts)
-        self._adapt_kl(rollouts, len(scored.rewards))
-        self._log(scored, rollouts, indices, step)
-        size = len(indices) // algorithm.minibatches
-        starts = range(0, len(indices), size)
+        self._adapt_kl(rollouts)
+        self._log(scored, rollouts, share, step)
+        size = len(rollouts) // algorithm.minibatches
+        starts = range(0, len(rollouts), size)
         updates = [rollouts.part(first, first + size) for first in starts]
-        samples = [
-            np.unique(scored.rollout.sample_id[indices[first : first + size]]) for first in starts
-        ]
+        samples = [np.unique(share.sample_id[first : first + size]) for first in starts]
         # All tokens of the training pass, so that MFU is computed from the work that was done.
-        tokens = sum(len(ids) for ids in (*scored.rollout.prompts, *scored.rollout.answers))
+        tokens = int(rollouts.length.sum())
         return UpdateBatches(
-            updates * algorithm.epochs, samples * algorithm.epochs, tokens, metrics
+            updates * algorithm.epochs, samples * algorithm.epochs, tokens, metrics=metrics
         )
 
-    def loss_metrics(self, losses: Sequence[Floats], batch: StepBatch) -> dict[str, float]:
-        """Return no metrics: none follow from the losses alone."""
+    def loss_sums(self, losses: Sequence[Floats], batch: StepBatch) -> dict[str, list[float]]:
+        """Return no sums: no metrics follow from the losses alone."""
         return {}
 
     def state(self) -> dict[str, float]:
@@ -109,21 +114,19 @@ class RolloutStep:
         """End samplers and reward computer."""
         self.collector.close()
 
-    def _all_prompts(self, batch: StepBatch) -> list[StepPrompt]:
-        """Return the step's prompts of all ranks, by sample id."""
-        parts = self.group.gather(StepPrompt.from_rows(batch.sample_id, batch.rows))
-        return sorted(
-            (prompt for part in parts for prompt in part), key=lambda prompt: prompt.sample_id
-        )
+    def _gather_prompts(self, batch: StepBatch) -> StepPrompts | None:
+        """Return the step's prompts of all ranks on rank 0; collective."""
+        return self.collector.gather_prompts(StepPrompts.from_rows(batch.sample_id, batch.rows))
 
-    def _rank_indices(self, prompts: int) -> npt.NDArray[np.int64]:
-        """Return the indices of this rank's answers among the step's, minibatch by minibatch."""
-        world, size = self.group.world_size, self.job.rollout.group_size
-        minibatches = self.job.algorithm.minibatches
-        count = prompts // (minibatches * world)
-        first = (np.arange(minibatches) * world + self.group.rank) * count
-        groups = (first[:, None] + np.arange(count)).reshape(-1)
-        return (groups[:, None] * size + np.arange(size)).reshape(-1)
+    def _assigned(self, scored: ScoredRollouts) -> list[Ints]:
+        """Return the indices of each rank's answers among the step's."""
+        size = self.job.rollout.group_size
+        groups = share_groups(
+            tokens_by_group(scored.rollout, size),
+            self.job.algorithm.minibatches,
+            self.group.world_size,
+        )
+        return [answers_of(of_rank, size) for of_rank in groups]
 
     def _with_model_outputs(self, rollouts: RolloutBatch) -> RolloutBatch:
         """Add the log-probabilities and values that the models compute before any update of the step."""
@@ -183,11 +186,14 @@ class RolloutStep:
 
     def _all_reduce(self, values: torch.Tensor) -> torch.Tensor:
         """Sum a tensor over all ranks, in float64."""
-        summed = self.group.sum(*values.double().reshape(-1).tolist())
-        return torch.tensor(summed, dtype=torch.float64).reshape(values.shape)
+        summed = self.group.sum_array(values.double().reshape(-1).numpy())
+        return torch.from_numpy(summed).reshape(values.shape)
 
-    def _metrics(self, scored: ScoredRollouts, rollouts: RolloutBatch) -> dict[str, float]:
-        """Return the metrics of all ranks' answers, which every rank has."""
+    def _metrics(self, scored: ScoredRollouts | None, rollouts: RolloutBatch) -> dict[str, float]:
+        """Return the metrics of all ranks' answers on rank 0, the critic's on all; collective."""
+        critic_metrics = self._critic_metrics(rollouts)
+        if scored is None:
+            return critic_metrics
         rewards = scored.rewards[~np.isnan(scored.rewards)]
         metrics = {
             **scored.metrics("rollout"),
@@ -208,7 +214,7 @@ class RolloutStep:
             by_group, axis=1, initial=np.inf
         )
         metrics["rollout/equal_groups"] = float(equal.mean())
-        return metrics | self._critic_metrics(rollouts)
+        return metrics | critic_metrics
 
     def _critic_metrics(self, rollouts: RolloutBatch) -> dict[str, float]:
         """Return the share of the returns' variance that the critic's values explain."""
@@ -228,7 +234,7 @@ class RolloutStep:
         residual = error_squares / count - (error_sum / count) ** 2
         return {"critic/explained_variance": 1 - residual / variance if variance > 0 else 0.0}
 
-    def _adapt_kl(self, rollouts: RolloutBatch, answers: int) -> None:
+    def _adapt_kl(self, rollouts: RolloutBatch) -> None:
         """Adapt the KL coefficient to the distance of this step's policy from the reference."""
         if self.job.algorithm.kl_target is None or rollouts.reference is None:
             return
@@ -236,18 +242,19 @@ class RolloutStep:
         distance = (kl("k1", policy, rollouts.reference) * rollouts.mask).sum()
         learned = (rollouts.mask.sum(dim=1) > 0).sum()
         total, count = self.group.sum(float(distance), float(learned))
+        answers = self.job.train.global_batch * self.job.rollout.group_size
         if count:
             self.kl = self.kl.updated(total / count, answers)
 
     def _log(
         self,
-        scored: ScoredRollouts,
+        scored: ScoredRollouts | None,
         rollouts: RolloutBatch,
-        indices: npt.NDArray[np.int64],
+        share: AnswerShare,
         step: int,
     ) -> None:
         """Log incidents, new causes of missing rewards and, when due, a table of answers; collective."""
-        if self.event_log is not None:
+        if self.event_log is not None and scored is not None:
             new = {c: n for c, n in scored.causes.items() if c not in self._logged_causes}
             self._logged_causes |= set(new)
             messages = [
@@ -260,37 +267,41 @@ class RolloutStep:
         self.collector.incidents.clear()
         every = self.job.evaluation.table_every
         if every and step % every == 0:
-            advantages = self._mean_advantages(indices, rollouts)
-            if self.event_log is not None:
+            advantages = self._mean_advantages(share, rollouts)
+            if self.event_log is not None and scored is not None:
                 self._write_table(self.event_log, scored, advantages, step)
 
-    def _mean_advantages(
-        self, indices: npt.NDArray[np.int64], rollouts: RolloutBatch
-    ) -> npt.NDArray[np.float64]:
-        """[N] Mean token advantage of each of all ranks' answers; NaN for those that aren't learned from."""
+    @property
+    def _shown(self) -> int:
+        """Number of answers in a table."""
+        prompts = min(self.job.evaluation.answers_shown, self.job.train.global_batch)
+        return prompts * self.job.rollout.group_size
+
+    def _mean_advantages(self, share: AnswerShare, rollouts: RolloutBatch) -> Floats:
+        """[N] Mean token advantage of the answers in the table; NaN for those that aren't learned from."""
         assert rollouts.advantage is not None, "advantages have been computed"
         mask_BT = rollouts.mask.double()
-        # 0/0 gives NaN.
-        mean_B = (rollouts.advantage.double() * mask_BT).sum(dim=1) / mask_BT.sum(dim=1)
-        parts = self.group.gather((indices, mean_B.numpy()))
-        advantages = np.full(sum(len(part) for part, _ in parts), np.nan)
-        for part, means in parts:
-            advantages[part] = means
-        return advantages
+        learned_B = (mask_BT.sum(dim=1) > 0).numpy()
+        sum_B = (rollouts.advantage.double() * mask_BT).sum(dim=1).numpy()
+        mean_B = np.divide(sum_B, mask_BT.sum(dim=1).numpy(), where=learned_B, out=sum_B * 0)
+        # Every answer is one rank's, so that the sums over the ranks are its own.
+        of_ranks = np.zeros((2, self._shown))
+        own = share.index < self._shown
+        of_ranks[:, share.index[own]] = mean_B[own], learned_B[own]
+        mean_N, learned_N = self.group.sum_array(of_ranks)
+        return np.where(learned_N > 0, mean_N, np.nan)
 
     def _write_table(
         self,
         event_log: EventLog,
         scored: ScoredRollouts,
-        advantages: npt.NDArray[np.float64],
+        advantages: Floats,
         step: int,
     ) -> None:
         """Write the first prompts' answers with their rewards and advantages."""
         assert self.collector.backend is not None, "the rank with an event log has the backend"
         rollout, decode = scored.rollout, self.collector.backend.decode
-        shown = range(
-            min(len(rollout), self.job.evaluation.answers_shown * self.job.rollout.group_size)
-        )
+        shown = range(min(len(rollout), self._shown))
         prompts = decode([rollout.prompts[index].tolist() for index in shown])
         answers = decode([rollout.answers[index].tolist() for index in shown])
         names = list(scored.components)

@@ -66,9 +66,9 @@ def test_groups_stand_together_with_what_was_sampled(
         seed, completion = found[sample, number]
         assert rollout.seed[row] == seed
         assert rollout.prompts[row].tolist() == prompts(2)[sample]
-        assert tuple(rollout.answers[row].tolist()) == completion.ids
-        assert tuple(rollout.log_probs[row].tolist()) == completion.log_probs
-        assert rollout.stopped[row] == (completion.finish == "stop")
+        assert rollout.answers[row].tolist() == completion.ids.tolist()
+        assert rollout.log_probs[row].tolist() == completion.log_probs.tolist()
+        assert rollout.stopped[row] == completion.stopped
     assert everything(RolloutRecord.from_results(2, SAMPLING, results[::-1])) == everything(
         replace(rollout, rewards={})
     )

@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from raymill.data.store.hashing import mix
 from raymill.rl.rollout.engine import RolloutError
 from raymill.rl.rollout.weights import (
+    HASH_WORDS,
     Digest,
+    bits_hash,
     buckets,
     converted,
     copy_into,
@@ -109,3 +113,47 @@ def test_weights_that_are_not_the_models_are_refused(change: dict[str, Any], mes
 def test_a_weight_that_is_sent_twice_is_refused() -> None:
     with pytest.raises(ValueError, match="weight a was passed twice"):
         list(buckets([("a", torch.zeros(1)), ("a", torch.zeros(1))]))
+
+
+def hash_by_integers(tensor: torch.Tensor) -> int:
+    """Return `bits_hash` by Python's integers."""
+    content = tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    content += bytes(-len(content) % 4)
+    words = np.frombuffer(content, "<i4").tolist()
+    keys = [int(key) | 1 for key in mix(np.arange(2 * HASH_WORDS, dtype=np.uint64))]
+    total = 0
+    for first in range(0, len(words), HASH_WORDS):
+        stretch = words[first : first + HASH_WORDS]
+        of_stretch = sum(word * key for word, key in zip(stretch, keys, strict=False))
+        total += of_stretch * keys[HASH_WORDS + first // HASH_WORDS % HASH_WORDS]
+    return (total + 2**63) % 2**64 - 2**63
+
+
+@pytest.mark.parametrize("numbers", [0, 1, 3, 1000, HASH_WORDS, 2 * HASH_WORDS + 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
+def test_the_hash_is_that_of_the_formula(numbers: int, dtype: torch.dtype) -> None:
+    drawn = torch.randn(numbers + 1, generator=torch.Generator().manual_seed(numbers)).to(dtype)
+    # The second begins in the middle of a word.
+    for tensor in (drawn, drawn[1:]):
+        assert bits_hash(tensor) == hash_by_integers(tensor)
+
+
+def test_the_hash_notices_what_sums_do_not() -> None:
+    drawn = torch.randn(2 * HASH_WORDS, generator=torch.Generator().manual_seed(3))
+    found = {bits_hash(drawn)}
+    changes: list[Any] = [
+        lambda t: t.neg_(),
+        lambda t: t[:2].neg_(),
+        lambda t: t[::HASH_WORDS].neg_(),
+        lambda t: t.copy_(t.flip(0)),
+        lambda t: t.copy_(t.roll(HASH_WORDS)),
+        lambda t: t[7:9].copy_(t[7:9].flip(0)),
+        lambda t: t.zero_(),
+        lambda t: t[5:6].copy_(torch.nextafter(t[5:6], t[5:6] + 1)),
+    ]
+    for change in changes:
+        changed = drawn.clone()
+        change(changed)
+        assert not torch.equal(changed, drawn)
+        found.add(bits_hash(changed))
+    assert len(found) == 1 + len(changes)

@@ -1,11 +1,13 @@
-"""Rows of a split in storage order, divided among the ranks; used for held-out rows above all."""
+"""Rows of a split in storage order, divided among the ranks; used for held-out rows above all.
+
+Each rank takes neighboring rows, so that it reads the row groups of its own share and no others: all ranks
+together read each row group once, and those at the borders of shares twice or more.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-
-import numpy as np
 
 from raymill.data.store.manifest import load_prepared
 from raymill.data.store.rows import Rows
@@ -14,8 +16,7 @@ from raymill.data.store.split import VALIDATION
 
 
 class ValidationSet:
-    """Evaluation rows of a rank: rank r of n evaluates rows r, r + n, … of the first `rows` rows of
-    a split.
+    """Evaluation rows of a rank: the r-th of n equal parts of the first `rows` rows of a split.
 
     `source` is the folder's number among several, and makes record numbers distinct. Every rank
     yields equally many batches, the last perhaps empty, because a forward pass may be collective.
@@ -41,6 +42,8 @@ class ValidationSet:
         self.source = source
         available = self.prepared.manifest.splits[split].rows
         self.rows = available if rows is None else min(rows, available)
+        # This rank's rows are numbers `first` to `stop` of the split's.
+        self.first, self.stop = (self.rows * part // world_size for part in (rank, rank + 1))
 
     def __len__(self) -> int:
         """Return the number of batches per rank."""
@@ -73,16 +76,16 @@ class ValidationSet:
     def _rank_rows(self) -> Iterator[Rows]:
         before = 0
         manifest = self.prepared.manifest
+        size = manifest.row_group_rows
         for shard in manifest.splits[self.split].shards:
-            path = self.prepared.shard_path(shard)
-            for group in range(shard.row_groups):
-                # Row groups behind the last row need not be read.
-                if before >= self.rows:
-                    return
+            if before >= self.stop:
+                return
+            # All row groups of a shard are full, except for the last one.
+            first, stop = max(0, self.first - before), min(shard.rows, self.stop - before)
+            for group in range(first // size, -(-stop // size) if stop > first else 0):
+                path = self.prepared.shard_path(shard)
                 rows = read_row_group(path, shard, group, manifest.dtype, manifest.kind)
                 rows = rows.with_source(self.source)
-                number = before + np.arange(len(rows))
-                selected = (number % self.world_size == self.rank) & (number < self.rows)
-                before += len(rows)
-                if selected.any():
-                    yield rows.take(selected)
+                start = group * size
+                yield rows.part(max(0, first - start), min(len(rows), stop - start))
+            before += shard.rows

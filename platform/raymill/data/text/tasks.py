@@ -35,6 +35,8 @@ Shared = TypeVar("Shared")
 Result = TypeVar("Result")
 
 MIN_SAMPLE_BYTES = 1 << 20
+# Results that one task of `reduced` combines.
+FAN_IN = 16
 
 
 def parallel(
@@ -90,6 +92,71 @@ def _call(
     except RaymillError as error:
         outcome = error
     return {"outcome": pickle.dumps(outcome)}
+
+
+def reduced(
+    function: Callable[[Item, Shared], Result],
+    combine: Callable[[Sequence[Result]], Result],
+    items: Sequence[Item],
+    *,
+    shared: Shared,
+    tasks: int | None = None,
+) -> Result:
+    """Return `combine` of function(item, shared) for all items, computed on the cluster in a tree.
+
+    No process receives more than `FAN_IN` results at once, however many items there are. `tasks`: see
+    `parallel`; `combine` must not depend on the order and grouping of results.
+
+    Raises:
+        RaymillError: the first one that a task raised.
+    """
+    import ray
+
+    put = ray.put(shared)
+    count = len(items) if tasks is None else min(tasks, len(items))
+    # Every task takes a share of the items, one after the other.
+    listed = list(items)
+    shares = [listed[number::count] for number in range(count)]
+    start = ray.remote(num_cpus=1)(_reduced_share)
+    level = [start.remote(function, combine, share, put) for share in shares]
+    join = ray.remote(num_cpus=1)(_reduced_results)
+    while len(level) > 1:
+        level = [
+            join.remote(combine, *level[first : first + FAN_IN])
+            for first in range(0, len(level), FAN_IN)
+        ]
+    outcome: Result | RaymillError = ray.get(level[0])
+    if isinstance(outcome, RaymillError):
+        raise outcome
+    return outcome
+
+
+def _reduced_share(
+    function: Callable[[Item, Shared], Result],
+    combine: Callable[[Sequence[Result]], Result],
+    share: Sequence[Item],
+    shared: Shared,
+) -> Result | RaymillError:
+    outcome = None
+    try:
+        for item in share:
+            result = function(item, shared)
+            outcome = result if outcome is None else combine([outcome, result])
+    except RaymillError as error:
+        return error
+    assert outcome is not None, "a share has items"
+    return outcome
+
+
+def _reduced_results(
+    combine: Callable[[Sequence[Result]], Result], *results: Result | RaymillError
+) -> Result | RaymillError:
+    good: list[Result] = []
+    for result in results:
+        if isinstance(result, RaymillError):
+            return result
+        good.append(result)
+    return combine(good)
 
 
 def prepare_unit(
@@ -179,13 +246,22 @@ def measure_contamination(
     """Measure the held-out n-grams that occur in training shards; see `contamination.py`."""
     shift = contamination.sampling_shift(splits["validation"])
     location = (folder, settings.dtype, settings.tokenizer.end_of_text_id, shift)
-    counted = parallel(_count, splits["validation"].shards, shared=location, tasks=tasks)
+    hashes, counts = reduced(
+        _count,
+        contamination.merge_counts,
+        splits["validation"].shards,
+        shared=location,
+        tasks=tasks,
+    )
     # The held-out n-grams are few; training text is compared with them, shard by shard.
-    hashes, counts = contamination.merge_counts(counted)
-    occurs = np.zeros(len(hashes), dtype=np.bool_)
-    shared = (location, hashes)
-    for packed in parallel(_occurring, splits["train"].shards, shared=shared, tasks=tasks):
-        occurs |= np.unpackbits(packed, count=len(hashes)).astype(np.bool_)
+    packed = reduced(
+        _occurring,
+        np.bitwise_or.reduce,
+        splits["train"].shards,
+        shared=(location, hashes),
+        tasks=tasks,
+    )
+    occurs = np.unpackbits(packed, count=len(hashes)).astype(np.bool_)
     return contamination.summary(counts, occurs, shift)
 
 

@@ -159,6 +159,11 @@ class RewardComputer:
     end_of_turn: int | None = None
     closing: tuple[int, ...] = ()
 
+    @property
+    def beside_sampling(self) -> bool:
+        """True if other processes do the work, so that it may be asked for while answers are sampled."""
+        return self.model is None or not self.model.in_process
+
     def compute(
         self, samples: Sequence[Sample], sequences: Sequence[Sequence[int]]
     ) -> CombinedRewards:

@@ -35,6 +35,11 @@ SCORES_PER_BATCH = 32
 class SequenceScorer(Protocol):
     """Scorer of token sequences."""
 
+    @property
+    def in_process(self) -> bool:
+        """True if this process computes the scores."""
+        ...
+
     def score(self, sequences: Sequence[Sequence[int]]) -> tuple[list[Score], tuple[str, ...]]:
         """Return a score per sequence, in order, and the incidents: actors that were lost and replaced.
 
@@ -160,6 +165,8 @@ def scores_in_order(
 class LocalRewardModel:
     """Reward model in this process; see `SequenceScorer`."""
 
+    in_process = True
+
     def __init__(self, spec: RewardModelSpec) -> None:
         self._engine = spec.build()
 
@@ -185,6 +192,8 @@ class RewardModelPool:
     batch is given to another. `scheduling_strategies`: see `ActorPool.from_spec`.
     """
 
+    in_process = False
+
     def __init__(
         self,
         spec: RewardModelSpec,
@@ -198,7 +207,7 @@ class RewardModelPool:
         # Imported late: a reward model in this process needs no Ray.
         from raymill.rl.rollout.actor_pool import ActorPool, Weights
 
-        self._actor_pool = ActorPool.from_spec(
+        self._actor_pool: ActorPool[float] = ActorPool.from_spec(
             "reward",
             spec,
             actors,

@@ -23,11 +23,13 @@ from raymill.causes import cause_of, innermost
 from raymill.errors import RaymillError
 from raymill.rl.rollout.engine import (
     START_TIMEOUT_S,
+    BatchAnswers,
     BatchResult,
     Engine,
     EngineSpec,
     Generation,
     Incident,
+    OnResult,
     PromptBatch,
     RolloutError,
     Sampling,
@@ -93,13 +95,18 @@ class RolloutActor:
         self._version = version
         return engine.digest()
 
-    def generate(self, batch: PromptBatch, sampling: Sampling, version: int) -> tuple[object, ...]:
+    def generate(self, batch: PromptBatch, sampling: Sampling, version: int) -> Sequence[object]:
         """Process a batch with weights of exactly this version."""
         if self._version != version:
             raise RolloutError(
                 f"sampling needs weights of version {version}, the actor has {self._version}"
             )
-        return tuple(self._started().generate(batch.prompts, sampling, batch.seeds))
+        results = self._started().generate(batch.prompts, sampling, batch.seeds)
+        return self._packed(results)
+
+    def _packed(self, results: Sequence[Any]) -> Sequence[object]:
+        """Return results in the form in which they travel."""
+        return BatchAnswers.from_completions(results)
 
     def _started(self) -> Engine[object]:
         if self._engine is None:
@@ -108,7 +115,10 @@ class RolloutActor:
 
 
 class RewardActor(RolloutActor):
-    """Actor that holds a reward model; Ray's tools show it under this name."""
+    """Actor that holds a reward model, whose results are numbers; Ray's tools show it under this name."""
+
+    def _packed(self, results: Sequence[Any]) -> Sequence[object]:
+        return tuple(results)
 
 
 _ACTORS: dict[Role, type[RolloutActor]] = {"rollout": RolloutActor, "reward": RewardActor}
@@ -175,7 +185,7 @@ class ActorPool(Generic[R]):
     def from_spec(
         cls,
         role: Role,
-        spec: EngineSpec[R],
+        spec: EngineSpec[object],
         size: int,
         *,
         cpus_per_actor: float,
@@ -226,10 +236,12 @@ class ActorPool(Generic[R]):
         batches: Sequence[PromptBatch],
         sampling: Sampling | None,
         max_losses: int | None = None,
+        on_result: OnResult[R] | None = None,
     ) -> Generation[R]:
         """Process each batch on whichever actor is free; return results in the order of `batches`.
 
-        Without batches, wait until all actors have started and hold the current weights.
+        `on_result` gets each one as it arrives, in this thread. Without batches, wait until all actors have
+        started and hold the current weights.
 
         Raises:
             RolloutError: the pool was closed, or more actors were lost than may be replaced.
@@ -241,6 +253,7 @@ class ActorPool(Generic[R]):
         self._losses: Counter[int] = Counter()
         self._losses_left = TRIES * len(self._members) if max_losses is None else max_losses
         self._incidents: list[Incident] = []
+        self._on_result = on_result
         try:
             while len(self._results) < len(batches) or not (batches or self._ready()):
                 if self._closed:
@@ -318,7 +331,10 @@ class ActorPool(Generic[R]):
         if call.batch is not None:
             assert call.weights is not None, "batches are run with weights"
             batch = self._batches[call.batch]
-            self._results[call.batch] = BatchResult(batch, value, call.weights.version)
+            result = BatchResult[R](batch, value, call.weights.version)
+            self._results[call.batch] = result
+            if self._on_result is not None:
+                self._on_result(call.batch, result)
         elif call.weights is not None:
             require_digest(value, call.weights.digest, f"{name} on {member.location}")
             member.weights = call.weights

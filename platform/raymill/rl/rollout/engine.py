@@ -7,11 +7,15 @@ tokens than those that were drawn, with other probabilities.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar, overload
+
+import numpy as np
+import numpy.typing as npt
 
 from raymill.errors import RaymillError
+from raymill.generate.batch import Completion
 
 if TYPE_CHECKING:
     from raymill.rl.rollout.weights import TensorBucket
@@ -151,13 +155,68 @@ class Incident:
         return f"{self.actor} on {self.place} was lost {self.work}: {self.reason}"
 
 
+@dataclass(frozen=True, eq=False)
+class RolloutAnswer:
+    """Tokens of an answer, with the log-probabilities with which they were drawn."""
+
+    ids: npt.NDArray[np.int32]
+    log_probs: npt.NDArray[np.float32]
+    stopped: bool  # by a stop token
+
+
+@dataclass(frozen=True, eq=False)
+class BatchAnswers(Sequence[RolloutAnswer]):
+    """Answers of a batch as few arrays, which the object store passes on without copying."""
+
+    ids: npt.NDArray[np.int32]  # of all answers, one after the other
+    log_probs: npt.NDArray[np.float32]  # of all answers' tokens
+    ends: npt.NDArray[np.int64]  # number of tokens up to the end of each answer
+    stopped: npt.NDArray[np.bool_]
+
+    @classmethod
+    def from_completions(cls, completions: Sequence[Completion]) -> BatchAnswers:
+        """Return an engine's completions as arrays."""
+        return cls(
+            np.array([i for one in completions for i in one.ids], dtype=np.int32),
+            np.array([p for one in completions for p in one.log_probs], dtype=np.float32),
+            np.cumsum([len(one.ids) for one in completions], dtype=np.int64),
+            np.array([one.finish == "stop" for one in completions], dtype=np.bool_),
+        )
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, index: int) -> RolloutAnswer: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[RolloutAnswer]: ...
+    def __getitem__(self, index: int | slice) -> RolloutAnswer | list[RolloutAnswer]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        tokens = slice(int(self.ends[index - 1]) if index else 0, int(self.ends[index]))
+        return RolloutAnswer(self.ids[tokens], self.log_probs[tokens], bool(self.stopped[index]))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BatchAnswers) and all(
+            np.array_equal(own, others)
+            for own, others in zip(vars(self).values(), vars(other).values(), strict=True)
+        )
+
+
 @dataclass(frozen=True)
 class BatchResult(Generic[R]):
     """One result per prompt of a batch, and the version of the weights that computed them."""
 
     batch: PromptBatch
-    completions: tuple[R, ...]
+    completions: Sequence[R]
     version: int
+
+
+# Called with the number of a batch and its result, in the thread that waits for it.
+OnResult = Callable[[int, BatchResult[R]], None]
 
 
 @dataclass(frozen=True)

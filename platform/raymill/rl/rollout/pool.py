@@ -13,12 +13,15 @@ from raymill.errors import ClusterError
 from raymill.generate.batch import Completion
 from raymill.rl.rollout.engine import (
     START_TIMEOUT_S,
+    BatchAnswers,
     BatchResult,
     Dtype,
     EngineSpec,
     Generation,
     Incident,
+    OnResult,
     PromptBatch,
+    RolloutAnswer,
     RolloutError,
     Sampling,
     require_digest,
@@ -54,7 +57,7 @@ class Pool(ABC):
         # Version of the weights that all engines have.
         self._version: int | None = None
         # Waits for the generation that was started, and returns it.
-        self._pending: Callable[[], Generation[Completion]] | None = None
+        self._pending: Callable[[], Generation[RolloutAnswer]] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -79,20 +82,25 @@ class Pool(ABC):
 
     def generate(
         self, batches: Sequence[PromptBatch], sampling: Sampling
-    ) -> Generation[Completion]:
+    ) -> Generation[RolloutAnswer]:
         """Sample batches and wait for the results."""
         self.start_generate(batches, sampling)
         return self.collect()
 
     @abstractmethod
-    def start_generate(self, batches: Sequence[PromptBatch], sampling: Sampling) -> None:
-        """Start sampling; the caller may train in the meantime.
+    def start_generate(
+        self,
+        batches: Sequence[PromptBatch],
+        sampling: Sampling,
+        on_result: OnResult[RolloutAnswer] | None = None,
+    ) -> None:
+        """Start sampling; the caller may train in the meantime. `on_result` gets each batch as it arrives.
 
         Raises:
             RolloutError: there are no weights, or another generation hasn't been collected.
         """
 
-    def collect(self) -> Generation[Completion]:
+    def collect(self) -> Generation[RolloutAnswer]:
         """Wait for the generation that `start_generate` started.
 
         Raises:
@@ -133,14 +141,22 @@ class LocalPool(Pool):
         super().__init__(spec.dtype)
         self._engine = spec.build()
 
-    def start_generate(self, batches: Sequence[PromptBatch], sampling: Sampling) -> None:
+    def start_generate(
+        self,
+        batches: Sequence[PromptBatch],
+        sampling: Sampling,
+        on_result: OnResult[RolloutAnswer] | None = None,
+    ) -> None:
         """See `Pool`."""
         self._require_idle()
         version, started = self._require_weights(), perf_counter()
-        results = []
-        for batch in batches:
+        results: list[BatchResult[RolloutAnswer]] = []
+        for number, batch in enumerate(batches):
             completions = self._engine.generate(batch.prompts, sampling, batch.seeds)
-            results.append(BatchResult(batch, tuple(completions), version))
+            answers = BatchAnswers.from_completions(completions)
+            results.append(BatchResult(batch, answers, version))
+            if on_result is not None:
+                on_result(number, results[-1])
         generation = Generation(tuple(results), perf_counter() - started)
         self._pending = lambda: generation
 
@@ -194,7 +210,7 @@ class RolloutPool(Pool):
         self._bucket_bytes = bucket_bytes
         # One thread runs the actor pool while the caller trains.
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rollout")
-        self._actor_pool = ActorPool.from_spec(
+        self._actor_pool = ActorPool[RolloutAnswer].from_spec(
             "rollout",
             spec,
             actors,
@@ -206,11 +222,18 @@ class RolloutPool(Pool):
         )
         self._actor_pool.start()
 
-    def start_generate(self, batches: Sequence[PromptBatch], sampling: Sampling) -> None:
+    def start_generate(
+        self,
+        batches: Sequence[PromptBatch],
+        sampling: Sampling,
+        on_result: OnResult[RolloutAnswer] | None = None,
+    ) -> None:
         """See `Pool`."""
         self._require_idle()
         self._require_weights()
-        self._future = self._executor.submit(self._actor_pool.run, tuple(batches), sampling)
+        self._future = self._executor.submit(
+            self._actor_pool.run, tuple(batches), sampling, on_result=on_result
+        )
         self._pending = self._future.result
 
     def close(self) -> None:

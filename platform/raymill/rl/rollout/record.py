@@ -22,9 +22,8 @@ from raymill.causes import first_line
 from raymill.data.store.shards import read_footer, refuse_extension_types
 from raymill.durable import atomic_replacement, canonical_json
 from raymill.errors import DataError
-from raymill.generate.batch import Completion
 from raymill.reading import MISSING, read_bytes
-from raymill.rl.rollout.engine import BatchResult, Sampling
+from raymill.rl.rollout.engine import BatchResult, RolloutAnswer, Sampling
 
 FORMAT = 1
 # Key of the footer's metadata.
@@ -72,7 +71,7 @@ class RolloutRecord:
 
     @classmethod
     def from_results(
-        cls, step: int, sampling: Sampling, results: Sequence[BatchResult[Completion]]
+        cls, step: int, sampling: Sampling, results: Sequence[BatchResult[RolloutAnswer]]
     ) -> RolloutRecord:
         """Build a record from the results of a pool, in any order of batches."""
         rows = [
@@ -94,7 +93,7 @@ class RolloutRecord:
             number=np.array([row[1] for row in rows], dtype=np.int32),
             seed=np.array([row[2] for row in rows], dtype=np.int64),
             version=np.array([row[3] for row in rows], dtype=np.int64),
-            stopped=np.array([row[5].finish == "stop" for row in rows], dtype=np.bool_),
+            stopped=np.array([row[5].stopped for row in rows], dtype=np.bool_),
             prompts=tuple(np.array(row[4], dtype=np.int32) for row in rows),
             answers=tuple(np.array(row[5].ids, dtype=np.int32) for row in rows),
             log_probs=tuple(np.array(row[5].log_probs, dtype=np.float32) for row in rows),
