@@ -19,7 +19,7 @@ PLAIN: dict[str, dict[str, Any]] = {
         "shard_input_bytes": 64 * 2**20, "max_bad_fraction": 0.001, "validation": HELD_OUT, "mixture": {},
         "mixture_changes": {}, "max_epochs": {},
     },
-    "DataConfig": {"text_column": "text", "document_mask": False},
+    "DataConfig": {"text_column": "text", "shuffle_documents": True, "document_mask": False},
     "ChatConfig": {
         "template": "auto", "special_tokens": (), "format": "auto", "train_on": "all", "thinking": "learn",
         "overlong": "cut", "packing": True, "pack_window": 4096, "questions": 512,

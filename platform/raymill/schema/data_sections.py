@@ -51,6 +51,7 @@ class DataConfig(RowsConfig):
 
     source: Literal["stdlib", "demo", "files"]
     text_column: str
+    shuffle_documents: bool
     document_mask: bool
 
 

@@ -24,6 +24,8 @@ CHANGEABLE_ON_RESUME = (
     "cluster.*",
     "storage.*",
     "zero.*",
+    # The data's digests are compared, so it only tells where to find the data.
+    "data.shuffle_documents",
     "run.name",
     "run.workers",
     "run.max_failures",

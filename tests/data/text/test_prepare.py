@@ -167,11 +167,11 @@ def test_a_killed_preparation_continues_from_its_finished_shards(
     assert not (folder / "manifest.json").exists()
     with pytest.raises(DataError, match="didn't finish"):
         load_prepared(folder)
-    (folder / "train" / "99999.parquet.tmp-dead").write_text("left behind")
+    (folder / "validation" / "99999.parquet.tmp-dead").write_text("left behind")
 
     # A finished shard that was damaged meanwhile is written again.
     sidecar = json.loads((folder / "units" / "00000.json").read_text())
-    damaged = folder / next(iter(sidecar["result"]["shards"].values()))["path"]
+    damaged = folder / sidecar["result"]["facts"]["runs"][0]["path"]
     content = bytearray(damaged.read_bytes())
     content[len(content) // 3] ^= 1
     damaged.write_bytes(content)
@@ -259,7 +259,7 @@ def test_a_tokenizer_and_a_held_out_set_of_ones_own(tmp_path: Path) -> None:
         tokenizer=plain(TokenizerConfig, name="own", path=str(tmp_path / "own")),
     )
     prepared = prepare_with_ray(wanted)
-    assert decoded(prepared, "train") == texts
+    assert sorted(decoded(prepared, "train")) == sorted(texts)
     assert decoded(prepared, "validation") == held_out
     assert prepared.manifest.tokenizer == room.identity(room.load(tmp_path / "own", EOT), EOT)
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from raymill.data.store.manifest import NAMING_VERSION, PreparedData
+from raymill.data.store.manifest import NAMING_VERSION, PreparedData, is_finished
 from raymill.durable import JsonObject, canonical_json, sha256_text
 from raymill.schema.data_sections import DataConfig, RowsConfig, TokenizerConfig
 from raymill.schema.renamed import first_names
@@ -34,6 +34,9 @@ def shaping_config(data: DataConfig, tokenizer: TokenizerConfig, seed: int) -> J
     # Folders that were prepared before `pattern` existed must keep their names.
     if tokenizer.pattern is None:
         del tokenizer_tree["pattern"]
+    # So must those in the order of the files.
+    if not data.shuffle_documents:
+        del data_tree["shuffle_documents"]
     # An existing tokenizer isn't trained, so the settings of its training shape nothing.
     if tokenizer.path is not None:
         del tokenizer_tree["vocab_size"], tokenizer_tree["train_bytes"]
@@ -52,7 +55,22 @@ def mixture_folders(data: RowsConfig, storage_root: Path) -> dict[Path, float]:
 def prepared_folder(
     data: DataConfig, tokenizer: TokenizerConfig, seed: int, storage_root: str | Path
 ) -> Path:
-    """Return `<storage root>/data/<data.name>-<tokenizer.name>-<first 8 digits of the digest>`."""
+    """Return `<storage root>/data/<data.name>-<tokenizer.name>-<first 8 digits of the digest>`.
+
+    A folder that was finished before documents were shuffled is still used.
+    """
+    folder = _named_folder(data, tokenizer, seed, storage_root)
+    if data.shuffle_documents and not is_finished(folder):
+        unshuffled = replace(data, shuffle_documents=False)
+        before = _named_folder(unshuffled, tokenizer, seed, storage_root)
+        if is_finished(before):
+            return before
+    return folder
+
+
+def _named_folder(
+    data: DataConfig, tokenizer: TokenizerConfig, seed: int, storage_root: str | Path
+) -> Path:
     tree = {"format_version": NAMING_VERSION, **shaping_config(data, tokenizer, seed)}
     digest = sha256_text(canonical_json(tree))[:8]
     return Path(storage_root) / "data" / f"{data.name}-{tokenizer.name}-{digest}"

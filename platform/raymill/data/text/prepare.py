@@ -8,9 +8,10 @@ last. Files without a manifest only save work for the next try.
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from raymill.data.store.location import prepared_folder, shaping_config
@@ -20,6 +21,7 @@ from raymill.data.store.manifest import (
     TOKENIZER_FOLDER,
     DataManifest,
     PreparedData,
+    Shard,
     Split,
     TokenizerIdentity,
     check_shard_sizes,
@@ -29,10 +31,12 @@ from raymill.data.store.manifest import (
     write_manifest,
 )
 from raymill.data.store.pack import dtype_for
+from raymill.data.store.split import TRAIN, VALIDATION
 from raymill.data.text import tokenizer as text_tokenizer
 from raymill.data.text.documents import DocumentParser
 from raymill.data.text.inputs_check import refuse_changed_inputs
 from raymill.data.text.report import announce, announce_existing, describe_plan, summarize
+from raymill.data.text.shuffle import RUNS_FOLDER, BucketSettings, Run, buckets_of
 from raymill.data.text.sources import Unit, no_held_out_message, passed_over, plan_units
 from raymill.data.text.steps import (
     check_bad_inputs,
@@ -40,11 +44,11 @@ from raymill.data.text.steps import (
     remove_leftovers,
     run_units,
 )
-from raymill.data.text.tasks import measure_contamination, train_tokenizer
+from raymill.data.text.tasks import measure_contamination, pack_buckets, train_tokenizer
 from raymill.data.text.unit import UNITS_FOLDER, Settings, UnitResult
 from raymill.durable import canonical_json, sha256_text, write_atomic
 from raymill.errors import DataError
-from raymill.reading import MISSING, read_text
+from raymill.reading import MISSING, is_folder, read_text
 from raymill.schema.jobs import PrepareJob
 from raymill.storage.mirror import download_folder, upload_folder
 
@@ -87,6 +91,10 @@ def existing(job: PrepareJob, units: Sequence[Unit]) -> PreparedData:
     prepared = load_prepared(job_folder(job))
     check_shard_sizes(prepared)
     settings = _settings(job, prepared.folder, prepared.manifest.tokenizer)
+    # Of a folder from before documents were shuffled, too.
+    shuffled = prepared.manifest.config["data"].get("shuffle_documents", False)
+    settings = replace(settings, shuffle_documents=shuffled)
+    _remove_runs(prepared.folder)
     refuse_changed_inputs(prepared, units, settings)
     if job.tokenizer.path is not None:
         file = Path(job.tokenizer.path)
@@ -97,7 +105,7 @@ def existing(job: PrepareJob, units: Sequence[Unit]) -> PreparedData:
                 f"{prepared.folder} was prepared with another tokenizer than {file} holds now; "
                 "give the data another data.name, or delete that folder if no run needs it."
             )
-    announce_existing(prepared)
+    announce_existing(prepared, in_file_order=job.data.shuffle_documents and not shuffled)
     return prepared
 
 
@@ -120,9 +128,16 @@ def prepare_with_ray(
         manifest = _manifest(job, folder, settings, results, tasks)
         remove_leftovers(folder, manifest, len(units))
         write_manifest(folder, manifest)
+        _remove_runs(folder)
     prepared = load_prepared(folder)
     summarize(prepared, results, time.monotonic() - started)
     return prepared
+
+
+def _remove_runs(folder: Path) -> None:
+    """Delete the encoded documents that the finished shards were made of."""
+    if is_folder(folder / RUNS_FOLDER):
+        shutil.rmtree(folder / RUNS_FOLDER)
 
 
 def _parser(job: PrepareJob) -> DocumentParser:
@@ -140,7 +155,25 @@ def _settings(job: PrepareJob, folder: Path, identity: TokenizerIdentity) -> Set
         end_of_text=text_tokenizer.end_of_text_of(job.tokenizer),
         sequence_length=job.data.sequence_length,
         row_group_rows=job.data.row_group_rows,
+        shuffle_documents=job.data.shuffle_documents,
     )
+
+
+def _train_shards(
+    job: PrepareJob, settings: Settings, results: Sequence[UnitResult], tasks: int | None
+) -> list[Shard]:
+    """Return the units' training shards, or those that their documents are shuffled into."""
+    if not settings.shuffle_documents:
+        return [result.shards[TRAIN] for result in results if TRAIN in result.shards]
+    runs = tuple(Run(**tree) for result in results for tree in result.facts["runs"])
+    shared = BucketSettings(
+        folder=settings.folder,
+        runs=runs,
+        tokenizer=settings.tokenizer,
+        sequence_length=settings.sequence_length,
+        row_group_rows=settings.row_group_rows,
+    )
+    return pack_buckets(buckets_of(runs, job.data.shard_input_bytes), shared, tasks)
 
 
 def _tokenizer(job: PrepareJob, units: Sequence[Unit], folder: Path) -> TokenizerIdentity:
@@ -182,10 +215,9 @@ def _manifest(
 ) -> DataManifest:
     """Check the results as a whole and assemble the manifest."""
     bad = check_bad_inputs(job.data, results)
-    splits = {
-        name: Split.from_shards(r.shards[name] for r in results if name in r.shards)
-        for name in ("train", "validation")
-    }
+    train = _train_shards(job, settings, results, tasks)
+    held_out = [r.shards[VALIDATION] for r in results if VALIDATION in r.shards]
+    splits = {TRAIN: Split.from_shards(train), VALIDATION: Split.from_shards(held_out)}
     if not splits["validation"].rows:
         what = "no usable record fell into the validation split"
         raise DataError(no_held_out_message(what, job.data.validation.group_column))

@@ -56,6 +56,8 @@ class PreparationProgress:
         self._finished += 1
         self._bytes_read += result.bytes_read
         self._tokens += sum(shard.tokens for shard in result.shards.values())
+        # Documents that will be shuffled aren't in shards yet.
+        self._tokens += sum(run["tokens"] for run in result.facts.get("runs", ()))
         if earlier:
             self._earlier += 1
             self._bytes_earlier += result.bytes_read
@@ -103,13 +105,18 @@ def announce(folder: Path, units: Sequence[Unit], passed_over: Counter[str]) -> 
     say(f"Preparing {describe_plan(units, passed_over)} → {folder}")
 
 
-def announce_existing(prepared: PreparedData) -> None:
-    """Print that the data is prepared already."""
+def announce_existing(prepared: PreparedData, in_file_order: bool = False) -> None:
+    """Print that the data is prepared already; `in_file_order`: though documents are to be shuffled."""
     shards = sum(len(split.shards) for split in prepared.manifest.splits.values())
     say(
         f"Already prepared: {prepared.folder} (manifest {prepared.manifest.digest[:12]}; its "
         f"{shards} shards and its inputs are unchanged)."
     )
+    if in_file_order:
+        say(
+            "Its documents are in the order of the files; to shuffle them, give the data another "
+            "data.name."
+        )
 
 
 def summarize(prepared: PreparedData, results: Sequence[UnitResult], seconds: float) -> None:

@@ -23,6 +23,7 @@ from raymill.data.store.split import TRAIN, hash_fraction
 from raymill.data.text import contamination, unit
 from raymill.data.text.documents import DocumentParser
 from raymill.data.text.records import Bad, read_records
+from raymill.data.text.shuffle import Bucket, BucketSettings
 from raymill.data.text.sources import Unit
 from raymill.errors import DataError, RaymillError
 from raymill.schema.data_sections import TokenizerConfig
@@ -168,6 +169,18 @@ def prepare_unit(
     if earlier is not None:
         return earlier, True
     return unit.run_unit(index, spans, settings), False
+
+
+def pack_buckets(
+    buckets: Sequence[Bucket], settings: BucketSettings, tasks: int | None
+) -> list[Shard]:
+    """Return the shards of shuffled documents, in the order of the buckets."""
+    shards = dict(parallel(_pack_bucket, buckets, shared=settings, tasks=tasks))
+    return [shard for bucket in buckets if (shard := shards[bucket.number]) is not None]
+
+
+def _pack_bucket(bucket: Bucket, settings: BucketSettings) -> tuple[int, Shard | None]:
+    return bucket.number, unit.pack_bucket(bucket, settings)
 
 
 def train_tokenizer(

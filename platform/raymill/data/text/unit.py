@@ -22,11 +22,13 @@ from typing import ClassVar, Protocol
 from raymill.data.store.manifest import TOKENIZER_FOLDER, InputDigest, Shard, TokenizerIdentity
 from raymill.data.store.pack import Packer, dtype_for
 from raymill.data.store.shards import ShardWriter
+from raymill.data.store.split import TRAIN
 from raymill.data.text import tokenizer as text_tokenizer
 from raymill.data.text.documents import Document, DocumentParser
 from raymill.data.text.encoder import BATCH_CHARACTERS, Encoder
 from raymill.data.text.raw_streams import record_location
 from raymill.data.text.records import Bad, read_records
+from raymill.data.text.shuffle import Bucket, BucketSettings, RunWriter
 from raymill.data.text.sources import InputRange, Unit
 from raymill.durable import JsonObject, canonical_json, sha256_file, sha256_text, write_atomic
 from raymill.errors import DataError
@@ -62,6 +64,7 @@ class Settings:
     end_of_text: str
     sequence_length: int
     row_group_rows: int
+    shuffle_documents: bool = False
 
     @property
     def dtype(self) -> str:
@@ -98,6 +101,9 @@ def unit_digest(index: int, unit: Unit, settings: UnitSettings) -> str:
     shared = asdict(settings)
     # The same unit in another folder has the same bytes.
     del shared["folder"]
+    # Units that were finished before documents were shuffled keep their digests.
+    if not shared.get("shuffle_documents"):
+        shared.pop("shuffle_documents", None)
     spans = [asdict(span) for span in unit]
     return sha256_text(canonical_json({"index": index, "unit": spans, "settings": shared}))
 
@@ -116,6 +122,9 @@ def finished(index: int, unit: Unit, settings: UnitSettings) -> UnitResult | Non
         result = _result_from_tree(tree["result"])
         for shard in result.shards.values():
             if sha256_file(folder / shard.path) != shard.sha256:
+                return None
+        for run in result.facts.get("runs", ()):
+            if sha256_file(folder / run["path"]) != run["sha256"]:
                 return None
     except (*MISSING, ValueError, KeyError, TypeError):
         return None
@@ -150,6 +159,7 @@ class _TextUnit:
         encoder = _encoder(settings.folder, settings.tokenizer, settings.end_of_text)
         packers: dict[str, Packer] = {}
         writers: dict[str, ShardWriter] = {}
+        runs = RunWriter(Path(settings.folder), self._index, settings.reading.seed, settings.dtype)
         with ExitStack() as stack:
             for batch in _batches(self._texts()):
                 encoded = encoder.encode([record.text for _, record in batch])
@@ -162,6 +172,10 @@ class _TextUnit:
                         continue
                     # An empty text isn't bad, but there is nothing to learn from it.
                     if not len(document.ids):
+                        continue
+                    if split == TRAIN and settings.shuffle_documents:
+                        self._documents += 1
+                        runs.add(f"{span.name}@{span.offset}", document.ids, document.token_bytes)
                         continue
                     if split not in writers:
                         packers[split] = self._packer()
@@ -183,6 +197,9 @@ class _TextUnit:
             bad=self._bad,
             bad_examples=tuple(self._examples),
             bytes_read=sum(span.length for span in self._unit),
+            facts={"runs": [asdict(run) for run in runs.finish()]}
+            if settings.shuffle_documents
+            else {},
         )
 
     def _texts(self) -> Iterator[tuple[InputRange, Document]]:
@@ -251,6 +268,27 @@ def _encoder(folder: str, expected: TokenizerIdentity, end_of_text: str) -> Enco
             f"fingerprint {expected.fingerprint[:12]}, found {actual.fingerprint[:12]}."
         )
     return Encoder(tokenizer, expected.end_of_text_id)
+
+
+def pack_bucket(bucket: Bucket, settings: BucketSettings) -> Shard | None:
+    """Write a bucket's shard and its sidecar, unless an earlier run has; None if it has no documents."""
+    folder = Path(settings.folder)
+    sidecar = folder / UNITS_FOLDER / f"bucket-{bucket.number:05d}.json"
+    digest = settings.digest(bucket)
+    try:
+        tree = json.loads(read_text(sidecar))
+        if tree["digest"] == digest:
+            if tree["shard"] is None:
+                return None
+            earlier = Shard(**tree["shard"])
+            if sha256_file(folder / earlier.path) == earlier.sha256:
+                return earlier
+    except (*MISSING, ValueError, KeyError, TypeError):
+        pass
+    shard = settings.pack(bucket)
+    described = None if shard is None else asdict(shard)
+    write_atomic(sidecar, canonical_json({"digest": digest, "shard": described}) + "\n")
+    return shard
 
 
 def _sidecar(folder: Path, index: int) -> Path:
