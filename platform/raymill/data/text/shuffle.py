@@ -44,7 +44,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Bucket:
+class KeyRange:
     """Range of keys, [low, high), that becomes shard number `number` of the training split."""
 
     number: int
@@ -52,11 +52,11 @@ class Bucket:
     high: int
 
 
-def buckets_of(runs: Sequence[Run], shard_input_bytes: int) -> list[Bucket]:
+def buckets_of(runs: Sequence[Run], shard_input_bytes: int) -> list[KeyRange]:
     """Divide the keys so that a bucket has about `shard_input_bytes` of text."""
     count = max(1, -(-sum(run.bytes for run in runs) // shard_input_bytes))
     edges = [KEYS * number // count for number in range(count + 1)]
-    return [Bucket(n, low, high) for n, (low, high) in enumerate(itertools.pairwise(edges))]
+    return [KeyRange(n, low, high) for n, (low, high) in enumerate(itertools.pairwise(edges))]
 
 
 class RunWriter:
@@ -139,7 +139,7 @@ class _OpenRun:
         )
 
     def documents(
-        self, bucket: Bucket
+        self, bucket: KeyRange
     ) -> Iterator[tuple[int, NDArray[np.unsignedinteger], NDArray[np.uint32]]]:
         """Yield key, ids and token bytes of the bucket's documents."""
         first = int(np.searchsorted(self.keys, np.uint64(bucket.low)))
@@ -161,14 +161,14 @@ class BucketSettings:
     sequence_length: int
     row_group_rows: int
 
-    def digest(self, bucket: Bucket) -> str:
+    def digest(self, bucket: KeyRange) -> str:
         """Return the digest of everything that a bucket's shard depends on."""
         shared = asdict(self)
         # The same runs in another folder have the same bytes.
         del shared["folder"]
         return sha256_text(canonical_json({"bucket": asdict(bucket), "settings": shared}))
 
-    def pack(self, bucket: Bucket) -> Shard | None:
+    def pack(self, bucket: KeyRange) -> Shard | None:
         """Write the bucket's shard; None if no document falls into it."""
         dtype = dtype_for(self.tokenizer.vocab_size)
         # Equal keys stay in the order of the runs, so the result is unique.

@@ -23,7 +23,7 @@ from raymill.data.store.split import TRAIN, hash_fraction
 from raymill.data.text import contamination, unit
 from raymill.data.text.documents import DocumentParser
 from raymill.data.text.records import Bad, read_records
-from raymill.data.text.shuffle import Bucket, BucketSettings
+from raymill.data.text.shuffle import BucketSettings, KeyRange
 from raymill.data.text.sources import Unit
 from raymill.errors import DataError, RaymillError
 from raymill.schema.data_sections import TokenizerConfig
@@ -172,14 +172,14 @@ def prepare_unit(
 
 
 def pack_buckets(
-    buckets: Sequence[Bucket], settings: BucketSettings, tasks: int | None
+    buckets: Sequence[KeyRange], settings: BucketSettings, tasks: int | None
 ) -> list[Shard]:
     """Return the shards of shuffled documents, in the order of the buckets."""
     shards = dict(parallel(_pack_bucket, buckets, shared=settings, tasks=tasks))
     return [shard for bucket in buckets if (shard := shards[bucket.number]) is not None]
 
 
-def _pack_bucket(bucket: Bucket, settings: BucketSettings) -> tuple[int, Shard | None]:
+def _pack_bucket(bucket: KeyRange, settings: BucketSettings) -> tuple[int, Shard | None]:
     return bucket.number, unit.pack_bucket(bucket, settings)
 
 

@@ -28,7 +28,7 @@ from raymill.data.text.documents import Document, DocumentParser
 from raymill.data.text.encoder import BATCH_CHARACTERS, Encoder
 from raymill.data.text.raw_streams import record_location
 from raymill.data.text.records import Bad, read_records
-from raymill.data.text.shuffle import Bucket, BucketSettings, RunWriter
+from raymill.data.text.shuffle import BucketSettings, KeyRange, RunWriter
 from raymill.data.text.sources import InputRange, Unit
 from raymill.durable import JsonObject, canonical_json, sha256_file, sha256_text, write_atomic
 from raymill.errors import DataError
@@ -270,7 +270,7 @@ def _encoder(folder: str, expected: TokenizerIdentity, end_of_text: str) -> Enco
     return Encoder(tokenizer, expected.end_of_text_id)
 
 
-def pack_bucket(bucket: Bucket, settings: BucketSettings) -> Shard | None:
+def pack_bucket(bucket: KeyRange, settings: BucketSettings) -> Shard | None:
     """Write a bucket's shard and its sidecar, unless an earlier run has; None if it has no documents."""
     folder = Path(settings.folder)
     sidecar = folder / UNITS_FOLDER / f"bucket-{bucket.number:05d}.json"
