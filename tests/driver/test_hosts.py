@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -103,6 +104,34 @@ def submit(
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
     return Submitted(process, printed, workshop.run_dir(name))
+
+
+@pytest.mark.slow
+def test_a_group_forms_over_the_interface_of_the_node(network: Hosts) -> None:
+    """By IPv4 and IPv6; torch's own choice is the address of the host's name, which is a loopback address."""
+    for number, name in enumerate(("mill-1", "mill-2"), 1):
+        host = network.add(name, number)
+        host.run("ip", "-6", "address", "add", f"fd77::{number}/64", "dev", "eth0", "nodad")
+    assert sums(network, "10.77.0.1", "10.77.0.{}") == ["sum 2", "sum 2"]
+    assert sums(network, "fd77::1", "fd77::{}") == ["sum 2", "sum 2"]
+    for host in network.made.values():
+        host.run("ip", "address", "delete", f"{host.address}/24", "dev", "eth0")
+    assert sums(network, "fd77::1", "fd77::{}") == ["sum 2", "sum 2"]
+    assert sums(network, "fd77::1") == ["", ""]
+
+
+def sums(network: Hosts, store: str, *nodes: str) -> list[str]:
+    """What each of two hosts prints (`gloo_alone.py`); nothing where the group doesn't form."""
+    script = str(Path(__file__).with_name("gloo_alone.py"))
+    ranks = [
+        subprocess.Popen(
+            host.command(sys.executable, script, str(rank), store, *(node.format(rank + 1) for node in nodes)),
+            env=network.env | {"PYTHONPATH": str(ROOT / "platform")},
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )
+        for rank, host in enumerate(network.made.values())
+    ]  # fmt: skip
+    return [rank.communicate(timeout=300)[0].strip() for rank in ranks]
 
 
 @pytest.mark.slow
