@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from raymill.cluster.interface import set_interface
 
-LIMIT_S = 20
+LIMIT_S = 60
 
 
 def main(rank: str, store: str, *node: str) -> None:

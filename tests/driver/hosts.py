@@ -231,6 +231,8 @@ def hosts() -> Iterator[Hosts]:
         "RAY_USAGE_STATS_ENABLED": "0",
         # Ray's default makes workers wait for everything else on a busy machine.
         "RAY_worker_niceness": "0",
+        # Each node's agent would otherwise look at all processes every few seconds.
+        "REPORTER_UPDATE_INTERVAL_MS": "60000",
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     }
     switch, first = _in_namespaces(

@@ -24,7 +24,7 @@ from driver.test_kills import check_attempts, found, history
 from driver.test_storm import check_near
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(3600)]
-STEPS = 300
+STEPS, EVERY = 120, 10
 LIMIT_S = 900.0  # of a wait, on a busy machine
 COMMON = ("zero=stage3", "evaluation.every=0", "train.micro_batch=2", "checkpoint.keep_last=1000")
 
@@ -157,9 +157,9 @@ def test_links_and_hosts_that_fail(network: Hosts, workshop: Workshop) -> None:
     address = start_cluster(network, ("mill-1", "mill-2"), forwarded=("mill-2",))
     run = submit(
         network, address, workshop, "weather", "run.workers=2", f"train.steps={STEPS}", "tracking=none",
-        "checkpoint.every=20", "watchdog.timeout_s=30", "run.max_failures=30",
+        f"checkpoint.every={EVERY}", "watchdog.timeout_s=30", "run.max_failures=30",
     )  # fmt: skip
-    run.wait_for(lambda: len(run.steps()) >= 20)
+    run.wait_for(lambda: len(run.steps()) >= 12)
     mill_2 = network.made["mill-2"]
 
     network.cut("mill-2")
@@ -202,7 +202,7 @@ def test_links_and_hosts_that_fail(network: Hosts, workshop: Workshop) -> None:
 
     run.end()
     check_interface_that_leads_nowhere(network, address, workshop)
-    check_attempts(run.run_dir, 20)
+    check_attempts(run.run_dir, EVERY)
     assert found(run.run_dir) == calm(workshop), "bit-equal"
 
 
@@ -233,9 +233,9 @@ def test_a_host_that_leaves_and_returns(network: Hosts, workshop: Workshop) -> N
     address = start_cluster(network, ("mill-1", "mill-2"))
     run = submit(
         network, address, workshop, "returns", "run.workers=1..2", f"train.steps={STEPS}", "tracking=none",
-        "checkpoint.every=20",
+        f"checkpoint.every={EVERY}",
     )  # fmt: skip
-    run.wait_for(lambda: len(run.steps()) >= 30)
+    run.wait_for(lambda: len(run.steps()) >= 12)
     network.remove("mill-2")
     note(run, "a host removed, until one worker goes on", run.next_attempt())
     assert run.hosts() == {"mill-1"}
@@ -244,7 +244,7 @@ def test_a_host_that_leaves_and_returns(network: Hosts, workshop: Workshop) -> N
     note(run, "a host returned, until two workers go on", run.next_attempt())
     assert run.hosts() == {"mill-1", "mill-2"}
     run.end()
-    check_attempts(run.run_dir, 20)
+    check_attempts(run.run_dir, EVERY)
     check_near(found(run.run_dir), calm(workshop))
 
 
@@ -253,7 +253,7 @@ def calm(workshop: Workshop) -> dict[int, tuple[float, float, str]]:
     if not workshop.run_dir("calm").exists():
         code, output = job.run(
             "pretrain", *workshop.overrides, *COMMON, "run.name=calm", "run.workers=2",
-            f"train.steps={STEPS}", "checkpoint.every=20", "tracking=none", cwd=workshop.root,
+            f"train.steps={STEPS}", f"checkpoint.every={EVERY}", "tracking=none", cwd=workshop.root,
         )  # fmt: skip
         assert code == 0, output
     return found(workshop.run_dir("calm"))
