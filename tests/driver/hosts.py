@@ -233,6 +233,9 @@ def hosts() -> Iterator[Hosts]:
         "RAY_worker_niceness": "0",
         # Each node's agent would otherwise look at all processes every few seconds.
         "REPORTER_UPDATE_INTERVAL_MS": "60000",
+        # The head takes a node for lost after five checks, so in half a minute instead of one.
+        "RAY_health_check_timeout_ms": "5000",
+        "RAY_health_check_period_ms": "1000",
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     }
     switch, first = _in_namespaces(
