@@ -38,7 +38,7 @@ from raymill.engine.group import WorkerGroup
 from raymill.engine.checkpoints import HostCopy
 from raymill.engine.device import benchmark_peak_flops
 from raymill.engine.trainer import Trainer
-from raymill.model.build import build_model
+from raymill.model.build import plan_model
 from raymill.plan.parameters import flops_per_token
 from raymill.plan.report import memory_plan
 
@@ -69,7 +69,7 @@ def main() -> None:
     tokens = np.random.default_rng(0).integers(0, VOCAB, (count, length + 1)).astype(np.uint16)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {date.today()}")
 
-    trainer = Trainer(job, build_model(job.arch, VOCAB, 0, 1), WorkerGroup(device))
+    trainer = Trainer(job, plan_model(job.arch, VOCAB, 0, 1), WorkerGroup(device))
     step = step_of(trainer, tokens)
     for _ in range(WARM_UP):
         step()

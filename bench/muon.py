@@ -30,7 +30,7 @@ from raymill.data.store.rows import Rows
 from raymill.data.store.validation import ValidationSet
 from raymill.engine.group import WorkerGroup
 from raymill.engine.trainer import Trainer
-from raymill.model.build import build_model
+from raymill.model.build import plan_model
 from raymill.objective.language_modeling import LanguageModeling
 from trainer_alone import join_alone
 
@@ -86,7 +86,7 @@ def train(optimizer: str, rate: float, seed: int, group: WorkerGroup) -> Run:
     held_out = held_out.take(spread)
     order = np.random.default_rng(seed).permutation(len(rows))
     vocab_size = job.tokenizer.vocab_size
-    trainer = Trainer(job, build_model(job.arch, vocab_size, 0, seed), group)
+    trainer = Trainer(job, plan_model(job.arch, vocab_size, 0, seed), group)
     objective = LanguageModeling(0)
     batch, length = job.train.global_batch, job.data.sequence_length
     tokens, losses, seconds, updates = [0], [evaluated(trainer, held_out)], [], []

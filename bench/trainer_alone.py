@@ -30,7 +30,7 @@ from raymill.schema.jobs import PretrainJob
 from raymill.engine.device import join_deepspeed
 from raymill.engine.group import WorkerGroup
 from raymill.engine.trainer import Trainer
-from raymill.model.build import build_model
+from raymill.model.build import build_model, plan_model
 from raymill.data.store.rows import Rows
 from raymill.objective.language_modeling import LanguageModeling
 
@@ -81,7 +81,7 @@ def trainer_step(stage: int) -> Callable[[], None]:
     job = load("pretrain", ["experiment=bench", f"train.global_batch={ROWS}",
                             f"train.micro_batch={ROWS}", f"zero=stage{stage}"])  # fmt: skip
     group = WorkerGroup(torch.device("cpu"))
-    trainer = Trainer(job, build_model(job.arch, VOCAB, 0, 1), group)
+    trainer = Trainer(job, plan_model(job.arch, VOCAB, 0, 1), group)
     return step_of(trainer, TOKENS)
 
 

@@ -27,7 +27,7 @@ DOORS = {
         "rl/rollout/actor_pool.py", "rl/rollout/pool.py", "serve/ray_app.py",
         "serve/ray_replicas.py",
     ),
-    "deepspeed": ("engine/device.py", "engine/trainer.py"),
+    "deepspeed": ("engine/device.py", "engine/materialize.py", "engine/trainer.py"),
     "mlflow": ("track",),
     "hydra": ("config/compose.py", "config/values.py"),
     "fastapi": ("annotate",),

@@ -74,8 +74,9 @@ def run_cases(rank: int, world: int, port: int, cases: list[Case], folder: Path)
     from raymill.checkpoint.resume import newest_verified
     from raymill.engine.group import on_rank_zero
     from raymill.engine.loop import step_seed
-    from raymill.engine.trainer import Trainer, load_weights
-    from raymill.model.parent import add_embedding_noise, freeze, load_parent, with_adapters
+    from raymill.engine.materialize import continue_from
+    from raymill.engine.trainer import Trainer
+    from raymill.model.parent import add_embedding_noise, freeze, plan_parent, with_adapters
     from raymill.objective.language_modeling import AssistantTokens
 
     steps: list[Rows] = pickle.loads((folder / "rows.pickle").read_bytes())
@@ -83,16 +84,16 @@ def run_cases(rank: int, world: int, port: int, cases: list[Case], folder: Path)
         job = case.job(len(steps[0]))
         checkpoints = folder / "checkpoints" / case.name
         found = newest_verified(checkpoints) if case.resume else None
-        model = load_parent(Path(case.parent), VOCAB, NEW_IDS, "sdpa", 7)
+        blueprint = plan_parent(Path(case.parent), VOCAB, NEW_IDS, "sdpa", 7)
         if case.lora_rank:
-            model = with_adapters(model, job.lora, NEW_IDS, 7)
+            blueprint = with_adapters(blueprint, job.lora, NEW_IDS, 7)
         if case.freeze:
-            freeze(model, case.freeze)
+            freeze(blueprint.model, case.freeze)
         if case.neftune_alpha:
-            add_embedding_noise(model, case.neftune_alpha)
+            add_embedding_noise(blueprint.model, case.neftune_alpha)
         if found:
-            load_weights(model, found.reader())
-        trainer = Trainer(job, model, group)
+            continue_from(blueprint, found.reader())
+        trainer = Trainer(job, blueprint, group)
         objective = AssistantTokens(trainer.model.get_output_embeddings())
         report: dict[str, object] = {}
         start = found.manifest.step if found else 0

@@ -152,9 +152,10 @@ def run_cases(
     from raymill.checkpoint.resume import newest_verified
     from raymill.data.store.rows import Rows
     from raymill.engine.group import on_rank_zero
+    from raymill.engine.materialize import continue_from
     from raymill.engine.schedule import learning_rate_factor
-    from raymill.engine.trainer import Trainer, load_weights
-    from raymill.model.build import build_model
+    from raymill.engine.trainer import Trainer
+    from raymill.model.build import plan_model
     from raymill.objective.language_modeling import LanguageModeling
 
     objective = LanguageModeling(end_of_text_id=0)
@@ -162,10 +163,10 @@ def run_cases(
         job = job_of(case, gpu)
         checkpoints = folder / "checkpoints" / case.name
         found = newest_verified(checkpoints) if case.resume else None
-        model = build_model(job.arch, VOCAB, 0, SEED)
+        blueprint = plan_model(job.arch, VOCAB, 0, SEED)
         if found:
-            load_weights(model, found.reader())
-        trainer = Trainer(job, model, group)
+            continue_from(blueprint, found.reader())
+        trainer = Trainer(job, blueprint, group)
         report: dict[str, object] = {}
         if found:
             reader = found.reader()

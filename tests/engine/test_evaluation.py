@@ -41,7 +41,7 @@ def measured(tmp_path: Path, weights: dict[str, float]) -> tuple[dict[str, float
     job = load("pretrain", [*ARCH, "tracking=none", f"storage.root={tmp_path}", "run.name=r"])
     folders = {data.folder: weights[data.manifest.name] for data in prepared}
     recipe = recipe_of(resolved_run(job, folders), prepared)
-    model, group = recipe.build_model(fresh=True), WorkerGroup(torch.device("cpu"))
+    model, group = recipe.plan_model(fresh=True).whole(), WorkerGroup(torch.device("cpu"))
     objective = recipe.objective(model, group)
     learner = cast(Learner, SimpleNamespace(objective=objective, model=model))
     batch_builder = DatasetBatches(objective, prepared)

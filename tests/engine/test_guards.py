@@ -204,7 +204,7 @@ def _infinite_gradient(
     from raymill.engine.device import join_deepspeed
     from raymill.engine.group import WorkerGroup
     from raymill.engine.trainer import Trainer
-    from raymill.model.build import build_model
+    from raymill.model.build import plan_model
     from raymill.objective.language_modeling import LanguageModeling
 
     send_output_to(folder / "log")
@@ -229,7 +229,7 @@ def _infinite_gradient(
         job = job_of(Case(stage, micro_batch=4, precision=precision, optimizer=optimizer))
         found = []
         for poisons in ((float("inf"), float("nan")), ()):
-            trainer = Trainer(job, build_model(job.arch, VOCAB, 0, SEED), group)
+            trainer = Trainer(job, plan_model(job.arch, VOCAB, 0, SEED), group)
             for poison in poisons:
                 before = state(trainer)
                 assert not np.isfinite(step(trainer, poison))

@@ -97,7 +97,7 @@ def test_every_job_tries_its_kernel_before_anything_is_learned(name: str) -> Non
         return SimpleNamespace(model=built)
 
     with ExitStack() as stack:
-        stack.enter_context(patch.object(type(recipe), "build_model", lambda *_, **__: model))
+        stack.enter_context(patch.object(type(recipe), "plan_model", lambda *_, **__: model))
         stack.enter_context(patch.object(setup, "Trainer", trainer))
         stack.enter_context(flash_attention(model, leaking))
         with pytest.raises(ConfigError, match=message):

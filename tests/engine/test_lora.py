@@ -17,7 +17,7 @@ from raymill.data.text.control_tokens import ControlTokens
 from raymill.errors import ConfigError
 from raymill.model.export import save_model
 from raymill.model.lazy import LazyModel
-from raymill.model.parent import freeze, load_parent, with_adapters
+from raymill.model.parent import freeze, load_parent, plan_parent, with_adapters
 from raymill.schema.sections import LoraConfig
 from sections import plain
 
@@ -100,8 +100,8 @@ def test_frozen_parameters_stay_and_are_not_in_the_checkpoint(
 
 def test_merging_is_checked_by_logits(parent: Path, tmp_path: Path) -> None:
     model = with_adapters(
-        load_parent(parent, VOCAB, NEW_IDS, "sdpa", 7), plain(LoraConfig, rank=4), NEW_IDS, 7
-    )
+        plan_parent(parent, VOCAB, NEW_IDS, "sdpa", 7), plain(LoraConfig, rank=4), NEW_IDS, 7
+    ).whole()
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -133,17 +133,18 @@ def test_merging_is_checked_by_logits(parent: Path, tmp_path: Path) -> None:
 def test_an_untied_output_learns_the_new_tokens_too(tmp_path: Path) -> None:
     untied = write_parent(tmp_path, tie_word_embeddings=False)
     model = with_adapters(
-        load_parent(untied, VOCAB, NEW_IDS, "sdpa", 7), plain(LoraConfig, rank=2), NEW_IDS, 7
-    )
+        plan_parent(untied, VOCAB, NEW_IDS, "sdpa", 7), plain(LoraConfig, rank=2), NEW_IDS, 7
+    ).model
     trained = [n for n, p in model.named_parameters() if p.requires_grad and "trainable" in n]
     assert any("embed_tokens" in name for name in trained)
     assert any("lm_head" in name for name in trained)
 
 
 def test_targets_and_patterns_that_match_nothing_are_refused(parent: Path) -> None:
-    model = load_parent(parent, VOCAB, NEW_IDS, "sdpa", 7)
+    blueprint = plan_parent(parent, VOCAB, NEW_IDS, "sdpa", 7)
+    model = blueprint.model
     with pytest.raises(ConfigError, match="nothing_like_it"):
-        with_adapters(model, plain(LoraConfig, rank=4, targets=("nothing_like_it",)), (), 7)
+        with_adapters(blueprint, plain(LoraConfig, rank=4, targets=("nothing_like_it",)), (), 7)
     with pytest.raises(ConfigError, match=r"'nope\.\*' matches no parameter"):
         freeze(model, ["nope.*"])
     with pytest.raises(ConfigError, match="nothing is left to train"):

@@ -18,7 +18,7 @@ from raymill.engine.matrix_exchange import Matrix, assign_owners, plan_rounds
 from raymill.engine.muon import Muon, orthogonalize, update_scale
 from raymill.engine.optimizers import build_optimizer, moments_of, muon_names
 from raymill.errors import ConfigError
-from raymill.model.build import build_model, hugging_face_config
+from raymill.model.build import build_model, hugging_face_config, plan_model
 from raymill.model.parent import with_adapters
 from raymill.schema.sections import ArchConfig, LoraConfig, OptimConfig
 from sections import plain
@@ -150,7 +150,7 @@ def test_blocks_matrices_are_muons_and_nothing_else() -> None:
 
 
 def test_where_no_matrix_is_left_muon_is_refused() -> None:
-    model = with_adapters(build_model(ARCH, VOCAB, 0, 7), plain(LoraConfig, rank=2), (), 7)
+    model = with_adapters(plan_model(ARCH, VOCAB, 0, 7), plain(LoraConfig, rank=2), (), 7).model
     assert muon_names(model) == set()
     with pytest.raises(ConfigError, match="all of them are frozen"):
         build_optimizer(model, MUON)

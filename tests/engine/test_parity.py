@@ -21,13 +21,13 @@ from engine.probe import (
     lengths,
     spawn,
 )
+from raymill.model.build import build_model
 
 STEPS = 50
 
 
 def bare_losses(muon: bool = False) -> list[float]:
-    """Train from the formulas alone, sharing only the model's numbers and the data with Raymill."""
-    torch.manual_seed(SEED)
+    """Train from the formulas alone, sharing the model's numbers, initial weights and data with Raymill."""
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=VOCAB,
@@ -43,6 +43,7 @@ def bare_losses(muon: bool = False) -> list[float]:
             eos_token_id=0,
         )
     )
+    model.load_state_dict(build_model(ARCH, VOCAB, 0, SEED).state_dict())
     references = {
         parameter: MuonReference(parameter.detach().numpy(), momentum=0.95, decay=0.1)
         for name, parameter in model.named_parameters()

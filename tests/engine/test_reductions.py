@@ -19,6 +19,7 @@ import torch
 
 from engine.probe import LENGTH, SEED, VOCAB, Case, batches, job_of, join
 from engine.ranks import run_ranks
+from model.planned import planned
 from raymill.engine.deepspeed_config import deepspeed_config
 from raymill.model.build import build_model
 from raymill.schema.jobs import PretrainJob
@@ -215,7 +216,7 @@ def _loss(forward: Any, row: int, device: torch.device) -> torch.Tensor:
 def _updated(one: Reduced, rank: int, group: Any, exact: dict[str, torch.Tensor]) -> dict[str, Any]:
     from raymill.engine.trainer import Trainer
 
-    trainer = Trainer(one.job, _model(one.job), group)
+    trainer = Trainer(one.job, planned(_model(one.job)), group)
     with _recorded() as (sums, exchanged):
         for number in range(MICRO_BATCHES):
             trainer.begin_micro_batch(last=number == MICRO_BATCHES - 1)

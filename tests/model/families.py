@@ -23,10 +23,11 @@ from raymill.engine.group import WorkerGroup
 from raymill.engine.leaks import refuse_leaks, sees_ahead
 from raymill.errors import RaymillError
 from raymill.generate.modes import mode_of
+from raymill.model.blueprint import Blueprint
 from raymill.model.export import save_model
 from raymill.model.lazy import LazyModel
 from raymill.model.loading import silence_libraries
-from raymill.model.parent import load_parent, with_adapters
+from raymill.model.parent import plan_parent, with_adapters
 from raymill.objective.forward import Sequences, run_model
 from raymill.schema.sections import LoraConfig
 from sections import plain
@@ -174,11 +175,15 @@ def tried(family: str, folder: Path) -> Able:
     (folder / "tokenizer").mkdir()
     _write_tokenizer(folder / "tokenizer", 257)
 
+    def planned() -> Blueprint:
+        return plan_parent(folder / "parent", VOCAB_SIZE + 2, NEW_IDS, attention_of(family), 7)
+
     def parent() -> Any:
-        return load_parent(folder / "parent", VOCAB_SIZE + 2, NEW_IDS, attention_of(family), 7)
+        return planned().whole()
 
     def adapted(*targets: str) -> Any:
-        return with_adapters(parent(), plain(LoraConfig, rank=2, targets=targets), NEW_IDS, 7)
+        lora = plain(LoraConfig, rank=2, targets=targets)
+        return with_adapters(planned(), lora, NEW_IDS, 7).whole()
 
     def all_adapted() -> str:
         return _learns(adapted("all-linear")) and _exports(adapted("all-linear"), folder)

@@ -25,7 +25,7 @@ from raymill.errors import CheckpointError
 from raymill.model.build import build_model
 from raymill.model.export import SavedModel, replaced_folder, save_model
 from raymill.model.lazy import LazyModel
-from raymill.model.parent import load_parent, with_adapters
+from raymill.model.parent import plan_parent, with_adapters
 from raymill.model.saved_tensors import SavedTensors
 from raymill.model.weight_files import TensorForm, write_weights
 from raymill.schema.sections import LoraConfig
@@ -171,8 +171,8 @@ def test_fine_tuned_weights_and_adapters_follow_the_umask(mode: int, tmp_path: P
     arch = load("pretrain", list(TINY)).arch
     build_model(arch, VOCAB, 0, 1).save_pretrained(tmp_path / "parent")
     model = with_adapters(
-        load_parent(tmp_path / "parent", VOCAB, [], "sdpa", 7), plain(LoraConfig, rank=2), [], 7
-    )
+        plan_parent(tmp_path / "parent", VOCAB, [], "sdpa", 7), plain(LoraConfig, rank=2), [], 7
+    ).whole()
     tokenizer = write_prepared(tmp_path / "data").tokenizer_folder
     save_model(
         LazyModel(model), tokenizer, tmp_path / "export", precision="fp32",

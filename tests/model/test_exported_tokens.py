@@ -24,7 +24,7 @@ from raymill.data.text.control_tokens import ControlTokens
 from raymill.errors import CheckpointError
 from raymill.model.export import copy_tokenizer, save_model
 from raymill.model.lazy import LazyModel
-from raymill.model.parent import load_parent, load_scalar_model, with_adapters
+from raymill.model.parent import load_scalar_model, plan_parent, plan_scalar_model, with_adapters
 from raymill.model.shape import read_config
 from raymill.model.verification import TEXTS, compare_outputs, loaded_outputs, trained_outputs
 from raymill.rl.reward.model import NO_SAMPLING, RewardModelSpec
@@ -48,13 +48,13 @@ def exported(
     attention = "eager" if kind == "bloom" else "sdpa"
     model: Any
     if scalar:
-        model = load_scalar_model(parent, size, [], attention, 7, tokens.padding)[0]
+        blueprint = plan_scalar_model(parent, size, [], attention, 7, tokens.padding)[0]
     else:
-        model = load_parent(parent, size, [], attention, 7)
+        blueprint = plan_parent(parent, size, [], attention, 7)
     if rank:
-        model = with_adapters(
-            model, plain(LoraConfig, rank=rank), [], 7, "SEQ_CLS" if scalar else "CAUSAL_LM"
-        )
+        task = "SEQ_CLS" if scalar else "CAUSAL_LM"
+        blueprint = with_adapters(blueprint, plain(LoraConfig, rank=rank), [], 7, task)
+    model = blueprint.whole()
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():

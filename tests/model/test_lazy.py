@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from model.families import VOCAB_SIZE, build
+from model.planned import planned
 from raymill.model.lazy import LazyModel
 from raymill.model.parent import with_adapters
 from raymill.model.saved_tensors import SavedTensors
@@ -70,9 +71,8 @@ def test_adapted_weights_are_saved_with_one_tensor_or_converted_layer_in_memory(
     model = build(family, num_hidden_layers=4)
     largest = max(parameter.numel() for parameter in model.parameters())
     limit = layer_of(model) if layers else largest
-    adapted = with_adapters(
-        model, plain(LoraConfig, rank=2, targets=("all-linear",)), [VOCAB_SIZE - 1], 7
-    )
+    lora = plain(LoraConfig, rank=2, targets=("all-linear",))
+    adapted = with_adapters(planned(model), lora, [VOCAB_SIZE - 1], 7).whole()
     counted = Counted(adapted)
     tensors = SavedTensors(LazyModel(adapted, counted.sources()), "fp32")
     write_weights(tmp_path, tensors.forms, tensors.tensor)

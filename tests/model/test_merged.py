@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from model.families import VOCAB_SIZE, build
+from model.planned import planned
 from raymill.errors import ConfigError
 from raymill.model.merged import merged_weights
 from raymill.model.parent import with_adapters
@@ -22,9 +23,8 @@ IDS = torch.tensor([[3, 40, 5, 41, 7, 6]])
 
 def adapted(model: Any, targets: Sequence[str], new_ids: Sequence[int] = ()) -> Any:
     """Return the model with adapters that change its output."""
-    found = with_adapters(
-        model, plain(LoraConfig, rank=2, targets=tuple(targets)), new_ids, 7
-    ).eval()
+    lora = plain(LoraConfig, rank=2, targets=tuple(targets))
+    found = with_adapters(planned(model), lora, new_ids, 7).whole().eval()
     torch.manual_seed(0)
     for parameter in found.parameters():
         if parameter.requires_grad:

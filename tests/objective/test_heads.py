@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from model.planned import planned
 from objective.test_pairs import rows_of, some_pairs
 from raymill.generate.batch import complete
 from raymill.generate.modes import mode_of
@@ -50,7 +51,7 @@ def built(kind: str) -> Any:
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(16)  # logits of some tens
     if more == "adapters":
-        model = with_adapters(model, plain(LoraConfig, rank=2), NEW_IDS, 7)
+        model = with_adapters(planned(model), plain(LoraConfig, rank=2), NEW_IDS, 7).whole()
     return in_bf16(model)
 
 
@@ -70,7 +71,7 @@ def build_scalar_model(adapters: bool = False) -> Any:
     with torch.no_grad():
         model.score.weight.mul_(40)
     if adapters:
-        model = with_adapters(model, plain(LoraConfig, rank=2), (), 7, "SEQ_CLS")
+        model = with_adapters(planned(model), plain(LoraConfig, rank=2), (), 7, "SEQ_CLS").whole()
     return in_bf16(model)
 
 

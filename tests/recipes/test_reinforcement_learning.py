@@ -134,13 +134,14 @@ def test_the_parents_dropout_doesnt_enter_the_ratio(place: Path, family: str) ->
     _write_tokenizer(parent, VOCAB)
     resolved = grpo(place, f"of-{family}", "algorithm=ppo", parent=parent.name)
     recipe = recipe_of(resolved, [load_prepared(folder) for folder in resolved.folders])
-    for model in (recipe.build_model(fresh=True), recipe.build_critic(fresh=True)):
+    for plan in (recipe.plan_model(fresh=True), recipe.plan_critic(fresh=True)):
+        model = plan.whole()
         ids = torch.arange(60).view(2, 30)
         trained, evaluated = model.train()(ids).logits, model.eval()(ids).logits
         assert torch.equal(trained, evaluated)
     config = json.loads((parent / "config.json").read_text())
     dropout = {key: value for key, value in config.items() if "drop" in key and value == 0.3}
-    built = recipe.build_model(fresh=True).config.to_dict()
+    built = recipe.plan_model(fresh=True).model.config.to_dict()
     assert dropout
     assert dropout == {key: built[key] for key in dropout}, (
         "it is still there for whoever trains next"

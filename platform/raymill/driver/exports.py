@@ -85,15 +85,14 @@ def _trained_model(
     resolved: ResolvedRun, prepared: list[PreparedData], checkpoint: VerifiedCheckpoint
 ) -> LazyModel:
     """Build the model as the workers did, since a checkpoint holds only the trained parameters."""
-    from raymill.engine.trainer import load_weights
-    from raymill.model.lazy import LazyModel
+    from raymill.engine.materialize import continue_from
     from raymill.model.loading import silence_libraries
     from raymill.recipes.registry import recipe_of
 
     silence_libraries()
-    model = recipe_of(resolved, prepared).build_model(fresh=False)
-    load_weights(model, checkpoint.reader())
-    return LazyModel(model)
+    blueprint = recipe_of(resolved, prepared).plan_model(fresh=False)
+    continue_from(blueprint, checkpoint.reader())
+    return blueprint.lazy()
 
 
 def _probe_ids(prepared: PreparedData, *, whole: bool = False) -> list[list[int]]:

@@ -19,6 +19,7 @@ from raymill.engine.group import WorkerGroup, on_all_ranks
 from raymill.engine.reference import FrozenModel
 from raymill.engine.resolved_run import ResolvedRun
 from raymill.engine.trainer import freeze_for_inference
+from raymill.model.blueprint import Blueprint
 from raymill.schema.jobs import ParentJob
 from raymill.schema.sections import EvaluationConfig
 
@@ -39,31 +40,31 @@ def seeded_token_ids(folder: Path, prepared: PreparedData) -> list[int]:
     return untrained_ids(before, vocab_size, new_token_ids(folder, prepared.tokenizer_folder))
 
 
-def build_policy(resolved: ResolvedRun, job: ParentJob, prepared: PreparedData) -> PreTrainedModel:
-    """Build the parent as a language model, with adapters where the job has them."""
-    from raymill.model.parent import load_parent, with_adapters
+def plan_policy(resolved: ResolvedRun, job: ParentJob, prepared: PreparedData) -> Blueprint:
+    """Plan the parent as a language model, with adapters where the job has them."""
+    from raymill.model.parent import plan_parent, with_adapters
 
     folder, seed = parent_folder(resolved), job.run.seed
     added = seeded_token_ids(folder, prepared)
     vocab_size = prepared.manifest.tokenizer.vocab_size
-    model = load_parent(folder, vocab_size, added, job.attention, seed)
-    return with_adapters(model, job.lora, added, seed) if job.lora.rank else model
+    blueprint = plan_parent(folder, vocab_size, added, job.attention, seed)
+    return with_adapters(blueprint, job.lora, added, seed) if job.lora.rank else blueprint
 
 
-def build_scalar_model(
+def plan_scalar_policy(
     resolved: ResolvedRun, job: ParentJob, prepared: PreparedData, folder: Path
-) -> tuple[PreTrainedModel, bool]:
-    """Build the model in `folder` with a head that gives one number; also return True if it had that head."""
-    from raymill.model.parent import load_scalar_model, with_adapters
+) -> tuple[Blueprint, bool]:
+    """Plan the model in `folder` with a head that gives one number; also return True if it had that head."""
+    from raymill.model.parent import plan_scalar_model, with_adapters
 
     seed, tokenizer = job.run.seed, prepared.manifest.tokenizer
     added = seeded_token_ids(folder, prepared)
-    model, has_head = load_scalar_model(
+    blueprint, has_head = plan_scalar_model(
         folder, tokenizer.vocab_size, added, job.attention, seed, tokenizer.end_of_text_id
     )
     if job.lora.rank:
-        model = with_adapters(model, job.lora, added, seed, "SEQ_CLS")
-    return model, has_head
+        blueprint = with_adapters(blueprint, job.lora, added, seed, "SEQ_CLS")
+    return blueprint, has_head
 
 
 def build_reference(
@@ -79,7 +80,7 @@ def build_reference(
     """
     if job.lora.rank:
         return FrozenModel(model, adapters_off=True)
-    parent = on_all_ranks(group, lambda: build_policy(resolved, job, prepared))
+    parent = on_all_ranks(group, lambda: plan_policy(resolved, job, prepared))
     return FrozenModel(freeze_for_inference(job, parent, group), adapters_off=False)
 
 

@@ -15,7 +15,7 @@ from raymill.schema.sections import OptimConfig
 def build_optimizer(
     model: torch.nn.Module, optim: OptimConfig, precision: str = "fp32"
 ) -> torch.optim.AdamW:
-    """Build the optimizer of a model whose parameters aren't partitioned yet; AdamW in torch's fused kernel.
+    """Build the optimizer of a model, before DeepSpeed takes it; AdamW in torch's fused kernel.
 
     Raises:
         ConfigError: Muon is configured, and no trained parameter is a matrix that it could train.
@@ -70,15 +70,15 @@ def _decay_groups(
     parameters: list[torch.nn.Parameter], weight_decay: float
 ) -> list[dict[str, Any]]:
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in parameters if _dimensions(p) >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if _dimensions(p) < 2], "weight_decay": 0.0},
     ]
     # torch refuses a parameter group without parameters.
     return [group for group in groups if group["params"]]
 
 
 def muon_names(model: torch.nn.Module) -> set[str]:
-    """Return the names of the blocks' matrices, in a model whose parameters aren't partitioned yet.
+    """Return the names of the blocks' matrices.
 
     Embeddings, the output matrix and the scalar head of a reward model or critic lie outside the blocks. LoRA's
     factors are left out: their product is added to a matrix of the block, and orthogonal factors don't make an
@@ -90,7 +90,7 @@ def muon_names(model: torch.nn.Module) -> set[str]:
         name
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
-        and parameter.ndim == 2
+        and _dimensions(parameter) == 2
         and name.startswith(prefixes)
         and ".lora_" not in name
     }
@@ -104,3 +104,8 @@ def moments_of(model: torch.nn.Module, optim: OptimConfig) -> dict[str, tuple[st
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }
+
+
+def _dimensions(parameter: torch.nn.Parameter) -> int:
+    # ZeRO-3 leaves an empty tensor in place of a partitioned parameter.
+    return len(getattr(parameter, "ds_shape", parameter.shape))

@@ -20,6 +20,7 @@ from raymill.engine.event_log import EventLog
 from raymill.engine.group import WorkerGroup
 from raymill.engine.learner import Learner
 from raymill.engine.resolved_run import ResolvedRun
+from raymill.model.blueprint import Blueprint
 from raymill.objective.objective import Objective
 from raymill.schema.jobs import TrainJob
 
@@ -34,12 +35,12 @@ ParentWork = Callable[["PreTrainedModel", WorkerGroup], None]
 class LearnerSpec:
     """A model to train, its loss, and its peak learning rate.
 
-    `build_model(fresh)` returns the model in fp32 on the host, the same on every rank; where it isn't fresh,
-    a checkpoint's trainable parameters are loaded into it next. `prefix` stands before the names of its
+    `plan_model(fresh)` returns the model before it has memory, the same on every rank; where it isn't fresh,
+    its trained parameters get a checkpoint's weights next. `prefix` stands before the names of its
     parameters in checkpoints and of its metrics: "" or "critic/".
     """
 
-    build_model: Callable[[bool], PreTrainedModel]
+    plan_model: Callable[[bool], Blueprint]
     objective: Callable[[PreTrainedModel, WorkerGroup], Objective]
     learning_rate: float
     prefix: str = ""
@@ -66,11 +67,11 @@ class Recipe(ABC, Generic[J]):
 
     def learners(self) -> list[LearnerSpec]:
         """The models to train, the policy first."""
-        return [LearnerSpec(self.build_model, self.objective, self.job.optim.learning_rate)]
+        return [LearnerSpec(self.plan_model, self.objective, self.job.optim.learning_rate)]
 
     @abstractmethod
-    def build_model(self, fresh: bool) -> PreTrainedModel:
-        """Build the first model, as `LearnerSpec` says."""
+    def plan_model(self, fresh: bool) -> Blueprint:
+        """Plan the first model, as `LearnerSpec` says."""
 
     @abstractmethod
     def objective(self, model: PreTrainedModel, group: WorkerGroup) -> Objective:

@@ -11,10 +11,12 @@ from raymill.checkpoint.fragments import FragmentReader
 from raymill.engine.group import WorkerGroup, exists_on_all_ranks, on_all_ranks
 from raymill.engine.leaks import refuse_leaks
 from raymill.engine.learner import Learner
+from raymill.engine.materialize import continue_from
 from raymill.engine.recipe import J, LearnerSpec, Recipe
 from raymill.engine.resolved_run import ResolvedRun
 from raymill.engine.start import StartPoint
-from raymill.engine.trainer import Trainer, load_weights
+from raymill.engine.trainer import Trainer
+from raymill.model.blueprint import Blueprint
 from raymill.timeline import mark
 
 if TYPE_CHECKING:
@@ -49,9 +51,9 @@ def _build(
     reader = on_all_ranks(group, start.checkpoint.reader) if start.checkpoint else None
     learners: list[Learner] = []
     for spec in recipe.learners():
-        model = on_all_ranks(group, partial(_model, spec, reader))
+        blueprint = on_all_ranks(group, partial(_plan, spec, reader))
         mark("model")
-        trainer = Trainer(job, model.to(group.device), group, spec.prefix)
+        trainer = Trainer(job, blueprint, group, spec.prefix)
         if reader is not None:
             updates, moments = start.updates(spec.prefix), start.keeps_moments
             on_all_ranks(group, partial(trainer.load_state, reader, updates, moments))
@@ -72,12 +74,12 @@ def _build(
     return learners
 
 
-def _model(spec: LearnerSpec, reader: FragmentReader | None) -> PreTrainedModel:
-    """Build a model with its initial weights, or with a checkpoint's."""
-    model = spec.build_model(reader is None)
+def _plan(spec: LearnerSpec, reader: FragmentReader | None) -> Blueprint:
+    """Plan a model with its initial weights, or with a checkpoint's."""
+    blueprint = spec.plan_model(reader is None)
     if reader is not None:
-        load_weights(model, reader, spec.prefix)
-    return model
+        continue_from(blueprint, reader, spec.prefix)
+    return blueprint
 
 
 def _head(model: PreTrainedModel) -> torch.nn.Module:

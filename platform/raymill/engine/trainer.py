@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,43 +15,44 @@ from raymill.checkpoint.fragments import MUON_MOMENTS, WEIGHT, FloatArray, Fragm
 from raymill.checkpoint.layout import Layout
 from raymill.engine.compilation import compile_layers, layers_of
 from raymill.engine.deepspeed_config import clips_gradients_itself, deepspeed_config
-from raymill.engine.group import WorkerGroup
+from raymill.engine.group import WorkerGroup, on_all_ranks
+from raymill.engine.materialize import Stored, materialize
 from raymill.engine.matrix_exchange import Matrix, MatrixExchange
 from raymill.engine.muon import Muon
 from raymill.engine.optimizers import build_optimizer, moments_of
 from raymill.engine.ownership import Destinations, Owned, Trained, layout, owned_by_this_rank
-from raymill.errors import CheckpointError
+from raymill.model.blueprint import Blueprint
+from raymill.model.values import fill
 from raymill.plan.batch import accumulation_steps
 from raymill.schema.jobs import TrainJob
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-CRITIC = "critic/"  # before the names of a critic's parameters in a checkpoint
-
 
 class Trainer:
     """A model under DeepSpeed. Collective throughout: every rank calls every method in step."""
 
     def __init__(
-        self, job: TrainJob, model: PreTrainedModel, group: WorkerGroup, prefix: str = ""
+        self, job: TrainJob, blueprint: Blueprint, group: WorkerGroup, prefix: str = ""
     ) -> None:
         import deepspeed
         from deepspeed.utils import set_z3_leaf_module
 
         self.group = group
         self.updates = 0  # optimizer updates applied so far
-        # Names and shapes are read here, before DeepSpeed partitions the parameters.
-        moments = moments_of(model, job.optim)
+        # Names and shapes are read here, before the parameters are partitioned.
+        moments = moments_of(blueprint.model, job.optim)
         trained = {
             name: Trained(f"{prefix}{name}", tuple(parameter.shape), moments[name])
-            for name, parameter in model.named_parameters()
+            for name, parameter in blueprint.model.named_parameters()
             if name in moments
         }
         # Where DeepSpeed doesn't return the norm, the trainer computes it and clips.
         self._own_norm = not clips_gradients_itself(job)
         self._grad_clip = job.optim.grad_clip or math.inf
         self.accumulation = accumulation_steps(job, group.world_size)
+        model = on_all_ranks(group, partial(materialize, job, blueprint, group))
         if job.train.activation_checkpointing:
             # Reentrant checkpointing would need inputs with gradients, which frozen embeddings don't give.
             model.gradient_checkpointing_enable(
@@ -75,8 +77,8 @@ class Trainer:
             for name, parameter in self.model.named_parameters()
             if name in trained
         }
-        self._undo_warm_up_step()
         self._replicated = self.engine.zero_optimization_stage() == 0
+        on_all_ranks(group, partial(self._fill_masters, blueprint))
         # Under ZeRO-0 autograd itself adds up the micro-batches' gradients, by default in each parameter's own
         # precision. Under the other stages DeepSpeed adds them up, in fp32.
         self._low_precision = [
@@ -151,14 +153,11 @@ class Trainer:
     def load_state(self, reader: FragmentReader, updates: int, moments: bool = True) -> None:
         """Load this rank's part of a checkpoint's fp32 weights and moments, saved after `updates` updates.
 
-        Without `moments` these stay zero. The model was built with the same weights (`load_weights`), so its
-        low-precision copy is the rounding of these already.
+        Without `moments` these stay zero. The model was planned with the same weights (`continue_from`), so
+        its low-precision copy is the rounding of these already.
         """
         self.updates = updates
-        # Unpartitioned state (stage 0) is written in shares, but every rank needs all of it.
-        shares = 1 if self._replicated else self.group.world_size
-        rank = self.group.rank if shares > 1 else 0
-        parts = list(owned_by_this_rank(self.engine, self._parameters, rank, shares))
+        parts = list(self._updated())
         # The order of a checkpoint's files, in which parameters that follow each other are read at once.
         kinds = dict.fromkeys(kind for part in parts for kind in (WEIGHT, *part.parameter.moments))
         destinations = Destinations(reader)
@@ -170,20 +169,32 @@ class Trainer:
         for part in parts:
             part.set_updates(self.optimizer, updates)
 
-    def _undo_warm_up_step(self) -> None:
-        """Restore what DeepSpeed changed while starting up.
+    def _updated(self) -> Iterator[Owned]:
+        """Return the parts that this rank updates: its own, and under ZeRO-0 all."""
+        # Unpartitioned state (stage 0) is written in shares, but every rank needs all of it.
+        shares = 1 if self._replicated else self.group.world_size
+        rank = self.group.rank if shares > 1 else 0
+        return owned_by_this_rank(self.engine, self._parameters, rank, shares)
 
-        For ZeRO-0 in bf16 it creates the moments by a step on zero gradients, which decays the weights.
+    def _fill_masters(self, blueprint: Blueprint) -> None:
+        """Give the fp32 weights their values, where DeepSpeed has made them of a copy in low precision.
+
+        For ZeRO-0 in bf16 it creates the moments by a step on zero gradients, which decays the weights, too.
         """
-        wrapper = self.engine.optimizer
-        if not hasattr(wrapper, "fp32_groups"):
+        if all(parameter.dtype == torch.float32 for parameter in self._parameters):
             return
-        for low_group, high_group in zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True):
-            for low, high in zip(low_group, high_group, strict=True):
-                high.data.copy_(low.data)
-        # That step counts as AdamW's first, which would change its bias correction.
-        for owned in owned_by_this_rank(self.engine, self._parameters, 0, 1):
-            owned.set_updates(self.optimizer, 0)
+        values = {
+            trained.name: blueprint.values[parameter]
+            for parameter, trained in self._parameters.items()
+        }
+        with torch.no_grad():
+            for owned in self._updated():
+                # A checkpoint's weights are read together with its moments (`load_state`).
+                if not isinstance(values[owned.name], Stored):
+                    fill(owned.weight(), values[owned.name], owned.start)
+                if self._replicated:
+                    # That step counts as AdamW's first, which would change its bias correction.
+                    owned.set_updates(self.optimizer, 0)
 
     def _matrices(self) -> Iterator[Matrix]:
         """Yield the matrices that Muon trains, each with this rank's elements of it."""
@@ -197,48 +208,21 @@ class Trainer:
                 yield Matrix((rows, columns), partition, owned.key, owned.offset, owned.numel)
 
 
-def load_weights(model: torch.nn.Module, reader: FragmentReader, prefix: str = "") -> None:
-    """Load a checkpoint's fp32 weights into a freshly built model's trainable parameters.
-
-    Only the checkpoint's parameters whose names start with `prefix` belong to this model.
-
-    Raises:
-        CheckpointError: the checkpoint has other parameters than the model; names the first that differs.
-    """
-    parameters = {f"{prefix}{name}": p for name, p in model.named_parameters() if p.requires_grad}
-    saved = {name for name in reader.index if name.startswith(CRITIC) == (prefix == CRITIC)}
-    missing = sorted(set(parameters) ^ saved)
-    if missing:
-        raise CheckpointError(
-            f"{reader.location} and the model differ in {len(missing)} parameters, "
-            f"first {missing[0]}: the parameters to train aren't those that were saved"
-        )
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(torch.from_numpy(reader.tensor(name)))
-
-
 def freeze_for_inference(
-    job: TrainJob, model: PreTrainedModel, group: WorkerGroup
+    job: TrainJob, blueprint: Blueprint, group: WorkerGroup
 ) -> PreTrainedModel:
     """Return a model for forward passes alone, on this worker's device; collective.
 
     Under ZeRO-3 its weights are partitioned over the workers, as the trained model's are.
     """
-    # Only parameters are converted, as DeepSpeed does: rotary frequencies are buffers, and stay in fp32.
-    dtype = torch.bfloat16 if job.train.precision == "bf16" else torch.float32
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-        parameter.data = parameter.data.to(dtype)
-    model.eval()
+    blueprint.model.requires_grad_(False).eval()
+    model = on_all_ranks(group, partial(materialize, job, blueprint, group))
     if job.zero.stage < 3:
-        return model.to(group.device)
+        return model
     import deepspeed
 
     config = deepspeed_config(job, group.world_size)
-    engine, *_ = deepspeed.initialize(
-        model=model.to(group.device), config=config, dist_init_required=False
-    )
+    engine, *_ = deepspeed.initialize(model=model, config=config, dist_init_required=False)
     return engine.module
 
 

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 
 from raymill.causes import first_line
 from raymill.errors import ConfigError
-from raymill.model.loading import load_hf_config, load_hf_model
+from raymill.model.loading import load_hf_blueprint, load_hf_config
 from raymill.model.shape import SHAPE_KEYS
 from raymill.redaction import override
 from raymill.schema.sections import ArchConfig
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
+
+    from raymill.model.blueprint import Blueprint
 
 # Settings, by transformers' names, that an architecture leaves to its family's defaults or has another name
 # for.
@@ -64,29 +66,45 @@ def hugging_face_config(
     )
 
 
-def build_model(
+def plan_model(
     arch: ArchConfig, vocab_size: int, end_of_text_id: int | None, seed: int
-) -> PreTrainedModel:
-    """Build a freshly initialized fp32 model; the same seed gives the same weights on every rank."""
+) -> Blueprint:
+    """Plan a freshly initialized model; the same seed gives the same weights on every rank.
+
+    Each parameter has the distribution from which transformers would draw it.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
-    # transformers draws initial weights from torch's global generator.
-    torch.manual_seed(seed)
+    from raymill.model.blueprint import Blueprint, with_real_buffers
+    from raymill.model.trace import Trace
+
     config = hugging_face_config(arch, vocab_size, end_of_text_id)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(
-        config,
-        dtype=torch.float32,
-        attn_implementation=arch.attention,
-        trust_remote_code=False,
-    )
-    return model
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config,
+            dtype=torch.float32,
+            attn_implementation=arch.attention,
+            trust_remote_code=False,
+        )
+    trace = Trace()
+    with_real_buffers(model, trace)
+    with trace.recording():
+        model.initialize_weights()
+    return Blueprint.traced(model, trace, seed)
 
 
-def load_pretrained(
-    folder: Path, arch: ArchConfig, vocab_size: int, end_of_text_id: int | None
+def build_model(
+    arch: ArchConfig, vocab_size: int, end_of_text_id: int | None, seed: int
 ) -> PreTrainedModel:
-    """Load weights to continue from, in fp32, into the same model that `build_model` builds.
+    """Build what `plan_model` plans, whole, in fp32 on the host."""
+    return plan_model(arch, vocab_size, end_of_text_id, seed).whole()
+
+
+def plan_pretrained(
+    folder: Path, arch: ArchConfig, vocab_size: int, end_of_text_id: int | None
+) -> Blueprint:
+    """Plan the same model as `plan_model` does, with a folder's weights, in fp32.
 
     The folder's own configuration isn't used, since a resumed run and the export build the model from `arch`.
 
@@ -127,14 +145,22 @@ def load_pretrained(
         )
     if problems:
         raise ConfigError(problems)
-    model: PreTrainedModel = load_hf_model(
+    return load_hf_blueprint(
         AutoModelForCausalLM,
         folder,
+        # Nothing is drawn: a folder that lacks weights is refused.
+        seed=0,
         config=own,
         dtype=torch.float32,
         attn_implementation=arch.attention,
     )
-    return model
+
+
+def load_pretrained(
+    folder: Path, arch: ArchConfig, vocab_size: int, end_of_text_id: int | None
+) -> PreTrainedModel:
+    """Load what `plan_pretrained` plans, whole, on the host."""
+    return plan_pretrained(folder, arch, vocab_size, end_of_text_id).whole()
 
 
 def _shape_of(config: PretrainedConfig) -> dict[str, object]:

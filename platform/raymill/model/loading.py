@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from raymill.errors import DataError
 from raymill.reading import files_below, opened, retried
@@ -18,6 +18,8 @@ from raymill.reading import files_below, opened, retried
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
     from transformers.models.auto.auto_factory import _BaseAutoModelClass
+
+    from raymill.model.blueprint import Blueprint
 
 T = TypeVar("T")
 
@@ -60,19 +62,55 @@ def load_hf_model(
         DataError: other weights are missing, damaged, or of other shapes than the model's.
         StorageError, OSError, ValueError: see `from_folder`.
     """
-    model, report = from_folder(
+    model, report = from_folder(folder, lambda: _from_pretrained(auto_class, folder, settings))
+    _refuse_other_weights(auto_class, folder, new, report)
+    return model
+
+
+def load_hf_blueprint(
+    auto_class: type[_BaseAutoModelClass],
+    folder: Path,
+    seed: int,
+    new: frozenset[str] = frozenset(),
+    **settings: object,
+) -> Blueprint:
+    """Return what `load_hf_model` does, before its weights are read; those that are drawn, from `seed`."""
+    from raymill.model.blueprint import Blueprint
+    from raymill.model.folder_tensors import unread
+    from raymill.model.trace import Trace
+
+    def loaded() -> tuple[Trace, PreTrainedModel, dict[str, Any]]:
+        trace = Trace()
+        with unread(trace):
+            return trace, *_from_pretrained(auto_class, folder, settings)
+
+    trace, model, report = from_folder(folder, loaded)
+    _refuse_other_weights(auto_class, folder, new, report)
+    return Blueprint.traced(model, trace, seed)
+
+
+def _from_pretrained(
+    auto_class: type[_BaseAutoModelClass], folder: Path, settings: Mapping[str, object]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    model, report = auto_class.from_pretrained(
         folder,
-        lambda: auto_class.from_pretrained(
-            folder,
-            local_files_only=True,
-            # False also suppresses the question whether to run the folder's own code.
-            trust_remote_code=False,
-            output_loading_info=True,
-            # Mismatched sizes are refused below, with a plainer message.
-            ignore_mismatched_sizes=True,
-            **settings,
-        ),
+        local_files_only=True,
+        # False also suppresses the question whether to run the folder's own code.
+        trust_remote_code=False,
+        output_loading_info=True,
+        # Mismatched sizes are refused below, with a plainer message.
+        ignore_mismatched_sizes=True,
+        **settings,
     )
+    return model, report
+
+
+def _refuse_other_weights(
+    auto_class: type[_BaseAutoModelClass],
+    folder: Path,
+    new: frozenset[str],
+    report: Mapping[str, Any],
+) -> None:
     # A folder of another model must not pass as one with new weights.
     for name, shape, expected in sorted(report["mismatched_keys"]):
         raise DataError(
@@ -87,7 +125,6 @@ def load_hf_model(
             f"{folder} lacks weights of a {kind} model: {', '.join(lacking[:3])}{more}; restore its files, or "
             "give another model"
         )
-    return model
 
 
 def from_folder(folder: Path, load: Callable[[], T]) -> T:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raymill.causes import first_line
 from raymill.errors import ConfigError
-from raymill.model.loading import load_hf_model
+from raymill.model.loading import load_hf_blueprint
 from raymill.model.shape import is_reward_model
 from raymill.schema.sections import LoraConfig
 
@@ -22,14 +22,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
+    from raymill.model.blueprint import Blueprint
+    from raymill.model.trace import Trace
+    from raymill.model.values import Values
+
 SCALAR_HEADS = frozenset(("score", "classifier"))  # the families' names of the scalar head
 NEW_TOKEN_NOISE = 0.1  # relative to the standard deviation of the embeddings
 
 
-def load_parent(
+def plan_parent(
     folder: Path, vocab_size: int, new_ids: Sequence[int], attention: str, seed: int
-) -> PreTrainedModel:
-    """Load the parent in fp32, extend its vocabulary to `vocab_size`, and initialize `new_ids`.
+) -> Blueprint:
+    """Plan the parent in fp32, its vocabulary extended to `vocab_size`, and `new_ids` initialized.
 
     Raises:
         ConfigError: transformers can't load it.
@@ -38,9 +42,50 @@ def load_parent(
     """
     from transformers import AutoModelForCausalLM
 
-    model = _load(AutoModelForCausalLM, folder, attention)
-    extend_vocabulary(model, vocab_size, new_ids, seed)
-    return model
+    blueprint = _load(AutoModelForCausalLM, folder, attention, seed)
+    return extend_vocabulary(blueprint, vocab_size, new_ids, seed)
+
+
+def load_parent(
+    folder: Path, vocab_size: int, new_ids: Sequence[int], attention: str, seed: int
+) -> PreTrainedModel:
+    """Load what `plan_parent` plans, whole, on the host."""
+    return plan_parent(folder, vocab_size, new_ids, attention, seed).whole()
+
+
+def plan_scalar_model(
+    folder: Path,
+    vocab_size: int,
+    new_ids: Sequence[int],
+    attention: str,
+    seed: int,
+    pad_id: int,
+) -> tuple[Blueprint, bool]:
+    """Plan the parent with a head that gives one number, as transformers' sequence classifier.
+
+    Also return True if it had that head already; a new head is drawn from `seed`.
+
+    Raises:
+        ConfigError: transformers can't load it as a sequence classifier.
+        DataError: its weights are damaged or incomplete.
+        StorageError: a file can't be read.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    has_head = is_reward_model(folder)
+    blueprint = _load(
+        AutoModelForSequenceClassification,
+        folder,
+        attention,
+        seed,
+        new=frozenset() if has_head else SCALAR_HEADS,
+        num_labels=1,
+    )
+    blueprint = extend_vocabulary(blueprint, vocab_size, new_ids, seed)
+    blueprint.model.config.pad_token_id = pad_id
+    # Otherwise transformers would guess the loss from the labels.
+    blueprint.model.config.problem_type = "regression"
+    return blueprint, has_head
 
 
 def load_scalar_model(
@@ -51,32 +96,9 @@ def load_scalar_model(
     seed: int,
     pad_id: int,
 ) -> tuple[PreTrainedModel, bool]:
-    """Load the parent with a head that gives one number, as transformers' sequence classifier.
-
-    Also return True if it had that head already; a new head is drawn from `seed`.
-
-    Raises:
-        ConfigError: transformers can't load it as a sequence classifier.
-        DataError: its weights are damaged or incomplete.
-        StorageError: a file can't be read.
-    """
-    import torch
-    from transformers import AutoModelForSequenceClassification
-
-    torch.manual_seed(seed)
-    has_head = is_reward_model(folder)
-    model = _load(
-        AutoModelForSequenceClassification,
-        folder,
-        attention,
-        new=frozenset() if has_head else SCALAR_HEADS,
-        num_labels=1,
-    )
-    extend_vocabulary(model, vocab_size, new_ids, seed)
-    model.config.pad_token_id = pad_id
-    # Otherwise transformers would guess the loss from the labels.
-    model.config.problem_type = "regression"
-    return model, has_head
+    """Load what `plan_scalar_model` plans, whole, on the host."""
+    blueprint, has_head = plan_scalar_model(folder, vocab_size, new_ids, attention, seed, pad_id)
+    return blueprint.whole(), has_head
 
 
 def scalar_head(model: torch.nn.Module) -> torch.nn.Module:
@@ -100,14 +122,21 @@ def _load(
     auto_class: type[_BaseAutoModelClass],
     folder: Path,
     attention: str,
+    seed: int,
     new: frozenset[str] = frozenset(),
     **settings: object,
-) -> PreTrainedModel:
+) -> Blueprint:
     import torch
 
     try:
-        return load_hf_model(
-            auto_class, folder, new, dtype=torch.float32, attn_implementation=attention, **settings
+        return load_hf_blueprint(
+            auto_class,
+            folder,
+            seed,
+            new,
+            dtype=torch.float32,
+            attn_implementation=attention,
+            **settings,
         )
     except (OSError, ValueError, ImportError) as error:
         problem = f"parent: transformers can't load {folder}: {first_line(error)}"
@@ -118,8 +147,8 @@ def _load(
 
 
 def extend_vocabulary(
-    model: PreTrainedModel, vocab_size: int, new_ids: Sequence[int], seed: int
-) -> None:
+    blueprint: Blueprint, vocab_size: int, new_ids: Sequence[int], seed: int
+) -> Blueprint:
     """Extend the embeddings to `vocab_size` tokens, and initialize `new_ids` to the mean of all others.
 
     The mean keeps the distribution over the old tokens nearly as it was (Hewitt 2021, "Initializing New
@@ -129,17 +158,15 @@ def extend_vocabulary(
     """
     import torch
 
+    from raymill.model.values import WithRows
+
+    model = blueprint.model
     before = model.config.get_text_config(decoder=True).vocab_size
     if vocab_size > before:
-        try:
-            model.resize_token_embeddings(vocab_size, mean_resizing=False)
-        except (AttributeError, NotImplementedError) as error:
-            raise ConfigError(
-                [f"parent: transformers can't give {type(model).__name__} new tokens ({error})"]
-            ) from error
+        blueprint = resize_vocabulary(blueprint, vocab_size, seed)
     new_ids = untrained_ids(before, vocab_size, new_ids)
     if not new_ids:
-        return
+        return blueprint
     # A generator of its own leaves the global one as it was.
     generator = torch.Generator().manual_seed(seed)
     matrices = [model.get_input_embeddings().weight]
@@ -147,14 +174,55 @@ def extend_vocabulary(
     # A tied matrix is initialized once.
     if head is not None and head.weight is not matrices[0]:
         matrices.append(head.weight)
-    with torch.no_grad():
-        for matrix_VH in matrices:
-            old = torch.ones(len(matrix_VH), dtype=torch.bool)
-            old[list(new_ids)] = False
-            mean_H, spread_H = matrix_VH[old].mean(dim=0), matrix_VH[old].std(dim=0)
-            for index in new_ids:
-                noise_H = torch.randn(len(mean_H), generator=generator)
-                matrix_VH[index] = mean_H + NEW_TOKEN_NOISE * spread_H * noise_H
+    for matrix in matrices:
+        values = blueprint.values[matrix]
+        mean_H, spread_H = _mean_and_spread(values, frozenset(new_ids))
+        noise_NH = [torch.randn(len(mean_H), generator=generator) for _ in new_ids]
+        rows = {
+            index: mean_H + NEW_TOKEN_NOISE * spread_H * noise_H
+            for index, noise_H in zip(new_ids, noise_NH, strict=True)
+        }
+        blueprint.values[matrix] = WithRows(values, rows)
+    return blueprint
+
+
+def resize_vocabulary(blueprint: Blueprint, vocab_size: int, seed: int) -> Blueprint:
+    """Extend the embeddings to `vocab_size` tokens, the new ones initialized as transformers does.
+
+    Raises:
+        ConfigError: transformers can't extend this model.
+    """
+    from raymill.model.blueprint import Blueprint
+
+    model, trace = blueprint.model, blueprint.trace()
+    try:
+        with trace.recording():
+            model.resize_token_embeddings(vocab_size, mean_resizing=False)
+    except (AttributeError, NotImplementedError) as error:
+        raise ConfigError(
+            [f"parent: transformers can't give {type(model).__name__} new tokens ({error})"]
+        ) from error
+    return Blueprint.traced(model, trace, seed)
+
+
+def _mean_and_spread(matrix: Values, left_out: frozenset[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the mean and the standard deviation of a matrix's other rows, in fp32, read piece by piece."""
+    import torch
+
+    from raymill.model.values import PIECE
+
+    rows, width = matrix.shape
+    step = max(1, PIECE // width)
+    count, sums = 0, torch.zeros(2, width, dtype=torch.float64)
+    for first in range(0, rows, step):
+        last = min(rows, first + step)
+        kept = [row - first for row in range(first, last) if row not in left_out]
+        part = matrix.read(first * width, last * width).view(-1, width)[kept].double()
+        count += len(kept)
+        sums += torch.stack((part.sum(dim=0), part.square().sum(dim=0)))
+    mean = sums[0] / count
+    variance = ((sums[1] - count * mean.square()) / max(1, count - 1)).clamp_(min=0)
+    return mean.float(), variance.sqrt().float()
 
 
 def untrained_ids(before: int, vocab_size: int, new_ids: Sequence[int]) -> list[int]:
@@ -167,12 +235,12 @@ def untrained_ids(before: int, vocab_size: int, new_ids: Sequence[int]) -> list[
 
 
 def with_adapters(
-    model: PreTrainedModel,
+    blueprint: Blueprint,
     lora: LoraConfig,
     new_ids: Sequence[int],
     seed: int,
     task: str = "CAUSAL_LM",
-) -> PreTrainedModel:
+) -> Blueprint:
     """Return the model with LoRA adapters (peft); only these and the new tokens' embeddings are trained.
 
     Without the embeddings, a new token that ends a turn could never be learned. With task SEQ_CLS the scalar
@@ -184,7 +252,11 @@ def with_adapters(
     import torch
     from peft import LoraConfig as PeftLoraConfig
     from peft import get_peft_model
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
 
+    from raymill.model.blueprint import Blueprint
+
+    model = blueprint.model
     _check_tables(model, lora, new_ids)
     targets: str | list[str] = list(lora.targets)
     excluded: list[str] = []
@@ -199,15 +271,35 @@ def with_adapters(
         trainable_token_indices=_token_tables(model, new_ids) or None,
         task_type=task,
     )
-    # peft draws adapters from torch's global generator.
-    torch.manual_seed(seed)
+    trace = blueprint.trace()
     try:
-        return get_peft_model(model, settings)
+        with trace.recording(), torch.device("meta"):
+            adapted = get_peft_model(model, settings)
     except ValueError as error:
         advice = ""
         if targets == "all-linear":
             advice = " Name the modules that get adapters, as in lora.targets=[in_proj]."
         raise ConfigError([f"lora.targets={list(lora.targets)}: {error}{advice}"]) from error
+    for layer in adapted.modules():
+        if isinstance(layer, TrainableTokensLayer) and layer.tied_adapter is None:
+            _know_token_rows(layer, blueprint, trace)
+    return Blueprint.traced(adapted, trace, seed)
+
+
+def _know_token_rows(layer: Any, blueprint: Blueprint, trace: Trace) -> None:
+    """Tell the trace the rows of tokens, which peft takes by an index that has no memory either."""
+    import torch
+
+    from raymill.model.computed import Computed
+    from raymill.model.values import Held
+
+    matrix = blueprint.values[layer.get_base_layer().weight]
+    for adapter, tokens in layer.token_indices.items():
+        for rows in (layer.trainable_tokens_delta, layer.trainable_tokens_original):
+            shape = tuple(rows[adapter].shape)
+            arguments = (matrix, [Held(torch.tensor(tokens))])
+            index = torch.ops.aten.index.Tensor
+            trace.know(rows[adapter], Computed(index, arguments, {}, shape, torch.float32))
 
 
 def _routers(model: torch.nn.Module) -> list[str]:

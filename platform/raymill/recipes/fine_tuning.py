@@ -13,12 +13,13 @@ from raymill.data.store.manifest import load_prepared
 from raymill.data.text.control_tokens import ControlTokens
 from raymill.engine.answers import AnsweredQuestions
 from raymill.engine.batches import BatchBuilder
-from raymill.engine.build_models import build_policy, flops_per_token, open_held_out_sets
+from raymill.engine.build_models import flops_per_token, open_held_out_sets, plan_policy
 from raymill.engine.evaluation import Evaluator, HeldOutLoss
 from raymill.engine.event_log import EventLog
 from raymill.engine.group import WorkerGroup, on_all_ranks
 from raymill.engine.learner import Learner
 from raymill.engine.recipe import Recipe
+from raymill.model.blueprint import Blueprint
 from raymill.objective.forward import FLAT_KERNELS
 from raymill.objective.language_modeling import AssistantTokens, LanguageModeling
 from raymill.schema.jobs import SftJob
@@ -39,20 +40,20 @@ class FineTuning(Recipe[SftJob]):
     def samples(self) -> bool:
         return self.job.evaluation.questions > 0
 
-    def build_model(self, fresh: bool) -> PreTrainedModel:
+    def plan_model(self, fresh: bool) -> Blueprint:
         from raymill.model.parent import add_embedding_noise, freeze
 
         job = self.job
         # Also where a checkpoint follows: it holds only the trainable parameters.
-        model = build_policy(self.resolved, job, self.prepared[0])
+        blueprint = plan_policy(self.resolved, job, self.prepared[0])
         if job.freeze:
-            freeze(model, job.freeze)
+            freeze(blueprint.model, job.freeze)
         if job.neftune_alpha:
             # The noise is scaled by the length of a row, but a flat kernel's pass joins several rows into one.
             flat = job.attention in FLAT_KERNELS
             length = job.data.sequence_length if flat else None
-            add_embedding_noise(model, job.neftune_alpha, length)
-        return model
+            add_embedding_noise(blueprint.model, job.neftune_alpha, length)
+        return blueprint
 
     def objective(self, model: PreTrainedModel, group: WorkerGroup) -> AssistantTokens:
         return AssistantTokens(model.get_output_embeddings())

@@ -10,10 +10,10 @@ import torch
 
 from raymill.engine.batches import BatchBuilder
 from raymill.engine.build_models import (
-    build_policy,
     build_reference,
     flops_per_token,
     parent_folder,
+    plan_policy,
     seeded_token_ids,
 )
 from raymill.engine.evaluation import Evaluator
@@ -23,6 +23,7 @@ from raymill.engine.held_out_pairs import HeldOutPairs
 from raymill.engine.learner import Learner
 from raymill.engine.recipe import ParentWork, Recipe
 from raymill.engine.reference import CachedReference, LiveReference
+from raymill.model.blueprint import Blueprint
 from raymill.objective.pairs import PreferredAnswers, Reference
 from raymill.objective.preferences import NEEDS_REFERENCE
 from raymill.schema.jobs import DpoJob
@@ -35,13 +36,13 @@ if TYPE_CHECKING:
 class PreferenceTuning(Recipe[DpoJob]):
     """See `Recipe`."""
 
-    def build_model(self, fresh: bool) -> PreTrainedModel:
+    def plan_model(self, fresh: bool) -> Blueprint:
         from raymill.model.parent import switch_dropout_off
 
-        model = build_policy(self.resolved, self.job, self.prepared[0])
+        blueprint = plan_policy(self.resolved, self.job, self.prepared[0])
         # The reference is computed in evaluation mode; with dropout, the policy would differ from it by chance.
-        switch_dropout_off(model)
-        return model
+        switch_dropout_off(blueprint.model)
+        return blueprint
 
     def objective(self, model: PreTrainedModel, group: WorkerGroup) -> PreferredAnswers:
         loss = self.job.loss

@@ -15,6 +15,7 @@ from raymill.engine.group import WorkerGroup
 from raymill.engine.learner import Learner
 from raymill.engine.recipe import Recipe
 from raymill.engine.samples import SampledText
+from raymill.model.blueprint import Blueprint
 from raymill.objective.language_modeling import LanguageModeling
 from raymill.plan.parameters import flops_per_token
 from raymill.schema.jobs import PretrainJob
@@ -33,15 +34,15 @@ class Pretraining(Recipe[PretrainJob]):
     def packing_key(self) -> str | None:
         return "data.document_mask" if self.job.data.document_mask else None
 
-    def build_model(self, fresh: bool) -> PreTrainedModel:
-        from raymill.model.build import build_model, load_pretrained
+    def plan_model(self, fresh: bool) -> Blueprint:
+        from raymill.model.build import plan_model, plan_pretrained
 
         folder, arch = self.resolved.model_folder, self.job.arch
         end = self.prepared[0].manifest.tokenizer.end_of_text_id
         # All parameters are trained, so that a checkpoint replaces the weights of `folder` entirely.
         if folder is not None and fresh:
-            return load_pretrained(folder, arch, self._vocab_size, end)
-        return build_model(arch, self._vocab_size, end, self.job.run.seed)
+            return plan_pretrained(folder, arch, self._vocab_size, end)
+        return plan_model(arch, self._vocab_size, end, self.job.run.seed)
 
     def objective(self, model: PreTrainedModel, group: WorkerGroup) -> LanguageModeling:
         tokenizer = self.prepared[0].manifest.tokenizer

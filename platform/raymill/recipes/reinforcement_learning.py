@@ -10,17 +10,19 @@ import torch
 from raymill.data.text.control_tokens import ControlTokens
 from raymill.engine.batches import BatchBuilder
 from raymill.engine.build_models import (
-    build_policy,
     build_reference,
-    build_scalar_model,
     flops_per_token,
+    plan_policy,
+    plan_scalar_policy,
 )
 from raymill.engine.evaluation import Evaluator
 from raymill.engine.event_log import EventLog
 from raymill.engine.group import WorkerGroup, on_all_ranks, on_rank_zero
 from raymill.engine.learner import Learner
+from raymill.engine.materialize import CRITIC
 from raymill.engine.recipe import LearnerSpec, Recipe
-from raymill.engine.trainer import CRITIC
+from raymill.model.blueprint import Blueprint
+from raymill.model.values import Held
 from raymill.rl.backend import start_rollout_backend
 from raymill.rl.collector import RolloutCollector
 from raymill.rl.evaluation import HeldOutPrompts
@@ -47,16 +49,16 @@ class Reinforcement(Recipe[RlhfJob]):
         if self.resolved.rl is None or self.resolved.rl.critic_folder is None:
             return policy
         rate = self.job.critic.learning_rate
-        return [*policy, LearnerSpec(self.build_critic, self.critic_objective, rate, CRITIC)]
+        return [*policy, LearnerSpec(self.plan_critic, self.critic_objective, rate, CRITIC)]
 
-    def build_model(self, fresh: bool) -> PreTrainedModel:
+    def plan_model(self, fresh: bool) -> Blueprint:
         from raymill.model.parent import switch_dropout_off
 
-        model = build_policy(self.resolved, self.job, self.prepared[0])
+        blueprint = plan_policy(self.resolved, self.job, self.prepared[0])
         # The old policy's log-probabilities are computed in evaluation mode; with dropout, the ratio to
         # them wouldn't be 1 before an update.
-        switch_dropout_off(model)
-        return model
+        switch_dropout_off(blueprint.model)
+        return blueprint
 
     def objective(self, model: PreTrainedModel, group: WorkerGroup) -> PolicyGradient:
         return PolicyGradient(
@@ -66,22 +68,21 @@ class Reinforcement(Recipe[RlhfJob]):
             self.job.rollout.max_new_tokens,
         )
 
-    def build_critic(self, fresh: bool) -> PreTrainedModel:
-        """Build the value model: the reward model, the parent, or another model with a scalar head."""
+    def plan_critic(self, fresh: bool) -> Blueprint:
+        """Plan the value model: the reward model, the parent, or another model with a scalar head."""
         from raymill.model.parent import scalar_head, switch_dropout_off
 
         assert self.resolved.rl is not None, "reinforcement learning without its resolved part"
         folder = self.resolved.rl.critic_folder
         assert folder is not None, "a critic without initial weights"
-        model, had_head = build_scalar_model(self.resolved, self.job, self.prepared[0], folder)
+        blueprint, had_head = plan_scalar_policy(self.resolved, self.job, self.prepared[0], folder)
         # The old values, to which new ones are clipped, are computed in evaluation mode.
-        switch_dropout_off(model)
+        switch_dropout_off(blueprint.model)
         if not had_head:
             # A new head estimates 0 for every state, instead of noise.
-            with torch.no_grad():
-                for parameter in scalar_head(model).parameters():
-                    parameter.zero_()
-        return model
+            for parameter in scalar_head(blueprint.model).parameters():
+                blueprint.values[parameter] = Held(torch.zeros(parameter.shape))
+        return blueprint
 
     def critic_objective(self, model: PreTrainedModel, group: WorkerGroup) -> Critic:
         """Return the value loss."""

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from raymill.engine.batches import BatchBuilder
-from raymill.engine.build_models import build_scalar_model, flops_per_token
+from raymill.engine.build_models import flops_per_token, plan_scalar_policy
 from raymill.engine.evaluation import Evaluator
 from raymill.engine.event_log import EventLog
 from raymill.engine.group import WorkerGroup
 from raymill.engine.held_out_pairs import HeldOutPairs
 from raymill.engine.learner import Learner
 from raymill.engine.recipe import Recipe
+from raymill.model.blueprint import Blueprint
 from raymill.objective.pairs import RewardPairs
 from raymill.schema.jobs import RewardJob
 
@@ -26,16 +27,16 @@ if TYPE_CHECKING:
 class RewardModeling(Recipe[RewardJob]):
     """See `Recipe`."""
 
-    def build_model(self, fresh: bool) -> PreTrainedModel:
+    def plan_model(self, fresh: bool) -> Blueprint:
         from raymill.model.parent import switch_dropout_off
 
         assert self.resolved.model_folder is not None, "a parent is resolved before workers start"
-        model, _ = build_scalar_model(
+        blueprint, _ = plan_scalar_policy(
             self.resolved, self.job, self.prepared[0], self.resolved.model_folder
         )
         # With dropout, the two scores of a pair would differ by chance.
-        switch_dropout_off(model)
-        return model
+        switch_dropout_off(blueprint.model)
+        return blueprint
 
     def objective(self, model: PreTrainedModel, group: WorkerGroup) -> RewardPairs:
         from raymill.model.parent import scalar_head
