@@ -3,10 +3,10 @@
     .venv/bin/python bench/scale/start.py [--ranks 8 64 1024 8192] [--arch llama3_70b] [--json start.json]
     .venv/bin/python bench/scale/start.py --largest 4 --memory-gib 14
 
-Each measurement is a process of its own that builds rank 0 of a fake world (torch's `fake` process group counts
-the collectives and runs none) through the trainer that the platform uses. The peak is the process's VmHWM above
-what it had after its imports. Where a share is larger than `--memory-gib`, a model with fewer layers is measured
-and the rest computed: both are linear in the layers. `--tree` measures another checkout of the platform.
+Each measurement is a process of its own that builds rank 0 of a fake world (torch's `fake` process group runs
+no collectives) through the trainer that the platform uses. The peak is the process's VmHWM above what it had
+after its imports. Where a share is larger than `--memory-gib`, a model with fewer layers is measured and the
+rest computed: both are linear in the layers. `--tree` measures another checkout of the platform.
 """
 
 from __future__ import annotations
