@@ -32,8 +32,8 @@ def seeded_token_ids(folder: Path, prepared: PreparedData) -> list[int]:
 
     The model in `folder` has no embeddings for them, or untrained ones.
     """
-    from raymill.model.parent import untrained_ids
     from raymill.model.shape import first_number, read_config
+    from raymill.model.vocabulary import untrained_ids
 
     vocab_size = prepared.manifest.tokenizer.vocab_size
     before = int(first_number(read_config(folder), ("vocab_size",)) or vocab_size)

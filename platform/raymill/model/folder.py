@@ -10,7 +10,8 @@ import torch
 from raymill.model.blueprint import Blueprint
 from raymill.model.lazy import LazyModel
 from raymill.model.loading import load_hf_blueprint
-from raymill.model.parent import SCALAR_HEADS, resize_vocabulary
+from raymill.model.parent import SCALAR_HEADS
+from raymill.model.vocabulary import resize_vocabulary
 
 
 def open_folder(folder: Path, scalar: bool) -> LazyModel:
