@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from raymill.errors import ConfigError
 from raymill.model.computed import Computed
-from raymill.model.values import Distribution, Drawn, Held, Values
+from raymill.model.values import Distribution, Held, InitialValues, Values
 
 # Where a tensor lies: its storage, and the view of it.
 _Place: TypeAlias = tuple[int, int, tuple[int, ...], tuple[int, ...]]
@@ -77,7 +77,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise ConfigError(
                 [f"{name}: transformers doesn't initialize it, so its values aren't known"]
             )
-        return Drawn(name, seed, tuple(tensor.shape), parts)
+        return InitialValues(name, seed, tuple(tensor.shape), parts)
 
     def __torch_dispatch__(
         self,

@@ -114,7 +114,7 @@ class Distribution:
 
 
 @dataclass(frozen=True)
-class Drawn(Values):
+class InitialValues(Values):
     """Initial values: a function of the seed, the parameter's name and the element's position.
 
     `parts` are (start, stop, what stands there: a distribution, or a tensor copied there); later ones replace
