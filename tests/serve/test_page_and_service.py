@@ -182,6 +182,7 @@ def test_probabilities_on_hover(page: Page) -> None:
     tab.wait("!document.querySelector('#token-card').hidden")
     assert "%" in text_of(tab, "#token-card")
     shoot(tab, "tokens")
+    tab.evaluate("document.activeElement.blur()")
     tab.press("p")
     assert tab.console == []
 
