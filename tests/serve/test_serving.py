@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from raymill.config import load
 from raymill.config.entry import main
 from raymill.driver.serving import serve
 from raymill.errors import ConfigError, DataError
+from raymill.serve import opening
 from raymill.serve.keys import read_keys
 from raymill.serve.opening import model_names
 from raymill.track.marker import MARKER_NAME, verified_digest, weights_digest, write_marker
@@ -52,6 +55,33 @@ def test_a_whole_folder_has_the_digest_of_its_weights(export: Path) -> None:
     assert digest == weights_digest(export)
     (export / MARKER_NAME).unlink()
     assert verified_digest(export) == digest
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_model_that_does_not_fit_is_refused_in_numbers(
+    export: Path, monkeypatch: pytest.MonkeyPatch, dry_run: bool
+) -> None:
+    monkeypatch.setattr(opening, "free_bytes", lambda: 2**20)
+    with pytest.raises(ConfigError, match=r"model=demo: not even one answer fits .* of 0\.8 MiB"):
+        serve(job(f"model={export}", f"storage.root={export.parent}", f"dry_run={dry_run}"))
+
+
+def test_a_dry_run_says_what_fits(export: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = job(f"model={export}", f"storage.root={export.parent}", "serve.slots=3", "dry_run=true")
+    assert serve(asked) == 0
+    head, demo = capsys.readouterr().out.splitlines()[-2:]
+    assert head.startswith("model") and demo.startswith("demo")
+    cells = re.split(r"  +", demo)
+    assert cells[5] == "3" and len(cells) == len(re.split(r"  +", head))
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_reward_model_is_refused(export: Path, dry_run: bool) -> None:
+    config = json.loads((export / "config.json").read_text())
+    config["architectures"] = ["LlamaForSequenceClassification"]
+    (export / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="is a reward model and writes nothing"):
+        serve(job(f"model={export}", f"storage.root={export.parent}", f"dry_run={dry_run}"))
 
 
 def test_models_are_named_by_their_reference_or_run() -> None:

@@ -51,8 +51,7 @@ def open_models(job: ServeJob, references: Sequence[str]) -> Iterator[ServedMode
         name: resolve_model(reference, job.tracking, root, f"adapters.{name}").folder
         for name, reference in job.adapters.items()
     }
-    names = model_names(job.model)
-    found = [resolve_model(reference, job.tracking, root) for reference in references]
+    names, found = model_names(job.model), _found(job, references)
     # vLLM distributes its work over the cores that it finds itself, and fails with fewer threads.
     if job.serve.decoder == "slots":
         _choose_threads([model.folder for model in found])
@@ -82,14 +81,28 @@ def memory_table(job: ServeJob) -> list[str]:
     Raises:
         RaymillError: a model can't be found, or not even one of its answers fits.
     """
-    folders = [
-        resolve_model(reference, job.tracking, job.storage.folder).folder for reference in job.model
-    ]
+    folders = [model.folder for model in _found(job, job.model)]
     names, planned = model_names(job.model), plan_memory(job, folders)
     for name, memory in zip(names, planned, strict=True):
         _check_memory(name, memory)
     asked = [job.serve.slots] * len(names)
     return serving_table(list(zip(names, planned, asked, strict=True)))
+
+
+def _found(job: ServeJob, references: Sequence[str]) -> list[ResolvedModel]:
+    """Find models that write text.
+
+    Raises:
+        RaymillError: one can't be found.
+        ConfigError: one is a reward model.
+    """
+    found = [resolve_model(reference, job.tracking, job.storage.folder) for reference in references]
+    for reference, model in zip(job.model, found, strict=True):
+        if is_reward_model(model.folder):
+            raise ConfigError(
+                [f"model={reference}: {model.name} is a reward model and writes nothing"]
+            )
+    return found
 
 
 def _check_memory(name: str, memory: ServingMemory) -> None:
@@ -108,12 +121,10 @@ def open_model(
     """Load a model and start its engine, with `slots` answers at the same time.
 
     Raises:
-        ConfigError: it is a reward model, or its family can't be sampled.
+        ConfigError: its family can't be sampled.
         DataError: the folder is damaged, or its files don't go together.
     """
     folder = resolved.folder
-    if is_reward_model(folder):
-        raise ConfigError([f"model={name}: {resolved.name} is a reward model and writes nothing"])
     digest = verified_digest(folder)
     text = ModelText(folder)
     digests = {name: verified_digest(adapter) for name, adapter in adapters.items()}
