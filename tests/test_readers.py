@@ -127,7 +127,7 @@ def the_newest_checkpoint(place: Path) -> Case:
     newest = save(place, 2)
 
     def read() -> Any:
-        found = newest_verified(place)
+        found = newest_verified(place, check=verify)
         return None if found is None else found.manifest.step
 
     return Case(newest / "rank-00000.safetensors", read, 1)

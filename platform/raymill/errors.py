@@ -45,8 +45,8 @@ class NonFiniteError(RaymillError):
 
 
 class RewindError(RaymillError):
-    """The run must continue from its last checkpoint, without the samples after it; raised on every
-    rank."""
+    """The run must continue from a checkpoint: without the samples after it, or from the one before
+    a damaged one; raised on every rank."""
 
     on_every_rank = True
 

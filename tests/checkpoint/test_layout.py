@@ -274,3 +274,18 @@ def test_a_file_can_be_read_without_raymill(tmp_path: Path) -> None:
                     part = np.frombuffer(data, np.float32, high - low, offset)
                     assert np.array_equal(part, values[kind, p["name"]][low:high])
                     offset += part.nbytes
+
+
+def test_the_recipe_of_the_documentation_verifies_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text()
+    recipe = text.split("```python\n")[1].split("```")[0]
+    written(tmp_path, Layout.equal_parts(1, {"a": ParameterEntry((CHUNK_BYTES,))}))
+    monkeypatch.chdir(tmp_path)
+    exec(recipe, {})
+    path = tmp_path / file_of(0)
+    data = path.read_bytes()
+    path.write_bytes(data[:9999] + b"?" + data[10_000:])
+    with pytest.raises(AssertionError):
+        exec(recipe, {})

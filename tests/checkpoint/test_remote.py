@@ -16,13 +16,20 @@ from at_once import at_once
 from checkpoint.test_commit import LAYOUT, Alone, manifest, state
 from checkpoint.test_crash_points import injected
 from faults.injector import happened
+from raymill.checkpoint import store_files
 from raymill.checkpoint.commit import commit
 from raymill.checkpoint.fence import FencedError, raise_fence
+from raymill.checkpoint.file_record import DamagedError
 from raymill.checkpoint.ledger import Commit, Ledger, LedgerState
 from raymill.checkpoint.manifest import MANIFEST_NAME
 from raymill.checkpoint.remote import RemoteRun
-from raymill.checkpoint.resume import find_fork, newest_verified
-from raymill.checkpoint.retention import RetentionPolicy, committed_steps
+from raymill.checkpoint.resume import (
+    VerifiedCheckpoint,
+    find_fork,
+    newest_verified,
+    set_damaged_aside,
+)
+from raymill.checkpoint.retention import RetentionPolicy, committed_steps, remove_leftovers
 from raymill.errors import CheckpointError, ConfigError, StorageError
 from raymill.storage.bucket import Bucket
 
@@ -65,14 +72,22 @@ def steps_of(uri: str) -> list[int]:
     return [commit.step for commit in Ledger(Bucket(uri), 99).state().commits]
 
 
-def check(run_dir: Path, step: int) -> None:
-    """The newest checkpoint is this step's, with all its values."""
-    found = newest_verified(run_dir / "checkpoints")
+def newest(uri: str, run_dir: Path) -> VerifiedCheckpoint:
+    found = newest_verified(run_dir / "checkpoints", remote=RemoteRun(uri))
     assert found is not None
-    assert found.manifest.step == step
-    for name, arrays in state(step).items():
-        for kind, values in arrays.items():
-            assert np.array_equal(found.reader().read(kind, name), values)
+    return found
+
+
+def check(uri: str, run_dir: Path, step: int, here: bool) -> None:
+    """The newest checkpoint is this step's, with all its values; `here` if it isn't read from the store."""
+    found = newest(uri, run_dir)
+    assert (found.manifest.step, found.uri is None) == (step, here)
+    for shared in (False, True):
+        reader = found.reader(shared)
+        for name, arrays in state(step).items():
+            for kind, values in arrays.items():
+                assert np.array_equal(reader.read(kind, name), values)
+    assert found.cache.is_dir() is not here
 
 
 def test_a_run_goes_on_elsewhere(uri: str, tmp_path: Path) -> None:
@@ -80,14 +95,15 @@ def test_a_run_goes_on_elsewhere(uri: str, tmp_path: Path) -> None:
     for step in (1, 2):
         save_as(1, uri, one, step)
     assert steps_of(uri) == [1, 2]
-    assert taken_up(uri, 2, two) == [f"downloading the checkpoint of step 2 from {uri}"]
-    check(two, 2)
-    assert [step for step, _ in committed_steps(two / "checkpoints")] == [2]
+    assert taken_up(uri, 2, two) == []
+    check(uri, two, 2, here=False)
+    assert committed_steps(two / "checkpoints") == [], "nothing is downloaded ahead"
     assert (two / "metrics.jsonl").read_text() == "1\n2\n"
     save_as(2, uri, two, 3)
-    # And back: what is there is used, what was written elsewhere is fetched.
-    assert taken_up(uri, 3, one) == [f"downloading the checkpoint of step 3 from {uri}"]
-    check(one, 3)
+    check(uri, two, 3, here=True)
+    # And back: what was written elsewhere is read from the store.
+    assert taken_up(uri, 3, one) == []
+    check(uri, one, 3, here=False)
     assert (one / "metrics.jsonl").read_text() == "1\n2\n3\n"
     assert taken_up(uri, 4, one) == []
     manifests, problems = RemoteRun(uri).verified()
@@ -181,7 +197,12 @@ def test_killed_at_each_write(uri: str, tmp_path: Path, write: int) -> None:
     assert steps_of(uri) == list(range(1, step + 1))
     for number, folder in enumerate((run_dir, tmp_path / "elsewhere")):
         taken_up(uri, 2 + number, folder)
-        check(folder, step)
+        check(
+            uri,
+            folder,
+            step,
+            here=folder == run_dir and (run_dir / "checkpoints" / f"step-{step:08d}").is_dir(),
+        )
     folders = {key.split("/")[1] for key in Bucket(uri).sizes("checkpoints")}
     assert len(folders) == step, "what was uploaded and never real is gone"
     save_as(3, uri, tmp_path / "elsewhere", 3)
@@ -205,9 +226,9 @@ def test_a_store_that_takes_nothing_costs_the_checkpoint_alone(
             save_as(1, uri, tmp_path, 2)
     assert steps_of(uri) == [1]
     assert len({key.split("/")[1] for key in Bucket(uri).sizes("checkpoints")}) == 1
-    check(tmp_path, 1)
+    check(uri, tmp_path, 1, here=True)
     save_as(1, uri, tmp_path, 2)
-    check(tmp_path, 2)
+    check(uri, tmp_path, 2, here=True)
 
 
 @pytest.mark.parametrize("how", ["flipped", "cut", "missing", "manifest"])
@@ -230,22 +251,67 @@ def test_a_damaged_one_is_named_and_the_one_before_is_fetched(
     [problem] = RemoteRun(uri).verified()[1]
     assert folder in problem
     taken_up(uri, 2, tmp_path / "two")
-    found = newest_verified(tmp_path / "two" / "checkpoints")
-    assert found is not None
+    found = newest(uri, tmp_path / "two")
+    if how == "flipped":
+        assert found.manifest.step == 2
+        with pytest.raises(DamagedError, match=folder) as told:
+            found.reader(shared=True).tensor("b", "exp_avg_sq")
+        assert set_damaged_aside(found, told.value, RemoteRun(uri, 2)) == found.uri
+        # That holds on every machine, and the audit names it as well.
+        found = newest(uri, tmp_path / "three")
+        assert RemoteRun(uri).verified()[1] == [str(told.value)]
     assert found.manifest.step == 1
-    assert len(found.passed_over) == 1
-    assert "step-00000002" in found.passed_over[0]
+    [passed_over] = found.passed_over
+    assert folder in passed_over
     # Here it is whole still, and so nothing is lost where it was made.
     assert taken_up(uri, 3, tmp_path / "one") == []
-    check(tmp_path / "one", 2)
+    check(uri, tmp_path / "one", 2, here=True)
 
 
-def test_a_damaged_copy_here_is_fetched_again(uri: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["cut", "flipped"])
+def test_instead_of_a_damaged_copy_here_the_store_is_read(
+    uri: str, tmp_path: Path, how: str
+) -> None:
     save_as(1, uri, tmp_path, 1)
     path = tmp_path / "checkpoints" / "step-00000001" / "rank-00000.safetensors"
-    path.write_bytes(path.read_bytes()[:-1])
-    assert len(taken_up(uri, 2, tmp_path)) == 1
-    check(tmp_path, 1)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data[:-1] if how == "cut" else data)
+    assert taken_up(uri, 2, tmp_path) == []
+    if how == "flipped":
+        found = newest(uri, tmp_path)
+        with pytest.raises(DamagedError) as told:
+            found.reader().tensor("a")
+        assert ".damaged-" in set_damaged_aside(found, told.value, RemoteRun(uri, 2))
+    check(uri, tmp_path, 1, here=False)
+
+
+def test_the_ranks_of_a_node_read_each_block_once(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_as(1, uri, tmp_path / "one", 1)
+    found = newest(uri, tmp_path / "two")
+    asked: list[tuple[str, int]] = []
+    read_range = Bucket.read_range
+
+    def counted(self: Bucket, key: str, offset: int, buffer: memoryview) -> int:
+        asked.append((key, offset))
+        return read_range(self, key, offset, buffer)
+
+    monkeypatch.setattr(Bucket, "read_range", counted)
+    monkeypatch.setattr(store_files, "READ_BYTES", 1024)
+
+    def read() -> None:
+        tensors = found.reader(shared=True).tensors(state(1))
+        assert all(
+            np.array_equal(tensors[name].ravel(), arrays["fp32"])
+            for name, arrays in state(1).items()
+        )
+
+    at_once(read, read, read)
+    assert len(asked) == len(set(asked)) > 2
+    remove_leftovers(tmp_path / "two" / "checkpoints", tmp_path / "none")
+    assert not found.cache.exists()
 
 
 def test_what_the_store_does_not_know_is_set_aside_and_not_deleted(
@@ -257,7 +323,7 @@ def test_what_the_store_does_not_know_is_set_aside_and_not_deleted(
     )
     [said] = taken_up(uri, 2, tmp_path)
     assert f"step-00000007 isn't in {uri}: set aside as step-00000007.damaged-" in said
-    check(tmp_path, 1)
+    check(uri, tmp_path, 1, here=True)
 
 
 def test_what_the_store_let_go_is_let_go_here(uri: str, tmp_path: Path) -> None:
@@ -312,8 +378,8 @@ def test_a_step_that_was_committed_there_and_not_here_is_gone_on_from(
     shutil.rmtree(tmp_path / "checkpoints" / "step-00000002")
     remote = RemoteRun(uri, 1, 1)
     remote.fence_off()
-    remote.download_newest(tmp_path, lambda _: None)
-    check(tmp_path, 2)
+    remote.tidy(tmp_path, lambda _: None)
+    check(uri, tmp_path, 2, here=False)
 
 
 def test_the_marker_of_results_is_there_once_all_else_is(
@@ -357,7 +423,7 @@ def test_another_stores_folder_is_not_taken_for_this_ones(uri: str, tmp_path: Pa
     save_as(1, f"{uri}/b", tmp_path / "other", 5)
     taken_up(f"{uri}/b", 2, tmp_path)
     assert (tmp_path / "metrics.jsonl").read_text() == "1\n2\n3\n4\n5\n"
-    check(tmp_path, 5)
+    check(f"{uri}/b", tmp_path, 5, here=False)
 
 
 def test_who_is_late_deletes_nothing_of_a_newer_holders(
@@ -380,14 +446,15 @@ def test_who_is_late_deletes_nothing_of_a_newer_holders(
     assert steps_of(uri) == [1, 2]
 
 
-def test_one_checkpoint_is_fetched_for_a_fork(uri: str, tmp_path: Path) -> None:
+def test_a_fork_reads_one_checkpoint_of_another_run(uri: str, tmp_path: Path) -> None:
     for step in (1, 2):
         save_as(1, f"{uri}/base", tmp_path / "here", step)
-    there = tmp_path / "there" / "base"
-    RemoteRun(f"{uri}/base").download_step(there, 1, lambda _: None)
-    assert find_fork(there.parent, "base@1").manifest.step == 1
+    base = RemoteRun(f"{uri}/base")
+    found = find_fork(tmp_path / "there", "base@1", base)
+    assert found.manifest.step == 1
+    assert np.array_equal(found.reader().read("fp32", "b"), state(1)["b"]["fp32"])
     with pytest.raises(ConfigError, match=r"run.from=base@5: .* has no step 5 \(available: 1, 2\)"):
-        RemoteRun(f"{uri}/base").download_step(there, 5, lambda _: None)
+        find_fork(tmp_path / "there", "base@5", base)
 
 
 def test_retention_spares_what_it_has_to(uri: str, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_another_machine_goes_on_from_the_store(
     run_dir = two / "runs" / "kept"
     committed = job.events(run_dir, "attempt")[-1]["step"]
     assert committed >= EVERY, "it didn't begin anew"
-    assert f"downloading the checkpoint of step {committed} from {uri}/runs/kept" in output
+    assert f"the checkpoint of step {committed} is read from {uri}/runs/kept" in output
     assert made.items() <= uninterrupted.items(), "before it was killed"
     assert losses(run_dir) == uninterrupted, "and after"
 

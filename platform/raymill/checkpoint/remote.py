@@ -9,20 +9,19 @@ that an earlier holder who is late changes nothing: the newest folder with a jou
 from __future__ import annotations
 
 import re
-import shutil
 import sys
-import uuid
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
+from raymill.checkpoint.file_record import DamagedError
 from raymill.checkpoint.ledger import Commit, Ledger
 from raymill.checkpoint.manifest import (
+    INDEX_NAME,
     MANIFEST_NAME,
     CheckpointManifest,
+    inspect,
     parse_manifest,
-    read_manifest,
-    verify,
 )
 from raymill.checkpoint.retention import (
     RetentionPolicy,
@@ -45,6 +44,8 @@ HELD_NAME = "held.json"
 _CHECKPOINTS = "checkpoints"
 _JOURNAL = "metrics.jsonl"
 _FILES = "files"
+# Object in a checkpoint's folder that says what damage a reader has found.
+_DAMAGE = "DAMAGED.txt"
 _FOLDER = re.compile(r"step-\d+-(\d+)\.(\d+)-[0-9a-f]+")
 # Names of files that are of no use to another machine.
 _LOCAL = (_CHECKPOINTS, "ray", "pulse", HELD_NAME)
@@ -159,12 +160,21 @@ class RemoteRun:
         Raises:
             CheckpointError: the ledger can't be read.
         """
-        return [commit.step for commit in self._ledger.state().commits]
+        return [commit.step for commit in self.commits()]
+
+    def commits(self) -> tuple[Commit, ...]:
+        """Return the run's checkpoints, oldest first.
+
+        Raises:
+            CheckpointError: the ledger can't be read.
+        """
+        return self._ledger.state().commits
 
     def download(self, run_dir: Path, say: Callable[[str], None]) -> None:
         """Download, as the holder of the run, what it takes to continue it.
 
-        That is the newest checkpoint and, where another machine wrote them last, the run's files.
+        That is the run's files, where another machine wrote them last. Checkpoints are read by the
+        ranks that need them, range by range.
 
         Raises:
             CheckpointError: the ledger can't be read.
@@ -176,67 +186,59 @@ class RemoteRun:
         if not is_file(held) or read_text(held) != before:
             self._download_files(run_dir)
         write_atomic(held, now)
-        self.download_newest(run_dir, say)
+        self.tidy(run_dir, say)
 
-    def download_newest(self, run_dir: Path, say: Callable[[str], None]) -> None:
-        """Download the newest checkpoint that verifies, and the damaged ones after it.
-
-        Local checkpoints that the ledger doesn't name are removed or set aside.
-        """
-        commits = self._ledger.state().commits
+    def tidy(self, run_dir: Path, say: Callable[[str], None]) -> None:
+        """Remove local checkpoints that aren't copies of the store's, or set them aside."""
+        commits = self.commits()
         by_step = {commit.step: commit for commit in commits}
         for step, directory in committed_steps(run_dir / _CHECKPOINTS):
             if step in by_step:
-                continue
+                # A copy may be damaged, or stem from an attempt that never committed it.
+                if not is_copy(directory, by_step[step]):
+                    remove(directory)
             # Retention has deleted older ones in the store; newer ones were never committed there.
-            if commits and step <= commits[-1].step:
+            elif commits and step <= commits[-1].step:
                 remove(directory)
             else:
                 say(f"{directory} isn't in {self.uri}: set aside as {set_aside(directory).name}")
-        for commit in reversed(commits):
-            if self._download_checkpoint(commit, run_dir / _CHECKPOINTS, say):
-                return
 
-    def download_step(self, run_dir: Path, step: int, say: Callable[[str], None]) -> None:
-        """Download one checkpoint.
+    def uri_of(self, commit: Commit) -> str:
+        """Return the URI of a checkpoint's folder."""
+        return f"{self.uri}/{_CHECKPOINTS}/{commit.folder}"
+
+    def inspect(self, commit: Commit) -> CheckpointManifest:
+        """Check a checkpoint's manifest and index, and that its files have their sizes.
 
         Raises:
-            ConfigError: the run doesn't have it; names those it has.
+            CheckpointError: a file is missing or has another size, the index was altered, or the
+                checkpoint was marked as damaged.
         """
-        commits = {commit.step: commit for commit in self._ledger.state().commits}
-        if step not in commits:
-            known = ", ".join(map(str, commits)) or "none"
-            raise ConfigError(
-                [
-                    f"run.from={run_dir.name}@{step}: {self.uri} has no step {step} (available: {known})"
-                ]
-            )
-        self._download_checkpoint(commits[step], run_dir / _CHECKPOINTS, say)
+        uri = self.uri_of(commit)
+        sizes = self._bucket.sizes(f"{_CHECKPOINTS}/{commit.folder}")
+        mark = f"{_CHECKPOINTS}/{commit.folder}/{_DAMAGE}"
+        if mark in sizes:
+            raise DamagedError((self._bucket.get(mark) or b"").decode(errors="replace"), uri)
+        data = self._bucket.get(f"{_CHECKPOINTS}/{commit.folder}/{MANIFEST_NAME}")
+        if data is None:
+            raise DamagedError(f"{uri} has no {MANIFEST_NAME}", uri)
+        manifest = parse_manifest(data.decode(errors="replace"), uri)
+        if manifest.digest != commit.digest:
+            raise DamagedError(f"{uri} isn't the checkpoint that was committed", uri)
+        for name, record in manifest.files.items():
+            size = sizes.get(f"{_CHECKPOINTS}/{commit.folder}/{name}")
+            if size is None:
+                raise DamagedError(f"{uri}/{name} is missing", uri)
+            if size != record.bytes:
+                raise DamagedError(
+                    f"{uri}/{name} has {size} bytes, its manifest says {record.bytes}", uri
+                )
+        VerifiedFiles(StoreFiles(uri), manifest.files).verify([INDEX_NAME])
+        return manifest
 
-    def _download_checkpoint(
-        self, commit: Commit, checkpoints: Path, say: Callable[[str], None]
-    ) -> bool:
-        """Download a checkpoint; return whether it is whole.
-
-        A damaged one stays as it is, so that it can be reported.
-        """
-        target = checkpoints / step_directory_name(commit.step)
-        if is_folder(target):
-            # A local copy may be damaged, or stem from an attempt that never committed it.
-            if _is_whole(target, commit):
-                return True
-            remove(target)
-        say(f"downloading the checkpoint of step {commit.step} from {self.uri}")
-        # A download that is interrupted leaves a name that the next start deletes.
-        temporary = checkpoints / f"{target.name}.{uuid.uuid4().hex[:8]}.deleted"
-        temporary.mkdir(parents=True)
-        bucket = Bucket(f"{self.uri}/{_CHECKPOINTS}/{commit.folder}")
-        try:
-            Mirror(bucket, temporary).pull(last=MANIFEST_NAME)
-            temporary.replace(target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        return _is_whole(target, commit)
+    def mark_damaged(self, uri: str, reason: str) -> None:
+        """Mark a checkpoint in the store as damaged, so that no start chooses it; its files stay."""
+        self._bucket.put(f"{_CHECKPOINTS}/{uri.rpartition('/')[2]}/{_DAMAGE}", reason.encode())
 
     def verified(self) -> tuple[list[CheckpointManifest], list[str]]:
         """Verify every byte of every checkpoint in the store.
@@ -257,14 +259,8 @@ class RemoteRun:
         return manifests, problems
 
     def _verified(self, commit: Commit) -> CheckpointManifest:
-        folder = f"{_CHECKPOINTS}/{commit.folder}"
-        data = self._bucket.get(f"{folder}/{MANIFEST_NAME}")
-        if data is None:
-            raise CheckpointError(f"{self.uri}/{folder} has no {MANIFEST_NAME}")
-        manifest = parse_manifest(data.decode(errors="replace"), f"{self.uri}/{folder}")
-        if manifest.digest != commit.digest:
-            raise CheckpointError(f"{self.uri}/{folder} isn't the checkpoint that was committed")
-        files = VerifiedFiles(StoreFiles(f"{self.uri}/{folder}"), manifest.files)
+        manifest = self.inspect(commit)
+        files = VerifiedFiles(StoreFiles(self.uri_of(commit)), manifest.files)
         files.verify(manifest.files)
         return manifest
 
@@ -313,10 +309,10 @@ def _writer_of(folder: str) -> tuple[int, int]:
     return (int(match[1]), int(match[2])) if match else (sys.maxsize, 0)
 
 
-def _is_whole(directory: Path, commit: Commit) -> bool:
-    """Return whether this very checkpoint is in a directory, and verifies."""
+def is_copy(directory: Path, commit: Commit) -> bool:
+    """Return whether a directory holds this very checkpoint, by its manifest and its files' sizes."""
     with suppress(CheckpointError):
-        return read_manifest(directory).digest == commit.digest and bool(verify(directory))
+        return is_folder(directory) and inspect(directory).digest == commit.digest
     return False
 
 

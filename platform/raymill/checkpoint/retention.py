@@ -12,6 +12,8 @@ from pathlib import Path
 from raymill.reading import entries, is_folder, read_json
 
 REGISTERED_NAME = "registered.json"
+# Start of the names of folders with what the ranks of a node have read from an object store.
+CACHE = "cache-"
 _STEP_DIRECTORY = re.compile(r"step-(\d{8,})")
 
 
@@ -101,7 +103,7 @@ def remove_leftovers(checkpoints: Path, writing: Path) -> None:
         # Renamed first: an attempt that is still alive somewhere must not commit half-deleted files.
         path.replace(checkpoints / f"{path.name}.deleted")
     for path in entries(checkpoints):
-        if path.name.endswith(".deleted"):
+        if path.name.endswith(".deleted") or path.name.startswith(CACHE):
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -66,7 +66,7 @@ class LocalFiles:
 
 
 @dataclass
-class _Run:
+class ReadRun:
     """Chunks [first, stop) of a file, read at once, and the pieces that lie in them."""
 
     first: int
@@ -103,7 +103,7 @@ class VerifiedFiles:
         with _Tasks() as tasks:
             for name, pieces in wanted:
                 prepared = tasks.add(partial(self._prepare, name))
-                for run in _runs(pieces, self._chunk_bytes(name)):
+                for run in plan_runs(pieces, self._chunk_bytes(name)):
                     tasks.add(partial(self._read_run, name, run, prepared))
 
     def verify(self, names: Iterable[str]) -> None:
@@ -146,7 +146,7 @@ class VerifiedFiles:
             )
         return table
 
-    def _read_run(self, name: str, run: _Run, prepared: Future[None]) -> None:
+    def _read_run(self, name: str, run: ReadRun, prepared: Future[None]) -> None:
         """Read the chunks of a run, verify those that its pieces touch, and copy the pieces."""
         prepared.result()
         record, size = self._record(name), self._chunk_bytes(name)
@@ -209,17 +209,17 @@ class VerifiedFiles:
         return data
 
 
-def _runs(pieces: Iterable[Piece], chunk_bytes: int) -> Iterator[_Run]:
+def plan_runs(pieces: Iterable[Piece], chunk_bytes: int) -> Iterator[ReadRun]:
     """Yield runs of chunks that hold the pieces, which are in order; no chunk is in two runs."""
     gap, limit = -(-GAP_BYTES // chunk_bytes), max(1, READ_BYTES // chunk_bytes)
-    run: _Run | None = None
+    run: ReadRun | None = None
     for offset, out in pieces:
         while len(out):
             chunk = offset // chunk_bytes
             if run is None or chunk >= min(run.first + limit, run.stop + gap):
                 if run is not None:
                     yield run
-                run = _Run(chunk, chunk)
+                run = ReadRun(chunk, chunk)
             # What lies beyond the longest run comes with the next one.
             count = min(len(out), (run.first + limit) * chunk_bytes - offset)
             run.pieces.append((offset, out[:count]))

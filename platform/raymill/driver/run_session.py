@@ -11,9 +11,14 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from raymill.checkpoint.file_record import DamagedError
 from raymill.checkpoint.lease import Lease, acquire
 from raymill.checkpoint.remote import RemoteRun
-from raymill.checkpoint.resume import VerifiedCheckpoint, newest_verified, parse_fork
+from raymill.checkpoint.resume import (
+    VerifiedCheckpoint,
+    newest_verified,
+    set_damaged_aside,
+)
 from raymill.checkpoint.retention import committed_steps
 from raymill.cluster.session import NO_ACTORS, ActorResources
 from raymill.config.entry import EXIT_FAILED, EXIT_PREEMPTED
@@ -68,18 +73,17 @@ def _say(text: str) -> None:
 
 
 def download_run(resolved: ResolvedRun) -> None:
-    """Fetch the run, and the checkpoint that it forks, from the object store."""
-    remote, fork = resolved.remote, resolved.job.run.from_
+    """Fetch the run's files from the object store; its checkpoints are read where they are needed."""
+    remote = resolved.remote
     if remote is None:
         return
     remote.download(resolved.run_dir, _say)
     # The downloaded event log may be shorter than the part that was already sent to MLflow.
     clamp_offset(resolved.run_dir, resolved.event_log)
-    # A run that has checkpoints of its own resumes from them, and no longer needs its origin.
-    if fork is not None and not committed_steps(resolved.checkpoints):
-        name, step = parse_fork(fork)
-        source = RemoteRun(f"{resolved.job.storage.uri}/runs/{name}")
-        source.download_step(resolved.runs / name, step, _say)
+    local = {step for step, _ in committed_steps(resolved.checkpoints)}
+    newest = remote.steps()[-1:]
+    if newest and newest[0] not in local:
+        _say(f"the checkpoint of step {newest[0]} is read from {remote.uri}")
 
 
 def finished_checkpoint(resolved: ResolvedRun) -> VerifiedCheckpoint | None:
@@ -91,7 +95,7 @@ def finished_checkpoint(resolved: ResolvedRun) -> VerifiedCheckpoint | None:
     """
     from raymill.engine.start import resolve_start
 
-    if not is_folder(resolved.checkpoints):
+    if resolved.remote is None and not is_folder(resolved.checkpoints):
         return None
     # The same checks as at a resume, so that a contradicting configuration isn't reported as finished.
     digests = tuple(load_prepared(folder).manifest.digest for folder in resolved.folders)
@@ -111,12 +115,36 @@ def finish_again(resolved: ResolvedRun, checkpoint: VerifiedCheckpoint) -> int:
     tracker = Tracker(resolved)
     tracker.start()
     try:
-        finish_run(resolved, checkpoint, tracker, console)
+        with _remade_if_damaged(resolved, checkpoint):
+            finish_run(resolved, checkpoint, tracker, console)
         StateLog(resolved.run_dir, resolved.token).enter(RunState.FINISHED)
         upload_results(resolved, resolved.remote)
         return 0
     finally:
         tracker.close("finished")
+
+
+@contextmanager
+def _remade_if_damaged(resolved: ResolvedRun, checkpoint: VerifiedCheckpoint) -> Iterator[None]:
+    """Set the checkpoint aside if the block finds damage in it; only the holder of the run may.
+
+    Raises:
+        CheckpointError: it is damaged; says that the same command makes it again, where it can.
+    """
+    try:
+        yield
+    except DamagedError as error:
+        if error.location != checkpoint.location:
+            raise
+        set_damaged_aside(checkpoint, error, resolved.remote)
+        raise _will_be_remade(str(error)) from error
+
+
+def _will_be_remade(reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"the checkpoint of the last step can't be exported: {reason}\n"
+        "The same command makes it again from the one before."
+    )
 
 
 def upload_results(resolved: ResolvedRun, remote: RemoteRun | None) -> None:
@@ -163,17 +191,15 @@ class TrainingSession:
         if status != "finished":
             return self._stopped(status)
         resolved = self.resolved
-        checkpoint = newest_verified(resolved.checkpoints)
+        checkpoint = newest_verified(resolved.checkpoints, remote=resolved.remote)
         if checkpoint is None:
             raise CheckpointError(f"{resolved.checkpoints} holds no checkpoint to export")
         if checkpoint.manifest.step != resolved.total_steps:
-            raise CheckpointError(
-                f"the checkpoint of the last step can't be exported: {'; '.join(checkpoint.passed_over)}\n"
-                "The same command makes it again from the one before."
-            )
+            raise _will_be_remade("; ".join(checkpoint.passed_over))
         # A process that has lost the run must not register a model of it.
         self.lease.check()
-        finish_run(resolved, checkpoint, self.tracker, self.console)
+        with _remade_if_damaged(resolved, checkpoint):
+            finish_run(resolved, checkpoint, self.tracker, self.console)
         # The run is finished even if the upload fails, which the same command repeats.
         self.state = RunState.FINISHED
         upload_results(resolved, resolved.remote)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from raymill.checkpoint.file_record import DamagedError
 from raymill.cluster.interface import GLOO
 from raymill.engine.failure_note import exit_on_error
 from raymill.engine.heartbeat import Heartbeat, heartbeat_folder, process_location
@@ -109,6 +111,7 @@ def build_loop(
     resolved: ResolvedRun, group: WorkerGroup, event_log: EventLog | None, heartbeat: Heartbeat
 ) -> Loop:
     """Build everything that the first step needs; collective."""
+    from raymill.engine.fall_back import fall_back
     from raymill.engine.group import on_all_ranks, on_rank_zero
     from raymill.engine.loop import Loop
     from raymill.engine.samples import settle_sampling
@@ -127,7 +130,13 @@ def build_loop(
     stream.open()
     mark("data")
     recipe = recipe_of(resolved, prepared)
-    learners = build_learners(recipe, resolved, start, group)
+    try:
+        learners = build_learners(recipe, resolved, start, group)
+    except DamagedError as error:
+        fall_back(start, error, group, resolved.remote)
+    if start.checkpoint is not None:
+        # All ranks have read what they need by now, and this node's may go.
+        shutil.rmtree(start.checkpoint.cache, ignore_errors=True)
     # Some families sample wrongly in batches or with a cache; all ranks then avoid that.
     if recipe.samples:
         settle_sampling(learners[0].model, group, event_log, start.step)

@@ -62,6 +62,10 @@ class ResolvedRun:
         """The run's copy in the object store."""
         return None if self.uri is None else RemoteRun(self.uri, self.token, self.start)
 
+    def remote_of(self, name: str) -> RemoteRun | None:
+        """Return another run's copy in the object store, where runs are kept in one."""
+        return None if self.uri is None else RemoteRun(f"{self.job.storage.uri}/runs/{name}")
+
     @property
     def event_log(self) -> Path:
         return self.run_dir / "metrics.jsonl"

@@ -48,7 +48,11 @@ def _build(
     recipe: Recipe[J], resolved: ResolvedRun, start: StartPoint, group: WorkerGroup
 ) -> list[Learner]:
     job = resolved.job
-    reader = on_all_ranks(group, start.checkpoint.reader) if start.checkpoint else None
+    reader = (
+        on_all_ranks(group, partial(start.checkpoint.reader, shared=True))
+        if start.checkpoint
+        else None
+    )
     learners: list[Learner] = []
     for spec in recipe.learners():
         blueprint = on_all_ranks(group, partial(_plan, spec, reader))

@@ -17,6 +17,7 @@ from raymill.checkpoint.resume import (
     contradictions,
     find_fork,
     newest_verified,
+    parse_fork,
 )
 from raymill.checkpoint.retention import committed_steps, newest_until, remove_leftovers, set_aside
 from raymill.data.store.blocks import SourceShape
@@ -155,7 +156,7 @@ def claim_and_resolve_start(resolved: ResolvedRun, data_digests: tuple[str, ...]
     remove_leftovers(checkpoints, advance_fence(checkpoints, token, resolved.start))
     if (remote := resolved.remote) is not None:
         remote.fence_off()
-        remote.download_newest(resolved.run_dir, logger.info)
+        remote.tidy(resolved.run_dir, logger.info)
     start = resolve_start(resolved, data_digests)
     if start.resumed and start.checkpoint is not None:
         for directory in start.checkpoint.damaged:
@@ -171,7 +172,7 @@ def resolve_start(resolved: ResolvedRun, data_digests: tuple[str, ...]) -> Start
             names the keys.
         CheckpointError: checkpoints exist and none verifies.
     """
-    newest = newest_verified(resolved.checkpoints)
+    newest = newest_verified(resolved.checkpoints, remote=resolved.remote)
     if newest is not None:
         _refuse_contradictions(newest.manifest, resolved, CHANGEABLE_ON_RESUME, data_digests)
         _refuse_moved_changes(newest.manifest, resolved)
@@ -188,7 +189,8 @@ def resolve_start(resolved: ResolvedRun, data_digests: tuple[str, ...]) -> Start
         return StartPoint(newest, resumed=True, messages=messages)
     # A run with checkpoints of its own resumes from these, even if it was forked.
     if resolved.job.run.from_ is not None:
-        fork_point = find_fork(resolved.runs, resolved.job.run.from_)
+        origin = parse_fork(resolved.job.run.from_)[0]
+        fork_point = find_fork(resolved.runs, resolved.job.run.from_, resolved.remote_of(origin))
         _refuse_contradictions(fork_point.manifest, resolved, CHANGEABLE_ON_FORK, data_digests)
         _refuse_moved_changes(fork_point.manifest, resolved)
         return fork(fork_point, resolved)
