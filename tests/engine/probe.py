@@ -33,7 +33,9 @@ from sections import plain
 from servers import free_port
 
 if TYPE_CHECKING:
+    from raymill.checkpoint.fragments import FragmentReader
     from raymill.engine.group import WorkerGroup
+    from raymill.engine.trainer import Trainer
 
 VOCAB, LENGTH, BATCH, SEED = 257, 32, 8, 7
 ARCH = plain(ArchConfig,
@@ -205,6 +207,9 @@ def run_cases(
                 commit(
                     checkpoints, manifest, trainer.checkpoint_layout(), trainer.fragments(), group
                 )
+                saved = newest_verified(checkpoints)
+                assert saved is not None
+                report["assembled"] = assembled_by_deepspeed(trainer, saved.reader())
         report.update(losses=losses, norms=norms)
         if rank == 0:
             suffix = "-resumed" if case.resume else ""
@@ -213,6 +218,27 @@ def run_cases(
     dist.barrier()
     # Gloo's threads may still be ending; the interpreter's own exit sometimes aborts on them.
     os._exit(0)
+
+
+def assembled_by_deepspeed(trainer: Trainer, reader: FragmentReader) -> int:
+    """Compare a checkpoint with the parameters that DeepSpeed itself assembles of its parts, on all ranks.
+
+    Return how many are equal: all of them, or 0 under ZeRO-0, where there is nothing to assemble.
+    """
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    equal = 0
+    for parameter, trained in trainer._parameters.items():
+        whole = {"fp32": safe_get_full_fp32_param(parameter)}
+        if hasattr(parameter, "ds_id"):
+            for kind in trained.moments:
+                whole[kind] = safe_get_full_optimizer_state(parameter, kind)
+        for kind, values in whole.items():
+            if values is not None:
+                found = reader.tensor(trained.name, kind)
+                assert np.array_equal(found, values.float().cpu().numpy().reshape(found.shape))
+                equal += 1
+    return equal
 
 
 def spawn(
