@@ -68,10 +68,10 @@ class Want:
         """First element after those wanted."""
         return self.start + self.out.size
 
-    def memory(self, start: int, stop: int) -> memoryview:
-        """Return the bytes of `out` for the elements [start, stop)."""
-        low, high = (_ITEM * (element - self.start) for element in (start, stop))
-        return self.out.view(np.uint8).data[low:high]
+    @property
+    def memory(self) -> memoryview:
+        """Bytes of `out`."""
+        return self.out.view(np.uint8).data
 
 
 @dataclass(frozen=True)
@@ -167,6 +167,7 @@ class Layout:
             for want, ranks in members:
                 row, kind = row_of[want.name], kind_of[want.kind]
                 low, high = max(first, ranks[0]), min(last, ranks[-1])
+                memory, zero = want.memory, _ITEM * want.start
                 columns = slice(low - first, high + 1 - first)
                 begins = np.maximum(starts[row, columns], want.start)
                 ends = np.minimum(starts[row, low + 1 - first : high + 2 - first], want.stop)
@@ -178,7 +179,8 @@ class Layout:
                     ends.tolist(),
                     strict=True,
                 ):
-                    found[rank].append((place, want.memory(begin, end)))
+                    piece = memory[_ITEM * begin - zero : _ITEM * end - zero]
+                    found[rank].append((place, piece))
             for rank, pieces in sorted(found.items()):
                 pieces.sort(key=lambda piece: piece[0])
                 yield file_of(rank), pieces

@@ -64,7 +64,8 @@ class ListedLayout:
                 if low < high:
                     tensor = f"{want.kind}/{want.name}"
                     inside = _ITEM * (low - part.start)
-                    found[part.file].append((tensor, inside, want.memory(low, high)))
+                    first, stop = (_ITEM * (element - want.start) for element in (low, high))
+                    found[part.file].append((tensor, inside, want.memory[first:stop]))
         for file, members in found.items():
             offsets = self._read_offsets(file)
             try:
