@@ -108,7 +108,7 @@ def submit(
 
 @pytest.mark.slow
 def test_a_group_forms_over_the_interface_of_the_node(network: Hosts) -> None:
-    """By IPv4 and IPv6; torch's own choice is the address of the host's name, which is a loopback address."""
+    """Form it by IPv4 and IPv6. Torch would choose the address of the host's name, a loopback address."""
     for number, name in enumerate(("mill-1", "mill-2"), 1):
         host = network.add(name, number)
         host.run("ip", "-6", "address", "add", f"fd77::{number}/64", "dev", "eth0", "nodad")
@@ -121,7 +121,7 @@ def test_a_group_forms_over_the_interface_of_the_node(network: Hosts) -> None:
 
 
 def sums(network: Hosts, store: str, *nodes: str) -> list[str]:
-    """What each of two hosts prints (`gloo_alone.py`); nothing where the group doesn't form."""
+    """Return what each of two hosts prints (`gloo_alone.py`): nothing where the group doesn't form."""
     script = str(Path(__file__).with_name("gloo_alone.py"))
     ranks = [
         subprocess.Popen(
