@@ -31,7 +31,8 @@ from data.prepared_factory import write_prepared
 from raymill.data.store.manifest import PreparedData, load_prepared
 from raymill.data.store.blocks import SourceShape
 from raymill.data.store.order import Order
-from raymill.data.store.stream import RankStream, StreamSpec, build_iterators, read_rows
+from raymill.data.store.reader import RowReader
+from raymill.data.store.stream import RankStream, StreamSpec
 
 LENGTH, GROUP, WINDOW, BATCH, ROWS = 1024, 64, 16, 32, 32_768
 STREAM_ROWS = 8 * ROWS  # so many that rows read ahead at the start don't matter
@@ -44,9 +45,10 @@ class Windows(torch.utils.data.IterableDataset[Any]):
         self.folder, self.order, self.rows = folder, order, rows
 
     def __iter__(self) -> Iterator[Any]:
+        reader = RowReader((self.folder,))
         for start in range(0, self.rows, WINDOW * GROUP):
             located = self.order.locate(start, min(WINDOW * GROUP, self.rows - start))
-            columns = read_rows((self.folder,), located).columns()
+            columns = reader.read(located).columns()
             for first in range(0, len(columns["length"]), BATCH):
                 part = slice(first, first + BATCH)
                 yield {name: torch.from_numpy(values[part]) for name, values in columns.items()}
@@ -66,7 +68,7 @@ def loader_rows_per_s(folder: Path, order: Order) -> float:
 
 
 def stream_rows_per_s(spec: StreamSpec) -> float:
-    batches = iter(RankStream(spec, 0, lambda segment: build_iterators(spec, segment)[0]))
+    batches = iter(RankStream(spec, 0))
     # The start of the pipeline isn't measured.
     for _ in range(spec.steps // 4):
         next(batches)
@@ -77,7 +79,7 @@ def stream_rows_per_s(spec: StreamSpec) -> float:
 
 
 def order_of(prepared: PreparedData) -> Order:
-    shards = tuple(shard.rows for shard in prepared.manifest.splits["train"].shards)
+    shards = tuple(prepared.manifest.splits["train"].shards.column("rows").tolist())
     return Order([SourceShape("bench", 1.0, GROUP, shards)], 1, WINDOW, BATCH)
 
 

@@ -149,8 +149,10 @@ def open_pipeline(spec: StreamSpec, rank: int, first_step: int) -> DataIterator:
     context.execution_options.verbose_progress = False
     # An evaluation may pause training for long, which isn't a stall.
     context.execution_no_progress_timeout_s = -1
-    # A unit is a block of one row. Any row is larger than this, so none is put beside another.
+    # A unit is a block of one row. Any row is larger than this, so no block gets two.
     context.target_max_block_size = 1
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    context.scheduling_strategy = context.scheduling_strategy_large_args = here
     unit_bytes = spec.steps_per_unit * spec.rank_rows * row_bytes(spec.folders[0])
     context.execution_options.resource_limits = ExecutionResources(
         # Ray Data would otherwise read ahead as many units as fit.
@@ -158,21 +160,15 @@ def open_pipeline(spec: StreamSpec, rank: int, first_step: int) -> DataIterator:
     )
     tasks = min(spec.pipeline_tasks, math.ceil((spec.steps - first_step) / spec.steps_per_task))
     with lean_execution(context):
-        return (
-            ray.data.range(tasks, override_num_blocks=tasks)
-            .map_batches(
-                _read_units,
-                fn_kwargs={"spec": spec, "rank": rank, "first_step": first_step},
-                batch_size=None,
-                num_cpus=READ_CPUS,
-                # The tasks of a rank follow one another, so that row groups are read once.
-                compute=TaskPoolStrategy(size=1),
-                scheduling_strategy=NodeAffinitySchedulingStrategy(
-                    ray.get_runtime_context().get_node_id(), soft=True
-                ),
-            )
-            .iterator()
+        dataset = ray.data.range(tasks, override_num_blocks=tasks).map_batches(
+            _read_units,
+            fn_kwargs={"spec": spec, "rank": rank, "first_step": first_step},
+            batch_size=None,
+            num_cpus=READ_CPUS,
+            # The tasks of a rank follow one another, so that row groups are read once.
+            compute=TaskPoolStrategy(size=1),
         )
+        return dataset.iterator()
 
 
 def _read_units(
