@@ -1,36 +1,64 @@
 """Ray Data executions that ask nothing of the cluster but the tasks they run.
 
-Ray Data has two actors per cluster: one shares the cluster's resources out among all executions, and
-does so anew for every one that begins; the other collects everybody's metrics every five seconds. A
-training run has an execution on each rank. With a thousand nodes, the first actor would work for an
-hour at a start, and its answer would be the same as the one given here.
+A training run has one on each rank, for as long as it lasts, so three things count that don't in a
+short execution:
+
+- One actor of a cluster shares its resources out among all executions, and does so again for every
+  one that begins: with a thousand nodes it would work for an hour at a start. Another one collects
+  every execution's metrics each five seconds. Lean executions call neither.
+- While a consumer is slower than its tasks, an execution's thread looks for work without a pause. In
+  a process that trains, it would take a core from it. A lean one waits until its output is taken.
 """
 
 from __future__ import annotations
 
-import uuid
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, wraps
 from typing import Any
 
-from ray.data import DataContext, ExecutionResources
+from ray.data import DataContext, Dataset, ExecutionResources
 from ray.data._internal import stats
 from ray.data._internal.cluster_autoscaler import ClusterAutoscaler
 from ray.data._internal.execution import streaming_executor
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-# Ray Data names every execution after its data set, and passes the name to whatever it calls.
-PREFIX = "lean-"
-_KEY = "raymill.lean"
+# Name of lean data sets. Ray Data puts it into the name of the execution, which it passes on to
+# whatever it calls.
+NAME = "raymill-lean"
+_PAUSE_S = 0.02
+# An execution also ends tasks and notices a stop, so it doesn't wait for longer.
+_LONGEST_WAIT_S = 1.0
 
 
 @contextmanager
-def lean_execution(context: DataContext) -> Iterator[None]:
-    """Make the data sets that are built in this block lean; they use `context`."""
+def lean_context() -> Iterator[DataContext]:
+    """Yield the context of the data sets that are built in this block, to be set up further."""
     _patch()
-    context.set_config(_KEY, True)
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.verbose_progress = False
+    context.custom_execution_callback_classes = [_WaitForConsumer]
     with DataContext.current(context):
-        yield
+        yield context
+
+
+def lean(dataset: Dataset) -> Dataset:
+    """Mark a data set, built in `lean_context`, as lean."""
+    dataset.set_name(NAME)
+    return dataset
+
+
+class _WaitForConsumer(ExecutionCallback):  # type: ignore[misc]
+    """Pause of an execution whose output waits for its consumer."""
+
+    def on_execution_step(self, executor: streaming_executor.StreamingExecutor) -> None:
+        _, state = executor._output_node
+        until = time.monotonic() + _LONGEST_WAIT_S
+        while state.output_queue.has_next() and not executor._shutdown and time.monotonic() < until:
+            time.sleep(_PAUSE_S)
 
 
 class _NoAutoscaler(ClusterAutoscaler):  # type: ignore[misc]
@@ -56,17 +84,10 @@ def _patch() -> None:
         ("update_iteration_metrics", 1),
     ):
         setattr(manager, name, staticmethod(_unless_lean(getattr(manager, name), position)))
-    named = manager.gen_dataset_id_from_stats_actor
-
-    def new_name() -> str:
-        lean = DataContext.get_current().get_config(_KEY, False)
-        return f"{PREFIX}{uuid.uuid4().hex}" if lean else str(named())
-
-    manager.gen_dataset_id_from_stats_actor = staticmethod(new_name)
     created = streaming_executor.create_cluster_autoscaler
 
     def create(*arguments: Any, execution_id: str, **more: Any) -> ClusterAutoscaler:
-        if PREFIX in execution_id:
+        if NAME in execution_id:
             return _NoAutoscaler()
         return created(*arguments, execution_id=execution_id, **more)
 
@@ -78,7 +99,7 @@ def _unless_lean(original: Callable[..., None], position: int) -> Callable[..., 
 
     @wraps(original)
     def wrapped(*arguments: Any, **more: Any) -> None:
-        if PREFIX not in str(more.get("dataset_tag", arguments[position:][:1])):
+        if NAME not in str(more.get("dataset_tag", arguments[position : position + 1])):
             original(*arguments, **more)
 
     return wrapped

@@ -137,29 +137,24 @@ def open_pipeline(spec: StreamSpec, rank: int, first_step: int) -> DataIterator:
     """Build a rank's pipeline from a step on; it reads when it is iterated over."""
     import ray
     import ray.data
-    from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
+    from ray.data import ExecutionResources, TaskPoolStrategy
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from raymill.cluster.lean_data import lean_execution
+    from raymill.cluster.lean_data import lean, lean_context
 
-    context = DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_options.preserve_order = True
-    context.execution_options.verbose_progress = False
-    # An evaluation may pause training for long, which isn't a stall.
-    context.execution_no_progress_timeout_s = -1
-    # A unit is a block of one row. Any row is larger than this, so no block gets two.
-    context.target_max_block_size = 1
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    context.scheduling_strategy = context.scheduling_strategy_large_args = here
-    unit_bytes = spec.steps_per_unit * spec.rank_rows * row_bytes(spec.folders[0])
-    context.execution_options.resource_limits = ExecutionResources(
-        # Ray Data would otherwise read ahead as many units as fit.
-        object_store_memory=max(64 * 2**20, 4 * unit_bytes)
-    )
     tasks = min(spec.pipeline_tasks, math.ceil((spec.steps - first_step) / spec.steps_per_task))
-    with lean_execution(context):
+    unit_bytes = spec.steps_per_unit * spec.rank_rows * row_bytes(spec.folders[0])
+    with lean_context() as context:
+        context.execution_options.preserve_order = True
+        # An evaluation may pause training for long, which isn't a stall.
+        context.execution_no_progress_timeout_s = -1
+        # A unit is a block of one row. Any row is larger than this, so no block gets two.
+        context.target_max_block_size = 1
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        context.execution_options.resource_limits = ExecutionResources(
+            # Ray Data would otherwise read ahead as many units as fit.
+            object_store_memory=max(64 * 2**20, 4 * unit_bytes)
+        )
         dataset = ray.data.range(tasks, override_num_blocks=tasks).map_batches(
             _read_units,
             fn_kwargs={"spec": spec, "rank": rank, "first_step": first_step},
@@ -167,8 +162,9 @@ def open_pipeline(spec: StreamSpec, rank: int, first_step: int) -> DataIterator:
             num_cpus=READ_CPUS,
             # The tasks of a rank follow one another, so that row groups are read once.
             compute=TaskPoolStrategy(size=1),
+            ray_remote_args_fn=lambda: {"scheduling_strategy": here},
         )
-        return dataset.iterator()
+        return lean(dataset).iterator()
 
 
 def _read_units(
