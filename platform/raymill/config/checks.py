@@ -241,7 +241,10 @@ def _attention(key: str, attention: str, job: TrainJob) -> Iterator[str]:
 def _rows(data: RowsConfig) -> Iterator[str]:
     yield from safe_name("data.name", data.name)
     yield from at_least("data.sequence_length", data.sequence_length, 2)
-    yield from at_least("data.row_group_rows", data.row_group_rows, 1)
+    # Rows of messages have no size that is known before.
+    yield from at_least(
+        "data.row_group_rows", data.row_group_rows, 1 - isinstance(data, DataConfig)
+    )
     yield from at_least("data.window_row_groups", data.window_row_groups, 1)
     yield from at_least("data.shard_input_bytes", data.shard_input_bytes, 1024)
     yield from fraction("data.max_bad_fraction", data.max_bad_fraction)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raymill.data.store.pack import Packer, RowGroup, dtype_for
+from raymill.data.store.pack import Packer, RowGroup, dtype_for, row_group_rows
 
 EOT = 0
 documents = st.lists(
@@ -67,3 +67,20 @@ def test_nothing_in_nothing_out() -> None:
 def test_the_dtype_holds_the_largest_id(vocab_size: int, dtype: str) -> None:
     assert dtype_for(vocab_size) == dtype
     assert np.iinfo(np.dtype(dtype)).max >= vocab_size - 1
+
+
+@pytest.mark.parametrize(
+    ("row_bytes", "shard", "corpus", "rows"),
+    [
+        (4 * 4097, 4 * 10**9, 60 * 10**12, 322),  # 5.3 MB, so that footers of 4 GB are small
+        (4 * 4097, 64 * 2**20, 60 * 10**12, 63),  # 1 MiB
+        (2 * 1025, 64 * 2**20, 10**9, 29),  # 16,384 row groups
+        (2 * 1025, 64 * 2**20, 10**6, 8),
+    ],
+)
+def test_row_groups_are_small_for_small_corpora_and_large_for_large_shards(
+    row_bytes: int, shard: int, corpus: int, rows: int
+) -> None:
+    assert row_group_rows(row_bytes, shard, corpus) == rows
+    if corpus > 10**12:
+        assert shard / (rows * row_bytes) * 140 < 0.0205 * rows * row_bytes

@@ -8,6 +8,7 @@ token but the stream's first is predicted exactly once, and none is padding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -15,6 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymill.data.store.rows import AnyArray
+
+# Bytes that a row group adds to its shard's footer, measured on shards of text.
+FOOTER_BYTES = 140
+# Share of a row group's bytes that may be read as footer, whenever one is read from another shard.
+FOOTER_SHARE = 0.02
+# Row groups that a corpus has at least; each gives a row to a global batch.
+LEAST_GROUPS = 1 << 14
+LEAST_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,18 @@ def dtype_for(vocab_size: int) -> str:
     """Return the narrowest storage type that holds every id of a vocabulary: "uint16" or
     "uint32"."""
     return "uint16" if vocab_size <= 1 << 16 else "uint32"
+
+
+def row_group_rows(row_bytes: int, shard_bytes: int, corpus_bytes: int) -> int:
+    """Return the rows of a row group by size: 1 MiB or more, less in a corpus below 16 GiB.
+
+    A shard of s bytes in groups of g has a footer of s/g entries, and about one is read per group:
+    g ≥ √(s · FOOTER_BYTES / FOOTER_SHARE) bounds its share. Sizes before compression, in bytes;
+    those of text before it is tokenized are near enough.
+    """
+    for_footers = math.isqrt(round(shard_bytes * FOOTER_BYTES / FOOTER_SHARE))
+    group_bytes = min(max(1 << 20, for_footers), corpus_bytes // LEAST_GROUPS)
+    return max(LEAST_ROWS, group_bytes // row_bytes)
 
 
 def document_prefix(begins_with: Sequence[int], end_of_text_id: int) -> tuple[int, ...]:

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 UNIT_BYTES = 16 * 2**20
 # Units of a rank that exist at once: in the pipeline, being received, being used.
 UNITS_IN_MEMORY = 6
-# Cores that a reading task claims: so little that it fits next to the workers.
-READ_CPUS = 0.25
 # A reading task's successor may be another process, which reads the open row groups again: a task
 # uses so many of them up that this doesn't count.
 TASK_ROW_GROUPS = 16
@@ -138,7 +136,6 @@ def open_pipeline(spec: StreamSpec, rank: int, first_step: int) -> DataIterator:
     import ray
     import ray.data
     from ray.data import ExecutionResources, TaskPoolStrategy
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from raymill.cluster.lean_data import lean, lean_context
 
@@ -150,7 +147,6 @@ def open_pipeline(spec: StreamSpec, rank: int, first_step: int) -> DataIterator:
         context.execution_no_progress_timeout_s = -1
         # A unit is a block of one row. Any row is larger than this, so no block gets two.
         context.target_max_block_size = 1
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         context.execution_options.resource_limits = ExecutionResources(
             # Ray Data would otherwise read ahead as many units as fit.
             object_store_memory=max(64 * 2**20, 4 * unit_bytes)
@@ -159,10 +155,13 @@ def open_pipeline(spec: StreamSpec, rank: int, first_step: int) -> DataIterator:
             _read_units,
             fn_kwargs={"spec": spec, "rank": rank, "first_step": first_step},
             batch_size=None,
-            num_cpus=READ_CPUS,
+            # A task lasts as long as the training of its rows. If it claimed a part of a core, those
+            # of all ranks might not fit on a node next to the workers, and all would wait forever.
+            num_cpus=0,
             # The tasks of a rank follow one another, so that row groups are read once.
             compute=TaskPoolStrategy(size=1),
-            ray_remote_args_fn=lambda: {"scheduling_strategy": here},
+            label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
+            fallback_strategy=[{"label_selector": {}}],
         )
         return lean(dataset).iterator()
 

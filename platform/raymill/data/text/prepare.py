@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
+
 from raymill.data.store.location import prepared_folder, shaping_config
 from raymill.data.store.manifest import (
     FORMAT_VERSION,
@@ -30,7 +32,7 @@ from raymill.data.store.manifest import (
     tokenizer_fingerprint,
     write_manifest,
 )
-from raymill.data.store.pack import dtype_for
+from raymill.data.store.pack import dtype_for, row_group_rows
 from raymill.data.store.split import TRAIN, VALIDATION
 from raymill.data.text import tokenizer as text_tokenizer
 from raymill.data.text.documents import DocumentParser
@@ -90,7 +92,7 @@ def existing(job: PrepareJob, units: Sequence[Unit]) -> PreparedData:
     """Verify and open the finished folder; raise DataError if its inputs have changed."""
     prepared = load_prepared(job_folder(job))
     check_shard_sizes(prepared)
-    settings = _settings(job, prepared.folder, prepared.manifest.tokenizer)
+    settings = _settings(job, units, prepared.folder, prepared.manifest.tokenizer)
     # Of a folder from before documents were shuffled, too.
     shuffled = prepared.manifest.config["data"].get("shuffle_documents", False)
     settings = replace(settings, shuffle_documents=shuffled)
@@ -123,7 +125,7 @@ def prepare_with_ray(
         # The lock is held from here on, so no other preparation writes this folder.
         announce(folder, units, passed_over(job.data))
         identity = _tokenizer(job, units, folder)
-        settings = _settings(job, folder, identity)
+        settings = _settings(job, units, folder, identity)
         results = run_units(units, settings, tasks)
         manifest = _manifest(job, folder, settings, results, tasks)
         remove_leftovers(folder, manifest, len(units))
@@ -147,16 +149,25 @@ def _parser(job: PrepareJob) -> DocumentParser:
     )
 
 
-def _settings(job: PrepareJob, folder: Path, identity: TokenizerIdentity) -> Settings:
+def _settings(
+    job: PrepareJob, units: Sequence[Unit], folder: Path, identity: TokenizerIdentity
+) -> Settings:
     return Settings(
         folder=str(folder),
         reading=_parser(job),
         tokenizer=identity,
         end_of_text=text_tokenizer.end_of_text_of(job.tokenizer),
         sequence_length=job.data.sequence_length,
-        row_group_rows=job.data.row_group_rows,
+        row_group_rows=job.data.row_group_rows or _rows_by_bytes(job, units, identity),
         shuffle_documents=job.data.shuffle_documents,
     )
+
+
+def _rows_by_bytes(job: PrepareJob, units: Sequence[Unit], identity: TokenizerIdentity) -> int:
+    dtype = np.dtype(dtype_for(identity.vocab_size))
+    corpus = sum(span.length for unit in units for span in unit)
+    row_bytes = (job.data.sequence_length + 1) * dtype.itemsize
+    return row_group_rows(row_bytes, job.data.shard_input_bytes, corpus)
 
 
 def _train_shards(
@@ -227,7 +238,7 @@ def _manifest(
         format_version=FORMAT_VERSION,
         name=job.data.name,
         sequence_length=job.data.sequence_length,
-        row_group_rows=job.data.row_group_rows,
+        row_group_rows=settings.row_group_rows,
         dtype=dtype_for(settings.tokenizer.vocab_size),
         tokenizer=settings.tokenizer,
         splits=splits,
