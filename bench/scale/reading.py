@@ -113,9 +113,9 @@ def order_of(folder: Path, sources: int, global_batch: int) -> Any:
     except ImportError:
         SourceShape = orders.SourceShape  # type: ignore[misc, attr-defined]
     table = read_manifest(folder).splits["train"].shards
-    rows = table.column("rows").tolist() if hasattr(table, "column") else [s.rows for s in table]
+    rows = table.column("rows") if hasattr(table, "column") else tuple(s.rows for s in table)
     weights = WEIGHTS if sources > 1 else (1.0,)
-    shapes = [SourceShape(str(i), w, GROUP_ROWS, tuple(rows)) for i, w in enumerate(weights)]
+    shapes = [SourceShape(str(i), w, GROUP_ROWS, rows) for i, w in enumerate(weights)]
     arguments = (shapes, SEED, WINDOW, global_batch)
     return orders.Order(*arguments if hasattr(orders, "SampleOrder") else arguments[:3])
 
@@ -124,7 +124,13 @@ def share(folder: str, ranks: int, sources: int, at: float) -> dict[str, float]:
     """Read one rank's share of many steps from a place of the corpus on."""
     from raymill.data.store import reader as reading
     from raymill.data.store.rows import Rows
-    from raymill.data.store.stream import RankStream, StreamSpec, read_unit, reading_bytes
+    from raymill.data.store.stream import (
+        RankStream,
+        StreamSpec,
+        open_bytes,
+        read_unit,
+        reading_bytes,
+    )
 
     made = Rows(
         np.zeros((GROUP_ROWS, LENGTH + 1), np.uint32),
@@ -152,7 +158,7 @@ def share(folder: str, ranks: int, sources: int, at: float) -> dict[str, float]:
         first + (MIXTURE_STEPS if sources > 1 else STEPS) * batch,
     )
     rank = ranks // 3
-    reader = reading.RowReader(spec.folders)
+    reader = reading.RowReader(spec.folders, open_bytes(spec))
     units = range(0, spec.steps, spec.steps_per_unit)
     most = 0.0
 

@@ -12,6 +12,7 @@ short execution:
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,6 +37,9 @@ _LONGEST_WAIT_S = 1.0
 def lean_context() -> Iterator[DataContext]:
     """Yield the context of the data sets that are built in this block, to be set up further."""
     _patch()
+    # It would report on every execution in the log of a rank.
+    for name in ("ray.data", "ray.data._internal"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

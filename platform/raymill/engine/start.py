@@ -80,7 +80,7 @@ def _sources(
             name=data.folder.name,
             weight=weight,
             row_group_rows=data.manifest.row_group_rows,
-            shard_rows=tuple(shard.rows for shard in data.manifest.splits["train"].shards),
+            shard_rows=data.manifest.splits["train"].shards.column("rows"),
             max_epochs=limit,
         )
         for data, weight, limit in zip(prepared, weights, limits, strict=True)

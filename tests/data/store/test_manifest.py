@@ -33,7 +33,7 @@ def shard(number: int) -> Shard:
 
 @pytest.fixture
 def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """This machine's copies: of every table, in a folder of the test."""
+    """Folder of the machine's copies, of every table, in a folder of the test."""
     monkeypatch.setattr(tables.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setattr(tables, "SMALL_BYTES", 0)
     return tmp_path / f"raymill-tables-{os.getuid()}"
@@ -69,7 +69,7 @@ def test_a_machine_keeps_one_verified_copy(tmp_path: Path, shared: Path) -> None
     copies = {path.name for path in shared.iterdir()} - {".lock"}
     manifest = json.loads((prepared.folder / "manifest.json").read_text())
     assert copies == {split["shards"]["sha256"] for split in manifest["splits"].values()}
-    # What was verified stays readable, and one that was torn is made again.
+    # What was verified stays readable, and one that was torn is replaced.
     copy = shared / manifest["splits"]["train"]["shards"]["sha256"]
     copy.unlink()
     copy.write_bytes(b"torn")

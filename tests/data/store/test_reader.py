@@ -28,7 +28,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, int]]:
-    """How often each row group was read."""
+    """Count of the reads of each row group."""
     counted: Counter[tuple[str, int]] = Counter()
 
     def counting(path: Path, shard: object, group: int, *more: str) -> Rows:

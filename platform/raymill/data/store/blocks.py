@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ class SourceShape:
     name: str
     weight: float
     row_group_rows: int
-    shard_rows: tuple[int, ...]
+    shard_rows: Sequence[int] | Ints
     max_epochs: float | None = None
 
 

@@ -1,7 +1,7 @@
 """Manifest of a prepared folder: the shards, their inputs, and the digests that prove them whole.
 
 A prepared folder is finished when its `manifest.json` exists: that file is written last. Tables
-beside it name every shard and every input with its size and digests, and `manifest.json` has their
+next to it name every shard and every input with its size and digests, and `manifest.json` has their
 digests (format version 1 had the records themselves). A checkpoint stores only the manifest's own
 digest, and that still proves which bytes a run was trained on.
 """
@@ -238,7 +238,7 @@ def load_prepared(folder: Path) -> PreparedData:
     for name, sha256 in _other_files(manifest):
         _check_file(folder / name, sha256)
     path = _tokenizer_file(folder)
-    # Equal bytes are the same tokenizer; other bytes may be, if they were only laid out anew.
+    # Equal bytes are the same tokenizer; other bytes may be, if only their layout changed.
     if not is_file(path) or sha256_file(path) != manifest.tokenizer_sha256:
         fingerprint = tokenizer_fingerprint(path)
         if fingerprint != manifest.tokenizer.fingerprint:

@@ -23,7 +23,7 @@ from raymill.data.store.shards import read_row_group
 # Row groups that are read at once: storage answers each after a while, and decoding runs in parallel.
 READERS = 4
 # Bound of the open row groups of one rank.
-OPEN_BYTES = 2 * 2**30
+OPEN_BYTES = 8 * 2**30
 
 # A source's number, a shard's, a row group's.
 Key = tuple[int, int, int]
@@ -44,7 +44,7 @@ class RowReader:
 
     def __init__(self, folders: Sequence[Path], open_bytes: int = OPEN_BYTES) -> None:
         self._folders = tuple(folders)
-        self._open_bytes = open_bytes
+        self.open_bytes = open_bytes
         self._open: OrderedDict[Key, tuple[Rows, int]] = OrderedDict()
         self._bytes = 0
         # Threads aren't started before there is something to read.
@@ -103,5 +103,5 @@ class RowReader:
             self._open[key] = rows, taken
         else:
             self._bytes -= rows.memory
-        while self._bytes > self._open_bytes:
+        while self._bytes > self.open_bytes:
             self._bytes -= self._open.popitem(last=False)[1][0].memory

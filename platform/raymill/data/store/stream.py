@@ -92,7 +92,9 @@ class StreamSpec:
     @property
     def steps_per_unit(self) -> int:
         """Number of steps whose rows form one unit."""
-        rows = self.unit_rows or UNIT_BYTES // row_bytes(self.folders[0])
+        # Row groups that don't all fit are read again for each unit, so units are larger then.
+        size = UNIT_BYTES if open_bytes(self) <= OPEN_BYTES else OPEN_BYTES // 16
+        rows = self.unit_rows or size // row_bytes(self.folders[0])
         return max(1, rows // self.rank_rows)
 
     @property
@@ -116,19 +118,26 @@ def row_bytes(folder: Path) -> int:
     return sum(math.prod(column.shape[1:]) * column.itemsize for column in empty.columns().values())
 
 
-def reading_bytes(spec: StreamSpec) -> int:
-    """Return the bound of the host memory in which a rank's rows are read and delivered.
+def open_bytes(spec: StreamSpec) -> int:
+    """Return the bytes that suffice for the row groups that a rank has in use.
 
-    It is made of the units between the reading task and the step, and of the row groups in use: a
-    global batch's rows come from as many (more with several sources, or a small batch), of which
-    each rank has its share.
+    A global batch's rows come from as many row groups (from more with several sources, or if it is
+    small), of which each rank has its share. With several sources, a rank also gets some rows of
+    other ranks' row groups, because a source's share of a batch isn't always the same.
     """
-    order, width = spec.order, row_bytes(spec.folders[0])
-    rows = max(source.row_group_rows for source in order.sources)
-    in_use = spec.global_batch + len(order.sources) * order.window_row_groups
-    row_groups = math.ceil(in_use / spec.world_size) + len(order.sources)
-    unit = spec.steps_per_unit * spec.rank_rows * width
-    return min(row_groups * rows * width, OPEN_BYTES) + UNITS_IN_MEMORY * unit
+    sources = spec.order.sources
+    in_use = spec.global_batch + len(sources) * spec.order.window_row_groups
+    own = math.ceil(in_use / spec.world_size) + len(sources)
+    row_groups = own if len(sources) == 1 else math.ceil(1.5 * own)
+    rows = max(source.row_group_rows for source in sources)
+    return row_groups * rows * row_bytes(spec.folders[0])
+
+
+def reading_bytes(spec: StreamSpec) -> int:
+    """Return the bound of the host memory in which a rank's rows are read and delivered: the row
+    groups in use, and the units between the reading task and the step."""
+    unit = spec.steps_per_unit * spec.rank_rows * row_bytes(spec.folders[0])
+    return min(open_bytes(spec), OPEN_BYTES) + UNITS_IN_MEMORY * unit
 
 
 def open_pipeline(spec: StreamSpec, rank: int, first_step: int) -> DataIterator:
@@ -171,7 +180,7 @@ def _read_units(
 ) -> Iterator[pa.Table]:
     """Yield a rank's units, as a task of Ray Data does."""
     start = first_step + int(batch["id"][0]) * spec.steps_per_task
-    reader = _reader(spec.folders)
+    reader = _reader(spec)
     for step in range(start, min(start + spec.steps_per_task, spec.steps), spec.steps_per_unit):
         unit = read_unit(spec, rank, step, reader)
         yield unit
@@ -183,12 +192,14 @@ def _read_units(
 _readers: dict[tuple[Path, ...], RowReader] = {}
 
 
-def _reader(folders: tuple[Path, ...]) -> RowReader:
-    if folders not in _readers:
+def _reader(spec: StreamSpec) -> RowReader:
+    if spec.folders not in _readers:
         # Another run's row groups are of no use any more.
         _readers.clear()
-        _readers[folders] = RowReader(folders)
-    return _readers[folders]
+        _readers[spec.folders] = RowReader(spec.folders)
+    reader = _readers[spec.folders]
+    reader.open_bytes = min(OPEN_BYTES, open_bytes(spec))
+    return reader
 
 
 def read_unit(spec: StreamSpec, rank: int, first_step: int, reader: RowReader) -> pa.Table:
