@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from ray.data._internal import stats
 from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator
 
 from raymill.cluster.lean_data import lean, lean_context
+from raymill.data.store.stream import UNITS_IN_MEMORY
 
 
 def repeated(batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -47,20 +49,27 @@ def test_the_cluster_is_asked_for_nothing(
     assert (called == []) == is_lean
 
 
-def test_an_execution_waits_for_its_consumer(ray_session: None) -> None:
+def test_an_execution_waits_for_its_consumer(ray_session: None, tmp_path: Path) -> None:
+    yielded = tmp_path / "yielded"
+
+    def counted(batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        for block in repeated(batch):
+            with yielded.open("a") as file:
+                file.write(".")
+            yield block
+
     with lean_context() as context:
         context.target_max_block_size = 1
-        context.execution_options.resource_limits = ray.data.ExecutionResources(
-            object_store_memory=3 * 2**20
-        )
         dataset = ray.data.range(1, override_num_blocks=1).map_batches(
-            repeated, batch_size=None, num_cpus=0.1
+            counted, batch_size=None, num_cpus=0.1
         )
-    batches = iter(lean(dataset).iterator().iter_batches(batch_size=None, prefetch_batches=1))
-    next(batches)
-    time.sleep(0.5)
+    batches = iter(lean(dataset).iterator().iter_batches(batch_size=None, prefetch_batches=2))
+    for taken in range(1, 5):
+        next(batches)
+        time.sleep(0.5)
+        assert yielded.stat().st_size <= taken + UNITS_IN_MEMORY - 1
     used, started = time.process_time(), time.monotonic()
     time.sleep(1.5)
     # Other threads of this process work a little, too.
     assert time.process_time() - used < 0.3 * (time.monotonic() - started)
-    assert len(list(batches)) == 15
+    assert len(list(batches)) == 12

@@ -7,7 +7,8 @@ short execution:
   one that begins: with a thousand nodes it would work for an hour at a start. Another one collects
   every execution's metrics each five seconds. Lean executions call neither.
 - While a consumer is slower than its tasks, an execution's thread looks for work without a pause. In
-  a process that trains, it would take a core from it. A lean one waits until its output is taken.
+  a process that trains, it would take a core from it. A lean one waits until its output is taken;
+  that bounds its memory, too, so it needs no limit of its own.
 """
 
 from __future__ import annotations
@@ -29,8 +30,6 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 # whatever it calls.
 NAME = "raymill-lean"
 _PAUSE_S = 0.02
-# An execution also ends tasks and notices a stop, so it doesn't wait for longer.
-_LONGEST_WAIT_S = 1.0
 
 
 @contextmanager
@@ -56,12 +55,12 @@ def lean(dataset: Dataset) -> Dataset:
 
 
 class _WaitForConsumer(ExecutionCallback):  # type: ignore[misc]
-    """Pause of an execution whose output waits for its consumer."""
+    """Pause of an execution whose output waits for its consumer: then it takes no more from its
+    tasks, which keep two blocks each and pause in turn."""
 
     def on_execution_step(self, executor: streaming_executor.StreamingExecutor) -> None:
         _, state = executor._output_node
-        until = time.monotonic() + _LONGEST_WAIT_S
-        while state.output_queue.has_next() and not executor._shutdown and time.monotonic() < until:
+        while state.output_queue.has_next() and not executor._shutdown:
             time.sleep(_PAUSE_S)
 
 

@@ -121,7 +121,7 @@ class Units:
 
 def units_of(spec: StreamSpec, first_step: int = 0) -> list[pa.Table]:
     """The units of a pipeline, as Ray Data's tasks read them for rank 0."""
-    return list(_read_units({"id": np.array([0])}, spec, 0, first_step))
+    return list(_read_units({"task": np.array([0])}, spec, 0, first_step))
 
 
 def stream_of(spec: StreamSpec, units: Units) -> RankStream:

@@ -31,9 +31,10 @@ from raymill.errors import DataError, RaymillError
 if TYPE_CHECKING:
     from ray.data import DataIterator
 
-UNIT_BYTES = 16 * 2**20
-# Units of a rank that exist at once: in the pipeline, being received, being used.
-UNITS_IN_MEMORY = 6
+UNIT_BYTES = 8 * 2**20
+# Units of a rank that exist at once: the one that is read, those that the reading task has yielded,
+# that its execution has taken, and that are fetched ahead, 2 or 3 of each; and the one in use.
+UNITS_IN_MEMORY = 10
 # A reading task's successor may be another process, which reads the open row groups again: a task
 # uses so many of them up that this doesn't count.
 TASK_ROW_GROUPS = 16
@@ -144,23 +145,19 @@ def open_pipeline(spec: StreamSpec, rank: int, first_step: int) -> DataIterator:
     """Build a rank's pipeline from a step on; it reads when it is iterated over."""
     import ray
     import ray.data
-    from ray.data import ExecutionResources, TaskPoolStrategy
+    from ray.data import TaskPoolStrategy
 
     from raymill.cluster.lean_data import lean, lean_context
 
     tasks = min(spec.pipeline_tasks, math.ceil((spec.steps - first_step) / spec.steps_per_task))
-    unit_bytes = spec.steps_per_unit * spec.rank_rows * row_bytes(spec.folders[0])
     with lean_context() as context:
         context.execution_options.preserve_order = True
         # An evaluation may pause training for long, which isn't a stall.
         context.execution_no_progress_timeout_s = -1
         # A unit is a block of one row. Any row is larger than this, so no block gets two.
         context.target_max_block_size = 1
-        context.execution_options.resource_limits = ExecutionResources(
-            # Ray Data would otherwise read ahead as many units as fit.
-            object_store_memory=max(64 * 2**20, 4 * unit_bytes)
-        )
-        dataset = ray.data.range(tasks, override_num_blocks=tasks).map_batches(
+        dataset = ray.data.from_arrow([pa.table({"task": [task]}) for task in range(tasks)])
+        dataset = dataset.map_batches(
             _read_units,
             fn_kwargs={"spec": spec, "rank": rank, "first_step": first_step},
             batch_size=None,
@@ -179,7 +176,7 @@ def _read_units(
     batch: dict[str, Ints], spec: StreamSpec, rank: int, first_step: int
 ) -> Iterator[pa.Table]:
     """Yield a rank's units, as a task of Ray Data does."""
-    start = first_step + int(batch["id"][0]) * spec.steps_per_task
+    start = first_step + int(batch["task"][0]) * spec.steps_per_task
     reader = _reader(spec)
     for step in range(start, min(start + spec.steps_per_task, spec.steps), spec.steps_per_unit):
         unit = read_unit(spec, rank, step, reader)
