@@ -123,13 +123,12 @@ def open_bytes(spec: StreamSpec) -> int:
     """Return the bytes that suffice for the row groups that a rank has in use.
 
     A global batch's rows come from as many row groups (from more with several sources, or if it is
-    small), of which each rank has its share. With several sources, a rank also gets some rows of
-    other ranks' row groups, because a source's share of a batch isn't always the same.
+    small), of which each rank has its share: twice, since in the steps of a unit some follow
+    others, and since with several sources a rank also gets rows of other ranks' row groups.
     """
     sources = spec.order.sources
     in_use = spec.global_batch + len(sources) * spec.order.window_row_groups
-    own = math.ceil(in_use / spec.world_size) + len(sources)
-    row_groups = own if len(sources) == 1 else math.ceil(1.5 * own)
+    row_groups = 2 * (math.ceil(in_use / spec.world_size) + len(sources))
     rows = max(source.row_group_rows for source in sources)
     return row_groups * rows * row_bytes(spec.folders[0])
 
@@ -276,12 +275,19 @@ class RankStream:
         step = 0
         while step < self.spec.steps:
             before = step
-            units = self._open_pipeline(self.spec, self.rank, step).iter_batches(
-                batch_size=None, prefetch_batches=2, batch_format="pyarrow"
+            units = iter(
+                self._open_pipeline(self.spec, self.rank, step).iter_batches(
+                    batch_size=None, prefetch_batches=2, batch_format="pyarrow"
+                )
             )
             for unit in units:
-                yield from self._batches(unit, step)
-                step += _unit_steps(self.spec, step)
+                for batch in self._batches(unit, step):
+                    step += 1
+                    if step == self.spec.steps:
+                        # The execution ends here, and not while the process ends.
+                        for _ in units:
+                            pass
+                    yield batch
             if step == before:
                 raise DataError(
                     f"rank {self.rank}: the stream ended at step {step} of {self.spec.steps}"
