@@ -238,6 +238,7 @@ class RankStream:
         # Seconds spent waiting for rows since the start.
         self.wait_s = 0.0
         self._open_pipeline = open_pipeline
+        self._opened: DataIterator | None = None
         # The first batch, while a thread reads it.
         self._first: Future[StepBatch] | None = None
         self._steps = self._run()
@@ -249,6 +250,8 @@ class RankStream:
         """Start reading the first batch in a thread, while the caller does something else."""
         if not self.spec.steps:
             return
+        # Not in the thread: modules are imported here, while this process imports others.
+        self._opened = self._open_pipeline(self.spec, self.rank, 0)
         self._first = future = Future[StepBatch]()
 
         def read() -> None:
@@ -275,10 +278,11 @@ class RankStream:
         step = 0
         while step < self.spec.steps:
             before = step
+            opened, self._opened = self._opened, None
+            if opened is None:
+                opened = self._open_pipeline(self.spec, self.rank, step)
             units = iter(
-                self._open_pipeline(self.spec, self.rank, step).iter_batches(
-                    batch_size=None, prefetch_batches=2, batch_format="pyarrow"
-                )
+                opened.iter_batches(batch_size=None, prefetch_batches=2, batch_format="pyarrow")
             )
             for unit in units:
                 for batch in self._batches(unit, step):
