@@ -242,9 +242,8 @@ def _rows(data: RowsConfig) -> Iterator[str]:
     yield from safe_name("data.name", data.name)
     yield from at_least("data.sequence_length", data.sequence_length, 2)
     # Rows of messages have no size that is known before.
-    yield from at_least(
-        "data.row_group_rows", data.row_group_rows, 1 - isinstance(data, DataConfig)
-    )
+    least = 0 if isinstance(data, DataConfig) else 1
+    yield from at_least("data.row_group_rows", data.row_group_rows, least)
     yield from at_least("data.window_row_groups", data.window_row_groups, 1)
     yield from at_least("data.shard_input_bytes", data.shard_input_bytes, 1024)
     yield from fraction("data.max_bad_fraction", data.max_bad_fraction)
@@ -253,10 +252,9 @@ def _rows(data: RowsConfig) -> Iterator[str]:
             f"data.validation.fraction={data.validation.fraction}: must be between 0 and 1 "
             "(or give data.validation.path)"
         )
-    for pattern in data.path or ():
-        yield from path_problems("data.path", pattern)
-    for pattern in data.validation.path or ():
-        yield from path_problems("data.validation.path", pattern)
+    for key, patterns in (("path", data.path), ("validation.path", data.validation.path)):
+        for pattern in patterns or ():
+            yield from path_problems(f"data.{key}", pattern)
     yield from mixture_problems(data)
 
 
