@@ -59,6 +59,7 @@ def test_other_nodes_heartbeats_are_read_there(
 
     node = ray.get_runtime_context().get_node_id()
     monkeypatch.setattr("raymill.driver.heartbeats._own_node", lambda: "elsewhere")
+    monkeypatch.setattr("raymill.driver.heartbeats.RESTART_S", 0.5)
     folder = heartbeat_folder(start, node)
     Heartbeat(folder, 5).beat("data")
     readers = HeartbeatReaders(start)

@@ -1,4 +1,4 @@
-"""What ranks tell each other in a step: sums of every name, slow ranks, and who failed first."""
+"""Collectives of a step: sums of every name, slow ranks, and the first rank that applies."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ a node that doesn't answer stay as they are, so its ranks make no progress.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 CALLS_PER_S = 200
 # Below the pause after which the watchdog takes the time as lost.
 MOST_S = 5.0
+# Between two starts of a reader on a node, which may be lost.
+RESTART_S = 10.0
 # Time for the actors to delete their nodes' files at the end of an attempt.
 _REMOVE_S = 2.0
 
@@ -51,7 +54,9 @@ class NodeHeartbeats:
 @dataclass
 class _Reader:
     actor: ActorHandle
+    started: float
     pending: ObjectRef | None = None
+    lost: bool = False
 
 
 class HeartbeatReaders:
@@ -72,7 +77,7 @@ class HeartbeatReaders:
         """Read on these nodes from now on."""
         for node in nodes:
             if node not in (self._own, *self._readers):
-                self._readers[node] = _Reader(_start_reader(self._start, node))
+                self._readers[node] = _Reader(_start_reader(self._start, node), time.monotonic())
 
     def read(self) -> Mapping[int, HeartbeatRecord] | None:
         """Return rank → latest record; None where no node has answered since the last call.
@@ -105,7 +110,7 @@ class HeartbeatReaders:
     def _collect(self) -> bool:
         """Take the answers that have come, and ask again; return True if there was one."""
         import ray
-        from ray.exceptions import RayError
+        from ray.exceptions import RayError, RayTaskError
 
         calls = [r.pending for r in self._readers.values() if r.pending is not None]
         ready = set(ray.wait(calls, num_returns=len(calls), timeout=0)[0]) if calls else set()
@@ -115,11 +120,17 @@ class HeartbeatReaders:
                 try:
                     self._records |= ray.get(reader.pending)
                     answered = True
+                except RayTaskError:
+                    # The node's files can't be read now.
+                    pass
                 except RayError:
-                    # The actor is lost, perhaps with its node; or the node's files can't be read.
-                    reader.actor = _start_reader(self._start, node)
+                    # The actor is lost, perhaps with its node.
+                    reader.lost = True
                 reader.pending = None
-            if reader.pending is None:
+            if reader.lost and time.monotonic() > reader.started + RESTART_S:
+                reader.actor, reader.lost = _start_reader(self._start, node), False
+                reader.started = time.monotonic()
+            if reader.pending is None and not reader.lost:
                 reader.pending = reader.actor.read.remote()
         return answered
 

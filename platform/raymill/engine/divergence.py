@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from raymill.engine.batches import Ints
 from raymill.engine.checkpoints import Checkpoints
 from raymill.engine.event_log import EventLog
@@ -35,18 +37,18 @@ class Divergence:
             NonFiniteError: the run ends.
             RewindError: the run goes back to its last checkpoint.
         """
-        ranks = self.group.gather((samples.tolist(), update.local))
+        ranks = self.group.gather((samples, update.local))
         # A gradient that isn't finite can't be traced to a rank: then all of them are named.
         culprits = [rank for rank, (_, local) in enumerate(ranks) if local]
         culprits = culprits or list(range(len(ranks)))
-        suspects = sorted(sample for rank in culprits for sample in ranks[rank][0])
+        suspects = np.sort(np.concatenate([ranks[rank][0] for rank in culprits])).tolist()
         what = (
             f"{update.refused} in step {step} (rank {', '.join(map(str, culprits))}; global samples "
             f"{format_ranges(suspects)})"
         )
         # The samples are logged for every policy, so that a bad record can be found later.
         if self.event_log is not None:
-            by_rank = [sorted(ids) for ids, _ in ranks]
+            by_rank = [np.sort(ids).tolist() for ids, _ in ranks]
             self.event_log.write("refused", step, text=what, samples_by_rank=by_rank)
         config, last = self.guard.config, first + self.resolved.job.train.global_batch - 1
         if config.policy == "stop":

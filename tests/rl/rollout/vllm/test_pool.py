@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from raymill.generate.batch import Completion
-from raymill.rl.rollout.engine import Sampling
+from raymill.rl.rollout.engine import BatchAnswers, Sampling
 from raymill.rl.rollout.pool import RolloutPool
 from raymill.rl.rollout.vllm_engine import VllmEngine, VllmSpec
 from raymill.rl.rollout.weights import weights_digest
@@ -68,8 +68,11 @@ def pool(
         yield pool
 
 
-def answers(engine: VllmEngine, step: int) -> list[tuple[Completion, ...]]:
-    return [tuple(engine.generate(batch.prompts, SAMPLING, batch.seeds)) for batch in batches(step)]
+def answers(engine: VllmEngine, step: int) -> list[BatchAnswers]:
+    return [
+        BatchAnswers.from_completions(engine.generate(batch.prompts, SAMPLING, batch.seeds))
+        for batch in batches(step)
+    ]
 
 
 @pytest.mark.chaos
