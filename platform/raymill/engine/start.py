@@ -133,7 +133,7 @@ class StartPoint:
     def order_version(self) -> int:
         """Version of the order of the data.
 
-        A fork goes on with the version of its origin, too: it keeps the position, and a position means the same
+        A fork continues with the version of its origin, too: it keeps the position, and a position means the same
         rows in one version only.
         """
         return self.checkpoint.manifest.order_version if self.checkpoint else Order.version

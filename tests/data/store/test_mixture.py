@@ -1,4 +1,4 @@
-"""Shares are exact at every sample, invertible, and change where they are told to."""
+"""Shares are exact at every sample, invertible, and change where the configuration says."""
 
 from __future__ import annotations
 

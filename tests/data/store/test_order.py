@@ -213,7 +213,38 @@ def test_neighbors_part_and_epochs_differ() -> None:
     assert np.mean(flat == second.row_group * 16 + second.row) < 0.02
 
 
-def test_cost_does_not_depend_on_rows_position_or_ranks() -> None:
+@pytest.mark.parametrize("weights", [(0.6, 0.3, 0.1), (5.0, 1.0, 0.37, 0.011)])
+def test_a_batch_is_more_even_than_independent_draws(weights: tuple[float, ...]) -> None:
+    """Sources vary by a hundredth of what binomial draws vary, and neighbors are apart."""
+    batch, batches = 512, 40
+    sources = [SourceShape(str(i), w, 16, (200_000,)) for i, w in enumerate(weights)]
+    located = Order(sources, 2, 16, batch).locate(0, batch * batches)
+    shares_ = np.array(weights) / sum(weights)
+    drawn = located.source.reshape(batches, batch)
+    for index, share in enumerate(shares_):
+        counts = (drawn == index).sum(axis=1)
+        assert counts.var() < 0.05 * batch * share * (1 - share) + 0.3
+    # In windows of 16 row groups, a batch has 512 / 16 rows of each of them.
+    before = OrderV1(sources[:1], 2, 16, batch).locate(0, batch)
+    now = Order(sources[:1], 2, 16, batch).locate(0, batch)
+    assert len(np.unique(before.row_group)) <= 64
+    assert len(np.unique(now.row_group)) == batch
+
+
+def test_a_rank_computes_its_own_rows_only() -> None:
+    """Seconds of 4 rows per rank, in a batch of a thousand times as many."""
+    seconds = {}
+    for ranks in (8, 8192):
+        sources = [SourceShape(str(i), 1 + i, 64, (6_400_000,) * 100) for i in range(8)]
+        order = Order(sources, 1, 16, 4 * ranks)
+        order.rank_rows(0, 16, 1, ranks)
+        began = time.thread_time()
+        order.rank_rows(4 * 10**7 * ranks // 64, 16, ranks // 2, ranks)
+        seconds[ranks] = time.thread_time() - began
+    assert seconds[8192] < 4 * seconds[8] + 0.02
+
+
+def test_cost_does_not_depend_on_rows_or_position() -> None:
     small = SourceShape("a", 1.0, 64, (6_400,) * 10)
     huge = SourceShape("a", 1.0, 64, (6_400_000,) * 10_000)
     seconds = []

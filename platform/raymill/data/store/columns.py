@@ -1,6 +1,6 @@
 """Order within a source: position among its samples → epoch, shard, row group, row.
 
-In each epoch, a Feistel permutation lines up the source's row groups anew, and the line is cut into
+In each epoch, another Feistel permutation lines up the source's row groups, and the line is cut into
 `width` columns of equal length. Positions run across the columns: column j gives its rows one after
 the other, one in each turn. So `width` neighbors in the order come from as many places, a column
 stays in a row group until it has given all of its rows (in the group's own permutation), and each
@@ -8,7 +8,7 @@ epoch has each row exactly once. Columns begin inside of row groups, so they don
 their next group at the same time. All is arithmetic: no table grows with the rows.
 
 Where the width changes inside an epoch, what is left of the columns is put end to end, and this
-line is cut anew.
+line is cut again.
 """
 
 from __future__ import annotations

@@ -222,7 +222,7 @@ class Mixture:
         return samples
 
     def check(self, samples: int) -> None:
-        """Refuse to go on for more samples than the sources can give.
+        """Refuse more samples than the sources can give.
 
         Raises:
             DataError: names the number of samples there are.

@@ -11,7 +11,7 @@ the number of rows:
    places goes to place p mod h of these. A column's rows therefore always go to the same rank. A
    source's number of rows in a batch differs a little from its places: rows in excess go, in a
    fixed order, to the places that stay free. So a rank knows its own rows without computing
-   everybody's. With several sources, the places are shuffled, anew every `PLACES_S` row groups, so
+   everybody's. With several sources, the places are shuffled, again every `PLACES_S` row groups, so
    that a source doesn't stay with a rank.
 """
 
