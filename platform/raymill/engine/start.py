@@ -133,8 +133,8 @@ class StartPoint:
     def order_version(self) -> int:
         """Version of the order of the data.
 
-        A fork continues with the version of its origin, too: it keeps the position, and a position means the same
-        rows in one version only.
+        A fork continues with the version of its origin, too: it keeps the position, which means other rows in
+        another version.
         """
         return self.checkpoint.manifest.order_version if self.checkpoint else Order.version
 
