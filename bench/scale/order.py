@@ -130,13 +130,13 @@ def evenness(version: int, batch: int = 4096, batches: int = 64) -> dict[str, fl
 
 def draw(path: Path, batch: int = 4096) -> None:
     """Draw where the rows of consecutive batches come from, for both versions, as SVG."""
-    width, height, margin, batches = 640, 120, 30, 24
+    width, height, margin, batches = 640, 240, 30, 16
     rows = 2**21
     parts = []
     for line, (kind, title) in enumerate(
         [
-            (OrderV1, "version 1: 16 row groups at a time"),
-            (Order, "version 2: a row of each of 4,096"),
+            (OrderV1, "Version 1: the rows of 16 row groups at a time"),
+            (Order, "Version 2: one row of each of 4,096 row groups"),
         ]
     ):
         order = kind([SourceShape("one", 1.0, ROW_GROUP, (rows,))], SEED, WINDOW, batch)
@@ -148,7 +148,7 @@ def draw(path: Path, batch: int = 4096) -> None:
             # One dash per row group, by its place in the corpus; those on one line of the page are one.
             lines = np.unique(height * groups * ROW_GROUP // rows).tolist()
             dashes = "".join(f"M{x + 2:.0f} {top + y}h{width / batches - 4:.0f}" for y in lines)
-            parts.append(f'<path d="{dashes}" stroke="#245"/>')
+            parts.append(f'<path d="{dashes}" stroke="#245" stroke-width=".7"/>')
     size = f'viewBox="0 0 {width} {2 * (height + 2 * margin)}"'
     path.write_text(
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif">{"".join(parts)}</svg>\n'
