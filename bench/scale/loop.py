@@ -195,8 +195,8 @@ def _watch_nodes(world: int, watchdog_class: Any, folder: Path) -> dict[str, flo
         records |= pickle.loads(answer)
     looker.look(1.0)
     look_s = time.process_time() - started
-    # A call of an actor takes about 0.3 ms of the driver, which isn't measured here.
-    call_s = nodes * 0.3e-3
+    # What a call of `NodeHeartbeats.read` took of the driver, measured by itself: 1,000 calls on a local Ray.
+    call_s = nodes * 0.37e-3
     return {
         "storage_reads": 0.0,
         "cpu_ms": 1e3 * (look_s + call_s) / interval_s,

@@ -34,7 +34,7 @@ _OMITTED = (DatasetsCallback, PlacementGroupCleanerCallback)
 # second.
 START_S = 60.0
 START_S_PER_WORKER = 0.1
-# Workers that the controller asks per second for their state; each takes it about 0.3 ms.
+# Workers that the controller asks per second for their state; each takes it about 0.4 ms.
 CHECKS_PER_S = 500
 # Within this time the system ends a killed process, however much memory it must reclaim.
 GONE_S = 30.0
