@@ -20,8 +20,8 @@ from raymill.checkpoint.manifest import (
     INDEX_NAME,
     MANIFEST_NAME,
     CheckpointManifest,
-    inspect,
     parse_manifest,
+    read_manifest,
 )
 from raymill.checkpoint.retention import (
     RetentionPolicy,
@@ -194,7 +194,7 @@ class RemoteRun:
         by_step = {commit.step: commit for commit in commits}
         for step, directory in committed_steps(run_dir / _CHECKPOINTS):
             if step in by_step:
-                # A copy may be damaged, or stem from an attempt that never committed it.
+                # It may stem from an attempt that never committed it.
                 if not is_copy(directory, by_step[step]):
                     remove(directory)
             # Retention has deleted older ones in the store; newer ones were never committed there.
@@ -310,9 +310,9 @@ def _writer_of(folder: str) -> tuple[int, int]:
 
 
 def is_copy(directory: Path, commit: Commit) -> bool:
-    """Return whether a directory holds this very checkpoint, by its manifest and its files' sizes."""
+    """Return whether a directory holds this very checkpoint, by its manifest."""
     with suppress(CheckpointError):
-        return is_folder(directory) and inspect(directory).digest == commit.digest
+        return is_folder(directory) and read_manifest(directory).digest == commit.digest
     return False
 
 

@@ -7,7 +7,7 @@ are looked at here, and a checkpoint in which a reader then finds damage is pass
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -95,17 +95,18 @@ def newest_verified(
     """
     passed_over: list[str] = []
     damaged: list[Path] = []
+    candidates: Iterable[_Candidate]
     if remote is None:
-        steps = [directory for _, directory in committed_steps(checkpoints)]
-        candidates = [_Candidate(path, partial(check, path)) for path in steps]
+        steps = [directory for _, directory in reversed(committed_steps(checkpoints))]
+        candidates = (_Candidate(path, partial(check, path)) for path in steps)
     else:
-        candidates = [
+        candidates = (
             candidate
-            for commit in remote.commits()
+            for commit in reversed(remote.commits())
             for candidate in _of_commit(remote, commit, checkpoints)
-        ]
-    # The newest first, so that older ones need not be looked at.
-    for candidate in reversed(candidates):
+        )
+    # The newest first, so that older ones aren't looked at.
+    for candidate in candidates:
         try:
             found = candidate.open(known or {})
         except CheckpointError as error:
@@ -118,19 +119,19 @@ def newest_verified(
         details = "\n".join(f"  - {text}" for text in passed_over)
         place = checkpoints if remote is None else remote.uri
         raise CheckpointError(
-            f"none of the {len(candidates)} checkpoints under {place} verifies:\n{details}\n"
+            f"none of the {len(passed_over)} checkpoints under {place} verifies:\n{details}\n"
             "To start the run over, move that folder away; to keep it, restore the named files."
         )
     return None
 
 
 def _of_commit(remote: RemoteRun, commit: Commit, checkpoints: Path) -> list[_Candidate]:
-    """Return where a committed checkpoint is: in the store, and last, since that is preferred, here."""
+    """Return where a committed checkpoint is: here, since that is preferred, and in the store."""
     directory = checkpoints / step_directory_name(commit.step)
     stored = _Candidate(directory, partial(remote.inspect, commit), remote.uri_of(commit))
     if not is_copy(directory, commit):
         return [stored]
-    return [stored, _Candidate(directory, partial(inspect, directory))]
+    return [_Candidate(directory, partial(inspect, directory)), stored]
 
 
 def set_damaged_aside(
@@ -182,7 +183,7 @@ def find_fork(runs: Path, reference: str, remote: RemoteRun | None = None) -> Ve
             [f"run.from={reference}: {place} has no step {step} (available: {known})"]
         )
     if remote is not None:
-        return _of_commit(remote, commits[step], checkpoints)[-1].open({})
+        return _of_commit(remote, commits[step], checkpoints)[0].open({})
     directory = checkpoints / step_directory_name(step)
     return VerifiedCheckpoint(directory, inspect(directory))
 
