@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -183,7 +184,11 @@ def find_fork(runs: Path, reference: str, remote: RemoteRun | None = None) -> Ve
             [f"run.from={reference}: {place} has no step {step} (available: {known})"]
         )
     if remote is not None:
-        return _of_commit(remote, commits[step], checkpoints)[0].open({})
+        *copies, stored = _of_commit(remote, commits[step], checkpoints)
+        for copy in copies:
+            with suppress(CheckpointError):
+                return copy.open({})
+        return stored.open({})
     directory = checkpoints / step_directory_name(step)
     return VerifiedCheckpoint(directory, inspect(directory))
 
