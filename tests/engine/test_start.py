@@ -19,8 +19,8 @@ from raymill.driver.resolution import resolved_run
 from raymill.engine.checkpoints import retain
 from raymill.engine.resolved_run import ResolvedRun
 from raymill.engine.schedule import learning_rate_factor
-from raymill.engine.start import extension_overrides, resolve_start
-from raymill.errors import ConfigError
+from raymill.engine.start import claim_and_resolve_start, extension_overrides, resolve_start
+from raymill.errors import CheckpointError, ConfigError
 
 DIGESTS = ("d" * 64,)
 
@@ -46,15 +46,17 @@ def assigned(root: Path, *overrides: str) -> ResolvedRun:
 
 def commit_at(resolved: ResolvedRun, *steps: int) -> None:
     """Commit checkpoints of the run at these steps."""
-    raise_fence(resolved.checkpoints, 0)
+    raise_fence(resolved.checkpoints, resolved.token)
+    if (remote := resolved.remote) is not None:
+        remote.fence_off()
     for step in steps:
         manifest = CheckpointManifest(
             step, step * 32, step * 320, 1, 1, resolved.config, resolved.config_digest, DIGESTS,
-            "t" * 64, None, None, {},
+            "t" * 64, None, None, {}, token=resolved.token,
         )  # fmt: skip
         values = {"fp32": np.zeros(4, dtype=np.float32)}
         layout = Layout.equal_parts(1, {"a": ParameterEntry((4,), ())})
-        commit(resolved.checkpoints, manifest, layout, [("a", 0, values)], Alone())
+        commit(resolved.checkpoints, manifest, layout, [("a", 0, values)], Alone(), remote)
 
 
 @pytest.mark.parametrize("steps", ["train.steps=200", "train.steps=90"])
@@ -171,3 +173,36 @@ def test_a_fork_keeps_the_version_of_the_order_with_the_position(tmp_path: Path)
     start = resolve_start(fork, DIGESTS)
     assert (start.samples, start.order_version) == (320, 1)
     assert resolve_start(assigned(tmp_path, "run.name=new"), DIGESTS).order_version == 2
+
+
+def test_another_machine_starts_from_the_store(uri: str, tmp_path: Path) -> None:
+    """Without a copy of the checkpoint: rank 0 looks at the store, and each rank reads its part there."""
+
+    def on(machine: str, token: int, *overrides: str) -> ResolvedRun:
+        place = (f"storage.root={uri}", f"storage.scratch={tmp_path / machine}")
+        resolved = replace(assigned(tmp_path, *place, *overrides), token=token)
+        raise_fence(resolved.checkpoints, token)  # as `acquire` does
+        return resolved
+
+    commit_at(on("one", 1), 40, 60)
+    two = on("two", 2)
+    start = claim_and_resolve_start(two, DIGESTS)
+    assert (start.step, start.resumed) == (60, True)
+    assert start.checkpoint is not None
+    assert start.checkpoint.location.startswith(f"{uri}/runs/base/checkpoints/step-00000060-1.0-")
+    assert start.checkpoint.reader(shared=True).read("fp32", "a").tolist() == [0.0] * 4
+    assert start.checkpoint.cache.is_dir()
+    assert not committed_steps(two.checkpoints)
+    commit_at(two, 80)
+    assert resolve_start(two, DIGESTS).step == 80
+    fork = on("three", 1, "run.name=fork", "run.from=base@40")
+    start = claim_and_resolve_start(fork, DIGESTS)
+    assert (start.step, start.resumed) == (40, False)
+    assert start.checkpoint is not None
+    assert start.checkpoint.reader().read("fp32", "a", 1, 2).tolist() == [0.0] * 2
+    # Of a fork no older checkpoint is used, so that damage is told.
+    remote = fork.remote_of("base")
+    assert remote is not None
+    remote.mark_damaged(start.checkpoint.location, "rank-00007 is damaged")
+    with pytest.raises(CheckpointError, match="rank-00007 is damaged"):
+        resolve_start(fork, DIGESTS)
