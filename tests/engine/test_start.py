@@ -176,7 +176,7 @@ def test_a_fork_keeps_the_version_of_the_order_with_the_position(tmp_path: Path)
 
 
 def test_another_machine_starts_from_the_store(uri: str, tmp_path: Path) -> None:
-    """Without a copy of the checkpoint: rank 0 looks at the store, and each rank reads its part there."""
+    """Start without a copy here: rank 0 looks at the store, and each rank reads its part there."""
 
     def on(machine: str, token: int, *overrides: str) -> ResolvedRun:
         place = (f"storage.root={uri}", f"storage.scratch={tmp_path / machine}")
@@ -200,7 +200,7 @@ def test_another_machine_starts_from_the_store(uri: str, tmp_path: Path) -> None
     assert (start.step, start.resumed) == (40, False)
     assert start.checkpoint is not None
     assert start.checkpoint.reader().read("fp32", "a", 1, 2).tolist() == [0.0] * 2
-    # Of a fork no older checkpoint is used, so that damage is told.
+    # Of a fork no older checkpoint is used, so damage is an error.
     remote = fork.remote_of("base")
     assert remote is not None
     remote.mark_damaged(start.checkpoint.location, "rank-00007 is damaged")
