@@ -65,6 +65,8 @@ def prepared_from(tmp_path: Path, folder: Path, texts: list[str], **data: Any) -
     data.setdefault(
         "validation", plain(ValidationConfig, path=(str(tmp_path / "texts" / "held.txt"),))
     )
+    # The tokens are compared in the order of the texts.
+    data.setdefault("shuffle_documents", False)
     job = plain(PrepareJob,
         data=plain(DataConfig,
             name="tiny", source="files", path=(str(tmp_path / "texts" / "a.jsonl"),),
