@@ -21,18 +21,18 @@ two times f. Full recomputation keeps the block's input alone (h) and one block'
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raymill.plan.models import HeldModel, held_models
 from raymill.plan.parameters import ParameterCount, count_parameters, head_dim
+from raymill.schema.data_sections import ChatConfig, PreferenceConfig
 from raymill.schema.jobs import TrainJob
 from raymill.schema.sections import ArchConfig
 
 # DeepSpeed's default of stage3_max_live_parameters: weights that may be whole at a time.
 LIVE_ELEMENTS = 10**9
-# A worker's rows between the disk and a step, at most.
-READING_BYTES = 256 * 2**20
 # An export holds a tensor, its adapters' product, their sum, and its rounding.
 EXPORTED_TENSORS = 4
 EXPORT_BYTES = 256 * 2**20
@@ -57,7 +57,7 @@ class Memory:
     start: float  # peak while the models are made
     offloaded: float
     copy: float
-    reading: float = READING_BYTES
+    reading: float
 
     @property
     def state(self) -> float:
@@ -205,7 +205,23 @@ def job_memory(job: TrainJob, arch: ArchConfig, vocab_size: int, workers: int) -
         start=_start(job, models, weights, optimizer),
         offloaded=offloaded,
         copy=sum(4 * model.trained + model.moments for model in models) / workers,
+        reading=reading_bytes(job, vocab_size, workers),
     )
+
+
+def reading_bytes(job: TrainJob, vocab_size: int, workers: int) -> float:
+    """Return the bound of a worker's rows between the disk and a step, as `data/store/stream.py` states it."""
+    from raymill.data.store.reader import OPEN_BYTES
+    from raymill.data.store.stream import UNIT_BYTES, UNITS_IN_MEMORY
+
+    data, sources = job.data, max(1, len(job.data.mixture))
+    token_bytes = 2 if vocab_size <= 2**16 else 4
+    # Conversations and pairs have a weight and the number of the conversation with each token.
+    token_bytes += 6 if isinstance(data, ChatConfig | PreferenceConfig) else 0
+    in_use = job.train.global_batch + sources * data.window_row_groups
+    rows = (math.ceil(in_use / workers) + sources) * data.row_group_rows
+    open_bytes = rows * (data.row_predictions + 1) * token_bytes
+    return float(min(open_bytes, OPEN_BYTES) + UNITS_IN_MEMORY * UNIT_BYTES)
 
 
 def _state(
