@@ -33,6 +33,8 @@ from raymill.schema.sections import ArchConfig
 
 # DeepSpeed's default of stage3_max_live_parameters: weights that may be whole at a time.
 LIVE_ELEMENTS = 10**9
+# DeepSpeed's MEMORY_OPT_ALLREDUCE_SIZE: elements that are reduced at once under ZeRO-0.
+REPLICATED_BUCKET = 5 * 10**8
 # An export holds a tensor, its adapters' product, their sum, and its rounding.
 EXPORTED_TENSORS = 4
 EXPORT_BYTES = 256 * 2**20
@@ -175,6 +177,9 @@ def job_memory(job: TrainJob, arch: ArchConfig, vocab_size: int, workers: int) -
     buffers = 0.0
     if zero.stage == 3 and workers > 1:
         buffers = low * min(elements, LIVE_ELEMENTS)
+    if zero.stage == 0 and workers > 1:
+        # Gradients are reduced in copies.
+        buffers = 4 * min(trained, REPLICATED_BUCKET)
     if zero.stage > 0 and workers > 1:
         # Two, since one is filled while the other is reduced.
         buffers += low * min(trained, zero.bucket_elements) * (2 if job.cluster.gpu else 1)
