@@ -25,7 +25,6 @@ from raymill.errors import RaymillError
 from raymill.generate.modes import mode_of
 from raymill.model.blueprint import Blueprint
 from raymill.model.export import save_model
-from raymill.model.lazy import LazyModel
 from raymill.model.loading import silence_libraries
 from raymill.model.parent import plan_parent, with_adapters
 from raymill.objective.forward import Sequences, run_model
@@ -181,15 +180,15 @@ def tried(family: str, folder: Path) -> Able:
     def parent() -> Any:
         return planned().whole()
 
-    def adapted(*targets: str) -> Any:
+    def adapted(*targets: str) -> Blueprint:
         lora = plain(LoraConfig, rank=2, targets=targets)
-        return with_adapters(planned(), lora, NEW_IDS, 7).whole()
+        return with_adapters(planned(), lora, NEW_IDS, 7)
 
     def all_adapted() -> str:
-        return _learns(adapted("all-linear")) and _exports(adapted("all-linear"), folder)
+        return _learns(adapted("all-linear").whole()) and _exports(adapted("all-linear"), folder)
 
     def some_adapted() -> str:
-        _learns(adapted(*SOME)) and _exports(adapted(*SOME), folder)
+        _learns(adapted(*SOME).whole()) and _exports(adapted(*SOME), folder)
         return f"with `lora.targets=[{','.join(SOME)}]`"
 
     lora = _answer(all_adapted)
@@ -198,7 +197,7 @@ def tried(family: str, folder: Path) -> Able:
         packs=_answer(lambda: _packs(parent())),
         samples=_answer(lambda: _samples(parent())),
         lora=lora if lora == "yes" else _answer(some_adapted),
-        exports=_answer(lambda: _exports(parent(), folder)),
+        exports=_answer(lambda: _exports(planned(), folder)),
     )
 
 
@@ -248,9 +247,9 @@ def _samples(model: Any) -> str:
     return ", ".join(filter(None, slow))
 
 
-def _exports(model: Any, folder: Path) -> str:
+def _exports(blueprint: Blueprint, folder: Path) -> str:
     save_model(
-        LazyModel(model), folder / "tokenizer", folder / "export", precision="fp32",
+        blueprint.lazy(), folder / "tokenizer", folder / "export", precision="fp32",
         tokens=ControlTokens(None, 0, (2,)), probe_ids=[list(range(5, 5 + LENGTH))],
     )  # fmt: skip
     return "yes"
