@@ -35,6 +35,8 @@ from raymill.schema.sections import ArchConfig
 LIVE_ELEMENTS = 10**9
 # DeepSpeed's MEMORY_OPT_ALLREDUCE_SIZE: elements that are reduced at once under ZeRO-0.
 REPLICATED_BUCKET = 5 * 10**8
+# What computing takes besides tensors: threads, kernels, the allocator's rest. Measured on CPUs.
+RUNTIME_BYTES = 100 * 2**20
 # An export holds a tensor, its adapters' product, their sum, and its rounding.
 EXPORTED_TENSORS = 4
 EXPORT_BYTES = 256 * 2**20
@@ -174,12 +176,13 @@ def job_memory(job: TrainJob, arch: ArchConfig, vocab_size: int, workers: int) -
     if job.optim.name == "muon":
         count = count_parameters(arch, vocab_size)
         update = update_bytes(count, zero.stage, workers, precision, zero.bucket_elements)
-    buffers = 0.0
+    buffers = float(RUNTIME_BYTES)
     if zero.stage == 3 and workers > 1:
-        buffers = low * min(elements, LIVE_ELEMENTS)
+        # The gradients of a bucket, whole and flat, and what their reduction returns.
+        buffers += low * min(elements, LIVE_ELEMENTS) + 2 * 4 * min(trained, zero.bucket_elements)
     if zero.stage == 0 and workers > 1:
         # Gradients are reduced in copies.
-        buffers = 4 * min(trained, REPLICATED_BUCKET)
+        buffers += 4 * min(trained, REPLICATED_BUCKET)
     if zero.stage > 0 and workers > 1:
         # Two, since one is filled while the other is reduced.
         buffers += low * min(trained, zero.bucket_elements) * (2 if job.cluster.gpu else 1)
@@ -207,7 +210,7 @@ def job_memory(job: TrainJob, arch: ArchConfig, vocab_size: int, workers: int) -
         ),
         logits=logits,
         update=update,
-        start=_start(job, models, weights, optimizer),
+        start=_start(job, models, (weights, gradients, optimizer)),
         offloaded=offloaded,
         copy=sum(4 * model.trained + model.moments for model in models) / workers,
         reading=reading_bytes(job, vocab_size, workers),
@@ -240,14 +243,19 @@ def _state(
     return weights, gradients, optimizer
 
 
-def _start(job: TrainJob, models: Sequence[HeldModel], weights: float, optimizer: float) -> float:
+def _start(job: TrainJob, models: Sequence[HeldModel], state: tuple[float, float, float]) -> float:
     """Return the peak while the models are made, one parameter at a time."""
+    weights, gradients, optimizer = state
     copied = 0.0
-    if job.zero.stage < 3 and weights:
+    if job.zero.stage in (1, 2):
         # DeepSpeed copies what is trained into one buffer before it frees the parameters.
         share = sum(model.trained for model in models) / sum(model.parameters for model in models)
-        copied = weights * share if job.zero.stage else 0.0
-    return weights + max(copied, optimizer) + 4 * max(model.largest for model in models)
+        copied = weights * share
+    if job.zero.stage == 3:
+        # Its buffer of gradients is made with the optimizer's state.
+        optimizer += gradients
+    largest = 4 * max(model.largest for model in models)
+    return weights + max(copied, optimizer) + largest + RUNTIME_BYTES
 
 
 def export_bytes(arch: ArchConfig, vocab_size: int) -> float:
