@@ -83,7 +83,18 @@ class LazyModel:
         with ExitStack() as stack:
             for handle in handles:
                 stack.callback(handle.remove)
+            # Some families ask the output matrix for its dtype before its pass, which computes it.
+            stack.enter_context(self.gather(_computed_on_access(self.model)))
             yield self.model
+
+
+def _computed_on_access(model: torch.nn.Module) -> Iterator[torch.nn.Parameter]:
+    """Yield the parameters of the tables whose rows for new tokens are trained."""
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    for module in model.modules():
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            yield from module.parameters()
 
 
 def _units(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, list[torch.nn.Parameter]]]:
