@@ -21,45 +21,44 @@ Read = Callable[[], torch.Tensor]
 class LazyModel:
     """A model, and where to read the parameters that aren't in memory.
 
-    `sources`: parameter name → function that returns its values on the host, in fp32. These parameters hold
-    nothing until they are gathered; all others stay as they are.
+    `sources`: parameter name → function that returns its values on the host, in fp32. These parameters have
+    their shape and no memory until they are gathered; all others stay as they are.
     """
 
     def __init__(self, model: PreTrainedModel, sources: Mapping[str, Read] | None = None) -> None:
         self.model = model
         self._sources: dict[torch.nn.Parameter, Read] = {}
-        self._shapes: dict[torch.nn.Parameter, torch.Size] = {}
+        self._present: set[torch.nn.Parameter] = set()
         sources = sources or {}
         empty: dict[torch.nn.Parameter, torch.nn.Parameter] = {}
         for name, parameter in model.named_parameters():
             if name in sources:
                 # Data can't be moved from the meta device, so that the parameter itself is replaced.
-                placeholder = torch.nn.Parameter(
-                    torch.empty(0, dtype=parameter.dtype), parameter.requires_grad
-                )
+                placeholder = torch.nn.Parameter(_absent(parameter), parameter.requires_grad)
                 empty[parameter] = placeholder
                 self._sources[placeholder] = sources[name]
-                self._shapes[placeholder] = parameter.shape
         for module in model.modules():
             for key, held in module._parameters.items():
                 if held is not None and held in empty:
                     module._parameters[key] = empty[held]
 
-    def shape(self, parameter: torch.nn.Parameter) -> torch.Size:
-        """Return a parameter's shape, whether or not it is gathered."""
-        return self._shapes.get(parameter, parameter.shape)
-
     @contextmanager
     def gather(self, parameters: Iterable[torch.nn.Parameter]) -> Iterator[None]:
         """Have these parameters in memory within the block."""
-        absent = [p for p in dict.fromkeys(parameters) if p in self._sources and not p.numel()]
+        absent = [
+            parameter
+            for parameter in dict.fromkeys(parameters)
+            if parameter in self._sources and parameter not in self._present
+        ]
         try:
             for parameter in absent:
                 parameter.data = self._sources[parameter]()
+                self._present.add(parameter)
             yield
         finally:
             for parameter in absent:
-                parameter.data = torch.empty(0, dtype=parameter.dtype)
+                parameter.data = _absent(parameter)
+                self._present.discard(parameter)
 
     @contextmanager
     def computing(self) -> Iterator[PreTrainedModel]:
@@ -86,6 +85,11 @@ class LazyModel:
             # Some families ask the output matrix for its dtype before its pass, which computes it.
             stack.enter_context(self.gather(_computed_on_access(self.model)))
             yield self.model
+
+
+def _absent(parameter: torch.nn.Parameter) -> torch.Tensor:
+    """Return a tensor of one element in the parameter's shape; NaN, so that its use shows."""
+    return torch.full((), torch.nan, dtype=parameter.dtype).expand(parameter.shape)
 
 
 def _computed_on_access(model: torch.nn.Module) -> Iterator[torch.nn.Parameter]:

@@ -79,7 +79,7 @@ class SavedTensors:
         if not weight.parameters:
             return weight.compute().to("meta")
         first = weight.parameters[0]
-        return torch.empty(self._trained.shape(first), dtype=first.dtype, device="meta")
+        return torch.empty(first.shape, dtype=first.dtype, device="meta")
 
     def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
