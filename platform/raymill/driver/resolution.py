@@ -10,7 +10,7 @@ from pathlib import Path
 from raymill.cluster.capacity import machine_memory
 from raymill.config.memory_check import memory_problems
 from raymill.data.store.location import prepared_folder
-from raymill.data.store.manifest import MANIFEST_NAME, PreparedData, is_finished, load_prepared
+from raymill.data.store.manifest import MANIFEST_NAME, PreparedData, is_finished, load_for_training
 from raymill.driver.preparation import fetched_mixture
 from raymill.engine.resolved_run import ResolvedRl, ResolvedRun
 from raymill.engine.start import order_of
@@ -51,7 +51,7 @@ def resolved_run(
     root = job.storage.folder
     assert job.run.name is not None, "the configuration names every run"
     if job.data.max_epochs:
-        prepared = [load_prepared(folder) for folder in folders]
+        prepared = [load_for_training(folder) for folder in folders]
         order = order_of(job, prepared, tuple(folders.values()))
         order.mixture.check(total_steps(job) * job.train.global_batch)
     return ResolvedRun(
@@ -139,7 +139,7 @@ def _open_prepared(folder: Path, job: PretrainJob) -> PreparedData:
             f"there is no prepared data in {folder}. Prepare it first, with the same overrides:\n"
             f"  {job_command('prepare', *typed)}"
         )
-    return load_prepared(folder)
+    return load_for_training(folder)
 
 
 def _check_together(prepared: list[PreparedData], job: PretrainJob) -> None:

@@ -15,6 +15,7 @@ from raymill.data.store.manifest import (
     MANIFEST_NAME,
     PreparedData,
     is_finished,
+    load_for_training,
     load_prepared,
     tokenizer_fingerprint,
 )
@@ -119,7 +120,7 @@ def resolve_tuning(
         DataError: a prepared folder is missing or damaged.
         ConfigError: parent and data don't fit.
     """
-    prepared = [load_prepared(folder) for folder in folders]
+    prepared = [load_for_training(folder) for folder in folders]
     _check_together(prepared, job)
     # The data's tokenizer, since a chat template may have added tokens to the parent's.
     arch, vocab_size = (

@@ -18,6 +18,7 @@ from raymill.data.store.manifest import (
     PreparedData,
     Shard,
     check_shard_sizes,
+    load_for_training,
     load_prepared,
     read_manifest,
 )
@@ -101,8 +102,9 @@ def test_a_truncated_shard_is_refused(prepared: PreparedData) -> None:
     expected = rf"is truncated: expected {shard.file_bytes} bytes, found {shard.file_bytes - 10}"
     # A start asks the storage for no shard: a million of them would take it an hour.
     assert load_prepared(prepared.folder) == prepared
+    check_shard_sizes(prepared, limit=2)
     with pytest.raises(DataError, match=expected):
-        check_shard_sizes(prepared)
+        load_for_training(prepared.folder)
     with pytest.raises(DataError, match=expected):
         read_row_group(path, shard, 0, "uint16")
 

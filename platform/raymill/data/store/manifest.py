@@ -252,6 +252,16 @@ def load_prepared(folder: Path) -> PreparedData:
     return PreparedData(folder, manifest)
 
 
+def load_for_training(folder: Path) -> PreparedData:
+    """Open a finished prepared folder in a driver; a small corpus is checked for missing shards.
+
+    Raises as `load_prepared` and `check_shard_sizes` do.
+    """
+    prepared = load_prepared(folder)
+    check_shard_sizes(prepared, DRIVER_CHECKS)
+    return prepared
+
+
 def check_shard_sizes(prepared: PreparedData, limit: int | None = None) -> None:
     """Raise DataError unless every shard exists with its size: a request to the storage for each.
 
