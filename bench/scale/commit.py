@@ -222,14 +222,15 @@ def main() -> None:
     layouts = {
         (stage, ranks): layout_of(stage, ranks) for stage in (1, 3) for ranks in arguments.ranks
     }
+    between = 1024 if 1024 in arguments.ranks else max(arguments.ranks)
     resumes = []
     with tempfile.NamedTemporaryFile() as sparse:
         # Of the largest share; nothing is ever written to it.
         elements = 3 * (-(-70_600_000_000 // min(arguments.ranks)) + 2**24)
         memory = np.memmap(sparse.name, np.float32, "w+", shape=(elements,))
         for (stage, writers), (other, readers) in product(layouts, layouts):
-            # From ZeRO-3 to ZeRO-3 at all sizes, and between the stages at 1,024.
-            if (stage, other) != (3, 3) and {writers, readers} != {max(64, arguments.ranks[-2])}:
+            # From ZeRO-3 to ZeRO-3 at all sizes, and between the stages at one.
+            if (stage, other) != (3, 3) and {writers, readers} != {between}:
                 continue
             names = f"{writers} (ZeRO-{stage})", f"{readers} (ZeRO-{other})"
             resumes.append(resume(layouts[stage, writers], layouts[other, readers], names, memory))
