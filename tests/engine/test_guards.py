@@ -39,8 +39,12 @@ class TwoRanks:
         pair = [value, self.other.pop(0)]
         return pair if self.rank == 0 else pair[::-1]
 
-    def broadcast(self, value: T) -> T:
-        return value if self.rank == 0 else self.other.pop(0)
+    def broadcast(self, value: T, source: int = 0) -> T:
+        return value if self.rank == source else self.other.pop(0)
+
+    def first(self, applies: bool) -> int | None:
+        by_rank = [applies, self.other.pop(0)][:: 1 if self.rank == 0 else -1]
+        return by_rank.index(True) if any(by_rank) else None
 
     def sum(self, *values: float) -> list[float]:
         return [a + b for a, b in zip(values, self.other.pop(0), strict=True)]
@@ -163,9 +167,9 @@ def test_an_error_on_one_rank_is_raised_on_all() -> None:
 
     told = DataError("shard 3 is missing")
     with pytest.raises(DataError, match="shard 3"):
-        on_all_ranks(TwoRanks(0, [[0.0], None]), fail)  # type: ignore[arg-type]
+        on_all_ranks(TwoRanks(0, [[0.0], False]), fail)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="shard 3"):
-        on_all_ranks(TwoRanks(1, [[1.0], told]), lambda: 1)  # type: ignore[arg-type]
+        on_all_ranks(TwoRanks(1, [[1.0], True, told]), lambda: 1)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="shard 3"):
         on_rank_zero(TwoRanks(1, [(None, told)]), lambda: 1)  # type: ignore[arg-type]
     assert on_rank_zero(TwoRanks(1, [(7, None)]), lambda: 1) == 7  # type: ignore[arg-type]
