@@ -17,8 +17,24 @@ def one_by_one(
     return (function(item, shared) for item in items)
 
 
+def combined(
+    function: Callable[[Any, Any], Any],
+    combine: Callable[[list[Any]], Any],
+    items: Sequence[Any],
+    *,
+    shared: Any,
+    tasks: int | None = None,
+) -> Any:
+    """Return the combination of all results, computed here."""
+    return combine([function(item, shared) for item in items])
+
+
 @contextmanager
 def without_ray() -> Iterator[None]:
-    """Replace `parallel` in every module that calls it."""
-    with patch.object(steps, "parallel", one_by_one), patch.object(tasks, "parallel", one_by_one):
+    """Replace `parallel` in every module that calls it, and `reduced`."""
+    with (
+        patch.object(steps, "parallel", one_by_one),
+        patch.object(tasks, "parallel", one_by_one),
+        patch.object(tasks, "reduced", combined),
+    ):
         yield
