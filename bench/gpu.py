@@ -159,7 +159,7 @@ def born(machine: Machine, folder: Path) -> dict[str, Any]:
     script = ROOT / "bench" / "scale" / "start.py"
     device = "cpu" if machine.cluster == "local" else "cuda"
     figures = {}
-    for arch, world in (("llama3_1b", 1), ("llama3_8b", 8)):
+    for arch, world in (("llama_1b", 1), ("llama3_8b", 8)):
         target = folder / f"{arch}.json"
         run(
             [sys.executable, str(script), "--arch", arch, "--ranks", str(world),

@@ -57,7 +57,9 @@ def status(field: str) -> int:
     raise KeyError(field)
 
 
-def build(arch: str, layers: int, ranks: int, rank: int, stage: int, precision: str) -> None:
+def build(
+    arch: str, layers: int, ranks: int, rank: int, stage: int, precision: str, kind: str
+) -> None:
     """Build one rank's share in this process, and print what it took."""
     os.environ.update(
         RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE="1",
@@ -76,12 +78,12 @@ def build(arch: str, layers: int, ranks: int, rank: int, stage: int, precision: 
     job: Any = load(
         "pretrain",
         [f"arch={arch}", f"zero=stage{stage}", f"train.precision={precision}", "train.steps=100",
-         f"train.global_batch={ranks}", "train.micro_batch=1", "cluster.gpu=false"],
+         f"train.global_batch={ranks}", "train.micro_batch=1", f"cluster.gpu={str(kind == 'cuda').lower()}"],
     )  # fmt: skip
     job = replace(job, arch=replace(job.arch, layers=layers or job.arch.layers))
-    device = choose_device(False)
+    device = choose_device(kind == "cuda")
     dist.init_process_group("fake", rank=rank, world_size=ranks, store=FakeStore())
-    join_deepspeed(False)
+    join_deepspeed(kind == "cuda")
     group = WorkerGroup(device)
     # The libraries that the first model imports aren't the model's memory.
     tiny = replace(job.arch, hidden_size=64, intermediate_size=64, heads=1, kv_heads=1, head_dim=64,
@@ -98,6 +100,7 @@ def build(arch: str, layers: int, ranks: int, rank: int, stage: int, precision: 
                 "seconds": time.perf_counter() - began,
                 "cpu_seconds": time.process_time() - cpu,
                 "peak": status("VmHWM") - before,
+                "device_peak": torch.cuda.max_memory_allocated() if kind == "cuda" else 0,
                 "owned": sum(part.numel for part in trainer.owned()),
                 "threads": torch.get_num_threads(),
                 **planned(job.arch, ranks, stage, precision, job.zero.bucket_elements),
@@ -111,12 +114,12 @@ def build(arch: str, layers: int, ranks: int, rank: int, stage: int, precision: 
 
 def measured(
     arch: str, layers: int, ranks: int, *, stage: int = 3, precision: str = "bf16", rank: int = 0,
-    tree: Path = ROOT,
+    tree: Path = ROOT, kind: str = "cpu",
 ) -> dict[str, float]:  # fmt: skip
     """Build a rank's share in a process of its own; `layers=0` stands for the model's own."""
     command = [
         sys.executable, __file__, "--build", arch, str(layers), str(ranks), str(rank), str(stage),
-        precision,
+        precision, kind,
     ]  # fmt: skip
     paths = f"{tree / 'platform'}:{tree / 'tests'}"
     found = subprocess.run(
@@ -128,12 +131,19 @@ def measured(
     return result
 
 
-def share(arch: str, ranks: int, memory: float, tree: Path, precision: str) -> dict[str, Any]:
+def share(
+    arch: str, ranks: int, memory: float, tree: Path, precision: str, kind: str
+) -> dict[str, Any]:
     """Measure a rank's share in full if it fits into `memory` bytes, else at a few layers."""
     layers, needed = _needs(arch, ranks, precision, tree != ROOT)
     if needed < memory:
-        return {"how": "measured", **measured(arch, 0, ranks, precision=precision, tree=tree)}
-    small, large = (measured(arch, few, ranks, precision=precision, tree=tree) for few in FEW)
+        return {
+            "how": "measured",
+            **measured(arch, 0, ranks, precision=precision, tree=tree, kind=kind),
+        }
+    small, large = (
+        measured(arch, few, ranks, precision=precision, tree=tree, kind=kind) for few in FEW
+    )
     grown = (layers - FEW[1]) / (FEW[1] - FEW[0])
     computed = {key: large[key] + grown * (large[key] - small[key]) for key in large}
     # The largest parameter and the buckets don't grow with the layers.
@@ -187,15 +197,16 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 64, 1024, 8192])
     parser.add_argument("--arch", default="llama3_70b")
     parser.add_argument("--precision", default="bf16", choices=["bf16", "fp32"])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--memory-gib", type=float, default=8.0)
     parser.add_argument("--tree", type=Path, action="append", default=[])
     parser.add_argument("--largest", type=int, metavar="WORLD")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--build", nargs=6, help=argparse.SUPPRESS)
+    parser.add_argument("--build", nargs=7, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.build:
-        arch, layers, ranks, rank, stage, precision = options.build
-        build(arch, int(layers), int(ranks), int(rank), int(stage), precision)
+        arch, layers, ranks, rank, stage, precision, kind = options.build
+        build(arch, int(layers), int(ranks), int(rank), int(stage), precision, kind)
     memory = options.memory_gib * GIB
     if options.largest:
         rows = largest(options.largest, memory)
@@ -204,7 +215,7 @@ def main() -> None:
             {
                 "code": tree.name,
                 "ranks": ranks,
-                **share(options.arch, ranks, memory, tree, options.precision),
+                **share(options.arch, ranks, memory, tree, options.precision, options.device),
             }
             for tree in [ROOT, *options.tree]
             for ranks in options.ranks
