@@ -18,9 +18,9 @@ from raymill.plan.memory import state_bytes
 from raymill.plan.parameters import count_parameters
 
 WORLD, MANY = 2, 16
-# 154 million parameters, so that a whole copy (616 MB) is more than the bound.
+# 308 million parameters, so that a whole copy (1.2 GB) is more than the bound.
 LARGER = replace(
-    ARCH, hidden_size=1024, layers=12, heads=16, kv_heads=16, intermediate_size=2816
+    ARCH, hidden_size=1024, layers=24, heads=16, kv_heads=16, intermediate_size=2816
 )  # fmt: skip
 MARGIN = 256 * 2**20
 # DeepSpeed's names of what a parameter's own slice is in low precision.
@@ -91,11 +91,14 @@ def test_a_worker_takes_its_share_and_not_the_whole_model(tmp_path: Path) -> Non
     count = count_parameters(LARGER, VOCAB)
     state = sum(state_bytes(count.total, 3, MANY, "fp32", accumulate_fp32=True))
     largest = 4 * max(rows * columns for rows, columns, _ in count.matrices)
-    assert state + largest + MARGIN < 4 * count.total, "a whole copy would pass as a share"
-    assert state / 4 < peak <= state + largest + MARGIN
+    buckets = 4 * job_of(Case(3)).zero.bucket_elements
+    bound = state + buckets + largest + MARGIN
+    assert bound < 4 * count.total, "a whole copy would pass as a share"
+    assert state / 4 < peak <= bound
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_the_values_are_those_of_the_host() -> None:
     from raymill.model.build import plan_model
 

@@ -1,4 +1,4 @@
-"""Initial values: the same for whoever draws them, and from transformers' distributions."""
+"""Initial values: the same in every range and process, and from transformers' distributions."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 from scipy.stats import ks_2samp, kstest, truncnorm
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MixtralConfig, Qwen3Config
+from transformers.initialization import no_tie_weights
 
 from raymill.errors import ConfigError
 from raymill.model.blueprint import Blueprint, with_real_buffers
@@ -40,12 +41,13 @@ def values(distribution: Distribution, count: int, name: str = "w", seed: int = 
 
 def planned(config: Any, seed: int = 1) -> Blueprint:
     """Plan a model of any family, as `plan_model` does for those that can be pretrained."""
-    with torch.device("meta"):
+    with torch.device("meta"), no_tie_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     trace = Trace()
     with_real_buffers(model, trace)
     with trace.recording():
         model.initialize_weights()
+    model.tie_weights()
     return Blueprint.traced(model, trace, seed)
 
 
@@ -87,7 +89,7 @@ def test_streams_differ_by_seed_and_name_and_stay_as_they_are() -> None:
     for left, right in ((one, other), (one, third), (other, third)):
         assert abs(float(np.corrcoef(left, right)[0, 1])) < 0.1
     # A library that draws other numbers would change the runs that are started again from nothing.
-    assert hashlib.sha256(one.numpy().tobytes()).hexdigest()[:16] == "@@"
+    assert hashlib.sha256(one.numpy().tobytes()).hexdigest()[:16] == "e77305cd494a72d8"
 
 
 @pytest.mark.parametrize("distribution", ["normal", "uniform", "truncated"])
@@ -120,7 +122,9 @@ def test_every_parameter_is_distributed_as_transformers_draws_it(family: str) ->
             assert np.array_equal(mine, reference), name
         else:
             pvalues.append(ks_2samp(mine, reference).pvalue)
-            assert mine.std() == pytest.approx(reference.std(), rel=0.1), name
+            assert mine.std() == pytest.approx(reference.std(), rel=5 * (1 / len(mine)) ** 0.5), (
+                name
+            )
     # As many small ones as there are by chance.
     assert min(pvalues) > 0.01 / len(pvalues)
     if family != "gpt2":
@@ -147,7 +151,7 @@ def test_adapters_start_as_peft_starts_them() -> None:
             kstest(matrix.detach().flatten().numpy(), "uniform", (-bound, 2 * bound)).pvalue > 0.01
         )
     assert not any(p.any() for name, p in found.items() if "lora_B" in name)
-    base = model.get_base_model().model.embed_tokens.base_layer.weight
+    base = planned(CONFIGS["llama"]).whole().get_input_embeddings().weight
     for name, rows in found.items():
         if "trainable_tokens_delta" in name and "embed_tokens" in name:
             assert torch.equal(rows, base[[7, 9]])

@@ -75,12 +75,14 @@ def plan_model(
     """
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_tie_weights
 
     from raymill.model.blueprint import Blueprint, with_real_buffers
     from raymill.model.trace import Trace
 
     config = hugging_face_config(arch, vocab_size, end_of_text_id)
-    with torch.device("meta"):
+    # Tied after the initialization, as transformers does, or the output's would overwrite the padding row.
+    with torch.device("meta"), no_tie_weights():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config,
             dtype=torch.float32,
@@ -91,6 +93,7 @@ def plan_model(
     with_real_buffers(model, trace)
     with trace.recording():
         model.initialize_weights()
+    model.tie_weights()
     return Blueprint.traced(model, trace, seed)
 
 

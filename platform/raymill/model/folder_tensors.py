@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import torch
@@ -16,8 +16,11 @@ import torch
 from raymill.errors import DataError
 from raymill.model.blueprint import with_real_buffers
 from raymill.model.trace import Trace
-from raymill.model.values import Held, Values
+from raymill.model.values import PIECE, Held, Values
 from raymill.reading import opened
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Names of the format: https://huggingface.co/docs/safetensors#format
 _DTYPES = {
@@ -165,3 +168,26 @@ def unread(trace: Trace) -> Iterator[None]:
                 patch.object(PreTrainedModel, name, recorded(getattr(PreTrainedModel, name)))
             )
         yield
+
+
+def tie_equal_weights(model: PreTrainedModel, trace: Trace) -> None:
+    """Tie weights that a file holds twice, as transformers does where they are in memory and equal."""
+    for target, source in list(model.all_tied_weights_keys.items()):
+        kept, other = model.get_parameter(source), model.get_parameter(target)
+        if kept is other:
+            continue
+        if kept.shape == other.shape and _are_equal(
+            trace.values_of(kept, source, 0), trace.values_of(other, target, 0)
+        ):
+            path, _, key = target.rpartition(".")
+            model.get_submodule(path).register_parameter(key, kept)
+        else:
+            del model.all_tied_weights_keys[target]
+
+
+def _are_equal(one: Values, other: Values) -> bool:
+    return all(
+        torch.equal(one.read(first, last), other.read(first, last))
+        for first in range(0, one.numel, PIECE)
+        for last in (min(one.numel, first + PIECE),)
+    )

@@ -76,7 +76,7 @@ def load_hf_blueprint(
 ) -> Blueprint:
     """Return what `load_hf_model` does, before its weights are read; those that are drawn, from `seed`."""
     from raymill.model.blueprint import Blueprint
-    from raymill.model.folder_tensors import unread
+    from raymill.model.folder_tensors import tie_equal_weights, unread
     from raymill.model.trace import Trace
 
     def loaded() -> tuple[Trace, PreTrainedModel, dict[str, Any]]:
@@ -86,6 +86,7 @@ def load_hf_blueprint(
 
     trace, model, report = from_folder(folder, loaded)
     _refuse_other_weights(auto_class, folder, new, report)
+    tie_equal_weights(model, trace)
     return Blueprint.traced(model, trace, seed)
 
 

@@ -72,6 +72,9 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         known = self._values.get(_place(tensor))
         if known is not None and not writes:
             return known
+        # Writes are recorded by their places in the whole storage.
+        if tensor.untyped_storage().nbytes() != tensor.nbytes or not tensor.is_contiguous():
+            raise ConfigError([f"{name}: it is a part of a tensor that is initialized as a whole"])
         parts = tuple(writes) if known is None else ((0, tensor.numel(), known), *writes)
         if not _covers(parts, tensor.numel()):
             raise ConfigError(
@@ -87,11 +90,18 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        in_place = func.overloadpacket._qualified_op_name.endswith("_")
+        if in_place and args[0].is_meta:
+            content = self._written(func, args[1:])
+            # Copies are tried, for the shapes; what else is written has none, and torch is slow at it.
+            if isinstance(content, Values):
+                func(*args, **kwargs)
+            self._write(args[0], content)
+            return args[0]
         result = func(*args, **kwargs)
-        if func.overloadpacket._qualified_op_name.endswith("_"):
-            if args[0].is_meta:
-                self._write(args[0], self._written(func, args[1:]))
-        elif any(map(self.knows, args)) and not any(map(self._lacks, args)):
+        if in_place:
+            return result
+        if any(map(self.knows, args)) and not any(map(self._lacks, args)):
             self._compute(func, args, kwargs, result)
         return result
 
