@@ -155,7 +155,8 @@ def open_pipeline(spec: StreamSpec, rank: int, first_step: int) -> DataIterator:
         context.execution_no_progress_timeout_s = -1
         # A unit is a block of one row. Any row is larger than this, so no block gets two.
         context.target_max_block_size = 1
-        dataset = ray.data.from_arrow([pa.table({"task": [task]}) for task in range(tasks)])
+        # Other ways to make a data set run tasks that claim a core, which may never be free.
+        dataset = ray.data.from_blocks([pa.table({"task": [task]}) for task in range(tasks)])
         dataset = dataset.map_batches(
             _read_units,
             fn_kwargs={"spec": spec, "rank": rank, "first_step": first_step},
