@@ -163,7 +163,7 @@ def born(machine: Machine, folder: Path) -> dict[str, Any]:
         target = folder / f"{arch}.json"
         run(
             [sys.executable, str(script), "--arch", arch, "--ranks", str(world),
-             "--device", device, "--json", str(target)],
+             "--device", device, "--memory-gib", "100", "--json", str(target)],
             folder, BORN_LIMIT_S,
         )  # fmt: skip
         figures[f"{arch}, rank 0 of {world}"] = json.loads(target.read_text())
