@@ -197,8 +197,8 @@ MEMORY = [
     [*GPT2, "train.micro_batch=8", "cluster.device_memory_gib=4"],
     [*GPT2, "train.micro_batch=8", "cluster.device_memory_gib=3"],
     [*GPT2, "train.micro_batch=8", "cluster.device_memory_gib=2.5"],
-    [*GPT2, "train.micro_batch=1", "run.workers=4", "cluster.device_memory_gib=1.4"],
-    [*GPT2, "train.micro_batch=8", "cluster.device_memory_gib=1.2"],
+    [*GPT2, "train.micro_batch=1", "run.workers=4", "cluster.device_memory_gib=1.6"],
+    [*GPT2, "train.micro_batch=8", "cluster.device_memory_gib=1.6"],
 ]
 
 

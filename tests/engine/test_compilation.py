@@ -16,6 +16,7 @@ import torch
 
 from engine.probe import ARCH, Case, job_of, join
 from engine.ranks import run_ranks
+from model.planned import planned
 from objective.test_forward import END, conversations, documents
 from objective.test_pairs import classifier, rows_of, some_pairs
 from raymill.engine.compilation import CompileTimer, layers_of, uncompiled
@@ -92,7 +93,7 @@ def train(rank: int, world: int, port: int, folder: Path, cases: Cases) -> None:
         model, objective, rows = learned(kind)
         job = job_of(Case(stage, micro_batch=4, batch=4))
         job = replace(job, train=replace(job.train, compile=compiled))
-        trainer = Trainer(job, model, group)
+        trainer = Trainer(job, planned(model), group)
         losses, graphs = [], []
         for step in range(STEPS):
             trainer.begin_micro_batch(last=True)

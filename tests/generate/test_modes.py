@@ -173,6 +173,38 @@ def test_recurrent_families_answer_as_if_alone(family: str) -> None:
     assert gap(model, drawn) < 1e-4
 
 
+class RanksInModes:
+    """A group whose rank 0 is this process; each rank has found the mode in its place to work."""
+
+    def __init__(self, found: list[SamplingMode]) -> None:
+        self.rank, self.world_size = 0, len(found)
+        self._found = found
+
+    def sum(self, *values: float) -> list[float]:
+        """Count the ranks by mode; or their failures, of which there are none."""
+        if len(values) == 1:
+            return [float(values[0])]
+        return [float(self._found.count(mode)) for mode in MODES]
+
+    def first(self, applies: bool) -> int:
+        """Return the first rank in the slowest mode."""
+        slowest = max(self._found, key=MODES.index)
+        assert applies == (self._found[0] == slowest)
+        return self._found.index(slowest)
+
+    def broadcast(self, value: SamplingMode, source: int) -> SamplingMode:
+        return self._found[source]
+
+
+def test_a_model_that_one_rank_cannot_sample_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(model: Any) -> SamplingMode:
+        raise ConfigError(["model: no"])
+
+    monkeypatch.setattr(samples, "mode_of", refuse)
+    with pytest.raises(ConfigError, match="model: no"):
+        settle_sampling(torch.nn.Linear(1, 1), WorkerGroup(CPU), None, 0)
+
+
 @pytest.mark.parametrize(
     ("found", "expected"),
     [([0, 0], 0), ([0, 1], 1), ([2, 1], 2), ([2, 0], 2)],
@@ -181,16 +213,12 @@ def test_ranks_sample_in_the_slowest_mode(
     found: list[int], expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = torch.nn.Linear(1, 1)
-    use_mode(model, SamplingMode())
-    group: Any = SimpleNamespace(gather=lambda _: [(MODES[place], None) for place in found])
+    use_mode(model, MODES[found[0]])
+    group: Any = RanksInModes([MODES[place] for place in found])
     told: list[Any] = []
     event_log: Any = SimpleNamespace(write=lambda *event, **values: told.append(values))
     settle_sampling(model, group, event_log, 0)
     assert mode_of(model) == MODES[expected]
-    refusal = ConfigError(["model: no"])
-    group = SimpleNamespace(gather=lambda _: [(SamplingMode(), None), (SamplingMode(), refusal)])
-    with pytest.raises(ConfigError, match="model: no"):
-        settle_sampling(model, group, event_log, 0)
 
 
 def test_a_slow_family_is_told_in_the_journal() -> None:

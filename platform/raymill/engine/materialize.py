@@ -6,6 +6,9 @@ beyond this rank's slice are never touched. Nothing is broadcast.
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CRITIC = "critic/"  # before the names of a critic's parameters in a checkpoint
+# Parameters of glibc's mallopt(3).
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
 class Stored(Values):
@@ -95,3 +100,23 @@ def materialize(job: TrainJob, blueprint: Blueprint, group: WorkerGroup) -> PreT
     for buffer in model.buffers():
         buffer.data = buffer.data.to(group.device)
     return model
+
+
+@contextmanager
+def freed_blocks_returned() -> Iterator[None]:
+    """Return freed blocks of a megabyte or more to the system at once, within the block.
+
+    DeepSpeed gathers every trained parameter once while it starts. On a host, glibc keeps freed blocks for
+    the next request, but small ones settle between them: now and then the whole model stayed in memory.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        yield
+        return
+    mallopt(_MMAP_THRESHOLD, 2**20)
+    try:
+        yield
+    finally:
+        # The values that glibc reaches by itself as long as nobody sets them: training reuses its blocks.
+        mallopt(_MMAP_THRESHOLD, 32 * 2**20)
+        mallopt(_TRIM_THRESHOLD, 64 * 2**20)

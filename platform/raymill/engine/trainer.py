@@ -16,7 +16,7 @@ from raymill.checkpoint.layout import Layout
 from raymill.engine.compilation import compile_layers, layers_of
 from raymill.engine.deepspeed_config import clips_gradients_itself, deepspeed_config
 from raymill.engine.group import WorkerGroup, on_all_ranks
-from raymill.engine.materialize import Stored, materialize
+from raymill.engine.materialize import Stored, freed_blocks_returned, materialize
 from raymill.engine.matrix_exchange import Matrix, MatrixExchange
 from raymill.engine.muon import Muon
 from raymill.engine.optimizers import build_optimizer, moments_of
@@ -52,7 +52,8 @@ class Trainer:
         self._own_norm = not clips_gradients_itself(job)
         self._grad_clip = job.optim.grad_clip or math.inf
         self.accumulation = accumulation_steps(job, group.world_size)
-        model = on_all_ranks(group, partial(materialize, job, blueprint, group))
+        with freed_blocks_returned():
+            model = on_all_ranks(group, partial(materialize, job, blueprint, group))
         if job.train.activation_checkpointing:
             # Reentrant checkpointing would need inputs with gradients, which frozen embeddings don't give.
             model.gradient_checkpointing_enable(
@@ -65,12 +66,13 @@ class Trainer:
                 # Under ZeRO-3 a hook outside the compiled code then gathers all weights of a layer at once.
                 set_z3_leaf_module(layer, True)
         self.optimizer = build_optimizer(model, job.optim, job.train.precision)
-        self.engine, *_ = deepspeed.initialize(
-            model=model,
-            optimizer=self.optimizer,
-            config=deepspeed_config(job, group.world_size),
-            dist_init_required=False,
-        )
+        with freed_blocks_returned():
+            self.engine, *_ = deepspeed.initialize(
+                model=model,
+                optimizer=self.optimizer,
+                config=deepspeed_config(job, group.world_size),
+                dist_init_required=False,
+            )
         self.model: PreTrainedModel = self.engine.module
         self._parameters = {
             parameter: trained[name]
