@@ -35,7 +35,8 @@ from raymill.schema.sections import ArchConfig
 LIVE_ELEMENTS = 10**9
 # DeepSpeed's MEMORY_OPT_ALLREDUCE_SIZE: elements that are reduced at once under ZeRO-0.
 REPLICATED_BUCKET = 5 * 10**8
-# What computing takes besides tensors: threads, kernels, the allocator's rest. Measured on CPUs.
+# What computing takes besides tensors (threads, kernels, the allocator's rest), fitted to four runs
+# on a CPU; not measured on GPUs.
 RUNTIME_BYTES = 100 * 2**20
 # An export holds a tensor, its adapters' product, their sum, and its rounding.
 EXPORTED_TENSORS = 4

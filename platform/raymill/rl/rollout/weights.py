@@ -4,9 +4,9 @@ Both ends handle one tensor at a time, so that a policy whose parameters are par
 gathered parameter by parameter, and adapters are merged matrix by matrix.
 
 The digest answers one question at every sync: does the engine hold the bits that the policy sent? It is no
-protection against forgery. So tensors enter it by a multilinear hash of all their bits, which every device
-computes at the speed of its memory, on the device that holds the tensor; sha256 would take minutes for 70
-billion parameters, at both ends of every step.
+protection against forgery. So tensors enter it by a multilinear hash of all their bits, which is computed in
+parallel on the device that holds the tensor; sha256 is serial, and would take minutes for 70 billion
+parameters, at both ends of every step.
 """
 
 from __future__ import annotations
