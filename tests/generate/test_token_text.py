@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from raymill.generate.token_text import TokenTexts, byte_alphabet
+from raymill.data.text.byte_pairs import byte_alphabet
+from raymill.generate.token_text import TokenTexts
 from tokenizer_families import EOS, family
 
 

@@ -15,8 +15,8 @@ import uvicorn
 
 from generate.chat_factory import END
 from raymill.config import load
+from raymill.data.text.byte_pairs import byte_alphabet
 from raymill.generate.engine.request import DecodingEngine
-from raymill.generate.token_text import byte_alphabet
 from raymill.schema.serving import ServeConfig
 from raymill.serve.app import ServeApplication
 from raymill.serve.keys import ApiKeys

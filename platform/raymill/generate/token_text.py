@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from raymill.data.text.byte_pairs import byte_alphabet
 from raymill.generate.decoding import BYTE_TOKEN
 
 if TYPE_CHECKING:
@@ -58,16 +58,6 @@ class TokenTexts:
             whole = self._tokenizer.decode([*self._before, token])
             return (text := whole[len(self._text_before) :]), text.encode()
         return raw.decode(errors="replace"), raw
-
-
-@cache
-def byte_alphabet() -> dict[str, int]:
-    """Return the byte that each character of byte-level tokens stands for (Radford et al. 2019)."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    table = {chr(byte): byte for byte in printable}
-    table.update({chr(256 + place): byte for place, byte in enumerate(others)})
-    return table
 
 
 def _decoder_kinds(tokenizer: Tokenizer) -> set[str]:

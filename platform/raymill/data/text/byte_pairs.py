@@ -9,6 +9,7 @@ normalizer, other splitting, added words, byte fallback) is left to `tokenizers`
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -57,7 +58,7 @@ def byte_pairs(tokenizer: Tokenizer) -> BytePairs | None:
         return None
     added = {token["content"] for token in tree["added_tokens"]}
     vocab = {token: index for token, index in model["vocab"].items() if token not in added}
-    values = _byte_values()
+    values = byte_alphabet()
     if set(ByteLevel.alphabet()) != set(values) or not vocab.keys() >= values.keys():
         return None
     if not _merged_in_order(model["merges"], vocab):
@@ -105,12 +106,14 @@ def _pattern(tree: JsonObject) -> str | None:
     return pattern
 
 
-def _byte_values() -> dict[str, int]:
-    """Return the bytes behind the letters of byte-level vocabularies, as GPT-2 assigned them."""
-    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in set(shown)]
-    letters = {chr(byte): byte for byte in shown}
-    return letters | {chr(256 + number): byte for number, byte in enumerate(hidden)}
+@cache
+def byte_alphabet() -> dict[str, int]:
+    """Return the byte that each character of byte-level tokens stands for (Radford et al. 2019)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    table = {chr(byte): byte for byte in printable}
+    table.update({chr(256 + place): byte for place, byte in enumerate(others)})
+    return table
 
 
 def _merged_in_order(merges: list[list[str]], vocab: dict[str, int]) -> bool:
