@@ -11,13 +11,12 @@ import pytest
 import torch
 from scipy.stats import ks_2samp, kstest, truncnorm
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MixtralConfig, Qwen3Config
-from transformers.initialization import no_tie_weights
 
 from raymill.errors import ConfigError
-from raymill.model.blueprint import Blueprint, with_real_buffers
+from raymill.model.blueprint import Blueprint
+from raymill.model.build import plan_initial
 from raymill.model.draws import BLOCK
 from raymill.model.parent import with_adapters
-from raymill.model.trace import Trace
 from raymill.model.values import Distribution, InitialValues
 from raymill.schema.sections import LoraConfig
 from sections import plain
@@ -37,18 +36,6 @@ NORMAL = Distribution("normal", (0.0, 0.02))
 
 def values(distribution: Distribution, count: int, name: str = "w", seed: int = 1) -> InitialValues:
     return InitialValues(name, seed, (count,), ((0, count, distribution),))
-
-
-def planned(config: Any, seed: int = 1) -> Blueprint:
-    """Plan a model of any family, as `plan_model` does for those that can be pretrained."""
-    with torch.device("meta"), no_tie_weights():
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    trace = Trace()
-    with_real_buffers(model, trace)
-    with trace.recording():
-        model.initialize_weights()
-    model.tie_weights()
-    return Blueprint.traced(model, trace, seed)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +97,7 @@ def test_every_parameter_is_distributed_as_transformers_draws_it(family: str) ->
     config = CONFIGS[family]
     torch.manual_seed(0)
     theirs = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    ours = planned(config).whole()
+    ours = plan_initial(config, 1).whole()
     expected = dict(theirs.named_parameters())
     assert [name for name, _ in ours.named_parameters()] == list(expected)
     pvalues = []
@@ -140,7 +127,7 @@ def test_every_parameter_is_distributed_as_transformers_draws_it(family: str) ->
 
 def test_adapters_start_as_peft_starts_them() -> None:
     lora = plain(LoraConfig, rank=8, targets=("q_proj", "up_proj"))
-    model = with_adapters(planned(CONFIGS["llama"]), lora, [7, 9], 1).whole()
+    model = with_adapters(plan_initial(CONFIGS["llama"], 1), lora, [7, 9], 1).whole()
     found = dict(model.named_parameters())
     drawn = [p for name, p in found.items() if "lora_A" in name]
     assert len(drawn) == 4
@@ -151,14 +138,14 @@ def test_adapters_start_as_peft_starts_them() -> None:
             kstest(matrix.detach().flatten().numpy(), "uniform", (-bound, 2 * bound)).pvalue > 0.01
         )
     assert not any(p.any() for name, p in found.items() if "lora_B" in name)
-    base = planned(CONFIGS["llama"]).whole().get_input_embeddings().weight
+    base = plan_initial(CONFIGS["llama"], 1).whole().get_input_embeddings().weight
     for name, rows in found.items():
         if "trainable_tokens_delta" in name and "embed_tokens" in name:
             assert torch.equal(rows, base[[7, 9]])
 
 
 def test_an_unknown_initialization_is_refused_by_name() -> None:
-    blueprint = planned(CONFIGS["llama"])
+    blueprint = plan_initial(CONFIGS["llama"], 1)
     trace = blueprint.trace()
     with trace.recording(), torch.no_grad():
         blueprint.model.lm_head.weight.exponential_()

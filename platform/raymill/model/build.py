@@ -73,6 +73,12 @@ def plan_model(
 
     Each parameter has the distribution from which transformers would draw it.
     """
+    config = hugging_face_config(arch, vocab_size, end_of_text_id)
+    return plan_initial(config, seed, arch.attention)
+
+
+def plan_initial(config: PretrainedConfig, seed: int, attention: str | None = None) -> Blueprint:
+    """Plan a freshly initialized language model of any family."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_tie_weights
@@ -80,13 +86,12 @@ def plan_model(
     from raymill.model.blueprint import Blueprint, with_real_buffers
     from raymill.model.trace import Trace
 
-    config = hugging_face_config(arch, vocab_size, end_of_text_id)
     # Tied after the initialization, as transformers does, or the output's would overwrite the padding row.
     with torch.device("meta"), no_tie_weights():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config,
             dtype=torch.float32,
-            attn_implementation=arch.attention,
+            attn_implementation=attention,
             trust_remote_code=False,
         )
     trace = Trace()
