@@ -97,7 +97,7 @@ def main() -> None:
         )  # fmt: skip
         order = order_of(load_prepared(folder))
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-        spec = StreamSpec((folder,), order, BATCH, 1, 0, STREAM_ROWS)
+        spec = StreamSpec((folder,), order, 1, 0, STREAM_ROWS)
         loader_rows_per_s(folder, order), stream_rows_per_s(spec)
         ratios, memory = [], []
         for _ in range(rounds):

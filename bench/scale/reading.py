@@ -151,7 +151,6 @@ def share(folder: str, ranks: int, sources: int, at: float) -> dict[str, float]:
     spec = StreamSpec(
         (Path(folder),) * sources,
         order,
-        batch,
         ranks,
         first,
         first + (MIXTURE_STEPS if sources > 1 else STEPS) * batch,
@@ -284,7 +283,7 @@ def pipeline(folder: str) -> dict[str, float]:
     # The first of a process imports more of Ray.
     for name in ("first", "later"):
         used, started = cpu_s(), time.perf_counter()
-        stream = RankStream(StreamSpec((small,), order, 32, 1, 0, 32 * 4000), 0)
+        stream = RankStream(StreamSpec((small,), order, 1, 0, 32 * 4000), 0)
         next(stream)
         figures[f"{name}_cpu_s"] = cpu_s() - used
         figures[f"{name}_s"] = time.perf_counter() - started

@@ -132,7 +132,7 @@ def _work(rank: int, world: int, port: int, folder: Path) -> None:
     def stream(resolved: ResolvedRun, order: Any, start: Any, group: WorkerGroup) -> Any:
         batch = resolved.job.train.global_batch
         spec = StreamSpec(
-            resolved.folders, order, batch, group.world_size, start.samples,
+            resolved.folders, order, group.world_size, start.samples,
             resolved.total_steps * batch,
         )  # fmt: skip
         return DirectStream(spec, group.rank)

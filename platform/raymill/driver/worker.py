@@ -199,7 +199,6 @@ def open_stream(
     spec = StreamSpec(
         folders=resolved.folders,
         order=order,
-        global_batch=job.train.global_batch,
         world_size=group.world_size,
         start_sample=start.samples,
         total_samples=start.samples + (resolved.total_steps - start.step) * job.train.global_batch,

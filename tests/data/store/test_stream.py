@@ -53,7 +53,7 @@ def spec_of(
     prepared: PreparedData, world: int, start: int = 0, steps: int = 12, **sizes: int
 ) -> StreamSpec:
     return StreamSpec(
-        (prepared.folder,), order_of(prepared), 12, world, start * 12, (start + steps) * 12, **sizes
+        (prepared.folder,), order_of(prepared), world, start * 12, (start + steps) * 12, **sizes
     )
 
 
@@ -234,7 +234,7 @@ def test_a_mixture_streams_every_source(ray_session: None, tmp_path: Path) -> No
     one = write_prepared(tmp_path / "one", seed=1)
     two = write_prepared(tmp_path / "two", seed=2)
     order = order_of(one, two, weights=(0.75, 0.25), batch=8)
-    spec = StreamSpec((one.folder, two.folder), order, 8, 2, 0, 160)
+    spec = StreamSpec((one.folder, two.folder), order, 2, 0, 160)
     rows = global_rows(consume(spec))
     located = order.locate(0, 160)
     assert [tokens for _, tokens in rows] == [

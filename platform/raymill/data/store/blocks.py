@@ -23,6 +23,11 @@ class SourceShape:
     shard_rows: Sequence[int] | Ints
     max_epochs: float | None = None
 
+    @property
+    def rows(self) -> int:
+        """Rows of all shards."""
+        return int(np.sum(self.shard_rows))
+
 
 @dataclass(frozen=True)
 class RowLocations:
@@ -55,7 +60,7 @@ class Blocks:
     def __init__(self, source: SourceShape) -> None:
         self.size = source.row_group_rows
         rows = np.array(source.shard_rows, dtype=np.int64)
-        self.rows = int(rows.sum())
+        self.rows = source.rows
         # Full groups, and left-over rows, before each shard.
         self.full_before = np.concatenate([[0], np.cumsum(rows // self.size)])
         self.tail_before = np.concatenate([[0], np.cumsum(rows % self.size)])

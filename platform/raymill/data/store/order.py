@@ -93,7 +93,7 @@ class Order:
         own = Change(0, tuple(source.weight for source in self.sources))
         self.changes = (own, *changes)
         for index, source in enumerate(self.sources):
-            if sum(source.shard_rows) == 0:
+            if not source.rows:
                 raise DataError(f"data source {source.name} has no rows")
             if not any(change.weights[index] for change in self.changes):
                 raise DataError(f"data source {source.name} has no weight at any time")
@@ -102,7 +102,7 @@ class Order:
     def mixture(self) -> Mixture:
         """Assignment of samples to sources."""
         limits = [
-            None if source.max_epochs is None else int(source.max_epochs * sum(source.shard_rows))
+            None if source.max_epochs is None else int(source.max_epochs * source.rows)
             for source in self.sources
         ]
         return Mixture(self.changes, limits)

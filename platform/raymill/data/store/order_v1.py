@@ -44,7 +44,7 @@ class OrderV1:
         self.global_batch = global_batch
         self._slots = pattern_slots([source.weight for source in sources])
         for source, slots in zip(self.sources, self._slots, strict=True):
-            if sum(source.shard_rows) == 0:
+            if not source.rows:
                 raise DataError(f"data source {source.name} has no rows")
             if slots == 0:
                 raise DataError(

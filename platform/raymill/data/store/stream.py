@@ -66,7 +66,6 @@ class StreamSpec:
 
     folders: tuple[Path, ...]
     order: SampleOrder
-    global_batch: int
     world_size: int
     start_sample: int
     total_samples: int
@@ -79,6 +78,11 @@ class StreamSpec:
             raise DataError(
                 f"a global batch of {self.global_batch} can't be shared by {self.world_size} ranks"
             )
+
+    @property
+    def global_batch(self) -> int:
+        """Number of rows per step, of all ranks."""
+        return self.order.global_batch
 
     @property
     def rank_rows(self) -> int:
