@@ -14,7 +14,7 @@ import pytest
 from data.text.test_links import ALL_IN_THREE, HOSTILE
 from raymill.config import load
 from raymill.config.compose import of_kind
-from raymill.data.text.globs import matches
+from raymill.data.sources.globs import matches
 from raymill.errors import DataError
 from raymill.redaction import append_arguments, job_command, override, typed_command
 from raymill.report.page import _commands

@@ -23,7 +23,7 @@ PURE = (
 TORCHLESS = ("schema", "config", "storage", "plan", "checkpoint", "data", "cluster")
 DOORS = {
     "ray": (
-        "cluster", "driver", "data/store/stream.py", "data/text/tasks.py",
+        "cluster", "driver", "data/store/stream.py", "data/text/tasks.py", "data/cluster_tasks.py",
         "rl/rollout/actor_pool.py", "rl/rollout/pool.py", "serve/ray_app.py",
         "serve/ray_replicas.py",
     ),
@@ -46,7 +46,8 @@ ROOMS = (
 # The rooms inside two of them, likewise.
 INNER_ROOMS = {
     "data": (
-        "__init__", "store", "demo", "text", "messages", "chat", "preference", "prompts", "kinds",
+        "__init__", "cluster_tasks", "store", "demo", "sources", "corpus", "text", "messages", "chat",
+        "preference", "prompts", "kinds",
     ),
     "rl": (
         "__init__", "rollout", "reward", "losses", "rollout_batch", "shares", "rollout_backend", "advantages",

@@ -36,6 +36,9 @@ from raymill.data.demo.stdlib_corpus import read as read_stdlib
 from raymill.data.messages.folder import read_settings
 from raymill.data.messages.tokenizer import _template, chat_tokenizer
 from raymill.data.prompts.metadata import PromptRecord, read_metadata, write_metadata
+from raymill.data.sources.documents import DocumentParser
+from raymill.data.sources.inputs import find_files, plan_units
+from raymill.data.sources.records import read_records
 from raymill.data.store import shards
 from raymill.data.store.manifest import (
     check_shard_size,
@@ -45,10 +48,7 @@ from raymill.data.store.manifest import (
 )
 from raymill.data.store.shards import read_row_group
 from raymill.data.text import records, sources
-from raymill.data.text.documents import DocumentParser
 from raymill.data.text.inputs_check import range_sha256
-from raymill.data.text.records import read_records
-from raymill.data.text.sources import find_files, plan_units
 from raymill.data.text.unit import UNITS_FOLDER, Settings, finished, run_unit
 from raymill.driver.chat import _read_prompt
 from raymill.durable import sha256_file

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raymill import reading
-from raymill.data.text.globs import matches
+from raymill.data.sources.globs import matches
 from raymill.errors import StorageError
 from raymill.reading import files_below, opened, read_bytes, read_text, retried
 

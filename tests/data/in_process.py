@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from raymill.data.text import steps, tasks
+from raymill.data import cluster_tasks
 
 
 def one_by_one(
@@ -31,10 +31,9 @@ def combined(
 
 @contextmanager
 def without_ray() -> Iterator[None]:
-    """Replace `parallel` in every module that calls it, and `reduced`."""
+    """Replace the tasks on the cluster."""
     with (
-        patch.object(steps, "parallel", one_by_one),
-        patch.object(tasks, "parallel", one_by_one),
-        patch.object(tasks, "reduced", combined),
+        patch.object(cluster_tasks, "parallel", one_by_one),
+        patch.object(cluster_tasks, "reduced", combined),
     ):
         yield

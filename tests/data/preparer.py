@@ -15,10 +15,10 @@ from data.preference.preference_factory import job as preference_job
 from data.preference.preference_factory import write_tokenizer
 from raymill.data.kinds import preparation_of
 from raymill.data.messages.tokenizer import chat_tokenizer
+from raymill.data.sources.documents import DocumentParser
+from raymill.data.sources.inputs import plan_units
 from raymill.data.store.manifest import TOKENIZER_FOLDER
 from raymill.data.text import tokenizer as tokenizers_room
-from raymill.data.text.documents import DocumentParser
-from raymill.data.text.sources import plan_units
 from raymill.data.text.unit import Settings, UnitResult, UnitSettings, run_unit
 from raymill.errors import DataError
 from raymill.schema.data_sections import (

@@ -29,11 +29,11 @@ from raymill.data.messages.unit import (
     RowSegment,
     statistics_by_split,
 )
+from raymill.data.sources.counters import Counters
+from raymill.data.sources.inputs import Unit
 from raymill.data.store.manifest import DataManifest, PreparedData
 from raymill.data.store.rows import ROW_COLUMNS, TOKEN_COLUMNS
 from raymill.data.store.split import TRAIN, VALIDATION
-from raymill.data.text.counters import Counters
-from raymill.data.text.sources import Unit
 from raymill.data.text.unit import UnitResult
 from raymill.schema.data_sections import MessagesConfig, ValidationConfig
 from raymill.schema.jobs import MessagesPrepareJob

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from raymill.data.sources.inputs import passed_over, plan_units
 from raymill.data.store import shards
 from raymill.data.store.location import prepared_folder
 from raymill.data.store.manifest import PreparedData, load_prepared
@@ -24,7 +25,6 @@ from raymill.data.store.shards import row_groups
 from raymill.data.text import tokenizer as room
 from raymill.data.text.prepare import describe, job_folder, prepare_with_ray, run
 from raymill.data.text.report import announce
-from raymill.data.text.sources import passed_over, plan_units
 from raymill.errors import DataError
 from raymill.schema.data_sections import DataConfig, TokenizerConfig, ValidationConfig
 from raymill.schema.jobs import PrepareJob

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from raymill.data.text.tasks import FAN_IN, reduced
+from raymill.data.cluster_tasks import FAN_IN, reduced
 from raymill.errors import DataError
 
 

@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from raymill.data.demo.stdlib_corpus import read as read_stdlib
+from raymill.data.sources.documents import DocumentParser
+from raymill.data.sources.inputs import InputRange, plan_units
+from raymill.data.sources.records import read_records
 from raymill.data.store.manifest import tokenizer_fingerprint
 from raymill.data.text import encoder as encoder_module
 from raymill.data.text import tasks
 from raymill.data.text import tokenizer as room
-from raymill.data.text.documents import DocumentParser
 from raymill.data.text.encoder import Encoder
-from raymill.data.text.records import read_records
-from raymill.data.text.sources import InputRange, plan_units
 from raymill.errors import DataError
 from raymill.schema.data_sections import DataConfig, TokenizerConfig
 from sections import plain

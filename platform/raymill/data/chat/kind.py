@@ -46,11 +46,11 @@ from raymill.data.messages.unit import (
     statistics_by_split,
     text_digest,
 )
+from raymill.data.sources.counters import Counters, histogram, length_class
+from raymill.data.sources.inputs import Unit
 from raymill.data.store.facts import ChatFacts
 from raymill.data.store.manifest import DataManifest, PreparedData
 from raymill.data.store.split import TRAIN, VALIDATION
-from raymill.data.text.counters import Counters, histogram, length_class
-from raymill.data.text.sources import Unit
 from raymill.data.text.unit import UNITS_FOLDER, UnitResult
 from raymill.durable import sha256_file
 from raymill.schema.data_sections import ChatConfig

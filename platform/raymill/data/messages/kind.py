@@ -17,11 +17,11 @@ from rich.console import Console
 
 from raymill.data.messages.records import MessageParser, MessageValue
 from raymill.data.messages.tokenizer import ChatTokenizer
+from raymill.data.sources.counters import Counters
+from raymill.data.sources.inputs import BY_RECORD, EMBEDDED, InputRange, Unit, plan_units
 from raymill.data.store.facts import ChatFacts, PreferenceFacts, PromptsFacts
 from raymill.data.store.manifest import DataManifest, PreparedData
 from raymill.data.store.split import TRAIN, VALIDATION
-from raymill.data.text.counters import Counters
-from raymill.data.text.sources import BY_RECORD, EMBEDDED, InputRange, Unit, plan_units
 from raymill.data.text.unit import UnitResult, UnitSettings
 from raymill.errors import DataError
 from raymill.schema.data_sections import MessagesConfig

@@ -20,6 +20,8 @@ from raymill.data.messages.kind import MessageKind
 from raymill.data.messages.records import MessageValue, quarantine_path
 from raymill.data.messages.report import QUARANTINE_NAME, say_figures
 from raymill.data.messages.tokenizer import ChatTokenizer
+from raymill.data.sources.inputs import Unit, passed_over
+from raymill.data.sources.records import Bad
 from raymill.data.store.location import NOT_SHAPING
 from raymill.data.store.manifest import (
     FORMAT_VERSION,
@@ -36,9 +38,7 @@ from raymill.data.store.manifest import (
 from raymill.data.store.pack import dtype_for
 from raymill.data.store.split import TRAIN, VALIDATION
 from raymill.data.text.inputs_check import refuse_changed_inputs
-from raymill.data.text.records import Bad
 from raymill.data.text.report import announce, announce_existing, describe_plan
-from raymill.data.text.sources import Unit, passed_over
 from raymill.data.text.steps import (
     check_bad_inputs,
     lock_prepared_folder,

@@ -18,12 +18,12 @@ import pyarrow as pa
 
 from raymill.data.messages.keys import COLUMN, MEDIA, unread_names
 from raymill.data.messages.problems import Problem
+from raymill.data.sources.inputs import BY_RECORD, EMBEDDED, InputRange, Unit
+from raymill.data.sources.raw_streams import record_location
+from raymill.data.sources.records import Bad, read_records, record_split
+from raymill.data.sources.table_values import holds_json
 from raymill.data.store.manifest import InputDigest, Shard
 from raymill.data.store.split import TRAIN, VALIDATION, is_held_out
-from raymill.data.text.raw_streams import record_location
-from raymill.data.text.records import Bad, read_records, record_split
-from raymill.data.text.sources import BY_RECORD, EMBEDDED, InputRange, Unit
-from raymill.data.text.table_values import holds_json
 from raymill.data.text.unit import EXAMPLES, UNITS_FOLDER, UnitResult
 from raymill.durable import canonical_json, write_atomic
 

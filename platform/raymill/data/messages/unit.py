@@ -22,14 +22,14 @@ from raymill.data.messages.encode import ChatEncoder
 from raymill.data.messages.folder import load_chat_encoder
 from raymill.data.messages.problems import Problem
 from raymill.data.messages.records import MessageParser, MessageValue, ParsedRecord, RecordReader
+from raymill.data.sources.counters import Counters
+from raymill.data.sources.inputs import Unit
 from raymill.data.store.hashing import hash_key, random_permutation
 from raymill.data.store.manifest import TOKENIZER_FOLDER, Shard, TokenizerIdentity
 from raymill.data.store.pack import RowGroup, dtype_for
 from raymill.data.store.rows import ROW_COLUMNS, TOKEN_COLUMNS
 from raymill.data.store.shards import ShardWriter
 from raymill.data.store.split import TRAIN
-from raymill.data.text.counters import Counters
-from raymill.data.text.sources import Unit
 from raymill.data.text.unit import UNITS_FOLDER, UnitResult
 from raymill.errors import DataError
 

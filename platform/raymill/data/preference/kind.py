@@ -56,10 +56,10 @@ from raymill.data.preference.judgments import (
     to_text,
 )
 from raymill.data.preference.statistics import PreferenceStatistics, agreement_text, summary_lines
+from raymill.data.sources.inputs import Unit
 from raymill.data.store.facts import PreferenceFacts
 from raymill.data.store.manifest import DataManifest, PreparedData
 from raymill.data.store.split import TRAIN, VALIDATION
-from raymill.data.text.sources import Unit
 from raymill.data.text.unit import UnitResult
 from raymill.schema.data_sections import PreferenceConfig
 

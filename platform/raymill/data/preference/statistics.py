@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from raymill.data.text.counters import Counters, histogram, length_class
+from raymill.data.sources.counters import Counters, histogram, length_class
 
 
 @dataclass

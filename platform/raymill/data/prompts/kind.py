@@ -38,12 +38,12 @@ from raymill.data.prompts.metadata import (
     write_metadata,
 )
 from raymill.data.prompts.prompt import COLUMNS, OTHER_COLUMNS, Prompt, read_prompt
+from raymill.data.sources.counters import Counters, histogram, length_class
+from raymill.data.sources.inputs import Unit
 from raymill.data.store.facts import PromptsFacts
 from raymill.data.store.manifest import DataManifest, PreparedData
 from raymill.data.store.shards import row_groups
 from raymill.data.store.split import TRAIN, VALIDATION
-from raymill.data.text.counters import Counters, histogram, length_class
-from raymill.data.text.sources import Unit
 from raymill.data.text.unit import UNITS_FOLDER, UnitResult
 from raymill.errors import DataError
 from raymill.schema.data_sections import PromptsConfig

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from raymill.data.demo import stdlib_corpus
+from raymill.data.sources.inputs import EMBEDDED, InputRange, Unit
 from raymill.data.store.manifest import PreparedData
-from raymill.data.text.sources import EMBEDDED, InputRange, Unit
 from raymill.data.text.unit import UNITS_FOLDER, UnitSettings, unit_digest
 from raymill.errors import DataError
 from raymill.reading import MISSING, opened, read_text

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from raymill.data.sources.documents import DocumentParser
+from raymill.data.sources.inputs import Unit, no_held_out_message, passed_over, plan_units
 from raymill.data.store.location import prepared_folder, shaping_config
 from raymill.data.store.manifest import (
     FORMAT_VERSION,
@@ -35,11 +37,9 @@ from raymill.data.store.manifest import (
 from raymill.data.store.pack import dtype_for, row_group_rows
 from raymill.data.store.split import TRAIN, VALIDATION
 from raymill.data.text import tokenizer as text_tokenizer
-from raymill.data.text.documents import DocumentParser
 from raymill.data.text.inputs_check import refuse_changed_inputs
 from raymill.data.text.report import announce, announce_existing, describe_plan, summarize
 from raymill.data.text.shuffle import RUNS_FOLDER, BucketSettings, Run, buckets_of
-from raymill.data.text.sources import Unit, no_held_out_message, passed_over, plan_units
 from raymill.data.text.steps import (
     check_bad_inputs,
     lock_prepared_folder,

@@ -12,8 +12,8 @@ from typing import Self
 from rich.console import Console
 from rich.markup import escape
 
+from raymill.data.sources.inputs import EMBEDDED, Unit
 from raymill.data.store.manifest import PreparedData
-from raymill.data.text.sources import EMBEDDED, Unit
 from raymill.data.text.unit import UnitResult
 from raymill.progress_line import ProgressLine
 

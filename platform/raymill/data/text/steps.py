@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from raymill.data import cluster_tasks
+from raymill.data.sources.inputs import Unit
 from raymill.data.store.facts import BadInputs
 from raymill.data.store.manifest import DataManifest
 from raymill.data.text.report import PreparationProgress
-from raymill.data.text.sources import Unit
-from raymill.data.text.tasks import parallel, prepare_unit
+from raymill.data.text.tasks import prepare_unit
 from raymill.data.text.unit import UNITS_FOLDER, UnitResult, UnitSettings
 from raymill.durable import exclusive_lock
 from raymill.errors import DataError
@@ -35,7 +36,7 @@ def run_units(units: Sequence[Unit], settings: UnitSettings, tasks: int | None) 
     """Run every unit and return the results in the plan's order."""
     results: dict[int, UnitResult] = {}
     with PreparationProgress(units) as progress:
-        for result, earlier in parallel(
+        for result, earlier in cluster_tasks.parallel(
             prepare_unit, [*enumerate(units)], shared=settings, tasks=tasks
         ):
             results[result.index] = result

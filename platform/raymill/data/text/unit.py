@@ -19,17 +19,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar, Protocol
 
+from raymill.data.sources.documents import Document, DocumentParser
+from raymill.data.sources.inputs import InputRange, Unit
+from raymill.data.sources.raw_streams import record_location
+from raymill.data.sources.records import Bad, read_records
 from raymill.data.store.manifest import TOKENIZER_FOLDER, InputDigest, Shard, TokenizerIdentity
 from raymill.data.store.pack import Packer, dtype_for
 from raymill.data.store.shards import ShardWriter
 from raymill.data.store.split import TRAIN
 from raymill.data.text import tokenizer as text_tokenizer
-from raymill.data.text.documents import Document, DocumentParser
 from raymill.data.text.encoder import BATCH_CHARACTERS, Encoder
-from raymill.data.text.raw_streams import record_location
-from raymill.data.text.records import Bad, read_records
 from raymill.data.text.shuffle import BucketSettings, KeyRange, RunWriter
-from raymill.data.text.sources import InputRange, Unit
 from raymill.durable import JsonObject, canonical_json, sha256_file, sha256_text, write_atomic
 from raymill.errors import DataError
 from raymill.reading import MISSING, read_text

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raymill.data.chat.kind import ChatParser
-from raymill.data.text.sources import InputRange
+from raymill.data.sources.inputs import InputRange
 
 
 def _as_json(values: list[Any]) -> pa.Array:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from raymill.data.text.records import Bad, Record, record_split
-from raymill.data.text.sources import BY_RECORD, InputRange
+from raymill.data.sources.inputs import BY_RECORD, InputRange
+from raymill.data.sources.records import Bad, Record, record_split
 
 
 @dataclass(frozen=True)

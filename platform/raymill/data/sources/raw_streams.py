@@ -8,8 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from raymill.data.sources.inputs import InputRange
 from raymill.data.store.shards import parsed_footer, read_footer
-from raymill.data.text.sources import InputRange
 from raymill.reading import opened
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from hypothesis import given, settings
 from data.hostile import GOOD, INPUTS, KINDS, Input, invalid_text, twice_named
 from data.preparer import Preparer, judged
 from raymill.data.messages.records import quarantine_path
-from raymill.data.text.documents import DocumentParser
-from raymill.data.text.records import Bad, read_records
-from raymill.data.text.sources import find_files
+from raymill.data.sources.documents import DocumentParser
+from raymill.data.sources.inputs import find_files
+from raymill.data.sources.records import Bad, read_records
 from raymill.data.text.unit import UnitResult
 from raymill.errors import DataError
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from raymill.data.text.json_values import parse_json
+from raymill.data.sources.json_values import parse_json
 
 __all__ = ["holds_json", "plain_value"]
 

@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raymill.data.demo import stdlib_corpus
+from raymill.data.sources.globs import matches
 from raymill.data.store.shards import parsed_footer, read_footer
 from raymill.data.store.split import TRAIN, VALIDATION, held_out_groups
-from raymill.data.text.globs import matches
 from raymill.errors import DataError
 from raymill.reading import opened, status, user_path
 from raymill.schema.data_sections import DataConfig, RowsConfig

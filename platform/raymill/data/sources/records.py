@@ -22,24 +22,24 @@ import pyarrow.parquet as pq
 
 from raymill.data.demo import corpus as demo_corpus
 from raymill.data.demo import stdlib_corpus
-from raymill.data.store.manifest import AGAIN
-from raymill.data.store.split import TRAIN, VALIDATION, is_held_out
-from raymill.data.text.json_values import (
+from raymill.data.sources.inputs import BY_RECORD, LINE_BYTES, InputRange
+from raymill.data.sources.json_values import (
     UnusableRecordError,
     check_record,
     not_utf8,
     parse_record,
     printable,
 )
-from raymill.data.text.raw_streams import (
+from raymill.data.sources.raw_streams import (
     READ_BYTES,
     Hashing,
     Zstandard,
     first_line_number,
     whole_characters,
 )
-from raymill.data.text.sources import BY_RECORD, LINE_BYTES, InputRange
-from raymill.data.text.table_values import plain_value
+from raymill.data.sources.table_values import plain_value
+from raymill.data.store.manifest import AGAIN
+from raymill.data.store.split import TRAIN, VALIDATION, is_held_out
 from raymill.errors import DataError
 from raymill.reading import opened, status
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from raymill.data.text.globs import matches
-from raymill.data.text.sources import find_files, passed_over, plan_units
+from raymill.data.sources.globs import matches
+from raymill.data.sources.inputs import find_files, passed_over, plan_units
 from raymill.errors import DataError
 from raymill.schema.data_sections import ChatConfig, DataConfig, ValidationConfig
 from sections import plain

@@ -15,11 +15,11 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raymill.data.text import records, sources
-from raymill.data.text.documents import Document, DocumentParser
+from raymill.data.sources import inputs, records
+from raymill.data.sources.documents import Document, DocumentParser
+from raymill.data.sources.inputs import BY_RECORD, find_files, plan_units
+from raymill.data.sources.records import Bad, read_records
 from raymill.data.text.inputs_check import range_sha256
-from raymill.data.text.records import Bad, read_records
-from raymill.data.text.sources import BY_RECORD, find_files, plan_units
 from raymill.errors import DataError
 from raymill.schema.data_sections import DataConfig, ValidationConfig
 from sections import plain
@@ -33,7 +33,7 @@ def config(folder: Path, **changes: object) -> DataConfig:
 
 def read_all(folder: Path, unit_bytes: int = 1 << 26) -> list[Document | Bad]:
     found: list[Document | Bad] = []
-    for piece in sources._cut(find_files([str(folder)], "data.path"), unit_bytes):
+    for piece in inputs._cut(find_files([str(folder)], "data.path"), unit_bytes):
         digest = hashlib.sha256()
         found += read_records(piece, READING, digest)
         if piece.length:
@@ -144,7 +144,7 @@ def test_a_long_text_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_parquet_is_cut_at_row_groups(tmp_path: Path) -> None:
     documents = [f"document {i} " * 20 for i in range(50)]
     pq.write_table(pa.table({"text": documents}), tmp_path / "a.parquet", row_group_size=7)
-    pieces = [*sources._cut(find_files([str(tmp_path)], "data.path"), 200)]
+    pieces = [*inputs._cut(find_files([str(tmp_path)], "data.path"), 200)]
     assert len(pieces) > 3
     assert texts(read_all(tmp_path, 200)) == documents
 

@@ -1,0 +1,1 @@
+"""Corpus: documents of many sources, cleaned and deduplicated, in stages that continue after a kill."""

@@ -1,0 +1,1 @@
+"""Removal of duplicate documents and paragraphs, exact and fuzzy."""

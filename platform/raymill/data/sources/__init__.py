@@ -1,0 +1,1 @@
+"""Sources: files of many formats, read as records, one class a format."""
