@@ -37,5 +37,8 @@ class Draft:
     def replace_text(self, text: str) -> None:
         """Set another text; views of the old one are forgotten."""
         self.text = text
-        for view in ("words", "lines"):
-            self.__dict__.pop(view, None)
+        for view in VIEWS & self.__dict__.keys():
+            del self.__dict__[view]
+
+
+VIEWS = {name for name, member in vars(Draft).items() if isinstance(member, cached_property)}
