@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -65,29 +65,33 @@ def modules(package: Path = PACKAGE) -> dict[str, Path]:
     return found
 
 
-def imports(path: Path, package: Path = PACKAGE) -> Iterator[str]:
+def imports(path: Path, package: Path = PACKAGE) -> tuple[str, ...]:
     """Modules imported anywhere in a module, late or not; only what TYPE_CHECKING guards is left out.
 
     `from package import name` is an import of `package.name` where that is a module.
     """
-    stack: list[ast.AST] = [*parsed(path.read_text()).body]
+    return imports_of(path.read_text(), path, package)
+
+
+@cache
+def imports_of(text: str, path: Path, package: Path) -> tuple[str, ...]:
+    """Imports of a module with this text; every test asks for them again."""
+    found: list[str] = []
+    stack: list[ast.AST] = [ast.parse(text)]
     while stack:
         node = stack.pop()
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
             stack += node.orelse
         elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             source = source_of(node, path, package)
-            yield from {module_named(source, alias.name, package) for alias in node.names}
+            found += {module_named(source, alias.name, package) for alias in node.names}
         else:
-            stack += ast.iter_child_nodes(node)
-
-
-@cache
-def parsed(text: str) -> ast.Module:
-    """A module's syntax; every test asks for it again."""
-    return ast.parse(text)
+            # Expressions hold no imports, and are most of the tree.
+            children = ast.iter_child_nodes(node)
+            stack += (child for child in children if not isinstance(child, ast.expr))
+    return tuple(found)
 
 
 def source_of(node: ast.ImportFrom, path: Path, package: Path) -> str:

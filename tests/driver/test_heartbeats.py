@@ -69,12 +69,25 @@ def test_other_nodes_heartbeats_are_read_there(
     records: dict[int, Any] = {}
     wait_for(lambda: bool(records.update(readers.read() or {}) or records))
     assert records[5]["phase"] == "data"
-    # A reader that dies is replaced, and what it has read stays.
-    ray.kill(readers._readers[node].actor)
+    # A reader that dies is replaced, and what it has read stays. It still answers for a moment.
+    first = readers._readers[node].actor
+    ray.kill(first)
+    wait_for(lambda: not _alive(first))
     Heartbeat(folder, 5).beat("forward")
     wait_for(lambda: (readers.read() or {5: records[5]})[5]["phase"] == "forward")
     readers.close()
     assert read_heartbeats(folder) == {} and not folder.exists()
+
+
+def _alive(actor: Any) -> bool:
+    import ray
+    from ray.exceptions import RayActorError
+
+    try:
+        ray.get(actor.read.remote())
+    except RayActorError:
+        return False
+    return True
 
 
 def test_a_thousand_nodes_are_asked_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
