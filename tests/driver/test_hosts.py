@@ -202,6 +202,8 @@ def test_links_and_hosts_that_fail(network: Hosts, workshop: Workshop) -> None:
     note(run, "a host returned, from its joining", run.next_attempt())
     assert run.hosts() == {"mill-1", "mill-3"}
 
+    # The watchdog gives the first steps of an attempt 20 minutes.
+    run.steps_from_now(3)
     for name in ("mill-1", "mill-3"):
         network.isolate(name, True)
     apart = time.monotonic()
