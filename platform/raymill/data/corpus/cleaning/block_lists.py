@@ -1,7 +1,7 @@
 """Lists of the user's, such as those of blocked domains.
 
-A list is a text file in UTF-8, plain or compressed (.gz, .zst), with one entry a line. Empty lines and lines that
-begin with "#" don't count.
+A list is a text file in UTF-8, plain or compressed (.gz, .zst), with one entry a line. Empty lines and
+lines that begin with "#" don't count.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymill.data.sources.raw_streams import Zstandard
+from raymill.durable import sha256_file, sha256_text
 from raymill.errors import DataError
 from raymill.reading import opened, status
 
@@ -74,10 +75,24 @@ def _loaded(load: Callable[[Iterator[str]], Any], files: tuple[tuple[str, object
     return load(entry for path, _ in files for entry in _entries(path))
 
 
+def fingerprint(paths: tuple[str, ...]) -> str:
+    """Return the digest of the contents of files, in their order.
+
+    Raises:
+        DataError: a file is missing.
+    """
+    return _fingerprint(tuple((path, _version(path)) for path in paths))
+
+
+@lru_cache(maxsize=64)
+def _fingerprint(files: tuple[tuple[str, object], ...]) -> str:
+    return sha256_text("".join(sha256_file(Path(path)) for path, _ in files))
+
+
 def _version(path: str) -> tuple[int, int]:
     found = status(Path(path))
     if found is None:
-        raise DataError(f"{path}: there is no such list, a text file with one entry a line.")
+        raise DataError(f"{path}: there is no such file, which cleaning reads.")
     return found.st_size, found.st_mtime_ns
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
@@ -23,9 +22,9 @@ class Language(CleaningStep):
     """Identifies the language of documents, and drops those in other languages than `keep` lists.
 
     Languages are codes of ISO 639-1 (en, de); an empty `keep` keeps all. A document without a language of
-    probability `min_probability` has the language "und", which `keep` may list, too. `declared` (source → code) is
-    believed without looking. `characters` are looked at, a third each from the beginning, the middle and
-    the end.
+    probability `min_probability` has the language "und", which `keep` may list, too. `declared` (source →
+    code) is believed without looking. `characters` are looked at, a third each from the beginning, the
+    middle and the end.
     """
 
     name: ClassVar[str] = "language"

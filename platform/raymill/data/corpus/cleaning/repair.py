@@ -26,8 +26,8 @@ class Repair(CleaningStep):
     """Repairs characters that were decoded wrongly, such as "Ã©" for "é"; drops nothing.
 
     `unescape_html` turns entities such as "&eacute;" into characters: always, never, or ("auto") in the lines
-    before the first "<", since a text with tags may mean its entities. Quotes, ligatures and widths of characters
-    stay as they are.
+    before the first "<", since a text with tags may mean its entities. Quotes, ligatures and widths of
+    characters stay as they are.
     """
 
     name: ClassVar[str] = "repair"

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import ahocorasick
 
-from raymill.data.corpus.cleaning.block_lists import HashedEntries, loaded
+from raymill.data.corpus.cleaning.block_lists import HashedEntries, fingerprint, loaded
 from raymill.data.corpus.cleaning.step import CleaningStep, register
 from raymill.data.corpus.draft import Draft
 
@@ -23,13 +23,16 @@ _PUNCTUATION = re.compile("[^a-zA-Z0-9]+")
 class Urls(CleaningStep):
     """Drops documents by their URLs; those without one are kept.
 
-    `domains`, `urls`, `words`, `soft_words` and `subwords` are paths of lists. A domain blocks all that is below
-    it, too. A word is a stretch of letters and digits in the URL: one of `words` drops the document, and so do
-    `min_soft_words` of `soft_words`. A subword drops it wherever it stands in the URL without its punctuation.
+    `domains`, `urls`, `words`, `soft_words` and `subwords` are paths of lists. A domain blocks all that is
+    below it, too. A word is a stretch of letters and digits in the URL: one of `words` drops the document, and
+    so do `min_soft_words` of `soft_words`. A subword drops it wherever it stands in the URL without its
+    punctuation.
     """
 
     name: ClassVar[str] = "urls"
-    follows: ClassVar[str] = "RefinedWeb (Penedo et al. 2023, appendix G.1), as datatrove's URLFilter"
+    follows: ClassVar[str] = (
+        "RefinedWeb (Penedo et al. 2023, appendix G.1), as datatrove's URLFilter"
+    )
 
     domains: tuple[str, ...]
     urls: tuple[str, ...]
@@ -38,9 +41,9 @@ class Urls(CleaningStep):
     subwords: tuple[str, ...]
     min_soft_words: int
 
-    @property
-    def files(self) -> tuple[str, ...]:
-        return self.domains + self.urls + self.words + self.soft_words + self.subwords
+    def fingerprint(self) -> str:
+        """Return the digest of all lists."""
+        return fingerprint(self.domains + self.urls + self.words + self.soft_words + self.subwords)
 
     def apply(self, draft: Draft) -> str | None:
         if not draft.url:
