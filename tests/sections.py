@@ -6,11 +6,23 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, TypeVar, cast
 
+from raymill.schema.corpus_sections import DecontaminationConfig, DeduplicationConfig
 from raymill.schema.data_sections import RowsConfig, ValidationConfig
 
 T = TypeVar("T")
 
 HELD_OUT = ValidationConfig(fraction=0.04, group_column=None, path=None)
+NO_DEDUPLICATION = DeduplicationConfig(
+    documents=False,
+    paragraphs=False,
+    near=False,
+    shingle_words=5,
+    bands=16,
+    band_rows=7,
+    min_similarity=0.7,
+    max_cluster=10_000,
+)
+NO_DECONTAMINATION = DecontaminationConfig(path=None, ngram=12, max_share=0.001)
 PLAIN: dict[str, dict[str, Any]] = {
     "ArchConfig": {"rope_theta": 10_000.0, "norm_eps": 1e-5, "dropout": 0.0, "attention": "sdpa"},
     "ValidationConfig": {"fraction": 0.04, "group_column": None, "path": None},
@@ -19,7 +31,11 @@ PLAIN: dict[str, dict[str, Any]] = {
         "shard_input_bytes": 64 * 2**20, "max_bad_fraction": 0.001, "validation": HELD_OUT, "mixture": {},
         "mixture_changes": {}, "max_epochs": {},
     },
-    "DataConfig": {"text_column": "text", "shuffle_documents": True, "document_mask": False},
+    "DataConfig": {
+        "text_column": "text", "shuffle_documents": True, "document_mask": False, "corpus": None,
+        "cleaning": {}, "takedown": None, "keep_rejects": 0.0, "deduplication": NO_DEDUPLICATION,
+        "decontamination": NO_DECONTAMINATION,
+    },
     "ChatConfig": {
         "template": "auto", "special_tokens": (), "format": "auto", "train_on": "all", "thinking": "learn",
         "overlong": "cut", "packing": True, "pack_window": 4096, "questions": 512,
@@ -74,7 +90,7 @@ PLAIN: dict[str, dict[str, Any]] = {
     "GuardConfig": {"policy": "stop", "spike_z": None, "max_consecutive": 3},
     "WatchdogConfig": {"timeout_s": None},
     "StorageConfig": {"scratch": None},
-    "PrepareJob": {"seed": 1234, "dry_run": False},
+    "PrepareJob": {"seed": 1234, "dry_run": False, "preview": 0, "estimate": False},
     "ChatPrepareJob": {"seed": 1234, "dry_run": False, "preview": 0},
     "PreferencePrepareJob": {"seed": 1234, "dry_run": False, "preview": 0},
     "PromptsPrepareJob": {"seed": 1234, "dry_run": False, "preview": 0},

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from data.text.test_links import ALL_IN_THREE, HOSTILE
+from data.sources.test_links import ALL_IN_THREE, HOSTILE
 from raymill.config import load
 from raymill.config.compose import of_kind
 from raymill.data.sources.globs import matches

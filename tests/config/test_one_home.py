@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from raymill.config.bind import field_types
 from raymill.config.compose import JOBS, choices, groups
 from raymill.config.defaults import CONF, SHARED, statements
 from raymill.config.topics import TOPICS
+from raymill.schema.bind import field_types
 from raymill.schema.jobs import PipelineJob
 
 # Of these, conf/ has no file for every choice: only Muon has momentum.

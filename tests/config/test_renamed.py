@@ -10,9 +10,9 @@ import pytest
 
 from raymill.checkpoint.resume import contradictions
 from raymill.config import load
-from raymill.config.bind import known_keys
 from raymill.config.compose import JOBS
 from raymill.errors import ConfigError
+from raymill.schema.bind import known_keys
 from raymill.schema.identity import CAME_LATER, CHANGEABLE_ON_RESUME, is_changeable
 from raymill.schema.renamed import RENAMED, current_names, first_names
 from raymill.schema.tree import digest, flatten

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data.text.test_links import ALL_IN_THREE, HOSTILE
+from data.sources.test_links import ALL_IN_THREE, HOSTILE
 from raymill.config import load
 from raymill.config.entry import EXIT_REFUSED, main
 from raymill.errors import ConfigError

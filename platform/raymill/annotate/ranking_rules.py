@@ -14,12 +14,12 @@ from typing import Protocol
 from raymill.annotate.database import Database
 from raymill.annotate.decisions import SYNTHETIC, Submission, record
 from raymill.annotate.items import Item, SampledAnswer, answers_to, ready_items, shown_order
-from raymill.config.bind import nearest
 from raymill.data.store.split import hash_fraction
 from raymill.durable import sha256_json
 from raymill.errors import ConfigError
 from raymill.evaluate.answers import POINTS, token_f1, verdict
 from raymill.evaluate.reasoning import after_reasoning
+from raymill.schema.bind import nearest
 
 Score = tuple[float, ...]
 

@@ -13,6 +13,7 @@ from raymill.config.alignment_checks import (
     reinforcement,
     reward_modelling,
 )
+from raymill.config.corpus_checks import corpus_problems, tokenizer_problems
 from raymill.config.memory_check import memory_problems
 from raymill.config.ranges import above, at_least, fraction, safe_name
 from raymill.config.run_checks import run_problems
@@ -25,7 +26,6 @@ from raymill.schema.data_sections import (
     PreferenceConfig,
     PromptsConfig,
     RowsConfig,
-    TokenizerConfig,
 )
 from raymill.schema.jobs import (
     AuditJob,
@@ -61,7 +61,12 @@ def check(job: Any) -> list[str]:
 
 @check.register
 def _(job: PrepareJob) -> list[str]:
-    return [*_text(job.data), *_tokenizer(job.tokenizer), *_cluster(job.cluster)]
+    return [
+        *_text(job.data),
+        *tokenizer_problems(job.tokenizer),
+        *_cluster(job.cluster),
+        *at_least("preview", job.preview, 0),
+    ]
 
 
 @check.register(ChatPrepareJob)
@@ -114,7 +119,7 @@ def _(job: ChatJob) -> list[str]:
 def _(job: PretrainJob) -> list[str]:
     problems = [
         *_text(job.data),
-        *_tokenizer(job.tokenizer),
+        *tokenizer_problems(job.tokenizer),
         *_arch(job.arch),
         *_training(job),
         *_sampling(job.evaluation),
@@ -188,6 +193,7 @@ def _training(job: TrainJob) -> Iterator[str]:
 
 def _text(data: DataConfig) -> Iterator[str]:
     yield from _rows(data)
+    yield from corpus_problems(data)
     if data.source == "files" and not data.path and not data.mixture:
         yield "data.path: data=files needs the folders or globs to read, as in data.path=texts/"
 
@@ -256,16 +262,6 @@ def _rows(data: RowsConfig) -> Iterator[str]:
         for pattern in patterns or ():
             yield from path_problems(f"data.{key}", pattern)
     yield from mixture_problems(data)
-
-
-def _tokenizer(tokenizer: TokenizerConfig) -> Iterator[str]:
-    yield from safe_name("tokenizer.name", tokenizer.name)
-    if tokenizer.path is None and tokenizer.vocab_size < 257:
-        yield (
-            f"tokenizer.vocab_size={tokenizer.vocab_size}: must be at least 257 "
-            "(256 bytes and the end of text)"
-        )
-    yield from at_least("tokenizer.train_bytes", tokenizer.train_bytes, 1024)
 
 
 def _cluster(cluster: ClusterConfig) -> Iterator[str]:

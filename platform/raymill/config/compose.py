@@ -8,27 +8,27 @@ and braces), and no override reaches Hydra's own settings or an object construct
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cache
-from typing import Any, TypeVar, cast, get_args, get_origin
+from typing import Any, TypeVar, cast, get_args
 
 import yaml
 
-from raymill.config.bind import (
+from raymill.config.checks import check
+from raymill.config.defaults import CONF, SHARED
+from raymill.config.overrides import Overrides, apply, read_overrides
+from raymill.config.stages import PREFIXED, deal
+from raymill.config.values import VERBATIM
+from raymill.errors import ConfigError
+from raymill.reading import is_file, user_path
+from raymill.schema.bind import (
     bind,
     convert,
     field_types,
     known_keys,
     nearest,
-    unknown_key,
 )
-from raymill.config.checks import check
-from raymill.config.defaults import CONF, SHARED
-from raymill.config.stages import PREFIXED, deal
-from raymill.config.values import UNREADABLE, VERBATIM, read_value
-from raymill.errors import ConfigError
-from raymill.reading import is_file, user_path
 from raymill.schema.chat import ChatJob
 from raymill.schema.identity import is_changeable
 from raymill.schema.jobs import (
@@ -43,6 +43,7 @@ from raymill.schema.jobs import (
     RewardJob,
     RlhfJob,
     SftJob,
+    TextPreparation,
     TrainJob,
 )
 from raymill.schema.serving import ServeJob
@@ -51,7 +52,7 @@ from raymill.schema.tree import Tree, digest
 
 JOBS: dict[str, type] = {
     # Preparation uses a part of its keys.
-    "prepare": PretrainJob,
+    "prepare": TextPreparation,
     "prepare_chat": ChatPreparation,
     "prepare_preference": PreferencePreparation,
     "prepare_prompts": PromptsPreparation,
@@ -79,16 +80,15 @@ ALLOWED_ENVIRONMENT = ("HOME", "USER", "TMPDIR", "RAYMILL_STORAGE", "MLFLOW_TRAC
 PREFERENCES = "preferences.parquet"
 
 _INTERPOLATION = re.compile(r"\$\{\s*([^}]*)")
-_CONSTRUCTOR_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 
 T = TypeVar("T")
 
 
 def groups() -> dict[str, list[str]]:
-    """Return every configuration group with its choices."""
+    """Return every configuration group with its choices; a group within another is named `data/cleaning`."""
     return {
-        folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
-        for folder in sorted(CONF.iterdir())
+        folder.relative_to(CONF).as_posix(): sorted(path.stem for path in folder.glob("*.yaml"))
+        for folder in sorted(CONF.rglob("*"))
         if folder.is_dir() and folder.name != SHARED
     }
 
@@ -177,13 +177,13 @@ def _load(job: str, overrides: Sequence[str], all_problems: list[str]) -> Any:
     """Return one job's object; None, and its problems, where there are any."""
     cls = JOBS[job]
     problems: list[str] = []
-    chosen, values = _read_overrides(job, overrides, problems)
-    tree = _compose(job, chosen)
+    given = _read_overrides(job, overrides, problems)
+    tree = _compose(job, given.chosen)
     # Verbatim text must not be interpolated, so it is set after the rest is resolved.
-    verbatim = {key: value for key, value in values if key in VERBATIM}
-    for key, value in values:
-        if key not in VERBATIM:
-            _set(tree, _path(key, _mapping_of(key, dict(known_keys(cls)))), value, problems)
+    verbatim = {one.key: one.value for one in given.settings if one.key in VERBATIM}
+    for setting in given.settings:
+        if setting.key not in VERBATIM:
+            apply(setting, tree, problems)
     tree = _resolve(tree, problems)
     tree.update(verbatim)
     shaped = _fill_architecture(tree, problems)
@@ -220,78 +220,19 @@ def _absolute_storage(job: Any, problems: list[str]) -> Any:
     return replace(job, storage=placed(job.storage, joins, problems))
 
 
-def _read_overrides(
-    job: str, overrides: Sequence[str], problems: list[str]
-) -> tuple[list[str], list[tuple[str, object]]]:
-    """Split overrides into group choices (for Hydra) and values (for us)."""
-    available = {group: choices(group, job) for group in groups()}
-    types = dict(known_keys(JOBS[job]))
-    if _names_own_data(overrides):
+def _read_overrides(job: str, texts: Sequence[str], problems: list[str]) -> Overrides:
+    """Read a job's overrides; data that is given only by its path is of the job's own kind."""
+    if _names_own_data(texts):
         choice = next((name for cls, name in _OWN_DATA if issubclass(JOBS[job], cls)), None)
-        overrides = [*([f"data={choice}"] if choice else []), *overrides]
-    # The choices of a group only mean something to a job that has its section.
-    sections = {key.split(".")[0] for key in types if "." in key}
-    chosen: list[str] = []
-    values: list[tuple[str, object]] = []
-    for text in overrides:
-        key, equals, raw = text.partition("=")
-        mapping = _mapping_of(key, types)
-        # Names of entries may contain "=", as addresses do.
-        if mapping is not None:
-            key, equals, raw = text.rpartition("=")
-        refusal = _refusal(mapping or key, equals, text)
-        if refusal:
-            problems.append(refusal)
-        elif key in available and (key in sections or key == "experiment"):
-            if raw in available[key] or raw == "null":
-                chosen.append(f"{key}={raw}")
-            else:
-                problems.append(
-                    f"{key}={raw}: {key} is one of {', '.join(available[key])}"
-                    f"{nearest(raw, available[key])}"
-                )
-        elif mapping is None and key not in types:
-            problems.append(unknown_key(key, [*types, *available]))
-        else:
-            hint = types.get(key) if mapping is None else get_args(types[mapping])[1]
-            value = read_value(key, raw, hint, problems)
-            if value is not UNREADABLE:
-                values.append((key, value))
-    return chosen, values
+        texts = [*([f"data={choice}"] if choice else []), *texts]
+    available = {group: choices(group, job) for group in groups()}
+    return read_overrides(texts, dict(known_keys(JOBS[job])), available, problems)
 
 
 def _names_own_data(overrides: Sequence[str]) -> bool:
     """Tell whether data is given only by its path, which implies data=chat and the like."""
     keys = {text.partition("=")[0] for text in overrides}
     return "data.path" in keys and "data" not in keys
-
-
-def _refusal(key: str, equals: str, text: str) -> str | None:
-    if not equals:
-        hint = "; the form is key=value" if not text.startswith("-") else "; try --help"
-        return f"{text!r} isn't an override{hint}"
-    if key.lstrip("+~").split(".")[0].split("/")[0].split("@")[0] == "hydra":
-        return f"{key}: Hydra's own settings can't be changed from here"
-    if any(part in _CONSTRUCTOR_KEYS for part in key.lstrip("+~").split(".")) or any(
-        f"{name}:" in text or f"{name}=" in text for name in _CONSTRUCTOR_KEYS
-    ):
-        return f"{key}: configuration can't name objects to construct"
-    if key[:1] in "+~":
-        return (
-            f"{key}: keys can't be added or deleted; every key that exists can be set by key=value"
-        )
-    if "/" in key or "@" in key:
-        return f"{key}: groups can't be moved"
-    return None
-
-
-def _mapping_of(key: str, types: Mapping[str, object]) -> str | None:
-    """Return the mapping in which a key names an entry; the rest of the key, dots included, is the entry's
-    name."""
-    for name, hint in types.items():
-        if get_origin(hint) is dict and key.startswith(f"{name}."):
-            return name
-    return None
 
 
 def _compose(job: str, chosen: Sequence[str]) -> Tree:
@@ -307,24 +248,6 @@ def _compose(job: str, chosen: Sequence[str]) -> Tree:
     # The choice of an experiment leaves its key behind, which is none of the job's.
     tree.pop("experiment", None)
     return tree
-
-
-def _path(key: str, mapping: str | None) -> list[str]:
-    """Split a key into its parts; the name of an entry in a mapping is one part."""
-    if mapping is None:
-        return key.split(".")
-    return [*mapping.split("."), key.removeprefix(f"{mapping}.")]
-
-
-def _set(tree: Tree, path: Sequence[str], value: object, problems: list[str]) -> None:
-    *parents, leaf = path
-    node: Any = tree
-    for name in parents:
-        node = node.setdefault(name, {})
-        if not isinstance(node, dict):
-            problems.append(f"{'.'.join(path)}: {name} isn't a group of keys")
-            return
-    node[leaf] = value
 
 
 def _resolve(tree: Tree, problems: list[str]) -> Tree:

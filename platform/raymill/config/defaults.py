@@ -70,7 +70,8 @@ def _statements(
             [(group, default)] = entry.items()
             choice = chosen.get(group, default)
             if choice is not None:
-                yield from _statements(CONF / group / f"{choice}.yaml", group, chosen)
+                package = group.replace("/", ".")
+                yield from _statements(CONF / group / f"{choice}.yaml", package, chosen)
 
 
 @cache

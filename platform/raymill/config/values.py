@@ -6,7 +6,7 @@ import re
 from shlex import quote
 from typing import get_args, get_origin
 
-from raymill.config.bind import convert, describe
+from raymill.schema.bind import convert, describe
 
 # Keys whose values are taken exactly as typed, `${…}` included.
 VERBATIM = ("prompt", "system")

@@ -6,13 +6,11 @@ result, so that it arrives without Ray's trace.
 
 from __future__ import annotations
 
-import logging
-import pickle
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from raymill.errors import RaymillError
+from raymill.errors import ClusterError, RaymillError
 
 if TYPE_CHECKING:
     import ray
@@ -23,61 +21,77 @@ Result = TypeVar("Result")
 
 # Results that one task of `reduced` combines.
 FAN_IN = 16
+# Shares of the items that `reduced` makes for each core, so that slow ones even out.
+SHARES_PER_CORE = 4
+# Characters by which an item is named in an error.
+NAMED = 200
 
 
 def parallel(
     function: Callable[[Item, Shared], Result],
-    items: Sequence[Item],
+    items: Iterable[Item],
     *,
     shared: Shared,
     tasks: int | None = None,
 ) -> Iterator[Result]:
     """Yield function(item, shared) for every item, computed on the cluster, in no fixed order.
 
-    `tasks` limits the number that run at once (None: one per free core).
+    `tasks` limits the number that run at once (None: one per free core). Items are taken as tasks end, so
+    that however many there are, few are in the memory of this process. Ray repeats the tasks of a machine
+    or process that was lost.
 
     Raises:
         RaymillError: the first one that a task raised.
+        ClusterError: an item was tried several times, and its process ended each time.
     """
     import ray
-    import ray.data
 
-    # Ray Data sets up its loggers when it is imported; its log of a run isn't meant for the user.
-    for name in ("ray.data", "ray.data._internal"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    context = ray.data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    # One large compressed file may take an hour.
-    context.execution_no_progress_timeout_s = -1
-    cores = float(ray.cluster_resources().get("CPU", 1.0))
-    # More tasks than cores can only run at once if each claims less than a core.
-    share = 1.0 if tasks is None else min(1.0, cores / tasks)
-    rows = [{"item": pickle.dumps(item)} for item in items]
-    with ray.data.DataContext.current(context):
-        dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            partial(_call, function, ray.put(shared)),
-            num_cpus=share,
-            compute=ray.data.TaskPoolStrategy(size=tasks and min(tasks, len(rows))),
-        )
-    for row in dataset.iter_rows():
-        outcome = pickle.loads(row["outcome"])
-        if isinstance(outcome, RaymillError):
-            raise outcome
-        yield outcome
+    put, remote = ray.put(shared), ray.remote(_call)
+    remaining, running = iter(items), dict[ray.ObjectRef, Item]()
+    try:
+        while True:
+            # Machines may come and go.
+            cores = float(ray.cluster_resources().get("CPU", 1.0))
+            # A task waits for each that runs, so that no core waits for this process.
+            window = tasks or max(2, 2 * int(cores))
+            # More tasks than cores can only run at once if each claims less than a core.
+            share = 1.0 if tasks is None else min(1.0, cores / tasks)
+            for item in islice(remaining, max(0, window - len(running))):
+                running[remote.options(num_cpus=share).remote(function, item, put)] = item
+            if not running:
+                return
+            for done in ray.wait([*running])[0]:
+                outcome = _outcome(done, running.pop(done))
+                if isinstance(outcome, RaymillError):
+                    raise outcome
+                yield outcome
+    finally:
+        # After an error or an interrupt, nobody waits for the others.
+        for unfinished in running:
+            ray.cancel(unfinished)
 
 
 def _call(
-    function: Callable[[Item, Shared], Result], shared: ray.ObjectRef, row: dict[str, bytes]
-) -> dict[str, bytes]:
-    import ray
-
-    outcome: Result | RaymillError
+    function: Callable[[Item, Shared], Result], item: Item, shared: Shared
+) -> Result | RaymillError:
     try:
-        outcome = function(pickle.loads(row["item"]), ray.get(shared))
+        return function(item, shared)
     except RaymillError as error:
-        outcome = error
-    return {"outcome": pickle.dumps(outcome)}
+        return error
+
+
+def _outcome(done: ray.ObjectRef, item: object) -> Any:
+    import ray
+    from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
+
+    try:
+        return ray.get(done)
+    except (NodeDiedError, OutOfMemoryError, WorkerCrashedError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ClusterError(
+            f"A process ended each time it worked on {str(item)[:NAMED]} ({reason}). What was finished "
+            "before is kept; free memory, or give less work at once, and run the same command again."
+        ) from error
 
 
 def reduced(
@@ -99,7 +113,8 @@ def reduced(
     import ray
 
     put = ray.put(shared)
-    count = len(items) if tasks is None else min(tasks, len(items))
+    cores = int(ray.cluster_resources().get("CPU", 1.0))
+    count = min(len(items), tasks or SHARES_PER_CORE * max(1, cores))
     # Every task takes a share of the items, one after the other.
     listed = list(items)
     shares = [listed[number::count] for number in range(count)]

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from raymill.schema.corpus_sections import DecontaminationConfig, DeduplicationConfig
+
 Thinking = Literal["learn", "mask", "drop"]
 
 
@@ -47,12 +49,27 @@ class RowsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(RowsConfig):
-    """Raw text, which becomes packed rows of tokens."""
+    """Raw text, which becomes packed rows of tokens.
+
+    `cleaning` maps the names of cleaning steps to their parameters, in the order in which they are applied.
+    """
 
     source: Literal["stdlib", "demo", "files"]
     text_column: str
     shuffle_documents: bool
     document_mask: bool
+    corpus: str | None
+    cleaning: dict[str, dict[str, object]]
+    deduplication: DeduplicationConfig
+    decontamination: DecontaminationConfig
+    takedown: tuple[str, ...] | None
+    keep_rejects: float
+
+    @property
+    def has_corpus(self) -> bool:
+        """Tell whether documents pass the stages of a corpus before they are tokenized."""
+        changed = self.deduplication.is_on or self.decontamination.path is not None
+        return bool(self.cleaning) or changed or self.takedown is not None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,7 +58,15 @@ CHANGEABLE_ON_FORK = (
 FORMERLY = {"train.reduce_precision": "train.precision"}
 # Keys that came later, and the value by which runs without them behave. Digests leave a key out while it has
 # this value, so that these runs keep their names.
-CAME_LATER: dict[str, object] = {"data.mixture_changes": {}, "data.max_epochs": {}}
+CAME_LATER: dict[str, object] = {
+    "data.mixture_changes": {}, "data.max_epochs": {}, "data.corpus": None, "data.cleaning": {},
+    "data.deduplication.documents": False, "data.deduplication.paragraphs": False,
+    "data.deduplication.near": False, "data.deduplication.shingle_words": 5,
+    "data.deduplication.bands": 16, "data.deduplication.band_rows": 7,
+    "data.deduplication.min_similarity": 0.7, "data.deduplication.max_cluster": 10_000,
+    "data.decontamination.path": None, "data.decontamination.ngram": 12,
+    "data.decontamination.max_share": 0.001, "data.takedown": None, "data.keep_rejects": 0.0,
+}  # fmt: skip
 
 
 def is_changeable(key: str, patterns: tuple[str, ...] = CHANGEABLE_ON_RESUME) -> bool:

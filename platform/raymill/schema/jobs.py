@@ -1,6 +1,6 @@
 """Jobs as frozen dataclasses of their sections.
 
-Hydra composes `conf/` into a plain tree; `config/bind.py` turns that tree into these objects once, and no
+Hydra composes `conf/` into a plain tree; `schema/bind.py` turns that tree into these objects once, and no
 DictConfig travels further. Defaults and explanations of the keys stand in `conf/`.
 """
 
@@ -60,6 +60,8 @@ class PrepareJob:
     storage: StorageConfig
     seed: int
     dry_run: bool
+    preview: int
+    estimate: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,9 +122,8 @@ class PretrainJob(TrainJob):
 
     def preparation(self) -> PrepareJob:
         """Return the job that prepares this one's data."""
-        return PrepareJob(
-            self.data, self.tokenizer, self.cluster, self.storage, self.run.seed, self.dry_run
-        )
+        common = (self.data, self.tokenizer, self.cluster, self.storage, self.run.seed)
+        return PrepareJob(*common, self.dry_run, preview=0, estimate=False)
 
 
 @dataclass(frozen=True)
@@ -302,6 +303,17 @@ class RlhfJob(ParentJob):
     def preparation(self) -> PromptsPrepareJob:
         """Return the job that prepares this one's data."""
         return PromptsPrepareJob(**self._preparation(), data=self.data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPreparation(PretrainJob):
+    """Keys of `jobs/prepare.py kind=text`, which uses a part of them."""
+
+    preview: int
+    estimate: bool
+
+    def preparation(self) -> PrepareJob:
+        return replace(super().preparation(), preview=self.preview, estimate=self.estimate)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,10 @@ from raymill.schema.renamed import first_names
 NOT_SHAPING = (
     "max_bad_fraction", "window_row_groups", "document_mask", "mixture", "mixture_changes", "max_epochs",
 )  # fmt: skip
+# These shape documents before they are tokenized; `keep_rejects` only shows some that aren't.
+CORPUS_KEYS = (
+    "corpus", "cleaning", "deduplication", "decontamination", "takedown", "keep_rejects",
+)  # fmt: skip
 
 
 def shaping_config(data: DataConfig, tokenizer: TokenizerConfig, seed: int) -> JsonObject:
@@ -34,13 +38,34 @@ def shaping_config(data: DataConfig, tokenizer: TokenizerConfig, seed: int) -> J
     # Folders that were prepared before `pattern` existed must keep their names.
     if tokenizer.pattern is None:
         del tokenizer_tree["pattern"]
-    # So must those in the order of the files.
+    # So must those without the stages of a corpus, and those in the order of the files.
+    for key in CORPUS_KEYS:
+        del data_tree[key]
+    if data.has_corpus:
+        data_tree |= corpus_config(data)
     if not data.shuffle_documents:
         del data_tree["shuffle_documents"]
     # An existing tokenizer isn't trained, so the settings of its training shape nothing.
     if tokenizer.path is not None:
         del tokenizer_tree["vocab_size"], tokenizer_tree["train_bytes"]
     return {"data": data_tree, "tokenizer": tokenizer_tree, "seed": seed}
+
+
+def corpus_config(data: DataConfig) -> JsonObject:
+    """Return the part of the configuration that decides which documents a corpus keeps."""
+    own = ("max_dropped",)
+    # The order of the steps counts, and JSON objects have none.
+    cleaning = [
+        [name, {key: value for key, value in entry.items() if key not in own}]
+        for name, entry in data.cleaning.items()
+    ]
+    return {
+        "corpus": data.corpus,
+        "cleaning": cleaning,
+        "deduplication": asdict(data.deduplication),
+        "decontamination": asdict(data.decontamination),
+        "takedown": data.takedown,
+    }
 
 
 def mixture_folders(data: RowsConfig, storage_root: Path) -> dict[Path, float]:

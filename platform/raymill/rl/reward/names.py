@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from raymill.config.bind import nearest
 from raymill.redaction import redacted_value
 from raymill.rl.reward import sandbox
 from raymill.rl.reward.functions import NO_VERIFIER, REWARDS, resolve
 from raymill.rl.reward.http import address_problems, is_address
 from raymill.rl.reward.task import RewardError
+from raymill.schema.bind import nearest
 
 
 def check_names(names: Iterable[str]) -> list[str]:

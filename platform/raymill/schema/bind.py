@@ -47,6 +47,24 @@ def bind(cls: type[T], tree: Mapping[str, object], problems: list[str]) -> T | N
     return result
 
 
+def bind_section(
+    cls: type[T], tree: Mapping[str, object], key: str, problems: list[str]
+) -> T | None:
+    """Build the section at a dotted key, as `bind` builds a whole job.
+
+    A constructor may refuse values by a ValueError, whose text becomes a problem.
+    """
+    own_problems: list[str] = []
+    all_keys = [f"{key}.{name}" for name in field_types(typing.cast(type, cls))]
+    result = None
+    try:
+        result = _bind_dataclass(cls, tree, f"{key}.", all_keys, own_problems)
+    except ValueError as error:
+        own_problems.append(f"{key}: {error}")
+    problems.extend(own_problems)
+    return result
+
+
 def unknown_key(key: str, choices: list[str]) -> str:
     """Refuse a key that doesn't exist: name the key that took its place, or else the nearest."""
     if RENAMED.get(key) in choices:
@@ -131,6 +149,8 @@ def _convert(hint: object, value: object) -> tuple[bool, object]:
             if fits:
                 return True, converted
         return False, None
+    if hint is object:
+        return True, value
     if hint is type(None):
         return value is None, None
     if origin is Literal:
@@ -188,4 +208,6 @@ def describe(hint: object) -> str:
     if origin is dict:
         inner = "0.5" if typing.get_origin(arguments[1]) is not dict else "{name: 0.5}"
         return f"a mapping such as {{name: {inner}}}"
+    if hint is object:
+        return "a value"
     return _SCALARS[hint]

@@ -1,0 +1,48 @@
+"""Checks of the sections about a corpus and its tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from raymill.config.ranges import above, at_least, fraction, safe_name
+from raymill.schema.data_sections import DataConfig, TokenizerConfig
+from raymill.schema.storage import path_problems
+
+
+def corpus_problems(data: DataConfig) -> Iterator[str]:
+    """Yield what contradicts itself in cleaning, deduplication, decontamination and takedown."""
+    yield from safe_name("data.corpus", data.corpus)
+    yield from fraction("data.keep_rejects", data.keep_rejects)
+    yield from _cleaning(data)
+    duplicates = data.deduplication
+    for key in ("shingle_words", "bands", "band_rows"):
+        yield from at_least(f"data.deduplication.{key}", getattr(duplicates, key), 1)
+    yield from fraction("data.deduplication.min_similarity", duplicates.min_similarity)
+    yield from at_least("data.deduplication.max_cluster", duplicates.max_cluster, 2)
+    yield from at_least("data.decontamination.ngram", data.decontamination.ngram, 1)
+    yield from above("data.decontamination.max_share", data.decontamination.max_share, 0)
+    paths = {"decontamination.path": data.decontamination.path, "takedown": data.takedown}
+    for key, patterns in paths.items():
+        for pattern in patterns or ():
+            yield from path_problems(f"data.{key}", pattern)
+
+
+def _cleaning(data: DataConfig) -> list[str]:
+    problems: list[str] = []
+    if data.cleaning:
+        # Most jobs clean nothing, and need none of the steps.
+        from raymill.data.corpus.cleaning.declared import declared_steps
+
+        declared_steps(data.cleaning, problems)
+    return problems
+
+
+def tokenizer_problems(tokenizer: TokenizerConfig) -> Iterator[str]:
+    """Yield what is wrong with a tokenizer's settings."""
+    yield from safe_name("tokenizer.name", tokenizer.name)
+    if tokenizer.path is None and tokenizer.vocab_size < 257:
+        yield (
+            f"tokenizer.vocab_size={tokenizer.vocab_size}: must be at least 257 "
+            "(256 bytes and the end of text)"
+        )
+    yield from at_least("tokenizer.train_bytes", tokenizer.train_bytes, 1024)
