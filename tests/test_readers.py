@@ -36,8 +36,10 @@ from raymill.data.demo.stdlib_corpus import read as read_stdlib
 from raymill.data.messages.folder import read_settings
 from raymill.data.messages.tokenizer import _template, chat_tokenizer
 from raymill.data.prompts.metadata import PromptRecord, read_metadata, write_metadata
+from raymill.data.sources import planning, raw_streams
 from raymill.data.sources.documents import DocumentParser
-from raymill.data.sources.inputs import find_files, plan_units
+from raymill.data.sources.files import find_files
+from raymill.data.sources.planning import plan_units
 from raymill.data.sources.records import read_records
 from raymill.data.store import shards
 from raymill.data.store.manifest import (
@@ -47,7 +49,6 @@ from raymill.data.store.manifest import (
     read_tokenizer,
 )
 from raymill.data.store.shards import read_row_group
-from raymill.data.text import records, sources
 from raymill.data.text.inputs_check import range_sha256
 from raymill.data.text.unit import UNITS_FOLDER, Settings, finished, run_unit
 from raymill.driver.chat import _read_prompt
@@ -293,7 +294,7 @@ LINES = b"".join(json.dumps({"text": text}).encode() + b"\n" for text in TEXTS)
 
 
 def input_case(path: Path, damaged: Any = DataError) -> Case:
-    [piece] = sources._cut(find_files([str(path.parent)], "data.path"), 1 << 26)
+    [piece] = planning._cut(find_files([str(path.parent)], "data.path"), 1 << 26)
     return Case(path, lambda: list(read_records(piece, READER, hashlib.sha256())), damaged)
 
 
@@ -327,21 +328,21 @@ def an_arrow_input(place: Path) -> Case:
 def a_parquet_input_that_is_planned(place: Path) -> Case:
     pq.write_table(pa.table({"text": TEXTS}), place / "a.parquet")
     [file] = find_files([str(place)], "data.path")
-    return Case(place / "a.parquet", lambda: list(sources._cut([file], 1 << 26)), DataError)
+    return Case(place / "a.parquet", lambda: list(planning._cut([file], 1 << 26)), DataError)
 
 
 @without_bytes
 def lines_that_are_planned(place: Path) -> Case:
     (place / "a.jsonl").write_bytes(LINES)
     [file] = find_files([str(place)], "data.path")
-    return Case(place / "a.jsonl", lambda: list(sources._cut([file], 1000)))
+    return Case(place / "a.jsonl", lambda: list(planning._cut([file], 1000)))
 
 
 @without_bytes
 def a_bad_lines_number(place: Path) -> Case:
     (place / "a.jsonl").write_bytes(LINES)
-    *_, piece = sources._cut(find_files([str(place)], "data.path"), 1000)
-    return Case(place / "a.jsonl", lambda: records.first_line_number(piece))
+    *_, piece = planning._cut(find_files([str(place)], "data.path"), 1000)
+    return Case(place / "a.jsonl", lambda: raw_streams.first_line_number(piece))
 
 
 @without_bytes

@@ -16,7 +16,7 @@ from data.preference.preference_factory import write_tokenizer
 from raymill.data.kinds import preparation_of
 from raymill.data.messages.tokenizer import chat_tokenizer
 from raymill.data.sources.documents import DocumentParser
-from raymill.data.sources.inputs import plan_units
+from raymill.data.sources.planning import plan_units
 from raymill.data.store.manifest import TOKENIZER_FOLDER
 from raymill.data.text import tokenizer as tokenizers_room
 from raymill.data.text.unit import Settings, UnitResult, UnitSettings, run_unit

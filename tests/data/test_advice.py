@@ -18,7 +18,7 @@ from raymill.data.messages.encode import ChatEncoder
 from raymill.data.messages.problems import Problem
 from raymill.data.messages.tokenizer import ChatTokenizer
 from raymill.data.prompts.prompt import Prompt, read_prompt
-from raymill.data.sources.inputs import plan_units
+from raymill.data.sources.planning import plan_units
 from raymill.data.store.manifest import PreparedData
 from raymill.errors import DataError
 from raymill.schema.jobs import MessagesPrepareJob

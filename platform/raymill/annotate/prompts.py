@@ -10,7 +10,7 @@ from heapq import nsmallest
 from raymill.annotate.items import messages_name
 from raymill.data.prompts.kind import PromptKind, PromptParser
 from raymill.data.prompts.prompt import Prompt
-from raymill.data.sources.records import Bad
+from raymill.data.sources.format import Bad
 from raymill.data.store.split import TRAIN, hash_fraction
 from raymill.durable import canonical_json, sha256_text
 from raymill.errors import DataError

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from raymill.data.prompts.kind import PromptParser
 from raymill.data.prompts.prompt import CAUSES, EXTRA_BYTES, Problem, Prompt, read_prompt
+from raymill.data.sources.format import Bad
 from raymill.data.sources.inputs import InputRange
-from raymill.data.sources.records import Bad
 
 SYSTEM = {"role": "system", "content": "Be short."}
 USER = {"role": "user", "content": "Why?"}

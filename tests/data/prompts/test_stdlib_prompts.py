@@ -18,8 +18,8 @@ from raymill.data.messages.records import ParsedRecord
 from raymill.data.messages.tokenizer import chat_tokenizer
 from raymill.data.prompts.kind import PromptParser
 from raymill.data.prompts.metadata import read_metadata
+from raymill.data.sources.format import Bad
 from raymill.data.sources.inputs import BY_RECORD, EMBEDDED, InputRange
-from raymill.data.sources.records import Bad
 
 FRACTION, SEED = 0.04, 1234
 

@@ -20,8 +20,9 @@ from data.hostile import GOOD, INPUTS, KINDS, Input, invalid_text, twice_named
 from data.preparer import Preparer, judged
 from raymill.data.messages.records import quarantine_path
 from raymill.data.sources.documents import DocumentParser
-from raymill.data.sources.inputs import find_files
-from raymill.data.sources.records import Bad, read_records
+from raymill.data.sources.files import find_files
+from raymill.data.sources.format import Bad
+from raymill.data.sources.records import read_records
 from raymill.data.text.unit import UnitResult
 from raymill.errors import DataError
 

@@ -15,10 +15,13 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raymill.data.sources import inputs, records
+from raymill.data.sources import json_lines, plain_text, planning
 from raymill.data.sources.documents import Document, DocumentParser
-from raymill.data.sources.inputs import BY_RECORD, find_files, plan_units
-from raymill.data.sources.records import Bad, read_records
+from raymill.data.sources.files import find_files
+from raymill.data.sources.format import Bad
+from raymill.data.sources.inputs import BY_RECORD
+from raymill.data.sources.planning import plan_units
+from raymill.data.sources.records import read_records
 from raymill.data.text.inputs_check import range_sha256
 from raymill.errors import DataError
 from raymill.schema.data_sections import DataConfig, ValidationConfig
@@ -33,7 +36,7 @@ def config(folder: Path, **changes: object) -> DataConfig:
 
 def read_all(folder: Path, unit_bytes: int = 1 << 26) -> list[Document | Bad]:
     found: list[Document | Bad] = []
-    for piece in inputs._cut(find_files([str(folder)], "data.path"), unit_bytes):
+    for piece in planning._cut(find_files([str(folder)], "data.path"), unit_bytes):
         digest = hashlib.sha256()
         found += read_records(piece, READING, digest)
         if piece.length:
@@ -131,8 +134,8 @@ def test_names_that_are_no_text_and_links_that_lead_nowhere_are_named(tmp_path: 
 
 
 def test_a_long_text_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "DOCUMENT_BYTES", 64)
-    monkeypatch.setattr(records, "LINE_BYTES", 16)
+    monkeypatch.setattr(plain_text, "DOCUMENT_BYTES", 64)
+    monkeypatch.setattr(plain_text, "LINE_BYTES", 16)
     text = "".join(f"zeile {i} äöü€\n" for i in range(40)) + "€" * 100
     (tmp_path / "a.txt").write_text(text)
     for unit_bytes in (1 << 20, 100):
@@ -144,7 +147,7 @@ def test_a_long_text_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_parquet_is_cut_at_row_groups(tmp_path: Path) -> None:
     documents = [f"document {i} " * 20 for i in range(50)]
     pq.write_table(pa.table({"text": documents}), tmp_path / "a.parquet", row_group_size=7)
-    pieces = [*inputs._cut(find_files([str(tmp_path)], "data.path"), 200)]
+    pieces = [*planning._cut(find_files([str(tmp_path)], "data.path"), 200)]
     assert len(pieces) > 3
     assert texts(read_all(tmp_path, 200)) == documents
 
@@ -184,7 +187,7 @@ def test_bad_records_are_named_with_their_place(tmp_path: Path) -> None:
 def test_an_overlong_line_is_bad_and_the_next_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(records, "LINE_BYTES", 64)
+    monkeypatch.setattr(json_lines, "LINE_BYTES", 64)
     (tmp_path / "a.jsonl").write_bytes(lines("ok", "x" * 300, "too"))
     found = read_all(tmp_path)
     assert texts(found) == ["ok", "too"]

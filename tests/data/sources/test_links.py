@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from raymill.data.sources.files import find_files, passed_over
 from raymill.data.sources.globs import matches
-from raymill.data.sources.inputs import find_files, passed_over, plan_units
+from raymill.data.sources.planning import plan_units
 from raymill.errors import DataError
 from raymill.schema.data_sections import ChatConfig, DataConfig, ValidationConfig
 from sections import plain

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raymill.data.sources.inputs import passed_over, plan_units
+from raymill.data.sources.files import passed_over
+from raymill.data.sources.planning import plan_units
 from raymill.data.store import shards
 from raymill.data.store.location import prepared_folder
 from raymill.data.store.manifest import PreparedData, load_prepared

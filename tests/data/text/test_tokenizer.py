@@ -19,7 +19,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from raymill.data.demo.stdlib_corpus import read as read_stdlib
 from raymill.data.sources.documents import DocumentParser
-from raymill.data.sources.inputs import InputRange, plan_units
+from raymill.data.sources.inputs import InputRange
+from raymill.data.sources.planning import plan_units
 from raymill.data.sources.records import read_records
 from raymill.data.store.manifest import tokenizer_fingerprint
 from raymill.data.text import encoder as encoder_module

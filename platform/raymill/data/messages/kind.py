@@ -18,7 +18,9 @@ from rich.console import Console
 from raymill.data.messages.records import MessageParser, MessageValue
 from raymill.data.messages.tokenizer import ChatTokenizer
 from raymill.data.sources.counters import Counters
-from raymill.data.sources.inputs import BY_RECORD, EMBEDDED, InputRange, Unit, plan_units
+from raymill.data.sources.inputs import BY_RECORD, EMBEDDED, InputRange, Unit
+from raymill.data.sources.planning import plan_units
+from raymill.data.sources.registry import format_named
 from raymill.data.store.facts import ChatFacts, PreferenceFacts, PromptsFacts
 from raymill.data.store.manifest import DataManifest, PreparedData
 from raymill.data.store.split import TRAIN, VALIDATION
@@ -89,7 +91,7 @@ class MessageKind(ABC, Generic[C, V]):
         units = plan_units(data, seed=0)
         for unit in units:
             for span in unit:
-                if span.format in ("txt", "md"):
+                if format_named(span.format).text_only:
                     raise DataError(
                         f"{span.path} is plain text; {self.plural} are read from .jsonl, .jsonl.gz, "
                         ".jsonl.zst, .parquet and folders of datasets.save_to_disk."

@@ -20,8 +20,9 @@ from raymill.data.messages.kind import MessageKind
 from raymill.data.messages.records import MessageValue, quarantine_path
 from raymill.data.messages.report import QUARANTINE_NAME, say_figures
 from raymill.data.messages.tokenizer import ChatTokenizer
-from raymill.data.sources.inputs import Unit, passed_over
-from raymill.data.sources.records import Bad
+from raymill.data.sources.files import passed_over
+from raymill.data.sources.format import Bad
+from raymill.data.sources.inputs import Unit
 from raymill.data.store.location import NOT_SHAPING
 from raymill.data.store.manifest import (
     FORMAT_VERSION,

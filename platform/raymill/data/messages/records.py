@@ -18,9 +18,10 @@ import pyarrow as pa
 
 from raymill.data.messages.keys import COLUMN, MEDIA, unread_names
 from raymill.data.messages.problems import Problem
+from raymill.data.sources.format import Bad, Place, Record, record_split
 from raymill.data.sources.inputs import BY_RECORD, EMBEDDED, InputRange, Unit
-from raymill.data.sources.raw_streams import record_location
-from raymill.data.sources.records import Bad, read_records, record_split
+from raymill.data.sources.records import read_records
+from raymill.data.sources.registry import record_location
 from raymill.data.sources.table_values import holds_json
 from raymill.data.store.manifest import InputDigest, Shard
 from raymill.data.store.split import TRAIN, VALIDATION, is_held_out
@@ -69,7 +70,7 @@ class ParsedRecord(Generic[V]):
     value: V
     record: Mapping[str, object]
     span: InputRange
-    number: int
+    number: int | None
     unused: tuple[str, ...] = ()
 
     @property
@@ -119,13 +120,11 @@ class MessageParser(ABC, Generic[V]):
         """Return what to quarantine where the value can't be encoded: the record itself by default."""
         return record
 
-    def parse_text(self, text: str, span: InputRange) -> Bad:
+    def parse_text(self, text: str, values: Record, span: InputRange, place: Place) -> Bad:
         """Refuse plain text, which has no turns."""
         return Bad(span.name, f"plain text isn't {self.noun}", cause="format")
 
-    def parse_record(
-        self, record: Mapping[str, object], span: InputRange, number: int
-    ) -> ParsedRecord[V] | Bad:
+    def parse_record(self, record: Record, span: InputRange, place: Place) -> ParsedRecord[V] | Bad:
         """Parse a record and assign it to a split."""
         plain = dict(record)
         if span.format in ("parquet", "arrow"):
@@ -140,7 +139,9 @@ class MessageParser(ABC, Generic[V]):
         # The group column is read after all: it decides the split.
         deciding = f"{COLUMN} {self.group_column!r}"
         unused = tuple(name for name in value.unused if name != deciding)
-        return ParsedRecord(split, value, self.kept_record(value, plain), span, number, unused)
+        return ParsedRecord(
+            split, value, self.kept_record(value, plain), span, place.number, unused
+        )
 
     def columns(self, stored: pa.Schema, span: InputRange) -> list[str] | Bad:
         """Choose a table's columns: those of a known format, and all others that JSON can hold.
@@ -192,13 +193,11 @@ class _UnreadColumns(Generic[V]):
         self._parser = parser
         self._unread: tuple[str, ...] = ()
 
-    def parse_text(self, text: str, span: InputRange) -> Bad:
-        return self._parser.parse_text(text, span)
+    def parse_text(self, text: str, values: Record, span: InputRange, place: Place) -> Bad:
+        return self._parser.parse_text(text, values, span, place)
 
-    def parse_record(
-        self, record: Mapping[str, object], span: InputRange, number: int
-    ) -> ParsedRecord[V] | Bad:
-        parsed = self._parser.parse_record(record, span, number)
+    def parse_record(self, record: Record, span: InputRange, place: Place) -> ParsedRecord[V] | Bad:
+        parsed = self._parser.parse_record(record, span, place)
         if isinstance(parsed, Bad) or not self._unread:
             return parsed
         return replace(parsed, unused=(*parsed.unused, *self._unread))

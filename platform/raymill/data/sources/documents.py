@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
+from raymill.data.sources.format import Bad, Place, Record, record_split
 from raymill.data.sources.inputs import BY_RECORD, InputRange
-from raymill.data.sources.records import Bad, Record, record_split
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Document:
-    """Text and its split; `number` counts the lines or rows of its input range, where it has
-    some."""
+    """Text, its split, and its origin: `place` in the input range that it was read from.
+
+    `source` is the name of the declared source, `url` and `language` are "" while unknown.
+    """
 
     split: str
     text: str
-    number: int | None = None
+    place: Place
+    source: str = ""
+    url: str = ""
+    language: str = ""
 
 
 @dataclass(frozen=True)
@@ -29,27 +35,53 @@ class DocumentParser:
     fraction: float
     seed: int
 
-    def parse_text(self, text: str, span: InputRange) -> Document:
+    def parse_text(
+        self, text: str, values: Record, span: InputRange, place: Place
+    ) -> Document | Bad:
         """Return a whole text as a document."""
-        return Document(span.split, text)
+        source = span.source
+        split = record_split(span, values, self.group_column, self.fraction, self.seed)
+        if isinstance(split, Bad):
+            return split
+        language = _known(values, "language") or source.language
+        return Document(split, text, place, source.name, _known(values, "url"), language)
 
-    def parse_record(self, record: Record, span: InputRange, number: int = 0) -> Document | Bad:
+    def parse_record(self, record: Record, span: InputRange, place: Place) -> Document | Bad:
         """Return the document in the text column."""
-        if self.text_column not in record:
+        source = span.source
+        column = source.text_column or self.text_column
+        if column not in record:
             known = ", ".join(sorted(record)[:8]) or "none"
-            return Bad("", f"no column {self.text_column!r} (has {known})")
-        result = usable_text(record[self.text_column], f"column {self.text_column!r}")
-        if isinstance(result, Bad):
-            return result
+            return Bad("", f"no column {column!r} (has {known})")
+        text = usable_text(record[column], f"column {column!r}")
+        if isinstance(text, Bad):
+            return text
         split = record_split(span, record, self.group_column, self.fraction, self.seed)
-        return split if isinstance(split, Bad) else Document(split, result, number)
+        if isinstance(split, Bad):
+            return split
+        if not place.sha256:
+            place = replace(place, sha256=hashlib.sha256(text.encode()).digest())
+        language = _known(record, source.language_column) or source.language
+        url = _known(record, source.url_column)
+        return Document(split, text, place, source.name, url, language)
 
     def columns(self, stored: pa.Schema, span: InputRange) -> list[str] | Bad:
-        """Return the text column, and the group column where it determines the split."""
-        wanted = [self.text_column]
+        """Return the text column, the group column where it determines the split, and what the
+        source has of the others."""
+        source = span.source
+        wanted = [source.text_column or self.text_column]
         if span.split == BY_RECORD and self.group_column is not None:
             wanted.append(self.group_column)
-        return _column_problem(stored, wanted) or wanted
+        problem = _column_problem(stored, wanted)
+        others = (source.url_column, source.language_column)
+        wanted += [name for name in others if name in stored.names and name is not None]
+        return problem or [*dict.fromkeys(wanted)]
+
+
+def _known(record: Record, column: str | None) -> str:
+    """Return a text that a record may have."""
+    value = record.get(column) if column is not None else None
+    return value if isinstance(value, str) else ""
 
 
 def usable_text(value: object, what: str) -> str | Bad:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
-from functools import lru_cache
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
+
+import pyarrow.parquet as pq
 
 from raymill.data.sources.inputs import InputRange
 from raymill.data.store.shards import parsed_footer, read_footer
@@ -18,10 +23,15 @@ if TYPE_CHECKING:
 READ_BYTES = 1 << 20
 # Compressed bytes that are read at once; they may expand twentyfold.
 COMPRESSED_BYTES = 1 << 16
+# A longer line is a bad record, because it would have to be held in memory completely.
+LINE_BYTES = 64 * 2**20
 
 
 class Hashing(io.RawIOBase):
-    """Stream of at most `length` bytes of a file, which updates a digest."""
+    """Stream of the next `length` bytes of a file, which updates a digest.
+
+    Raises EOFError where the file ends before.
+    """
 
     def __init__(self, file: BinaryIO, digest: hashlib._Hash, length: int) -> None:
         super().__init__()
@@ -33,6 +43,8 @@ class Hashing(io.RawIOBase):
     def readinto(self, buffer: WriteableBuffer) -> int:
         view = memoryview(buffer).cast("B")
         content = self._file.read(min(len(view), self._bytes_left))
+        if not content and self._bytes_left and len(view):
+            raise EOFError(f"{self._bytes_left} bytes are missing at its end")
         view[: len(content)] = content
         self._digest.update(content)
         self._bytes_left -= len(content)
@@ -107,29 +119,64 @@ def whole_characters(content: bytes) -> bytes:
     return content
 
 
-def record_location(span: InputRange, number: int) -> str:
-    """Return the location of line or row `number` of an input range, for a message."""
-    kind = ", row " if span.format in ("parquet", "arrow") else ":"
-    return f"{span.name}{kind}{_first_number(span) + number}"
+def compression_of(kind: str) -> str:
+    """Return the compression in an input range's `format`, as in `jsonl.gz`; "" for none."""
+    return kind.partition(".")[2]
 
 
-@lru_cache(maxsize=64)
-def _first_number(span: InputRange) -> int:
-    if span.format == "arrow":
-        return 0
-    if span.format == "parquet":
-        path = Path(span.path)
-        metadata = parsed_footer(path, read_footer(path))
-        # Rows are counted from the start of the file.
-        return sum(metadata.row_group(group).num_rows for group in range(span.first_group))
-    return first_line_number(span)
+def open_input(path: str) -> io.BufferedReader:
+    """Open an input file to read it from any position on; reads are retried.
+
+    Raises:
+        StorageError: it can't be read.
+        OSError: there is no such file.
+    """
+    return opened(Path(path))
+
+
+@contextmanager
+def decompressed(raw: Hashing, compression: str) -> Iterator[io.BufferedReader]:
+    """Yield the contents of a stream of bytes that is compressed by `gz`, `zst` or not at all ("")."""
+    source: io.BufferedReader = io.BufferedReader(raw, READ_BYTES)
+    if compression == "gz":
+        with gzip.open(source) as stream:
+            # Its own buffer is smaller, and lines may be long.
+            yield io.BufferedReader(stream, READ_BYTES)
+    elif compression == "zst":
+        yield io.BufferedReader(Zstandard(source), READ_BYTES)
+    else:
+        yield source
+
+
+def line_ranges(file: InputRange, unit_bytes: int) -> Iterator[InputRange]:
+    """Yield byte ranges of about unit_bytes that end after a newline or at the file's end.
+
+    A file that is compressed as a whole is one range.
+    """
+    if file.length <= unit_bytes or compression_of(file.format):
+        yield file
+        return
+    with open_input(file.path) as stream:
+        start = 0
+        while start < file.file_bytes:
+            # A range ends after the line that contains its last byte.
+            stream.seek(min(start + unit_bytes, file.file_bytes) - 1)
+            stream.readline()
+            stop = min(stream.tell(), file.file_bytes)
+            yield replace(file, offset=start, length=stop - start)
+            start = stop
 
 
 def first_line_number(span: InputRange) -> int:
     """Return the number of an input range's first line."""
     bytes_left, lines = span.offset, 1
-    with opened(Path(span.path)) as file:
+    with open_input(span.path) as file:
         while bytes_left and (content := file.read(min(READ_BYTES, bytes_left))):
             lines += content.count(b"\n")
             bytes_left -= len(content)
     return lines
+
+
+def parquet_metadata(path: str) -> pq.FileMetaData:
+    """Return the metadata in a Parquet file's footer; raises as `parsed_footer` does."""
+    return parsed_footer(Path(path), read_footer(Path(path)))

@@ -11,14 +11,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from raymill.data.demo import stdlib_corpus
 from raymill.data.sources.inputs import EMBEDDED, InputRange, Unit
+from raymill.data.sources.registry import format_named
 from raymill.data.store.manifest import PreparedData
 from raymill.data.text.unit import UNITS_FOLDER, UnitSettings, unit_digest
 from raymill.errors import DataError
-from raymill.reading import MISSING, opened, read_text
+from raymill.reading import MISSING, read_text
 
-READ_BYTES = 1 << 20
 NAMED = 5
 
 
@@ -62,20 +61,8 @@ def refuse_changed_inputs(
 def range_sha256(span: InputRange) -> str:
     """Return the digest that reading an input range would give."""
     digest = hashlib.sha256()
-    if span.format == "stdlib":
-        digest.update(stdlib_corpus.read(span.name).encode())
-        return digest.hexdigest()
-    if span.format == "demo":
-        from raymill.data.demo.corpus import documents
-
-        digest.update("".join(documents(span.name)).encode())
-        return digest.hexdigest()
-    bytes_left = span.length
-    with opened(Path(span.path)) as file:
-        file.seek(span.offset)
-        while bytes_left and (content := file.read(min(READ_BYTES, bytes_left))):
-            digest.update(content)
-            bytes_left -= len(content)
+    for content in format_named(span.format).range_bytes(span):
+        digest.update(content)
     return digest.hexdigest()
 
 

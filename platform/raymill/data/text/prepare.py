@@ -17,7 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from raymill.data.sources.documents import DocumentParser
-from raymill.data.sources.inputs import Unit, no_held_out_message, passed_over, plan_units
+from raymill.data.sources.files import passed_over
+from raymill.data.sources.inputs import Unit
+from raymill.data.sources.planning import no_held_out_message, plan_units
 from raymill.data.store.location import prepared_folder, shaping_config
 from raymill.data.store.manifest import (
     FORMAT_VERSION,
@@ -197,7 +199,7 @@ def _tokenizer(job: PrepareJob, units: Sequence[Unit], folder: Path) -> Tokenize
         text_tokenizer.save(loaded, target, end_of_text, Path(config.path))
         return text_tokenizer.identity(loaded, end_of_text)
     # The tokenizer depends on the plan, since its training text is a sample of the units.
-    plan = [[asdict(span) for span in unit] for unit in units]
+    plan = [[span.to_tree() for span in unit] for unit in units]
     digest = sha256_text(
         canonical_json({"plan": plan, "tokenizer": asdict(config), "reading": asdict(_parser(job))})
     )

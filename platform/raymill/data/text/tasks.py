@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from raymill.data import cluster_tasks
 from raymill.data.sources.documents import DocumentParser
+from raymill.data.sources.format import Bad
 from raymill.data.sources.inputs import Unit
-from raymill.data.sources.records import Bad, read_records
+from raymill.data.sources.records import read_records
 from raymill.data.store.facts import Contamination
 from raymill.data.store.manifest import Shard, Split, TokenizerIdentity
 from raymill.data.store.split import TRAIN, hash_fraction

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from raymill.data.sources.documents import Document, DocumentParser
+from raymill.data.sources.format import Bad
 from raymill.data.sources.inputs import InputRange, Unit
-from raymill.data.sources.raw_streams import record_location
-from raymill.data.sources.records import Bad, read_records
+from raymill.data.sources.records import read_records
+from raymill.data.sources.registry import record_location
 from raymill.data.store.manifest import TOKENIZER_FOLDER, InputDigest, Shard, TokenizerIdentity
 from raymill.data.store.pack import Packer, dtype_for
 from raymill.data.store.shards import ShardWriter
@@ -104,7 +105,7 @@ def unit_digest(index: int, unit: Unit, settings: UnitSettings) -> str:
     # Units that were finished before documents were shuffled keep their digests.
     if not shared.get("shuffle_documents"):
         shared.pop("shuffle_documents", None)
-    spans = [asdict(span) for span in unit]
+    spans = [span.to_tree() for span in unit]
     return sha256_text(canonical_json({"index": index, "unit": spans, "settings": shared}))
 
 
@@ -166,8 +167,7 @@ class _TextUnit:
                 for (span, record), document in zip(batch, encoded, strict=True):
                     split = record.split
                     if document.problem:
-                        number = record.number
-                        location = span.name if number is None else record_location(span, number)
+                        location = record_location(span, record.place.number)
                         self._count_bad(location, document.problem)
                         continue
                     # An empty text isn't bad, but there is nothing to learn from it.
