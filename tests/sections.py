@@ -32,7 +32,8 @@ PLAIN: dict[str, dict[str, Any]] = {
         "mixture_changes": {}, "max_epochs": {},
     },
     "DataConfig": {
-        "text_column": "text", "shuffle_documents": True, "document_mask": False, "corpus": None,
+        "text_column": "text", "shuffle_documents": True, "packing": "concatenate", "document_mask": False,
+        "corpus": None,
         "cleaning": {}, "takedown": None, "keep_rejects": 0.0, "deduplication": NO_DEDUPLICATION,
         "decontamination": NO_DECONTAMINATION,
     },
@@ -46,7 +47,7 @@ PLAIN: dict[str, dict[str, Any]] = {
     "PromptsConfig": {"template": "auto", "special_tokens": (), "verifier": "none"},
     "TokenizerConfig": {
         "path": None, "vocab_size": 4096, "train_bytes": 64 * 2**20, "end_of_text": "<|endoftext|>",
-        "pattern": None,
+        "pattern": None, "engine": "auto",
     },
     "OptimConfig": {
         "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "grad_clip": 1.0, "momentum": None,

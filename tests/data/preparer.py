@@ -19,7 +19,8 @@ from raymill.data.sources.documents import DocumentParser
 from raymill.data.sources.planning import plan_units
 from raymill.data.store.manifest import TOKENIZER_FOLDER
 from raymill.data.text import tokenizer as tokenizers_room
-from raymill.data.text.unit import Settings, UnitResult, UnitSettings, run_unit
+from raymill.data.text.text_unit import Settings
+from raymill.data.text.unit import UnitResult, UnitSettings, run_unit
 from raymill.errors import DataError
 from raymill.schema.data_sections import (
     ChatConfig,

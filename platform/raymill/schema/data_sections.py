@@ -57,6 +57,7 @@ class DataConfig(RowsConfig):
     source: Literal["stdlib", "demo", "files"]
     text_column: str
     shuffle_documents: bool
+    packing: Literal["concatenate", "best_fit"]
     document_mask: bool
     corpus: str | None
     cleaning: dict[str, dict[str, object]]
@@ -128,3 +129,4 @@ class TokenizerConfig:
     train_bytes: int
     end_of_text: str
     pattern: str | None
+    engine: Literal["auto", "tiktoken", "gigatoken", "huggingface"]

@@ -26,6 +26,8 @@ CHANGEABLE_ON_RESUME = (
     "zero.*",
     # The data's digests are compared, so it only tells where to find the data.
     "data.shuffle_documents",
+    # Every engine gives the same ids.
+    "tokenizer.engine",
     "run.name",
     "run.workers",
     "run.max_failures",
@@ -66,6 +68,7 @@ CAME_LATER: dict[str, object] = {
     "data.deduplication.min_similarity": 0.7, "data.deduplication.max_cluster": 10_000,
     "data.decontamination.path": None, "data.decontamination.ngram": 12,
     "data.decontamination.max_share": 0.001, "data.takedown": None, "data.keep_rejects": 0.0,
+    "data.packing": "concatenate",
 }  # fmt: skip
 
 

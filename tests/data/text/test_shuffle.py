@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 
 from data.text.test_prepare import decoded, job, write_texts
+from raymill.data.store.lineage import Origin
 from raymill.data.store.location import prepared_folder
 from raymill.data.store.manifest import Shard, TokenizerIdentity
 from raymill.data.store.shards import row_groups
-from raymill.data.text import shuffle
+from raymill.data.text import runs as runs_room
+from raymill.data.text.encoder import Encoded
 from raymill.data.text.prepare import prepare_with_ray, run
-from raymill.data.text.shuffle import BucketSettings, RunWriter, buckets_of
-from raymill.data.text.unit import pack_bucket
+from raymill.data.text.runs import RunWriter
+from raymill.data.text.shard_packer import RowSettings
+from raymill.data.text.shuffle import BucketSettings, buckets_of, pack_bucket
 
 END = 9
 TOKENIZER = TokenizerIdentity("f" * 64, 10, END)
@@ -56,14 +59,17 @@ def sorted_in_memory(units: list[list[Document]], seed: int) -> list[list[int]]:
 def shuffled(folder: Path, units: list[list[Document]], shard_bytes: int) -> list[Shard]:
     runs = []
     for number, unit in enumerate(units):
-        writer = RunWriter(folder, number, 7, "uint16")
-        for name, ids in unit:
-            writer.add(name, np.array(ids), np.ones(len(ids), dtype=np.uint32))
+        writer = RunWriter(folder, f"{number:05d}", 7, "uint16")
+        for index, (name, ids) in enumerate(unit):
+            sizes = np.ones(len(ids), dtype=np.uint32)
+            origin = Origin(name, index, len(ids), bytes(32))
+            writer.add(name, Encoded(np.array(ids, dtype=np.uint32), sizes), origin)
         runs += writer.finish()
-    settings = BucketSettings(str(folder), tuple(runs), TOKENIZER, 16, 4)
+    rows = RowSettings(str(folder), TOKENIZER, 16, 4, "concatenate")
+    settings = BucketSettings(rows, str(folder), tuple(runs))
     (folder / "units").mkdir(exist_ok=True)
     packed = [pack_bucket(bucket, settings) for bucket in buckets_of(runs, shard_bytes)]
-    return [shard for shard in packed if shard is not None]
+    return [one.shard for one in packed if one is not None]
 
 
 def streams(folder: Path, shards: list[Shard]) -> list[list[int]]:
@@ -82,7 +88,7 @@ def streams(folder: Path, shards: list[Shard]) -> list[list[int]]:
 def test_any_number_of_runs_gives_the_order_of_sorting_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_tokens: int
 ) -> None:
-    monkeypatch.setattr(shuffle, "RUN_TOKENS", run_tokens)
+    monkeypatch.setattr(runs_room, "RUN_TOKENS", run_tokens)
     units = documents()
     shards = shuffled(tmp_path, units, shard_bytes=150)
     assert len(shards) == 5, "720 bytes of text"

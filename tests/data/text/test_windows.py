@@ -85,6 +85,6 @@ def test_windows_that_agree_nowhere_leave_it_to_the_whole() -> None:
         places = np.arange(len(text), dtype=np.int64)
         return windows.TokenSpans(ids, np.stack([places, places + 1], axis=1))
 
-    found = windows.in_windows("x" * 100, 40, encode)
-    assert asked == [40, 40, 100]
+    [found] = windows.in_windows("x" * 100, 40, 5, encode)
+    assert asked == [40, 40, 80, 25, 100]
     assert len(found.ids) == 100

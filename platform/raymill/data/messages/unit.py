@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,8 @@ class MessageSettings:
     The fields, and those of the kinds' subclasses, enter the digest by which an unfinished preparation
     recognizes its finished units.
     """
+
+    needed_facts: ClassVar[frozenset[str]] = frozenset()
 
     folder: str
     tokenizer: TokenizerIdentity

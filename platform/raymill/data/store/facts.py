@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from raymill.data.store.tables import Table, TableFile
 from raymill.durable import JsonObject
 
 
@@ -32,6 +33,19 @@ class Contamination:
     distinct_share: float
     held_out: int
     sampled: float
+
+
+@dataclass(frozen=True)
+class TextFacts:
+    """Facts about prepared text that describe it and don't shape it.
+
+    `lineage` lists the sidecars of the shards (see `lineage.py`), `fertility` has counts by source and
+    language, `packing` those of documents and their rows, by split.
+    """
+
+    fertility: JsonObject
+    packing: JsonObject
+    lineage: Table[TableFile]
 
 
 @dataclass(frozen=True)

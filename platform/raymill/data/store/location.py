@@ -45,6 +45,10 @@ def shaping_config(data: DataConfig, tokenizer: TokenizerConfig, seed: int) -> J
         data_tree |= corpus_config(data)
     if not data.shuffle_documents:
         del data_tree["shuffle_documents"]
+    # And those of concatenated documents, however their text was encoded: the ids are the same.
+    if data.packing == "concatenate":
+        del data_tree["packing"]
+    del tokenizer_tree["engine"]
     # An existing tokenizer isn't trained, so the settings of its training shape nothing.
     if tokenizer.path is not None:
         del tokenizer_tree["vocab_size"], tokenizer_tree["train_bytes"]

@@ -21,6 +21,7 @@ from raymill.data.store.facts import (
     Contamination,
     PreferenceFacts,
     PromptsFacts,
+    TextFacts,
 )
 from raymill.data.store.tables import Table, TableFile
 from raymill.durable import JsonObject, canonical_json, sha256_file, sha256_text, write_atomic
@@ -107,8 +108,8 @@ class InputDigest:
 
 @dataclass(frozen=True)
 class DataManifest:
-    """Contents of `manifest.json`; `digest` is the sha256 of its canonical JSON without
-    `digest`."""
+    """Contents of `manifest.json`; `digest` is the sha256 of its canonical JSON without `digest` and
+    `text`, which has a digest of its own in the file."""
 
     format_version: int
     name: str
@@ -127,6 +128,8 @@ class DataManifest:
     chat: ChatFacts | None = None
     preference: PreferenceFacts | None = None
     prompts: PromptsFacts | None = None
+    # Descriptions of text are no part of the digest: equal rows have equal digests.
+    text: TextFacts | None = None
     # The digest of the tokenizer's file; its fingerprint takes long to compute.
     tokenizer_sha256: str = ""
     digest: str = ""
@@ -163,8 +166,8 @@ def is_finished(folder: Path) -> bool:
 
 def write_manifest(folder: Path, manifest: DataManifest) -> DataManifest:
     """Commit a prepared folder: write the tables, then `manifest.json`; return what it holds."""
-    tree = asdict(replace(manifest, splits={}, inputs=()))
-    del tree["digest"]
+    tree = asdict(replace(manifest, splits={}, inputs=(), text=None))
+    del tree["digest"], tree["text"]
     tree["tokenizer_sha256"] = sha256_file(_tokenizer_file(folder))
     for name, split in manifest.splits.items():
         totals = asdict(replace(split, shards=None))  # type: ignore[arg-type]
@@ -172,6 +175,10 @@ def write_manifest(folder: Path, manifest: DataManifest) -> DataManifest:
         tree["splits"][name] = {**totals, "shards": asdict(file)}
     tree["inputs"] = asdict(Table.of(InputDigest, manifest.inputs).write(folder, "inputs.arrow"))
     tree["digest"] = sha256_text(canonical_json(tree))
+    if (text := manifest.text) is not None:
+        lineage = asdict(text.lineage.write(folder, "lineage.arrow"))
+        tree["text"] = {"fertility": text.fertility, "packing": text.packing, "lineage": lineage}
+        tree["text_sha256"] = sha256_text(canonical_json(tree["text"]))
     write_atomic(folder / MANIFEST_NAME, canonical_json(tree) + "\n")
     return _from_tree(folder, tree)
 
@@ -210,13 +217,19 @@ def read_manifest(folder: Path) -> DataManifest:
             f"{AGAIN} with this version."
         )
     stated = tree.pop("digest", None)
+    text, text_sha256 = tree.pop("text", None), tree.pop("text_sha256", None)
     actual = sha256_text(canonical_json(tree))
+    # What describes text isn't part of the digest, but it is vouched for as well.
+    if stated == actual and text is not None and text_sha256 != sha256_text(canonical_json(text)):
+        stated, actual = text_sha256, sha256_text(canonical_json(text))
     if stated != actual:
         raise DataError(
             f"{path} was changed after it was written: it states digest {str(stated)[:12]}, its "
             f"contents have {actual[:12]}; restore it, or delete it and {AGAIN}."
         )
     tree["digest"] = stated
+    if text is not None:
+        tree["text"] = text
     try:
         return _from_tree(folder, tree)
     except (KeyError, TypeError) as error:
@@ -349,6 +362,8 @@ def _from_tree(folder: Path, tree: JsonObject) -> DataManifest:
         name: Split(**{**split, "shards": _table(Shard, folder, split["shards"])})
         for name, split in values.pop("splits").items()
     }
+    text = values.pop("text", None)
+    values.pop("text_sha256", None)
     # JSON has no tuples, so nested values are converted one by one.
     bad = values.pop("bad_inputs")
     contamination = values.pop("contamination")
@@ -363,6 +378,9 @@ def _from_tree(folder: Path, tree: JsonObject) -> DataManifest:
         inputs=_table(InputDigest, folder, values.pop("inputs")),
         bad_inputs=BadInputs(bad["count"], tuple(bad["examples"])),
         contamination=None if contamination is None else Contamination(**contamination),
+        text=None
+        if text is None
+        else TextFacts(**{**text, "lineage": _table(TableFile, folder, text["lineage"])}),
         **facts,
         **values,
     )

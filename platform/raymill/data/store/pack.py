@@ -89,26 +89,46 @@ class Packer:
         # Tokens not yet yielded. The previous row has already predicted the first of them (or it is
         # the shard's first), so its bytes are never counted again.
         self._tokens: list[NDArray[np.unsignedinteger]] = []
-        self._bytes: list[NDArray[np.int64]] = []
+        self._bytes: list[NDArray[np.integer]] = []
         self._pending = 0
+        # Number of tokens in the stream so far.
+        self.position = 0
 
     def add(
-        self, tokens: NDArray[np.integer], token_bytes: NDArray[np.integer]
+        self,
+        tokens: NDArray[np.integer],
+        token_bytes: NDArray[np.integer],
+        *,
+        begins: bool = True,
+        ends: bool = True,
     ) -> Iterator[RowGroup]:
         """Append a document: ids [n], and for each id the bytes of text that it stands for [n].
 
+        A document may come in pieces, of which only the first begins it and only the last ends it.
         Consume the iterator: rows are yielded while it runs.
         """
+        if begins:
+            self.begin()
+        # A long document is appended part by part, so that no more than a group is held.
+        step = self._rows * self._length
+        for start in range(0, len(tokens), step):
+            part = slice(start, start + step)
+            self._append(tokens[part].astype(self._dtype), token_bytes[part])
+            if self._pending > step:
+                yield from self._full_groups()
+        if ends:
+            self._append(self._end_of_text)
+        # A full group needs one token more than it predicts.
+        if self._pending > step:
+            yield from self._full_groups()
+
+    def begin(self) -> None:
+        """Append what stands before a document."""
         if len(self._prefix):
             self._append(self._prefix)
         # The stream of a shard starts with an end-of-text token, before the first document.
-        elif self._pending == 0:
+        elif self.position == 0:
             self._append(self._end_of_text)
-        self._append(tokens.astype(self._dtype), token_bytes.astype(np.int64))
-        self._append(self._end_of_text)
-        # A full group needs one token more than it predicts.
-        if self._pending > self._rows * self._length:
-            yield from self._full_groups()
 
     def finish(self) -> Iterator[RowGroup]:
         """Yield the last group, of whose rows only the last may be short (≥ 2 tokens)."""
@@ -118,14 +138,15 @@ class Packer:
         self._tokens, self._bytes, self._pending = [], [], 0
 
     def _append(
-        self, tokens: NDArray[np.unsignedinteger], token_bytes: NDArray[np.int64] | None = None
+        self, tokens: NDArray[np.unsignedinteger], token_bytes: NDArray[np.integer] | None = None
     ) -> None:
         """Append tokens; without `token_bytes`, no text stands behind them."""
         self._tokens.append(tokens)
-        self._bytes.append(np.zeros(len(tokens), np.int64) if token_bytes is None else token_bytes)
+        self._bytes.append(np.zeros(len(tokens), np.uint8) if token_bytes is None else token_bytes)
         self._pending += len(tokens)
+        self.position += len(tokens)
 
-    def _joined(self) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]:
+    def _joined(self) -> tuple[NDArray[np.unsignedinteger], NDArray[np.integer]]:
         return np.concatenate(self._tokens), np.concatenate(self._bytes)
 
     def _full_groups(self) -> Iterator[RowGroup]:
@@ -141,12 +162,12 @@ class Packer:
         self._pending = len(tokens) - start
 
     def _group(
-        self, tokens: NDArray[np.unsignedinteger], token_bytes: NDArray[np.int64]
+        self, tokens: NDArray[np.unsignedinteger], token_bytes: NDArray[np.integer]
     ) -> RowGroup:
         predicted = len(tokens) - 1
         starts = np.arange(0, predicted, self._length)
         length = np.minimum(self._length, predicted - starts) + 1
         # Flat indices of every row's tokens: rows overlap by one token.
         index = np.repeat(starts - np.cumsum(length) + length, length) + np.arange(length.sum())
-        row_bytes = np.add.reduceat(token_bytes[1:], starts)
+        row_bytes = np.add.reduceat(token_bytes[1:], starts, dtype=np.int64)
         return RowGroup(tokens[index], length.astype(np.int32), row_bytes.astype(np.int32))

@@ -28,6 +28,8 @@ GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s
 class BytePairs:
     """Encoder of ordinary text; no text produces a special token."""
 
+    name = "tiktoken"
+
     def __init__(self, encoding: Encoding) -> None:
         self._encoding = encoding
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from raymill.data.sources.documents import DocumentParser
 from raymill.data.sources.files import passed_over
 from raymill.data.sources.inputs import Unit
 from raymill.data.sources.planning import no_held_out_message, plan_units
+from raymill.data.store.facts import TextFacts
 from raymill.data.store.location import prepared_folder, shaping_config
 from raymill.data.store.manifest import (
     FORMAT_VERSION,
@@ -27,7 +28,6 @@ from raymill.data.store.manifest import (
     TOKENIZER_FOLDER,
     DataManifest,
     PreparedData,
-    Shard,
     Split,
     TokenizerIdentity,
     check_shard_sizes,
@@ -38,10 +38,16 @@ from raymill.data.store.manifest import (
 )
 from raymill.data.store.pack import dtype_for, row_group_rows
 from raymill.data.store.split import TRAIN, VALIDATION
+from raymill.data.store.tables import Table, TableFile
 from raymill.data.text import tokenizer as text_tokenizer
+from raymill.data.text.engines import check_engine
+from raymill.data.text.fertility import Fertility
 from raymill.data.text.inputs_check import refuse_changed_inputs
+from raymill.data.text.live import LIVE_FOLDER
 from raymill.data.text.report import announce, announce_existing, describe_plan, summarize
-from raymill.data.text.shuffle import RUNS_FOLDER, BucketSettings, Run, buckets_of
+from raymill.data.text.runs import RUNS_FOLDER, Run
+from raymill.data.text.shard_packer import PackedShard, PackingCounts
+from raymill.data.text.shuffle import BucketSettings, buckets_of
 from raymill.data.text.steps import (
     check_bad_inputs,
     lock_prepared_folder,
@@ -49,7 +55,8 @@ from raymill.data.text.steps import (
     run_units,
 )
 from raymill.data.text.tasks import measure_contamination, pack_buckets, train_tokenizer
-from raymill.data.text.unit import UNITS_FOLDER, Settings, UnitResult
+from raymill.data.text.text_unit import Settings
+from raymill.data.text.unit import UNITS_FOLDER, UnitResult
 from raymill.durable import canonical_json, sha256_text, write_atomic
 from raymill.errors import DataError
 from raymill.reading import MISSING, is_folder, read_text
@@ -126,6 +133,7 @@ def prepare_with_ray(
             return existing(job, units)
         # The lock is held from here on, so no other preparation writes this folder.
         announce(folder, units, passed_over(job.data))
+        check_engine(job.tokenizer.engine)
         identity = _tokenizer(job, units, folder)
         settings = _settings(job, units, folder, identity)
         results = run_units(units, settings, tasks)
@@ -139,9 +147,10 @@ def prepare_with_ray(
 
 
 def _remove_runs(folder: Path) -> None:
-    """Delete the encoded documents that the finished shards were made of."""
-    if is_folder(folder / RUNS_FOLDER):
-        shutil.rmtree(folder / RUNS_FOLDER)
+    """Delete the encoded documents that the finished shards were made of, and notes of progress."""
+    for name in (RUNS_FOLDER, LIVE_FOLDER):
+        if is_folder(folder / name):
+            shutil.rmtree(folder / name)
 
 
 def _parser(job: PrepareJob) -> DocumentParser:
@@ -162,6 +171,8 @@ def _settings(
         sequence_length=job.data.sequence_length,
         row_group_rows=job.data.row_group_rows or _rows_by_bytes(job, units, identity),
         shuffle_documents=job.data.shuffle_documents,
+        packing=job.data.packing,
+        engine=job.tokenizer.engine,
     )
 
 
@@ -172,20 +183,20 @@ def _rows_by_bytes(job: PrepareJob, units: Sequence[Unit], identity: TokenizerId
     return row_group_rows(row_bytes, job.data.shard_input_bytes, corpus)
 
 
+def _packed(results: Sequence[UnitResult], split: str) -> list[PackedShard]:
+    """Return what the units have packed of a split."""
+    packed = [result.facts["packed"] for result in results]
+    return [PackedShard.from_tree(splits[split]) for splits in packed if split in splits]
+
+
 def _train_shards(
     job: PrepareJob, settings: Settings, results: Sequence[UnitResult], tasks: int | None
-) -> list[Shard]:
+) -> list[PackedShard]:
     """Return the units' training shards, or those that their documents are shuffled into."""
     if not settings.shuffle_documents:
-        return [result.shards[TRAIN] for result in results if TRAIN in result.shards]
+        return _packed(results, TRAIN)
     runs = tuple(Run(**tree) for result in results for tree in result.facts["runs"])
-    shared = BucketSettings(
-        folder=settings.folder,
-        runs=runs,
-        tokenizer=settings.tokenizer,
-        sequence_length=settings.sequence_length,
-        row_group_rows=settings.row_group_rows,
-    )
+    shared = BucketSettings(rows=settings.rows(TRAIN), runs_folder=settings.folder, runs=runs)
     return pack_buckets(buckets_of(runs, job.data.shard_input_bytes), shared, tasks)
 
 
@@ -228,9 +239,13 @@ def _manifest(
 ) -> DataManifest:
     """Check the results as a whole and assemble the manifest."""
     bad = check_bad_inputs(job.data, results)
-    train = _train_shards(job, settings, results, tasks)
-    held_out = [r.shards[VALIDATION] for r in results if VALIDATION in r.shards]
-    splits = {TRAIN: Split.from_shards(train), VALIDATION: Split.from_shards(held_out)}
+    packed = {
+        TRAIN: _train_shards(job, settings, results, tasks),
+        VALIDATION: _packed(results, VALIDATION),
+    }
+    splits = {
+        split: Split.from_shards(one.shard for one in shards) for split, shards in packed.items()
+    }
     if not splits["validation"].rows:
         what = "no usable record fell into the validation split"
         raise DataError(no_held_out_message(what, job.data.validation.group_column))
@@ -249,4 +264,19 @@ def _manifest(
         bad_inputs=bad,
         contamination=measure_contamination(folder, splits, settings, tasks),
         config=shaping_config(job.data, job.tokenizer, job.seed),
+        text=_text_facts(results, packed),
+    )
+
+
+def _text_facts(
+    results: Sequence[UnitResult], packed: Mapping[str, Sequence[PackedShard]]
+) -> TextFacts:
+    shards = [one for split in packed.values() for one in split]
+    return TextFacts(
+        fertility=Fertility.total(result.facts["fertility"] for result in results).to_json(),
+        packing={
+            split: PackingCounts.total(one.counts for one in of_split).to_json()
+            for split, of_split in packed.items()
+        },
+        lineage=Table.of(TableFile, (one.lineage for one in shards)),
     )

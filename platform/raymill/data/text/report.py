@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from threading import Event, Thread
 from types import TracebackType
 from typing import Self
 
@@ -14,7 +16,11 @@ from rich.markup import escape
 
 from raymill.data.sources.inputs import EMBEDDED, Unit
 from raymill.data.store.manifest import PreparedData
+from raymill.data.text.fertility import fertility_text
+from raymill.data.text.live import EVERY_S, live_counts
 from raymill.data.text.unit import UnitResult
+from raymill.durable import JsonObject
+from raymill.errors import StorageError
 from raymill.progress_line import ProgressLine
 
 PLAIN_EVERY_S = 5.0
@@ -28,15 +34,22 @@ class PreparationProgress:
     """Progress in finished units: `[3/12 units] 24.1 of 96.3 MB, 7.0M tokens, 2.1 MB/s, 34 s
     left`."""
 
-    def __init__(self, units: Sequence[Unit]) -> None:
+    def __init__(self, units: Sequence[Unit], live: Path | None = None) -> None:
         self._progress_line = ProgressLine(PLAIN_EVERY_S, patient=True)
         self._units = len(units)
         self._bytes = sum(span.length for unit in units for span in unit)
         self._started = time.monotonic()
+        # Folder of the running units' notes, which a thread looks at.
+        self._live = live
+        self._ended = Event()
+        self._watcher = Thread(target=self._watch, name="raymill-progress", daemon=True)
+        self._done: set[int] = set()
         self._finished = self._earlier = self._bytes_read = self._bytes_earlier = self._tokens = 0
 
     def __enter__(self) -> Self:
         self._progress_line.__enter__()
+        if self._live is not None:
+            self._watcher.start()
         return self
 
     def __exit__(
@@ -45,6 +58,9 @@ class PreparationProgress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._ended.set()
+        if self._watcher.is_alive():
+            self._watcher.join()
         self._progress_line.__exit__(kind, error, trace)
         if self._earlier and kind is None:
             self._progress_line.say(
@@ -54,6 +70,7 @@ class PreparationProgress:
     def done(self, result: UnitResult, *, earlier: bool) -> None:
         """Count one unit; with `earlier`, an earlier try had finished it."""
         self._finished += 1
+        self._done.add(result.index)
         self._bytes_read += result.bytes_read
         self._tokens += sum(shard.tokens for shard in result.shards.values())
         # Documents that will be shuffled aren't in shards yet.
@@ -63,15 +80,27 @@ class PreparationProgress:
             self._bytes_earlier += result.bytes_read
         self._progress_line.show(self._line(time.monotonic()))
 
-    def _line(self, now: float) -> str:
-        tokens = f"{self._tokens / 1e6:.1f}M tokens"
+    def _watch(self) -> None:
+        while not self._ended.wait(EVERY_S):
+            assert self._live is not None, "the thread is started for it"
+            with suppress(StorageError):
+                counts = live_counts(self._live)
+                running = [count for unit, count in counts.items() if unit not in self._done]
+                if running:
+                    read, tokens = map(sum, zip(*running, strict=True))
+                    self._progress_line.show(self._line(time.monotonic(), read, tokens))
+
+    def _line(self, now: float, running_bytes: int = 0, running_tokens: int = 0) -> str:
+        """Describe the progress; of running units by their notes."""
+        read = self._bytes_read + running_bytes
+        tokens = f"{(self._tokens + running_tokens) / 1e6:.1f}M tokens"
         # Generated conversations have next to no bytes of input.
         if self._bytes < MEASURED_BYTES:
             return f"[{self._finished}/{self._units} units] {tokens}"
-        rate = (self._bytes_read - self._bytes_earlier) / max(now - self._started, 1e-9)
-        left = f", {(self._bytes - self._bytes_read) / rate:.0f} s left" if rate else ""
+        rate = (read - self._bytes_earlier) / max(now - self._started, 1e-9)
+        left = f", {(self._bytes - read) / rate:.0f} s left" if rate else ""
         return (
-            f"[{self._finished}/{self._units} units] {self._bytes_read / 1e6:.1f} of "
+            f"[{self._finished}/{self._units} units] {read / 1e6:.1f} of "
             f"{self._bytes / 1e6:.1f} MB, {tokens}, {rate / 1e6:.1f} "
             f"MB/s{left}"
         )
@@ -128,6 +157,8 @@ def summarize(prepared: PreparedData, results: Sequence[UnitResult], seconds: fl
     records = sum(result.records for result in results)
     contamination = manifest.contamination
     assert contamination is not None, "contamination is measured for every preparation of text"
+    text = manifest.text
+    assert text is not None, "text is described by every preparation of it"
     bad = manifest.bad_inputs
     first_bad = f", the first: {bad.examples[0]}" if bad.examples else ""
     vocabulary = f"a vocabulary of {manifest.tokenizer.vocab_size:,} ({manifest.dtype})"
@@ -137,16 +168,28 @@ def summarize(prepared: PreparedData, results: Sequence[UnitResult], seconds: fl
     figures = {
         "documents": f"{of_records}, {text_bytes / 1e6:.2f} MB of text",
         "tokens": f"{tokens:,} of {vocabulary}, {rate}",
+        "fertility": fertility_text(text.fertility),
         "rows": f"{train.rows:,} train, {held_out.rows:,} held out, {manifest.sequence_length} "
         "tokens each",
+        "packing": packing_text(text.packing),
         "held out": f"{held_out.bytes / max(text_bytes, 1):.2%} of the text",
         "contamination": f"{contamination.share:.2%} of {grams} occur in training",
         "bad inputs": f"{bad.count:,}{first_bad}",
         "folder": f"{prepared.folder} (manifest {manifest.digest[:12]})",
     }
     say(f"Prepared in {seconds:.1f} s")
-    for name, text in figures.items():
-        say(f"  {name:<14}{text}")
+    for name, figure in figures.items():
+        say(f"  {name:<14}{figure}")
+
+
+def packing_text(packing: JsonObject) -> str:
+    """Describe how training documents fit into rows."""
+    train = packing["train"]
+    documents, positions = max(train["documents"], 1), max(train["positions"], 1)
+    return (
+        f"{train['cut'] / documents:.1%} of the training documents are cut ({train['longer'] / documents:.1%} "
+        f"are longer than a row), {train['predicted'] / positions:.1%} of the positions are filled"
+    )
 
 
 def say(text: str) -> None:

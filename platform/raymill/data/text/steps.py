@@ -11,7 +11,9 @@ from pathlib import Path
 from raymill.data import cluster_tasks
 from raymill.data.sources.inputs import Unit
 from raymill.data.store.facts import BadInputs
+from raymill.data.store.lineage import lineage_path
 from raymill.data.store.manifest import DataManifest
+from raymill.data.text.live import LIVE_FOLDER
 from raymill.data.text.report import PreparationProgress
 from raymill.data.text.tasks import prepare_unit
 from raymill.data.text.unit import UNITS_FOLDER, UnitResult, UnitSettings
@@ -35,7 +37,7 @@ def lock_prepared_folder(folder: Path) -> AbstractContextManager[None]:
 def run_units(units: Sequence[Unit], settings: UnitSettings, tasks: int | None) -> list[UnitResult]:
     """Run every unit and return the results in the plan's order."""
     results: dict[int, UnitResult] = {}
-    with PreparationProgress(units) as progress:
+    with PreparationProgress(units, Path(settings.folder) / LIVE_FOLDER) as progress:
         for result, earlier in cluster_tasks.parallel(
             prepare_unit, [*enumerate(units)], shared=settings, tasks=tasks
         ):
@@ -78,7 +80,10 @@ def causes_text(results: Sequence[UnitResult]) -> str:
 def remove_leftovers(folder: Path, manifest: DataManifest, units: int) -> None:
     """Delete shards and sidecars of earlier tries that the manifest doesn't name."""
     named = {shard.path for split in manifest.splits.values() for shard in split.shards}
-    for split in ("train", "validation"):
+    text = manifest.text
+    named |= {file.path for file in text.lineage} if text is not None else set()
+    folders = ("train", "validation")
+    for split in (*folders, *map(lineage_path, folders)):
         for path in entries(folder / split):
             if f"{split}/{path.name}" not in named:
                 path.unlink()

@@ -21,7 +21,9 @@ from raymill.data.store.facts import Contamination
 from raymill.data.store.manifest import Shard, Split, TokenizerIdentity
 from raymill.data.store.split import TRAIN, hash_fraction
 from raymill.data.text import contamination, unit
-from raymill.data.text.shuffle import BucketSettings, KeyRange
+from raymill.data.text.shard_packer import PackedShard
+from raymill.data.text.shuffle import BucketSettings, KeyRange, pack_bucket
+from raymill.data.text.text_unit import Settings
 from raymill.errors import DataError, RaymillError
 from raymill.schema.data_sections import TokenizerConfig
 
@@ -41,14 +43,14 @@ def prepare_unit(
 
 def pack_buckets(
     buckets: Sequence[KeyRange], settings: BucketSettings, tasks: int | None
-) -> list[Shard]:
+) -> list[PackedShard]:
     """Return the shards of shuffled documents, in the order of the buckets."""
     shards = dict(cluster_tasks.parallel(_pack_bucket, buckets, shared=settings, tasks=tasks))
     return [shard for bucket in buckets if (shard := shards[bucket.number]) is not None]
 
 
-def _pack_bucket(bucket: KeyRange, settings: BucketSettings) -> tuple[int, Shard | None]:
-    return bucket.number, unit.pack_bucket(bucket, settings)
+def _pack_bucket(bucket: KeyRange, settings: BucketSettings) -> tuple[int, PackedShard | None]:
+    return bucket.number, pack_bucket(bucket, settings)
 
 
 def train_tokenizer(
@@ -122,7 +124,7 @@ def _training_texts(spans: Unit, parser: DocumentParser) -> Iterator[str]:
 
 
 def measure_contamination(
-    folder: Path, splits: dict[str, Split], settings: unit.Settings, tasks: int | None
+    folder: Path, splits: dict[str, Split], settings: Settings, tasks: int | None
 ) -> Contamination:
     """Measure the held-out n-grams that occur in training shards; see `contamination.py`."""
     shift = contamination.sampling_shift(splits["validation"])

@@ -7,7 +7,7 @@ meet again, and words are cut by their surroundings. Numpy only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,38 +28,41 @@ class TokenSpans:
         """Select some of the tokens."""
         return TokenSpans(self.ids[start:stop], self.offsets[start:stop])
 
-    def rows(self) -> list[tuple[int, ...]]:
-        """Return (id, first, last) of every token."""
-        columns = (self.ids.tolist(), *self.offsets.T.tolist())
-        return list(zip(*columns, strict=True))
 
+def in_windows(
+    text: str, size: int, overlap: int, encode: Callable[[str], TokenSpans]
+) -> Iterator[TokenSpans]:
+    """Yield the tokens of a text, part by part, from `encode` of about `size` characters at once.
 
-def in_windows(text: str, size: int, encode: Callable[[str], TokenSpans]) -> TokenSpans:
-    """Return the tokens of a text from `encode`, which is called with at most `size` characters at
-    once.
-
-    The whole text is encoded at once where two windows agree nowhere, as within one word of that
-    length.
+    Offsets are those in the whole text. Windows overlap by `overlap` characters; one that agrees
+    nowhere with its successor, as within one word of that length, is doubled.
     """
-    overlap = size // 8
-    parts = [encode(text[:size])]
-    stop = min(size, len(text))
+    begin, stop = 0, min(size, len(text))
+    before, first = encode(text[:stop]), 0
     while stop < len(text):
-        before = parts[-1]
         # The next window starts where a token of this one ends, so that both may agree at once.
-        start = _last_end(before, stop - overlap)
-        stop = min(start + size, len(text))
-        tokens = encode(text[start:stop])
-        after = TokenSpans(tokens.ids, tokens.offsets + start)
+        start = max(begin + 1, _last_end(before, stop - overlap))
+        next_stop = min(start + size, len(text))
+        after = _encoded(text, start, next_stop, encode)
         joint = _joint(before, after, start)
-        if joint is None:
-            return encode(text)
-        parts[-1] = before.slice(None, joint[0])
-        parts.append(after.slice(joint[1], None))
-    return TokenSpans(
-        np.concatenate([part.ids for part in parts]),
-        np.concatenate([part.offsets for part in parts]),
-    )
+        if joint is not None and joint[0] >= first:
+            yield before.slice(first, joint[0])
+            begin, stop, before, first = start, next_stop, after, joint[1]
+            continue
+        mark = int(before.offsets[first, 0]) if first < len(before.ids) else stop
+        stop = min(begin + 2 * (stop - begin), len(text))
+        before = _encoded(text, begin, stop, encode)
+        first = int(np.searchsorted(before.offsets[:, 0], mark))
+        if begin and (first == len(before.ids) or int(before.offsets[first, 0]) != mark):
+            # The tokens that were yielded end here, whatever the longer window says.
+            begin, first = mark, 0
+            before = _encoded(text, begin, stop, encode)
+    yield before.slice(first, None)
+
+
+def _encoded(text: str, start: int, stop: int, encode: Callable[[str], TokenSpans]) -> TokenSpans:
+    tokens = encode(text[start:stop])
+    return TokenSpans(tokens.ids, tokens.offsets + start)
 
 
 def _last_end(tokens: TokenSpans, before: int) -> int:
@@ -76,19 +79,32 @@ def _joint(before: TokenSpans, after: TokenSpans, start: int) -> tuple[int, int]
     Both are in the middle of a run that the two have in common; None if they have none.
     """
     first = int(np.searchsorted(before.offsets[:, 1], start, side="right"))
-    left = before.slice(first, None).rows()
-    right = after.slice(None, len(left) + RUN).rows()
-    if not left and not right:
+    left, right = before.slice(first, None), after.slice(None, len(before.ids) - first + RUN)
+    if not len(left.ids) and not len(right.ids):
         return len(before.ids), 0
-    index_of = {row: index for index, row in enumerate(left)}
+    if min(len(left.ids), len(right.ids)) < RUN:
+        return None
+    left_keys, right_keys = _keys(left, start), _keys(right, start)
+    # The last of equal tokens on the left, for each on the right.
+    order = np.argsort(left_keys, kind="stable")
+    place = np.searchsorted(left_keys[order], right_keys, side="right") - 1
+    match = order[np.maximum(place, 0)]
+    agrees = np.arange(len(right_keys)) <= len(right_keys) - RUN
+    agrees &= match <= len(left_keys) - RUN
+    numbers = np.flatnonzero(agrees)
+    for step in range(RUN):
+        at_left, at_right = match[numbers] + step, numbers + step
+        same = left_keys[at_left] == right_keys[at_right]
+        same &= left.offsets[at_left, 1] == right.offsets[at_right, 1]
+        numbers = numbers[same]
+    if not len(numbers):
+        return None
     # The middle of the common part is far from both edges.
-    for number in sorted(range(len(right)), key=lambda index: abs(index - len(left) // 2)):
-        index_before = index_of.get(right[number])
-        run = right[number : number + RUN]
-        if (
-            index_before is not None
-            and len(run) == RUN
-            and left[index_before : index_before + RUN] == run
-        ):
-            return first + index_before + RUN // 2, number + RUN // 2
-    return None
+    number = int(numbers[np.argmin(np.abs(numbers - len(left_keys) // 2))])
+    return first + int(match[number]) + RUN // 2, number + RUN // 2
+
+
+def _keys(tokens: TokenSpans, start: int) -> NDArray[np.int64]:
+    """Return one number for a token's id and first character; these are below 2³¹."""
+    keys: NDArray[np.int64] = (tokens.offsets[:, 0] - start) << 32 | tokens.ids.astype(np.int64)
+    return keys
