@@ -21,6 +21,8 @@ NO_DEDUPLICATION = DeduplicationConfig(
     band_rows=7,
     min_similarity=0.7,
     max_cluster=10_000,
+    paragraph_words=13,
+    memory_bytes=10**9,
 )
 NO_DECONTAMINATION = DecontaminationConfig(path=None, ngram=12, max_share=0.001)
 PLAIN: dict[str, dict[str, Any]] = {

@@ -15,10 +15,12 @@ def corpus_problems(data: DataConfig) -> Iterator[str]:
     yield from fraction("data.keep_rejects", data.keep_rejects)
     yield from _cleaning(data)
     duplicates = data.deduplication
-    for key in ("shingle_words", "bands", "band_rows"):
+    for key in ("shingle_words", "bands", "band_rows", "paragraph_words"):
         yield from at_least(f"data.deduplication.{key}", getattr(duplicates, key), 1)
     yield from fraction("data.deduplication.min_similarity", duplicates.min_similarity)
     yield from at_least("data.deduplication.max_cluster", duplicates.max_cluster, 2)
+    # Less would only make more and smaller tasks.
+    yield from at_least("data.deduplication.memory_bytes", duplicates.memory_bytes, 2**24)
     yield from at_least("data.decontamination.ngram", data.decontamination.ngram, 1)
     yield from above("data.decontamination.max_share", data.decontamination.max_share, 0)
     paths = {"decontamination.path": data.decontamination.path, "takedown": data.takedown}

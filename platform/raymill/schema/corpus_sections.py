@@ -13,7 +13,9 @@ class DeduplicationConfig:
     """Duplicates to leave out: equal documents, equal paragraphs, and documents that are nearly equal.
 
     Near duplicates are found by MinHash: `bands` × `band_rows` hashes of shingles of `shingle_words` words;
-    candidates count from an estimated Jaccard similarity of `min_similarity` on.
+    candidates count from an estimated Jaccard similarity of `min_similarity` on. Paragraphs are lines of at
+    least `paragraph_words` words. A task that groups or connects documents takes about `memory_bytes`, by
+    which no result changes.
     """
 
     documents: bool
@@ -24,6 +26,8 @@ class DeduplicationConfig:
     band_rows: int
     min_similarity: float
     max_cluster: int
+    paragraph_words: int
+    memory_bytes: int
 
     @property
     def is_on(self) -> bool:

@@ -66,6 +66,7 @@ CAME_LATER: dict[str, object] = {
     "data.deduplication.near": False, "data.deduplication.shingle_words": 5,
     "data.deduplication.bands": 16, "data.deduplication.band_rows": 7,
     "data.deduplication.min_similarity": 0.7, "data.deduplication.max_cluster": 10_000,
+    "data.deduplication.paragraph_words": 13, "data.deduplication.memory_bytes": 10**9,
     "data.decontamination.path": None, "data.decontamination.ngram": 12,
     "data.decontamination.max_share": 0.001, "data.takedown": None, "data.keep_rejects": 0.0,
     "data.packing": "concatenate",

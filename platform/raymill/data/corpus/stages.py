@@ -81,6 +81,10 @@ class UnitFiles:
         """Return the place of a finished file of an earlier stage. Raises as `CorpusStore.local` does."""
         return self._store.local(file)
 
+    def read_range(self, file: StoredFile, offset: int, buffer: memoryview) -> int:
+        """Fill the buffer from an offset on, without the rest of the file; return the bytes there were."""
+        return self._store.read_range(file, offset, buffer)
+
     def new(self, path: str) -> Path:
         """Return where to write the file that `path` will name when the unit is finished."""
         target = self._store.path(path)

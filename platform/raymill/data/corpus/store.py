@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from raymill import reading
 from raymill.durable import JsonObject, canonical_json, sha256_file, write_atomic
 from raymill.errors import DataError
 from raymill.reading import MISSING, read_text, status
@@ -67,6 +68,15 @@ class CorpusStore:
                     f"{actual[:12]}; delete it and prepare the corpus again."
                 )
         return path
+
+    def read_range(self, file: StoredFile, offset: int, buffer: memoryview) -> int:
+        """Fill the buffer with a file's bytes from an offset on; return how many there were.
+
+        A file that isn't on this machine isn't downloaded for it. Raises as `local` does.
+        """
+        if self.uri is not None and not self._is_here(file):
+            return _bucket(self.uri).read_range(file.path, offset, buffer)
+        return reading.read_range(self.local(file), offset, buffer)
 
     def has(self, files: Sequence[StoredFile]) -> bool:
         """Return whether files are on this machine or, of those that aren't, some copy exists."""
