@@ -17,6 +17,7 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raymill.data.corpus.store import StoredFile
 from raymill.errors import DataError
 from raymill.reading import MISSING, opened
 
@@ -61,8 +62,8 @@ class CorpusDocument:
 class DocumentsFile:
     """Finished file of a unit's documents. `path` is relative to the corpus folder.
 
-    `bytes` is the file's size, `text_bytes` that of the texts in UTF-8. `held_out` marks the documents of
-    `data.validation.path`, all of which belong to the validation split.
+    `bytes` is the file's size, `text_bytes` that of the texts in UTF-8. `held_out` is 1 for the documents
+    of `data.validation.path`, all of which belong to the validation split, and else 0.
     """
 
     path: str
@@ -71,7 +72,12 @@ class DocumentsFile:
     bytes: int
     sha256: str
     source: str
-    held_out: bool
+    held_out: int
+
+    @property
+    def stored(self) -> StoredFile:
+        """File in the corpus' store."""
+        return StoredFile(self.path, self.bytes, self.sha256)
 
     @property
     def unit(self) -> str:

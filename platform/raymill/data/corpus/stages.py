@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from raymill.data import cluster_tasks
+from raymill.data.corpus.progress import StageProgress
 from raymill.data.corpus.store import CorpusStore, StoredFile
 from raymill.durable import JsonObject, fsync_path, sha256_file, sha256_json
 from raymill.reading import entries
@@ -43,18 +44,20 @@ class Stage:
 @dataclass(frozen=True)
 class StageUnit(Generic[Item]):
     """Unit of a stage. `inputs` is the digest of everything that it reads; `item` tells its work what to do,
-    in a few kilobytes at most."""
+    in a few kilobytes at most. `bytes` of input are for the progress that is shown."""
 
     name: str
     inputs: str
     item: Item
+    bytes: int = 0
 
 
 @dataclass(frozen=True)
 class UnitOutcome:
     """Result of a unit: the files that it wrote, and `facts` about them, as JSON values.
 
-    `earlier`: an earlier run had finished it. `index` counts the units as they were given.
+    `earlier`: an earlier run had finished it. `index` counts the units as they were given; `bytes` are
+    those of its input.
     """
 
     index: int
@@ -63,6 +66,7 @@ class UnitOutcome:
     files: tuple[StoredFile, ...]
     facts: JsonObject
     earlier: bool
+    bytes: int = 0
 
     def file(self, suffix: str) -> StoredFile:
         """Return the file whose path ends so; there must be one."""
@@ -142,9 +146,14 @@ def run_stage(
     Raises:
         RaymillError: the first one that a unit raised; what others finished is kept.
     """
-    yield from cluster_tasks.parallel(
+    total = sum(unit.bytes for unit in units) if isinstance(units, Sequence) else 0
+    outcomes = cluster_tasks.parallel(
         _run_unit, enumerate(units), shared=_StageTask(store, stage, work, shared), tasks=tasks
     )
+    with StageProgress(stage.name, units, total) as progress:
+        for outcome in outcomes:
+            progress.done(outcome.bytes, earlier=outcome.earlier)
+            yield outcome
 
 
 def unit_name(parts: Sequence[object]) -> str:
@@ -183,7 +192,7 @@ def _run_unit(numbered: tuple[int, StageUnit[Item]], task: _StageTask[Item, Shar
     index, unit = numbered
     earlier = finished_unit(task.store, task.stage, unit)
     if earlier is not None:
-        return replace(earlier, index=index)
+        return replace(earlier, index=index, bytes=unit.bytes)
     files = UnitFiles(task.store)
     try:
         facts = task.work(unit.item, task.shared, files)
@@ -194,7 +203,7 @@ def _run_unit(numbered: tuple[int, StageUnit[Item]], task: _StageTask[Item, Shar
     tree = {"key": key, "files": [asdict(file) for file in written], "facts": facts}
     # The sidecar comes last, so that it never names a file that isn't whole.
     task.store.write_json(_sidecar(task.stage, unit.name), tree)
-    return UnitOutcome(index, unit.name, key, written, facts, earlier=False)
+    return UnitOutcome(index, unit.name, key, written, facts, False, unit.bytes)
 
 
 def _sidecar(stage: Stage, name: str) -> str:

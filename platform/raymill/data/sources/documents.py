@@ -15,7 +15,9 @@ from raymill.data.sources.inputs import BY_RECORD, InputRange
 class Document:
     """Text, its split, and its origin: `place` in the input range that it was read from.
 
-    `source` is the name of the declared source, `url` and `language` are "" while unknown.
+    `source` is the name of the declared source, `url` and `language` are "" while unknown. `file` is the
+    input that the place lies in, "" where that is the input range's; `group` is the value of
+    `data.validation.group_column`, "" where there is none.
     """
 
     split: str
@@ -24,6 +26,8 @@ class Document:
     source: str = ""
     url: str = ""
     language: str = ""
+    file: str = ""
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,8 @@ class DocumentParser:
         if isinstance(split, Bad):
             return split
         language = _known(values, "language") or source.language
-        return Document(split, text, place, source.name, _known(values, "url"), language)
+        url, group = _known(values, "url"), self._group(values)
+        return Document(split, text, place, source.name, url, language, group=group)
 
     def parse_record(self, record: Record, span: InputRange, place: Place) -> Document | Bad:
         """Return the document in the text column."""
@@ -63,7 +68,13 @@ class DocumentParser:
             place = replace(place, sha256=hashlib.sha256(text.encode()).digest())
         language = _known(record, source.language_column) or source.language
         url = _known(record, source.url_column)
-        return Document(split, text, place, source.name, url, language)
+        group = self._group(record)
+        return Document(split, text, place, source.name, url, language, group=group)
+
+    def _group(self, record: Record) -> str:
+        """Return the value of the group column as text."""
+        value = record.get(self.group_column) if self.group_column is not None else None
+        return "" if value is None else str(value)
 
     def columns(self, stored: pa.Schema, span: InputRange) -> list[str] | Bad:
         """Return the text column, the group column where it determines the split, and what the

@@ -29,13 +29,17 @@ def plan_units(data: RowsConfig, seed: int) -> list[Unit]:
         StorageError: a file can't be read, or a folder can't be listed.
     """
     own_validation = data.validation.path
+    # A corpus holds out documents after its duplicates are known, and no files.
+    is_corpus = isinstance(data, DataConfig) and data.has_corpus
     if isinstance(data, DataConfig) and data.source in EMBEDDED_TEXT:
-        files = _stdlib_files(data, seed, split=own_validation is None)
+        files = _stdlib_files(data, seed, split=own_validation is None and not is_corpus)
         if data.source == "demo":
             files = _demo_parts(files, data, seed)
     else:
         files = find_files(data.path or (), "data.path")
-        if own_validation is None and isinstance(data, DataConfig):
+        if is_corpus and data.validation.group_column is None:
+            pass
+        elif own_validation is None and isinstance(data, DataConfig):
             files = _split_files(files, data, seed)
         # Conversations are assigned to a split one by one.
         elif own_validation is None:

@@ -9,10 +9,12 @@ from raymill.data.sources.format import Format
 from raymill.data.sources.inputs import InputRange
 from raymill.data.sources.json_lines import JsonLines
 from raymill.data.sources.plain_text import PlainText
+from raymill.data.sources.selected_documents import SelectedDocuments
 from raymill.data.sources.tables import ArrowStream, Parquet
 
 FORMATS: tuple[Format, ...] = (
     PlainText(), JsonLines(), Parquet(), ArrowStream(), StandardLibrary(), Demonstration(),
+    SelectedDocuments(),
 )  # fmt: skip
 # Endings that `data.path` reads. Formats that came later must be declared in `data.sources`: a folder that was
 # prepared before they existed has the same inputs today.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from raymill.data.store.tables import Table, TableFile
 from raymill.durable import JsonObject
+from raymill.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,25 @@ class BadInputs:
 
     count: int
     examples: tuple[str, ...]
+
+
+def limited_bad_inputs(
+    bad: BadInputs, records: int, limit: float, *, causes: str = "", kept: str = ""
+) -> BadInputs:
+    """Return the bad records; raise DataError if they are more than this share of all records.
+
+    `causes` and `kept` are parts of the message: how often which cause occurred, and where they are kept.
+    """
+    if bad.count > limit * records:
+        named = "\n".join(f"  {text}" for text in bad.examples)
+        left = bad.count - len(bad.examples)
+        more = f"\n  … and {left} more" if left else ""
+        raise DataError(
+            f"{bad.count} of {records} records can't be used{causes}, more than "
+            f"data.max_bad_fraction={limit:g} allows:\n{named}{more}{kept}\n"
+            "Fix or remove them, or raise data.max_bad_fraction."
+        )
+    return bad
 
 
 @dataclass(frozen=True)

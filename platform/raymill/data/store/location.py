@@ -19,6 +19,7 @@ from raymill.schema.renamed import first_names
 NOT_SHAPING = (
     "max_bad_fraction", "window_row_groups", "document_mask", "mixture", "mixture_changes", "max_epochs",
 )  # fmt: skip
+CORPUS_VERSION = 1
 # These shape documents before they are tokenized; `keep_rejects` only shows some that aren't.
 CORPUS_KEYS = (
     "corpus", "cleaning", "deduplication", "decontamination", "takedown", "keep_rejects",
@@ -70,6 +71,26 @@ def corpus_config(data: DataConfig) -> JsonObject:
         "decontamination": asdict(data.decontamination),
         "takedown": data.takedown,
     }
+
+
+def corpus_folder(data: DataConfig, storage_root: str | Path) -> Path:
+    """Return `<storage root>/corpus/<data.corpus or data.name>-<first 8 digits of a digest>`.
+
+    The digest is of what documents are read from and how they are cleaned. Other keys change what later
+    stages leave out, and those are repeated in the same folder.
+    """
+    tree = {
+        "corpus_version": CORPUS_VERSION,
+        "source": data.source,
+        "path": data.path,
+        "text_column": data.text_column,
+        "shard_input_bytes": data.shard_input_bytes,
+        "validation": data.validation.path,
+        "group_column": data.validation.group_column,
+        "cleaning": corpus_config(data)["cleaning"],
+    }
+    digest = sha256_text(canonical_json(tree))[:8]
+    return Path(storage_root) / "corpus" / f"{data.corpus or data.name}-{digest}"
 
 
 def mixture_folders(data: RowsConfig, storage_root: Path) -> dict[Path, float]:

@@ -16,12 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
+from raymill.data.corpus.funnel import funnel, stages_of
+from raymill.data.corpus.prepare import find_corpus, prepare_corpus
 from raymill.data.sources.documents import DocumentParser
 from raymill.data.sources.files import passed_over
 from raymill.data.sources.inputs import Unit
 from raymill.data.sources.planning import no_held_out_message, plan_units
 from raymill.data.store.facts import TextFacts
-from raymill.data.store.location import prepared_folder, shaping_config
+from raymill.data.store.location import corpus_folder, prepared_folder, shaping_config
 from raymill.data.store.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
@@ -44,7 +46,7 @@ from raymill.data.text.engines import check_engine
 from raymill.data.text.fertility import Fertility
 from raymill.data.text.inputs_check import refuse_changed_inputs
 from raymill.data.text.live import LIVE_FOLDER
-from raymill.data.text.report import announce, announce_existing, describe_plan, summarize
+from raymill.data.text.report import announce, announce_existing, describe_plan, say, summarize
 from raymill.data.text.runs import RUNS_FOLDER, Run
 from raymill.data.text.shard_packer import PackedShard, PackingCounts
 from raymill.data.text.shuffle import BucketSettings, buckets_of
@@ -75,8 +77,9 @@ def run(job: PrepareJob) -> PreparedData:
     units = plan_units(job.data, job.seed)
     folder = job_folder(job)
     download_folder(job.storage, folder, MANIFEST_NAME)
-    if is_finished(folder):
-        prepared = existing(job, units)
+    corpus = find_corpus(job, units) if job.data.has_corpus else None
+    if is_finished(folder) and (corpus is not None or not job.data.has_corpus):
+        prepared = existing(job, units if corpus is None else corpus.units())
     else:
         with connect(job.cluster):
             prepared = prepare_with_ray(job, units)
@@ -89,6 +92,8 @@ def describe(job: PrepareJob) -> str:
     folder = job_folder(job)
     units = plan_units(job.data, job.seed)
     state = "finished" if is_finished(folder) else "not finished"
+    if job.data.has_corpus:
+        return f"{_describe_corpus(job, units)}, tokenized → {folder} ({state})"
     return f"{describe_plan(units, passed_over(job.data))} → {folder} ({state})"
 
 
@@ -128,6 +133,8 @@ def prepare_with_ray(
     folder = job_folder(job)
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
+    if job.data.has_corpus:
+        units = _corpus_units(job, units, tasks)
     with lock_prepared_folder(folder):
         if is_finished(folder):
             return existing(job, units)
@@ -144,6 +151,22 @@ def prepare_with_ray(
     prepared = load_prepared(folder)
     summarize(prepared, results, time.monotonic() - started)
     return prepared
+
+
+def _corpus_units(job: PrepareJob, units: Sequence[Unit], tasks: int | None) -> list[Unit]:
+    """Prepare the corpus that the units are the input of; return the units of its documents."""
+    say(f"Preparing {_describe_corpus(job, units)}")
+    corpus = prepare_corpus(job, units, tasks=tasks)
+    for line in funnel(corpus):
+        say(line)
+    corpus.fetch(tasks)
+    return corpus.units()
+
+
+def _describe_corpus(job: PrepareJob, units: Sequence[Unit]) -> str:
+    folder = corpus_folder(job.data, job.storage.folder).absolute()
+    plan = describe_plan(units, passed_over(job.data))
+    return f"{plan} → {stages_of(job.data)} → {folder}"
 
 
 def _remove_runs(folder: Path) -> None:

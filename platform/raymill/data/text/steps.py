@@ -10,7 +10,7 @@ from pathlib import Path
 
 from raymill.data import cluster_tasks
 from raymill.data.sources.inputs import Unit
-from raymill.data.store.facts import BadInputs
+from raymill.data.store.facts import BadInputs, limited_bad_inputs
 from raymill.data.store.lineage import lineage_path
 from raymill.data.store.manifest import DataManifest
 from raymill.data.text.live import LIVE_FOLDER
@@ -18,7 +18,6 @@ from raymill.data.text.report import PreparationProgress
 from raymill.data.text.tasks import prepare_unit
 from raymill.data.text.unit import UNITS_FOLDER, UnitResult, UnitSettings
 from raymill.durable import exclusive_lock
-from raymill.errors import DataError
 from raymill.reading import entries
 from raymill.schema.data_sections import RowsConfig
 
@@ -53,19 +52,14 @@ def check_bad_inputs(
 
     `quarantine` is the file in which they are kept, if there is one.
     """
-    count = sum(result.bad for result in results)
-    records = sum(result.records for result in results)
-    examples = tuple(text for result in results for text in result.bad_examples)[:NAMED_BAD]
-    if count > data.max_bad_fraction * records:
-        named = "\n".join(f"  {text}" for text in examples)
-        more = f"\n  … and {count - len(examples)} more" if count > len(examples) else ""
-        kept = f"\nThey are kept in {quarantine}" if quarantine else ""
-        raise DataError(
-            f"{count} of {records} records can't be used{causes_text(results)}, more than "
-            f"data.max_bad_fraction={data.max_bad_fraction:g} allows:\n{named}{more}{kept}\n"
-            "Fix or remove them, or raise data.max_bad_fraction."
-        )
-    return BadInputs(count, examples)
+    examples = [text for result in results for text in result.bad_examples]
+    return limited_bad_inputs(
+        BadInputs(sum(result.bad for result in results), tuple(examples[:NAMED_BAD])),
+        sum(result.records for result in results),
+        data.max_bad_fraction,
+        causes=causes_text(results),
+        kept=f"\nThey are kept in {quarantine}" if quarantine else "",
+    )
 
 
 def causes_text(results: Sequence[UnitResult]) -> str:

@@ -142,7 +142,7 @@ class _TextUnit:
 
     def _pack(self, span: InputRange, record: Document, piece: Encoded, stack: ExitStack) -> None:
         place = record.place
-        origin = Origin(span.name, place.offset, place.length, place.sha256)
+        origin = Origin(record.file or span.name, place.offset, place.length, place.sha256)
         if record.split == TRAIN and self._settings.shuffle_documents:
             self._runs.add(f"{span.name}@{span.offset}", piece, origin)
             return

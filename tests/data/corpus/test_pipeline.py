@@ -1,0 +1,251 @@
+"""A corpus from files to shards: counted, restartable wherever it is killed, and the same on any storage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from data.corpus.corpus_factory import CLEANING, STEP, corpus_job, stored_on, write_records
+from data.in_process import without_ray
+from raymill.data.corpus import clean, stages
+from raymill.data.corpus.documents import read_documents
+from raymill.data.corpus.funnel import funnel
+from raymill.data.corpus.prepare import PreparedCorpus, find_corpus, prepare_corpus
+from raymill.data.sources.planning import plan_units
+from raymill.data.text.prepare import describe, prepare_with_ray, run
+from raymill.errors import DataError
+from raymill.schema.jobs import PrepareJob
+
+
+def prepared(job: PrepareJob) -> PreparedCorpus:
+    return prepare_corpus(job, plan_units(job.data, job.seed))
+
+
+@contextmanager
+def counted_units() -> Iterator[list[str]]:
+    """The names of the units that are cleaned."""
+    names: list[str] = []
+    work = clean.clean_unit
+
+    def counted(item: tuple[str, object], *rest: object) -> object:
+        names.append(item[0])
+        return work(item, *rest)  # type: ignore[arg-type]
+
+    with patch("raymill.data.corpus.prepare.clean_unit", counted):
+        yield names
+
+
+def kept_by_hand(records: list[dict[str, str]]) -> list[str]:
+    texts = [r["text"].upper() if r["text"].startswith("a") else r["text"] for r in records]
+    return [text for text in texts if len(text.split()) >= 30]
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_documents_are_cleaned_counted_and_keep_their_origin(tmp_path: Path) -> None:
+    records = write_records(tmp_path / "texts", files=6, records=12)
+    corpus = prepared(corpus_job(tmp_path, keep_rejects=1.0))
+    assert len(corpus.documents) > 3
+    documents = [
+        document
+        for file in corpus.documents
+        for document in read_documents(corpus.store.path(file.path))
+    ]
+    assert [document.text for document in documents] == kept_by_hand(records)
+    for document in documents:
+        stored = (tmp_path / "texts" / Path(document.file).name).read_bytes()
+        line = stored[document.offset : document.offset + document.length]
+        assert json.loads(line)["text"].upper() == document.text.upper()
+        assert document.signals == {f"{STEP}.words": len(document.text.split())}
+
+    [counts] = corpus.manifest["facts"]["sources"].values()
+    dropped = len(records) - len(documents)
+    assert counts["documents"] == len(records)
+    assert counts["kept"] == len(documents)
+    assert counts["dropped"] == {STEP: {"few words": dropped}}
+    assert counts["characters"] == sum(len(record["text"]) for record in records)
+    splits = corpus.manifest["facts"]["splits"]
+    assert splits["train"]["documents"] + splits["validation"]["documents"] == len(documents)
+    assert any(f"−{dropped:,}" in line for line in funnel(corpus))
+
+    samples = [
+        json.loads(line)
+        for path in sorted(corpus.store.path("samples").glob("*.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
+    rejects = [sample for sample in samples if "reason" in sample]
+    assert len(rejects) == dropped
+    assert {(sample["step"], sample["reason"]) for sample in rejects} == {(STEP, "few words")}
+    for sample in samples:
+        if "after" in sample:
+            assert sample["after"] == sample["before"].upper() != sample["before"]
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_again_does_nothing_and_a_new_file_costs_one_unit(tmp_path: Path) -> None:
+    write_records(tmp_path / "texts", files=6, records=12)
+    job = corpus_job(tmp_path)
+    first = prepared(job)
+    with counted_units() as done:
+        again = prepared(job)
+    assert done == []
+    assert again.digest == first.digest
+    assert find_corpus(job, plan_units(job.data, job.seed)) == first
+
+    # In the middle of the others by its name.
+    added = tmp_path / "texts" / "0-03b.jsonl"
+    added.write_text(json.dumps({"text": "one more document " * 20}) * 1)
+    with counted_units() as done:
+        more = prepared(job)
+    assert len(done) == 1, "one unit"
+    assert more.digest != first.digest
+    added.unlink()
+    with counted_units() as done:
+        assert prepared(job).digest == first.digest
+    assert len(done) <= 1
+    names = {file.unit for file in first.documents}
+    for folder in ("documents", "inputs", "samples", "clean", "selection"):
+        left = {path.name.partition(".")[0] for path in first.store.path(folder).iterdir()}
+        assert left == names, folder
+
+
+class KilledError(BaseException):
+    """The process ends here."""
+
+
+@contextmanager
+def killed_at(number: int) -> Iterator[None]:
+    """End at the `number`th rename or sidecar, and leave everything as it is then."""
+    left = number
+    rename, write_json = Path.replace, stages.CorpusStore.write_json
+
+    def may_end() -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KilledError
+
+    def renamed(path: Path, target: Path) -> Path:
+        may_end()
+        return rename(path, target)
+
+    def written(store: stages.CorpusStore, name: str, tree: dict[str, object]) -> None:
+        may_end()
+        write_json(store, name, tree)
+
+    with (
+        patch.object(Path, "replace", renamed),
+        patch.object(stages.CorpusStore, "write_json", written),
+        patch.object(stages.UnitFiles, "discard", lambda self: None),
+    ):
+        yield
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_kill_at_any_point_leaves_what_the_next_try_completes(tmp_path: Path) -> None:
+    write_records(tmp_path / "texts", files=3, records=12)
+    straight = prepared(corpus_job(tmp_path, root="straight"))
+    number, kills = 0, 0
+    while True:
+        job = corpus_job(tmp_path, root=f"killed-{number}")
+        try:
+            with killed_at(number):
+                prepared(job)
+            break
+        except KilledError:
+            kills += 1
+        assert find_corpus(job, plan_units(job.data, job.seed)) is None
+        with counted_units() as done:
+            continued = prepared(job)
+        # Four files and a sidecar, which is counted twice.
+        assert len(done) <= max(0, len(straight.documents) - number // 6)
+        assert continued.digest == straight.digest
+        assert not list(Path(continued.store.folder).rglob("*.tmp-*"))
+        number += 1
+    assert kills > 6 * len(straight.documents)
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_an_object_store_gives_the_same_and_another_machine_continues(
+    tmp_path: Path, uri: str
+) -> None:
+    write_records(tmp_path / "texts", files=3, records=12)
+    job = corpus_job(tmp_path)
+    on_disk = prepared(job)
+    here = stored_on(job, uri, tmp_path / "one")
+    stopped = 9
+    with pytest.raises(KilledError), killed_at(stopped):
+        prepared(here)
+    there = stored_on(job, uri, tmp_path / "two")
+    with counted_units() as done:
+        corpus = prepared(there)
+    assert len(done) < len(corpus.documents), "finished units are found in the store"
+    assert corpus.digest == on_disk.digest
+    third = stored_on(job, uri, tmp_path / "three")
+    with counted_units() as done:
+        corpus = prepared(third)
+    assert done == []
+    corpus.fetch()
+    assert [read.path for unit in corpus.units() for read in unit] != []
+    for unit in corpus.units():
+        assert Path(unit[0].path).exists()
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_step_that_drops_too_much_is_named_with_the_source(tmp_path: Path) -> None:
+    write_records(tmp_path / "texts", files=2, records=12)
+    strict = {**CLEANING, STEP: {"min_words": 80, "max_dropped": 0.1}}
+    with pytest.raises(
+        DataError, match=rf"The step {STEP} dropped .* of the source .*max_dropped=0\.1"
+    ):
+        prepared(corpus_job(tmp_path, cleaning=strict))
+    nothing = {STEP: {"min_words": 1000}}
+    with pytest.raises(DataError, match="No document is left"):
+        prepared(corpus_job(tmp_path, cleaning=nothing))
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_bad_records_are_limited_as_elsewhere(tmp_path: Path) -> None:
+    write_records(tmp_path / "texts", files=2, records=12)
+    (tmp_path / "texts" / "z.jsonl").write_text('{"text": 1}\n{broken\n')
+    with pytest.raises(
+        DataError, match=r"2 of 26 records can't be used.*max_bad_fraction(.|\n)*z\.jsonl:2"
+    ):
+        prepared(corpus_job(tmp_path))
+    corpus = prepared(corpus_job(tmp_path, max_bad_fraction=0.5))
+    assert corpus.manifest["facts"]["bad"] == 2
+
+
+def test_a_cleaned_corpus_is_tokenized_and_serves_a_second_time(tmp_path: Path) -> None:
+    records = write_records(tmp_path / "texts", files=4, records=12)
+    job = corpus_job(tmp_path)
+    with without_ray():
+        tokenized = prepare_with_ray(job)
+        assert tokenized.manifest.documents == len(kept_by_hand(records))
+        with counted_units() as done:
+            longer = prepare_with_ray(replace(job, data=replace(job.data, sequence_length=64)))
+        assert done == []
+    assert longer.folder != tokenized.folder
+    total = sum(len(text.encode()) for text in kept_by_hand(records))
+    for one in (tokenized, longer):
+        splits = one.manifest.splits
+        assert splits["train"].bytes + splits["validation"].bytes == total
+    # Without Ray: everything is there.
+    assert run(job).manifest.digest == tokenized.manifest.digest
+    assert "(finished)" in describe(job)
+    assert f"clean (shorten, {STEP}), hold out" in describe(job)
+
+
+def test_parallelism_does_not_matter(tmp_path: Path, ray_session: None) -> None:
+    write_records(tmp_path / "texts", files=4, records=12)
+    digests = set()
+    for tasks in (1, 2, 4):
+        job = corpus_job(tmp_path, root=f"tasks-{tasks}")
+        units = plan_units(job.data, job.seed)
+        digests.add(prepare_corpus(job, units, tasks=tasks).digest)
+    assert len(digests) == 1
