@@ -35,6 +35,7 @@ def test_defaults_load_for_every_job() -> None:
         job, _, kind = topic.partition("_")
         overrides = ["data.path=pairs/"] if topic in ("prepare_preference", "reward", "dpo") else []
         overrides += ["run.name=x"] if topic == "audit" else []
+        overrides += ["good=.", "raw=."] if topic == "prepare_quality" else []
         assert load(job, [*overrides, *([f"kind={kind}"] if kind else [])]) is not None
 
 

@@ -13,7 +13,7 @@ from raymill.config.alignment_checks import (
     reinforcement,
     reward_modelling,
 )
-from raymill.config.corpus_checks import corpus_problems, tokenizer_problems
+from raymill.config.corpus_checks import corpus_problems, quality_problems, tokenizer_problems
 from raymill.config.memory_check import memory_problems
 from raymill.config.ranges import above, at_least, fraction, safe_name
 from raymill.config.run_checks import run_problems
@@ -79,6 +79,9 @@ def _(job: ChatPrepareJob | PreferencePrepareJob | PromptsPrepareJob) -> list[st
         *_tracking(job.tracking),
         *at_least("preview", job.preview, 0),
     ]
+
+
+check.register(quality_problems)
 
 
 @check.register

@@ -46,6 +46,7 @@ from raymill.schema.jobs import (
     TextPreparation,
     TrainJob,
 )
+from raymill.schema.quality import QualityJob
 from raymill.schema.serving import ServeJob
 from raymill.schema.storage import placed
 from raymill.schema.tree import Tree, digest
@@ -56,6 +57,7 @@ JOBS: dict[str, type] = {
     "prepare_chat": ChatPreparation,
     "prepare_preference": PreferencePreparation,
     "prepare_prompts": PromptsPreparation,
+    "prepare_quality": QualityJob,
     "pretrain": PretrainJob,
     "sft": SftJob,
     "reward": RewardJob,
@@ -72,6 +74,7 @@ KINDS = {
     "chat": "prepare_chat",
     "preference": "prepare_preference",
     "prompts": "prepare_prompts",
+    "quality": "prepare_quality",
 }
 # The choice of data that data.path= alone implies, by job.
 _OWN_DATA = ((SftJob, "chat"), (RlhfJob, "prompts"), (RankJob, "prompts"))
@@ -194,7 +197,7 @@ def _load(job: str, overrides: Sequence[str], all_problems: list[str]) -> Any:
     if bound is not None:
         bound = _absolute_storage(bound, problems)
         # A preparation takes the keys of a training job, of which only a part is checked.
-        if job in KINDS.values():
+        if job in KINDS.values() and not isinstance(bound, QualityJob):
             bound = bound.preparation()
         problems.extend(check(bound))
     all_problems += problems

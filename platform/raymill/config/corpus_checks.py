@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from raymill.config.ranges import above, at_least, fraction, safe_name
 from raymill.schema.data_sections import DataConfig, TokenizerConfig
+from raymill.schema.quality import QualityJob
 from raymill.schema.storage import path_problems
 
 
@@ -48,3 +49,18 @@ def tokenizer_problems(tokenizer: TokenizerConfig) -> Iterator[str]:
             "(256 bytes and the end of text)"
         )
     yield from at_least("tokenizer.train_bytes", tokenizer.train_bytes, 1024)
+
+
+def quality_problems(job: QualityJob) -> list[str]:
+    """Return what contradicts itself in the training of a classifier of quality."""
+    problems = [*safe_name("name", job.name), *fraction("held_out", job.held_out, positive=True)]
+    for key, paths in (("good", job.good), ("raw", job.raw)):
+        if paths is None:
+            problems.append(f"{key}: name documents, as in {key}=texts/")
+        for path in paths or ():
+            problems += path_problems(key, path)
+    if job.held_out == 1:
+        problems.append("held_out=1: must leave documents to train on")
+    for key in ("documents", "ngram", "buckets", "characters"):
+        problems += at_least(key, getattr(job, key), 1)
+    return problems

@@ -47,6 +47,8 @@ def _defaults(kind: str) -> dict[str, object]:
     # These jobs have no data by default.
     if kind in ("prepare_preference", "reward", "dpo"):
         overrides.append("data.path=.")
+    if kind == "prepare_quality":
+        overrides += ["good=.", "raw=."]
     if kind == "audit":
         overrides.append("run.name=x")
     defaults: dict[str, object] = flatten(load(job, overrides))

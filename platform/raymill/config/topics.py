@@ -49,7 +49,8 @@ _DATA_FOLDER = "storage.root/data/<name>-<digest>/, quarantine.jsonl in it"
 TOPICS = {
     "prepare": Topic(
         "Prepare text: train a tokenizer and write tokenized, checksummed Parquet shards.\n"
-        "Messages are prepared by kind=chat, kind=preference and kind=prompts.",
+        "Messages are prepared by kind=chat, kind=preference and kind=prompts; kind=quality trains a\n"
+        "classifier of text.",
         ("data", "tokenizer", "cluster", "experiment"),
         _TEXT_KEYS,
         (
@@ -136,6 +137,21 @@ TOPICS = {
             ("kind=prompts data.path=p.parquet preview=5", "five of them shown"),
         ),
         _DATA_FOLDER,
+    ),
+    "prepare_quality": Topic(
+        "Train the classifier of quality that data.cleaning.quality uses: documents as you want them\n"
+        "against documents as they come.",
+        (),
+        (
+            "good", "raw", "name", "text_column", "documents", "held_out", "ngram", "characters", "seed",
+            "storage.root",
+        ),
+        (
+            ("kind=quality good=books/ raw=crawl/", "files, folders and globs"),
+            ("kind=quality good=[wiki.parquet,papers/] raw=crawl/*.jsonl.zst", "several sources"),
+            ("kind=quality good=books/ raw=crawl/ documents=100000", "more documents"),
+        ),
+        "storage.root/quality/<name>-<digest>.safetensors",
     ),
     "reward": Topic(
         "Train a reward model (Bradley–Terry) on compared answers, from a parent model, and register it.",

@@ -1,10 +1,11 @@
-"""Preparation of data on the driver: text, or messages for a parent model."""
+"""Preparation of data on the driver: text, messages for a parent model, or a classifier of quality."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from raymill.cluster.session import connect
+from raymill.data.corpus import quality_job
 from raymill.data.kinds import kind_of, preparation_of
 from raymill.data.messages.tokenizer import ChatTokenizer, chat_tokenizer
 from raymill.data.store.location import mixture_folders
@@ -12,12 +13,13 @@ from raymill.data.store.manifest import MANIFEST_NAME, PreparedData
 from raymill.data.text import prepare as text
 from raymill.schema.data_sections import RowsConfig
 from raymill.schema.jobs import MessagesPrepareJob, PrepareJob
+from raymill.schema.quality import QualityJob
 from raymill.schema.storage import StorageConfig
 from raymill.storage.mirror import download_folder, upload_folder
 from raymill.track.registry import resolve_model
 
 
-def describe_preparation(job: PrepareJob | MessagesPrepareJob) -> str:
+def describe_preparation(job: PrepareJob | MessagesPrepareJob | QualityJob) -> str:
     """Describe the data that a job would prepare; nothing is started or written.
 
     Raises:
@@ -25,10 +27,12 @@ def describe_preparation(job: PrepareJob | MessagesPrepareJob) -> str:
     """
     if isinstance(job, PrepareJob):
         return text.describe(job)
+    if isinstance(job, QualityJob):
+        return quality_job.describe(job)
     return preparation_of(job, _tokenizer(job)).describe()
 
 
-def prepare(job: PrepareJob | MessagesPrepareJob) -> None:
+def prepare(job: PrepareJob | MessagesPrepareJob | QualityJob) -> None:
     """Prepare a job's data, and show the first of it where that is asked for.
 
     Raises:
@@ -36,6 +40,9 @@ def prepare(job: PrepareJob | MessagesPrepareJob) -> None:
     """
     if isinstance(job, PrepareJob):
         text.run(job)
+        return
+    if isinstance(job, QualityJob):
+        quality_job.run(job)
         return
     prepared = prepared_messages(job, _tokenizer(job))
     if job.preview:

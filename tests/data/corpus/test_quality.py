@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 from pathlib import Path
 
@@ -11,11 +13,13 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, roc_auc_score
 
+from raymill.config import load as load_job
+from raymill.data.corpus import quality_job
 from raymill.data.corpus.cleaning.quality import Quality
 from raymill.data.corpus.draft import Draft
 from raymill.data.corpus.quality_model import Features, QualityModel, load
 from raymill.data.corpus.quality_training import train
-from raymill.errors import DataError
+from raymill.errors import ConfigError, DataError
 
 FEATURES = Features(ngram=2, buckets=1 << 12, characters=2000)
 GOOD = "the theorem follows from a lemma which we prove below by induction over degrees"
@@ -109,6 +113,36 @@ def test_another_file_is_refused_by_name(tmp_path: Path, content: bytes) -> None
         load(str(tmp_path / "other"))
     with pytest.raises(DataError, match="absent: there is no such model"):
         load(str(tmp_path / "absent"))
+
+
+def test_the_job_trains_from_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for kind, topic in (("good", GOOD), ("raw", RAW)):
+        (tmp_path / kind).mkdir()
+        records = [json.dumps({"body": text}) for text in texts(topic, 300, 1)]
+        (tmp_path / kind / "a.jsonl").write_text("\n".join([*records, '{"other": 1}']))
+    overrides = ["kind=quality", f"good={tmp_path}/good", f"raw={tmp_path}/raw", "text_column=body"]
+    overrides += [f"storage.root={tmp_path}/storage", "buckets=4096", "documents=200", "name=math"]
+    job = load_job("prepare", overrides)
+    assert "1 files of good text and 1 of raw text" in quality_job.describe(job)
+    path = quality_job.run(job)
+    assert path.parent == tmp_path / "storage" / "quality"
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert path.name == f"math-{digest[:12]}.safetensors"
+    training = load(str(path)).training
+    assert training.good + training.held_out_good == 200
+    assert f"AUC {training.auc:.4f}" in capsys.readouterr().out
+    assert quality_job.run(job) == path
+
+
+def test_a_job_without_usable_documents_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"other": 1}\n' * 9)
+    overrides = ["kind=quality", f"good={tmp_path}", f"raw={tmp_path}"]
+    with pytest.raises(
+        DataError, match=r"good: 9 of 9 records can't be used, such as .*:1: no colu"
+    ):
+        quality_job.run(load_job("prepare", overrides))
+    with pytest.raises(ConfigError, match="raw: name documents, as in raw=texts/"):
+        load_job("prepare", overrides[:2])
 
 
 def test_too_few_documents_are_refused() -> None:
