@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from raymill.data.corpus.word_table import TABLE, Words
+
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 
@@ -30,12 +32,29 @@ class Draft:
         return _WORD.findall(self.text)
 
     @cached_property
+    def pieces(self) -> list[str]:
+        """Parts of the text between spaces."""
+        return self.text.split()
+
+    @cached_property
+    def counted(self) -> Words:
+        """Words and punctuation marks as arrays of numbers, by which the filters count words."""
+        return TABLE.words(self.pieces)
+
+    @cached_property
     def lines(self) -> list[str]:
         """Lines as `str.split("\\n")` gives them."""
         return self.text.split("\n")
 
+    @cached_property
+    def filled_lines(self) -> list[str]:
+        """Lines with more than white space."""
+        return [line for line in self.lines if line and not line.isspace()]
+
     def replace_text(self, text: str) -> None:
         """Set another text; views of the old one are forgotten."""
+        if text == self.text:
+            return
         self.text = text
         for view in VIEWS & self.__dict__.keys():
             del self.__dict__[view]
