@@ -11,7 +11,7 @@ import numpy as np
 
 from data.in_process import without_ray
 from raymill.data.corpus.bitmap import read_bitmap
-from raymill.data.corpus.deduplication.run import Duplicates, find_duplicates
+from raymill.data.corpus.deduplication.run import Deduplication, deduplicate
 from raymill.data.corpus.deduplication.settings import MEMBER
 from raymill.data.corpus.documents import CorpusDocument, DocumentsFile, DocumentsWriter
 from raymill.data.corpus.store import CorpusStore
@@ -33,9 +33,13 @@ CONFIG = DeduplicationConfig(
 
 
 def write_documents(
-    folder: Path, units: Sequence[Sequence[str]], sources: Sequence[str] | None = None
+    folder: Path,
+    units: Sequence[Sequence[str]],
+    sources: Sequence[str] | None = None,
+    urls: Sequence[str] | None = None,
 ) -> tuple[CorpusStore, list[DocumentsFile]]:
-    """Write a file of documents for each list of texts; the n-th unit is of the n-th source."""
+    """Write a file of documents for each list of texts; the n-th unit is of the n-th source,
+    the n-th row of a unit has the n-th URL."""
     files = []
     (folder / "documents").mkdir(parents=True)
     for number, texts in enumerate(units):
@@ -45,7 +49,16 @@ def write_documents(
             for row, text in enumerate(texts):
                 digest = hashlib.sha256(text.encode()).digest()
                 writer.add(
-                    CorpusDocument(text, source, "", "en", f"{number}.txt", row, len(text), digest)
+                    CorpusDocument(
+                        text,
+                        source,
+                        urls[row] if urls else "",
+                        "en",
+                        f"{number}.txt",
+                        row,
+                        len(text),
+                        digest,
+                    )
                 )
         size, digest_text = (folder / path).stat().st_size, sha256_file(folder / path)
         files.append(
@@ -60,7 +73,7 @@ class Found:
 
     clusters: set[frozenset[tuple[int, int]]]
     kept: set[tuple[int, int]]
-    result: Duplicates
+    result: Deduplication
 
 
 def deduplicated(
@@ -68,15 +81,17 @@ def deduplicated(
 ) -> Found:
     """Run the deduplication, one unit of work after the other."""
     with without_ray():
-        return found(store, files, find_duplicates(store, files, config))
+        return found(store, files, deduplicate(store, files, config))
 
 
-def found(store: CorpusStore, files: Sequence[DocumentsFile], result: Duplicates) -> Found:
+def found(store: CorpusStore, files: Sequence[DocumentsFile], result: Deduplication) -> Found:
     """Read the files of a deduplication."""
     clusters: dict[int, set[tuple[int, int]]] = {}
     kept = set()
     for unit, file in enumerate(files):
-        keep = read_bitmap(store.local(result.keep[unit]), file.rows)
+        bitmap = result.keep[unit]
+        assert bitmap is not None, "only units that are written anew have no bitmap"
+        keep = read_bitmap(store.local(bitmap), file.rows)
         kept |= {(unit, int(row)) for row in np.flatnonzero(keep)}
         for member in np.fromfile(store.local(result.clusters[unit]), dtype=MEMBER):
             clusters.setdefault(int(member["cluster"]), set()).add((unit, int(member["row"])))

@@ -44,7 +44,7 @@ def _members(runner: StageRunner, cluster: int) -> Iterator[str]:
             continue
         left -= len(rows)
         wanted, first = {int(row) for row in rows}, 0
-        path = runner.store.local(settings.documents_file(unit))
+        path = runner.store.local(settings.documents[unit].stored)
         for batch in read_batches(path, ["text", "source", "url", "file", "offset"]):
             for row in sorted(wanted & set(range(first, first + batch.num_rows))):
                 document = {

@@ -18,6 +18,9 @@ StageWork = Callable[[Item, DeduplicationSettings, UnitFiles], JsonObject]
 VERSION = 1
 # Parameters by which no stage's results change.
 _NOT_SHAPING = ("max_cluster", "memory_bytes", "paragraphs")
+# Those by which only the stages of paragraphs change.
+_OF_PARAGRAPHS = ("paragraph_words",)
+_PARAGRAPH_STAGES = ("paragraphs", "repeated", "unique")
 
 
 class StageRunner:
@@ -42,6 +45,9 @@ class StageRunner:
         parameters = asdict(self.settings.config)
         for key in _NOT_SHAPING:
             del parameters[key]
+        if name not in _PARAGRAPH_STAGES:
+            for key in _OF_PARAGRAPHS:
+                del parameters[key]
         stage = Stage(f"{FOLDER}/{name}", VERSION, parameters)
         found = run_stage(self.store, stage, units, work, self.settings, tasks=self._tasks)
         outcomes = sorted(found, key=lambda outcome: outcome.index)

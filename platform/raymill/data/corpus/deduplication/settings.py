@@ -47,11 +47,6 @@ class DeduplicationSettings:
         """Number of units."""
         return len(self.documents)
 
-    def documents_file(self, unit: int) -> StoredFile:
-        """Return the file of a unit's documents."""
-        documents = self.documents[unit]
-        return StoredFile(documents.path, documents.bytes, documents.sha256)
-
     @property
     def bands(self) -> Bands:
         """Bands of MinHash; none where only equal documents are removed."""

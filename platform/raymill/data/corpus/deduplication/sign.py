@@ -62,7 +62,7 @@ def sign_unit(unit: int, settings: DeduplicationSettings, files: UnitFiles) -> J
         files.new(f"{FOLDER}/local/{documents.unit}.bin").open("wb") as edges_stream,
     ):
         run: list[tuple[Bytes, Words]] = []
-        for texts in _text_batches(files.read(settings.documents_file(unit))):
+        for texts in _text_batches(files.read(settings.documents[unit].stored)):
             run.append(_signed(texts, settings))
             signatures_stream.write(run[-1][0].tobytes())
             if sum(len(part) for part, _ in run) >= RUN_DOCUMENTS:

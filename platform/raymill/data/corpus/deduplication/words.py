@@ -67,6 +67,18 @@ class WordHashes:
         grams = np.arange(starts[-1]) + np.repeat(self.starts[:-1] - starts[:-1], full + short)
         return mix(sums[grams]), starts
 
+    def whole(self) -> Words:
+        """Return a hash for each document, of all its words in their order."""
+        counts = np.diff(self.starts)
+        place = np.arange(len(self.hashes)) - np.repeat(self.starts[:-1], counts)
+        # Sums of mixed pairs (word, place) don't depend on how documents are batched.
+        with np.errstate(over="ignore"):
+            sums = np.append(mix(self.hashes ^ mix(place)), np.uint64(0))
+            whole = np.add.reduceat(sums, self.starts[:-1]) if len(counts) else sums[:0]
+        whole[counts == 0] = 0
+        hashes: Words = mix(whole)
+        return hashes
+
 
 def hash_words(texts: Sequence[str]) -> WordHashes:
     """Return the hashes of the words of some documents; a long one takes no more memory than others."""
