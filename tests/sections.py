@@ -34,8 +34,8 @@ PLAIN: dict[str, dict[str, Any]] = {
         "mixture_changes": {}, "max_epochs": {},
     },
     "DataConfig": {
-        "text_column": "text", "shuffle_documents": True, "packing": "concatenate", "document_mask": False,
-        "corpus": None,
+        "sources": {}, "text_column": "text", "url_column": "url", "language_column": "language",
+        "shuffle_documents": True, "packing": "concatenate", "document_mask": False, "corpus": None,
         "cleaning": {}, "takedown": None, "keep_rejects": 0.0, "deduplication": NO_DEDUPLICATION,
         "decontamination": NO_DECONTAMINATION,
     },

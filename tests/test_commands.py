@@ -71,4 +71,4 @@ def test_the_advice_about_several_splits_helps(tmp_path: Path, name: str) -> Non
     [argument] = shlex.split(advice)
     job, overrides = of_kind("prepare", ["kind=chat", argument])
     [path] = load("prepare", ["kind=chat", *overrides]).data.path
-    assert job == "prepare_chat" and len(matches(path)[1]) == 1
+    assert job == "prepare_chat" and len([*matches(path)[1]]) == 1

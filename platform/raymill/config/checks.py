@@ -50,7 +50,7 @@ from raymill.schema.sections import (
     TrackingConfig,
 )
 from raymill.schema.serving import ServeJob
-from raymill.schema.storage import path_problems
+from raymill.schema.storage import input_problems
 
 
 @singledispatch
@@ -197,7 +197,7 @@ def _training(job: TrainJob) -> Iterator[str]:
 def _text(data: DataConfig) -> Iterator[str]:
     yield from _rows(data)
     yield from corpus_problems(data)
-    if data.source == "files" and not data.path and not data.mixture:
+    if data.source == "files" and not (data.path or data.sources or data.mixture):
         yield "data.path: data=files needs the folders or globs to read, as in data.path=texts/"
 
 
@@ -263,7 +263,7 @@ def _rows(data: RowsConfig) -> Iterator[str]:
         )
     for key, patterns in (("path", data.path), ("validation.path", data.validation.path)):
         for pattern in patterns or ():
-            yield from path_problems(f"data.{key}", pattern)
+            yield from input_problems(f"data.{key}", pattern)
     yield from mixture_problems(data)
 
 

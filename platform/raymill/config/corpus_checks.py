@@ -14,6 +14,7 @@ def corpus_problems(data: DataConfig) -> Iterator[str]:
     """Yield what contradicts itself in cleaning, deduplication, decontamination and takedown."""
     yield from safe_name("data.corpus", data.corpus)
     yield from fraction("data.keep_rejects", data.keep_rejects)
+    yield from _sources(data)
     yield from _cleaning(data)
     duplicates = data.deduplication
     for key in ("shingle_words", "bands", "band_rows", "paragraph_words"):
@@ -28,6 +29,18 @@ def corpus_problems(data: DataConfig) -> Iterator[str]:
     for key, patterns in paths.items():
         for pattern in patterns or ():
             yield from path_problems(f"data.{key}", pattern)
+
+
+def _sources(data: DataConfig) -> list[str]:
+    problems: list[str] = []
+    if data.sources:
+        # Most jobs declare none, and need none of the formats.
+        from raymill.data.sources.declared import declared_sources
+
+        declared_sources(data, problems)
+        if data.source != "files":
+            problems.append(f"data.sources: choose data=files; data={data.source} is embedded text")
+    return problems
 
 
 def _cleaning(data: DataConfig) -> list[str]:

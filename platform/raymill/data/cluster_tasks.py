@@ -27,6 +27,13 @@ SHARES_PER_CORE = 4
 NAMED = 200
 
 
+def is_connected() -> bool:
+    """Return whether this process has joined a cluster, so that tasks can run."""
+    import ray
+
+    return bool(ray.is_initialized())
+
+
 def parallel(
     function: Callable[[Item, Shared], Result],
     items: Iterable[Item],

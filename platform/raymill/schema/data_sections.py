@@ -51,11 +51,15 @@ class RowsConfig:
 class DataConfig(RowsConfig):
     """Raw text, which becomes packed rows of tokens.
 
+    `sources` maps the names of sources to their entries (see `data/sources/declared.py`), in order of priority;
     `cleaning` maps the names of cleaning steps to their parameters, in the order in which they are applied.
     """
 
     source: Literal["stdlib", "demo", "files"]
+    sources: dict[str, dict[str, object]]
     text_column: str
+    url_column: str
+    language_column: str
     shuffle_documents: bool
     packing: Literal["concatenate", "best_fit"]
     document_mask: bool

@@ -61,7 +61,8 @@ FORMERLY = {"train.reduce_precision": "train.precision"}
 # Keys that came later, and the value by which runs without them behave. Digests leave a key out while it has
 # this value, so that these runs keep their names.
 CAME_LATER: dict[str, object] = {
-    "data.mixture_changes": {}, "data.max_epochs": {}, "data.corpus": None, "data.cleaning": {},
+    "data.mixture_changes": {}, "data.max_epochs": {}, "data.sources": {}, "data.url_column": "url",
+    "data.language_column": "language", "data.corpus": None, "data.cleaning": {},
     "data.deduplication.documents": False, "data.deduplication.paragraphs": False,
     "data.deduplication.near": False, "data.deduplication.shingle_words": 5,
     "data.deduplication.bands": 16, "data.deduplication.band_rows": 7,

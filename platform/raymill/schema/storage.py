@@ -67,6 +67,20 @@ def path_problems(key: str, path: str) -> list[str]:
     return []
 
 
+def input_problems(key: str, path: str) -> list[str]:
+    """Refuse what can't be the place of inputs: what `path_problems` refuses, and addresses of unknown stores
+    or with secrets."""
+    problems = path_problems(key, path)
+    if match := _URI.match(path):
+        problems += store_problems(key, path)
+        if match[1] not in SCHEMES or not match[2].strip("/"):
+            problems.append(
+                f"{key}={redacted_value(path)}: expected files, folders and globs, or s3://bucket/path, "
+                "gs://bucket/path, az://container/path"
+            )
+    return problems
+
+
 def root_problems(storage: StorageConfig) -> list[str]:
     """Refuse a folder that can't be written to, or that can't be created; create nothing."""
     key = "storage.root" if storage.uri is None else "storage.scratch"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,16 @@ _ENDPOINTS = ("AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AZURE_STORAGE_ENDPOINT", "GOO
 # Machines of a cloud request their credentials at this address.
 _METADATA_SERVER = "169.254.169.254"
 _RETRIES: RetryConfig = {"max_retries": 3, "retry_timeout": timedelta(seconds=600)}
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """Object of a store, as it lists it. `version` is a tag that changes with its bytes, if it has one."""
+
+    key: str
+    size: int
+    modified_ns: int
+    version: str | None
 
 
 class Bucket:
@@ -104,26 +115,35 @@ class Bucket:
                 stream.write(chunk)
                 on_bytes(len(chunk))
 
-    def read_range(self, key: str, offset: int, buffer: memoryview) -> int:
+    def read_range(
+        self, key: str, offset: int, buffer: memoryview, version: str | None = None
+    ) -> int:
         """Fill the buffer with an object's bytes from an offset on; return how many there were.
+
+        With a `version`, the object must not have been replaced since it had that one.
 
         Raises:
             FileNotFoundError: there is no such object.
         """
         import obstore
-        from obstore.exceptions import BaseError
+        from obstore.exceptions import BaseError, PreconditionError
 
         if not len(buffer):
             return 0
+        options: GetOptions = {"range": (offset, offset + len(buffer))}
+        if version is not None:
+            options["if_match"] = version
         with self._translate_errors(f"reading {key}", missing=True):
             try:
-                data = obstore.get_range(self._store, key, start=offset, length=len(buffer))
+                data = obstore.get(self._store, key, options=options).bytes()
+            except PreconditionError:
+                raise
             except BaseError:
                 # Stores refuse ranges that don't lie in the object, each in its own words.
                 left = max(0, int(obstore.head(self._store, key)["size"]) - offset)
                 if left >= len(buffer):
                     raise
-                return self.read_range(key, offset, buffer[:left]) if left else 0
+                return self.read_range(key, offset, buffer[:left], version) if left else 0
             count = len(data)
             buffer[:count] = memoryview(data)
             return count
@@ -134,6 +154,24 @@ class Bucket:
         With `after`, only keys that sort after it.
         """
         return {str(entry["path"]): int(entry["size"]) for entry in self._listed(prefix, after)}
+
+    def objects(self, prefix: str = "") -> Iterator[StoredObject]:
+        """Yield the objects under a prefix in the order of their keys, a page at a time."""
+        import obstore
+
+        with self._translate_errors(f"listing {prefix}"):
+            for page in obstore.list(self._store, prefix or None):
+                yield from map(_stored, page)
+
+    def find(self, key: str) -> StoredObject | None:
+        """Return what the store says about an object; None where there is no such object."""
+        import obstore
+
+        with self._translate_errors(f"looking for {key}"):
+            try:
+                return _stored(obstore.head(self._store, key))
+            except FileNotFoundError:
+                return None
 
     def folders(self, prefix: str = "") -> list[str]:
         """Return the names of the folders directly under a prefix."""
@@ -195,6 +233,12 @@ class Bucket:
             if missing and isinstance(error, FileNotFoundError):
                 raise
             raise StorageError(f"{self.uri}: {doing}: {_reason(error)}") from error
+
+
+def _stored(meta: ObjectMeta) -> StoredObject:
+    # Stores keep whole seconds or milliseconds, which a float's nanoseconds would blur.
+    modified_ns = round(meta["last_modified"].timestamp() * 1000) * 1_000_000
+    return StoredObject(str(meta["path"]), int(meta["size"]), modified_ns, meta["e_tag"])
 
 
 def _reason(error: Exception) -> str:

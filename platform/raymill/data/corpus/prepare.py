@@ -37,8 +37,8 @@ from raymill.data.corpus.stages import (
 )
 from raymill.data.corpus.store import CorpusStore, StoredFile
 from raymill.data.sources.documents import DocumentParser
+from raymill.data.sources.held_out import no_held_out_message
 from raymill.data.sources.inputs import InputRange, Unit
-from raymill.data.sources.planning import no_held_out_message
 from raymill.data.store.facts import BadInputs, limited_bad_inputs
 from raymill.data.store.location import corpus_config, corpus_folder
 from raymill.data.store.split import TRAIN, VALIDATION
@@ -123,7 +123,7 @@ def _stored_table(store: CorpusStore, record: type[T], tree: JsonObject) -> tupl
 def _request(job: PrepareJob, units: Sequence[Unit]) -> str:
     """Return the digest of everything that a corpus is made of, with inputs by size and time."""
     inputs = hashlib.sha256()
-    for unit in _Named(_by_priority(units)):
+    for unit in _Named(units):
         inputs.update(unit.inputs.encode())
     steps = steps_of(as_json(job.data.cleaning))
     return sha256_json(
@@ -139,11 +139,6 @@ def _request(job: PrepareJob, units: Sequence[Unit]) -> str:
             "versions": [CLEAN_VERSION, SELECTION_VERSION],
         }
     )
-
-
-def _by_priority(units: Sequence[Unit]) -> list[Unit]:
-    """Put the user's held-out set first, so that its documents stay and their duplicates go."""
-    return sorted(units, key=lambda unit: unit[0].split != VALIDATION)
 
 
 def prepare_corpus(
@@ -202,7 +197,7 @@ class _Stages:
         files: dict[int, DocumentsFile] = {}
         bad_examples: dict[int, list[str]] = {}
         for outcome in run_stage(
-            self.store, stage, _Named(_by_priority(units)), clean_unit, settings, tasks=self.tasks
+            self.store, stage, _Named(units), clean_unit, settings, tasks=self.tasks
         ):
             facts = outcome.facts
             files[outcome.index] = _documents_file(outcome)

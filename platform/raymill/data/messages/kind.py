@@ -79,7 +79,7 @@ class MessageKind(ABC, Generic[C, V]):
         """Return the embedded conversations that the data is made of, if it isn't read from files."""
         return None
 
-    def plan(self, data: C) -> list[Unit]:
+    def plan(self, data: C) -> Sequence[Unit]:
         """Find the inputs and cut them into units.
 
         Raises:

@@ -111,7 +111,7 @@ class Preparation(Generic[C, V]):
         """True if the folder has its manifest."""
         return is_finished(self.folder)
 
-    def plan(self) -> list[Unit]:
+    def plan(self) -> Sequence[Unit]:
         """Find the inputs and cut them into units.
 
         Raises:

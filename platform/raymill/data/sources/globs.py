@@ -1,18 +1,20 @@
-"""Find the files of a folder or a glob that a user names in `data.path`."""
+"""Find the files of a folder or a glob that a user names in `data.path`, also in object stores."""
 
 from __future__ import annotations
 
 import glob
 from collections.abc import Iterator, Sequence
-from fnmatch import fnmatch
+from fnmatch import fnmatch, fnmatchcase
 from pathlib import Path
 
 from raymill.errors import DataError
 from raymill.reading import entries, files_below, is_file, is_folder, status, user_path
 from raymill.redaction import override
+from raymill.storage.bucket import StoredObject
+from raymill.storage.bucket_file import object_of
 
 
-def matches(pattern: str) -> tuple[Path, list[Path]]:
+def matches(pattern: str) -> tuple[Path, Iterator[Path]]:
     """Return the folder that names are relative to, and the files, of a folder, a file or a glob.
 
     Links keep their own names, wherever they lead. An existing path is never a pattern: `[1]` is
@@ -23,14 +25,14 @@ def matches(pattern: str) -> tuple[Path, list[Path]]:
         root = target.resolve()
         _refuse_all_splits(root)
         paths = files_below(root, _is_visible, links=True)
-        return root, [path for path in paths if _is_visible(path) and not _is_cache(path)]
+        return root, (path for path in paths if _is_visible(path) and not _is_cache(path))
     if is_file(target):
         root = target.parent.resolve()
-        return root, [root / target.name]
+        return root, iter([root / target.name])
     fixed = _leading_fixed(target.parts)
     root = fixed.resolve()
     hits = _globbed(root, target.parts[len(fixed.parts) :])
-    return root, [hit for hit in hits if is_file(hit)]
+    return root, (hit for hit in hits if is_file(hit))
 
 
 def _is_visible(path: Path) -> bool:
@@ -99,3 +101,37 @@ def _leading_fixed(parts: Sequence[str]) -> Path:
             break
         fixed /= part
     return fixed
+
+
+def object_matches(uri: str) -> tuple[str, Iterator[tuple[str, StoredObject]]]:
+    """Return the address that names are relative to, and (name, object) for an object, a folder or a glob in
+    an object store.
+
+    Patterns are matched as in folders; an object of exactly this key is never a pattern.
+
+    Raises:
+        StorageError: the store fails, or refuses the credentials; the iterator raises it, too.
+    """
+    bucket, key = object_of(uri.rstrip("/"))
+    exact = bucket.find(key) if key and not uri.endswith("/") else None
+    if exact is not None:
+        folder, _, name = key.rpartition("/")
+        return f"{bucket.uri}/{folder}", iter([(name, exact)])
+    parts = key.split("/") if key else []
+    fixed = next((n for n, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    folder, pattern = "/".join(parts[:fixed]), parts[fixed:] or ["**"]
+    names = ((one.key.removeprefix(folder).lstrip("/"), one) for one in bucket.objects(folder))
+    return f"{bucket.uri}/{folder}", (pair for pair in names if _fits(pair[0].split("/"), pattern))
+
+
+def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Return whether the parts of a key match those of a pattern."""
+    if not parts or not pattern:
+        return not parts and not pattern
+    if pattern[0] == "**":
+        rest = pattern[1:] or ["*"]
+        if _fits(parts, rest):
+            return True
+        return not parts[0].startswith(".") and _fits(parts[1:], pattern)
+    hidden = parts[0].startswith(".") and not pattern[0].startswith(".")
+    return not hidden and fnmatchcase(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, BinaryIO
 import pyarrow.parquet as pq
 
 from raymill.data.sources.inputs import InputRange
-from raymill.data.store.shards import parsed_footer, read_footer
-from raymill.reading import opened
+from raymill.data.store.shards import footer_of, parsed_footer
+from raymill.reading import opened, status
+from raymill.schema.storage import is_uri
+from raymill.storage.bucket_file import find_object, open_object
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -125,13 +127,26 @@ def compression_of(kind: str) -> str:
 
 
 def open_input(path: str) -> io.BufferedReader:
-    """Open an input file to read it from any position on; reads are retried.
+    """Open an input file or object to read it from any position on; reads are retried.
 
     Raises:
         StorageError: it can't be read.
         OSError: there is no such file.
     """
-    return opened(Path(path))
+    return open_object(path) if is_uri(path) else opened(Path(path))
+
+
+def input_state(path: str) -> tuple[int, int] | None:
+    """Return the size of an input file or object and its modification time in ns; None if there is none.
+
+    Raises:
+        StorageError: that isn't known.
+    """
+    if is_uri(path):
+        found = find_object(path)
+        return None if found is None else (found.size, found.modified_ns)
+    state = status(Path(path))
+    return None if state is None else (state.st_size, state.st_mtime_ns)
 
 
 @contextmanager
@@ -179,4 +194,5 @@ def first_line_number(span: InputRange) -> int:
 
 def parquet_metadata(path: str) -> pq.FileMetaData:
     """Return the metadata in a Parquet file's footer; raises as `parsed_footer` does."""
-    return parsed_footer(Path(path), read_footer(Path(path)))
+    with open_input(path) as file:
+        return parsed_footer(Path(path), footer_of(Path(path), file))

@@ -5,17 +5,16 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from raymill.data.sources.format import Bad, RecordParser
 from raymill.data.sources.inputs import InputRange
+from raymill.data.sources.raw_streams import input_state
 from raymill.data.sources.registry import format_named
 from raymill.data.store.manifest import AGAIN
 from raymill.errors import DataError
-from raymill.reading import status
 
 
 def read_records(span: InputRange, parser: RecordParser, digest: hashlib._Hash) -> Iterator[Any]:
@@ -36,11 +35,7 @@ def read_records(span: InputRange, parser: RecordParser, digest: hashlib._Hash) 
         yield from form.read(span, parser, digest)
         return
     try:
-        current = status(Path(span.path))
-        if current is None or (current.st_size, current.st_mtime_ns) != (
-            span.file_bytes,
-            span.modified_ns,
-        ):
+        if input_state(span.path) != (span.file_bytes, span.modified_ns):
             raise DataError(
                 f"{span.path} changed during preparation; {AGAIN} when it no longer changes."
             )

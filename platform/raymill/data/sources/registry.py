@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import PurePath
 
 from raymill.data.sources.embedded import Demonstration, StandardLibrary
@@ -21,6 +22,9 @@ FORMATS: tuple[Format, ...] = (
 PATH_ENDINGS = ("txt", "md", "jsonl", "jsonl.gz", "jsonl.zst", "parquet", "arrow")
 COMPRESSIONS = ("gz", "zst")
 
+# Formats that `data.sources.*.format` can name.
+DECLARABLE = {form.name: form for form in FORMATS if not form.is_embedded}
+ANY_ENDING = "*"
 _BY_NAME = {name: form for form in FORMATS for name in (form.name, *form.endings)}
 
 
@@ -33,6 +37,42 @@ def path_kind(path: PurePath) -> str | None:
     """Return the `format` of a file that `data.path` leads to, by its name's ending."""
     name = path.name.lower()
     return next((kind for kind in PATH_ENDINGS if name.endswith(f".{kind}")), None)
+
+
+def kind_by_ending(path: PurePath) -> str | None:
+    """Return the `format` of a file of a declared source by its name's ending, the longest that fits."""
+    name, compression = _uncompressed(path)
+    fitting = [
+        (len(ending), form)
+        for form in DECLARABLE.values()
+        for ending in form.endings
+        if _ends(path.name.lower() if not form.compressible else name, ending)
+    ]
+    if not fitting:
+        return None
+    _, form = max(fitting, key=lambda pair: pair[0])
+    return f"{form.name}{compression if form.compressible else ''}"
+
+
+def declared_kind(path: PurePath, name: str, endings: Sequence[str] | None) -> str | None:
+    """Return the `format` of a file of a source whose format is declared; None where its ending is another."""
+    form = DECLARABLE[name]
+    plain, compression = _uncompressed(path) if form.compressible else (path.name.lower(), "")
+    wanted = form.endings if endings is None else endings
+    if any(ending == ANY_ENDING or _ends(plain, ending) for ending in wanted):
+        return f"{name}{compression}"
+    return None
+
+
+def _uncompressed(path: PurePath) -> tuple[str, str]:
+    """Return a file's name in lower case without a compression's ending, and that ending."""
+    name = path.name.lower()
+    found = next((f".{one}" for one in COMPRESSIONS if name.endswith(f".{one}")), "")
+    return name.removesuffix(found), found
+
+
+def _ends(name: str, ending: str) -> bool:
+    return name.endswith(f".{ending.lower().removeprefix('.')}")
 
 
 def record_location(span: InputRange, number: int | None) -> str:

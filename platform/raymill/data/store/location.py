@@ -26,6 +26,10 @@ CORPUS_KEYS = (
 )  # fmt: skip
 
 
+# These tell how the documents of a corpus, and of declared sources, are read.
+SOURCE_KEYS = ("sources", "url_column", "language_column")
+
+
 def shaping_config(data: DataConfig, tokenizer: TokenizerConfig, seed: int) -> JsonObject:
     """Return the part of the configuration that prepared bytes depend on, as the manifest stores
     it."""
@@ -40,8 +44,10 @@ def shaping_config(data: DataConfig, tokenizer: TokenizerConfig, seed: int) -> J
     if tokenizer.pattern is None:
         del tokenizer_tree["pattern"]
     # So must those without the stages of a corpus, and those in the order of the files.
-    for key in CORPUS_KEYS:
+    for key in (*CORPUS_KEYS, *SOURCE_KEYS):
         del data_tree[key]
+    if data.sources or data.has_corpus:
+        data_tree |= sources_config(data)
     if data.has_corpus:
         data_tree |= corpus_config(data)
     if not data.shuffle_documents:
@@ -54,6 +60,16 @@ def shaping_config(data: DataConfig, tokenizer: TokenizerConfig, seed: int) -> J
     if tokenizer.path is not None:
         del tokenizer_tree["vocab_size"], tokenizer_tree["train_bytes"]
     return {"data": data_tree, "tokenizer": tokenizer_tree, "seed": seed}
+
+
+def sources_config(data: DataConfig) -> JsonObject:
+    """Return how the documents of declared sources, and of a corpus, are read."""
+    # The order of the sources counts, and JSON objects have none.
+    return {
+        "sources": [[name, entry] for name, entry in data.sources.items()],
+        "url_column": data.url_column,
+        "language_column": data.language_column,
+    }
 
 
 def corpus_config(data: DataConfig) -> JsonObject:

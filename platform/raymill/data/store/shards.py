@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 import numpy as np
 import pyarrow as pa
@@ -235,14 +235,19 @@ def read_footer(path: Path) -> bytes:
         StorageError: it can't be read.
     """
     with opened(path) as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 8))
-        tail = file.read(8)
-        length = int.from_bytes(tail[:4], "little")
-        if tail[4:] != b"PAR1" or length + 12 > size:
-            raise DataError(f"{path} isn't a Parquet file: its last bytes are {tail!r}.")
-        file.seek(size - 8 - length)
-        return file.read()
+        return footer_of(path, file)
+
+
+def footer_of(path: Path, file: BinaryIO) -> bytes:
+    """Return the raw footer of an open file; raises as `read_footer` does."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 8))
+    tail = file.read(8)
+    length = int.from_bytes(tail[:4], "little")
+    if tail[4:] != b"PAR1" or length + 12 > size:
+        raise DataError(f"{path} isn't a Parquet file: its last bytes are {tail!r}.")
+    file.seek(size - 8 - length)
+    return file.read()
 
 
 def parsed_footer(path: Path, footer: bytes) -> pq.FileMetaData:

@@ -20,8 +20,9 @@ from raymill.data.corpus.funnel import funnel, stages_of
 from raymill.data.corpus.prepare import find_corpus, prepare_corpus
 from raymill.data.sources.documents import DocumentParser
 from raymill.data.sources.files import passed_over
+from raymill.data.sources.held_out import no_held_out_message
 from raymill.data.sources.inputs import Unit
-from raymill.data.sources.planning import no_held_out_message, plan_units
+from raymill.data.sources.planning import plan_units
 from raymill.data.store.facts import TextFacts
 from raymill.data.store.location import corpus_folder, prepared_folder, shaping_config
 from raymill.data.store.manifest import (
@@ -74,11 +75,13 @@ def run(job: PrepareJob) -> PreparedData:
     """
     from raymill.cluster.session import connect
 
-    units = plan_units(job.data, job.seed)
     folder = job_folder(job)
     download_folder(job.storage, folder, MANIFEST_NAME)
-    corpus = find_corpus(job, units) if job.data.has_corpus else None
-    if is_finished(folder) and (corpus is not None or not job.data.has_corpus):
+    # Inputs of any number are planned on the cluster; others are checked before one is started.
+    many = job.data.sources or job.data.has_corpus
+    units = None if many and not is_finished(folder) else plan_units(job.data, job.seed)
+    corpus = find_corpus(job, units) if units is not None and job.data.has_corpus else None
+    if units is not None and is_finished(folder) and (corpus or not job.data.has_corpus):
         prepared = existing(job, units if corpus is None else corpus.units())
     else:
         with connect(job.cluster):

@@ -38,7 +38,7 @@ def run_units(units: Sequence[Unit], settings: UnitSettings, tasks: int | None) 
     results: dict[int, UnitResult] = {}
     with PreparationProgress(units, Path(settings.folder) / LIVE_FOLDER) as progress:
         for result, earlier in cluster_tasks.parallel(
-            prepare_unit, [*enumerate(units)], shared=settings, tasks=tasks
+            prepare_unit, enumerate(units), shared=settings, tasks=tasks
         ):
             results[result.index] = result
             progress.done(result, earlier=earlier)
