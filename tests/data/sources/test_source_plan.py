@@ -168,8 +168,8 @@ def test_a_held_out_set_must_not_be_trained_on(tmp_path: Path) -> None:
     own = plain(ValidationConfig, path=(f"{tmp_path}/b.jsonl",))
     data = declared({"s": {"path": [f"{tmp_path}/a.jsonl"]}}, validation=own)
     assert [(span.name, span.split) for unit in plan_sources(data, 1) for span in unit] == [
-        (f"s/{tmp_path.name}/a.jsonl", "train"),
         (f"validation:{tmp_path.name}/b.jsonl", "validation"),
+        (f"s/{tmp_path.name}/a.jsonl", "train"),
     ]
     with pytest.raises(DataError, match=r"shares 1 file\(s\) .* such as validation:.*/b\.jsonl"):
         plan_sources(declared({"s": {"path": [str(tmp_path)]}}, validation=own), 1)

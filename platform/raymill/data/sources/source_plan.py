@@ -56,9 +56,9 @@ def plan_sources(
     """Find the inputs and group them into units of about `data.shard_input_bytes`, which another file leaves
     as they are, except for the one that it falls into.
 
-    Files of `data.validation.path` come first, so that their documents stay and duplicates of these go; without
-    `split`, no others are held out. Tasks run where a cluster
-    is connected, at most `tasks` at once; this process holds 16 bytes of each file.
+    Files of `data.validation.path` come first, so that their documents stay and duplicates of them go; without
+    `split`, no others are held out. Tasks run where a cluster is connected, at most `tasks` at once.
+    This process holds about 16 bytes of each file.
 
     Raises:
         DataError: a path matches nothing, or nothing would be held out.
