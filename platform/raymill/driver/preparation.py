@@ -6,11 +6,21 @@ from pathlib import Path
 
 from raymill.cluster.session import connect
 from raymill.data.corpus import quality_job
+from raymill.data.corpus.clean import as_json, steps_of
+from raymill.data.corpus.prepare import MANIFEST as CORPUS_MANIFEST
+from raymill.data.corpus.preview import preview
+from raymill.data.corpus.store import CorpusStore
 from raymill.data.kinds import kind_of, preparation_of
 from raymill.data.messages.tokenizer import ChatTokenizer, chat_tokenizer
-from raymill.data.store.location import mixture_folders
+from raymill.data.sources.documents import DocumentParser
+from raymill.data.sources.planning import plan_units
+from raymill.data.store.location import corpus_folder, mixture_folders
 from raymill.data.store.manifest import MANIFEST_NAME, PreparedData
 from raymill.data.text import prepare as text
+from raymill.data.text.report import say
+from raymill.durable import write_atomic
+from raymill.report.corpus import corpus_page
+from raymill.report.corpus_samples import read_samples
 from raymill.schema.data_sections import RowsConfig
 from raymill.schema.jobs import MessagesPrepareJob, PrepareJob
 from raymill.schema.quality import QualityJob
@@ -39,7 +49,12 @@ def prepare(job: PrepareJob | MessagesPrepareJob | QualityJob) -> None:
         RaymillError: the parent can't be loaded, or the input is missing or too bad.
     """
     if isinstance(job, PrepareJob):
+        if job.preview:
+            _preview(job)
+            return
         text.run(job)
+        if job.data.has_corpus:
+            _report_corpus(job)
         return
     if isinstance(job, QualityJob):
         quality_job.run(job)
@@ -47,6 +62,27 @@ def prepare(job: PrepareJob | MessagesPrepareJob | QualityJob) -> None:
     prepared = prepared_messages(job, _tokenizer(job))
     if job.preview:
         kind_of(job.data).preview(prepared, job.preview)
+
+
+def _preview(job: PrepareJob) -> None:
+    """Show documents before and after each step of cleaning; nothing is written."""
+    data, seed = job.data, job.seed
+    parser = DocumentParser(data.text_column, None, 0.0, seed)
+    steps = steps_of(as_json(data.cleaning))
+    for line in preview(plan_units(data, seed), parser, steps, job.preview, seed):
+        say(line)
+
+
+def _report_corpus(job: PrepareJob) -> None:
+    """Write the page of the job's corpus into its folder."""
+    folder = corpus_folder(job.data, job.storage.folder).absolute()
+    store = CorpusStore.of(job.storage, folder)
+    manifest = store.read_json(CORPUS_MANIFEST)
+    assert manifest is not None, "a prepared corpus has a manifest"
+    page = corpus_page(manifest, [*job.data.cleaning], read_samples(folder))
+    write_atomic(folder / "report.html", page)
+    store.upload("report.html")
+    say(f"Report: {folder / 'report.html'}")
 
 
 def _tokenizer(job: MessagesPrepareJob) -> ChatTokenizer:

@@ -162,7 +162,7 @@ def write_report(run: FinishedRun, card: Card) -> tuple[Path, Path]:
         f"<h1>{escape(summary['run'])}</h1>",
         f"<p class=sub>{figures['steps']:,} steps, {figures['tokens']:,} tokens, "
         f"{figures['perf/tokens_per_s']:,.0f} tokens/s</p>",
-        "<div class=cards>" + "".join(map(_tile, card.tiles)) + "</div>",
+        tiles(card.tiles),
         f"<h2>{escape(label.partition(' (')[0].capitalize())}</h2>",
         f'<img alt="training and held-out {escape(label)} over tokens" '
         f'src="data:image/png;base64,{picture}">',
@@ -247,6 +247,11 @@ def sheet(stored: StoredTable, rows: int | None = None) -> str:
         for row in stored["data"][:rows]
     )
     return f"<table class=even><tr>{heads}</tr>{body}</table>"
+
+
+def tiles(chosen: Sequence[Tile]) -> str:
+    """Return headline figures side by side, as HTML."""
+    return "<div class=cards>" + "".join(map(_tile, chosen)) + "</div>"
 
 
 def _tile(tile: Tile) -> str:

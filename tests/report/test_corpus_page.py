@@ -1,0 +1,116 @@
+"""The page of a corpus: its figures are those of the manifest, and nothing in it is markup of a document's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lxml import html
+
+from raymill.report.corpus import corpus_page
+from raymill.report.corpus_samples import SHOWN_CHANGED, SHOWN_REJECTS
+
+STEPS = ("language", "quality")
+HOSTILE = "</pre><script>alert(1)</script>"
+
+
+def counts(documents: int, dropped: dict[str, dict[str, int]]) -> dict[str, Any]:
+    kept = documents - sum(sum(reasons.values()) for reasons in dropped.values())
+    return {
+        "documents": documents,
+        "characters": documents * 100,
+        "bad": 1,
+        "kept": kept,
+        "kept_characters": kept * 90,
+        "changed": {"quality": 2},
+        "dropped": dropped,
+        "dropped_characters": {},
+        "lengths": {"128": documents},
+        "kept_lengths": {"64": 1, "128": kept - 1},
+        "languages": {"en": kept - 1, "": 1},
+    }
+
+
+def manifest() -> dict[str, Any]:
+    sources = {
+        "crawl": counts(
+            1000, {"language": {"other": 400, "unknown": 100}, "quality": {"too_few": 50}}
+        ),
+        HOSTILE: counts(200, {"empty": {"empty": 20}}),
+    }
+    splits = {
+        "train": {"documents": 600, "bytes": 3_000_000},
+        "validation": {"documents": 30, "bytes": 9},
+    }
+    facts = {"bad": 2, "bad_examples": [HOSTILE], "sources": sources, "splits": splits}
+    return {"name": "web", "digest": "ab" * 32, "facts": facts}
+
+
+def rows(page: str, heading: str) -> list[list[str]]:
+    """Return the cells of the table below a heading."""
+    [table] = html.fromstring(page).xpath(f"(//h2[text()='{heading}']/following::table)[1]")
+    return [[cell.text_content() for cell in row.xpath("td|th")] for row in table.iterfind(".//tr")]
+
+
+def test_steps_are_counted_in_their_order() -> None:
+    page = corpus_page(manifest(), STEPS, [])
+    found = [row[:4] for row in rows(page, "Cleaning, step by step")[1:]]
+    assert found == [
+        ["emptyempty 20", "1,200", "20", "1.7%"],
+        ["languageother 400, unknown 100", "1,180", "500", "42.4%"],
+        ["qualitytoo few 50; changed 4", "680", "50", "7.4%"],
+        ["kept", "630", "", ""],
+    ]
+
+
+def test_sources_and_languages_are_counted() -> None:
+    page = corpus_page(manifest(), STEPS, [])
+    table = rows(page, "Sources")
+    assert table[0][3:6] == ["empty", "language", "quality"]
+    assert table[1] == ["crawl", "1,000", "1", "0.0%", "50.0%", "5.0%", "45.0%", "40.5%"]
+    assert table[2][0] == HOSTILE
+    languages = rows(page, "Languages of the kept documents")[1:]
+    assert [row[:3] for row in languages] == [
+        ["en", "628", "99.7%"],
+        ["not identified", "2", "0.3%"],
+    ]
+
+
+def test_lengths_before_and_after() -> None:
+    table = rows(corpus_page(manifest(), STEPS, []), "Lengths")[1:]
+    assert [(row[0], row[1], row[3]) for row in table] == [
+        ("≤ 64", "0", "2"),
+        ("≤ 128", "1,200", "628"),
+    ]
+
+
+def test_samples_are_chosen_escaped_and_compared() -> None:
+    origin = {"source": "crawl", "url": "https://a.b", "file": "a/b"}
+    samples = [
+        {**origin, "before": f"same\n{HOSTILE}\n", "after": f"same\nnew {n}"} for n in range(20)
+    ]
+    samples += [
+        {**origin, "step": "quality", "reason": "too_few", "text": f"{HOSTILE} {n}"}
+        for n in range(9)
+    ]
+    page = corpus_page(manifest(), STEPS, samples)
+    tree = html.fromstring(page)
+    assert not tree.xpath("//script")
+    assert [mark.text for mark in tree.xpath("//ins")] == [f"new {n}" for n in range(SHOWN_CHANGED)]
+    assert tree.xpath("//del")[0].text == HOSTILE
+    assert tree.xpath("//h3/text()") == ["quality: too few"]
+    assert page.count("https://a.b") == SHOWN_CHANGED + SHOWN_REJECTS
+
+
+def test_the_page_is_one_file_without_network() -> None:
+    page = corpus_page(manifest(), STEPS, [])
+    assert "src=" not in page
+    assert "href=" not in page
+    assert "data.keep_rejects=0.001" in page
+    assert manifest()["digest"] in page
+
+
+def test_a_corpus_without_documents_has_a_page() -> None:
+    empty = manifest()
+    empty["facts"]["sources"] = {}
+    empty["facts"]["bad"] = 0
+    assert "0 documents read" in corpus_page(empty, (), [])
