@@ -1,4 +1,4 @@
-"""A run's history and its samples, checked for gaps: `python jobs/audit.py --help`."""
+"""A run's history and samples, checked for gaps or traced to documents: `python jobs/audit.py --help`."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,10 @@ from raymill.config.entry import main
 
 
 def run(job):
-    from raymill.report.audit import run
+    if job.trace.is_on:
+        from raymill.report.trace import run
+    else:
+        from raymill.report.audit import run
 
     return run(job)
 

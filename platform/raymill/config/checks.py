@@ -13,6 +13,7 @@ from raymill.config.alignment_checks import (
     reinforcement,
     reward_modelling,
 )
+from raymill.config.audit_checks import audit_problems
 from raymill.config.corpus_checks import corpus_problems, quality_problems, tokenizer_problems
 from raymill.config.memory_check import memory_problems
 from raymill.config.ranges import above, at_least, fraction, safe_name
@@ -86,9 +87,7 @@ check.register(quality_problems)
 
 @check.register
 def _(job: AuditJob) -> list[str]:
-    if job.run.name is None:
-        return ["run.name: name the run to look at, as in run.name=demo"]
-    return [*safe_name("run.name", job.run.name)]
+    return audit_problems(job)
 
 
 @check.register

@@ -238,9 +238,11 @@ TOPICS = {
         "Report what became of a run: its attempts and their ends, the samples it learned from, lost work,\n"
         "and whether every byte of its checkpoints is as it was committed.",
         (),
-        ("run.name", "storage.root"),
+        ("run.name", "trace.sample", "trace.step", "trace.data", "trace.row", "storage.root"),
         (
             ("run.name=demo", "a run under storage/"),
+            ("run.name=demo trace.step=120", "the documents that a step learned from"),
+            ("trace.data=wiki-bpe-1a2b3c4d trace.row=7", "the documents of a row"),
             ("run.name=demo storage.root=/shared/raymill", "a run under another root"),
             ("run.name=demo-sft", "a run of any job"),
         ),

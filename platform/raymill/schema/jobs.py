@@ -23,6 +23,7 @@ from raymill.schema.sections import (
     ArchConfig,
     Attention,
     AuditedRun,
+    TraceConfig,
     ChatEvaluation,
     CheckpointConfig,
     ClusterConfig,
@@ -389,7 +390,8 @@ class PipelineJob:
 
 @dataclass(frozen=True)
 class AuditJob:
-    """`jobs/audit.py`: report what became of a run."""
+    """`jobs/audit.py`: report what became of a run, or trace rows to their documents."""
 
     run: AuditedRun
+    trace: TraceConfig
     storage: StorageConfig

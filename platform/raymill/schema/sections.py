@@ -281,6 +281,21 @@ class AuditedRun:
 
 
 @dataclass(frozen=True)
+class TraceConfig:
+    """Rows to trace to their documents: of a run's sample or step, or one of a prepared folder."""
+
+    sample: int | None
+    step: int | None
+    data: str | None
+    row: int | None
+
+    @property
+    def is_on(self) -> bool:
+        """Tell whether anything is to be traced."""
+        return any(value is not None for value in (self.sample, self.step, self.data, self.row))
+
+
+@dataclass(frozen=True)
 class CheckpointConfig:
     """Steps that are committed, and checkpoints that are kept."""
 
