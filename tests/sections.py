@@ -93,7 +93,7 @@ PLAIN: dict[str, dict[str, Any]] = {
     "GuardConfig": {"policy": "stop", "spike_z": None, "max_consecutive": 3},
     "WatchdogConfig": {"timeout_s": None},
     "StorageConfig": {"scratch": None},
-    "PrepareJob": {"seed": 1234, "dry_run": False, "preview": 0, "estimate": False},
+    "PrepareJob": {"seed": 1234, "dry_run": False, "preview": 0, "estimate": False, "core_hour_price": 0.0},
     "ChatPrepareJob": {"seed": 1234, "dry_run": False, "preview": 0},
     "PreferencePrepareJob": {"seed": 1234, "dry_run": False, "preview": 0},
     "PromptsPrepareJob": {"seed": 1234, "dry_run": False, "preview": 0},

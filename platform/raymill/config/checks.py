@@ -67,6 +67,7 @@ def _(job: PrepareJob) -> list[str]:
         *tokenizer_problems(job.tokenizer),
         *_cluster(job.cluster),
         *at_least("preview", job.preview, 0),
+        *at_least("core_hour_price", job.core_hour_price, 0),
     ]
 
 

@@ -22,7 +22,8 @@ def help_text(job: str, overrides: Sequence[str] = ()) -> str:
         lines.append(
             "Groups, each a file conf/<group>/<choice>.yaml whose comments explain its keys:"
         )
-    lines += [f"  {name:<11}{', '.join(choices(name, composed))}" for name in topic.groups]
+    column = max((len(name) + 2 for name in topic.groups), default=0)
+    lines += [f"  {name:<{column}}{', '.join(choices(name, composed))}" for name in topic.groups]
     lines += ["", "Main keys (every key of every group can be set like this):"]
     width = max(len(key) for key in topic.keys) + 2
     for key in topic.keys:

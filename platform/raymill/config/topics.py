@@ -51,14 +51,18 @@ TOPICS = {
         "Prepare text: train a tokenizer and write tokenized, checksummed Parquet shards.\n"
         "Messages are prepared by kind=chat, kind=preference and kind=prompts; kind=quality trains a\n"
         "classifier of text.",
-        ("data", "tokenizer", "cluster", "experiment"),
-        _TEXT_KEYS,
+        ("data", "data/cleaning", "data/deduplication", "tokenizer", "cluster", "experiment"),
+        (*_TEXT_KEYS, "data.keep_rejects", "preview", "estimate"),
         (
             ("", "the documentation and source of the running Python"),
             ("data=files data.path=texts/ tokenizer.vocab_size=32000", "your own text"),
             (
                 "data=files data.path=a.jsonl.zst tokenizer=existing tokenizer.path=hf_folder",
                 "your own text with an existing tokenizer",
+            ),
+            (
+                "data=files data.path=crawl/ data/cleaning=fineweb data/deduplication=near",
+                "cleaned as FineWeb is, without near duplicates",
             ),
         ),
         "storage.root/data/<data.name>-<tokenizer.name>-<digest>/",

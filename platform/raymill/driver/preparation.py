@@ -17,6 +17,7 @@ from raymill.data.sources.planning import plan_units
 from raymill.data.store.location import corpus_folder, mixture_folders
 from raymill.data.store.manifest import MANIFEST_NAME, PreparedData
 from raymill.data.text import prepare as text
+from raymill.data.text.estimate import estimate
 from raymill.data.text.report import say
 from raymill.durable import write_atomic
 from raymill.report.corpus import corpus_page
@@ -51,10 +52,12 @@ def prepare(job: PrepareJob | MessagesPrepareJob | QualityJob) -> None:
     if isinstance(job, PrepareJob):
         if job.preview:
             _preview(job)
-            return
-        text.run(job)
-        if job.data.has_corpus:
-            _report_corpus(job)
+        elif job.estimate:
+            _print_estimate(job)
+        else:
+            text.run(job)
+            if job.data.has_corpus:
+                _report_corpus(job)
         return
     if isinstance(job, QualityJob):
         quality_job.run(job)
@@ -83,6 +86,16 @@ def _report_corpus(job: PrepareJob) -> None:
     write_atomic(folder / "report.html", page)
     store.upload("report.html")
     say(f"Report: {folder / 'report.html'}")
+
+
+def _print_estimate(job: PrepareJob) -> None:
+    import ray
+
+    with connect(job.cluster):
+        estimated = estimate(job)
+        cores = float(ray.cluster_resources().get("CPU", 1.0))
+    for line in estimated.lines(cores, job.core_hour_price):
+        say(line)
 
 
 def _tokenizer(job: MessagesPrepareJob) -> ChatTokenizer:

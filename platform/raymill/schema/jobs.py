@@ -63,6 +63,7 @@ class PrepareJob:
     dry_run: bool
     preview: int
     estimate: bool
+    core_hour_price: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +125,7 @@ class PretrainJob(TrainJob):
     def preparation(self) -> PrepareJob:
         """Return the job that prepares this one's data."""
         common = (self.data, self.tokenizer, self.cluster, self.storage, self.run.seed)
-        return PrepareJob(*common, self.dry_run, preview=0, estimate=False)
+        return PrepareJob(*common, self.dry_run, preview=0, estimate=False, core_hour_price=0.0)
 
 
 @dataclass(frozen=True)
@@ -312,9 +313,11 @@ class TextPreparation(PretrainJob):
 
     preview: int
     estimate: bool
+    core_hour_price: float
 
     def preparation(self) -> PrepareJob:
-        return replace(super().preparation(), preview=self.preview, estimate=self.estimate)
+        made = replace(super().preparation(), preview=self.preview, estimate=self.estimate)
+        return replace(made, core_hour_price=self.core_hour_price)
 
 
 @dataclass(frozen=True, kw_only=True)

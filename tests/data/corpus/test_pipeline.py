@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from unittest.mock import patch
 
@@ -21,6 +22,7 @@ from raymill.data.sources.planning import plan_units
 from raymill.data.text.prepare import describe, prepare_with_ray, run
 from raymill.errors import DataError
 from raymill.schema.jobs import PrepareJob
+from sections import NO_DECONTAMINATION, NO_DEDUPLICATION
 
 
 def prepared(job: PrepareJob) -> PreparedCorpus:
@@ -112,6 +114,53 @@ def test_again_does_nothing_and_a_new_file_costs_one_unit(tmp_path: Path) -> Non
     for folder in ("documents", "inputs", "samples", "clean", "selection"):
         left = {path.name.partition(".")[0] for path in first.store.path(folder).iterdir()}
         assert left == names, folder
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_duplicates_are_left_out_and_another_threshold_cleans_nothing(tmp_path: Path) -> None:
+    records = write_records(tmp_path / "texts", files=3, records=12)
+    copies = [json.dumps(record | {"url": ""}) for record in records[:12]]
+    (tmp_path / "texts" / "z-copies.jsonl").write_text("\n".join(copies))
+    equal = replace(NO_DEDUPLICATION, documents=True)
+    job = corpus_job(tmp_path, deduplication=equal)
+    corpus = prepared(job)
+    splits = corpus.manifest["facts"]["splits"]
+    kept = kept_by_hand(records)
+    assert splits["train"]["documents"] + splits["validation"]["documents"] == len(kept)
+    gone = len(kept_by_hand(records[:12]))
+    assert corpus.manifest["facts"]["duplicates"]["histogram"] == {"2": gone}
+    assert any(f"−{gone} in {gone} clusters" in line for line in funnel(corpus))
+    with counted_units() as done:
+        near = replace(equal, near=True)
+        again = prepared(replace(job, data=replace(job.data, deduplication=near)))
+    assert done == []
+    assert again.store == corpus.store
+    with without_ray():
+        assert prepare_with_ray(job).manifest.documents == len(kept)
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_evaluation_sets_and_takedowns_are_left_out_without_cleaning_again(tmp_path: Path) -> None:
+    records = write_records(tmp_path / "texts", files=3, records=12)
+    kept = [record for record in records if len(record["text"].split()) >= 30]
+    plain_job = corpus_job(tmp_path)
+    before = prepared(plain_job)
+    (tmp_path / "quiz.txt").write_text(" ".join(kept[4]["text"].split()[3:20]))
+    documents = read_documents(before.store.path(before.documents[-1].path))
+    first, second = (f"{document.file}@{document.offset}" for document in islice(documents, 2))
+    (tmp_path / "gone.txt").write_text(f"# by request\n{first}\n")
+    sets = replace(NO_DECONTAMINATION, path=(str(tmp_path / "quiz.txt"),), max_share=0.5)
+    job = corpus_job(tmp_path, decontamination=sets, takedown=(str(tmp_path / "gone.txt"),))
+    with counted_units() as done:
+        corpus = prepared(job)
+    assert done == []
+    facts = corpus.manifest["facts"]
+    assert sum(facts["contaminated"]["dropped"].values()) == 1
+    splits = facts["splits"]
+    assert splits["train"]["documents"] + splits["validation"]["documents"] == len(kept) - 2
+    (tmp_path / "gone.txt").write_text(f"{first}\n{second}\n")
+    assert prepared(job).digest != corpus.digest, "the list has changed"
+    assert prepared(plain_job).digest == before.digest
 
 
 class KilledError(BaseException):
@@ -242,10 +291,14 @@ def test_a_cleaned_corpus_is_tokenized_and_serves_a_second_time(tmp_path: Path) 
 
 
 def test_parallelism_does_not_matter(tmp_path: Path, ray_session: None) -> None:
-    write_records(tmp_path / "texts", files=4, records=12)
+    write_records(tmp_path / "texts", files=3, records=12)
+    (tmp_path / "texts" / "z.jsonl").write_bytes(next((tmp_path / "texts").iterdir()).read_bytes())
+    near = replace(NO_DEDUPLICATION, documents=True, near=True)
     digests = set()
     for tasks in (1, 2, 4):
-        job = corpus_job(tmp_path, root=f"tasks-{tasks}")
+        # Workers know only the steps of the package.
+        settings: dict[str, object] = {"cleaning": {}, "deduplication": near}
+        job = corpus_job(tmp_path, root=f"tasks-{tasks}", **settings)
         units = plan_units(job.data, job.seed)
         digests.add(prepare_corpus(job, units, tasks=tasks).digest)
     assert len(digests) == 1

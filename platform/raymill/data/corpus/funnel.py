@@ -51,11 +51,48 @@ def funnel(corpus: PreparedCorpus) -> list[str]:
             _line(f"  {name}", f"{counts['kept']:,} of {counts['documents']:,} documents")
             for name, counts in sources.items()
         ]
+    lines += _duplicates(facts.get("duplicates"))
+    if "contaminated" in facts:
+        gone = sum(facts["contaminated"]["dropped"].values())
+        lines.append(_line("contaminated", f"−{gone:,} documents with text of evaluation sets"))
+    if "taken_down" in facts:
+        gone = sum(facts["taken_down"].values())
+        lines.append(_line("taken down", f"−{gone:,} documents"))
     splits = facts["splits"]
     for name, text in (("train", "to train on"), ("validation", "held out")):
         split = splits[name]
         lines.append(
             _line(text, f"{split['documents']:,} documents, {split['bytes'] / 1e6:.2f} MB of text")
+        )
+    return lines
+
+
+def _duplicates(duplicates: JsonObject | None) -> list[str]:
+    """Describe the duplicates between and within sources, and the largest clusters of them."""
+    if duplicates is None:
+        return []
+    dropped: Mapping[str, Mapping[str, int]] = duplicates.get("dropped", {})
+    sizes = {int(size): count for size, count in duplicates.get("histogram", {}).items()}
+    gone = sum(sum(counts.values()) for counts in dropped.values())
+    largest = f", the largest of {max(sizes):,}" if sizes else ""
+    lines = [_line("duplicates", f"−{gone:,} in {sum(sizes.values()):,} clusters{largest}")]
+    pairs = sorted(
+        (
+            (count, kept, other)
+            for kept, counts in dropped.items()
+            for other, count in counts.items()
+        ),
+        reverse=True,
+    )
+    if len(dropped) > 1 or any(kept != other for _, kept, other in pairs):
+        lines += [
+            _line(f"  {other}", f"−{count:,} that {kept} has")
+            for count, kept, other in pairs[:LISTED]
+        ]
+    if "cut" in duplicates:
+        cut, emptied = (sum(duplicates[name].values()) for name in ("cut", "emptied"))
+        lines.append(
+            _line("repeated paragraphs", f"{cut:,} cut, −{emptied:,} documents of nothing else")
         )
     return lines
 

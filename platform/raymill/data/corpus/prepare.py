@@ -24,7 +24,12 @@ from raymill.data.corpus.clean import (
 from raymill.data.corpus.clean import VERSION as CLEAN_VERSION
 from raymill.data.corpus.cleaning.declared import described
 from raymill.data.corpus.counts import add, refuse_greedy_steps
+from raymill.data.corpus.decontamination import VERSION as DECONTAMINATION_VERSION
+from raymill.data.corpus.decontamination import decontaminate
+from raymill.data.corpus.deduplication.run import deduplicate
+from raymill.data.corpus.deduplication.runner import VERSION as DEDUPLICATION_VERSION
 from raymill.data.corpus.documents import DocumentsFile
+from raymill.data.corpus.evaluation_texts import read_evaluation_texts
 from raymill.data.corpus.selection import VERSION as SELECTION_VERSION
 from raymill.data.corpus.selection import SelectionItem, SelectionSettings, select_unit
 from raymill.data.corpus.stages import (
@@ -36,7 +41,10 @@ from raymill.data.corpus.stages import (
     unit_name,
 )
 from raymill.data.corpus.store import CorpusStore, StoredFile
+from raymill.data.corpus.takedown import VERSION as TAKEDOWN_VERSION
+from raymill.data.corpus.takedown import read_takedown, take_down
 from raymill.data.sources.documents import DocumentParser
+from raymill.data.sources.files import find_files
 from raymill.data.sources.held_out import no_held_out_message
 from raymill.data.sources.inputs import InputRange, Unit
 from raymill.data.store.facts import BadInputs, limited_bad_inputs
@@ -45,6 +53,7 @@ from raymill.data.store.split import TRAIN, VALIDATION
 from raymill.data.store.tables import Table, TableFile
 from raymill.durable import JsonObject, exclusive_lock, sha256_json
 from raymill.errors import DataError
+from raymill.schema.data_sections import DataConfig
 from raymill.schema.jobs import PrepareJob
 
 T = TypeVar("T")
@@ -136,9 +145,27 @@ def _request(job: PrepareJob, units: Sequence[Unit]) -> str:
             "bad": job.data.max_bad_fraction,
             "keep_rejects": job.data.keep_rejects,
             "seed": job.seed,
-            "versions": [CLEAN_VERSION, SELECTION_VERSION],
+            "lists": _list_digests(job.data),
+            "versions": [
+                CLEAN_VERSION,
+                DEDUPLICATION_VERSION,
+                DECONTAMINATION_VERSION,
+                TAKEDOWN_VERSION,
+                SELECTION_VERSION,
+            ],
         }
     )
+
+
+def _list_digests(data: DataConfig) -> list[str]:
+    """Return digests of the evaluation sets and takedown lists, whose paths say nothing of what they hold."""
+    digests = []
+    if data.takedown is not None:
+        digests.append(read_takedown(data.takedown).digest)
+    if data.decontamination.path is not None:
+        files = find_files(data.decontamination.path, "data.decontamination.path")
+        digests += [sha256_json(file.to_tree()) for file in files]
+    return digests
 
 
 def prepare_corpus(
@@ -173,6 +200,24 @@ class _Stages:
     def run(self, units: Sequence[Unit]) -> PreparedCorpus:
         documents, facts = self._clean(units)
         bitmaps: list[list[StoredFile]] = [[] for _ in documents]
+        data = self.job.data
+        if data.deduplication.is_on:
+            found = deduplicate(self.store, documents, data.deduplication, tasks=self.tasks)
+            documents, facts["duplicates"] = [*found.documents], found.facts
+            _add_bitmaps(bitmaps, found.keep)
+        if data.decontamination.path is not None:
+            section = data.decontamination
+            evaluation = read_evaluation_texts(data.decontamination.path, section.ngram)
+            cleared = decontaminate(
+                self.store, documents, evaluation, section.max_share, tasks=self.tasks
+            )
+            facts["contaminated"] = cleared.facts
+            _add_bitmaps(bitmaps, cleared.keep)
+        if data.takedown is not None:
+            listed = read_takedown(data.takedown)
+            taken = take_down(self.store, documents, listed, tasks=self.tasks)
+            facts["taken_down"] = taken.dropped
+            _add_bitmaps(bitmaps, taken.keep)
         selections, splits = self._select(documents, bitmaps)
         facts["splits"] = splits
         manifest = self._write_manifest(documents, selections, facts)
@@ -273,6 +318,12 @@ class _Stages:
         if self.store.read_json(MANIFEST) != manifest:
             self.store.write_json(MANIFEST, manifest)
         return manifest
+
+
+def _add_bitmaps(bitmaps: Sequence[list[StoredFile]], found: Sequence[StoredFile | None]) -> None:
+    for of_unit, bitmap in zip(bitmaps, found, strict=True):
+        if bitmap is not None:
+            of_unit.append(bitmap)
 
 
 class _Named(Sequence[StageUnit[tuple[str, Unit]]]):

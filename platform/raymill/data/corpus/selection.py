@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymill.data.corpus.bitmap import read_bitmap
+from raymill.data.corpus.deduplication.settings import text_digest
 from raymill.data.corpus.documents import DocumentsFile, read_batches
 from raymill.data.corpus.stages import UnitFiles
 from raymill.data.corpus.store import StoredFile
 from raymill.data.sources.selected_documents import HELD_OUT, LEFT_OUT, TRAINED, selection_path
 from raymill.data.store.split import is_held_out
-from raymill.durable import JsonObject, sha256_text
+from raymill.durable import JsonObject
 
 VERSION = 1
 
@@ -55,7 +56,7 @@ def select_unit(item: SelectionItem, settings: SelectionSettings, files: UnitFil
     for batch in read_batches(files.read(documents.stored), ["text", "group"]):
         for text, group in zip(*(column.to_pylist() for column in batch.columns), strict=True):
             if keep[row]:
-                name = f"group:{group}" if group else sha256_text(" ".join(text.lower().split()))
+                name = f"group:{group}" if group else text_digest(text).hex()
                 held_out = documents.held_out or is_held_out(name, settings.fraction, settings.seed)
                 chosen[row] = HELD_OUT if held_out else TRAINED
                 sizes[row] = len(text.encode())

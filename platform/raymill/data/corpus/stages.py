@@ -8,6 +8,7 @@ their number, so that a new file changes one unit of its stage and none of the o
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -122,7 +123,7 @@ Work = Callable[[Item, Shared, UnitFiles], JsonObject]
 
 @dataclass(frozen=True)
 class _StageTask(Generic[Item, Shared]):
-    """What all units of a running stage share."""
+    """Everything that the units of a running stage share."""
 
     store: CorpusStore
     stage: Stage
@@ -194,13 +195,19 @@ def _run_unit(numbered: tuple[int, StageUnit[Item]], task: _StageTask[Item, Shar
     if earlier is not None:
         return replace(earlier, index=index, bytes=unit.bytes)
     files = UnitFiles(task.store)
+    started = time.monotonic()
     try:
         facts = task.work(unit.item, task.shared, files)
         written = files.commit()
     finally:
         files.discard()
     key = task.stage.key(unit.inputs)
-    tree = {"key": key, "files": [asdict(file) for file in written], "facts": facts}
+    tree = {
+        "key": key,
+        "files": [asdict(file) for file in written],
+        "facts": facts,
+        "seconds": time.monotonic() - started,
+    }
     # The sidecar comes last, so that it never names a file that isn't whole.
     task.store.write_json(_sidecar(task.stage, unit.name), tree)
     return UnitOutcome(index, unit.name, key, written, facts, False, unit.bytes)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -69,11 +70,12 @@ def _selected(path: Path) -> Iterator[Document]:
 
 
 def _documents(table: pa.Table, selection: bytes) -> Iterator[Document]:
-    chosen = [index for index, split in enumerate(selection) if split != LEFT_OUT]
-    for index, row in zip(chosen, table.take(chosen).to_pylist(), strict=True):
+    splits = np.frombuffer(selection, dtype=np.uint8)
+    rows = table.filter(pa.array(splits != LEFT_OUT)).to_pylist()
+    for split, row in zip(splits[splits != LEFT_OUT].tolist(), rows, strict=True):
         place = Place(row["offset"], row["length"], row["sha256"])
         yield Document(
-            SPLITS[selection[index]],
+            SPLITS[split],
             row["text"],
             place,
             row["source"],

@@ -104,6 +104,7 @@ def corpus_folder(data: DataConfig, storage_root: str | Path) -> Path:
         "validation": data.validation.path,
         "group_column": data.validation.group_column,
         "cleaning": corpus_config(data)["cleaning"],
+        **sources_config(data),
     }
     digest = sha256_text(canonical_json(tree))[:8]
     return Path(storage_root) / "corpus" / f"{data.corpus or data.name}-{digest}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -91,7 +92,10 @@ def pack_bucket(bucket: KeyRange, settings: BucketSettings) -> PackedShard | Non
                 return earlier
     except (*MISSING, ValueError, KeyError, TypeError):
         pass
+    started = time.monotonic()
     packed = settings.pack(bucket)
     described = None if packed is None else asdict(packed)
-    write_atomic(sidecar, canonical_json({"digest": digest, "packed": described}) + "\n")
+    seconds = time.monotonic() - started
+    tree = {"digest": digest, "packed": described, "seconds": seconds}
+    write_atomic(sidecar, canonical_json(tree) + "\n")
     return packed

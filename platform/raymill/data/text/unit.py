@@ -9,6 +9,7 @@ times.
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import ClassVar, Protocol
@@ -108,8 +109,13 @@ def run_unit(index: int, unit: Unit, settings: UnitSettings) -> UnitResult:
     Raises:
         DataError: an input is gone, has changed, or is damaged beyond single records.
     """
+    started = time.monotonic()
     result = settings.work(index, unit)
-    tree = {"unit_digest": unit_digest(index, unit, settings), "result": asdict(result)}
+    tree = {
+        "unit_digest": unit_digest(index, unit, settings),
+        "result": asdict(result),
+        "seconds": time.monotonic() - started,
+    }
     sidecar = _sidecar(Path(settings.folder), index)
     sidecar.parent.mkdir(exist_ok=True)
     write_atomic(sidecar, canonical_json(tree) + "\n")
