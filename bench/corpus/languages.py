@@ -25,7 +25,7 @@ from raymill.data.corpus.draft import Draft
 EQUAL = {"nb": ("nb", "no")}
 LEAST_CHARACTERS = 200
 MOST_ENGLISH = 0.3
-CHARACTERS = (300, 1000, 3000, 100_000)
+CHARACTERS = (300, 1000, 2000, 4000)
 
 
 def pages(folder: Path) -> dict[str, dict[str, str]]:

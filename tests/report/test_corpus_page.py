@@ -101,6 +101,35 @@ def test_samples_are_chosen_escaped_and_compared() -> None:
     assert page.count("https://a.b") == SHOWN_CHANGED + SHOWN_REJECTS
 
 
+def test_changed_lines_are_shown_with_their_neighbors() -> None:
+    before = [f"line {n}" for n in range(60)]
+    after = before.copy()
+    after[5] = "changed"
+    del after[40]
+    sample = {"source": "a", "file": "b", "before": "\n".join(before), "after": "\n".join(after)}
+    left, right = html.fromstring(corpus_page(manifest(), STEPS, [sample])).xpath("//pre")[:2]
+    assert left.text_content() == "line 4\nline 5\nline 6\n⋯\nline 39\nline 40\nline 41\n"
+    assert right.text_content() == "line 4\nchanged\nline 6\n⋯\nline 39\nline 41\n"
+    assert [mark.text for mark in left.xpath("del")] == ["line 5", "line 40"]
+    assert [mark.text for mark in right.xpath("ins")] == ["changed"]
+
+
+def test_duplicates_are_counted_by_source_and_size() -> None:
+    tree = manifest()
+    tree["facts"]["duplicates"] = {
+        "dropped": {"wiki": {"crawl": 30, "wiki": 5}, "crawl": {"crawl": 7}},
+        "histogram": {"2": 20, "3": 4, "4": 1, "9": 1},
+    }
+    page = corpus_page(tree, STEPS, [])
+    found = [row[:3] for row in rows(page, "Duplicates")[1:]]
+    assert found == [["crawl", "wiki", "30"], ["crawl", "crawl", "7"], ["wiki", "wiki", "5"]]
+    [sizes] = html.fromstring(page).xpath("(//h2[text()='Duplicates']/following::table)[2]")
+    cells = [
+        [cell.text_content() for cell in row.xpath("td")][:2] for row in sizes.iterfind(".//tr")
+    ]
+    assert cells[1:] == [["≤ 2", "20"], ["≤ 4", "5"], ["≤ 16", "1"]]
+
+
 def test_the_page_is_one_file_without_network() -> None:
     page = corpus_page(manifest(), STEPS, [])
     assert "src=" not in page

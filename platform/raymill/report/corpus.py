@@ -146,7 +146,7 @@ def _sources(sources: Mapping[str, JsonObject], steps: Sequence[str]) -> str:
     dropping = [step for step in steps if any(counts.dropped_by(step) for _, counts in sums)]
     rows = [
         [
-            escape(name),
+            escape(name or "–"),
             f"{counts.documents:,}",
             f"{counts.bad:,}",
             *(_share(counts.dropped_by(step), counts.documents) for step in dropping),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from html import escape
 from itertools import islice
@@ -15,8 +15,9 @@ from raymill.reading import entries, read_text
 # Changed documents that are shown, and dropped ones of each step and reason.
 SHOWN_CHANGED, SHOWN_REJECTS = 8, 3
 SHOWN_CHARACTERS = 1500
-# Lines that are compared; more take quadratic time.
-COMPARED_LINES = 200
+# Lines that are compared (more take quadratic time), hunks of changed lines that are shown with lines around
+# them, and characters of a line.
+COMPARED_LINES, SHOWN_HUNKS, CONTEXT_LINES, SHOWN_WIDTH = 200, 6, 1, 400
 
 # Files of samples that are read, and lines of each.
 READ_FILES, READ_LINES = 64, 200
@@ -60,22 +61,30 @@ def samples_section(samples: Iterable[Sample]) -> str:
 
 
 def _pair(sample: Sample) -> str:
-    before, after = _shown(sample["before"]), _shown(sample["after"])
-    old, new = before.split("\n"), after.split("\n")
-    marked_old, marked_new = [*map(escape, old)], [*map(escape, new)]
-    if max(len(old), len(new)) <= COMPARED_LINES:
-        for kind, a, b, c, d in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
-            if kind != "equal":
-                marked_old[a:b] = [f"<del>{line or ' '}</del>" for line in marked_old[a:b]]
-                marked_new[c:d] = [f"<ins>{line or ' '}</ins>" for line in marked_new[c:d]]
+    """Return the changed lines before and after, with a few around them."""
+    old, new = sample["before"].split("\n"), sample["after"].split("\n")
+    before, after = [], []
+    matcher = SequenceMatcher(None, old[:COMPARED_LINES], new[:COMPARED_LINES], autojunk=False)
+    for hunk in matcher.get_grouped_opcodes(CONTEXT_LINES):
+        before.append("".join(_marked(old[a:b], kind, "del") for kind, a, b, _, _ in hunk))
+        after.append("".join(_marked(new[c:d], kind, "ins") for kind, _, _, c, d in hunk))
+    rest = f"⋯ and {len(before) - SHOWN_HUNKS} more\n" if len(before) > SHOWN_HUNKS else ""
+    shown = [("⋯\n".join(side[:SHOWN_HUNKS]) + rest) for side in (before, after)]
     return (
         f"<details open><summary>{_origin(sample)}</summary><div class=pair>"
-        f"<pre>{chr(10).join(marked_old)}</pre><pre>{chr(10).join(marked_new)}</pre></div></details>"
+        f"<pre>{shown[0]}</pre><pre>{shown[1]}</pre></div></details>"
     )
 
 
+def _marked(lines: Sequence[str], kind: str, mark: str) -> str:
+    shown = [escape(_cut(line, SHOWN_WIDTH)) for line in lines]
+    if kind == "equal":
+        return "".join(f"{line}\n" for line in shown)
+    return "".join(f"<{mark}>{line or ' '}</{mark}>\n" for line in shown)
+
+
 def _reject(sample: Sample) -> str:
-    text = escape(_shown(sample["text"]))
+    text = escape(_cut(sample["text"], SHOWN_CHARACTERS))
     return f"<details><summary>{_origin(sample)}</summary><pre>{text}</pre></details>"
 
 
@@ -84,5 +93,5 @@ def _origin(sample: Sample) -> str:
     return f"{escape(sample['source'])} <span class=soft>{escape(place)}</span>"
 
 
-def _shown(text: str) -> str:
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} …"
+def _cut(text: str, characters: int) -> str:
+    return text if len(text) <= characters else f"{text[:characters]} …"

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import gzip
 import io
+import sys
+from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from hashlib import blake2b
@@ -41,15 +44,17 @@ class HashedEntries:
             if len(waiting) == _CHUNK:
                 chunks.append(_hashes(waiting))
                 waiting = []
-        self._sorted = np.unique(np.concatenate([*chunks, _hashes(waiting)]))
+        unique = np.unique(np.concatenate([*chunks, _hashes(waiting)]))
+        # Single items of an array are found several times as fast as those of NumPy's.
+        self._sorted = array("Q", unique.tobytes())
 
     def __len__(self) -> int:
         return len(self._sorted)
 
     def __contains__(self, text: str) -> bool:
-        wanted = _hashes([_digest(text)])[0]
-        place = int(np.searchsorted(self._sorted, wanted))
-        return place < len(self._sorted) and bool(self._sorted[place] == wanted)
+        wanted = int.from_bytes(_digest(text), sys.byteorder)
+        place = bisect_left(self._sorted, wanted)
+        return place < len(self._sorted) and self._sorted[place] == wanted
 
 
 def _digest(text: str) -> bytes:

@@ -49,9 +49,9 @@ class Urls(CleaningStep):
         if not draft.url:
             return None
         lists = self._lists
-        if any(domain in lists.domains for domain in _domains(draft.url)):
+        if self.domains and any(domain in lists.domains for domain in _domains(draft.url)):
             return "domain"
-        if draft.url in lists.urls:
+        if self.urls and draft.url in lists.urls:
             return "url"
         words = set(_PUNCTUATION.split(draft.url))
         soft = len(words & lists.soft_words)
