@@ -6,6 +6,7 @@ result, so that it arrives without Ray's trace.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,9 +30,9 @@ NAMED = 200
 
 def is_connected() -> bool:
     """Return whether this process has joined a cluster, so that tasks can run."""
-    import ray
-
-    return bool(ray.is_initialized())
+    # A process that hasn't imported Ray has joined none, and needn't wait for the import.
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
 
 
 def parallel(

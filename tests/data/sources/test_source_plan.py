@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,23 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from data.in_process import one_by_one
+from data.corpus.corpus_factory import CLEANING, corpus_job, write_records
+from data.in_process import one_by_one, without_ray
 from raymill.config import load
 from raymill.data import cluster_tasks
+from raymill.data.corpus.prepare import prepare_corpus
 from raymill.data.sources import source_plan
 from raymill.data.sources.documents import Document, DocumentParser
 from raymill.data.sources.format import Bad
 from raymill.data.sources.inputs import InputRange, Source, Unit
+from raymill.data.sources.planning import plan_units
 from raymill.data.sources.records import read_records
 from raymill.data.sources.registry import DECLARABLE, format_named, kind_by_ending
 from raymill.data.sources.source_plan import plan_sources
 from raymill.data.sources.spool import Spool
 from raymill.data.sources.stable_units import stable_units
+from raymill.data.store.location import corpus_folder
+from raymill.data.text.prepare import prepare_with_ray
 from raymill.errors import ConfigError, DataError
 from raymill.schema.data_sections import DataConfig, ValidationConfig
 from sections import plain
@@ -222,3 +228,29 @@ def test_a_bad_row_is_named_by_its_number_in_the_file(tmp_path: Path) -> None:
     spans = [span for unit in plan_sources(data, 1, split=False) for span in unit]
     [bad] = read_records(spans[-1], READING, hashlib.sha256())
     assert isinstance(bad, Bad) and bad.where.endswith("a.parquet, row 2")
+
+
+def test_declared_sources_are_prepared_with_and_without_a_corpus(tmp_path: Path) -> None:
+    for name in ("books", "web"):
+        write_records(tmp_path / name, files=4, records=6, seed=len(name))
+    sources = {name: {"path": [str(tmp_path / name)]} for name in ("web", "books")}
+    with without_ray():
+        job = corpus_job(
+            tmp_path, path=None, sources=sources, cleaning={}, shard_input_bytes=20_000
+        )
+        plain_text = prepare_with_ray(job, tasks=2)
+        assert {entry.path.partition("/")[0] for entry in plain_text.manifest.inputs} == {
+            "web",
+            "books",
+        }
+        assert plain_text.manifest.documents == 48
+        assert prepare_with_ray(job).manifest == plain_text.manifest
+        job = replace(job, data=replace(job.data, cleaning=CLEANING))
+        corpus = prepare_corpus(job, plan_units(job.data, job.seed))
+    assert [one.source for one in corpus.documents] == sorted(
+        (one.source for one in corpus.documents), reverse=True
+    )
+    assert {*corpus.manifest["facts"]["sources"]} == {"web", "books"}
+    assert corpus.store.folder != corpus_folder(
+        replace(job.data, sources=dict(reversed(sources.items()))), job.storage.folder
+    ), "the order of the sources counts"
