@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import pickle
 from dataclasses import replace
@@ -254,3 +255,42 @@ def test_declared_sources_are_prepared_with_and_without_a_corpus(tmp_path: Path)
     assert corpus.store.folder != corpus_folder(
         replace(job.data, sources=dict(reversed(sources.items()))), job.storage.folder
     ), "the order of the sources counts"
+
+
+def test_a_damaged_file_of_a_declared_source_is_one_bad_record(tmp_path: Path) -> None:
+    lines = b"".join(
+        json.dumps({"text": hashlib.sha256(bytes([n % 256, n // 256])).hexdigest()}).encode()
+        + b"\n"
+        for n in range(3000)
+    )
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"text": ["a"] * 100}), sink, write_page_checksum=True)
+    boxes = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"0" * 16], pa.binary(16)))
+    whole = {"a.jsonl": lines, "z.jsonl": lines}
+    damaged = {
+        "b.jsonl.gz": gzip.compress(lines)[:-2000],
+        "c.jsonl.zst": zstandard.compress(lines)[:-2000],
+        "d.jsonl.gz": lines,
+        "e.parquet": sink.getvalue()[:-20],
+        "f.parquet": b"PAR1" + bytes(40) + b"PAR1",
+    }
+    for name, content in {**whole, **damaged}.items():
+        (tmp_path / name).write_bytes(content)
+    pq.write_table(pa.table({"text": ["a"], "id": boxes}), tmp_path / "g.parquet")
+    data = declared({"s": {"path": [str(tmp_path)]}})
+    texts, bad = list[str](), dict[str, str]()
+    for span in (span for unit in plan_sources(data, 1, split=False) for span in unit):
+        digest = hashlib.sha256()
+        for record in read_records(span, READING, digest):
+            if isinstance(record, Bad):
+                bad[Path(record.where).name] = f"{record.cause}: {record.why}"
+            elif Path(span.path).name in whole:
+                texts.append(record.text)
+        assert digest.hexdigest() in (
+            hashlib.sha256(Path(span.path).read_bytes()).hexdigest(),
+            hashlib.sha256().hexdigest(),
+        )
+    assert len(texts) == 6000, "nothing around them is lost"
+    assert {*bad} == {*damaged, "g.parquet"}
+    assert all(why.startswith("damaged: can't be read to its end") for why in bad.values()), bad
+    assert "extension type" in bad["g.parquet"]

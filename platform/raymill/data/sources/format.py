@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -26,9 +27,12 @@ from raymill.data.sources.raw_streams import (
     open_input,
 )
 from raymill.data.store.split import TRAIN, VALIDATION, is_held_out
+from raymill.errors import DataError
 
 # A record as JSON or a table row has it: values by key or column.
 Record = Mapping[str, Any]
+# Errors of gzip, zstd and Arrow about bytes that were read; failures of the storage are StorageErrors.
+DAMAGE = (OSError, EOFError, zlib.error, pa.ArrowException)
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,10 @@ class Bad:
     def __post_init__(self) -> None:
         object.__setattr__(self, "where", printable(self.where))
         object.__setattr__(self, "why", printable(self.why))
+
+
+class DamagedInputError(DataError):
+    """File whose bytes can't be read to their end. In a declared source, it is one bad record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +125,7 @@ class Format:
     def records(self, span: InputRange, stream: io.BufferedReader) -> Iterator[Found | Bad]:
         """Yield the records of a range from its bytes, decompressed if `compressible`.
 
-        Raises OSError, EOFError, zlib.error or pa.ArrowException where the bytes are damaged.
+        Raises one of DAMAGE where the bytes are damaged.
         """
         raise NotImplementedError
 
@@ -128,8 +136,13 @@ class Format:
             raw = Hashing(file, digest, span.length)
             compression = compression_of(span.format) if self.compressible else ""
             with decompressed(raw, compression) as stream:
-                for found in self.records(span, stream):
-                    yield self.parsed(found, span, parser)
+                try:
+                    for found in self.records(span, stream):
+                        yield self.parsed(found, span, parser)
+                except DAMAGE:
+                    # The digest is that of all bytes, whichever of them are damaged.
+                    raw.drain()
+                    raise
             # The digest covers the whole range, although a reader may stop before its end.
             raw.drain()
 

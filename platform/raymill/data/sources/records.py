@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import zlib
 from collections.abc import Iterator
 from typing import Any
 
-import pyarrow as pa
-
-from raymill.data.sources.format import Bad, RecordParser
+from raymill.data.sources.format import DAMAGE, Bad, DamagedInputError, RecordParser
 from raymill.data.sources.inputs import InputRange
 from raymill.data.sources.raw_streams import input_state
 from raymill.data.sources.registry import format_named
@@ -22,9 +19,12 @@ def read_records(span: InputRange, parser: RecordParser, digest: hashlib._Hash) 
 
     `digest` has been updated with all bytes of the range when the iterator ends.
 
+    In a declared source, a file that is damaged beyond single records is a Bad, after the records before the
+    damage.
+
     Raises:
-        DataError: the file is gone, has changed since it was planned, or is damaged beyond single
-            records.
+        DataError: the file is gone, has changed since it was planned, or is damaged where no source is
+            declared.
         StorageError: it can't be read, which says nothing about its bytes.
     """
     if span.length == 0:
@@ -40,10 +40,14 @@ def read_records(span: InputRange, parser: RecordParser, digest: hashlib._Hash) 
                 f"{span.path} changed during preparation; {AGAIN} when it no longer changes."
             )
         yield from form.read(span, parser, digest)
-    # `retried` turns failures of the storage into StorageError; errors that are left come from gzip
-    # and Arrow, about bytes that were read.
-    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
-        raise DataError(
+    except (DamagedInputError, *DAMAGE) as error:
+        if span.source.name:
+            why = f"can't be read to its end ({error}); what comes before is used"
+            yield Bad(span.name, why, cause="damaged")
+            return
+        if isinstance(error, DataError):
+            raise
+        raise DamagedInputError(
             f"{span.path} can't be read to its end ({error}): the file is damaged or incomplete; "
             f"replace or remove it and {AGAIN}."
         ) from error

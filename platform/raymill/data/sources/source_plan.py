@@ -17,6 +17,7 @@ from raymill.data import cluster_tasks
 from raymill.data.sources.declared import DeclaredSource, declared_sources
 from raymill.data.sources.embedded_plan import embedded_files
 from raymill.data.sources.files import ListedFile, identity, listed_files, real_path
+from raymill.data.sources.format import DamagedInputError
 from raymill.data.sources.held_out import HeldOutFiles, refuse_plain_text
 from raymill.data.sources.inputs import BY_RECORD, EMBEDDED_TEXT, InputRange, Unit
 from raymill.data.sources.registry import format_named
@@ -210,7 +211,11 @@ def _plan_batch(
         file = replace(file, name=f"{batch.source.prefix}{file.name}")
         if group_column is not None:
             refuse_plain_text(file, group_column)
-        ranges = tuple(format_named(file.format).cut(file, unit_bytes))
+        try:
+            ranges = tuple(format_named(file.format).cut(file, unit_bytes))
+        except DamagedInputError:
+            # The reader reports it, among the bad records.
+            ranges = (file,)
         claim = (batch.rank, real_path(file.path) != file.path)
         planned.append(_PlannedFile(ranges, identity(file.path), claim))
     return batch.number, tuple(planned)

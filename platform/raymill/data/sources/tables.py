@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raymill.data.sources.format import Bad, Format, Found, Place, RecordParser
+from raymill.data.sources.format import Bad, DamagedInputError, Format, Found, Place, RecordParser
 from raymill.data.sources.inputs import InputRange
 from raymill.data.sources.json_values import UnusableRecordError, check_record
 from raymill.data.sources.raw_streams import Hashing, open_input, parquet_metadata
@@ -87,17 +87,9 @@ class Parquet(_Table):
             # The reader reports the empty file.
             yield file
             return
-        try:
-            metadata = parquet_metadata(file.path)
-            groups = range(metadata.num_row_groups)
-            spans = [_row_group_range(metadata.row_group(group)) for group in groups]
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{file.path} can't be read as Parquet: the name of a column isn't UTF-8 ({error.reason}); "
-                "rewrite the file with another name."
-            ) from error
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{file.path} can't be read as Parquet: {error}") from error
+        metadata = _checked_metadata(file)
+        groups = range(metadata.num_row_groups)
+        spans = [_row_group_range(metadata.row_group(group)) for group in groups]
         if not metadata.num_rows or not metadata.num_columns:
             # The reader reports the empty table.
             yield replace(file, groups=len(spans))
@@ -106,7 +98,7 @@ class Parquet(_Table):
         for group, (start, stop) in enumerate(spans):
             # A damaged footer may state positions that would be read as other data.
             if not 0 <= max(start, end) <= stop <= file.file_bytes:
-                raise DataError(
+                raise DamagedInputError(
                     f"{file.path} can't be read as Parquet: row group {group} lies from byte {start} to "
                     f"{stop} of {file.file_bytes}, past the end or overlapping another one."
                 )
@@ -124,11 +116,12 @@ class Parquet(_Table):
 
     def _rows(self, span: InputRange, parser: RecordParser) -> Iterator[Found | Bad]:
         groups = range(span.first_group, span.first_group + span.groups)
+        metadata = _checked_metadata(span)
         with (
             open_input(span.path) as source,
-            pq.ParquetFile(source, page_checksum_verification=True) as file,
+            pq.ParquetFile(source, metadata=metadata, page_checksum_verification=True) as file,
         ):
-            rows = sum(file.metadata.row_group(group).num_rows for group in groups)
+            rows = sum(metadata.row_group(group).num_rows for group in groups)
             wanted = _columns_to_read(file.schema_arrow, span, parser)
             columns = None if isinstance(wanted, Bad) else wanted
             batches = file.iter_batches(PARQUET_ROWS, row_groups=list(groups), columns=columns)
@@ -158,6 +151,25 @@ class ArrowStream(_Table):
         with open_input(span.path) as source, pa.ipc.open_stream(source) as stream:
             wanted = _columns_to_read(stream.schema, span, parser)
             yield from self._found(span, wanted, stream, rows)
+
+
+def _checked_metadata(file: InputRange) -> pq.FileMetaData:
+    """Return the metadata of a file, before anything else of it is parsed.
+
+    Raises:
+        DamagedInputError: it has none, or names an extension type, whose code isn't run.
+    """
+    try:
+        return parquet_metadata(file.path)
+    except UnicodeDecodeError as error:
+        raise DamagedInputError(
+            f"{file.path} can't be read as Parquet: the name of a column isn't UTF-8 ({error.reason}); "
+            "rewrite the file with another name."
+        ) from error
+    except (OSError, pa.ArrowException) as error:
+        raise DamagedInputError(f"{file.path} can't be read as Parquet: {error}") from error
+    except DataError as error:
+        raise DamagedInputError(str(error)) from error
 
 
 def _row_group_range(group: pq.RowGroupMetaData) -> tuple[int, int]:
