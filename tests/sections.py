@@ -8,10 +8,15 @@ from typing import Any, TypeVar, cast
 
 from raymill.schema.corpus_sections import DecontaminationConfig, DeduplicationConfig
 from raymill.schema.data_sections import RowsConfig, ValidationConfig
+from raymill.schema.extraction_section import ExtractionConfig
 
 T = TypeVar("T")
 
 HELD_OUT = ValidationConfig(fraction=0.04, group_column=None, path=None)
+EXTRACTION = ExtractionConfig(
+    extractor="trafilatura", focus="balanced", max_page_bytes=10_485_760, max_depth=250,
+    max_cpu_s=10.0, max_memory_bytes=2**30,
+)  # fmt: skip
 NO_DEDUPLICATION = DeduplicationConfig(
     documents=False,
     paragraphs=False,
@@ -36,6 +41,7 @@ PLAIN: dict[str, dict[str, Any]] = {
     "DataConfig": {
         "sources": {}, "text_column": "text", "url_column": "url", "language_column": "language",
         "shuffle_documents": True, "packing": "concatenate", "document_mask": False, "corpus": None,
+        "extraction": EXTRACTION,
         "cleaning": {}, "takedown": None, "keep_rejects": 0.0, "deduplication": NO_DEDUPLICATION,
         "decontamination": NO_DECONTAMINATION,
     },

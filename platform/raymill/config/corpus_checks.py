@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from raymill.config.ranges import above, at_least, fraction, safe_name
 from raymill.schema.data_sections import DataConfig, TokenizerConfig
+from raymill.schema.extraction_section import ExtractionConfig
 from raymill.schema.quality import QualityJob
 from raymill.schema.storage import path_problems
 
@@ -16,6 +17,7 @@ def corpus_problems(data: DataConfig) -> Iterator[str]:
     yield from fraction("data.keep_rejects", data.keep_rejects)
     yield from _sources(data)
     yield from _cleaning(data)
+    yield from _extraction(data.extraction)
     duplicates = data.deduplication
     for key in ("shingle_words", "bands", "band_rows", "paragraph_words"):
         yield from at_least(f"data.deduplication.{key}", getattr(duplicates, key), 1)
@@ -41,6 +43,19 @@ def _sources(data: DataConfig) -> list[str]:
         if data.source != "files":
             problems.append(f"data.sources: choose data=files; data={data.source} is embedded text")
     return problems
+
+
+def _extraction(extraction: ExtractionConfig) -> Iterator[str]:
+    if extraction.extractor == "resiliparse" and extraction.focus != "balanced":
+        yield (
+            f"data.extraction.focus={extraction.focus}: is a choice of trafilatura's; leave it out, or set "
+            "data.extraction.extractor=trafilatura"
+        )
+    yield from at_least("data.extraction.max_page_bytes", extraction.max_page_bytes, 1024)
+    yield from at_least("data.extraction.max_depth", extraction.max_depth, 16)
+    yield from above("data.extraction.max_cpu_s", extraction.max_cpu_s, 0)
+    # Less than this isn't enough for a small page.
+    yield from at_least("data.extraction.max_memory_bytes", extraction.max_memory_bytes, 2**26)
 
 
 def _cleaning(data: DataConfig) -> list[str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from raymill.schema.corpus_sections import DecontaminationConfig, DeduplicationConfig
+from raymill.schema.extraction_section import ExtractionConfig
 
 Thinking = Literal["learn", "mask", "drop"]
 
@@ -63,6 +64,7 @@ class DataConfig(RowsConfig):
     shuffle_documents: bool
     packing: Literal["concatenate", "best_fit"]
     document_mask: bool
+    extraction: ExtractionConfig
     corpus: str | None
     cleaning: dict[str, dict[str, object]]
     deduplication: DeduplicationConfig

@@ -69,6 +69,9 @@ CAME_LATER: dict[str, object] = {
     "data.deduplication.min_similarity": 0.7, "data.deduplication.max_cluster": 10_000,
     "data.deduplication.paragraph_words": 13, "data.deduplication.memory_bytes": 10**9,
     "data.decontamination.path": None, "data.decontamination.ngram": 12,
+    "data.extraction.extractor": "trafilatura", "data.extraction.focus": "balanced",
+    "data.extraction.max_page_bytes": 10_485_760, "data.extraction.max_depth": 250,
+    "data.extraction.max_cpu_s": 10.0, "data.extraction.max_memory_bytes": 1_073_741_824,
     "data.decontamination.max_share": 0.001, "data.takedown": None, "data.keep_rejects": 0.0,
     "data.packing": "concatenate",
 }  # fmt: skip

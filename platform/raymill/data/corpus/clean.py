@@ -21,7 +21,7 @@ from raymill.data.corpus.documents import CorpusDocument, DocumentsWriter
 from raymill.data.corpus.draft import Draft
 from raymill.data.corpus.stages import UnitFiles
 from raymill.data.sources.documents import Document, DocumentParser
-from raymill.data.sources.format import Bad
+from raymill.data.sources.format import Bad, Skipped
 from raymill.data.sources.inputs import InputRange, Unit
 from raymill.data.sources.records import read_records
 from raymill.data.store.manifest import InputDigest
@@ -140,7 +140,9 @@ class _CleanRun:
         digest = hashlib.sha256()
         counts = self.counts.setdefault(span.source.name, SourceCounts())
         for record in read_records(span, self.settings.reading, digest):
-            if isinstance(record, Bad):
+            if isinstance(record, Skipped):
+                counts.pass_over(record.cause)
+            elif isinstance(record, Bad):
                 self.records += record.count
                 self.bad += record.count
                 counts.bad += record.count

@@ -55,6 +55,11 @@ class SourceCounts:
         _count(self.dropped.setdefault(step, {}), reason)
         _count(self.dropped_characters, step, characters)
 
+    def pass_over(self, reason: str) -> None:
+        """Count a record that is no document, as a page without main text."""
+        self.documents += 1
+        self.drop("extraction", reason, 0)
+
     def keep(self, characters: int, language: str) -> None:
         """Count a document that was kept, with the characters that are left."""
         self.kept += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import PurePath
+from typing import Literal
 
 from raymill.data.sources.inputs import Source
 from raymill.data.sources.registry import (
@@ -25,7 +26,8 @@ class SourceEntry:
 
     `path`: files, folders and globs, also in object stores. `format`: one of the registry, None: by each
     file's ending. `endings`: those that the format's files have here, with or without compression; `*` is any
-    name. The columns are None where they are as `data.*` says; `language` is that of all its text.
+    name. The columns are None where they are as `data.*` says; `language` is that of all its text. `license`:
+    which trees of code are read.
     """
 
     path: tuple[str, ...]
@@ -35,6 +37,7 @@ class SourceEntry:
     url_column: str | None = None
     language_column: str | None = None
     language: str = ""
+    license: Literal["permissive", "any"] = "permissive"
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,8 @@ def declared_sources(data: DataConfig, problems: list[str]) -> tuple[DeclaredSou
                 entry.url_column or data.url_column,
                 entry.language_column or data.language_column,
                 entry.language,
+                data.extraction,
+                entry.license,
             )
             found.append(
                 DeclaredSource(

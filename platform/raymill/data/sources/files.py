@@ -8,12 +8,12 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 from raymill.data.sources.globs import matches, object_matches
 from raymill.data.sources.inputs import EMBEDDED_TEXT, InputRange, Source
-from raymill.data.sources.registry import DECLARABLE, PATH_ENDINGS, path_kind
+from raymill.data.sources.registry import DECLARABLE, PATH_ENDINGS, format_named, path_kind
 from raymill.data.store.split import TRAIN
 from raymill.errors import DataError
 from raymill.reading import status, user_path
@@ -41,6 +41,8 @@ class ListedFile:
         if size < 0:
             state = _status(Path(self.path), key)
             size, modified_ns = state.st_size, state.st_mtime_ns
+        if not format_named(self.kind).extracts:
+            source = replace(source, extraction=None, license=None)
         return InputRange(
             self.name, self.path, self.kind, TRAIN, 0, size, size, modified_ns, source=source
         )

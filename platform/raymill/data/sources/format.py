@@ -59,6 +59,16 @@ class DamagedInputError(DataError):
     """File whose bytes can't be read to their end. In a declared source, it is one bad record."""
 
 
+@dataclass(frozen=True)
+class Skipped(Bad):
+    """Record that is no document and no error, as a page without text; counted by its cause alone."""
+
+    @classmethod
+    def because(cls, cause: str) -> Skipped:
+        """Return a record that is counted under `cause`, a short phrase of few different ones."""
+        return cls("", cause, cause=cause)
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Place of a record in its file as stored.
@@ -108,7 +118,8 @@ class Format:
     compression. `text_only`: its records are texts, which conversations can't be read from. `has_columns`:
     its records have values by which `data.validation.group_column` can split them. `compressible`: a file
     may be compressed as a whole (`.gz`, `.zst`); other formats read their compressed bytes themselves.
-    `is_embedded`: its texts come with the package and aren't files.
+    `extracts`: its texts are extracted from pages, as `data.extraction` says. `is_embedded`: its texts come
+    with the package and aren't files.
     """
 
     name: ClassVar[str]
@@ -116,6 +127,7 @@ class Format:
     text_only: ClassVar[bool] = True
     has_columns: ClassVar[bool] = True
     compressible: ClassVar[bool] = False
+    extracts: ClassVar[bool] = False
     is_embedded: ClassVar[bool] = False
 
     def cut(self, file: InputRange, unit_bytes: int) -> Iterator[InputRange]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from raymill.durable import JsonObject
+from raymill.schema.extraction_section import ExtractionConfig
 
 # Embedded conversations are generated and not read.
 EMBEDDED = "stdlib_chat"
@@ -19,7 +20,8 @@ class Source:
     """Source that an input belongs to, and how its records are read.
 
     `name` is its key in `data.sources`, or that of the data. What is None is read as `data.*` says, or not
-    at all; `language` is "" while unknown.
+    at all; `language` is "" while unknown. `extraction` and `license` ("permissive" or "any") are those of
+    formats that extract texts, None for others.
     """
 
     name: str = ""
@@ -27,6 +29,8 @@ class Source:
     url_column: str | None = None
     language_column: str | None = None
     language: str = ""
+    extraction: ExtractionConfig | None = None
+    license: str | None = None
 
     def stated(self) -> JsonObject:
         """Return what shapes the records, except the name, which the ranges' names begin with."""
@@ -56,6 +60,14 @@ class InputRange:
     first_group: int = 0
     groups: int = 0
     source: Source = Source()
+
+    @property
+    def extraction(self) -> ExtractionConfig:
+        """Settings by which main text is found, for a range of pages."""
+        assert self.source.extraction is not None, (
+            "planning gives ranges of pages how to extract them"
+        )
+        return self.source.extraction
 
     def to_tree(self) -> JsonObject:
         """Return the JSON object of which digests of units are taken."""

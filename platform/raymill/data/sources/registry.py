@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import PurePath
 
+from raymill.data.sources.code import CodeTree
 from raymill.data.sources.embedded import Demonstration, StandardLibrary
+from raymill.data.sources.epub import Epub
 from raymill.data.sources.format import Format
+from raymill.data.sources.html import HtmlFiles
 from raymill.data.sources.inputs import InputRange
 from raymill.data.sources.json_lines import JsonLines
 from raymill.data.sources.plain_text import PlainText
 from raymill.data.sources.selected_documents import SelectedDocuments
 from raymill.data.sources.tables import ArrowStream, Parquet
+from raymill.data.sources.warc import WebArchive
+from raymill.data.sources.wikipedia import WikipediaDump
 
 FORMATS: tuple[Format, ...] = (
-    PlainText(), JsonLines(), Parquet(), ArrowStream(), StandardLibrary(), Demonstration(),
-    SelectedDocuments(),
+    PlainText(), JsonLines(), Parquet(), ArrowStream(), WebArchive(), HtmlFiles(), Epub(),
+    WikipediaDump(), CodeTree(), StandardLibrary(), Demonstration(), SelectedDocuments(),
 )  # fmt: skip
 # Endings that `data.path` reads. Formats that came later must be declared in `data.sources`: a folder that was
 # prepared before they existed has the same inputs today.

@@ -27,7 +27,7 @@ CORPUS_KEYS = (
 
 
 # These tell how the documents of a corpus, and of declared sources, are read.
-SOURCE_KEYS = ("sources", "url_column", "language_column")
+SOURCE_KEYS = ("sources", "url_column", "language_column", "extraction")
 
 
 def shaping_config(data: DataConfig, tokenizer: TokenizerConfig, seed: int) -> JsonObject:
@@ -69,6 +69,7 @@ def sources_config(data: DataConfig) -> JsonObject:
         "sources": [[name, entry] for name, entry in data.sources.items()],
         "url_column": data.url_column,
         "language_column": data.language_column,
+        "extraction": asdict(data.extraction),
     }
 
 

@@ -175,6 +175,7 @@ def summarize(prepared: PreparedData, results: Sequence[UnitResult], seconds: fl
         "held out": f"{held_out.bytes / max(text_bytes, 1):.2%} of the text",
         "contamination": f"{contamination.share:.2%} of {grams} occur in training",
         "bad inputs": f"{bad.count:,}{first_bad}",
+        **_passed_over(results),
         "folder": f"{prepared.folder} (manifest {manifest.digest[:12]})",
     }
     say(f"Prepared in {seconds:.1f} s")
@@ -190,6 +191,15 @@ def packing_text(packing: JsonObject) -> str:
         f"{train['cut'] / documents:.1%} of the training documents are cut ({train['longer'] / documents:.1%} "
         f"are longer than a row), {train['predicted'] / positions:.1%} of the positions are filled"
     )
+
+
+def _passed_over(results: Sequence[UnitResult]) -> dict[str, str]:
+    """Return the number of records that are no documents, by the reason; nothing where all are."""
+    skipped: Counter[str] = Counter()
+    for result in results:
+        skipped.update(result.facts.get("skipped", {}))
+    listed = ", ".join(f"{count:,} {cause}" for cause, count in skipped.most_common(LISTED))
+    return {"passed over": f"{skipped.total():,} ({listed})"} if skipped else {}
 
 
 def say(text: str) -> None:

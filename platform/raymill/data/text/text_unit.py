@@ -4,6 +4,7 @@ training documents that will be shuffled."""
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from raymill.data.sources.documents import Document, DocumentParser
-from raymill.data.sources.format import Bad
+from raymill.data.sources.format import Bad, Skipped
 from raymill.data.sources.inputs import InputRange, Unit
 from raymill.data.sources.records import read_records
 from raymill.data.sources.registry import record_location
@@ -80,6 +81,7 @@ class _TextUnit:
         self._inputs: list[InputDigest] = []
         self._examples: list[str] = []
         self._documents = self._records = self._bad = self._tokens = 0
+        self._skipped: Counter[str] = Counter()
         self._fertility = Fertility()
         self._packers: dict[str, ShardPacker] = {}
         self._runs = RunWriter(
@@ -117,6 +119,7 @@ class _TextUnit:
             facts={
                 "fertility": self._fertility.to_json(),
                 "packed": {split: asdict(one) for split, one in packed.items()},
+                **({"skipped": dict(sorted(self._skipped.items()))} if self._skipped else {}),
                 **({"runs": [asdict(run) for run in runs]} if settings.shuffle_documents else {}),
             },
         )
@@ -158,7 +161,9 @@ class _TextUnit:
             self._digest = CountingDigest()
             digest = cast("hashlib._Hash", self._digest)
             for record in read_records(span, self._settings.reading, digest):
-                if isinstance(record, Bad):
+                if isinstance(record, Skipped):
+                    self._skipped[record.cause] += 1
+                elif isinstance(record, Bad):
                     self._records += record.count
                     self._count_bad(record.where, record.why, record.count)
                 else:
