@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +24,7 @@ from raymill.data.corpus.documents import read_documents
 from raymill.data.corpus.funnel import funnel
 from raymill.data.corpus.prepare import PreparedCorpus, find_corpus, prepare_corpus
 from raymill.data.sources.planning import plan_units
+from raymill.data.store.location import corpus_folder
 from raymill.data.text.prepare import describe, prepare_with_ray, run
 from raymill.errors import DataError
 from raymill.schema.jobs import PrepareJob
@@ -284,6 +290,19 @@ def test_a_cleaned_corpus_is_tokenized_and_serves_a_second_time(tmp_path: Path) 
     for one in (tokenized, longer):
         splits = one.manifest.splits
         assert splits["train"].bytes + splits["validation"].bytes == total
+    write_records(tmp_path / "texts", files=1, records=12, seed=1)
+    with without_ray():
+        with pytest.raises(
+            DataError, match=r"added: documents/.*data\.name, with data\.corpus=tiny"
+        ):
+            prepare_with_ray(job)
+        with counted_units() as done:
+            grown = replace(job.data, name="grown", corpus="tiny")
+            assert prepare_with_ray(replace(job, data=grown)).manifest.name == "grown"
+        assert done == [], "the refused preparation has cleaned the new file"
+    (tmp_path / "texts" / "1-00.jsonl").unlink()
+    with without_ray():
+        prepared(job)
     # Without Ray: everything is there.
     assert run(job).manifest.digest == tokenized.manifest.digest
     assert "(finished)" in describe(job)
@@ -302,3 +321,63 @@ def test_parallelism_does_not_matter(tmp_path: Path, ray_session: None) -> None:
         units = plan_units(job.data, job.seed)
         digests.add(prepare_corpus(job, units, tasks=tasks).digest)
     assert len(digests) == 1
+
+
+KILLED = """
+import sys
+sys.path[:0] = {path!r}
+from pathlib import Path
+import ray
+from data.corpus.test_pipeline import killed_job
+from raymill.data.text.prepare import prepare_with_ray
+ray.init(address={address!r}, log_to_driver=False)
+prepare_with_ray(killed_job(Path({folder!r}), {root!r}), tasks=2)
+"""
+
+
+def killed_job(tmp_path: Path, root: str) -> PrepareJob:
+    """A corpus of all stages, with steps that workers know."""
+    cleaning = {
+        "normalize": {
+            "form": "NFC",
+            "controls": True,
+            "invisible": True,
+            "spaces": True,
+            "collapse_spaces": False,
+            "max_empty_lines": 2,
+        }
+    }
+    near = replace(NO_DEDUPLICATION, documents=True, near=True, paragraphs=True)
+    return corpus_job(tmp_path, root=root, cleaning=cleaning, deduplication=near)
+
+
+@pytest.mark.chaos
+def test_a_driver_killed_in_any_stage_is_continued(tmp_path: Path, ray_session: None) -> None:
+    import ray
+
+    write_records(tmp_path / "texts", files=8, records=12)
+    path = [str(Path(__file__).parents[2]), *sys.path]
+    address = ray.get_runtime_context().gcs_address
+    straight = prepare_with_ray(killed_job(tmp_path, "straight"), tasks=2)
+    stages = ("clean", "deduplication/signatures", "deduplication/edges", "selection", "data")
+    job = killed_job(tmp_path, "killed")
+    folder = corpus_folder(job.data, job.storage.folder)
+    for stage in stages:
+        script = KILLED.format(path=path, address=address, folder=str(tmp_path), root="killed")
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+        driver = subprocess.Popen([sys.executable, "-c", script], env=environment)
+        place = tmp_path / "killed" / "data" if stage == "data" else folder / stage
+        try:
+            deadline = time.monotonic() + 120
+            while not place.exists() or len(list(place.iterdir())) < 1:
+                assert driver.poll() is None, f"it ended before {stage}"
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+        finally:
+            driver.send_signal(signal.SIGKILL)
+            driver.wait()
+    continued = prepare_with_ray(job, tasks=2)
+    assert continued.manifest.digest == straight.manifest.digest
+    ours = json.loads((folder / "manifest.json").read_text())
+    other = corpus_folder(job.data, tmp_path / "straight") / "manifest.json"
+    assert ours == json.loads(other.read_text())

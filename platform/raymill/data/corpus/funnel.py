@@ -39,7 +39,11 @@ def funnel(corpus: PreparedCorpus) -> list[str]:
     lines = [f"Corpus {corpus.store.folder} (manifest {corpus.digest[:12]})"]
     bad = f", {facts['bad']:,} bad records" if facts["bad"] else ""
     lines.append(_line("read", f"{documents:,} documents, {characters / 1e6:.2f}M characters{bad}"))
-    for step, reasons in _dropped(sources).items():
+    dropped = _dropped(sources)
+    # In the order in which the steps are applied; documents without text come before all of them.
+    order = ["empty", *(name for name, _ in corpus.manifest["config"]["cleaning"])]
+    for step in sorted(dropped, key=order.index):
+        reasons = dropped[step]
         listed = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common(LISTED))
         more = f", {len(reasons) - LISTED} other reasons" if len(reasons) > LISTED else ""
         share = _share(reasons.total(), documents)

@@ -64,7 +64,7 @@ class DeclaredSource:
 def declared_sources(data: DataConfig, problems: list[str]) -> tuple[DeclaredSource, ...]:
     """Return the sources in their order; append to `problems` what doesn't fit, by the key that users type."""
     if not data.sources:
-        source = Source(data.name, None, data.url_column, data.language_column)
+        source = Source(data.corpus or data.name, None, data.url_column, data.language_column)
         return (DeclaredSource("data.path", "", data.path or (), source, is_declared=False),)
     if data.path:
         problems.append(

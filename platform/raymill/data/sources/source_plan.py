@@ -96,7 +96,7 @@ def _held_out_source(data: DataConfig, sources: Sequence[DeclaredSource]) -> Dec
     """Return the held-out set as a source, which is read as its data is, without what one source declares."""
     source = replace(
         sources[0].source,
-        name=data.name,
+        name=data.corpus or data.name,
         text_column=None,
         url_column=data.url_column,
         language_column=data.language_column,

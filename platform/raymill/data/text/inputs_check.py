@@ -22,9 +22,12 @@ NAMED = 5
 
 
 def refuse_changed_inputs(
-    prepared: PreparedData, units: Sequence[Unit], settings: UnitSettings
+    prepared: PreparedData,
+    units: Sequence[Unit],
+    settings: UnitSettings,
+    advice: str = "give the new text another data.name",
 ) -> None:
-    """Raise DataError if files were added, removed or changed.
+    """Raise DataError if files were added, removed or changed; `advice` is a part of its message.
 
     Prepared data is never overwritten, because runs may have been trained on it.
     """
@@ -54,7 +57,7 @@ def refuse_changed_inputs(
         raise DataError(
             f"{prepared.folder} was prepared from other input than there is now "
             f"({'; '.join(listed)}). It isn't overwritten, since runs may have been trained on "
-            "it: give the new text another data.name, or delete that folder if no run needs it."
+            f"it: {advice}, or delete that folder if no run needs it."
         )
 
 

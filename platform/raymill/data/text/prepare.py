@@ -114,7 +114,7 @@ def existing(job: PrepareJob, units: Sequence[Unit]) -> PreparedData:
     shuffled = prepared.manifest.config["data"].get("shuffle_documents", False)
     settings = replace(settings, shuffle_documents=shuffled)
     _remove_runs(prepared.folder)
-    refuse_changed_inputs(prepared, units, settings)
+    refuse_changed_inputs(prepared, units, settings, **_advice(job))
     if job.tokenizer.path is not None:
         file = Path(job.tokenizer.path)
         # The folder's name carries the tokenizer's path, not its contents, which may have changed.
@@ -126,6 +126,17 @@ def existing(job: PrepareJob, units: Sequence[Unit]) -> PreparedData:
             )
     announce_existing(prepared, in_file_order=job.data.shuffle_documents and not shuffled)
     return prepared
+
+
+def _advice(job: PrepareJob) -> dict[str, str]:
+    """Tell how what is cleaned already serves the new text."""
+    if not job.data.has_corpus:
+        return {}
+    corpus = job.data.corpus or job.data.name
+    return {
+        "advice": f"give the new text another data.name, with data.corpus={corpus} so that only new "
+        "files are cleaned"
+    }
 
 
 def prepare_with_ray(
