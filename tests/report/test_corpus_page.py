@@ -130,6 +130,23 @@ def test_duplicates_are_counted_by_source_and_size() -> None:
     assert cells[1:] == [["≤ 2", "20"], ["≤ 4", "5"], ["≤ 16", "1"]]
 
 
+def test_later_stages_are_counted_by_source() -> None:
+    tree = manifest()
+    assert "Left out after cleaning" not in corpus_page(tree, STEPS, [])
+    tree["facts"] |= {
+        "duplicates": {"cut": {"crawl": 9}, "emptied": {"crawl": 4}},
+        "contaminated": {"dropped": {"crawl": 3, "wiki": 0}},
+        "taken_down": {"wiki": 1},
+    }
+    page = corpus_page(tree, STEPS, [])
+    assert rows(page, "Left out after cleaning")[1:] == [
+        ["repeated paragraphs alone", "crawl", "4"],
+        ["text of evaluation sets", "crawl", "3"],
+        ["taken down", "wiki", "1"],
+    ]
+    assert "<h2>Duplicates</h2>" not in page
+
+
 def test_the_page_is_one_file_without_network() -> None:
     page = corpus_page(manifest(), STEPS, [])
     assert "src=" not in page

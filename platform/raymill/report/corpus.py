@@ -89,7 +89,8 @@ def corpus_page(
         _lengths(total),
         "<h2>Languages of the kept documents</h2>",
         _languages(total),
-        *_duplicates(facts.get("duplicates")),
+        *_later_stages(facts),
+        *_duplicates(facts.get("duplicates", {})),
         samples_section(samples),
         "<h2>Bad records</h2>" if facts["bad"] else "",
         _lines(facts["bad_examples"]) if facts["bad"] else "",
@@ -193,22 +194,46 @@ def _languages(total: _Sums) -> str:
     return _grid(["language", "documents", "share", ""], rows)
 
 
-def _duplicates(duplicates: JsonObject | None) -> list[str]:
-    """Return tables of the documents that duplicate one of each source, and of the sizes of clusters."""
-    if duplicates is None:
+def _later_stages(facts: JsonObject) -> list[str]:
+    """Return a table of the documents that stages after cleaning leave out; one may count in several."""
+    duplicates = facts.get("duplicates", {})
+    equal: Counter[str] = Counter()
+    for counts in duplicates.get("dropped", {}).values():
+        equal.update(counts)
+    stages = {
+        "duplicates of other documents": equal,
+        "repeated paragraphs alone": duplicates.get("emptied", {}),
+        "text of evaluation sets": facts.get("contaminated", {}).get("dropped", {}),
+        "taken down": facts.get("taken_down", {}),
+    }
+    rows = [
+        [stage, escape(source or "–"), f"{count:,}"]
+        for stage, counts in stages.items()
+        for source, count in sorted(counts.items(), key=lambda item: -item[1])[:LISTED]
+        if count
+    ]
+    if not rows:
         return []
+    return ["<h2>Left out after cleaning</h2>", _grid(["stage", "source", "documents"], rows)]
+
+
+def _duplicates(duplicates: JsonObject) -> list[str]:
+    """Return tables of the documents that duplicate one of each source, and of the sizes of clusters."""
     pairs = sorted(
         (
             (count, kept, other)
-            for kept, counts in duplicates["dropped"].items()
+            for kept, counts in duplicates.get("dropped", {}).items()
             for other, count in counts.items()
         ),
         reverse=True,
     )
+    if not pairs:
+        return []
     rows = [
-        [escape(other), escape(kept), f"{count:,}", _bar((count, "gone"), whole=pairs[0][0])]
+        [escape(other or "–"), escape(kept or "–"), f"{count:,}",
+         _bar((count, "gone"), whole=pairs[0][0])]
         for count, kept, other in pairs[:LISTED]
-    ]
+    ]  # fmt: skip
     clusters: Counter[str] = Counter()
     for size, count in duplicates["histogram"].items():
         clusters[length_class(int(size))] += count

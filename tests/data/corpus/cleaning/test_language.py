@@ -6,6 +6,7 @@ import pytest
 
 from raymill.data.corpus.cleaning.language import UNKNOWN, Language
 from raymill.data.corpus.draft import Draft
+from raymill.errors import DataError
 
 TEXTS = {
     "en": "The administrator must remember to update the system before any new package is installed.",
@@ -43,6 +44,13 @@ def test_a_declared_language_is_believed() -> None:
     assert Language(("la",), 0.65, {"books": "la"}, 1000).apply(draft) is None
     assert draft.language == "la"
     assert draft.signals == {}
+
+
+def test_a_language_that_is_never_identified_is_refused() -> None:
+    with pytest.raises(
+        DataError, match=r"can't keep 'english', which is never identified; .* en, "
+    ):
+        Language(("english",), 0.3, {}, 1000).apply(Draft(TEXTS["en"], "web"))
 
 
 def test_long_documents_are_sampled_at_three_places() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 
 import ftfy
 import pytest
@@ -68,6 +69,20 @@ def test_equals_ftfy_on_garbled_text(unescape_html: bool | str) -> None:
 def test_a_long_line_is_repaired_as_ftfy_does() -> None:
     text = "sÃ³ " * 300_000
     assert repaired(text, "auto") == reference(text, "auto") == "só " * 300_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["&" + "amp;" * 100_000, "&#5" * 50_000 + "1" + ";" * 50_000, "\x1b[" * 100_000, "Ã" * 200_000],
+)
+def test_hostile_text_is_bounded(text: str) -> None:
+    started = time.process_time()
+    assert len(repaired(text, "auto")) <= len(text)
+    assert time.process_time() - started < 20
+
+
+def test_entities_within_entities_are_resolved() -> None:
+    assert repaired("&amp;amp;lt;", "auto") == reference("&amp;amp;lt;", "auto") == "<"
 
 
 def test_lines_are_counted() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
 from raymill.data.corpus.cleaning.step import CleaningStep, register
 from raymill.data.corpus.draft import Draft
+from raymill.errors import DataError
 
 if TYPE_CHECKING:
     from py3langid.langid import LanguageIdentifier
@@ -43,9 +44,25 @@ class Language(CleaningStep):
             language, probability = identify(_sample(draft.text, self.characters))
             draft.signals["language.probability"] = probability
             draft.language = language if probability >= self.min_probability else UNKNOWN
-        if not self.keep or draft.language in self.keep:
+        if not self._kept or draft.language in self._kept:
             return None
         return "unknown" if draft.language == UNKNOWN else "other"
+
+    @cached_property
+    def _kept(self) -> frozenset[str]:
+        """Languages to keep.
+
+        Raises:
+            DataError: a code is none of the identifier's, so that nothing would be kept of that language.
+        """
+        known = {*_identifier().labels, *self.declared.values(), UNKNOWN}
+        for code in self.keep:
+            if code not in known:
+                raise DataError(
+                    f"data.cleaning: the step language can't keep {code!r}, which is never identified; "
+                    f"languages are {', '.join(sorted(known))}."
+                )
+        return frozenset(self.keep)
 
 
 def identify(text: str) -> tuple[str, float]:

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 from ftfy import TextFixerConfig, fix_text
 from ftfy.badness import is_bad
+from ftfy.fixes import unescape_html
 
 from raymill.data.corpus.cleaning.step import CleaningStep, register
 from raymill.data.corpus.draft import Draft
@@ -18,6 +19,8 @@ _CONTROLS = re.compile(
     "[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\u206a-\u206f\ufeff\ufff9-\ufffc\ud800-\udfff]"
 )
 _ENTITY = re.compile("&#?[0-9A-Za-z]{1,24};")
+# Levels of entities within entities. ftfy has no limit, and so takes hours for a megabyte of "&amp;amp;amp;…".
+_PASSES = 8
 
 
 @register
@@ -55,9 +58,17 @@ class Repair(CleaningStep):
             if self.unescape_html == "auto" and "<" in line:
                 unescape = False
             if self._is_suspicious(line, unescape):
-                lines[number] = fix_text(line, self._config, unescape_html=unescape)
+                lines[number] = self._repaired(line, unescape)
                 repaired += lines[number] != line
         return repaired
+
+    def _repaired(self, line: str, unescape: bool) -> str:
+        for _ in range(_PASSES):
+            before = line
+            line = fix_text(unescape_html(line) if unescape else line, self._config)
+            if line == before:
+                break
+        return line
 
     @staticmethod
     def _is_suspicious(text: str, unescape: bool) -> bool:
@@ -70,6 +81,7 @@ class Repair(CleaningStep):
     @cached_property
     def _config(self) -> TextFixerConfig:
         return TextFixerConfig(
+            unescape_html=False,
             fix_latin_ligatures=False,
             fix_character_width=False,
             uncurl_quotes=False,
