@@ -10,14 +10,18 @@ import bz2
 import re
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import BinaryIO, Protocol
 
+from raymill.data.sources.inputs import InputRange
+from raymill.data.sources.raw_streams import open_input
 from raymill.data.sources.window import Window
 
 _INPUT_BYTES = 1 << 16
 # Input of a member that is kept, to look for another member in it if it is damaged.
 _KEPT_BYTES = 16 << 20
+# Bytes in which a member begins, where a file has any.
+_SEARCHED_BYTES = 64 << 20
 # zlib's number for a gzip header and a window of any size.
 _GZIP_BITS = 31
 
@@ -167,6 +171,35 @@ def _skip_padding(window: Window) -> bool:
             return True
         window.drop(zeros)
     return False
+
+
+def member_ranges(file: InputRange, unit_bytes: int, codec: Codec) -> Iterator[InputRange]:
+    """Yield ranges of about `unit_bytes` that begin with members; the rest of a file without any as one."""
+    start = 0
+    with open_input(file.path) as stream:
+        while start + unit_bytes < file.length:
+            found = _member_after(stream, start + unit_bytes, codec)
+            if found is None:
+                break
+            yield replace(file, offset=start, length=found - start)
+            start = found
+    yield replace(file, offset=start, length=file.length - start)
+
+
+def _member_after(stream: BinaryIO, position: int, codec: Codec) -> int | None:
+    """Return where the first member after a position begins, None where none is near."""
+    stream.seek(position)
+    # Files that aren't compressed in members aren't searched to their end.
+    left = _SEARCHED_BYTES
+
+    def read(size: int) -> bytes:
+        nonlocal left
+        content = stream.read(min(size, left))
+        left -= len(content)
+        return content
+
+    window = Window(read, position)
+    return window.start if seek_member(window, codec) else None
 
 
 def seek_member(window: Window, codec: Codec) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import PurePath
 
 from raymill.data.sources.code import CodeTree
 from raymill.data.sources.embedded import Demonstration, StandardLibrary
@@ -37,20 +38,20 @@ def format_named(kind: str) -> Format:
     return _BY_NAME.get(kind) or _BY_NAME[kind.partition(".")[0]]
 
 
-def path_kind(name: str) -> str | None:
+def path_kind(path: PurePath) -> str | None:
     """Return the `format` of a file that `data.path` leads to, by its name's ending."""
-    name = name.lower()
+    name = path.name.lower()
     return next((kind for kind in PATH_ENDINGS if name.endswith(f".{kind}")), None)
 
 
-def kind_by_ending(name: str) -> str | None:
+def kind_by_ending(path: PurePath) -> str | None:
     """Return the `format` of a file of a declared source by its name's ending, the longest that fits."""
-    plain, compression = _uncompressed(name)
+    name, compression = _uncompressed(path)
     fitting = [
         (len(ending), form)
         for form in DECLARABLE.values()
         for ending in form.endings
-        if _ends(plain if form.compressible else name.lower(), ending)
+        if _ends(path.name.lower() if not form.compressible else name, ending)
     ]
     if not fitting:
         return None
@@ -58,19 +59,19 @@ def kind_by_ending(name: str) -> str | None:
     return f"{form.name}{compression if form.compressible else ''}"
 
 
-def declared_kind(name: str, format_name: str, endings: Sequence[str] | None) -> str | None:
+def declared_kind(path: PurePath, name: str, endings: Sequence[str] | None) -> str | None:
     """Return the `format` of a file of a source whose format is declared; None where its ending is another."""
-    form = DECLARABLE[format_name]
-    plain, compression = _uncompressed(name) if form.compressible else (name.lower(), "")
+    form = DECLARABLE[name]
+    plain, compression = _uncompressed(path) if form.compressible else (path.name.lower(), "")
     wanted = form.endings if endings is None else endings
     if any(ending == ANY_ENDING or _ends(plain, ending) for ending in wanted):
-        return f"{format_name}{compression}"
+        return f"{name}{compression}"
     return None
 
 
-def _uncompressed(name: str) -> tuple[str, str]:
+def _uncompressed(path: PurePath) -> tuple[str, str]:
     """Return a file's name in lower case without a compression's ending, and that ending."""
-    name = name.lower()
+    name = path.name.lower()
     found = next((f".{one}" for one in COMPRESSIONS if name.endswith(f".{one}")), "")
     return name.removesuffix(found), found
 

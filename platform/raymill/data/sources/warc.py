@@ -6,8 +6,7 @@ import hashlib
 import io
 import re
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import BinaryIO, ClassVar, Literal
 
 from fastwarc.warc import ArchiveIterator, WarcRecord
 
@@ -26,10 +25,9 @@ from raymill.data.sources.members import (
     DamagedMemberError,
     Member,
     gzip_codec,
+    member_ranges,
     members,
-    seek_member,
 )
-from raymill.data.sources.raw_streams import open_input
 from raymill.data.sources.window import Window
 
 # Bytes that a gzip member may inflate to before the next record begins.
@@ -58,28 +56,26 @@ class WebArchive(Format):
 
         In one that isn't compressed, a page about web archives could look like a record.
         """
-        start = 0
         if file.path.lower().endswith(".gz"):
-            with open_input(file.path) as stream:
-                while start + unit_bytes < file.length:
-                    stream.seek(start + unit_bytes)
-                    window = Window(stream.read, start + unit_bytes)
-                    if not seek_member(window, _GZIP):
-                        break
-                    yield replace(file, offset=start, length=window.start - start)
-                    start = window.start
-        yield replace(file, offset=start, length=file.length - start)
+            yield from member_ranges(file, unit_bytes, _GZIP)
+        else:
+            yield file
 
     def records(self, span: InputRange, stream: io.BufferedReader) -> Iterator[Found | Bad]:
-        window = Window(stream.read, span.offset)
-        limit = span.extraction.max_page_bytes
-        parts = (
-            _compressed_records(window, limit, span)
-            if span.path.lower().endswith(".gz")
-            else _plain_records(window, limit)
-        )
-        entries = (entry for record, place in parts if (entry := _entry(record, place, span)))
-        yield from extracted(entries, span.extraction)
+        yield from extracted(archive_entries(span, stream), span.extraction)
+
+
+def archive_entries(span: InputRange, stream: BinaryIO) -> Iterator[Entry]:
+    """Yield the pages of a range, not yet extracted, and what isn't a page, from the range's bytes."""
+    window = Window(stream.read, span.offset)
+    limit = span.extraction.max_page_bytes
+    compressed = span.path.lower().endswith(".gz")
+    parts = (
+        _compressed_records(window, limit, span) if compressed else _plain_records(window, limit)
+    )
+    for record, place in parts:
+        if entry := _entry(record, place, span):
+            yield entry
 
 
 def _plain_records(window: Window, limit: int) -> Iterator[tuple[RawRecord | Damage, Place]]:

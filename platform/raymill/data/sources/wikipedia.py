@@ -20,8 +20,8 @@ from raymill.data.sources.members import (
     DamagedMemberError,
     Member,
     bzip2_codec,
+    member_ranges,
     members,
-    seek_member,
 )
 from raymill.data.sources.raw_streams import open_input
 from raymill.data.sources.window import Window
@@ -62,17 +62,10 @@ class WikipediaDump(Format):
 
     def cut(self, file: InputRange, unit_bytes: int) -> Iterator[InputRange]:
         """Cut a dump in many streams (`-multistream`) between them."""
-        start = 0
         if file.path.lower().endswith(".bz2"):
-            with open_input(file.path) as stream:
-                while start + unit_bytes < file.length:
-                    stream.seek(start + unit_bytes)
-                    window = Window(stream.read, start + unit_bytes)
-                    if not seek_member(window, _BZIP2):
-                        break
-                    yield replace(file, offset=start, length=window.start - start)
-                    start = window.start
-        yield replace(file, offset=start, length=file.length - start)
+            yield from member_ranges(file, unit_bytes, _BZIP2)
+        else:
+            yield file
 
     def records(self, span: InputRange, stream: io.BufferedReader) -> Iterator[Found | Bad]:
         yield from extracted(_entries(span, stream, wiki_of(span)), span.extraction)
