@@ -103,14 +103,21 @@ def by_datatrove(inputs: Path, tokenizer: Path, out: Path) -> dict[str, float]:
             tokenizer_name_or_path=str(tokenizer), eos_token=END, shuffle_documents=False,
         ),
     ]  # fmt: skip
+    # Forked, since its forkserver would import everything again for each process.
     executor = LocalPipelineExecutor(
-        pipeline, tasks=FILES, workers=2, logging_dir=str(out / "log"), skip_completed=False
-    )
+        pipeline, tasks=FILES, workers=2, logging_dir=str(out / "log"), skip_completed=False,
+        start_method="fork",
+    )  # fmt: skip
     return measured(executor.run, cpu_of_children)
 
 
 def by_raymill(inputs: Path, tokenizer: Path, out: Path, engine: str) -> dict[str, float]:
     sys.path.insert(0, str(ROOT / "platform"))
+    # Imported before the measurement, as on the other sides.
+    import pyarrow.parquet  # noqa: F401
+    import tiktoken  # noqa: F401
+    import tokenizers  # noqa: F401
+
     from raymill.config import load
     from raymill.data import cluster_tasks
     from raymill.data.sources.planning import plan_units

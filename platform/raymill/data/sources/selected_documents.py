@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from raymill.data.sources.documents import Document
 from raymill.data.sources.format import Format, Place, RecordParser
@@ -40,40 +41,24 @@ class SelectedDocuments(Format):
     is_embedded: ClassVar[bool] = True
 
     def read(self, span: InputRange, parser: RecordParser, digest: hashlib._Hash) -> Iterator[Any]:
-        for document in _selected(Path(span.path)):
-            digest.update(document.text.encode())
+        for document in selected_documents(Path(span.path)):
+            digest.update(document.place.sha256)
             yield document
 
     def range_bytes(self, span: InputRange) -> Iterator[bytes]:
-        for document in _selected(Path(span.path)):
-            yield document.text.encode()
+        # The name of the range stands for the texts; what they were made of is enough here.
+        for _, _, row in _rows(Path(span.path), ["sha256"]):
+            yield row["sha256"]
+
+    def location(self, span: InputRange, number: int | None) -> str:
+        return span.name if number is None else f"{span.name}, row {number}"
 
 
-def _selected(path: Path) -> Iterator[Document]:
-    try:
-        selection = read_bytes(path.parent.parent / selection_path(path.stem))
-        with opened(path) as raw, pq.ParquetFile(raw, page_checksum_verification=True) as file:
-            if len(selection) != file.metadata.num_rows:
-                raise DataError(
-                    f"{selection_path(path.stem)} has {len(selection)} entries for "
-                    f"{file.metadata.num_rows} documents; prepare the corpus again."
-                )
-            row = 0
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group, columns=_COLUMNS, use_threads=False)
-                yield from _documents(table, selection[row : row + table.num_rows])
-                row += table.num_rows
-    except MISSING as error:
-        raise DataError(f"{error.filename} is missing; prepare the corpus again.") from None
-    except pa.ArrowException as error:
-        raise DataError(f"{path} is damaged ({error}); prepare the corpus again.") from error
-
-
-def _documents(table: pa.Table, selection: bytes) -> Iterator[Document]:
-    splits = np.frombuffer(selection, dtype=np.uint8)
-    rows = table.filter(pa.array(splits != LEFT_OUT)).to_pylist()
-    for split, row in zip(splits[splits != LEFT_OUT].tolist(), rows, strict=True):
-        place = Place(row["offset"], row["length"], row["sha256"])
+def selected_documents(path: Path, wanted: NDArray[np.bool_] | None = None) -> Iterator[Document]:
+    """Yield the selected documents of a file, or those of them that a mask over its rows marks; the number
+    of their place is their row."""
+    for number, split, row in _rows(path, _COLUMNS, wanted):
+        place = Place(row["offset"], row["length"], row["sha256"], number)
         yield Document(
             SPLITS[split],
             row["text"],
@@ -83,3 +68,35 @@ def _documents(table: pa.Table, selection: bytes) -> Iterator[Document]:
             row["language"],
             file=row["file"],
         )
+
+
+def _rows(
+    path: Path, columns: list[str], wanted: NDArray[np.bool_] | None = None
+) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """Yield (number, split, values) of selected rows."""
+    try:
+        raw_selection = read_bytes(path.parent.parent / selection_path(path.stem))
+        selection = np.frombuffer(raw_selection, dtype=np.uint8)
+        chosen = selection != LEFT_OUT
+        chosen = chosen if wanted is None else chosen & wanted
+        with opened(path) as raw, pq.ParquetFile(raw, page_checksum_verification=True) as file:
+            if len(selection) != file.metadata.num_rows:
+                raise DataError(
+                    f"{selection_path(path.stem)} has {len(selection)} entries for "
+                    f"{file.metadata.num_rows} documents; prepare the corpus again."
+                )
+            first = 0
+            for group in range(file.num_row_groups):
+                rows = file.metadata.row_group(group).num_rows
+                mask = chosen[first : first + rows]
+                numbers = first + np.flatnonzero(mask)
+                if len(numbers):
+                    table = file.read_row_group(group, columns=columns, use_threads=False)
+                    values = table.filter(pa.array(mask)).to_pylist()
+                    splits = selection[numbers].tolist()
+                    yield from zip(numbers.tolist(), splits, values, strict=True)
+                first += rows
+    except MISSING as error:
+        raise DataError(f"{error.filename} is missing; prepare the corpus again.") from None
+    except pa.ArrowException as error:
+        raise DataError(f"{path} is damaged ({error}); prepare the corpus again.") from error

@@ -34,6 +34,11 @@ class Fertility:
         content = text.encode("utf-8")
         self._add((source, language), [1, len(content), words(content), tokens])
 
+    def add_columns(self, notes: Iterable[tuple[str, str, list[int]]]) -> None:
+        """Count documents by (source, language, counts)."""
+        for source, language, values in notes:
+            self._add((source, language), values)
+
     def to_json(self) -> JsonObject:
         """Return source → language → counts by name."""
         tree: JsonObject = {}

@@ -17,13 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
+from raymill.data.sources.selected_documents import TRAINED
 from raymill.data.store.hashing import Words
 from raymill.data.store.split import TRAIN
 from raymill.data.text.runs import KEYS, OpenRun, Run, RunEntry
 from raymill.data.text.shard_packer import PackedShard, RowSettings, ShardPacker
 from raymill.data.text.unit import UNITS_FOLDER
 from raymill.durable import canonical_json, sha256_file, sha256_text, write_atomic
-from raymill.reading import MISSING, read_text
+from raymill.reading import MISSING, read_bytes, read_text
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class BucketSettings:
         rows = asdict(self.rows)
         # The same runs in another folder have the same bytes.
         del rows["folder"]
-        runs = [run.sha256 for run in self.runs]
+        runs = [run.sha256 + run.selection_sha256 for run in self.runs]
         return sha256_text(canonical_json({"bucket": asdict(bucket), "rows": rows, "runs": runs}))
 
     def pack(self, bucket: KeyRange) -> PackedShard | None:
@@ -64,7 +65,11 @@ class BucketSettings:
         found: list[RunEntry] = []
         for run in self.runs:
             opened = OpenRun(Path(self.runs_folder), run)
-            found += opened.entries(np.arange(*opened.within(bucket.low, bucket.high)))
+            places = np.arange(*opened.within(bucket.low, bucket.high))
+            if run.selection:
+                selection = np.frombuffer(read_bytes(Path(run.selection)), dtype=np.uint8)
+                places = places[selection[opened.rows[places]] == TRAINED]
+            found += opened.entries(places)
         if not found:
             return None
         keys: Words = np.array([entry.key for entry in found], dtype=np.uint64)

@@ -16,16 +16,24 @@ from raymill.data.sources.documents import Document, DocumentParser
 from raymill.data.sources.format import Bad, Skipped
 from raymill.data.sources.inputs import InputRange, Unit
 from raymill.data.sources.records import read_records
-from raymill.data.sources.registry import record_location
+from raymill.data.sources.registry import format_named, record_location
+from raymill.data.sources.selected_documents import (
+    HELD_OUT,
+    SPLITS,
+    TRAINED,
+    SelectedDocuments,
+    selected_documents,
+)
 from raymill.data.store.lineage import Origin
 from raymill.data.store.manifest import TOKENIZER_FOLDER, InputDigest, TokenizerIdentity
 from raymill.data.store.pack import dtype_for
 from raymill.data.store.split import TRAIN
 from raymill.data.text import tokenizer as text_tokenizer
 from raymill.data.text.encoder import BATCH_CHARACTERS, Encoded, Encoder
-from raymill.data.text.fertility import Fertility
+from raymill.data.text.fertility import Fertility, words
+from raymill.data.text.kept_documents import KeptDocuments
 from raymill.data.text.live import LIVE_FOLDER, CountingDigest, LiveNote
-from raymill.data.text.runs import RunWriter
+from raymill.data.text.runs import DocumentNote, Run, RunWriter
 from raymill.data.text.shard_packer import CONCATENATE, RowSettings, ShardPacker
 from raymill.data.text.unit import UnitResult
 from raymill.errors import DataError
@@ -70,6 +78,8 @@ class Settings:
 
     def work(self, index: int, unit: Unit) -> UnitResult:
         """Read, encode, pack and write."""
+        if unit[0].format == SelectedDocuments.name:
+            return _CorpusUnit(index, unit, self).run()
         return _TextUnit(index, unit, self).run()
 
 
@@ -95,18 +105,11 @@ class _TextUnit:
         encoder = _encoder(
             settings.folder, settings.tokenizer, settings.end_of_text, settings.engine
         )
-        with (
-            LiveNote(Path(settings.folder) / LIVE_FOLDER, self._index) as note,
-            ExitStack() as stack,
-        ):
-            for batch in _batches(self._texts()):
-                pieces = encoder.pieces([record.text for _, record in batch])
-                for span, record in batch:
-                    self._take(span, record, pieces, stack)
-                note.write(self._read + self._digest.bytes, self._tokens)
+        with ExitStack() as stack:
+            self._encode(encoder, stack)
+            runs = self._finish_runs(stack)
             # The last, partial group of each split is written when all documents are packed.
             packed = {split: self._packers[split].finish() for split in sorted(self._packers)}
-        runs = self._runs.finish()
         return UnitResult(
             index=self._index,
             shards={split: one.shard for split, one in packed.items()},
@@ -123,6 +126,17 @@ class _TextUnit:
                 **({"runs": [asdict(run) for run in runs]} if settings.shuffle_documents else {}),
             },
         )
+
+    def _encode(self, encoder: Encoder, stack: ExitStack) -> None:
+        with LiveNote(Path(self._settings.folder) / LIVE_FOLDER, self._index) as note:
+            for batch in _batches(self._texts()):
+                pieces = encoder.pieces([record.text for _, record in batch])
+                for span, record in batch:
+                    self._take(span, record, pieces, stack)
+                note.write(self._read + self._digest.bytes, self._tokens)
+
+    def _finish_runs(self, stack: ExitStack) -> tuple[Run, ...]:
+        return self._runs.finish()
 
     def _take(
         self, span: InputRange, record: Document, pieces: Iterator[Encoded], stack: ExitStack
@@ -149,12 +163,15 @@ class _TextUnit:
         if record.split == TRAIN and self._settings.shuffle_documents:
             self._runs.add(f"{span.name}@{span.offset}", piece, origin)
             return
-        split = record.split
+        packer = self._packer(record.split, stack)
+        packer.add(origin, piece.ids, piece.token_bytes, ends=piece.ends)
+
+    def _packer(self, split: str, stack: ExitStack) -> ShardPacker:
         if split not in self._packers:
             path = f"{split}/{self._index:05d}.parquet"
             packer = ShardPacker(path, self._settings.rows(split), self._index)
             self._packers[split] = stack.enter_context(packer)
-        self._packers[split].add(origin, piece.ids, piece.token_bytes, ends=piece.ends)
+        return self._packers[split]
 
     def _texts(self) -> Iterator[tuple[InputRange, Document]]:
         for span in self._unit:
@@ -178,6 +195,52 @@ class _TextUnit:
         self._bad += count
         if len(self._examples) < EXAMPLES:
             self._examples.append(f"{location}: {why}")
+
+
+class _CorpusUnit(_TextUnit):
+    """Unit of a corpus: its documents are encoded once, and packed as they are selected now."""
+
+    def __init__(self, index: int, unit: Unit, settings: Settings) -> None:
+        super().__init__(index, unit, settings)
+        [self._span] = unit
+        seed = settings.reading.seed
+        self._kept = KeptDocuments(self._span, settings.tokenizer, seed)
+        self._missing = self._kept.missing()
+        self._runs = self._kept.writer(seed, settings.dtype)
+
+    def _texts(self) -> Iterator[tuple[InputRange, Document]]:
+        self._records = int((self._kept.selection > 0).sum())
+        if self._missing.any():
+            for document in selected_documents(Path(self._span.path), self._missing):
+                yield self._span, document
+
+    def _pack(self, span: InputRange, record: Document, piece: Encoded, stack: ExitStack) -> None:
+        place = record.place
+        origin = Origin(record.file, place.offset, place.length, place.sha256)
+        row = -1 if place.number is None else place.number
+        count = words(record.text.encode())
+        note = DocumentNote(row, record.source, record.language, count)
+        self._runs.add(f"documents/{Path(span.path).stem}", piece, origin, note)
+
+    def _finish_runs(self, stack: ExitStack) -> tuple[Run, ...]:
+        """Keep what was encoded now, and pack what is selected of everything that is kept."""
+        self._kept.add(self._runs.finish())
+        self._pack_split(HELD_OUT, stack)
+        if not self._settings.shuffle_documents:
+            self._pack_split(TRAINED, stack)
+        self._fertility = self._kept.fertility()
+        self._documents = sum(values[0] for values in self._fertility.counts.values())
+        digest = CountingDigest()
+        for content in format_named(self._span.format).range_bytes(self._span):
+            digest.update(content)
+        span = self._span
+        self._inputs = [InputDigest(span.name, span.offset, span.length, digest.hexdigest())]
+        return self._kept.selected(TRAINED)
+
+    def _pack_split(self, selected: int, stack: ExitStack) -> None:
+        for entry in self._kept.entries(selected):
+            packer = self._packer(SPLITS[selected], stack)
+            packer.add(entry.origin, entry.ids, entry.token_bytes, ends=entry.ends)
 
 
 def _batches(
