@@ -90,7 +90,7 @@ def found(store: CorpusStore, files: Sequence[DocumentsFile], result: Deduplicat
     kept = set()
     for unit, file in enumerate(files):
         bitmap = result.keep[unit]
-        assert bitmap is not None, "only units that are written anew have no bitmap"
+        assert bitmap is not None, "only units that are written again have no bitmap"
         keep = read_bitmap(store.local(bitmap), file.rows)
         kept |= {(unit, int(row)) for row in np.flatnonzero(keep)}
         for member in np.fromfile(store.local(result.clusters[unit]), dtype=MEMBER):

@@ -24,13 +24,13 @@ from raymill.data.corpus.deduplication.sorted_rows import (
 from raymill.data.corpus.stages import UnitFiles
 from raymill.durable import JsonObject
 
-# Bytes of a row while it is grouped: key, id, their order, and the sorted copies.
-_WORKING_BYTES = 64
+# Bytes of a row while it is grouped: key, id, their order, sorted copies, and candidates.
+WORKING_BYTES = 200
 
 
 def key_ranges(keys: int, memory: int) -> list[tuple[int, int]]:
     """Divide the slices so that a range has about as many keys as the memory allows."""
-    count = min(max(1, -(-keys * _WORKING_BYTES // memory)), SLICES)
+    count = min(max(1, -(-keys * WORKING_BYTES // memory)), SLICES)
     edges = [SLICES * number // count for number in range(count + 1)]
     return [*itertools.pairwise(edges)]
 
@@ -53,6 +53,7 @@ def group_range(
     del keys, ids
     order = np.lexsort((document, key))
     key, document = key[order], document[order]
+    del order
     again = np.flatnonzero(key[1:] == key[:-1]) + 1
     opens = np.ones(len(key), dtype=np.bool_)
     opens[again] = False

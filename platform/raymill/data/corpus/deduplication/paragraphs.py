@@ -2,7 +2,7 @@
 
 A paragraph is a line of at least `paragraph_words` words, whose words are compared as `words.py` reads them.
 Each unit writes the keys of its paragraphs, sorted; ranges of keys are collected from all units; then units
-with repeated paragraphs are written anew, without these and without documents of which nothing is left.
+with repeated paragraphs are written again, without these and without documents of which nothing is left.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from raymill.durable import JsonObject
 # A place is row · 2³² + line.
 PARAGRAPH = np.dtype([("key", "<u8"), ("place", "<u8")])
 REPEATED = np.dtype([("unit", "<u8"), ("place", "<u8")])
-# Folder of the files that are written anew, next to that of the documents.
+# Folder of the files that are written again, next to that of the documents.
 UNIQUE_FOLDER = "unique"
 _LINE_BITS = 32
 _GAPS = re.compile(r"\n{3,}")
@@ -86,7 +86,7 @@ def group_paragraphs(
 
 
 def cut_paragraphs(unit: int, settings: DeduplicationSettings, files: UnitFiles) -> JsonObject:
-    """Write a unit's documents anew if there is anything to cut.
+    """Write a unit's documents again if there is anything to cut.
 
     Returns:
         `cut` paragraphs and `emptied` documents; `rows` and `text_bytes` of the new file.

@@ -49,7 +49,7 @@ from raymill.schema.corpus_sections import DeduplicationConfig
 class Deduplication:
     """Result of a deduplication.
 
-    `documents`: the files to read from here on, some of them written anew without repeated paragraphs;
+    `documents`: the files to read from here on, some of them written again without repeated paragraphs;
     `keep`: a bitmap for each of them, None where all of its documents are kept; `clusters`: members of
     clusters for each unit, with their rows in the files as they were; `facts`: counts as JSON values.
     """
@@ -151,7 +151,7 @@ def _connect(runner: StageRunner, edges: int) -> str:
 def _cut_repeated(
     runner: StageRunner, files: list[DocumentsFile], keep: list[StoredFile | None]
 ) -> JsonObject:
-    """Cut repeated paragraphs; put the files that are written anew in the place of others."""
+    """Cut repeated paragraphs; put the files that are written again in the place of others."""
     inputs = ("keep",) if "keep" in runner.settings.stored else ()
     written = runner.run(
         "paragraphs",
