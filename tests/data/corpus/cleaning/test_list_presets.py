@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import yaml
 
 from raymill.config import load
+from raymill.config.defaults import CONF
 from raymill.data.corpus.cleaning.declared import declared_steps
 from raymill.errors import ConfigError
 
@@ -67,6 +69,14 @@ def test_every_preset_makes_its_steps(preset: str) -> None:
     steps = declared_steps(cleaning(f"data/cleaning={preset}"), problems)
     assert problems == []
     assert steps
+
+
+def test_languages_of_presets_are_text() -> None:
+    """YAML reads the code of Norwegian as false where it isn't quoted."""
+    for path in (CONF / "data" / "cleaning").glob("*.yaml"):
+        for entry in (yaml.safe_load(path.read_text()) or {}).values():
+            languages = entry.get("languages", {}) if isinstance(entry, dict) else {}
+            assert all(isinstance(code, str) for code in languages), path.name
 
 
 def test_lists_are_named_on_the_command_line() -> None:
