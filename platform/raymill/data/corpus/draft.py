@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from raymill.data.corpus.word_table import TABLE, Words
-
-_WORD = re.compile(r"\w+(?:['’]\w+)*")
+from raymill.data.corpus.words import Words
 
 
 @dataclass
@@ -27,19 +24,14 @@ class Draft:
     signals: dict[str, float] = field(default_factory=dict)
 
     @cached_property
-    def words(self) -> list[str]:
-        """Words by Unicode's letters and digits, without punctuation."""
-        return _WORD.findall(self.text)
-
-    @cached_property
     def pieces(self) -> list[str]:
         """Parts of the text between spaces."""
         return self.text.split()
 
     @cached_property
     def counted(self) -> Words:
-        """Words and punctuation marks as arrays of numbers, by which the filters count words."""
-        return TABLE.words(self.pieces)
+        """Words and punctuation marks, by which the filters count words."""
+        return Words.of(self.text)
 
     @cached_property
     def lines(self) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from raymill.data.corpus.word_table import Words
+from raymill.data.corpus.words import Words
 
 # Odd, and otherwise arbitrary: the golden ratio's first 64 bits.
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)

@@ -1,15 +1,23 @@
-"""Words of a text, each piece between spaces cut once: the thresholds of filters count words in this way.
+"""Words of a text as numbers, without a loop over words: the thresholds of filters count words in this way.
 
 datatrove's filters count the tokens of spaCy's English tokenizer, so punctuation marks are words of their own,
-and `don't` is two. The rules here follow spaCy's (`spacy/lang/punctuation.py`, `spacy/lang/en`) but for most of
-its abbreviations and for emoticons. Chinese and Japanese characters are words of their own, as by default in
-Unicode's annex 29.
+and `don't` is two. One expression here follows spaCy's rules (`spacy/lang/punctuation.py`, `spacy/lang/en`),
+but for most of its abbreviations and for emoticons. Chinese and Japanese characters are words of their own, as
+by default in Unicode's annex 29.
 """
 
 from __future__ import annotations
 
 import re
 import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import filterfalse
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 # Sentence_Terminal of Unicode 15, and the signs of Khmer that end sections.
 TERMINAL = frozenset(
@@ -34,103 +42,107 @@ PUNCTUATION = TERMINAL.union(
     map(chr, [*range(9), 11, 12, *range(14, 32), *range(127, 160)]),
 )
 
-_MARKS = "…,:;!?¿؟¡()\\[\\]{}<>_#*&。？！，、；：～·।۔؛٪"
+_MARKS = r"…,:;!?¿؟¡()\[\]{}<>_#*&。？！，、；：～·।۔؛٪"
 _QUOTES = "'\"”“`‘´’‚„»«「」『』（）〔〕【】《》〈〉"
 _ICONS = (
     "¦©®°\u2195-\u2199\u219c-\u21f3\u2300-\u2307\u230c-\u2426\u249c-\u24e9\u2500-\u25f7"
     "\u2600-\u27bf\u2800-\u28ff\u2b00-\u2bff\ufffd\U0001f000-\U0001faff"
 )
+# Chinese and Japanese characters.
+_SPACELESS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _LOWER, _UPPER, _LETTER = "a-zß-öø-ÿа-яё", "A-ZÀ-ÖØ-ÞА-ЯЁ", r"[^\W\d_]"
 _UNITS = (
-    "[kcdmµn]?m[²³]?|ha|yd|in|ft|[kmµ]?g|t|lb|oz|m/s|k?m/h|kmh|mph|[ap]m|[hkM]?Pa|mbar"
-    "|[kKmMgGtT][bB]|[TGMK%]"
+    "(?:[kcdmµn]?m[²³]?|ha|yd|in|ft|[kmµ]?g|t|lb|oz|m/s|k?m/h|kmh|mph|[ap]m|[hkM]?Pa|mbar"
+    "|[kKmMgGtT][bB]|[TGMK])"
 )
-_HYPHEN = "[-–—~]"
-
-_CLOSING_MARKS = frozenset(f"…{_MARKS}{_QUOTES}—–".replace("\\", ""))
-_OPENING = re.compile(rf"\.\.+|\+(?!\d)|[{_MARKS}{_QUOTES}{_ICONS}§%=—–$£€¥₹₽]")
-_CLOSING = re.compile(
-    rf"(?:\.\.+|['’][sS]|[{_ICONS}]|(?<=\d)(?:\+|[$£€¥]|{_UNITS})"
-    rf"|(?<=[\d{_LOWER}%²\-+{_MARKS}{_QUOTES}])\.|(?<=[{_UPPER}][{_UPPER}])\.)$"
-)
-# Characters of the longest ending that the expression above finds.
-_LONGEST_CLOSING = 4
-_WITHIN = re.compile(
-    rf"(\.\.+|…|[{_ICONS}]|(?<=\d)[+\-*^](?=[\d-])"
-    rf"|(?<=[{_LOWER}{_QUOTES}])\.(?=[{_UPPER}{_QUOTES}])|(?<={_LETTER}),(?={_LETTER})"
-    rf"|(?<=[^\W_])(?:---?|——|{_HYPHEN})(?={_LETTER})|(?<=[^\W_])[:<>=/](?={_LETTER}))"
-)
-_CONTRACTED = re.compile(r"(can)(not)|(\w+?)(n['’]t|['’](?:m|ll|ve|re|d))", re.IGNORECASE)
-_ADDRESS = re.compile(
-    r"(?:[\w+.-]{2,}://)?(?:\S+@)?(?:[^\W_](?:[\w-]{0,62}[^\W_])?\.)+[a-z]{2,63}(?::\d{2,5})?(?:[/?#]\S*)?"
-)
-_ABBREVIATIONS = """
-e.g. i.e. a.m. p.m. Mr. Mrs. Ms. Dr. Prof. St. Jr. Sr. Gen. Rev. vs. v.s. Inc. Ltd. Co. Corp. Bros. Mt. Ph.D.
-Jan. Feb. Mar. Apr. Jun. Jul. Aug. Sep. Sept. Oct. Nov. Dec. C++ and/or ):
+_ALNUM = rf"[^\W_{_SPACELESS}]"
+# What closes a piece; the bound keeps the search linear.
+_END = rf"(?=[{_MARKS}{_QUOTES}{_ICONS}—–.]{{0,16}}(?:\s|\Z))"
+_ABBREVIATIONS = r"""
+[a-z] e\.g i\.e a\.m p\.m Ph\.D Mr Mrs Ms Dr Prof St Jr Sr Gen Rev vs Inc Ltd Co Corp Bros Mt
+Jan Feb Mar Apr Jun Jul Aug Sep Sept Oct Nov Dec
 """
-_WHOLE = frozenset(_ABBREVIATIONS.split())
-_SPACELESS = re.compile(
-    "[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
-    "|[^\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+"
+_ABBREVIATED = "".join(rf"(?<!\b{word})" for word in _ABBREVIATIONS.split())
+# A full stop that is a word of its own.
+_STOP = rf"(?:(?<=[\d{_LOWER}%²\-+{_MARKS}{_QUOTES}]){_ABBREVIATED}|(?<=[{_UPPER}][{_UPPER}]))\."
+_HYPHEN = "(?:---?|——|[-–—~])"
+# Where a word ends although no space follows.
+_CUT = (
+    rf"[{_ICONS}…]|\.\.|{_STOP}{_END}|(?:[{_MARKS}{_QUOTES}—–]|(?<=\d)[+$£€¥%]){_END}"
+    rf"|['’](?:[sStTmMdD]|ll|ve|re){_END}|(?<=[^\W_])(?:{_HYPHEN}|[:<>=/])(?={_LETTER})"
+    rf"|(?<=\d)[+\-*^](?=[\d-])|(?<=[{_LOWER}{_QUOTES}])\.(?=[{_UPPER}{_QUOTES}])"
+    rf"|(?<={_LETTER}),(?={_LETTER})"
+)
+_ADDRESS = (
+    r"(?=[\w+-]{0,64}+[.:@])(?:[a-z]{2,6}://)?(?:[\w.+-]{1,64}+@)?(?:[^\W_][\w-]{0,62}+\.){1,20}[a-z]{2,63}"
+    rf"(?::\d{{2,5}})?(?:[/?#](?:\S{{0,999}}[^\s{_MARKS}{_QUOTES}.])?)?{_END}"
+)
+_PLAIN = rf"[^\W\d_{_SPACELESS}]++"
+_WORD = re.compile(
+    # Most words are letters alone, and the first alternative saves them from the others.
+    rf"{_PLAIN}(?=\s|,\s)|(?<=\w)['’](?:[sStTmMdD]|ll|ve|re)\b|{_ADDRESS}|\d[\d.,]*(?={_UNITS}{_END})"
+    rf"|\.\.+|\+(?!\d)|[{_MARKS}{_QUOTES}{_ICONS}§%=—–$£€¥₹₽]"
+    rf"|(?:{_ALNUM}++|(?!{_CUT})[^\s{_SPACELESS}])+|{_HYPHEN}|\S"
 )
 
 
-# Longer pieces aren't compared with the pattern of addresses.
-_LONGEST_ADDRESS = 1000
+class Marks(NamedTuple):
+    """Words of a text that are punctuation alone, their characters, and the words without a letter."""
+
+    marks: int
+    mark_characters: int
+    letterless: int
 
 
-def cut_piece(piece: str) -> list[str]:
-    """Cut what stands between two spaces into words and punctuation marks, in time linear in its length."""
-    if piece.isalpha() and piece.isascii() and piece != "cannot":
-        return [piece]
-    before: list[str] = []
-    after: list[str] = []
-    start, end = 0, len(piece)
-    while start < end and not _is_whole(piece, start, end):
-        if mark := _OPENING.match(piece, start, end):
-            before.append(mark.group())
-            start = mark.end()
-        elif piece[end - 1] in _CLOSING_MARKS:
-            end -= 1
-            after.append(piece[end])
-        elif mark := _CLOSING.search(piece, max(start, end - _LONGEST_CLOSING), end):
-            after.append(mark.group())
-            end = mark.start()
-        else:
-            break
-    if start < end:
-        before.extend(_cut_core(piece[start:end]))
-    return before + after[::-1]
+@dataclass(frozen=True)
+class Words:
+    """Words of a text in order, punctuation marks included."""
+
+    texts: Sequence[str]
+
+    @classmethod
+    def of(cls, text: str) -> Words:
+        """Cut a text, in time linear in its length."""
+        return cls(_WORD.findall(text))
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @cached_property
+    def hashes(self) -> NDArray[np.uint64]:
+        """Python's hashes of the words, which differ from process to process."""
+        return np.fromiter(map(hash, self.texts), np.int64, len(self)).view(np.uint64)
+
+    @cached_property
+    def offsets(self) -> NDArray[np.int64]:
+        """Characters before each word and after the last one, spaces not counted."""
+        offsets = np.zeros(len(self) + 1, np.int64)
+        np.cumsum(np.fromiter(map(len, self.texts), np.int64, len(self)), out=offsets[1:])
+        return offsets
+
+    @cached_property
+    def marks(self) -> Marks:
+        """Counts of the words that aren't letters alone, which are few."""
+        marks = characters = letterless = 0
+        for word in filterfalse(str.isalpha, self.texts):
+            if word in PUNCTUATION or PUNCTUATION.issuperset(word):
+                marks += 1
+                characters += len(word)
+            letterless += not any(map(str.isalpha, word))
+        return Marks(marks, characters, letterless)
+
+    def count(self, word: str) -> int:
+        """Count the occurrences of a word."""
+        return int(np.count_nonzero(self.hashes == np.uint64(hash(word) & _ALL_BITS)))
 
 
-def _is_whole(piece: str, start: int, end: int) -> bool:
-    """Tell if what is left is an abbreviation; a letter with a full stop is one, or the number of a list."""
-    if end - start > 5:
-        return False
-    left = piece[start:end]
-    return left in _WHOLE or (len(left) == 2 and left[1] == "." and left[0].islower())
-
-
-def _cut_core(piece: str) -> list[str]:
-    if contracted := _CONTRACTED.fullmatch(piece):
-        return [part for part in contracted.groups() if part]
-    if (piece.isalnum() and piece.isascii()) or piece in _WHOLE:
-        return [piece]
-    if "." in piece and len(piece) <= _LONGEST_ADDRESS and _ADDRESS.fullmatch(piece):
-        return [piece]
-    parts = [part for part in _WITHIN.split(piece) if part]
-    if piece.isascii():
-        return parts
-    return [word for part in parts for word in _SPACELESS.findall(part)]
+_ALL_BITS = 2**64 - 1
 
 
 # A full stop that is a word of its own, or another terminal mark; then closing marks, and another word.
-_ABBREVIATED = "".join(
-    rf"(?<!\b{word})" for word in ("e\\.g", "i\\.e", "Mr", "Mrs", "Ms", "Dr", "St", "vs")
-)
 _SENTENCE_END = re.compile(
-    rf"(?:(?<=[\d{_LOWER}%²\-+{_MARKS}{_QUOTES}]){_ABBREVIATED}\.|(?<=[{_UPPER}][{_UPPER}])\.|[!?])"
-    rf"(?:[{_MARKS}{_QUOTES}.]*\s|(?=[{_UPPER}{_QUOTES}]))[\W_]*(?=[^\W_])|[。！？｡।۔؟][\W_]*(?=[^\W_])"
+    rf"(?:{_STOP}|[!?])(?:[{_MARKS}{_QUOTES}.]{{0,16}}\s|(?=[{_UPPER}{_QUOTES}]))[\W_]*(?=[^\W_])"
+    r"|[。！？｡।۔؟][\W_]*(?=[^\W_])"
 )
 
 

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar, Literal
-
-import numpy as np
-from numpy.typing import NDArray
 
 from raymill.data.corpus.cleaning.rules import RuleStep, Signal, at_least, at_most, share
 from raymill.data.corpus.cleaning.step import register
 from raymill.data.corpus.draft import Draft
-from raymill.data.corpus.word_table import word_hash
 
 _BULLETS = ("•", "-")
 _ELLIPSES = ("...", "…")
@@ -46,11 +41,11 @@ class GopherQuality(RuleStep):
 
     def signals(self, draft: Draft) -> Iterator[Signal]:
         words = draft.counted
-        proper = ~words.is_mark
-        count = int(np.count_nonzero(proper))
+        marks = words.marks
+        count = len(words) - marks.marks
         yield at_least("words", count, self.min_words, "too_few_words")
         yield at_most("words", count, self.max_words, "too_many_words")
-        length = share(float(words.lengths[proper].sum()), count)
+        length = share(float(words.offsets[-1]) - marks.mark_characters, count)
         yield at_least("word_length", length, self.min_word_length, "short_words")
         yield at_most("word_length", length, self.max_word_length, "long_words")
         text, limit = draft.text, self.max_symbols_per_word
@@ -63,19 +58,10 @@ class GopherQuality(RuleStep):
         yield at_most("bullet_lines", bullets, self.max_bullet_lines, "too_many_bullets")
         cut_off = share(sum(line.rstrip().endswith(_ELLIPSES) for line in lines), len(lines))
         yield at_most("ellipsis_lines", cut_off, self.max_ellipsis_lines, "lines_cut_off")
-        letters = share(int(np.count_nonzero(words.has_letter)), len(words))
+        letters = share(len(words) - marks.letterless, len(words))
         yield at_least(
             "words_with_letter", letters, self.min_words_with_letter, "words_without_letters"
         )
-        stops = self._count_stop_words(words.hashes)
+        counts = [words.count(word) for word in set(self.stop_words)]
+        stops = sum(counts) if self.stop_words_counted == "all" else sum(map(bool, counts))
         yield at_least("stop_words", stops, self.min_stop_words, "too_few_stop_words")
-
-    def _count_stop_words(self, hashes: NDArray[np.uint64]) -> int:
-        counts = [int(np.count_nonzero(hashes == stop)) for stop in self._stop_hashes]
-        return sum(counts) if self.stop_words_counted == "all" else sum(map(bool, counts))
-
-    @cached_property
-    def _stop_hashes(self) -> NDArray[np.uint64]:
-        return np.array([word_hash(word) for word in set(self.stop_words)], np.int64).view(
-            np.uint64
-        )

@@ -63,8 +63,11 @@ class GopherRepetition(RuleStep):
         yield from self._ngrams(draft)
 
     def _ngrams(self, draft: Draft) -> Iterator[Signal]:
+        longest = max((n for n, limit in self._limits.items() if limit is not None), default=0)
+        if not longest:
+            return
         words, length = draft.counted, len(draft.text)
-        for repeated in repeated_ngrams(words, longest=10):
+        for repeated in repeated_ngrams(words, longest):
             n = repeated.n
             if n <= 4:
                 name, characters = f"top_{n}gram", repeated.top_characters(words)
