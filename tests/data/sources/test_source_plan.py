@@ -206,9 +206,9 @@ def test_what_contradicts_itself_is_named(overrides: list[str], why: str) -> Non
 
 
 def test_formats_are_recognized_by_the_longest_ending() -> None:
-    assert kind_by_ending(Path("a/B.JSONL.ZST")) == "jsonl.zst"
-    assert kind_by_ending(Path("a.md")) == "text" and kind_by_ending(Path("a.txt.gz")) == "text.gz"
-    assert kind_by_ending(Path("a.parquet")) == "parquet" and kind_by_ending(Path("jsonl")) is None
+    assert kind_by_ending("B.JSONL.ZST") == "jsonl.zst"
+    assert kind_by_ending("a.md") == "text" and kind_by_ending("a.txt.gz") == "text.gz"
+    assert kind_by_ending("a.parquet") == "parquet" and kind_by_ending("jsonl") is None
     assert all(format_named(name) is form for name, form in DECLARABLE.items())
 
 

@@ -52,13 +52,13 @@ class DeclaredSource:
     endings: tuple[str, ...] | None = None
     is_declared: bool = True
 
-    def kind_of(self, path: PurePath) -> str | None:
-        """Return the `format` of the ranges of a file; None where the source doesn't read it."""
+    def kind_of(self, name: str) -> str | None:
+        """Return the `format` of the ranges of a file of this name; None where the source doesn't read it."""
         if not self.is_declared:
-            return path_kind(path)
+            return path_kind(name)
         if self.format is None:
-            return kind_by_ending(path)
-        return declared_kind(path, self.format, self.endings)
+            return kind_by_ending(name)
+        return declared_kind(name, self.format, self.endings)
 
 
 def declared_sources(data: DataConfig, problems: list[str]) -> tuple[DeclaredSource, ...]:

@@ -8,8 +8,10 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path, PurePath
+from typing import NamedTuple
 
 from raymill.data.sources.globs import matches, object_matches
 from raymill.data.sources.inputs import EMBEDDED_TEXT, InputRange, Source
@@ -21,11 +23,10 @@ from raymill.schema.data_sections import DataConfig, RowsConfig
 from raymill.schema.storage import is_uri
 
 # Returns the `format` of a file by its name; None where it isn't read.
-KindOf = Callable[[PurePath], str | None]
+KindOf = Callable[[str], str | None]
 
 
-@dataclass(frozen=True, slots=True)
-class ListedFile:
+class ListedFile(NamedTuple):
     """File of a known format. `name` is `<folder's name>/<path below it>`, so that the same data at another
     path has the same names; `size` and `modified_ns` are -1 where only the file itself tells them."""
 
@@ -42,10 +43,16 @@ class ListedFile:
             state = _status(Path(self.path), key)
             size, modified_ns = state.st_size, state.st_mtime_ns
         if not format_named(self.kind).extracts:
-            source = replace(source, extraction=None, license=None)
+            source = _without_extraction(source)
         return InputRange(
             self.name, self.path, self.kind, TRAIN, 0, size, size, modified_ns, source=source
         )
+
+
+@lru_cache(maxsize=64)
+def _without_extraction(source: Source) -> Source:
+    # All files of a source share the object, so that a plan holds it once a batch.
+    return replace(source, extraction=None, license=None)
 
 
 def real_path(path: str) -> str:
@@ -53,9 +60,9 @@ def real_path(path: str) -> str:
     return path if is_uri(path) else os.path.realpath(path)
 
 
-def identity(path: str) -> int:
-    """Return a number of 64 bits that two names of one file share."""
-    digest = hashlib.blake2b(os.fsencode(real_path(path)), digest_size=8).digest()
+def identity(real: str) -> int:
+    """Return a number of 64 bits for a file's `real_path`."""
+    digest = hashlib.blake2b(os.fsencode(real), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 
 
@@ -75,7 +82,7 @@ def listed_files(
     label = labels.setdefault(root, _unused(PurePath(root).name or "root", labels.values()))
     others, first, known = 0, "", False
     for path, relative, size, modified_ns in found:
-        kind = kind_of(PurePath(relative))
+        kind = kind_of(relative.rpartition("/")[2])
         if kind is not None:
             known = True
             yield ListedFile(path, f"{label}/{relative}", kind, size, modified_ns)
@@ -111,11 +118,11 @@ def passed_over(data: RowsConfig) -> Counter[str]:
         for path, *_ in (_objects(pattern) if is_uri(pattern) else _paths(pattern))[1]
     }
     # A file of an unknown ending counts as read if a link with a known ending leads to it.
-    by_link = {real for path, real in paths.items() if path_kind(PurePath(path)) is not None}
+    by_link = {real for path, real in paths.items() if path_kind(PurePath(path).name) is not None}
     return Counter(
         PurePath(path).suffix.lower()
         for path, real in paths.items()
-        if path_kind(PurePath(path)) is None and real not in by_link
+        if path_kind(PurePath(path).name) is None and real not in by_link
     )
 
 
@@ -125,7 +132,10 @@ _Found = tuple[str, str, int, int]
 
 def _paths(pattern: str) -> tuple[str, Iterator[_Found]]:
     root, paths = matches(pattern)
-    return str(root), ((str(path), path.relative_to(root).as_posix(), -1, -1) for path in paths)
+    # Parsing a path again would take longer than finding it.
+    start = len(f"{root}/".replace("//", "/"))
+    names = (str(path) for path in paths)
+    return str(root), ((name, name[start:], -1, -1) for name in names)
 
 
 def _objects(uri: str) -> tuple[str, Iterator[_Found]]:

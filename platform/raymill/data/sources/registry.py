@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import PurePath
 
 from raymill.data.sources.code import CodeTree
 from raymill.data.sources.embedded import Demonstration, StandardLibrary
@@ -38,20 +37,20 @@ def format_named(kind: str) -> Format:
     return _BY_NAME.get(kind) or _BY_NAME[kind.partition(".")[0]]
 
 
-def path_kind(path: PurePath) -> str | None:
+def path_kind(name: str) -> str | None:
     """Return the `format` of a file that `data.path` leads to, by its name's ending."""
-    name = path.name.lower()
+    name = name.lower()
     return next((kind for kind in PATH_ENDINGS if name.endswith(f".{kind}")), None)
 
 
-def kind_by_ending(path: PurePath) -> str | None:
+def kind_by_ending(name: str) -> str | None:
     """Return the `format` of a file of a declared source by its name's ending, the longest that fits."""
-    name, compression = _uncompressed(path)
+    plain, compression = _uncompressed(name)
     fitting = [
         (len(ending), form)
         for form in DECLARABLE.values()
         for ending in form.endings
-        if _ends(path.name.lower() if not form.compressible else name, ending)
+        if _ends(plain if form.compressible else name.lower(), ending)
     ]
     if not fitting:
         return None
@@ -59,19 +58,19 @@ def kind_by_ending(path: PurePath) -> str | None:
     return f"{form.name}{compression if form.compressible else ''}"
 
 
-def declared_kind(path: PurePath, name: str, endings: Sequence[str] | None) -> str | None:
+def declared_kind(name: str, format_name: str, endings: Sequence[str] | None) -> str | None:
     """Return the `format` of a file of a source whose format is declared; None where its ending is another."""
-    form = DECLARABLE[name]
-    plain, compression = _uncompressed(path) if form.compressible else (path.name.lower(), "")
+    form = DECLARABLE[format_name]
+    plain, compression = _uncompressed(name) if form.compressible else (name.lower(), "")
     wanted = form.endings if endings is None else endings
     if any(ending == ANY_ENDING or _ends(plain, ending) for ending in wanted):
-        return f"{name}{compression}"
+        return f"{format_name}{compression}"
     return None
 
 
-def _uncompressed(path: PurePath) -> tuple[str, str]:
+def _uncompressed(name: str) -> tuple[str, str]:
     """Return a file's name in lower case without a compression's ending, and that ending."""
-    name = path.name.lower()
+    name = name.lower()
     found = next((f".{one}" for one in COMPRESSIONS if name.endswith(f".{one}")), "")
     return name.removesuffix(found), found
 

@@ -6,10 +6,12 @@ files at a time, and what they find is kept on disk. Units of a source that is d
 
 from __future__ import annotations
 
+import pickle
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 
@@ -41,8 +43,7 @@ class _Batch:
     files: tuple[ListedFile, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _PlannedFile:
+class _PlannedFile(NamedTuple):
     """Ranges of a file. `identity` is shared by all names of the file, of which the one with the smallest
     `claim` counts."""
 
@@ -124,7 +125,9 @@ class _Planner:
 
     def __init__(self, data: DataConfig, group_column: str | None, tasks: int | None) -> None:
         self._data, self._group_column, self._tasks = data, group_column, tasks
-        self._found: Spool[tuple[int, tuple[_PlannedFile, ...]]] = Spool()
+        # Batches in the order in which tasks end, each with its number, and pickled by its task.
+        self._found: Spool[bytes] = Spool()
+        self._numbers = array("Q")
         self.identities = array("Q")
 
     def find(self, sources: Sequence[DeclaredSource]) -> None:
@@ -136,13 +139,14 @@ class _Planner:
             if cluster_tasks.is_connected()
             else (_plan_batch(batch, shared) for batch in batches)
         )
-        for number, files in planned:
-            self._found.append((number, files))
-            self.identities.extend(file.identity for file in files)
+        for number, identities, files in planned:
+            self._found.append(files)
+            self._numbers.append(number)
+            self.identities.frombytes(identities)
 
     def name_of(self, position: int) -> str:
         """Return the name of the file with this position in `identities`."""
-        files = (file for _, batch in self._found for file in batch)
+        files = (file for batch in self._found for file in _files_of(batch))
         return next(islice(files, position, None)).ranges[0].name
 
     def ranges(self, seed: int | None) -> Iterator[InputRange]:
@@ -166,14 +170,13 @@ class _Planner:
         shared = self._shared_identities()
         claims: dict[int, tuple[int, bool]] = {}
         if shared:
-            for _, files in self._found:
-                for file in files:
+            for batch in self._found:
+                for file in _files_of(batch):
                     if file.identity in shared:
                         claim = claims.get(file.identity, file.claim)
                         claims[file.identity] = min(claim, file.claim)
-        numbers = np.argsort([number for number, _ in self._found], kind="stable").tolist()
-        for number in numbers:
-            for file in self._found[number][1]:
+        for number in np.argsort(np.asarray(self._numbers)).tolist():
+            for file in _files_of(self._found[number]):
                 if file.identity not in shared:
                     yield file
                 elif claims.get(file.identity) == file.claim:
@@ -200,10 +203,14 @@ def _batches(sources: Sequence[DeclaredSource]) -> Iterator[_Batch]:
             number += 1
 
 
-def _plan_batch(
-    batch: _Batch, shared: tuple[int, str | None]
-) -> tuple[int, tuple[_PlannedFile, ...]]:
-    """Return the ranges of a batch's files: their sizes, cut where they are larger than a unit."""
+def _files_of(batch: bytes) -> list[_PlannedFile]:
+    files: list[_PlannedFile] = pickle.loads(batch)
+    return files
+
+
+def _plan_batch(batch: _Batch, shared: tuple[int, str | None]) -> tuple[int, bytes, bytes]:
+    """Return the batch's number, its files' identities, and its files with their sizes, cut where they are
+    larger than a unit."""
     unit_bytes, group_column = shared
     planned = []
     for listed in batch.files:
@@ -216,6 +223,7 @@ def _plan_batch(
         except DamagedInputError:
             # The reader reports it, among the bad records.
             ranges = (file,)
-        claim = (batch.rank, real_path(file.path) != file.path)
-        planned.append(_PlannedFile(ranges, identity(file.path), claim))
-    return batch.number, tuple(planned)
+        real = real_path(file.path)
+        planned.append(_PlannedFile(ranges, identity(real), (batch.rank, real != file.path)))
+    identities = array("Q", [file.identity for file in planned])
+    return batch.number, identities.tobytes(), pickle.dumps(planned)
