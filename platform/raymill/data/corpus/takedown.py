@@ -64,7 +64,7 @@ def read_takedown(patterns: Sequence[str]) -> TakedownList:
     """
     urls, digests, places = set(), set(), set()
     for pattern in patterns:
-        _, paths = matches(pattern)
+        paths = sorted(matches(pattern)[1])
         if not paths:
             raise DataError(f"data.takedown: {pattern} matches nothing")
         for path in paths:
