@@ -33,8 +33,8 @@ class FewWords(CleaningStep):
     min_words: int
 
     def apply(self, draft: Draft) -> str | None:
-        draft.signals[f"{self.name}.words"] = len(draft.words)
-        return "few words" if len(draft.words) < self.min_words else None
+        draft.signals[f"{self.name}.words"] = len(draft.pieces)
+        return "few words" if len(draft.pieces) < self.min_words else None
 
 
 @dataclass(frozen=True)
