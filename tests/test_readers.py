@@ -50,7 +50,8 @@ from raymill.data.store.manifest import (
 )
 from raymill.data.store.shards import read_row_group
 from raymill.data.text.inputs_check import range_sha256
-from raymill.data.text.unit import UNITS_FOLDER, Settings, finished, run_unit
+from raymill.data.text.text_unit import Settings
+from raymill.data.text.unit import UNITS_FOLDER, finished, run_unit
 from raymill.driver.chat import _read_prompt
 from raymill.durable import sha256_file
 from raymill.engine.event_log import EventLog, attempts_in

@@ -90,7 +90,15 @@ def _declared(key: str, entry: Mapping[str, object], problems: list[str]) -> Dec
 def _changes_by_language(
     prefix: str, entry: Mapping[str, object], problems: list[str]
 ) -> dict[str, dict[str, object]]:
-    changes = convert(
-        dict[str, dict[str, object]], entry.get("languages", {}), f"{prefix}.languages", problems
-    )
+    languages = entry.get("languages", {})
+    if isinstance(languages, Mapping):
+        # YAML reads Norwegian's code as a truth value.
+        problems.extend(
+            f"{prefix}.languages: {code!r} is no language code; write 'no' in quotation marks"
+            if code is False
+            else f"{prefix}.languages: {code!r} is no language code"
+            for code in languages
+            if not isinstance(code, str)
+        )
+    changes = convert(dict[str, dict[str, object]], languages, f"{prefix}.languages", problems)
     return cast(dict[str, dict[str, object]], changes or {})

@@ -45,7 +45,7 @@ _STOP_LISTS = {
 @register
 @dataclass(frozen=True)
 class Roots(RuleStep):
-    """Rules of Laurençon et al. 2022 (arXiv 2303.03915), appendix C, as the program that cleaned OSCAR
+    """Rules of Laurençon et al. 2022 (arXiv 2303.03915), as the program that cleaned OSCAR
     for ROOTS has them (`preprocessing/training/01b_oscar_cleaning_and_filtering`).
 
     Words are in small letters, without special characters around them. Special characters are all but letters
@@ -56,7 +56,7 @@ class Roots(RuleStep):
     """
 
     name: ClassVar[str] = "roots"
-    follows: ClassVar[str] = "Laurençon et al. 2022, appendix C; BigScience's OSCAR filters"
+    follows: ClassVar[str] = "Laurençon et al. 2022; BigScience's OSCAR filters"
 
     min_words: int | None
     max_words: int | None
