@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import io
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -60,15 +61,15 @@ def test_a_book_is_its_chapters_in_the_order_of_reading(tmp_path: Path) -> None:
     assert [record.language for record in found if isinstance(record, Document)] == ["de"]
 
 
-HOSTILE_BOOKS = {
-    "no archive": (b"PK\x03\x04 not really", "damaged"),
-    "cut short": (book()[:-200], "damaged"),
-    "a chapter is missing": (book(**{"OPS/text/a.xhtml": None}), "damaged"),
-    "no list of chapters": (book(**{"META-INF/container.xml": "<a>"}), "damaged"),
-    "a bomb": (book(**{"OPS/text/a.xhtml": b" " * (1 << 28)}), "page too large"),
-    "nested": (book(**{"OPS/text/a.xhtml": b"<div>" * 100_000}), "nested too deeply"),
+HOSTILE_BOOKS: dict[str, tuple[Callable[[], bytes], str]] = {
+    "no archive": (lambda: b"PK\x03\x04 not really", "damaged"),
+    "cut short": (lambda: book()[:-200], "damaged"),
+    "a chapter is missing": (lambda: book(**{"OPS/text/a.xhtml": None}), "damaged"),
+    "no list of chapters": (lambda: book(**{"META-INF/container.xml": "<a>"}), "damaged"),
+    "a bomb": (lambda: book(**{"OPS/text/a.xhtml": b" " * (1 << 28)}), "page too large"),
+    "nested": (lambda: book(**{"OPS/text/a.xhtml": b"<div>" * 100_000}), "nested too deeply"),
     "entities": (
-        book(
+        lambda: book(
             **{"OPS/package.opf": '<!DOCTYPE a [<!ENTITY b "c">]>' + PACKAGE.replace("b%20", "&b;")}
         ),
         "damaged",
@@ -78,8 +79,8 @@ HOSTILE_BOOKS = {
 
 @pytest.mark.parametrize("name", HOSTILE_BOOKS)
 def test_a_book_that_cannot_be_used_is_counted(tmp_path: Path, name: str) -> None:
-    content, cause = HOSTILE_BOOKS[name]
-    assert causes(read_bytes(tmp_path, content, "epub")) == [cause]
+    written, cause = HOSTILE_BOOKS[name]
+    assert causes(read_bytes(tmp_path, written(), "epub")) == [cause]
 
 
 HEAD = (

@@ -19,7 +19,7 @@ from raymill.data.corpus.words import Words, count_sentences
     [
         ("Hello, world.", "Hello , world ."),
         ('He said: "(Well...)"!', 'He said : " ( Well ... ) " !'),
-        ("well-known and/or 3.14 1,000 (5km) 50%", "well - known and / or 3.14 1,000 ( 5 km ) 50 %"),
+        ("well-known black/white 3.14 1,000 (5km) 50%", "well - known black / white 3.14 1,000 ( 5 km ) 50 %"),
         ("the dog's bone, e.g. this. U.S. law", "the dog 's bone , e.g. this . U.S. law"),
         ("see https://a-b.org/c-d?e=f. www.foo-bar.com", "see https://a-b.org/c-d?e=f . www.foo-bar.com"),
         ("f(x) foo_bar --flag -v a=b", "f(x ) foo_bar --flag -v a = b"),
