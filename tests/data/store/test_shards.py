@@ -14,6 +14,7 @@ import pytest
 
 from data.prepared_factory import write_prepared
 from raymill.data.store import shards
+from raymill.data.store.extension_types import refuse_extension_types
 from raymill.data.store.manifest import (
     PreparedData,
     Shard,
@@ -25,7 +26,6 @@ from raymill.data.store.manifest import (
 from raymill.data.store.shards import (
     read_footer,
     read_row_group,
-    refuse_extension_types,
     row_groups,
 )
 from raymill.errors import DataError

@@ -220,15 +220,19 @@ def writings(value: Fraction) -> list[str]:
     return [sign + way for way in ways]
 
 
+AROUND = [
+    "{}", "${}$", r"\({}\)", r"\[{}\]", "**{}**", r"\left({}\right)", "{}.", " {}\n", r"\boxed{{{}}}",
+    "So.\n#### {}", "The answer is ${}$.", "<think>#### 3</think>Answer: {}", r"\mathbf{{{}}}",
+]  # fmt: skip
+
+
 @st.composite
 def written(draw: st.DrawFn, value: Fraction) -> str:
     """One of them as an answer."""
     text = draw(st.sampled_from(writings(value)))
-    around = [
-        "{}", "${}$", r"\({}\)", r"\[{}\]", "**{}**", r"\left({}\right)", "{}.", " {}\n", r"\boxed{{{}}}",
-        "So.\n#### {}", "The answer is ${}$.", "<think>#### 3</think>Answer: {}", r"\mathbf{{{}}}",
-    ]  # fmt: skip
-    return draw(st.sampled_from(around)).format(text)
+    # "(1,000)" is a pair.
+    ways = AROUND if "," not in text else [way for way in AROUND if "left(" not in way]
+    return draw(st.sampled_from(ways)).format(text)
 
 
 VALUES = st.one_of(

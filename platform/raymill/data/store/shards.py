@@ -10,7 +10,6 @@ Legend: T sequence length, R rows of a row group.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import os
 import threading
@@ -29,6 +28,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raymill.causes import first_line
+from raymill.data.store.extension_types import refuse_extension_types
 from raymill.data.store.manifest import AGAIN, Shard, check_shard_size
 from raymill.data.store.pack import RowGroup
 from raymill.data.store.rows import ROW_COLUMNS, TOKEN_COLUMNS, AnyArray, Rows
@@ -259,38 +259,6 @@ def parsed_footer(path: Path, footer: bytes) -> pq.FileMetaData:
     """
     refuse_extension_types(path, footer)
     return pq.read_metadata(pa.BufferReader(footer))
-
-
-def refuse_extension_types(path: Path, footer: bytes) -> None:
-    """Raise DataError if the stored Arrow schema names an extension type.
-
-    The raw footer is searched, because opening the file would already run the code with which a
-    registered extension type is deserialized (CVE-2026-41486 in Ray Data below 2.55).
-    """
-    position = footer.find(b"ARROW:schema")
-    while position >= 0:
-        start = position + len(b"ARROW:schema")
-        # Thrift compact protocol: field header 0x18 (binary, next field), varint length, then
-        # base64.
-        if footer[start : start + 1] != b"\x18":
-            raise DataError(f"{path} has a footer whose Arrow schema can't be inspected.")
-        start, length, shift = start + 1, 0, 0
-        while start < len(footer):
-            byte = footer[start]
-            length |= (byte & 0x7F) << shift
-            start, shift = start + 1, shift + 7
-            if byte < 0x80:
-                break
-        try:
-            stored = base64.b64decode(footer[start : start + length], validate=True)
-        except ValueError:
-            raise DataError(f"{path} has a footer whose Arrow schema can't be inspected.") from None
-        if b"ARROW:extension" in stored:
-            raise DataError(
-                f"{path} holds an Arrow extension type; Raymill reads plain columns only: "
-                "rewrite the file without it."
-            )
-        position = footer.find(b"ARROW:schema", start + length)
 
 
 def _footer(path: Path, shard: Shard, dtype: str, kind: str) -> Footer:

@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raymill.causes import first_line
-from raymill.data.store.shards import read_footer, refuse_extension_types
+from raymill.data.store.extension_types import refuse_extension_types
+from raymill.data.store.shards import read_footer
 from raymill.durable import atomic_replacement, canonical_json
 from raymill.errors import DataError
 from raymill.reading import MISSING, read_bytes

@@ -23,12 +23,16 @@ KEY = "data.cleaning"
 OWN_KEYS = ("step", "annotate", "max_dropped", "languages")
 
 
-@cache
 def known_steps() -> dict[str, type[CleaningStep]]:
     """Return all steps by name; every module of the room `cleaning` may register some."""
+    _import_steps()
+    return dict(sorted(STEPS.items()))
+
+
+@cache
+def _import_steps() -> None:
     for module in pkgutil.iter_modules(room.__path__):
         importlib.import_module(f"{room.__name__}.{module.name}")
-    return dict(sorted(STEPS.items()))
 
 
 def declared_steps(declarations: Declarations, problems: list[str]) -> tuple[DeclaredStep, ...]:
