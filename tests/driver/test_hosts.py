@@ -123,7 +123,7 @@ def test_a_group_forms_over_the_interface_of_the_node(network: Hosts) -> None:
 def sums(network: Hosts, store: str, *nodes: str, limit_s: float = 300) -> list[str]:
     """Return what each of two hosts prints (`gloo_alone.py`): nothing where the group doesn't form.
 
-    Torch may go on to try for minutes after its own limit.
+    Torch may keep trying for minutes after its own limit.
     """
     script = str(Path(__file__).with_name("gloo_alone.py"))
     ranks = [

@@ -30,7 +30,7 @@ NAMED = 200
 
 def is_connected() -> bool:
     """Return whether this process has joined a cluster, so that tasks can run."""
-    # A process that hasn't imported Ray has joined none, and needn't wait for the import.
+    # A process that hasn't imported Ray has joined none, and does not have to wait for the import.
     ray = sys.modules.get("ray")
     return ray is not None and bool(ray.is_initialized())
 
