@@ -178,7 +178,8 @@ def largest(world: int, memory: float) -> list[dict[str, Any]]:
 
     names = sorted(path.stem for path in (ROOT / "conf" / "arch").glob("*.yaml"))
     fitting = []
-    for name in names:
+    # `from_model` has no size of its own.
+    for name in [name for name in names if name != "from_model"]:
         arch = load("pretrain", [f"arch={name}"]).arch
         if arch.vocab_size is None:
             continue
