@@ -1,6 +1,6 @@
 """Samples/s and CPU per sample of the training stream, over mosaicml-streaming and a torch DataLoader.
 
-    .venv/bin/python bench/corpus/streaming.py --peers PEERS/bin/python [--rows 65536]
+    .venv/bin/python bench/corpus/sample_stream.py --peers PEERS/bin/python [--rows 65536]
 
 PEERS is an environment with torch, psutil and `mosaicml-streaming`; torchvision, for images, may be missing.
 All sides give shuffled batches of the same rows of 1,025 tokens as arrays to one process, and read with one
