@@ -15,6 +15,19 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+# With less input than this, a rate in megabytes means nothing.
+MEASURED_BYTES = 10_000
+
+
+def rate_text(read: int, total: int, earlier: int, seconds: float, also: str = "") -> str:
+    """Return `24.1 of 96.3 MB, 2.1 MB/s, 34 s left`, with `also` before the rate.
+
+    `earlier`: bytes of those read that an earlier try had done, which don't count in the rate.
+    """
+    rate = (read - earlier) / max(seconds, 1e-9)
+    left = f", {(total - read) / rate:.0f} s left" if rate else ""
+    return f"{read / 1e6:.1f} of {total / 1e6:.1f} MB, {also}{rate / 1e6:.1f} MB/s{left}"
+
 
 class ProgressLine:
     """Context manager around the work; `show` may be called as often as convenient.

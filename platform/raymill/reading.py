@@ -97,15 +97,44 @@ def _unreadable(path: Path, error: OSError, number: int) -> str:
     )
 
 
-class _PatientFile(io.RawIOBase):
+class PositionedFile(io.RawIOBase):
+    """Base of files that are read at a position of their own; `_size` is theirs in bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._position = 0
+
+    @property
+    def _size(self) -> int:
+        raise NotImplementedError
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = base + offset
+        return self._position
+
+
+class _PatientFile(PositionedFile):
     """File whose reads are retried, each time from a new descriptor: a stale one stays stale."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._path = path
-        self._position = 0
         self._file: io.FileIO | None = None
         self._state = retried(path, self._reopened)
+
+    @property
+    def _size(self) -> int:
+        return self._state[1]
 
     def _reopened(self) -> tuple[int, int, int]:
         self._drop()
@@ -118,20 +147,6 @@ class _PatientFile(io.RawIOBase):
             with suppress(OSError):
                 self._file.close()
         self._file = None
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._state[1]}[whence]
-        self._position = base + offset
-        return self._position
 
     def readinto(self, buffer: WriteableBuffer) -> int:
         count = retried(self._path, lambda: self._read(buffer))

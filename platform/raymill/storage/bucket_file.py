@@ -7,6 +7,7 @@ import os
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from raymill.reading import PositionedFile
 from raymill.storage.bucket import Bucket, StoredObject
 
 if TYPE_CHECKING:
@@ -52,26 +53,16 @@ def _bucket(uri: str, process: int) -> Bucket:
     return Bucket(uri)
 
 
-class _ObjectFile(io.RawIOBase):
+class _ObjectFile(PositionedFile):
     """File whose reads are requests; the client repeats those that fail."""
 
     def __init__(self, bucket: Bucket, stored: StoredObject) -> None:
         super().__init__()
-        self._bucket, self._stored, self._position = bucket, stored, 0
+        self._bucket, self._stored = bucket, stored
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._stored.size}[whence]
-        self._position = base + offset
-        return self._position
+    @property
+    def _size(self) -> int:
+        return self._stored.size
 
     def readinto(self, buffer: WriteableBuffer) -> int:
         left = max(0, self._stored.size - self._position)

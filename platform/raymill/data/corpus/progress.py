@@ -7,11 +7,9 @@ from collections.abc import Sized
 from types import TracebackType
 from typing import Self
 
-from raymill.progress_line import ProgressLine
+from raymill.progress_line import MEASURED_BYTES, ProgressLine, rate_text
 
 PLAIN_EVERY_S = 5.0
-# With less input than this, a rate in megabytes means nothing.
-MEASURED_BYTES = 10_000
 
 
 class StageProgress:
@@ -59,9 +57,4 @@ class StageProgress:
             if self._units is None or not done:
                 return start
             return f"{start} {(self._units - self._finished) * seconds / done:.0f} s left"
-        rate = (self._bytes - self._bytes_earlier) / seconds
-        left = f", {(self._total_bytes - self._bytes) / rate:.0f} s left" if rate else ""
-        return (
-            f"{start} {self._bytes / 1e6:.1f} of {self._total_bytes / 1e6:.1f} MB, "
-            f"{rate / 1e6:.1f} MB/s{left}"
-        )
+        return f"{start} {rate_text(self._bytes, self._total_bytes, self._bytes_earlier, seconds)}"

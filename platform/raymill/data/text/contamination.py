@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymill.data.store.facts import Contamination
+from raymill.data.store.hashing import mix
 from raymill.data.store.manifest import Shard, Split
 from raymill.data.store.shards import row_groups
 
 N = 13
 MAX_NGRAMS = 1 << 22
 MIN_MERGE = 1 << 16
-_GOLDEN = 0x9E3779B97F4A7C15
 
 Hashes = NDArray[np.uint64]
 
@@ -54,10 +54,10 @@ def ngram_hashes(stream: NDArray[np.int64], end_of_text_id: int) -> Hashes:
     count = len(stream) - N + 1
     if count <= 0:
         return np.zeros(0, dtype=np.uint64)
-    mixed = _mix(stream.astype(np.uint64))
+    mixed = mix(stream.astype(np.uint64))
     hashes = np.zeros(count, dtype=np.uint64)
     for offset in range(N):
-        hashes = _mix(hashes ^ mixed[offset : offset + count])
+        hashes = mix(hashes ^ mixed[offset : offset + count])
     # A window without an end has as many ends before its last token as before its first.
     ends = np.concatenate([[0], np.cumsum(stream == end_of_text_id)])
     inside: Hashes = hashes[ends[N:] == ends[:-N]]
@@ -124,15 +124,6 @@ def summary(counts: NDArray[np.int64], occurs: NDArray[np.bool_], shift: int) ->
         held_out=total,
         sampled=2.0**-shift,
     )
-
-
-def _mix(values: Hashes) -> Hashes:
-    """Apply splitmix64's finalizer (Steele et al. 2014): every input bit reaches every output
-    bit."""
-    values = values + np.uint64(_GOLDEN)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 def _sampled(hashes: Hashes, shift: int) -> Hashes:

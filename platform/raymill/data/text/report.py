@@ -21,13 +21,11 @@ from raymill.data.text.live import EVERY_S, live_counts
 from raymill.data.text.unit import UnitResult
 from raymill.durable import JsonObject
 from raymill.errors import StorageError
-from raymill.progress_line import ProgressLine
+from raymill.progress_line import MEASURED_BYTES, ProgressLine, rate_text
 
 PLAIN_EVERY_S = 5.0
 # Endings of skipped files that are listed.
 LISTED = 8
-# With less input than this, progress in megabytes means nothing.
-MEASURED_BYTES = 10_000
 
 
 class PreparationProgress:
@@ -97,13 +95,9 @@ class PreparationProgress:
         # Generated conversations have next to no bytes of input.
         if self._bytes < MEASURED_BYTES:
             return f"[{self._finished}/{self._units} units] {tokens}"
-        rate = (read - self._bytes_earlier) / max(now - self._started, 1e-9)
-        left = f", {(self._bytes - read) / rate:.0f} s left" if rate else ""
-        return (
-            f"[{self._finished}/{self._units} units] {read / 1e6:.1f} of "
-            f"{self._bytes / 1e6:.1f} MB, {tokens}, {rate / 1e6:.1f} "
-            f"MB/s{left}"
-        )
+        seconds = now - self._started
+        rate = rate_text(read, self._bytes, self._bytes_earlier, seconds, f"{tokens}, ")
+        return f"[{self._finished}/{self._units} units] {rate}"
 
 
 def describe_plan(units: Sequence[Unit], passed_over: Counter[str]) -> str:
