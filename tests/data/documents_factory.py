@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,18 +17,10 @@ from raymill.data.corpus.documents import CorpusDocument, DocumentsFile, Documen
 from raymill.data.corpus.store import CorpusStore
 from raymill.durable import sha256_file
 from raymill.schema.corpus_sections import DeduplicationConfig
+from sections import NO_DEDUPLICATION
 
-CONFIG = DeduplicationConfig(
-    documents=True,
-    paragraphs=False,
-    near=True,
-    shingle_words=5,
-    bands=16,
-    band_rows=7,
-    min_similarity=0.7,
-    max_cluster=1000,
-    paragraph_words=13,
-    memory_bytes=1 << 28,
+CONFIG = replace(
+    NO_DEDUPLICATION, documents=True, near=True, max_cluster=1000, memory_bytes=1 << 28
 )
 
 
