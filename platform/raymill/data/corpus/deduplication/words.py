@@ -10,12 +10,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import polars
 from numpy.typing import NDArray
 
 from raymill.data.store.hashing import Ints, Words, mix
+
+if TYPE_CHECKING:
+    import polars
 
 _NO_WORD = r"[^\p{L}\p{M}\p{N}]+"
 _SPACELESS = r"([\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}])"
@@ -115,6 +118,9 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def _hash_pieces(texts: Sequence[str]) -> WordHashes:
+    # Its import takes a quarter of a second, and every job imports this module.
+    import polars
+
     plain = polars.Series(texts, dtype=polars.String).str.to_lowercase()
     plain = plain.str.replace_all(_NO_WORD, " ")
     if plain.str.contains(_SPACELESS).any():
@@ -161,6 +167,8 @@ def _hash_bytes(content: NDArray[np.uint8], starts: Ints, lengths: Ints) -> Word
 
 def _bytes_of(texts: polars.Series) -> tuple[NDArray[np.uint8], Ints]:
     """Return the UTF-8 bytes of all texts, and where each begins and the last ends."""
+    import polars
+
     array = texts.to_arrow(compat_level=polars.CompatLevel.oldest())
     _, offsets, data = array.buffers()
     bounds = np.frombuffer(offsets, dtype=np.int64)[array.offset : array.offset + len(array) + 1]
